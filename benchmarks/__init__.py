@@ -1,0 +1,1 @@
+"""Benchmarks of the ops; run ``python -m benchmarks --help``."""

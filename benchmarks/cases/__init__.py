@@ -1,0 +1,17 @@
+"""One module a room of bitdance_kernels: the cases of its ops, found by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from bitdance_kernels.testing import Case
+
+
+def all_cases() -> dict[str, Case]:
+    """Every case by the name of its op, in alphabetical order of the modules."""
+    cases: dict[str, Case] = {}
+    for module in pkgutil.iter_modules(__path__):
+        for case in importlib.import_module(f"{__name__}.{module.name}").CASES:
+            cases[case.name] = case
+    return cases

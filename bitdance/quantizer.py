@@ -1,0 +1,190 @@
+"""Group-wise binary quantiser (lookup-free quantisation) on feature maps, and packed codes.
+
+The kernels have channels last; here, as in all of the autoencoder, channels are dimension 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bitdance_kernels import lfq_entropy, lfq_quantize, pack_signs, unpack_signs
+
+__all__ = [
+    "BinaryQuantizer",
+    "QuantizerLosses",
+    "QuantizerOutput",
+    "pack_codes",
+    "unpack_codes",
+]
+
+_BYTE = 8
+
+
+class QuantizerLosses(NamedTuple):
+    """Scalars of the quantiser's objective, float32, in nats where they are entropies."""
+
+    per_sample_entropy: torch.Tensor
+    """E[H(q)]: how undecided the code of a position is."""
+    codebook_entropy: torch.Tensor
+    """H(E[q]): how evenly the codebook is used, of one distribution averaged over all groups too."""
+    entropy: torch.Tensor
+    """sample_weight * per_sample_entropy - codebook_weight * codebook_entropy."""
+    commitment: torch.Tensor
+    """Mean squared distance of the features to their codes."""
+
+
+class QuantizerOutput(NamedTuple):
+    """What the quantiser returns."""
+
+    codes: torch.Tensor
+    """[B, C, ...], +1 or -1 in the features' dtype, with the straight-through gradient."""
+    packed: torch.Tensor
+    """uint8 [B, ..., ceil(C / 8)], the same codes as bits."""
+    losses: QuantizerLosses | None
+    """None where they were not asked for."""
+
+
+class BinaryQuantizer(nn.Module):
+    """Quantise every channel to its sign: q = +1 if x > 0, else -1, so both zeros give -1.
+
+    The C channels are cut into `num_codebooks` contiguous groups; the code of a group is one of the 2^d
+    corners of a hypercube, and its index has the group's first channel as the lowest bit. The entropies
+    are those of softmax(2 <x, corner> / temperature) over the corners (equation 2 of the BitDance paper).
+    The commitment is the mean over all elements. (The official code, in training, takes it over a few
+    rows of the batch only, because a local variable overwrites its mask argument.) One group works
+    like any other number.
+
+    Args:
+        dim: C, bits of a code.
+        num_codebooks: groups, a divisor of `dim`.
+        sample_weight: weight of the per-sample entropy, which the objective lowers.
+        codebook_weight: weight of the codebook entropy, which the objective raises.
+        temperature: of the softmax.
+
+    Raises:
+        ValueError: `num_codebooks` does not divide `dim`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_codebooks: int = 1,
+        *,
+        sample_weight: float = 1.0,
+        codebook_weight: float = 1.0,
+        temperature: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if num_codebooks < 1 or dim % num_codebooks != 0:
+            raise ValueError(
+                f"BinaryQuantizer: num_codebooks must be a divisor of dim = {dim}, got {num_codebooks}"
+            )
+        self.dim = dim
+        self.num_codebooks = num_codebooks
+        self.code_bits = dim // num_codebooks
+        self.sample_weight = sample_weight
+        self.codebook_weight = codebook_weight
+        self.temperature = temperature
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(model)``."""
+        return f"dim={self.dim}, num_codebooks={self.num_codebooks}"
+
+    def forward(self, features: torch.Tensor, *, with_losses: bool = False) -> QuantizerOutput:
+        """Quantise a feature map.
+
+        Args:
+            features: [B, C, ...], floating point.
+            with_losses: also compute the losses.
+
+        Returns:
+            Codes, packed codes, and the losses or None.
+
+        Raises:
+            ValueError: `features` does not have C channels.
+        """
+        if features.dim() < 2 or features.shape[1] != self.dim:
+            raise ValueError(
+                f"BinaryQuantizer: features must be [B, {self.dim}, ...], got {list(features.shape)}"
+            )
+        x = features.movedim(1, -1)
+        quantized, packed = lfq_quantize(_pad_to_byte(x))
+        quantized = quantized[..., : self.dim]
+        losses = self._losses(x, quantized) if with_losses else None
+        return QuantizerOutput(quantized.movedim(-1, 1), packed, losses)
+
+    def _losses(self, x: torch.Tensor, quantized: torch.Tensor) -> QuantizerLosses:
+        per_sample, codebook = lfq_entropy(x, self.code_bits, temperature=self.temperature)
+        return QuantizerLosses(
+            per_sample_entropy=per_sample,
+            codebook_entropy=codebook,
+            entropy=self.sample_weight * per_sample - self.codebook_weight * codebook,
+            commitment=F.mse_loss(x.float(), quantized.detach().float()),
+        )
+
+    def to_indices(self, packed: torch.Tensor) -> torch.Tensor:
+        """Code index of every group.
+
+        Args:
+            packed: uint8 [B, ..., ceil(C / 8)].
+
+        Returns:
+            int64 [num_codebooks, positions]; positions count batch first, then space in raster order.
+        """
+        if self.code_bits == _BYTE:  # a byte is the index
+            return packed.flatten(0, -2).T.long()
+        bits = unpack_signs(packed)[..., : self.dim].flatten(0, -2) > 0
+        groups = bits.unflatten(-1, (self.num_codebooks, self.code_bits))
+        place = torch.arange(self.code_bits, device=packed.device)
+        return (groups.long() << place).sum(-1).T
+
+    def from_indices(self, indices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Codes of given indices, the inverse of `to_indices` but for the positions' arrangement.
+
+        Args:
+            indices: int64 [num_codebooks, positions].
+            dtype: of the result.
+
+        Returns:
+            [positions, C], +1 or -1.
+        """
+        place = torch.arange(self.code_bits, device=indices.device)
+        bits = (indices.T.unsqueeze(-1) >> place) & 1
+        return (2 * bits - 1).flatten(-2).to(dtype)
+
+
+def pack_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Pack a map of codes into bits; channels that fill up the last byte are 0.
+
+    Args:
+        codes: [B, C, ...], floating point; bit = 1 exactly where the value is > 0.
+
+    Returns:
+        uint8 [B, ..., ceil(C / 8)].
+    """
+    return pack_signs(_pad_to_byte(codes.detach().movedim(1, -1)))
+
+
+def unpack_codes(
+    packed: torch.Tensor, channels: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Unpack bits into a map of codes, the inverse of `pack_codes`.
+
+    Args:
+        packed: uint8 [B, ..., ceil(C / 8)].
+        channels: C.
+        dtype: of the result.
+
+    Returns:
+        [B, C, ...], +1 or -1.
+    """
+    return unpack_signs(packed, dtype)[..., :channels].movedim(-1, 1)
+
+
+def _pad_to_byte(x: torch.Tensor) -> torch.Tensor:
+    missing = -x.shape[-1] % _BYTE
+    return F.pad(x, (0, missing)) if missing else x

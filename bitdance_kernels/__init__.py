@@ -1,0 +1,24 @@
+"""Hand-written kernels for BitDance-like models, each checked against a PyTorch reference.
+
+Every op is a plain function on tensors with a last keyword ``backend="auto"``. ``auto`` takes the first
+backend of the op's list that can run the call; a backend asked for by name (the keyword, ``use_backend``
+or the environment variable ``BITDANCE_KERNELS_BACKEND``) never falls back to another. ``explain(op, ...)``
+tells what each backend says of a call; ``python -m bitdance_kernels`` tells what this machine has.
+
+Shapes in all docstrings: B batch, T tokens, P tokens per patch, R rows, C channels (bits, for latents),
+H and Hkv heads, D head dim, S denoise steps; attention tensors are [B, T, H, D].
+"""
+
+from bitdance_kernels._op import BackendError, explain, use_backend
+from bitdance_kernels._version import __version__
+from bitdance_kernels.binary.pack_signs.op import pack_signs
+from bitdance_kernels.binary.unpack_signs.op import unpack_signs
+
+__all__ = [
+    "BackendError",
+    "__version__",
+    "explain",
+    "pack_signs",
+    "unpack_signs",
+    "use_backend",
+]

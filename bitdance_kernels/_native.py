@@ -1,0 +1,120 @@
+"""The compiled modules ``_cpu`` and ``_cuda``, and what is needed to call their C functions.
+
+A module that is missing or fails to load is no error by itself: the reason is kept, backends report it,
+and it is raised when somebody asks for such a backend by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+
+ISAS = ("scalar", "avx2", "avx512")
+# The codes of csrc/common/dtype.h.
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class NativeModule:
+    """One compiled module, imported at first use.
+
+    Args:
+        name: module name inside this package.
+        missing: what to tell a user who does not have it.
+    """
+
+    def __init__(self, name: str, missing: str) -> None:
+        self.name = name
+        self._missing = missing
+        self._module: ModuleType | None = None
+        self._reason: str | None = None
+
+    def unavailable(self, function: str | None = None) -> str | None:
+        """Why the module (or one `function` of it) cannot be called; None when it can."""
+        if self._module is None and self._reason is None:
+            self._load()
+        if self._module is None:
+            return self._reason
+        if function is not None and not hasattr(self._module, function):
+            return f"the compiled module {self.name} is older than this code: build it again"
+        return None
+
+    def __getattr__(self, function: str) -> Any:
+        reason = self.unavailable(function)
+        if reason is not None:
+            raise RuntimeError(f"bitdance_kernels.{self.name}.{function}: {reason}")
+        value = getattr(self._module, function)
+        setattr(self, function, value)  # the next call finds it without coming here
+        return value
+
+    def _load(self) -> None:
+        try:
+            self._module = importlib.import_module(f"bitdance_kernels.{self.name}")
+        except ModuleNotFoundError:
+            self._reason = self._missing
+        except ImportError as error:
+            self._reason = f"the compiled module {self.name} failed to load ({error})"
+        else:
+            if self.name == "_cpu":
+                self._limit_isa()
+
+    def _limit_isa(self) -> None:
+        limit = os.environ.get("BITDANCE_KERNELS_CPU_ISA")
+        if not limit:
+            return
+        if limit not in ISAS:
+            self._module = None
+            self._reason = (
+                f"BITDANCE_KERNELS_CPU_ISA must be one of {', '.join(ISAS)}, got {limit!r}"
+            )
+            return
+        assert self._module is not None
+        self._module.set_isa_limit(ISAS.index(limit))
+
+
+cpu = NativeModule("_cpu", "it was not built (no C++ compiler was found at installation)")
+cuda = NativeModule("_cuda", "it was not built (no nvcc was found at installation)")
+
+
+def cpu_isa() -> str:
+    """The instruction set that the C++ kernels use in this process."""
+    return ISAS[cpu.isa()]
+
+
+def cpu_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
+    """What every C++ backend asks first: is the module there, are these CPU tensors it knows?"""
+    reason = cpu.unavailable(function)
+    if reason is not None:
+        return reason
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"it needs CPU tensors, got {tensor.device}"
+    return None
+
+
+def cuda_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
+    """What every CUDA C++ backend asks first: is the module there, are these CUDA tensors?"""
+    reason = cuda.unavailable(function)
+    if reason is not None:
+        return reason
+    for tensor in tensors:
+        if tensor.device.type != "cuda":
+            return f"it needs CUDA tensors, got {tensor.device}"
+    return None
+
+
+def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
+    """Why the native code does not handle one of these dtypes; None when it does."""
+    for dtype in dtypes:
+        if dtype not in DTYPE_CODES:
+            return f"it does not handle {dtype}"
+    return None
+
+
+def stream(device: torch.device) -> tuple[int, int]:
+    """Device index and handle of PyTorch's current stream there, as the C functions take them."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return index, torch.cuda.current_stream(index).cuda_stream

@@ -1,0 +1,250 @@
+"""The one boundary between PyTorch and the backends of an op.
+
+Every op is registered once, with ``Library.define`` and ``Library.impl`` (``torch.library.custom_op``
+costs more than twice as much per call). Above the boundary PyTorch sees a schema, a fake kernel and,
+where there is one, a backward formula. Below it the op checks its arguments, picks a backend and runs
+it, so nothing of the choice is ever baked into a compiled graph.
+
+The schema has no default values: the public function in the op's room is the only place that has them,
+and passes every argument. A last argument ``str backend`` is added to each schema here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+NAMESPACE = "bitdance"
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+REGISTRY: dict[str, KernelOp] = {}
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+class BackendError(RuntimeError):
+    """A backend asked for by name cannot run the call; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """The two functions of a backend module that serve one op."""
+
+    run: Callable[..., Any]
+    unsupported: Callable[..., str | None]
+
+
+class _Explained(Exception):  # noqa: N818  (unwinds `explain`, is never seen outside)
+    def __init__(self, op: KernelOp, reasons: dict[str, str | None]) -> None:
+        self.op = op
+        self.reasons = reasons
+
+
+_EXPLAIN = "explain"
+
+
+def _check_name(name: str, source: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"{source} must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+# Read once: the environment is not consulted per call.
+_default = contextvars.ContextVar(
+    "bitdance_kernels_backend",
+    default=_check_name(
+        os.environ.get("BITDANCE_KERNELS_BACKEND", "auto"), "BITDANCE_KERNELS_BACKEND"
+    ),
+)
+
+
+class KernelOp:
+    """One op: its contract, and the backends that fulfil it.
+
+    Args:
+        name: the op's name, ``torch.ops.bitdance.<name>``.
+        schema: arguments and results as PyTorch writes them, without defaults and without backend.
+        room: package of the op's room, whose modules are its backends.
+        check: raises TypeError or ValueError on bad arguments; runs for real and for fake tensors.
+        fake: makes empty outputs of the right shape, dtype and device; allocates nothing real.
+        order: for each device type the backends that ``auto`` tries, best first.
+        entry: a backend module serves the op by ``run<entry>`` and ``unsupported<entry>``.
+        backward: gradient formula as for ``torch.library.register_autograd``; without one the op
+            refuses arguments that require grad.
+        setup_context: saves what `backward` needs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        room: str,
+        check: Callable[..., None],
+        fake: Callable[..., Any],
+        order: Mapping[str, Sequence[str]],
+        entry: str = "",
+        backward: Callable[..., Any] | None = None,
+        setup_context: Callable[..., None] | None = None,
+    ) -> None:
+        self.name = name
+        self.room = room
+        self.order = {device: tuple(backends) for device, backends in order.items()}
+        self.entry = entry
+        self.differentiable = backward is not None
+        self._check = check
+        self._fake = fake
+        self._loaded: dict[str, _Backend | str] = {}
+
+        arguments, results = schema.split("->")
+        arguments = arguments.strip().removeprefix("(").removesuffix(")")
+        # "Tensor x", "Tensor? bias" and "Tensor(a!) cache" are tensors, "Tensor[] list" is not used.
+        kinds = [argument.split()[0] for argument in arguments.split(",")]
+        self._tensors = tuple(i for i, kind in enumerate(kinds) if kind.startswith("Tensor"))
+        self._argument_names = [argument.split()[1] for argument in arguments.split(",")]
+        self._device_argument = next(i for i in self._tensors if not kinds[i].endswith("?"))
+
+        _library.define(f"{name}({arguments}, str backend) -> {results.strip()}")
+        _library.impl(name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", self._run_fake, lib=_library)
+        if backward is not None:
+            torch.library.register_autograd(
+                f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
+            )
+        self.call = getattr(getattr(torch.ops, NAMESPACE), name).default
+        REGISTRY[name] = self
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Every backend this op has, reference first."""
+        listed = {backend for order in self.order.values() for backend in order}
+        return tuple(backend for backend in BACKENDS if backend in listed)
+
+    def backend(self, name: str) -> _Backend | str:
+        """The backend's functions, or why this process cannot have them."""
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def reason(self, name: str, inputs: Sequence[Any]) -> str | None:
+        """Why backend `name` cannot run on `inputs`; None when it can."""
+        if name not in self.backends:
+            return f"{self.name} has no such backend; it has {', '.join(self.backends)}"
+        backend = self.backend(name)
+        return backend if isinstance(backend, str) else backend.unsupported(*inputs)
+
+    def _load(self, name: str) -> _Backend | str:
+        try:
+            module = importlib.import_module(f"{self.room}.{name}")
+        except ImportError as error:
+            return f"its module cannot be imported ({error})"
+        run = getattr(module, f"run{self.entry}")
+        if name == "reference":
+            return _Backend(run, lambda *_: None)
+        return _Backend(run, getattr(module, f"unsupported{self.entry}"))
+
+    def _run(self, *args: Any) -> Any:
+        inputs = args[:-1]
+        self._check_all(inputs)
+        return self._select(args[-1], inputs).run(*inputs)
+
+    def _run_fake(self, *args: Any) -> Any:
+        inputs = args[:-1]
+        self._check_all(inputs)
+        return self._fake(*inputs)
+
+    def _check_all(self, inputs: Sequence[Any]) -> None:
+        self._check(*inputs)
+        if not self.differentiable and torch.is_grad_enabled():
+            for i in self._tensors:
+                if inputs[i] is not None and inputs[i].requires_grad:
+                    raise RuntimeError(
+                        f"{self.name}: has no gradient, but {self._argument_names[i]} "
+                        "requires grad; call it under torch.no_grad() or pass a detached tensor"
+                    )
+
+    def _select(self, requested: str, inputs: Sequence[Any]) -> _Backend:
+        if requested == "auto":
+            requested = _default.get()
+        device = inputs[self._device_argument].device.type
+        if requested == "auto":
+            for name in self.order.get(device, ("reference",)):
+                backend = self.backend(name)
+                if not isinstance(backend, str) and backend.unsupported(*inputs) is None:
+                    return backend
+        if requested == _EXPLAIN:
+            raise _Explained(self, {name: self.reason(name, inputs) for name in self.backends})
+        _check_name(requested, f"{self.name}: backend")
+        reason = self.reason(requested, inputs)
+        if reason is not None:
+            raise BackendError(f"{self.name}: backend {requested!r} cannot run this call: {reason}")
+        backend = self.backend(requested)
+        assert isinstance(backend, _Backend)
+        return backend
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make `name` the backend of every op call in this context that does not name one itself.
+
+    Args:
+        name: "reference", "cpu", "triton", "cuda", or "auto" for the usual choice.
+
+    Raises:
+        ValueError: `name` is no backend.
+        BackendError: (from an op called inside) the backend cannot run that call. There is no
+            fallback from a backend that was asked for by name.
+    """
+    token = _default.set(_check_name(name, "use_backend: name"))
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
+def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str | None]:
+    """Print, for one call, what each backend of the op says, and which one ``auto`` takes.
+
+    Nothing is computed, but the arguments are checked as in the real call.
+
+    Args:
+        op: a public op of this package, for example ``pack_signs``.
+        *args: the call's arguments.
+        **kwargs: the call's keyword arguments, without ``backend``.
+
+    Returns:
+        For each backend of the op, None if it can run the call, else the reason why not.
+
+    Raises:
+        TypeError, ValueError: the arguments are bad, as in the real call.
+    """
+    token = _default.set(_EXPLAIN)
+    try:
+        op(*args, **kwargs)
+    except _Explained as explained:
+        kernel_op, reasons = explained.op, explained.reasons
+        device = _device_of(args, kwargs)
+    else:
+        raise TypeError(f"explain: {op!r} is not an op of bitdance_kernels")
+    finally:
+        _default.reset(token)
+    order = kernel_op.order.get(device, ("reference",))
+    chosen = next((name for name in order if reasons[name] is None), None)
+    print(f"{kernel_op.name} on {device}")
+    for name, reason in reasons.items():
+        mark = "  <- auto takes this one" if name == chosen else ""
+        print(f"  {name:<10} {reason or 'yes'}{mark}")
+    return reasons
+
+
+def _device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return value.device.type
+    return "cpu"

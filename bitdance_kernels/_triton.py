@@ -1,0 +1,45 @@
+"""What all Triton backends share; importing it imports Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+import triton  # noqa: F401  (without Triton this import fails, and that is the backend's reason)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def unsupported(*tensors: torch.Tensor) -> str | None:
+    """What every Triton backend asks first: can kernels run where these tensors are?"""
+    for tensor in tensors:
+        if tensor.device.type == "cuda":
+            if interpreting():
+                return "TRITON_INTERPRET=1 is set, which runs kernels on the CPU only"
+        elif not (tensor.device.type == "cpu" and interpreting()):
+            return (
+                f"it needs CUDA tensors (or the CPU with TRITON_INTERPRET=1), got {tensor.device}"
+            )
+    return None
+
+
+def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
+    """Why the kernels do not handle one of these dtypes; None when they do."""
+    for dtype in dtypes:
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"it does not handle {dtype}"
+        if dtype == torch.bfloat16 and interpreting():
+            return "Triton's interpreter computes bfloat16 wrongly"
+    return None
+
+
+def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launch inside this: Triton launches on the current device, which may be another."""
+    if tensor.device.type == "cuda":
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()

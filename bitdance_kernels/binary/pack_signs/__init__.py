@@ -1,0 +1,1 @@
+"""Room of pack_signs: floats to packed bits."""

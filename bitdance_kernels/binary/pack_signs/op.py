@@ -1,0 +1,61 @@
+"""pack_signs: the public function and the op's contract."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._op import KernelOp
+
+__all__ = ["pack_signs"]
+
+
+def pack_signs(x: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+    """Pack the signs of `x` into bits, eight channels a byte.
+
+    ``packed[..., k]`` has bit j set exactly where ``x[..., 8 * k + j] > 0``: +0, -0 and NaN give 0, as in
+    the quantiser of BitDance's tokenizer, which maps them to -1 (not as ``torch.sign``, which has a third
+    value). Equal to ``numpy.packbits(x > 0, axis=-1, bitorder="little")``.
+
+    Args:
+        x: [..., C], float32, float16, bfloat16 or float64, C a positive multiple of 8; any strides.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        uint8 [..., C / 8], contiguous.
+
+    Raises:
+        TypeError: `x` is not floating point.
+        ValueError: C is not a positive multiple of 8, or `x` has no dimension.
+        RuntimeError: `x` requires grad; signs have no gradient (see ``lfq_quantize`` for the
+            straight-through one).
+        BackendError: a backend named explicitly cannot run the call.
+
+    Backends:
+        reference (all dtypes); cpu, triton and cuda (float32, float16, bfloat16). All give equal bytes.
+
+    Example:
+        >>> import torch
+        >>> pack_signs(torch.tensor([1.0, -1.0, 0.5, 0.0, -2.0, 3.0, 1.0, -1.0]))
+        tensor([101], dtype=torch.uint8)
+    """
+    return _op.call(x, backend)
+
+
+def _check(x: torch.Tensor) -> None:
+    _checks.dtype("pack_signs", "x", x, _checks.FLOATS)
+    _checks.channels("pack_signs", "x", x)
+
+
+def _fake(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
+
+
+_op = KernelOp(
+    "pack_signs",
+    "(Tensor x) -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order={"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
+)

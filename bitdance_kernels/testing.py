@@ -1,0 +1,327 @@
+"""How a backend is held against its reference: used by the tests and by the benchmarks alike.
+
+Truth is the reference run in float64 on the same inputs. There are three rules and no other tolerance:
+
+exact
+    Bits, indices, random words: equal.
+rounded
+    Ops whose result is rounded once: against the correctly rounded truth, the rms error is at most 1.02
+    times as large (from 256 rows on; fewer tell too little), and no element is more than one unit in the
+    last place away. For float32, where the arithmetic itself rounds: rms <= 2^-21 rms(truth), max <= 2^-20
+    max |truth|.
+staged
+    Ops with several roundings: rms and max error at most twice those of plain PyTorch at the same dtype,
+    or the rounding of the result itself where PyTorch happens to be nearer than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from bitdance_kernels import _native
+from bitdance_kernels._op import REGISTRY, KernelOp
+
+RULES = ("exact", "rounded", "staged")
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one call of a public op.
+
+    Attributes:
+        name: for test ids and tables, such as "one row, float16".
+        args: positional arguments.
+        kwargs: keyword arguments, without ``backend``.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+        """The same call with `function` applied to every tensor in it."""
+        args, kwargs = pytree.tree_map_only(
+            torch.Tensor, function, (self.args, dict(self.kwargs))
+        )
+        return Call(self.name, args, kwargs)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor among the arguments, in order."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One shape to time, with the least traffic and arithmetic it needs.
+
+    Attributes:
+        name: such as "64 MB float32".
+        make: builds the call on a device.
+        bytes: bytes that must be moved: every input read once, every output written once.
+        flops: floating-point operations that must be done (a multiply-add is two).
+        devices: where this shape is worth timing.
+    """
+
+    name: str
+    make: Callable[[torch.device], Call]
+    bytes: int
+    flops: int = 0
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What tests and benchmarks must know of an op.
+
+    Attributes:
+        op: the public function.
+        rule: one of RULES.
+        samples: calls that cover dtypes, odd sizes, one row, no row; small enough for the interpreter.
+        timings: real shapes of BitDance.
+        baselines: what users would call instead, by name, with the arguments of `op`.
+        mutates: positions in ``Call.args`` of tensors that the op writes; they count as outputs.
+    """
+
+    op: Callable[..., Any]
+    rule: str
+    samples: Callable[[torch.device], Iterable[Call]]
+    timings: tuple[Timing, ...] = ()
+    baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    mutates: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The op's name."""
+        return self.op.__name__
+
+    @property
+    def kernel_op(self) -> KernelOp:
+        """The op's registration."""
+        return REGISTRY[self.name]
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A call that must be refused before anything is launched or written.
+
+    Attributes:
+        kind: "dtype", "device", "rank", "size" or "value".
+        call: the arguments.
+        error: exception class.
+        match: regular expression that the message must match.
+    """
+
+    kind: str
+    call: Call
+    error: type[Exception]
+    match: str
+
+
+def check_backend(case: Case, call: Call, backend: str, *, gradients: bool = True) -> None:
+    """Run `call` on `backend` in poisoned memory and hold every output against the reference.
+
+    Gradients of all floating-point arguments are compared too where the op has a backward.
+
+    Raises:
+        AssertionError: an output (or gradient, or argument changed in place) is wrong.
+    """
+    arguments = call.tensors()
+    before = [t.clone() for t in arguments]
+    gradients = gradients and case.kernel_op.differentiable
+    seed = torch.Generator().manual_seed(len(call.name))
+    with poisoned_memory():
+        actual = _outputs(case, call, backend, gradients, seed)
+    allowed = {id(t) for i in case.mutates for t in [call.args[i]]}
+    for old, new in zip(before, arguments, strict=True):
+        if id(new) not in allowed and not _same(old, new):
+            raise AssertionError(f"{case.name} [{call.name}] {backend}: changed an input")
+    eager = _outputs(case, call, "reference", gradients, seed)
+    if case.rule == "exact":
+        truth = eager
+    else:
+        wide = call.map(lambda t: t.double() if t.is_floating_point() else t)
+        truth = _outputs(case, wide, "reference", gradients, seed)
+    names = list(actual)
+    if names != list(eager):
+        raise AssertionError(f"{case.name} [{call.name}] {backend}: outputs {names}, not {list(eager)}")
+    for name in names:
+        where = f"{case.name} [{call.name}] {backend}: {name}"
+        compare(case.rule, actual[name], eager[name], truth[name], where)
+
+
+def compare(
+    rule: str, actual: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, where: str
+) -> None:
+    """Hold one tensor against plain PyTorch (`eager`) and against the float64 `truth`.
+
+    Raises:
+        AssertionError: with `where` and the figures.
+    """
+    if actual.shape != eager.shape or actual.dtype != eager.dtype or actual.device != eager.device:
+        raise AssertionError(
+            f"{where}: is {_describe(actual)}, the reference gives {_describe(eager)}"
+        )
+    if actual.numel() == 0:
+        return
+    if rule == "exact" or not actual.is_floating_point():
+        if not _same(actual, eager):
+            raise AssertionError(f"{where}: {_count_different(actual, eager)} elements differ")
+        return
+    ideal = truth.to(actual.dtype)
+    if not torch.equal(actual.isfinite(), ideal.isfinite()):
+        raise AssertionError(f"{where}: NaN or infinity where the truth has none, or the reverse")
+    finite = ideal.isfinite()
+    actual64, eager64, truth64 = (t.double()[finite] for t in (actual, eager, truth))
+    if truth64.numel() == 0:
+        return
+    if rule == "rounded":
+        _check_rounded(actual64, truth64, ideal.double()[finite], actual, where)
+    elif rule == "staged":
+        _check_staged(actual64, eager64, truth64, actual.dtype, where)
+    else:
+        raise ValueError(f"compare: rule must be one of {RULES}, got {rule!r}")
+
+
+def _check_rounded(
+    actual: torch.Tensor, truth: torch.Tensor, ideal: torch.Tensor, output: torch.Tensor, where: str
+) -> None:
+    error = actual - truth
+    if output.dtype in (torch.float32, torch.float64):
+        unit = 2.0**-21 if output.dtype == torch.float32 else 2.0**-50
+        _within(_rms(error), unit * _rms(truth), f"{where}: rms error")
+        _within(_max(error), 2 * unit * _max(truth), f"{where}: max error")
+        return
+    info = torch.finfo(output.dtype)
+    # One unit in the last place of the binade that `ideal` lies in.
+    ulp = info.eps * torch.exp2(torch.floor(torch.log2(ideal.abs().clamp_min(info.tiny))))
+    _within(_max((actual - ideal) / ulp), 1.0, f"{where}: units in the last place")
+    rows = output.numel() // max(1, output.shape[-1] if output.dim() else 1)
+    if rows >= 256:
+        _within(_rms(error), 1.02 * _rms(ideal - truth), f"{where}: rms error")
+
+
+def _check_staged(
+    actual: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype, where: str
+) -> None:
+    eps = torch.finfo(dtype).eps
+    error, usual = actual - truth, eager - truth
+    _within(_rms(error), max(2 * _rms(usual), eps / 2 * _rms(truth)), f"{where}: rms error")
+    _within(_max(error), max(2 * _max(usual), eps * _max(truth)), f"{where}: max error")
+
+
+def _within(value: float, bound: float, what: str) -> None:
+    if not value <= bound:
+        raise AssertionError(f"{what} {value:.4g} is over the bound {bound:.4g}")
+
+
+def _rms(x: torch.Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def _max(x: torch.Tensor) -> float:
+    return float(x.abs().max())
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal element by element, with NaN equal to NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    equal = a == b
+    if a.is_floating_point():
+        equal |= a.isnan() & b.isnan()
+    return bool(equal.all())
+
+
+def _count_different(a: torch.Tensor, b: torch.Tensor) -> str:
+    return f"{int((a != b).sum())} of {a.numel()}"
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+
+
+def _outputs(
+    case: Case, call: Call, backend: str, gradients: bool, seed: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """All results of a call by name: outputs, tensors written in place, gradients."""
+    call = call.map(lambda t: t.detach().clone() if t.is_contiguous() else t.detach())
+    call = _own_mutated(case, call)
+    leaves = [t for t in call.tensors() if t.is_floating_point()] if gradients else []
+    for leaf in leaves:
+        leaf.requires_grad_()
+    results = pytree.tree_leaves(case.op(*call.args, **call.kwargs, backend=backend))
+    outputs = {f"output {i}": t for i, t in enumerate(results) if isinstance(t, torch.Tensor)}
+    outputs |= {f"argument {i} after the call": call.args[i] for i in case.mutates}
+    if gradients:
+        differentiable = [t for t in outputs.values() if t.requires_grad]
+        seed.manual_seed(seed.initial_seed())
+        cotangents = [
+            torch.randn(t.shape, generator=seed, dtype=torch.float64).to(t) for t in differentiable
+        ]
+        grads = torch.autograd.grad(differentiable, leaves, cotangents, allow_unused=True)
+        outputs |= {f"gradient {i}": g for i, g in enumerate(grads) if g is not None}
+    return {name: t.detach() for name, t in outputs.items()}
+
+
+def _own_mutated(case: Case, call: Call) -> Call:
+    args = list(call.args)
+    for i in case.mutates:
+        args[i] = args[i].clone()
+    return Call(call.name, tuple(args), call.kwargs)
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in a view with gaps between its rows, starting at an odd address."""
+    if tensor.dim() == 0:
+        return tensor
+    wide = tensor.new_empty((*tensor.shape[:-1], tensor.shape[-1] + 3))
+    view = wide[..., 1:-2]
+    view.copy_(tensor)
+    return view
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, PyTorch fills fresh memory with NaN (integers: their largest value)."""
+    was = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def cpu_isa(limit: str) -> Iterator[None]:
+    """Inside, the C++ kernels use no instruction set above `limit` ("scalar", "avx2", "avx512")."""
+    before = _native.cpu.isa()
+    _native.cpu.set_isa_limit(_native.ISAS.index(limit))
+    try:
+        yield
+    finally:
+        _native.cpu.set_isa_limit(before)
+
+
+def cpu_isas() -> tuple[str, ...]:
+    """The instruction sets that this processor and this build have, weakest first."""
+    if _native.cpu.unavailable() is not None:
+        return ()
+    return _native.ISAS[: _native.cpu.isa_detected() + 1]
+
+
+def specials(dtype: torch.dtype) -> Sequence[float]:
+    """Values at which sign and rounding rules show: zeros, NaN, infinities, least and largest."""
+    info = torch.finfo(dtype)
+    least = info.smallest_normal * info.eps  # the least subnormal
+    return (0.0, -0.0, float("nan"), float("inf"), -float("inf"), least, -least, info.max, info.min)

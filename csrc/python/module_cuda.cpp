@@ -1,0 +1,14 @@
+// The Python module bitdance_kernels._cuda.
+#include "binding.h"
+#include "bitdance_kernels.h"
+
+PYBIND11_MODULE(_cuda, module) {
+  const auto bind = [&](const char* name, auto* function) {
+    bdk::bind(module, name, function, bdk_cuda_status_string);
+  };
+  module.def("device_count", &bdk_cuda_device_count);
+  module.attr("architectures") = BDK_CUDA_ARCHS;
+
+  bind("pack_signs", bdk_pack_signs_cuda);
+  bind("unpack_signs", bdk_unpack_signs_cuda);
+}

@@ -1,0 +1,239 @@
+"""Builds the native modules: C++ for the CPU, CUDA C++ where nvcc is; neither needs torch.
+
+Metadata is in pyproject.toml. Environment:
+
+BITDANCE_BUILD_CUDA   auto (default: when nvcc is found), 0 or 1 (fail without nvcc)
+BITDANCE_CUDA_ARCHS   compute capabilities, default "80 90 100"; the last one is also kept as PTX
+BITDANCE_BUILD_STRICT 1: warnings are errors, and so is a module that fails to build (for developers)
+CXX, NVCC             the compilers, default c++ / g++ / clang++ and nvcc on the PATH
+
+Where no C++ compiler is found, or a native module fails to build in auto mode, the package installs
+without it: the ops run on PyTorch and Triton, and `python -m bitdance_kernels` says what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
+# -Wno-...: GCC 12 sees its own AVX-512 intrinsics use values they leave undefined on purpose.
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
+WARNINGS += ["-Wno-uninitialized"] + ["-Werror"] * STRICT
+# Instruction sets by file suffix; a file is only entered where the processor has them.
+ISA_FLAGS = {
+    "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
+    "_avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mfma",
+        "-mf16c",
+        "-mpopcnt",
+    ],
+}
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: CXX if set (even if it does not exist), else the first usual name."""
+    if "CXX" in os.environ:
+        return shutil.which(os.environ["CXX"].split()[0])
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler, unless BITDANCE_BUILD_CUDA=0."""
+    wish = os.environ.get("BITDANCE_BUILD_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"BITDANCE_BUILD_CUDA must be auto, 0 or 1, got {wish!r}")
+    if wish == "0":
+        return None
+    nvcc = shutil.which(os.environ.get("NVCC", "nvcc"))
+    if nvcc is None and wish == "1":
+        raise SystemExit("BITDANCE_BUILD_CUDA=1, but nvcc was not found")
+    return nvcc
+
+
+def cuda_archs() -> list[str]:
+    """Compute capabilities to compile for, such as ["80", "90", "100"]."""
+    archs = os.environ.get("BITDANCE_CUDA_ARCHS", "80 90 100").replace(",", " ").split()
+    for arch in archs:
+        if not re.fullmatch(r"\d{2,3}[af]?", arch):
+            raise SystemExit(
+                f"BITDANCE_CUDA_ARCHS: {arch!r} is no compute capability like 80 or 90a"
+            )
+    return archs
+
+
+class BuildNative(build_ext):
+    """Compiles each source with the flags its name asks for, and links with the C++ compiler."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._build(ext)
+        except subprocess.CalledProcessError as error:
+            required = ext.name.endswith("_cuda") and os.environ.get("BITDANCE_BUILD_CUDA") == "1"
+            if required or STRICT:
+                raise SystemExit(f"{ext.name}: {error}") from error
+            print(f"warning: {ext.name} is left out, it failed to build: {error}", file=sys.stderr)
+
+    def _build(self, ext: Extension) -> None:
+        import pybind11
+
+        include = [
+            f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{CSRC / 'python'}",
+            f"-I{pybind11.get_include()}", f"-I{self._python_include()}",
+        ]  # fmt: skip
+        cxx = find_compiler()
+        openmp = self._openmp(cxx)
+        nvcc = find_nvcc()
+        build = Path(self.build_temp) / ext.name
+        build.mkdir(parents=True, exist_ok=True)
+        headers = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), Path(__file__)]
+        newest_header = max(path.stat().st_mtime for path in headers)
+
+        def compile_one(source: str) -> str:
+            path = Path(source)
+            target = build / (path.name + ".o")
+            if target.exists() and target.stat().st_mtime > max(
+                newest_header, path.stat().st_mtime
+            ):
+                return str(target)
+            if path.suffix == ".cu":
+                command = [
+                    nvcc,
+                    "-c",
+                    source,
+                    "-o",
+                    str(target),
+                    f"-I{CSRC}",
+                    f"-I{CSRC / 'include'}",
+                ]
+                command += nvcc_flags()
+            else:
+                command = [
+                    cxx,
+                    "-c",
+                    source,
+                    "-o",
+                    str(target),
+                    *include,
+                    "-std=c++17",
+                    "-O3",
+                    "-fPIC",
+                ]
+                command += ["-fvisibility=hidden", *WARNINGS, *openmp]
+                command += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
+                if X86:
+                    command += ["-DBDK_X86"]
+                for suffix, flags in ISA_FLAGS.items():
+                    command += flags if path.stem.endswith(suffix) else []
+            run(command)
+            return str(target)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, ext.sources))
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        link = [cxx, "-shared", *objects, "-o", str(output), *openmp]
+        if sys.platform == "darwin":
+            link += ["-undefined", "dynamic_lookup"]
+        if ext.name.endswith("_cuda"):
+            # Static, so that the module loads, and can say what is missing, without a CUDA installation.
+            link += [f"-L{cuda_library(nvcc)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        run(link)
+
+    def _python_include(self) -> str:
+        import sysconfig
+
+        return sysconfig.get_paths()["include"]
+
+    def _openmp(self, cxx: str) -> list[str]:
+        """["-fopenmp"] where the compiler has it; without it the kernels use one thread."""
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe.cpp"
+            probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+            command = [cxx, "-fopenmp", str(probe), "-o", str(Path(folder) / "probe")]
+            return (
+                ["-fopenmp"] if subprocess.run(command, capture_output=True).returncode == 0 else []
+            )
+
+
+def nvcc_flags() -> list[str]:
+    """Flags of every .cu file: all targets, warnings and register spills are errors."""
+    archs = cuda_archs()
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "--threads",
+        "0",
+        "-Xcompiler",
+        "-fPIC,-Wall,-Wextra,-fvisibility=hidden",
+    ]
+    flags += ["-Werror", "all-warnings", "-Xptxas", "-warn-spills,-Werror"] if STRICT else []
+    for arch in archs:
+        flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    flags += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+    return flags
+
+
+def cuda_library(nvcc: str) -> str:
+    """Folder of libcudart_static.a, as nvcc itself names it."""
+    listing = subprocess.run([nvcc, "--dryrun", "-o", "x", "x.cu"], capture_output=True, text=True)
+    match = re.search(r"LIBRARIES=.*?-L\"?([^\"\s]+)", listing.stderr)
+    top = re.search(r"TOP=(\S+)", listing.stderr)
+    folders = [match.group(1)] if match else []
+    if top:
+        folders += [
+            f"{top.group(1)}/{name}" for name in ("lib64", "lib", "targets/x86_64-linux/lib")
+        ]
+    for folder in folders:
+        if (Path(folder) / "libcudart_static.a").exists():
+            return folder
+    raise subprocess.CalledProcessError(1, "looking for libcudart_static.a beside nvcc")
+
+
+def run(command: list[str | None]) -> None:
+    """Run a compiler; its messages go to the terminal."""
+    print(" ".join(map(str, command)), flush=True)
+    subprocess.run(command, check=True)
+
+
+def extensions() -> list[Extension]:
+    """The modules that can be built here."""
+    if find_compiler() is None:
+        print("warning: no C++ compiler, so no native module is built", file=sys.stderr)
+        return []
+    sources = sorted((CSRC / "cpu").glob("*.cpp"))
+    if not X86:
+        sources = [s for s in sources if not s.stem.endswith(tuple(ISA_FLAGS))]
+    modules = [Extension("bitdance_kernels._cpu", [str(s.relative_to(ROOT)) for s in sources])]
+    modules[0].sources.append("csrc/python/module_cpu.cpp")
+    if find_nvcc() is None:
+        print("warning: no nvcc, so the CUDA module is not built", file=sys.stderr)
+    else:
+        sources = sorted((CSRC / "cuda").glob("*.cu"))
+        modules.append(
+            Extension("bitdance_kernels._cuda", [str(s.relative_to(ROOT)) for s in sources])
+        )
+        modules[1].sources.append("csrc/python/module_cuda.cpp")
+    for module in modules:
+        module.optional = True  # setuptools then copes with a module that BuildNative left out
+    return modules
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})

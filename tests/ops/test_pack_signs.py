@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from bitdance_kernels import pack_signs
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, specials
+
+INVALID = {
+    "pack_signs": (
+        Invalid("dtype", Call("int32", (torch.zeros(8, dtype=torch.int32),)), TypeError,
+                "pack_signs: x must be float32 or .*, got int32"),
+        Invalid("rank", Call("scalar", (torch.tensor(1.0),)), ValueError,
+                r"pack_signs: x must be of at least 1 dimension, got shape \[\]"),
+        Invalid("size", Call("C = 12", (torch.zeros(2, 12),)), ValueError,
+                r"pack_signs: x must be .* multiple of 8, got shape \[2, 12\]"),
+        Invalid("size", Call("C = 0", (torch.zeros(2, 0),)), ValueError,
+                r"pack_signs: x must be .* multiple of 8, got shape \[2, 0\]"),
+        Invalid("value", Call("requires grad", (torch.zeros(8, requires_grad=True),)), RuntimeError,
+                "pack_signs: has no gradient, but x requires grad"),
+    )
+}  # fmt: skip
+
+
+def test_equals_numpy():
+    x = torch.randn(33, 72)
+    expected = np.packbits(x.numpy() > 0, axis=-1, bitorder="little")
+    assert np.array_equal(pack_signs(x).numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_only_positive_values_give_ones(dtype):
+    values = specials(dtype)
+    x = torch.tensor(values, dtype=dtype).repeat(8)
+    bits = np.unpackbits(pack_signs(x).numpy(), bitorder="little")
+    assert bits.tolist() == [1 if value > 0 else 0 for value in values] * 8
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_pattern(isa, dtype):
+    x = torch.arange(2**16).to(torch.int16).view(dtype)
+    with cpu_isa(isa):
+        assert torch.equal(pack_signs(x, backend="cpu"), pack_signs(x, backend="reference"))
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_width_and_strided_rows(isa, dtype, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with cpu_isa(isa):
+            for channels in range(8, 264, 8):
+                x = torch.randn(5, channels + 3).to(dtype)[:, 1 : channels + 1]
+                assert torch.equal(pack_signs(x, backend="cpu"), pack_signs(x, backend="reference"))
+            large = torch.randn(1000, 3, 264).to(dtype)[:, :, :256]  # enough for several threads
+            assert torch.equal(
+                pack_signs(large, backend="cpu"), pack_signs(large, backend="reference")
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_denormals_count_where_the_processor_flushes_them():
+    x = torch.full((8,), 1e-40)
+    torch.set_flush_denormal(True)
+    try:
+        assert pack_signs(x, backend="cpu").item() == 255
+    finally:
+        torch.set_flush_denormal(False)

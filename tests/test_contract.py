@@ -1,0 +1,225 @@
+"""What every op owes, on every backend that runs here; an op joins by its benchmark case and its room.
+
+The samples come from benchmarks/cases/<room>.py, the calls that must be refused from INVALID in
+tests/ops/test_<room>.py.
+"""
+
+import importlib
+import re
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from benchmarks.cases import all_cases
+from bitdance_kernels import BackendError, use_backend
+from bitdance_kernels._op import BACKENDS, REGISTRY, KernelOp
+from bitdance_kernels.testing import check_backend, cpu_isa, cpu_isas, poisoned_memory, strided
+
+CPU = torch.device("cpu")
+CASES = all_cases()
+
+
+def _room(case):
+    return case.kernel_op.room.rsplit(".", 1)[1]
+
+
+def _invalid(case):
+    return importlib.import_module(f"tests.ops.test_{_room(case)}").INVALID[case.name]
+
+
+def _runnable(case):
+    call = next(iter(case.samples(CPU)))
+    return [name for name in BACKENDS if _reason(case, call, name) is None]
+
+
+def _reason(case, call, backend):
+    try:
+        case.op(*call.args, **call.kwargs, backend=backend)
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+EVERY_SAMPLE = pytest.mark.parametrize(
+    ("case", "call"),
+    [
+        pytest.param(case, call, id=f"{case.name}-{call.name}")
+        for case in CASES.values()
+        for call in case.samples(CPU)
+    ],
+)
+EVERY_INVALID = pytest.mark.parametrize(
+    ("case", "invalid"),
+    [
+        pytest.param(case, invalid, id=f"{case.name}-{invalid.kind}-{invalid.call.name}")
+        for case in CASES.values()
+        for invalid in _invalid(case)
+    ],
+)
+
+
+def _contiguous(value):
+    return value.is_contiguous() if isinstance(value, torch.Tensor) else True
+
+
+@EVERY_SAMPLE
+def test_every_backend_matches_the_reference(case, call):
+    ran = 0
+    for backend in case.kernel_op.backends:
+        if _reason(case, call, backend) is not None:
+            continue
+        for isa in cpu_isas() if backend == "cpu" else (None,):
+            if isa is None:
+                check_backend(case, call, backend)
+            else:
+                with cpu_isa(isa):
+                    check_backend(case, call, backend)
+        ran += 1
+    assert ran >= 1
+
+
+@EVERY_SAMPLE
+def test_strided_arguments_give_the_same(case, call):
+    """Bit for bit the result of contiguous arguments, on each backend."""
+    written = {id(call.args[i]) for i in case.mutates}
+    if case.mutates:
+        call = call.map(lambda t: t if id(t) in written else t.clone())
+    for backend in case.kernel_op.backends:
+        if _reason(case, call, backend) is not None:
+            continue
+        plain = [t.clone() for t in pytree.tree_leaves(_run(case, call, backend))]
+        view = call.map(lambda t: t if id(t) in written else strided(t))
+        gaps = pytree.tree_leaves(_run(case, view, backend))
+        for a, b in zip(plain, gaps, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def _run(case, call, backend):
+    with torch.no_grad(), poisoned_memory():
+        result = case.op(*call.args, **call.kwargs, backend=backend)
+    return result, [call.args[i] for i in case.mutates]
+
+
+@EVERY
+def test_same_bits_from_run_to_run(case):
+    for call in case.samples(CPU):
+        if case.mutates:
+            continue  # the second run would start from the first one's result
+        for backend in _runnable(case):
+            if _reason(case, call, backend) is not None:
+                continue
+            runs = [pytree.tree_leaves(_run(case, call, backend)) for _ in range(3)]
+            for other in runs[1:]:
+                for a, b in zip(runs[0], other, strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@EVERY
+def test_opcheck(case, monkeypatch):
+    """PyTorch's own checks of schema, fake kernel, autograd registration and tracing."""
+    recorded = []
+    call = next(iter(case.samples(CPU)))
+    original = KernelOp._run
+
+    def record(self, *args):
+        recorded.append((self, args))
+        return original(self, *args)
+
+    # The boundary holds bound methods, so look at the calls from outside, through a dispatch mode.
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "bitdance":
+                recorded.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        case.op(*call.args, **call.kwargs)
+    assert recorded
+    for func, args in recorded:
+        args = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), args)
+        if REGISTRY[func._schema.name.split("::")[1]].differentiable:
+            args = pytree.tree_map_only(
+                torch.Tensor,
+                lambda t: t.requires_grad_() if t.is_floating_point() else t,
+                args,
+            )
+        torch.library.opcheck(func, args)
+
+
+@EVERY
+def test_compiles_without_graph_break(case):
+    call = next(c for c in case.samples(CPU) if all(t.numel() for t in c.tensors()))
+    call = call.map(lambda t: t.clone())
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda *args: case.op(*args, **call.kwargs), fullgraph=True, backend="aot_eager"
+    )
+    fresh = call.map(lambda t: t.clone())
+    expected = pytree.tree_leaves((case.op(*fresh.args, **fresh.kwargs), fresh.args))
+    actual = pytree.tree_leaves((compiled(*call.args), call.args))
+    for a, b in zip(actual, expected, strict=True):
+        if isinstance(a, torch.Tensor):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@EVERY_SAMPLE
+def test_fake_tensors_have_the_real_shapes(case, call):
+    real = pytree.tree_leaves(case.op(*call.args, **call.kwargs))
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        fake_call = call.map(mode.from_tensor)
+        fake = pytree.tree_leaves(case.op(*fake_call.args, **fake_call.kwargs))
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@EVERY_INVALID
+def test_bad_arguments_are_refused_before_anything_runs(case, invalid, monkeypatch):
+    def launched(self, *_):
+        pytest.fail(f"{self.name} went on to choose a backend")
+
+    monkeypatch.setattr(KernelOp, "_select", launched)
+    with pytest.raises(invalid.error) as caught:
+        case.op(*invalid.call.args, **invalid.call.kwargs)
+    message = str(caught.value)
+    assert re.search(invalid.match, message), message
+    assert message.startswith(f"{case.name}: "), message
+
+
+@EVERY
+def test_every_kind_of_bad_argument_has_a_row(case):
+    kinds = {invalid.kind for invalid in _invalid(case)}
+    needed = {"dtype", "rank", "size"}
+    if len(case.kernel_op._tensors) > 1:
+        needed.add("device")
+    assert needed <= kinds, f"no row of kind {needed - kinds}"
+
+
+@EVERY
+def test_a_backend_that_cannot_run_raises_with_the_reason(case):
+    call = next(iter(case.samples(CPU)))
+    unknown = rf"{case.name}: backend must be one of auto, .*, got 'gpu'"
+    with pytest.raises(ValueError, match=unknown):
+        case.op(*call.args, **call.kwargs, backend="gpu")
+    for backend in BACKENDS:
+        if backend in _runnable(case):
+            continue
+        expected = rf"{case.name}: backend '{backend}' cannot run this call: "
+        with pytest.raises(BackendError, match=expected):
+            case.op(*call.args, **call.kwargs, backend=backend)
+        with use_backend(backend), pytest.raises(BackendError, match=expected):
+            case.op(*call.args, **call.kwargs)
+
+
+@EVERY
+def test_samples_hold_the_odd_shapes(case):
+    """Without an empty call, or with whole dtypes missing, the tests above would prove little."""
+    calls = list(case.samples(CPU))
+    assert len({call.name for call in calls}) == len(calls)
+    assert any(t.numel() == 0 for call in calls for t in call.tensors()), "no empty call"
+    floats = {t.dtype for call in calls for t in call.tensors() if t.is_floating_point()}
+    floats |= {v for call in calls for v in call.args if isinstance(v, torch.dtype)}
+    if floats:
+        assert {torch.float32, torch.float16, torch.bfloat16} <= floats, floats

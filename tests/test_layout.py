@@ -1,0 +1,138 @@
+"""The house rules: one room per op with the same files in each, and arrows that run one way."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import bitdance_kernels
+from benchmarks.cases import all_cases
+from bitdance_kernels._op import BACKENDS, REGISTRY
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "bitdance_kernels"
+ROOMS = sorted(path.parent for path in KERNELS.glob("*/*/op.py"))
+ROOM = pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+HEADER = (ROOT / "csrc/include/bitdance_kernels.h").read_text()
+SOURCES = [
+    path
+    for folder in ("bitdance_kernels", "bitdance", "benchmarks", "tests", "csrc")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".cpp", ".cu", ".cuh", ".h")
+]
+
+
+def _package(room):
+    return ".".join(room.relative_to(ROOT).parts)
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@ROOM
+def test_room_is_complete(room):
+    name = room.name
+    for needed in (
+        room / "__init__.py",
+        room / "reference.py",
+        ROOT / f"tests/ops/test_{name}.py",
+        ROOT / f"benchmarks/cases/{name}.py",
+    ):
+        assert needed.exists(), f"{needed.relative_to(ROOT)} is missing"
+    public = importlib.import_module(f"{_package(room)}.op").__all__
+    assert name in public
+    for function in public:
+        assert function in bitdance_kernels.__all__
+        assert hasattr(bitdance_kernels, function)
+
+
+@ROOM
+def test_room_has_the_backends_it_lists_and_no_other_file(room):
+    ops = [op for op in REGISTRY.values() if op.room == _package(room)]
+    listed = {backend for op in ops for backend in op.backends}
+    files = {path.stem for path in room.glob("*.py")} - {"__init__", "op", "config"}
+    assert listed <= set(BACKENDS)
+    assert {f for f in files if not f.startswith("_")} == listed
+    for op in ops:
+        for backend in op.backends:
+            tree = ast.parse((room / f"{backend}.py").read_text())
+            functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            assert f"run{op.entry}" in functions, (op.name, backend)
+            if backend != "reference":
+                assert f"unsupported{op.entry}" in functions, (op.name, backend)
+
+
+@ROOM
+def test_room_imports_only_what_lies_below_it(room):
+    family = _package(room).rsplit(".", 1)[0]
+    for path in room.glob("*.py"):
+        for module in _imports(path):
+            if not module.startswith("bitdance"):
+                continue
+            assert module.startswith("bitdance_kernels"), f"{path}: {module}"
+            # A room may use the helpers of its family, not another room.
+            other = re.match(rf"{re.escape(family)}\.(\w+)", module)
+            if other and (KERNELS / family.split(".")[1] / other[1] / "op.py").exists():
+                assert other[1] == room.name, f"{path} imports the room of another op: {module}"
+            if path.stem in BACKENDS:
+                assert not module.endswith(".op"), f"{path}: a backend imports its op"
+                assert module.rsplit(".", 1)[-1] not in set(BACKENDS) - {"reference"}, (
+                    f"{path}: a backend imports another backend"
+                )
+
+
+def test_the_model_layer_uses_only_public_names():
+    for path in (ROOT / "bitdance").rglob("*.py"):
+        for module in _imports(path):
+            if module.startswith("bitdance_kernels"):
+                rest = module.split(".")[1:]
+                assert len(rest) <= 1, f"{path} reaches into {module}"
+                assert not rest or not rest[0].startswith("_"), f"{path} reaches into {module}"
+
+
+def test_the_kernels_do_not_know_the_model():
+    for path in KERNELS.rglob("*.py"):
+        for module in _imports(path):
+            assert module != "bitdance", path
+            assert not module.startswith(("bitdance.", "benchmarks", "tests")), (path, module)
+
+
+def test_every_case_has_an_op_and_every_public_op_a_case():
+    public = {f for room in ROOMS for f in importlib.import_module(f"{_package(room)}.op").__all__}
+    operators = {name for name in public if name in REGISTRY}
+    assert set(all_cases()) == operators
+
+
+def test_every_exported_c_function_is_declared_once_and_defined():
+    declared = re.findall(r"^(?:int|const char\*) (bdk_\w+)\(", HEADER, re.MULTILINE)
+    assert len(declared) == len(set(declared))
+    code = "\n".join(
+        path.read_text() for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")
+    )
+    defined = re.findall(r"^(?:int|const char\*) (bdk_\w+)\(", code, re.MULTILINE)
+    assert sorted(declared) == sorted(defined)
+
+
+def test_csrc_knows_neither_torch_nor_python_outside_its_binding():
+    for path in (ROOT / "csrc").rglob("*"):
+        if path.is_file() and path.parent.name != "python":
+            text = path.read_text()
+            assert not re.search(r"#include\s*[<\"](torch|ATen|c10|Python|pybind11)", text), path
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_longer_than_500_lines(path):
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_changelog_names_this_version():
+    assert f"## {bitdance_kernels.__version__}" in (ROOT / "CHANGELOG.md").read_text()
