@@ -1,0 +1,172 @@
+"""How a backend is chosen, and what the choice costs."""
+
+import os
+import subprocess
+import sys
+import timeit
+
+import pytest
+import torch
+
+from bitdance_kernels import BackendError, explain, pack_signs, use_backend
+from bitdance_kernels._op import REGISTRY, KernelOp
+from bitdance_kernels.binary.pack_signs import cpu as pack_signs_cpu
+from bitdance_kernels.testing import cpu_isas
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Names of the backends whose `run` was called, in order."""
+    calls = []
+    op = REGISTRY["pack_signs"]
+    for name in op.backends:
+        backend = op.backend(name)
+        if isinstance(backend, str):
+            continue
+
+        def run(*args, name=name, run=backend.run):
+            calls.append(name)
+            return run(*args)
+
+        monkeypatch.setitem(op._loaded, name, type(backend)(run, backend.unsupported))
+    return calls
+
+
+def test_auto_takes_the_first_that_can(chosen):
+    pack_signs(torch.randn(8))
+    pack_signs(torch.randn(8, dtype=torch.float64))
+    assert chosen == ["cpu" if cpu_isas() else "reference", "reference"]
+
+
+def test_argument_beats_context_beats_auto(chosen):
+    x = torch.randn(8)
+    with use_backend("reference"):
+        pack_signs(x)
+        pack_signs(x, backend="triton")
+        with use_backend("auto"):
+            pack_signs(x)
+    pack_signs(x)
+    best = "cpu" if cpu_isas() else "reference"
+    assert chosen == ["reference", "triton", best, best]
+
+
+def test_a_named_backend_never_falls_back(chosen):
+    x = torch.randn(8, dtype=torch.float64)
+    with pytest.raises(BackendError, match="backend 'triton' cannot .* does not handle torch.float64"):
+        pack_signs(x, backend="triton")
+    with pytest.raises(ValueError, match="use_backend: name must be one of auto, .* got 'metal'"):
+        with use_backend("metal"):
+            pass
+    assert chosen == []
+
+
+def test_a_broken_compiled_module_is_reported_at_first_use(monkeypatch):
+    from bitdance_kernels import _native
+
+    broken = _native.NativeModule("_broken", "it was not built")
+    assert broken.unavailable() == "it was not built"
+    with pytest.raises(RuntimeError, match=r"bitdance_kernels\._broken\.pack_signs: it was not built"):
+        broken.pack_signs(0)
+
+    def fail(name):
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(_native.importlib, "import_module", fail)
+    monkeypatch.setattr(_native, "cpu", _native.NativeModule("_cpu", "it was not built"))
+    with pytest.raises(BackendError, match=r"_cpu failed to load \(libgomp.so.1: cannot open"):
+        pack_signs(torch.randn(8), backend="cpu")
+    expected = pack_signs(torch.ones(8))  # auto goes on without it
+    assert expected.item() == 255
+
+
+def test_a_module_from_an_older_checkout_is_reported(monkeypatch):
+    from bitdance_kernels import _native
+
+    old = _native.NativeModule("_old", "")
+    old._module = sys  # any module without the function
+    assert "older than this code: build it again" in old.unavailable("pack_signs")
+
+
+def test_explain_tells_every_backend_and_computes_nothing(chosen, capsys):
+    reasons = explain(pack_signs, torch.randn(8, dtype=torch.float64))
+    assert reasons["reference"] is None
+    assert reasons["triton"] == "it does not handle torch.float64"
+    assert list(reasons) == ["reference", "cpu", "triton", "cuda"]
+    printed = capsys.readouterr().out
+    assert "pack_signs on cpu" in printed
+    assert "reference  yes  <- auto takes this one" in printed
+    assert chosen == []
+
+
+def test_explain_checks_the_arguments_and_wants_an_op():
+    with pytest.raises(TypeError, match="pack_signs: x must be float32"):
+        explain(pack_signs, torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(TypeError, match="explain: .* is not an op of bitdance_kernels"):
+        explain(torch.sign, torch.zeros(8))
+
+
+def _python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+CALL = "import torch, bitdance_kernels as bk; bk.pack_signs(torch.randn(8))"
+
+
+def test_environment_names_the_backend():
+    failed = _python(CALL, BITDANCE_KERNELS_BACKEND="cuda")
+    assert "BackendError: pack_signs: backend 'cuda' cannot run this call: " in failed.stderr
+    assert _python(CALL, BITDANCE_KERNELS_BACKEND="reference").returncode == 0
+    wrong = _python(CALL, BITDANCE_KERNELS_BACKEND="metal")
+    assert "got 'metal' from BITDANCE_KERNELS_BACKEND" in wrong.stderr
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_environment_limits_the_instruction_set(isa):
+    code = "from bitdance_kernels import _native; print(_native.cpu_isa())"
+    assert _python(code, BITDANCE_KERNELS_CPU_ISA=isa).stdout.strip() == isa
+
+
+def test_unknown_instruction_set_is_refused():
+    code = CALL.replace("randn(8)", "randn(8), backend='cpu'")
+    failed = _python(code, BITDANCE_KERNELS_CPU_ISA="mmx")
+    assert failed.returncode != 0
+    if cpu_isas():
+        assert "BITDANCE_KERNELS_CPU_ISA must be one of scalar, avx2, avx512, got 'mmx'" in failed.stderr
+
+
+def test_import_is_light():
+    """Neither Triton nor a native module is loaded before it is needed."""
+    code = "import sys, bitdance_kernels; print([m for m in sys.modules if m in " + (
+        "('triton', 'bitdance_kernels._cpu', 'bitdance_kernels._cuda')])"
+    )
+    without_torch = _python("import sys, torch; print('triton' in sys.modules)").stdout.strip()
+    loaded = _python(code).stdout.strip()
+    assert loaded == ("['triton']" if without_torch == "True" else "[]")
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="measures the C++ backend, which was not built")
+def test_the_boundary_costs_at_most_10_us():
+    """Boundary, checks and choice, over calling the backend directly; the best of many short rounds."""
+    x = torch.randn(1, 8)
+    with torch.inference_mode():
+        through = timeit.Timer(lambda: pack_signs(x))
+        direct = timeit.Timer(lambda: pack_signs_cpu.run(x))
+        through.timeit(1000), direct.timeit(1000)
+        best_through = min(through.repeat(50, 200)) / 200
+        best_direct = min(direct.repeat(50, 200)) / 200
+    assert (best_through - best_direct) * 1e6 <= 10
+
+
+def test_every_op_is_registered_under_its_name():
+    for name, op in REGISTRY.items():
+        assert isinstance(op, KernelOp)
+        assert op.name == name
+        assert hasattr(torch.ops.bitdance, name)
+        for order in op.order.values():
+            assert order[-1] == "reference"  # so that auto always finds one
