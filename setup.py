@@ -4,11 +4,12 @@ Metadata is in pyproject.toml. Environment:
 
 BITDANCE_BUILD_CUDA   auto (default: when nvcc is found), 0 or 1 (fail without nvcc)
 BITDANCE_CUDA_ARCHS   compute capabilities, default "80 90 100"; the last one is also kept as PTX
-BITDANCE_BUILD_STRICT 1: warnings are errors, and so is a module that fails to build (for developers)
-CXX, NVCC             the compilers, default c++ / g++ / clang++ and nvcc on the PATH
+BITDANCE_BUILD_STRICT 1: warnings are errors, and so is a module that fails to build (for
+developers) CXX, NVCC             the compilers, default c++ / g++ / clang++ and nvcc on the PATH
 
 Where no C++ compiler is found, or a native module fails to build in auto mode, the package installs
-without it: the ops run on PyTorch and Triton, and `python -m bitdance_kernels` says what is missing.
+without it: the ops run on PyTorch and Triton, and `python -m bitdance_kernels` says what is
+missing.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class BuildNative(build_ext):
         if sys.platform == "darwin":
             link += ["-undefined", "dynamic_lookup"]
         if ext.name.endswith("_cuda"):
-            # Static, so that the module loads, and can say what is missing, without a CUDA installation.
+            # Static, so that the module loads, and can say what is missing, without a CUDA
+            # installation.
             link += [f"-L{cuda_library(nvcc)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         run(link)
 

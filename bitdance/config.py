@@ -18,6 +18,17 @@ NORM_GROUPS = 32
 Architecture = Literal["conv", "conv_attention"]
 
 
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _error(TypeError, name, "an integer", value)
+    if value < least:
+        raise _error(ValueError, name, f"at least {least}", value)
+
+
+def _error(kind: type[Exception], name: str, expected: str, got: object) -> Exception:
+    return kind(f"AutoencoderConfig: {name} must be {expected}, got {got!r}")
+
+
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """Shape of the binary autoencoder.
@@ -159,14 +170,3 @@ AUTOENCODER_PRESETS = {
     ),
 }
 """Published tokenizers by name: d<pixels a side>c<bits>."""
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _error(TypeError, name, "an integer", value)
-    if value < least:
-        raise _error(ValueError, name, f"at least {least}", value)
-
-
-def _error(kind: type[Exception], name: str, expected: str, got: object) -> Exception:
-    return kind(f"AutoencoderConfig: {name} must be {expected}, got {got!r}")

@@ -44,8 +44,8 @@ class QuantizerOutput(NamedTuple):
     """[B, C, ...], +1 or -1 in the features' dtype, with the straight-through gradient."""
     packed: torch.Tensor
     """uint8 [B, ..., ceil(C / 8)], the same codes as bits."""
-    losses: QuantizerLosses | None
-    """None where they were not asked for."""
+    losses: QuantizerLosses
+    """Zeros where they were not asked for."""
 
 
 class BinaryQuantizer(nn.Module):
@@ -102,7 +102,7 @@ class BinaryQuantizer(nn.Module):
             with_losses: also compute the losses.
 
         Returns:
-            Codes, packed codes, and the losses or None.
+            Codes, packed codes, and the losses (zeros unless asked for).
 
         Raises:
             ValueError: `features` does not have C channels.
@@ -114,7 +114,7 @@ class BinaryQuantizer(nn.Module):
         x = features.movedim(1, -1)
         quantized, packed = lfq_quantize(_pad_to_byte(x))
         quantized = quantized[..., : self.dim]
-        losses = self._losses(x, quantized) if with_losses else None
+        losses = self._losses(x, quantized) if with_losses else _no_losses(x.device)
         return QuantizerOutput(quantized.movedim(-1, 1), packed, losses)
 
     def _losses(self, x: torch.Tensor, quantized: torch.Tensor) -> QuantizerLosses:
@@ -183,6 +183,11 @@ def unpack_codes(
         [B, C, ...], +1 or -1.
     """
     return unpack_signs(packed, dtype)[..., :channels].movedim(-1, 1)
+
+
+def _no_losses(device: torch.device) -> QuantizerLosses:
+    zero = torch.zeros((), device=device)
+    return QuantizerLosses(zero, zero, zero, zero)
 
 
 def _pad_to_byte(x: torch.Tensor) -> torch.Tensor:

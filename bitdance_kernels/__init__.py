@@ -1,13 +1,26 @@
 """Hand-written kernels for BitDance-like models, each checked against a PyTorch reference.
 
-Every op is a plain function on tensors with a last keyword ``backend="auto"``. ``auto`` takes the first
-backend of the op's list that can run the call; a backend asked for by name (the keyword, ``use_backend``
-or the environment variable ``BITDANCE_KERNELS_BACKEND``) never falls back to another. ``explain(op, ...)``
-tells what each backend says of a call; ``python -m bitdance_kernels`` tells what this machine has.
+Every op is a plain function on tensors with a last keyword ``backend="auto"``. ``auto`` takes the
+first backend of the op's list that can run the call; a backend asked for by name (the keyword,
+``use_backend`` or the environment variable ``BITDANCE_KERNELS_BACKEND``) never falls back to
+another. ``explain(op, ...)`` tells what each backend says of a call; ``python -m bitdance_kernels``
+tells what this machine has.
 
-Shapes in all docstrings: B batch, T tokens, P tokens per patch, R rows, C channels (bits, for latents),
-H and Hkv heads, D head dim, S denoise steps; attention tensors are [B, T, H, D].
+Shapes in all docstrings: B batch, T tokens, P tokens per patch, R rows, C channels (bits, for
+latents), H and Hkv heads, D head dim, S denoise steps; attention tensors are [B, T, H, D].
 """
+
+import sys
+
+try:
+    import torch as _torch  # noqa: F401
+except Exception:
+    # `python -m bitdance_kernels` reports what is missing even where this package cannot be used.
+    if sys.argv[0] == "-m":
+        from bitdance_kernels.env_report import main
+
+        sys.exit(main())
+    raise
 
 from bitdance_kernels._op import BackendError, explain, use_backend
 from bitdance_kernels._version import __version__

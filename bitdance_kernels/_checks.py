@@ -1,7 +1,7 @@
 """Argument checks shared by all ops, with one message format.
 
-``<op>: <argument> must be <what was expected>, got <what came>``. A wrong dtype is a TypeError, anything
-else a ValueError. No check reads a tensor's values: that would wait for the GPU.
+``<op>: <argument> must be <what was expected>, got <what came>``. A wrong dtype is a TypeError,
+anything else a ValueError. No check reads a tensor's values: that would wait for the GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The compiled modules ``_cpu`` and ``_cuda``, and what is needed to call their C functions.
 
-A module that is missing or fails to load is no error by itself: the reason is kept, backends report it,
-and it is raised when somebody asks for such a backend by name.
+A module that is missing or fails to load is no error by itself: the reason is kept, backends report
+it, and it is raised when somebody asks for such a backend by name.
 """
 
 from __future__ import annotations

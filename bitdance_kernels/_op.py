@@ -1,12 +1,13 @@
 """The one boundary between PyTorch and the backends of an op.
 
-Every op is registered once, with ``Library.define`` and ``Library.impl`` (``torch.library.custom_op``
-costs more than twice as much per call). Above the boundary PyTorch sees a schema, a fake kernel and,
-where there is one, a backward formula. Below it the op checks its arguments, picks a backend and runs
-it, so nothing of the choice is ever baked into a compiled graph.
+Every op is registered once, with ``Library.define`` and ``Library.impl``
+(``torch.library.custom_op`` costs more than twice as much per call). Above the boundary PyTorch
+sees a schema, a fake kernel and, where there is one, a backward formula. Below it the op checks its
+arguments, picks a backend and runs it, so nothing of the choice is ever baked into a compiled
+graph.
 
-The schema has no default values: the public function in the op's room is the only place that has them,
-and passes every argument. A last argument ``str backend`` is added to each schema here.
+The schema has no default values: the public function in the op's room is the only place that has
+them, and passes every argument. A last argument ``str backend`` is added to each schema here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from bitdance_kernels import _native
 
 NAMESPACE = "bitdance"
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -49,19 +52,39 @@ class _Explained(Exception):  # noqa: N818  (unwinds `explain`, is never seen ou
 _EXPLAIN = "explain"
 
 
-def _check_name(name: str, source: str) -> str:
+# Read once: the environment is not consulted per call. A wrong name is reported by the first call.
+_environment = os.environ.get("BITDANCE_KERNELS_BACKEND", "auto")
+_default = contextvars.ContextVar("bitdance_kernels_backend", default=_environment)
+
+
+def _check_name(name: str, argument: str) -> str:
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"{source} must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
+        source = " from BITDANCE_KERNELS_BACKEND" if name == _environment else ""
+        raise ValueError(
+            f"{argument} must be one of auto, {', '.join(BACKENDS)}, got {name!r}{source}"
+        )
     return name
 
 
-# Read once: the environment is not consulted per call.
-_default = contextvars.ContextVar(
-    "bitdance_kernels_backend",
-    default=_check_name(
-        os.environ.get("BITDANCE_KERNELS_BACKEND", "auto"), "BITDANCE_KERNELS_BACKEND"
-    ),
-)
+def _triton_unavailable(op: str) -> str | None:
+    from bitdance_kernels import _triton
+
+    if torch.cuda.is_available() or _triton.interpreting():
+        return None
+    return "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
+
+
+def _cuda_unavailable(op: str) -> str | None:
+    reason = _native.cuda.unavailable(op)
+    return reason or (None if torch.cuda.is_available() else "no CUDA device")
+
+
+# By backend: why it cannot run an op on this machine, whatever the arguments.
+_machine: dict[str, Callable[[str], str | None]] = {
+    "cpu": lambda op: _native.cpu.unavailable(op),
+    "triton": _triton_unavailable,
+    "cuda": _cuda_unavailable,
+}
 
 
 class KernelOp:
@@ -104,7 +127,8 @@ class KernelOp:
 
         arguments, results = schema.split("->")
         arguments = arguments.strip().removeprefix("(").removesuffix(")")
-        # "Tensor x", "Tensor? bias" and "Tensor(a!) cache" are tensors, "Tensor[] list" is not used.
+        # "Tensor x", "Tensor? bias" and "Tensor(a!) cache" are tensors, "Tensor[] list" is not
+        # used.
         kinds = [argument.split()[0] for argument in arguments.split(",")]
         self._tensors = tuple(i for i, kind in enumerate(kinds) if kind.startswith("Tensor"))
         self._argument_names = [argument.split()[1] for argument in arguments.split(",")]
@@ -138,6 +162,13 @@ class KernelOp:
             return f"{self.name} has no such backend; it has {', '.join(self.backends)}"
         backend = self.backend(name)
         return backend if isinstance(backend, str) else backend.unsupported(*inputs)
+
+    def unavailable(self, name: str) -> str | None:
+        """Why backend `name` cannot run here whatever the arguments; None when it can."""
+        backend = self.backend(name)
+        if isinstance(backend, str):
+            return backend
+        return _machine.get(name, lambda _: None)(self.name)
 
     def _load(self, name: str) -> _Backend | str:
         try:

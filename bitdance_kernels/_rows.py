@@ -8,11 +8,12 @@ import torch
 def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """`x` [..., C] as rows of C adjacent elements, one row every `stride` elements.
 
-    A view whose leading dimensions collapse into one evenly spaced dimension is read in place; any other
-    is copied first.
+    A view whose leading dimensions collapse into one evenly spaced dimension is read in place; any
+    other is copied first.
 
     Returns:
-        The tensor to read (`x` or a contiguous copy), the number of rows, the row stride in elements.
+        The tensor to read (`x` or a contiguous copy), the number of rows, the row stride in
+        elements.
     """
     width = x.shape[-1]
     rows = x.numel() // width if width else 0

@@ -1,7 +1,7 @@
 """What this machine has: versions, devices, instruction sets, and each backend of each op.
 
-The report must always print, so only the standard library is imported up here, and a probe that fails becomes
-a line of the report.
+The report must always print, so only the standard library is imported up here, and a probe that
+fails becomes a line of the report.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def collect() -> dict[str, Any]:
 
     Returns:
         "version", "python", "platform", "packages" (None: not installed), "cpu", "cuda", "native",
-        "environment", "ops": per op and backend "yes" or the reason why not, "auto": per op and device the
-        backend that would be taken. A probe that failed gives {"error": text} in place of its value.
+        "environment", "ops": per op and backend "yes" or the reason why not, "auto": per op and
+        device the backend that would be taken. A probe that failed gives {"error": text} in place
+        of its value.
     """
     return {
         "version": _probe(_version),

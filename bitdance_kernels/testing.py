@@ -1,17 +1,18 @@
 """How a backend is held against its reference: used by the tests and by the benchmarks alike.
 
-Truth is the reference run in float64 on the same inputs. There are three rules and no other tolerance:
+Truth is the reference run in float64 on the same inputs. There are three rules and no other
+tolerance:
 
 exact
     Bits, indices, random words: equal.
 rounded
-    Ops whose result is rounded once: against the correctly rounded truth, the rms error is at most 1.02
-    times as large (from 256 rows on; fewer tell too little), and no element is more than one unit in the
-    last place away. For float32, where the arithmetic itself rounds: rms <= 2^-21 rms(truth), max <= 2^-20
-    max |truth|.
+    Ops whose result is rounded once: against the correctly rounded truth, the rms error is at most
+    1.02 times as large (from 256 rows on; fewer tell too little), and no element is more than one
+    unit in the last place away. For float32, where the arithmetic itself rounds: rms <= 2^-21
+    rms(truth), max <= 2^-20 max |truth|.
 staged
-    Ops with several roundings: rms and max error at most twice those of plain PyTorch at the same dtype,
-    or the rounding of the result itself where PyTorch happens to be nearer than that.
+    Ops with several roundings: rms and max error at most twice those of plain PyTorch at the same
+    dtype, or the rounding of the result itself where PyTorch happens to be nearer than that.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ class Call:
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Call:
         """The same call with `function` applied to every tensor in it."""
-        args, kwargs = pytree.tree_map_only(
-            torch.Tensor, function, (self.args, dict(self.kwargs))
-        )
+        args, kwargs = pytree.tree_map_only(torch.Tensor, function, (self.args, dict(self.kwargs)))
         return Call(self.name, args, kwargs)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -83,7 +82,8 @@ class Case:
     Attributes:
         op: the public function.
         rule: one of RULES.
-        samples: calls that cover dtypes, odd sizes, one row, no row; small enough for the interpreter.
+        samples: calls that cover dtypes, odd sizes, one row, no row; small enough for the
+        interpreter.
         timings: real shapes of BitDance.
         baselines: what users would call instead, by name, with the arguments of `op`.
         mutates: positions in ``Call.args`` of tensors that the op writes; they count as outputs.
@@ -150,7 +150,9 @@ def check_backend(case: Case, call: Call, backend: str, *, gradients: bool = Tru
         truth = _outputs(case, wide, "reference", gradients, seed)
     names = list(actual)
     if names != list(eager):
-        raise AssertionError(f"{case.name} [{call.name}] {backend}: outputs {names}, not {list(eager)}")
+        raise AssertionError(
+            f"{case.name} [{call.name}] {backend}: outputs {names}, not {list(eager)}"
+        )
     for name in names:
         where = f"{case.name} [{call.name}] {backend}: {name}"
         compare(case.rule, actual[name], eager[name], truth[name], where)
@@ -292,14 +294,15 @@ def poisoned_memory() -> Iterator[None]:
     """Inside, PyTorch fills fresh memory with NaN (integers: their largest value)."""
     was = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # its attribute is not in the type stubs
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 @contextlib.contextmanager

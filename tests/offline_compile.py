@@ -1,9 +1,11 @@
-"""Compiles every Triton kernel for cards that are not there: ``python -m tests.offline_compile CC OUT.json``.
+"""Compiles every Triton kernel for a card that is not there.
 
-The launchers run on the samples of the benchmark cases, on CPU tensors, under a driver that only pretends to
-be a card of compute capability CC: each launch compiles its kernel to a cubin and runs nothing. So every
-kernel is compiled with the types, alignments and constants that it is launched with. A process of its own,
-because the test process has Triton in interpreter mode.
+``python -m tests.offline_compile CC OUT.json``
+
+The launchers run on the samples of the benchmark cases, on CPU tensors, under a driver that only
+pretends to be a card of compute capability CC: each launch compiles its kernel to a cubin and runs
+nothing. So every kernel is compiled with the types, alignments and constants that it is launched
+with. A process of its own, because the test process has Triton in interpreter mode.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What every op owes, on every backend that runs here; an op joins by its benchmark case and its room.
+"""What every op owes, on every backend that runs here.
+
+An op joins by its room and its benchmark case.
 
 The samples come from benchmarks/cases/<room>.py, the calls that must be refused from INVALID in
 tests/ops/test_<room>.py.

@@ -52,11 +52,13 @@ def test_argument_beats_context_beats_auto(chosen):
 
 def test_a_named_backend_never_falls_back(chosen):
     x = torch.randn(8, dtype=torch.float64)
-    with pytest.raises(BackendError, match="backend 'triton' cannot .* does not handle torch.float64"):
+    with pytest.raises(
+        BackendError, match=r"backend .triton. cannot .* does not handle torch.float64"
+    ):
         pack_signs(x, backend="triton")
-    with pytest.raises(ValueError, match="use_backend: name must be one of auto, .* got 'metal'"):
-        with use_backend("metal"):
-            pass
+    refused = pytest.raises(ValueError, match=r"use_backend: name must be one of .* got 'metal'")
+    with refused, use_backend("metal"):
+        pass
     assert chosen == []
 
 
@@ -65,7 +67,9 @@ def test_a_broken_compiled_module_is_reported_at_first_use(monkeypatch):
 
     broken = _native.NativeModule("_broken", "it was not built")
     assert broken.unavailable() == "it was not built"
-    with pytest.raises(RuntimeError, match=r"bitdance_kernels\._broken\.pack_signs: it was not built"):
+    with pytest.raises(
+        RuntimeError, match=r"bitdance_kernels\._broken\.pack_signs: it was not built"
+    ):
         broken.pack_signs(0)
 
     def fail(name):
@@ -101,7 +105,7 @@ def test_explain_tells_every_backend_and_computes_nothing(chosen, capsys):
 def test_explain_checks_the_arguments_and_wants_an_op():
     with pytest.raises(TypeError, match="pack_signs: x must be float32"):
         explain(pack_signs, torch.zeros(8, dtype=torch.int64))
-    with pytest.raises(TypeError, match="explain: .* is not an op of bitdance_kernels"):
+    with pytest.raises(TypeError, match=r"explain: .* is not an op of bitdance_kernels"):
         explain(torch.sign, torch.zeros(8))
 
 
@@ -137,7 +141,10 @@ def test_unknown_instruction_set_is_refused():
     failed = _python(code, BITDANCE_KERNELS_CPU_ISA="mmx")
     assert failed.returncode != 0
     if cpu_isas():
-        assert "BITDANCE_KERNELS_CPU_ISA must be one of scalar, avx2, avx512, got 'mmx'" in failed.stderr
+        assert (
+            "BITDANCE_KERNELS_CPU_ISA must be one of scalar, avx2, avx512, got 'mmx'"
+            in failed.stderr
+        )
 
 
 def test_import_is_light():
@@ -152,7 +159,7 @@ def test_import_is_light():
 
 @pytest.mark.skipif(not cpu_isas(), reason="measures the C++ backend, which was not built")
 def test_the_boundary_costs_at_most_10_us():
-    """Boundary, checks and choice, over calling the backend directly; the best of many short rounds."""
+    """Boundary, checks and choice, over calling the backend; the best of many short rounds."""
     x = torch.randn(1, 8)
     with torch.inference_mode():
         through = timeit.Timer(lambda: pack_signs(x))

@@ -17,7 +17,9 @@ def samples(device: torch.device) -> Iterator[Call]:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for shape in shapes:
             x = torch.randn(shape, generator=generator).to(dtype)
-            x.view(-1)[::3] = torch.tensor(specials(dtype), dtype=dtype).repeat(x.numel())[: x.view(-1)[::3].numel()]
+            x.view(-1)[::3] = torch.tensor(specials(dtype), dtype=dtype).repeat(x.numel())[
+                : x.view(-1)[::3].numel()
+            ]
             yield Call(f"{list(shape)} {dtype}", (x.to(device),))
 
 

@@ -24,7 +24,9 @@ def _timing(name: str, shape: tuple[int, ...], dtype: torch.dtype, *devices: str
         return Call(name, (torch.randint(256, shape, dtype=torch.uint8, device=device), dtype))
 
     packed = int(np.prod(shape))
-    return Timing(name, make, bytes=packed + packed * 8 * dtype.itemsize, devices=devices or ("cpu", "cuda"))
+    return Timing(
+        name, make, bytes=packed + packed * 8 * dtype.itemsize, devices=devices or ("cpu", "cuda")
+    )
 
 
 def numpy_unpackbits(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,8 +10,8 @@
 namespace bdk {
 namespace {
 
-// Output bytes a thread must have to be worth starting: 256 KiB of float32 take about 15 us, a parallel
-// region about 5 us.
+// Output bytes a thread must have to be worth starting: 256 KiB of float32 take about 15 us, a
+// parallel region about 5 us.
 constexpr int64_t kGrainBytes = 8192;
 // Threads meet at multiples of a cache line of output.
 constexpr int64_t kAlignBytes = 64;
@@ -50,10 +50,9 @@ template <class Pattern, class PackRun>
 void pack_rows(const Pattern* x, uint8_t* packed, int64_t rows, int64_t row_bytes,
                int64_t row_stride, int threads, const PackRun& pack_run) {
   if (row_stride == row_bytes * 8 || rows == 1) {
-    parallel_for(rows * row_bytes, kGrainBytes, kAlignBytes, threads,
-                 [&](int64_t begin, int64_t end) {
-                   pack_run(x + begin * 8, packed + begin, end - begin);
-                 });
+    parallel_for(
+        rows * row_bytes, kGrainBytes, kAlignBytes, threads,
+        [&](int64_t begin, int64_t end) { pack_run(x + begin * 8, packed + begin, end - begin); });
     return;
   }
   const int64_t grain_rows = kGrainBytes / row_bytes + 1;
@@ -79,10 +78,9 @@ int bdk_pack_signs_cpu(const void* x, uint8_t* packed, int64_t rows, int64_t cha
   } else {
     const PackSigns16 pack = choose_16();
     const uint16_t infinity = dtype == kFloat16 ? kInfinity16 : kInfinityB16;
-    pack_rows(static_cast<const uint16_t*>(x), packed, rows, row_bytes, row_stride, threads,
-              [=](const uint16_t* run, uint8_t* out, int64_t bytes) {
-                pack(run, out, bytes, infinity);
-              });
+    pack_rows(
+        static_cast<const uint16_t*>(x), packed, rows, row_bytes, row_stride, threads,
+        [=](const uint16_t* run, uint8_t* out, int64_t bytes) { pack(run, out, bytes, infinity); });
   }
   return BDK_OK;
 }

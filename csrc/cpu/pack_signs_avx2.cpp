@@ -9,7 +9,8 @@ namespace bdk {
 namespace {
 
 // Eight float patterns to eight bits. Signed comparisons: 0 < pattern also rejects the sign bit,
-// pattern <= infinity rejects NaN. The sign of (not above) and (above zero) is collected by movmskps.
+// pattern <= infinity rejects NaN. The sign of (not above) and (above zero) is collected by
+// movmskps.
 inline uint32_t byte_32(const uint32_t* x, __m256i infinity) {
   const __m256i pattern = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   const __m256i above_zero = _mm256_cmpgt_epi32(pattern, _mm256_setzero_si256());
@@ -43,7 +44,8 @@ void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, uint1
   const __m256i top = _mm256_set1_epi16(static_cast<int16_t>(infinity));
   int64_t i = 0;
   for (; i + 4 <= bytes; i += 4, x += 32) {
-    // vpacksswb works on 128-bit halves and leaves the quarters in order 0 2 1 3; vpermq mends that.
+    // vpacksswb works on 128-bit halves and leaves the quarters in order 0 2 1 3; vpermq mends
+    // that.
     const __m256i bytes_mixed = _mm256_packs_epi16(positive_16(x, top), positive_16(x + 16, top));
     const __m256i lanes = _mm256_permute4x64_epi64(bytes_mixed, 0xD8);
     const uint32_t word = static_cast<uint32_t>(_mm256_movemask_epi8(lanes));

@@ -9,8 +9,8 @@
 
 namespace bdk {
 
-// Calls body(begin, end) on disjoint ranges that cover [0, count). A thread is worth its start only for
-// `grain` items or more; every range but the last is a multiple of `align` items long.
+// Calls body(begin, end) on disjoint ranges that cover [0, count). A thread is worth its start only
+// for `grain` items or more; every range but the last is a multiple of `align` items long.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, int64_t align, int threads, const Body& body) {
   int64_t parts = count / grain;

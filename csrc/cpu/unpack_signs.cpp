@@ -51,8 +51,7 @@ UnpackSigns16 choose_16() {
 template <class Pattern, class UnpackRun>
 void unpack_rows(const uint8_t* packed, Pattern* y, int64_t rows, int64_t row_bytes,
                  int64_t row_stride, int threads, const UnpackRun& unpack_run) {
-  const bool stream =
-      rows * row_bytes * 8 * static_cast<int64_t>(sizeof(Pattern)) >= kStreamBytes;
+  const bool stream = rows * row_bytes * 8 * static_cast<int64_t>(sizeof(Pattern)) >= kStreamBytes;
   if (row_stride == row_bytes || rows == 1) {
     parallel_for(rows * row_bytes, kGrainBytes, kAlignBytes, threads,
                  [&](int64_t begin, int64_t end) {

@@ -5,8 +5,8 @@
 
 namespace bdk {
 
-// y: 8 * bytes patterns; `one` is the pattern of +1 in the 16-bit format. `stream` asks for stores that
-// pass by the caches, for outputs too large to stay in them.
+// y: 8 * bytes patterns; `one` is the pattern of +1 in the 16-bit format. `stream` asks for stores
+// that pass by the caches, for outputs too large to stay in them.
 using UnpackSigns32 = void (*)(const uint8_t* packed, uint32_t* y, int64_t bytes, bool stream);
 using UnpackSigns16 = void (*)(const uint8_t* packed, uint16_t* y, int64_t bytes, bool stream,
                                uint16_t one);

@@ -1,4 +1,5 @@
-// unpack_signs with AVX2: a byte is broadcast, each lane tests its own bit, the outcome sets the sign.
+// unpack_signs with AVX2: a byte is broadcast, each lane tests its own bit, the outcome sets the
+// sign.
 #include <immintrin.h>
 
 #include "common/dtype.h"
@@ -17,9 +18,9 @@ inline __m256i values_32(uint8_t byte) {
 }
 
 inline __m256i values_16(const uint8_t* packed, __m256i one) {
-  const __m256i bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 1 << 8, 1 << 9, 1 << 10,
-                                        1 << 11, 1 << 12, 1 << 13, 1 << 14,
-                                        static_cast<int16_t>(1 << 15));
+  const __m256i bit =
+      _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12,
+                        1 << 13, 1 << 14, static_cast<int16_t>(1 << 15));
   const int16_t word = static_cast<int16_t>(packed[0] | packed[1] << 8);
   const __m256i missing =
       _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(word), bit), _mm256_setzero_si256());

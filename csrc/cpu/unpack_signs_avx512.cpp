@@ -1,4 +1,5 @@
-// unpack_signs with AVX-512: packed bits are a mask register as they are, and a masked move sets signs.
+// unpack_signs with AVX-512: packed bits are a mask register as they are, and a masked move sets
+// signs.
 #include <immintrin.h>
 #include <string.h>
 
@@ -33,7 +34,8 @@ void unpack_signs_32_avx512(const uint8_t* packed, uint32_t* y, int64_t bytes, b
     }
   }
   if (i < bytes) _mm512_mask_storeu_epi32(y, 0xFF, _mm512_mask_mov_epi32(minus, packed[i], plus));
-  if (streaming) _mm_sfence();  // streaming stores are not ordered with what other threads read next
+  if (streaming)
+    _mm_sfence();  // streaming stores are not ordered with what other threads read next
 }
 
 void unpack_signs_16_avx512(const uint8_t* packed, uint16_t* y, int64_t bytes, bool stream,

@@ -1,8 +1,7 @@
 // pack_signs: choose the kernel, launch it.
-#include "cuda/pack_signs.cuh"
-
 #include "bitdance_kernels.h"
 #include "cuda/launch.h"
+#include "cuda/pack_signs.cuh"
 
 namespace bdk {
 namespace {
@@ -10,8 +9,8 @@ namespace {
 template <class Pattern>
 void launch(const PackSignsParams& params, Pattern infinity, cudaStream_t stream) {
   constexpr int kWidth = 16 / sizeof(Pattern);  // values a 16-byte load
-  const bool vector = reinterpret_cast<uintptr_t>(params.x) % 16 == 0 &&
-                      params.row_stride % kWidth == 0;
+  const bool vector =
+      reinterpret_cast<uintptr_t>(params.x) % 16 == 0 && params.row_stride % kWidth == 0;
   const bool even = params.row_stride == params.row_bytes * 8;
   const unsigned int blocks =
       grid_blocks(params.bytes, int64_t{kPackSignsThreads} * kPackSignsUnroll);

@@ -19,7 +19,8 @@ struct PackSignsParams {
   int64_t row_stride;  // elements
 };
 
-// The eight patterns of one byte, in registers; `kVector` says that x may be read 16 bytes at a time.
+// The eight patterns of one byte, in registers; `kVector` says that x may be read 16 bytes at a
+// time.
 template <class Pattern, bool kVector>
 struct Eight {
   alignas(16) Pattern pattern[8];
@@ -58,8 +59,7 @@ __global__ void __launch_bounds__(kPackSignsThreads)
       const int64_t i = byte + u * round;
       if (i >= params.bytes) break;
       const int64_t offset =
-          kEven ? i * 8
-                : i / params.row_bytes * params.row_stride + i % params.row_bytes * 8;
+          kEven ? i * 8 : i / params.row_bytes * params.row_stride + i % params.row_bytes * 8;
       values[u].load(x + offset);
     }
 #pragma unroll

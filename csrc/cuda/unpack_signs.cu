@@ -1,9 +1,8 @@
 // unpack_signs: choose the kernel, launch it.
-#include "cuda/unpack_signs.cuh"
-
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
 #include "cuda/launch.h"
+#include "cuda/unpack_signs.cuh"
 
 namespace bdk {
 namespace {
@@ -13,7 +12,8 @@ void launch(const UnpackSignsParams& params, Pattern one, cudaStream_t stream) {
   const bool even = params.row_stride == params.row_bytes;
   const unsigned int blocks =
       grid_blocks(params.bytes, int64_t{kUnpackSignsThreads} * kUnpackSignsUnroll);
-  const auto kernel = even ? unpack_signs_kernel<Pattern, true> : unpack_signs_kernel<Pattern, false>;
+  const auto kernel =
+      even ? unpack_signs_kernel<Pattern, true> : unpack_signs_kernel<Pattern, false>;
   kernel<<<blocks, kUnpackSignsThreads, 0, stream>>>(params, one);
 }
 

@@ -1,5 +1,5 @@
-// Device code of unpack_signs: a thread spreads one byte over eight adjacent values, in 16-byte stores.
-// The output is always a fresh contiguous tensor, so its stores are always aligned.
+// Device code of unpack_signs: a thread spreads one byte over eight adjacent values, in 16-byte
+// stores. The output is always a fresh contiguous tensor, so its stores are always aligned.
 #pragma once
 
 #include <stdint.h>

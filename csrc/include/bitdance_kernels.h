@@ -1,13 +1,14 @@
 // Every exported C function of the native kernels, once.
 //
-// Conventions. All functions return a status: 0 is success, a positive value is a cudaError_t, a negative
-// one a bdk_status below; bdk_*_status_string puts it into words. They allocate nothing, throw nothing,
-// print nothing. Sizes and strides are in elements, never bytes. `dtype` is a code of common/dtype.h.
-// CPU functions use at most `threads` threads and return when the result is written. CUDA functions launch
-// on `stream` of `device`, never synchronise, and can be captured in a graph.
+// Conventions. All functions return a status: 0 is success, a positive value is a cudaError_t, a
+// negative one a bdk_status below; bdk_*_status_string puts it into words. They allocate nothing,
+// throw nothing, print nothing. Sizes and strides are in elements, never bytes. `dtype` is a code
+// of common/dtype.h. CPU functions use at most `threads` threads and return when the result is
+// written. CUDA functions launch on `stream` of `device`, never synchronise, and can be captured in
+// a graph.
 //
-// Bits. Bit = 1 exactly where the value is > 0 (+0, -0 and NaN give 0). Channel c is bit c % 8 of byte
-// c / 8. Unpacked values are +1 and -1.
+// Bits. Bit = 1 exactly where the value is > 0 (+0, -0 and NaN give 0). Channel c is bit c % 8 of
+// byte c / 8. Unpacked values are +1 and -1.
 #pragma once
 
 #include <stdint.h>
@@ -26,8 +27,8 @@ typedef enum {
 
 const char* bdk_cpu_status_string(int status);
 
-// Instruction sets: 0 scalar, 1 AVX2, 2 AVX-512. `isa` is what the kernels use: the best one that the
-// processor has and that bdk_cpu_set_isa_limit allows (by default, any).
+// Instruction sets: 0 scalar, 1 AVX2, 2 AVX-512. `isa` is what the kernels use: the best one that
+// the processor has and that bdk_cpu_set_isa_limit allows (by default, any).
 int bdk_cpu_isa_detected(void);
 int bdk_cpu_isa(void);
 int bdk_cpu_set_isa_limit(int limit);

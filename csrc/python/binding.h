@@ -1,5 +1,5 @@
-// Binds a C function of bitdance_kernels.h as it is declared there: pointers become integers (addresses),
-// the GIL is released, and a status other than 0 becomes a Python RuntimeError.
+// Binds a C function of bitdance_kernels.h as it is declared there: pointers become integers
+// (addresses), the GIL is released, and a status other than 0 becomes a Python RuntimeError.
 #pragma once
 
 #include <pybind11/pybind11.h>

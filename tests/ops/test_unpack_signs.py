@@ -8,7 +8,8 @@ INVALID = {
     "unpack_signs": (
         Invalid("dtype", Call("int32", (torch.zeros(8, dtype=torch.int32),)), TypeError,
                 "unpack_signs: packed must be uint8, got int32"),
-        Invalid("dtype", Call("to int8", (torch.zeros(8, dtype=torch.uint8), torch.int8)), TypeError,
+        Invalid("dtype", Call("to int8", (torch.zeros(8, dtype=torch.uint8), torch.int8)),
+        TypeError,
                 "unpack_signs: dtype must be float32, .* got torch.int8"),
         Invalid("rank", Call("scalar", (torch.tensor(1, dtype=torch.uint8),)), ValueError,
                 r"unpack_signs: packed must be of at least 1 dimension, got shape \[\]"),

@@ -13,9 +13,9 @@ __all__ = ["pack_signs"]
 def pack_signs(x: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
     """Pack the signs of `x` into bits, eight channels a byte.
 
-    ``packed[..., k]`` has bit j set exactly where ``x[..., 8 * k + j] > 0``: +0, -0 and NaN give 0, as in
-    the quantiser of BitDance's tokenizer, which maps them to -1 (not as ``torch.sign``, which has a third
-    value). Equal to ``numpy.packbits(x > 0, axis=-1, bitorder="little")``.
+    ``packed[..., k]`` has bit j set exactly where ``x[..., 8 * k + j] > 0``: +0, -0 and NaN give 0,
+    as in the quantiser of BitDance's tokenizer, which maps them to -1 (not as ``torch.sign``, which
+    has a third value). Equal to ``numpy.packbits(x > 0, axis=-1, bitorder="little")``.
 
     Args:
         x: [..., C], float32, float16, bfloat16 or float64, C a positive multiple of 8; any strides.
@@ -32,7 +32,8 @@ def pack_signs(x: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
         BackendError: a backend named explicitly cannot run the call.
 
     Backends:
-        reference (all dtypes); cpu, triton and cuda (float32, float16, bfloat16). All give equal bytes.
+        reference (all dtypes); cpu, triton and cuda (float32, float16, bfloat16). All give equal
+        bytes.
 
     Example:
         >>> import torch
