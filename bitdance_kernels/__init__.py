@@ -26,11 +26,14 @@ from bitdance_kernels._op import BackendError, explain, use_backend
 from bitdance_kernels._version import __version__
 from bitdance_kernels.binary.pack_signs.op import pack_signs
 from bitdance_kernels.binary.unpack_signs.op import unpack_signs
+from bitdance_kernels.philox import noise, noise_keys
 
 __all__ = [
     "BackendError",
     "__version__",
     "explain",
+    "noise",
+    "noise_keys",
     "pack_signs",
     "unpack_signs",
     "use_backend",
