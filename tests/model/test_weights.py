@@ -1,0 +1,270 @@
+import argparse
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from bitdance import weights
+from bitdance.weights import CheckpointError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _module():
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.normal_()
+    return module
+
+
+@pytest.fixture
+def module():
+    return _module()
+
+
+@pytest.fixture
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def _assert_unchanged(module, state):
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_official_training_checkpoint(tmp_path, state):
+    """A dict with `model`, `ema` and the training arguments; wrappers leave prefixes."""
+    path = tmp_path / "BitDance.pt"
+    arguments = argparse.Namespace(lr=6e-4, model="BitDance-B")
+    ema = {f"module.{name}": tensor + 1 for name, tensor in state.items()}
+    torch.save({"model": state, "ema": ema, "args": arguments, "epoch": 3}, path)
+    assert list(weights.read_weights(path)) == list(state)
+    assert torch.equal(weights.read_weights(path)["0.weight"], state["0.weight"] + 1)
+    read = weights.read_weights(path, prefer="model")
+    assert torch.equal(read["0.weight"], state["0.weight"])
+
+
+def test_only_one_of_model_and_ema(tmp_path, state):
+    path = tmp_path / "model.pt"
+    torch.save({"model": state}, path)
+    assert torch.equal(weights.read_weights(path)["0.weight"], state["0.weight"])
+
+
+def test_tokenizer_and_bare_state_dicts(tmp_path, state):
+    for content in ({"state_dict": state, "epoch": 1}, state):
+        path = tmp_path / "ae.pt"
+        torch.save(content, path)
+        assert list(weights.read_weights(path)) == list(state)
+    path = tmp_path / "ae.safetensors"
+    safetensors.torch.save_file(state, path)
+    read = weights.read_weights(path)
+    assert all(torch.equal(read[name], state[name]) for name in state)
+
+
+class Evil:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+def test_a_pickle_with_code_never_runs_it(tmp_path, state):
+    canary = tmp_path / "canary"
+    path = tmp_path / "evil.pt"
+    torch.save({"model": state, "args": Evil(canary)}, path)
+    with pytest.raises(CheckpointError, match=r"objects other than tensors \(posix.mkdir\)"):
+        weights.read_weights(path)
+    path.write_bytes(pickle.dumps({"model": state, "args": Evil(canary)}))  # no archive around it
+    with pytest.raises(CheckpointError, match="is not a whole checkpoint file"):
+        weights.read_weights(path)
+    assert not canary.exists()
+
+
+def test_an_altered_archive_is_refused(tmp_path, state):
+    path = tmp_path / "model.pt"
+    torch.save({"model": state}, path)
+    whole = bytearray(path.read_bytes())
+    start = whole.index(state["0.weight"].numpy().tobytes())
+    for byte in range(start, start + 48):
+        altered = bytearray(whole)
+        altered[byte] ^= 1
+        path.write_bytes(altered)
+        with pytest.raises(CheckpointError, match=r"is altered: the checksum of .* is wrong"):
+            weights.read_weights(path)
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_truncated_files_are_refused(tmp_path, state, kind):
+    path = tmp_path / f"model.{kind}"
+    if kind == "pt":
+        torch.save({"model": state}, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    whole = path.read_bytes()
+    for length in sorted({0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1}):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=rf"model\.{kind} is not a whole"):
+            weights.read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(2)], "holds a list, not a dict of tensors"),
+        ({"epoch": 3, "lr": 0.1}, "holds no tensors; its keys are epoch, lr"),
+        ({"model": {}}, "holds no tensors"),
+    ],
+)
+def test_files_without_weights(tmp_path, content, message):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        weights.read_weights(path)
+
+
+def test_not_a_checkpoint(tmp_path):
+    for name in ("picture.pt", "picture.safetensors"):
+        path = tmp_path / name
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+        with pytest.raises(CheckpointError, match=rf"{name} is not a whole"):
+            weights.read_weights(path)
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*missing.pt"):
+        weights.read_weights(tmp_path / "missing.pt")
+    with pytest.raises(ValueError, match="prefer must be 'ema' or 'model', got 'best'"):
+        weights.read_weights(tmp_path / "model.pt", prefer="best")
+
+
+def test_load_is_whole(module, state):
+    target = _module()
+    weights.load_weights(target, state, "a test")
+    _assert_unchanged(target, state)
+
+
+def test_every_problem_is_reported_at_once(module, state):
+    target = _module()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    del state["0.bias"]
+    state["extra"] = torch.zeros(1)
+    state["0.weight"] = torch.zeros(3, 5)
+    state["1.weight"] = torch.tensor([1.0, float("nan"), 2.0])
+    state["1.num_batches_tracked"] = torch.tensor(0.5)
+    with pytest.raises(CheckpointError) as caught:
+        weights.load_weights(target, state, "model.pt")
+    message = str(caught.value)
+    assert message.startswith("model.pt does not fit Sequential, nothing was loaded; ")
+    for part in (
+        "1 missing: 0.bias",
+        "1 unexpected: extra",
+        "1 of another shape: 0.weight ([3, 5], expected [3, 4])",
+        "1 of another kind: 1.num_batches_tracked (torch.float32, expected torch.int64)",
+        "1 not finite: 1.weight",
+    ):
+        assert part in message
+    _assert_unchanged(target, before)
+
+
+def test_each_lost_renamed_or_spoiled_tensor_is_noticed(state):
+    target = _module()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    for name, tensor in state.items():
+        spoiled = [
+            {k: v for k, v in state.items() if k != name},
+            {(k + "_" if k == name else k): v for k, v in state.items()},
+            {**state, name: tensor.unsqueeze(0)},
+        ]
+        if tensor.is_floating_point():
+            spoiled.append({**state, name: torch.full_like(tensor, float("inf"))})
+        for tensors in spoiled:
+            with pytest.raises(CheckpointError):
+                weights.load_weights(target, tensors, "a test")
+            _assert_unchanged(target, before)
+
+
+def test_half_precision_checkpoints_are_cast(state):
+    target = _module()
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    weights.load_weights(target, half, "a test")
+    assert target[0].weight.dtype == torch.float32
+    assert torch.equal(target[0].weight, half["0.weight"].float())
+
+
+def test_writing_replaces_the_file_whole(tmp_path, state):
+    path = tmp_path / "model.safetensors"
+    path.write_text("old")
+    weights.write_tensors(path, state)
+    assert set(weights.read_weights(path)) == set(state)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~weights._umask()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("old")
+
+    def fail():
+        with weights.replace_file(path) as temporary:
+            temporary.write_text("new")
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_folders_and_missing_folders_are_refused(tmp_path, state):
+    with pytest.raises(OSError, match="exists and is not a file"):
+        weights.write_tensors(tmp_path, state)
+    with pytest.raises(FileNotFoundError):
+        weights.write_tensors(tmp_path / "nowhere" / "model.safetensors", state)
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 100_000])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, limit):
+    """A limit on the file size stands in for the full disk: writes fail in the same way."""
+
+    def small_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    path = tmp_path / "model.safetensors"
+    path.write_text("old")
+    code = f"""
+import torch
+from pathlib import Path
+from bitdance import weights
+try:
+    weights.write_tensors(Path({str(path)!r}), {{"x": torch.zeros(100_000)}})
+except OSError as error:
+    print("refused", error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=small_disk,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("refused"), done.stderr
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_json_files(tmp_path):
+    path = tmp_path / "config.json"
+    weights.write_text(path, '{"a": 1}')
+    assert weights.read_json(path) == {"a": 1}
+    for text, message in (("{", "is not JSON"), ("[1]", "must hold a JSON object, got list")):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            weights.read_json(path)
