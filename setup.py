@@ -217,6 +217,8 @@ def run(command: list[str | None]) -> None:
 
 def extensions() -> list[Extension]:
     """The modules that can be built here."""
+    cuda_archs()  # a wrong setting is an error on every machine
+    nvcc = find_nvcc()
     if find_compiler() is None:
         print("warning: no C++ compiler, so no native module is built", file=sys.stderr)
         return []
@@ -225,7 +227,7 @@ def extensions() -> list[Extension]:
         sources = [s for s in sources if not s.stem.endswith(tuple(ISA_FLAGS))]
     modules = [Extension("bitdance_kernels._cpu", [str(s.relative_to(ROOT)) for s in sources])]
     modules[0].sources.append("csrc/python/module_cpu.cpp")
-    if find_nvcc() is None:
+    if nvcc is None:
         print("warning: no nvcc, so the CUDA module is not built", file=sys.stderr)
     else:
         sources = sorted((CSRC / "cuda").glob("*.cu"))

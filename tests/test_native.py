@@ -1,0 +1,61 @@
+"""The C interface itself: statuses become errors, and the CUDA module copes without a card."""
+
+import pytest
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.testing import cpu_isas
+
+needs_cpu = pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+needs_cuda = pytest.mark.skipif(
+    _native.cuda.unavailable() is not None, reason="the CUDA module was not built here"
+)
+BAD_SIZES = {"rows": (-1, 8, 8), "channels": (1, 12, 12), "no channels": (1, 0, 0)}
+
+
+@needs_cpu
+@pytest.mark.parametrize("function", ["pack_signs", "unpack_signs"])
+def test_cpu_functions_refuse_what_they_cannot_do(function):
+    call = getattr(_native.cpu, function)
+    with pytest.raises(RuntimeError, match=rf"{function}: dtype code not handled \(status -1\)"):
+        call(0, 0, 1, 8, 8, 7, 1)
+    for sizes in BAD_SIZES.values():
+        with pytest.raises(RuntimeError, match=rf"{function}: size or argument out of range"):
+            call(0, 0, *sizes, 0, 1)
+    with pytest.raises(RuntimeError, match=rf"{function}: size or argument out of range"):
+        call(0, 0, 1, 8, 8, 0, 0)  # no thread
+    with pytest.raises(TypeError):
+        call(0, 0, 1, 8, 8, 0)  # an argument is missing
+
+
+@needs_cpu
+def test_instruction_set_limit_is_checked():
+    for limit in (-1, 3):
+        with pytest.raises(RuntimeError, match="set_isa_limit: size or argument out of range"):
+            _native.cpu.set_isa_limit(limit)
+
+
+@needs_cuda
+@pytest.mark.parametrize("function", ["pack_signs", "unpack_signs"])
+def test_cuda_functions_check_before_they_launch(function):
+    call = getattr(_native.cuda, function)
+    with pytest.raises(RuntimeError, match=rf"{function}: dtype code not handled \(status -1\)"):
+        call(0, 0, 1, 8, 8, 7, 0, 0)
+    for sizes in BAD_SIZES.values():
+        with pytest.raises(RuntimeError, match=rf"{function}: size or argument out of range"):
+            call(0, 0, *sizes, 0, 0, 0)
+    call(0, 0, 0, 8, 8, 0, 0, 0)  # no row: nothing to launch, on any machine
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+@pytest.mark.parametrize("function", ["pack_signs", "unpack_signs"])
+def test_cuda_functions_without_a_card_say_so(function):
+    assert _native.cuda.device_count() == 0
+    with pytest.raises(RuntimeError, match=rf"{function}: .*(driver|no CUDA-capable device)"):
+        getattr(_native.cuda, function)(0, 0, 1, 8, 8, 0, 0, 0)
+
+
+@needs_cuda
+def test_cuda_module_names_its_architectures():
+    assert _native.cuda.architectures.split()
