@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bitdance_kernels
-from bitdance_kernels import noise, noise_keys
+from bitdance_kernels import _native, noise, noise_keys
 from bitdance_kernels.philox import noise_words, philox4x32
 from bitdance_kernels.testing import compare
 
@@ -145,6 +145,57 @@ def test_neighbours_are_uncorrelated(neighbour):
     a, b = draw(**base), draw(**base | {neighbour: base[neighbour] + 1})
     for x, y in ((a, b), (a.square() - 1, b.square() - 1)):
         assert abs((x * y).mean() / (x.norm() * y.norm() / n)) < 5 / math.sqrt(n)
+
+
+NATIVE_CPU = pytest.mark.skipif(
+    _native.cpu.unavailable("noise") is not None, reason=str(_native.cpu.unavailable("noise"))
+)
+
+
+def _native_noise(keys, step, elements, threads=1, words=True):
+    """Normals and words of csrc/common/philox.h, in memory that held something else."""
+    normals = torch.full((len(keys), elements), float("nan"))
+    drawn = torch.full((len(keys), elements), -1, dtype=torch.int32)
+    step = torch.tensor(step, dtype=torch.int64)
+    _native.cpu.noise(
+        keys.data_ptr(),
+        len(keys),
+        elements,
+        step.data_ptr(),
+        normals.data_ptr(),
+        drawn.data_ptr() if words else 0,
+        threads,
+    )
+    return normals, drawn.to(torch.int64) & 0xFFFFFFFF
+
+
+@NATIVE_CPU
+@pytest.mark.parametrize("elements", [1, 2, 3, 4, 7, 512])
+def test_native_words_are_equal_and_normals_within_rounding(elements):
+    keys = noise_keys([0, 2**64 - 1, 12345], [0, 2**32 - 1, 6], ar_step=2**31 - 1, stream=1)
+    for step in (0, 101, 2**32 - 1):
+        normals, words = _native_noise(keys, step, elements)
+        assert torch.equal(words, noise_words(keys, step, elements))
+        wide = noise(keys, step, elements, dtype=torch.float64)
+        compare("rounded", normals, noise(keys, step, elements), wide, "native noise")
+
+
+@NATIVE_CPU
+def test_native_noise_of_many_blocks():
+    keys = noise_keys(8, range(300))
+    alone, words = _native_noise(keys, 4, 1023)
+    assert torch.equal(words, noise_words(keys, 4, 1023))
+    wide = noise(keys, 4, 1023, dtype=torch.float64)
+    compare("rounded", alone, noise(keys, 4, 1023), wide, "native noise")
+    assert torch.equal(_native_noise(keys, 4, 1023, threads=2, words=False)[0], alone)
+    assert torch.equal(_native_noise(keys, 4, 0)[0], torch.empty(300, 0))
+
+
+@NATIVE_CPU
+def test_native_noise_refuses_bad_sizes():
+    for rows, elements, threads in ((-1, 4, 1), (1, -4, 1), (1, 2**34 + 1, 1), (1, 4, 0)):
+        with pytest.raises(RuntimeError, match="noise: size or argument out of range"):
+            _native.cpu.noise(0, rows, elements, 0, 0, 0, threads)
 
 
 def test_bad_arguments():

@@ -41,6 +41,11 @@ int bdk_pack_signs_cpu(const void* x, uint8_t* packed, int64_t rows, int64_t cha
 int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t channels,
                          int64_t row_stride, int dtype, int threads);
 
+// keys: [rows, 3] = (seed, 2 * AR step + stream, sample id); step: one value, counter word 1;
+// normals: [rows, elements]; words_or_null: [rows, elements] or null, the words they were made of.
+int bdk_noise_cpu(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
+                  float* normals, uint32_t* words_or_null, int threads);
+
 // ---------------------------------------------------------------- the CUDA library
 
 const char* bdk_cuda_status_string(int status);
@@ -53,6 +58,9 @@ int bdk_pack_signs_cuda(const void* x, uint8_t* packed, int64_t rows, int64_t ch
 
 int bdk_unpack_signs_cuda(const uint8_t* packed, void* y, int64_t rows, int64_t channels,
                           int64_t row_stride, int dtype, int device, void* stream);
+
+int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
+                   float* normals, uint32_t* words_or_null, int device, void* stream);
 
 #ifdef __cplusplus
 }

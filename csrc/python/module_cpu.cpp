@@ -12,4 +12,5 @@ PYBIND11_MODULE(_cpu, module) {
 
   bind("pack_signs", bdk_pack_signs_cpu);
   bind("unpack_signs", bdk_unpack_signs_cpu);
+  bind("noise", bdk_noise_cpu);
 }

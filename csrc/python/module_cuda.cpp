@@ -11,4 +11,5 @@ PYBIND11_MODULE(_cuda, module) {
 
   bind("pack_signs", bdk_pack_signs_cuda);
   bind("unpack_signs", bdk_unpack_signs_cuda);
+  bind("noise", bdk_noise_cuda);
 }
