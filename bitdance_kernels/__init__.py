@@ -26,12 +26,18 @@ from bitdance_kernels._op import BackendError, explain, use_backend
 from bitdance_kernels._version import __version__
 from bitdance_kernels.binary.pack_signs.op import pack_signs
 from bitdance_kernels.binary.unpack_signs.op import unpack_signs
+from bitdance_kernels.denoise.denoise_step.op import denoise_step
+from bitdance_kernels.denoise.finalize_bits.op import finalize_bits
+from bitdance_kernels.denoise.table import denoise_table
 from bitdance_kernels.philox import noise, noise_keys
 
 __all__ = [
     "BackendError",
     "__version__",
+    "denoise_step",
+    "denoise_table",
     "explain",
+    "finalize_bits",
     "noise",
     "noise_keys",
     "pack_signs",

@@ -1,0 +1,141 @@
+"""denoise_step: the public function and the op's contract."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._op import KernelOp
+from bitdance_kernels.denoise import guidance
+
+__all__ = ["denoise_step"]
+
+_STATE = (torch.float32, torch.float64)
+
+
+def denoise_step(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor | int,
+    *,
+    cfg: torch.Tensor | float | None = None,
+    noise: torch.Tensor | None = None,
+    keys: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """One step of the sampler, from state `x` and prediction `x0` to the next state.
+
+    ::
+
+        (a, b, s) = table[step]
+        x0_cfg    = x0                            without cfg
+                  = x0_u + cfg (x0_c - x0_u)      with cfg, x0 = [x0_c; x0_u]
+        x'        = a x + b x0_cfg + s eps
+
+    ``denoise_table`` makes the table and derives the formula. The noise eps is given, or made here:
+    standard normals of ``noise(keys, step + 1, ...)``, element by element in the order of a row's
+    flattened block. Step, guidance and keys are read from device memory, so that a captured CUDA
+    graph serves all steps.
+
+    Args:
+        x: [R, ..., C] float32 (or float64), any strides.
+        x0: the network's prediction, any floating dtype: of the shape of `x`, or [2 R, ..., C] with
+            `cfg`, the conditional rows first.
+        table: [S + 1, 3] of the dtype of `x`, as ``denoise_table`` makes it.
+        step: row of `table`, from 0: an int, or an int32 or int64 tensor of one element on the
+            device of `x`.
+        cfg: guidance scale: None for no guidance, a number, or a float32 tensor of one element on
+            the device of `x`.
+        noise: eps, of the shape and dtype of `x`. Either `noise` or `keys` must be given.
+        keys: int64 [R, 3] as ``noise_keys`` makes them.
+        backend: "auto" or "reference".
+
+    Returns:
+        The next state, of the shape and dtype of `x`, contiguous.
+
+    Raises:
+        TypeError: a tensor has a wrong dtype.
+        ValueError: a shape or device does not fit, an int `step` is outside the table, or not
+            exactly one of `noise` and `keys` is given.
+        IndexError: a tensor `step` outside the table, on the CPU. On CUDA nobody looks at its
+            value: the result is undefined, or a device-side assertion fails.
+        RuntimeError: an argument requires grad; sampling has no gradient.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Numerics:
+        Computed in the dtype of `x`; guidance rounds as in ``finalize_bits``. The random words
+        behind `keys` are equal on every backend, their normals to within a few units in the last
+        place.
+
+    Backends:
+        reference.
+
+    Example:
+        >>> import torch
+        >>> table, times = denoise_table(4)
+        >>> keys = noise_keys(0, range(2))
+        >>> x = noise(keys, 0, 4 * 32).view(2, 4, 32)
+        >>> for i, t in enumerate(times):
+        ...     x = denoise_step(x, torch.tanh(x + t), table, i, keys=keys)
+        >>> x.shape
+        torch.Size([2, 4, 32])
+    """
+    if not isinstance(step, torch.Tensor):
+        if not 0 <= step < table.shape[0]:
+            raise _checks.fail("denoise_step", "step", f"in [0, {table.shape[0]})", step)
+        step = torch.full((), step, dtype=torch.int64, device=x.device)
+    cfg = guidance.scale_tensor(cfg, x0)
+    return _op.call(x, x0, table, step, cfg, noise, keys, backend)
+
+
+def _check(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    cfg: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> None:
+    op = "denoise_step"
+    _checks.dtype(op, "x", x, _STATE)
+    _checks.rank(op, "x", x, 2)
+    guidance.check(op, x0, cfg)
+    if cfg is None:
+        _checks.shape(op, "x0", x0, x.shape)
+    else:
+        _checks.shape(op, "x0", x0, (2 * x.shape[0], *x.shape[1:]), "[2 R, ...]")
+    _checks.dtype(op, "table", table, (x.dtype,))
+    _checks.rank(op, "table", table, 2, 2)
+    _checks.shape(op, "table", table, (table.shape[0], 3), "[S + 1, 3]")
+    _checks.dtype(op, "step", step, (torch.int32, torch.int64))
+    if step.numel() != 1:
+        raise _checks.fail(op, "step", "of one element", f"shape {list(step.shape)}")
+    if (noise is None) == (keys is None):
+        got = "neither" if noise is None else "both"
+        raise _checks.fail(op, "noise or keys", "given, one of the two", got)
+    if noise is not None:
+        _checks.dtype(op, "noise", noise, (x.dtype,))
+        _checks.shape(op, "noise", noise, x.shape)
+    if keys is not None:
+        _checks.dtype(op, "keys", keys, (torch.int64,))
+        _checks.shape(op, "keys", keys, (x.shape[0], 3), "[R, 3]")
+        if x.shape[1:].numel() > 2**34:
+            raise _checks.fail(op, "x", "of at most 2^34 elements a row", f"{list(x.shape)}")
+    _checks.same_device(op, "x", x, x0=x0, table=table, step=step, noise=noise, keys=keys)
+
+
+def _fake(x: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+_op = KernelOp(
+    "denoise_step",
+    "(Tensor x, Tensor x0, Tensor table, Tensor step, Tensor? cfg, Tensor? noise, Tensor? keys)"
+    " -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order={"cuda": ("reference",), "cpu": ("reference",)},
+)
