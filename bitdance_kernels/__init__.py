@@ -24,6 +24,7 @@ except Exception:
 
 from bitdance_kernels._op import BackendError, explain, use_backend
 from bitdance_kernels._version import __version__
+from bitdance_kernels.autoencode.group_norm_silu.op import group_norm_silu
 from bitdance_kernels.binary.pack_signs.op import pack_signs
 from bitdance_kernels.binary.unpack_signs.op import unpack_signs
 from bitdance_kernels.denoise.denoise_step.op import denoise_step
@@ -38,6 +39,7 @@ __all__ = [
     "denoise_table",
     "explain",
     "finalize_bits",
+    "group_norm_silu",
     "noise",
     "noise_keys",
     "pack_signs",

@@ -8,11 +8,12 @@ exact
 rounded
     Ops whose result is rounded once: against the correctly rounded truth, the rms error is at most
     1.02 times as large (from 256 rows on; fewer tell too little), and no element is more than one
-    unit in the last place away. For float32, where the arithmetic itself rounds: rms <= 2^-21
-    rms(truth), max <= 2^-20 max |truth|.
+    unit in the last place (and 2^-20 max |truth|) away. For float32, where the arithmetic itself
+    rounds: rms <= 2^-21 rms(truth), max <= 2^-20 max |truth|.
 staged
     Ops with several roundings: rms and max error at most twice those of plain PyTorch at the same
     dtype, or the rounding of the result itself where PyTorch happens to be nearer than that.
+    Gradients are always held by this rule: they sum over many elements.
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ def check_backend(case: Case, call: Call, backend: str, *, gradients: bool = Tru
         )
     for name in names:
         where = f"{case.name} [{call.name}] {backend}: {name}"
-        compare(case.rule, actual[name], eager[name], truth[name], where)
+        rule = "staged" if name.startswith("gradient") else case.rule
+        compare(rule, actual[name], eager[name], truth[name], where)
 
 
 def compare(
@@ -203,7 +205,9 @@ def _check_rounded(
     info = torch.finfo(output.dtype)
     # One unit in the last place of the binade that `ideal` lies in.
     ulp = info.eps * torch.exp2(torch.floor(torch.log2(ideal.abs().clamp_min(info.tiny))))
-    _within(_max((actual - ideal) / ulp), 1.0, f"{where}: units in the last place")
+    # The arithmetic itself is in float32, which shows where terms cancel to almost nothing.
+    allowed = ulp + 2.0**-20 * truth.abs().max()
+    _within(_max((actual - ideal) / allowed), 1.0, f"{where}: units in the last place")
     rows = output.numel() // max(1, output.shape[-1] if output.dim() else 1)
     if rows >= 256:
         _within(_rms(error), 1.02 * _rms(ideal - truth), f"{where}: rms error")
@@ -264,8 +268,9 @@ def _outputs(
     if gradients:
         differentiable = [t for t in outputs.values() if t.requires_grad]
         seed.manual_seed(seed.initial_seed())
+        # Sixteenths, which every dtype holds exactly: truth and backend get the same cotangent.
         cotangents = [
-            torch.randn(t.shape, generator=seed, dtype=torch.float64).to(t) for t in differentiable
+            torch.randint(-32, 33, t.shape, generator=seed).to(t) / 16 for t in differentiable
         ]
         grads = torch.autograd.grad(differentiable, leaves, cotangents, allow_unused=True)
         outputs |= {f"gradient {i}": g for i, g in enumerate(grads) if g is not None}
@@ -283,6 +288,8 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
     """The same values in a view with gaps between its rows, starting at an odd address."""
     if tensor.dim() == 0:
         return tensor
+    if tensor.dim() == 4 and tensor.stride(1) == 1 and not tensor.is_contiguous():
+        return strided(tensor.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # stays channels-last
     wide = tensor.new_empty((*tensor.shape[:-1], tensor.shape[-1] + 3))
     view = wide[..., 1:-2]
     view.copy_(tensor)

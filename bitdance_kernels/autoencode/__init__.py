@@ -1,0 +1,1 @@
+"""The convolutional tokenizer: what stands between its convolutions."""

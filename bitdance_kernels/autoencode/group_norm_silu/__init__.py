@@ -1,0 +1,1 @@
+"""Room of group_norm_silu: GroupNorm, adaptive scale and shift, SiLU."""

@@ -1,0 +1,95 @@
+"""group_norm_silu in plain PyTorch; the formulas are in op.py."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels._dtypes import accumulate_dtype
+
+
+def run(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> torch.Tensor:
+    dtype = accumulate_dtype(x)
+    weight, bias, scale, shift = (_to(t, dtype) for t in (weight, bias, scale, shift))
+    x_wide = x.to(dtype).contiguous(memory_format=memory_format(x))
+    z = F.group_norm(x_wide, num_groups, weight, bias, eps)
+    if scale is not None and shift is not None:
+        z = torch.addcmul(_per_image(shift), z, _per_image(scale))
+    y = F.silu(z) if silu else z
+    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def run_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    dtype = accumulate_dtype(x)
+    batch, channels = x.shape[:2]
+    w = torch.ones(channels, dtype=dtype, device=x.device) if weight is None else weight.to(dtype)
+    b = torch.zeros_like(w) if bias is None else bias.to(dtype)
+
+    size = x.shape[1:].numel() // num_groups
+    groups = x.to(dtype).reshape(batch, num_groups, size)
+    var, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
+    rstd = (var + eps).rsqrt()
+    unit = ((groups - mean) * rstd).reshape(x.shape)  # (x - mean) / sqrt(var + eps)
+    n = unit * _per_channel(w) + _per_channel(b)
+
+    of_z = grad.to(dtype)
+    if silu:
+        z = n
+        if scale is not None and shift is not None:
+            z = n * _per_image(scale.to(dtype)) + _per_image(shift.to(dtype))
+        sigmoid = torch.sigmoid(z)
+        of_z = of_z * sigmoid * (1 + z * (1 - sigmoid))
+    of_shift = of_z.sum((2, 3))
+    of_scale = (of_z * n).sum((2, 3))
+    of_n = of_z if scale is None else of_z * _per_image(scale.to(dtype))
+    of_bias = of_n.sum((0, 2, 3))
+    of_weight = (of_n * unit).sum((0, 2, 3))
+
+    # The statistics depend on x too: what the gradient has along 1 and along `unit` is taken out.
+    of_unit = (of_n * _per_channel(w)).reshape(groups.shape)
+    unit = unit.reshape(groups.shape)
+    along_one = of_unit.mean(2, keepdim=True)
+    along_unit = (of_unit * unit).mean(2, keepdim=True)
+    of_x = (rstd * (of_unit - along_one - unit * along_unit)).reshape(x.shape).to(x.dtype)
+
+    # An argument that was not given has an empty gradient: the schema has no optional results.
+    given = ((of_weight, weight), (of_bias, bias), (of_scale, scale), (of_shift, shift))
+    others = (x.new_empty(0) if tensor is None else of.to(tensor.dtype) for of, tensor in given)
+    return of_x.contiguous(memory_format=memory_format(x)), *others
+
+
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """Channels-last if the channels of a position are adjacent in `x`, else contiguous."""
+    last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _to(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _per_image(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:, :, None, None]
+
+
+def _per_channel(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[None, :, None, None]
