@@ -27,22 +27,31 @@ from bitdance_kernels._version import __version__
 from bitdance_kernels.autoencode.group_norm_silu.op import group_norm_silu
 from bitdance_kernels.binary.pack_signs.op import pack_signs
 from bitdance_kernels.binary.unpack_signs.op import unpack_signs
+from bitdance_kernels.denoise.adaln_norm.op import adaln_norm
 from bitdance_kernels.denoise.denoise_step.op import denoise_step
 from bitdance_kernels.denoise.finalize_bits.op import finalize_bits
+from bitdance_kernels.denoise.gated_residual.op import gated_residual, gated_residual_adaln
+from bitdance_kernels.denoise.patch_attention.op import patch_attention
+from bitdance_kernels.denoise.swiglu.op import swiglu
 from bitdance_kernels.denoise.table import denoise_table
 from bitdance_kernels.philox import noise, noise_keys
 
 __all__ = [
     "BackendError",
     "__version__",
+    "adaln_norm",
     "denoise_step",
     "denoise_table",
     "explain",
     "finalize_bits",
+    "gated_residual",
+    "gated_residual_adaln",
     "group_norm_silu",
     "noise",
     "noise_keys",
     "pack_signs",
+    "patch_attention",
+    "swiglu",
     "unpack_signs",
     "use_backend",
 ]

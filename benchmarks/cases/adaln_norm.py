@@ -1,0 +1,70 @@
+"""adaln_norm: the rows of a head evaluation, at batch 64 of B-16x and at batch 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels import adaln_norm
+from bitdance_kernels.testing import Call, Case, Timing
+
+
+def samples(device: torch.device) -> Iterator[Call]:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        modulation = make(5, 6 * 24, dtype=dtype)
+        scale, shift = modulation[:, :24], modulation[:, 24:48]
+        affine = (make(24), make(24))
+        yield Call(
+            f"5 rows, chunks of one tensor, {dtype}", (make(5, 24, dtype=dtype), scale, shift)
+        )
+        rows = [make(300, 40, dtype=dtype) for _ in range(3)]
+        yield Call(f"300 rows, {dtype}", tuple(rows))
+        yield Call(f"affine, {dtype}", (make(5, 24, dtype=dtype), scale, shift, *affine))
+    mixed = (make(3, 4, 7, dtype=torch.bfloat16), make(3, 4, 7), make(3, 4, 7))
+    yield Call("bfloat16 with float32 modulation, odd width", mixed)
+    yield Call("weight alone", (*(make(2, 8) for _ in range(3)), make(8)))
+    yield Call("one row", tuple(make(16) for _ in range(3)))
+    yield Call("no row", tuple(make(0, 8) for _ in range(3)))
+
+
+def _timing(rows: int, width: int, dtype: torch.dtype, *devices: str) -> Timing:
+    name = f"[{rows}, {width}] {str(dtype).removeprefix('torch.')}"
+
+    def make(device: torch.device) -> Call:
+        modulation = torch.randn(rows, 6 * width, device=device).to(dtype)
+        scale, shift = modulation[:, :width], modulation[:, width : 2 * width]
+        return Call(name, (torch.randn(rows, width, device=device).to(dtype), scale, shift))
+
+    return Timing(name, make, 4 * rows * width * dtype.itemsize, devices=devices or ("cpu", "cuda"))
+
+
+def torch_expression(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *affine: Any
+) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], *affine, eps=1e-6) * (1 + scale) + shift
+
+
+CASES = (
+    Case(
+        op=adaln_norm,
+        rule="rounded",
+        samples=samples,
+        timings=(
+            _timing(2048, 768, torch.float32),
+            _timing(128, 5120, torch.float32),
+            _timing(2048, 768, torch.bfloat16, "cuda"),
+            _timing(12288, 768, torch.bfloat16, "cuda"),
+            _timing(8192, 5120, torch.bfloat16, "cuda"),
+            _timing(32, 768, torch.bfloat16, "cuda"),
+        ),
+        baselines={"torch": torch_expression},
+    ),
+)

@@ -1,0 +1,1 @@
+"""Room of adaln_norm: LayerNorm, then scale and shift per token."""

@@ -1,0 +1,59 @@
+"""gated_residual in plain PyTorch, alone and with the norm that follows."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels.denoise import modulated_norm
+
+
+def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    dtype = accumulate_dtype(x)
+    return torch.addcmul(x.to(dtype), gate.to(dtype), h.to(dtype)).to(x.dtype).contiguous()
+
+
+def run_backward(
+    grad: torch.Tensor, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    dtype = accumulate_dtype(x)
+    wide = grad.to(dtype)
+    gradients = (wide, wide * gate.to(dtype), wide * h.to(dtype))
+    return tuple(map(modulated_norm.as_given, gradients, (x, h, gate)))
+
+
+def run_adaln(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = run(x, h, gate)
+    # Of the sum as it is stored, so that fusing the two ops changes no result.
+    return total, modulated_norm.forward(total, scale, shift, weight, bias, eps)
+
+
+def run_adaln_backward(
+    grad_total: torch.Tensor,
+    grad_normed: torch.Tensor,
+    total: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    dtype = accumulate_dtype(total)
+    through_norm, *modulation = modulated_norm.backward(
+        grad_normed, total, scale, weight, bias, eps
+    )
+    of_total = grad_total.to(dtype) + through_norm
+    gradients = (of_total, of_total * gate.to(dtype), of_total * h.to(dtype), *modulation)
+    arguments = (total, h, gate, scale, shift, weight, bias)
+    return tuple(map(modulated_norm.as_given, gradients, arguments))

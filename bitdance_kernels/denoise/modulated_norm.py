@@ -1,0 +1,99 @@
+"""The modulated LayerNorm of adaln_norm and gated_residual: checks, formula and gradient."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels import _checks
+from bitdance_kernels._dtypes import accumulate_dtype
+
+
+def check(
+    op: str,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> None:
+    """Raise TypeError or ValueError unless x [..., C] can be modulated by the others."""
+    _checks.dtype(op, "x", x, _checks.FLOATS)
+    _checks.rank(op, "x", x, 1)
+    if x.shape[-1] == 0:
+        raise _checks.fail(op, "x", "[..., C] with C > 0", f"shape {list(x.shape)}")
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        _checks.dtype(op, name, tensor, _checks.FLOATS)
+        _checks.shape(op, name, tensor, x.shape, "that of x")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            _checks.dtype(op, name, vector, _checks.FLOATS)
+            _checks.shape(op, name, vector, x.shape[-1:], "[C]")
+    _checks.same_device(op, "x", x, scale=scale, shift=shift, weight=weight, bias=bias)
+
+
+def forward(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """LN(x) (1 + scale) + shift, rounded once to the dtype of `x`."""
+    dtype = accumulate_dtype(x)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    normed = F.layer_norm(x.to(dtype), x.shape[-1:], weight, bias, eps)
+    return torch.addcmul(shift.to(dtype), normed, 1 + scale.to(dtype)).to(x.dtype)
+
+
+def backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of x, scale, shift, weight, bias, all in the dtype that is computed in.
+
+    With unit = (x - mean) / sqrt(var + eps) and n = weight unit + bias, the gradient of x is that
+    of unit less what it has along 1 and along unit, since the statistics depend on x too.
+    """
+    dtype = accumulate_dtype(x)
+    x, grad = x.to(dtype), grad.to(dtype)
+    var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+    rstd = (var + eps).rsqrt()
+    unit = (x - mean) * rstd
+    n = unit if weight is None else unit * weight.to(dtype)
+    n = n if bias is None else n + bias.to(dtype)
+
+    of_n = grad * (1 + scale.to(dtype))
+    of_unit = of_n if weight is None else of_n * weight.to(dtype)
+    along_one = of_unit.mean(-1, keepdim=True)
+    along_unit = (of_unit * unit).mean(-1, keepdim=True)
+    of_x = rstd * (of_unit - along_one - unit * along_unit)
+    rows = tuple(range(x.dim() - 1))
+    of_weight, of_bias = of_n * unit, of_n
+    if rows:
+        of_weight, of_bias = of_weight.sum(rows), of_bias.sum(rows)
+    return of_x, grad * n, grad, of_weight, of_bias
+
+
+def as_given(gradient: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+    """`gradient` in the dtype of the argument; empty for one that was not given.
+
+    The schema of a backward op has no optional results, so absence is an empty tensor.
+    """
+    if given is None:
+        return gradient.new_empty(0)
+    # A result must be no alias of an argument or of another result.
+    return gradient.to(given.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def fake_as_given(x: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+    """The fake of `as_given`."""
+    if given is None:
+        return x.new_empty(0, dtype=accumulate_dtype(x))
+    return torch.empty_like(given, memory_format=torch.contiguous_format)

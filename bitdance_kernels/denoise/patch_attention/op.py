@@ -1,0 +1,109 @@
+"""patch_attention: the public function and the op's contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._op import KernelOp
+
+__all__ = ["patch_attention"]
+
+_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_MOST_TOKENS = 64
+
+
+def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto") -> torch.Tensor:
+    """Full attention among the tokens of each patch, straight from the packed projections.
+
+    ::
+
+        o = softmax(q k^T / sqrt(D)) v      per row and head, no mask
+
+    Args:
+        qkv: [R, P, 3C], floating point, any strides: queries, keys and values of the P <= 64 tokens
+            of R patches, each third with its heads side by side, D = C / `num_heads` each.
+        num_heads: divides C.
+        backend: "auto" or "reference".
+
+    Returns:
+        [R, P, C] of the dtype of `qkv`, contiguous.
+
+    Raises:
+        TypeError: `qkv` is not floating point.
+        ValueError: P is over 64, or the last dimension is not 3 `num_heads` D.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Numerics:
+        Scores and sums in float32 (float64 for float64). Differentiable in `qkv`.
+
+    Backends:
+        reference.
+    """
+    return _op.call(qkv, num_heads, backend)
+
+
+def _check(qkv: torch.Tensor, num_heads: int) -> None:
+    op = "patch_attention"
+    _checks.dtype(op, "qkv", qkv, _checks.FLOATS)
+    _checks.rank(op, "qkv", qkv, 3, 3)
+    if num_heads < 1:
+        raise _checks.fail(op, "num_heads", "at least 1", num_heads)
+    if qkv.shape[2] == 0 or qkv.shape[2] % (3 * num_heads) != 0:
+        raise _checks.fail(
+            op, "qkv", f"[R, P, 3C] with C a multiple of num_heads = {num_heads}", list(qkv.shape)
+        )
+    if qkv.shape[1] > _MOST_TOKENS:
+        raise _checks.fail(op, "qkv", f"[R, P, 3C] with P <= {_MOST_TOKENS}", list(qkv.shape))
+
+
+def _fake(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    qkv, num_heads, backend = inputs
+    ctx.save_for_backward(qkv)
+    ctx.settings = (num_heads, backend)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    (qkv,) = ctx.saved_tensors
+    return _backward_op.call(grad, qkv, *ctx.settings), None, None
+
+
+_op = KernelOp(
+    "patch_attention",
+    "(Tensor qkv, int num_heads) -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order=_ORDER,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def _check_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> None:
+    op = "patch_attention_backward"
+    _check(qkv, num_heads)
+    _checks.dtype(op, "grad", grad, _checks.FLOATS)
+    _checks.shape(op, "grad", grad, (*qkv.shape[:2], qkv.shape[2] // 3), "[R, P, C]")
+    _checks.same_device(op, "qkv", qkv, grad=grad)
+
+
+def _fake_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+_backward_op = KernelOp(
+    "patch_attention_backward",
+    "(Tensor grad, Tensor qkv, int num_heads) -> Tensor",
+    room=__package__,
+    check=_check_backward,
+    fake=_fake_backward,
+    order=_ORDER,
+    entry="_backward",
+)

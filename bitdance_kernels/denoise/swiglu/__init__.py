@@ -1,0 +1,1 @@
+"""Room of swiglu: the gate of the feed-forward blocks."""

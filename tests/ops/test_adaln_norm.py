@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from bitdance_kernels import adaln_norm
+from bitdance_kernels.testing import Call, Invalid
+
+X = torch.zeros(3, 8)
+INVALID = {
+    "adaln_norm": (
+        Invalid("dtype", Call("int", (X.int(), X, X)), TypeError, "x must be float32 .* got int32"),
+        Invalid("dtype", Call("int shift", (X, X, X.int())), TypeError, "shift must be float32 .*"),
+        Invalid("rank", Call("scalar", (X[0, 0], X[0, 0], X[0, 0])), ValueError,
+                r"x must be of at least 1 dimension, got shape \[\]"),
+        Invalid("size", Call("per row scale", (X, X[:1], X)), ValueError,
+                r"scale must be of shape that of x = \[3, 8\], got \[1, 8\]"),
+        Invalid("size", Call("weight", (X, X, X, torch.ones(7))), ValueError,
+                r"weight must be of shape \[C\] = \[8\], got \[7\]"),
+        Invalid("size", Call("no channel", (X[:, :0], X[:, :0], X[:, :0])), ValueError,
+                r"x must be \[..., C\] with C > 0, got shape \[3, 0\]"),
+        Invalid("device", Call("scale elsewhere", (X, X.to("meta"), X)), ValueError,
+                "scale must be on cpu like x, got meta"),
+    )
+}  # fmt: skip
+
+
+def _literal(x, scale, shift, weight=None, bias=None, eps=1e-6):
+    mean = x.mean(-1, keepdim=True)
+    unit = (x - mean) / ((x - mean).square().mean(-1, keepdim=True) + eps).sqrt()
+    n = unit if weight is None else unit * weight
+    n = n if bias is None else n + bias
+    return n * (1 + scale) + shift
+
+
+def _arguments(affine):
+    shapes = [(2, 3, 6)] * 3 + ([(6,)] * 2 if affine else [])
+    return [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_forward_and_gradients_of_the_formula(affine):
+    arguments = _arguments(affine)
+    expected, actual = _literal(*arguments), adaln_norm(*arguments)
+    torch.testing.assert_close(actual, expected)
+    cotangent = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(actual, arguments, cotangent),
+        torch.autograd.grad(expected, arguments, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_gradcheck(affine):
+    assert torch.autograd.gradcheck(adaln_norm, _arguments(affine))
+
+
+def test_gradients_reach_the_tensor_that_chunks_were_cut_from():
+    modulation = torch.randn(4, 48, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    scale, shift = modulation.chunk(6, dim=-1)[1:3]
+    adaln_norm(x, scale, shift).sum().backward()
+    touched = modulation.grad.abs().sum(0) > 0
+    assert touched.tolist() == [False] * 8 + [True] * 16 + [False] * 24
+
+
+def test_a_large_mean_costs_no_accuracy():
+    """Statistics in one pass over x and x^2 would lose everything here."""
+    x = (1000 + torch.randn(300, 64)).requires_grad_(False)
+    zeros = torch.zeros_like(x)
+    truth = _literal(x.double(), zeros.double(), zeros.double())
+    error = (adaln_norm(x, zeros, zeros) - truth).abs().max()
+    assert error < 1000 * 2**-20

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from bitdance_kernels import adaln_norm, gated_residual, gated_residual_adaln
+from bitdance_kernels.testing import Call, Invalid
+
+X = torch.zeros(3, 8)
+_SHARED = (
+    ("dtype", "int x", (X.int(), X, X), TypeError, "x must be float32 .* got int32"),
+    ("dtype", "int gate", (X, X, X.int()), TypeError, "gate must be float32 .* got int32"),
+    ("rank", "scalar", (X[0, 0], X[0, 0], X[0, 0]), ValueError, "x must be of at least 1 dim"),
+    ("size", "row of h", (X, X[:1], X), ValueError, r"h must be of shape that of x = \[3, 8\]"),
+    ("device", "gate elsewhere", (X, X, X.to("meta")), ValueError, "gate must be on cpu like x"),
+)  # fmt: skip
+INVALID = {
+    "gated_residual": tuple(
+        Invalid(kind, Call(name, args), error, match) for kind, name, args, error, match in _SHARED
+    ),
+    "gated_residual_adaln": (
+        *(
+            Invalid(kind, Call(name, (*args, args[0], args[0])), error, match)
+            for kind, name, args, error, match in _SHARED
+        ),
+        Invalid(
+            "size",
+            Call("bias", (X,) * 5, {"bias": torch.ones(7)}),
+            ValueError,
+            r"bias must be of shape \[C\] = \[8\], got \[7\]",
+        ),
+    ),
+}
+
+
+def _arguments(count, dtype=torch.float64):
+    return [torch.randn(2, 3, 6, dtype=dtype, requires_grad=True) for _ in range(count)]
+
+
+def test_formula():
+    x, h, gate = _arguments(3)
+    torch.testing.assert_close(gated_residual(x, h, gate), x + gate * h)
+
+
+def test_gradcheck():
+    assert torch.autograd.gradcheck(gated_residual, _arguments(3))
+    affine = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(gated_residual_adaln, _arguments(5))
+    assert torch.autograd.gradcheck(gated_residual_adaln, _arguments(5) + affine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fusing_changes_no_bit(dtype):
+    x, h, gate, scale, shift = _arguments(5, dtype)
+    total, normed = gated_residual_adaln(x, h, gate, scale, shift)
+    assert torch.equal(total, gated_residual(x, h, gate))
+    assert torch.equal(normed, adaln_norm(total, scale, shift))
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_gradients_when_only_one_result_is_used(used):
+    arguments = _arguments(5)
+    fused = gated_residual_adaln(*arguments)[used]
+    x, h, gate, scale, shift = arguments
+    total = gated_residual(x, h, gate)
+    plain = (total, adaln_norm(total, scale, shift))[used]
+    actual = torch.autograd.grad(fused.sum(), arguments, allow_unused=True)
+    expected = torch.autograd.grad(plain.sum(), arguments, allow_unused=True)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)

@@ -1,0 +1,32 @@
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels import swiglu
+from bitdance_kernels.testing import Call, Invalid
+
+INVALID = {
+    "swiglu": (
+        Invalid("dtype", Call("int32", (torch.zeros(2, 8).int(),)), TypeError,
+                "h must be float32 .* got int32"),
+        Invalid("rank", Call("scalar", (torch.tensor(1.0),)), ValueError,
+                r"h must be of at least 1 dimension, got shape \[\]"),
+        Invalid("size", Call("odd", (torch.zeros(2, 7),)), ValueError,
+                r"h must be \[..., 2F\], got shape \[2, 7\]"),
+    )
+}  # fmt: skip
+
+
+def test_first_half_is_the_gate():
+    h = torch.randn(5, 12, dtype=torch.float64)
+    torch.testing.assert_close(swiglu(h), F.silu(h[:, :6]) * h[:, 6:])
+
+
+def test_gradcheck():
+    h = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(swiglu, (h,))
+
+
+def test_saturated_gates_have_finite_gradients():
+    h = torch.tensor([[-1e4, -100.0, 100.0, 1e4] * 2], requires_grad=True)
+    swiglu(h).sum().backward()
+    assert h.grad.isfinite().all()
