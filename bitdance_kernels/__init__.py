@@ -24,8 +24,24 @@ except Exception:
 
 from bitdance_kernels._op import BackendError, explain, use_backend
 from bitdance_kernels._version import __version__
+from bitdance_kernels.attention.block_causal_attention.op import block_causal_attention
+from bitdance_kernels.attention.block_decode_attention.op import block_decode_attention
+from bitdance_kernels.attention.ranges import (
+    Ranges,
+    block_causal_ranges,
+    dense_mask,
+    packed_document_ranges,
+)
+from bitdance_kernels.attention.rope.op import rope
+from bitdance_kernels.attention.rope_append.op import rope_append
 from bitdance_kernels.autoencode.group_norm_silu.op import group_norm_silu
+from bitdance_kernels.binary.bit_counts.op import bit_counts
+from bitdance_kernels.binary.flip_bits.op import flip_bits, flip_signs
+from bitdance_kernels.binary.hamming_distance.op import hamming_distance, nearest_codes
+from bitdance_kernels.binary.lfq_entropy.op import lfq_entropy
+from bitdance_kernels.binary.lfq_quantize.op import lfq_quantize
 from bitdance_kernels.binary.pack_signs.op import pack_signs
+from bitdance_kernels.binary.packed_linear.op import packed_linear
 from bitdance_kernels.binary.unpack_signs.op import unpack_signs
 from bitdance_kernels.denoise.adaln_norm.op import adaln_norm
 from bitdance_kernels.denoise.denoise_step.op import denoise_step
@@ -38,19 +54,35 @@ from bitdance_kernels.philox import noise, noise_keys
 
 __all__ = [
     "BackendError",
+    "Ranges",
     "__version__",
     "adaln_norm",
+    "bit_counts",
+    "block_causal_attention",
+    "block_causal_ranges",
+    "block_decode_attention",
     "denoise_step",
     "denoise_table",
+    "dense_mask",
     "explain",
     "finalize_bits",
+    "flip_bits",
+    "flip_signs",
     "gated_residual",
     "gated_residual_adaln",
     "group_norm_silu",
+    "hamming_distance",
+    "lfq_entropy",
+    "lfq_quantize",
+    "nearest_codes",
     "noise",
     "noise_keys",
     "pack_signs",
+    "packed_document_ranges",
+    "packed_linear",
     "patch_attention",
+    "rope",
+    "rope_append",
     "swiglu",
     "unpack_signs",
     "use_backend",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from bitdance_kernels.binary import bits
+
 
 def run(x: torch.Tensor) -> torch.Tensor:
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=x.device)
-    bits = (x > 0).unflatten(-1, (-1, 8))
-    return (bits * weights).sum(dim=-1, dtype=torch.uint8)
+    return bits.pack(x > 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from bitdance_kernels.binary import bits
+
 
 def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = (packed.unsqueeze(-1) >> shifts) & 1
-    return (bits.to(dtype) * 2 - 1).flatten(-2)
+    return bits.signs(packed, dtype)

@@ -1,0 +1,1 @@
+"""Room of bit_counts: ones per channel."""

@@ -1,0 +1,174 @@
+"""flip_bits and flip_signs: the public functions and the ops' contracts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._op import KernelOp
+
+__all__ = ["flip_bits", "flip_signs"]
+
+_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+
+
+def flip_bits(
+    packed: torch.Tensor,
+    rate: float,
+    *,
+    seed: int | torch.Tensor = 0,
+    offset: int | torch.Tensor = 0,
+    uniforms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Flip each bit with probability `rate` / 2, independently.
+
+    BitDance perturbs its training tokens so: with r1, r2 uniform, a bit flips where r1 < rate r2,
+    which happens with probability exactly rate / 2. One 16-bit random number a bit decides the
+    same: it flips where the number is below rate 2^15. Bit j of byte i takes half-word j (low half
+    of word 0 first) of Philox4x32-10 at counter (i mod 2^32, i div 2^32, offset, 0xB175F11D) under
+    the key `seed`, so the flips are a pure function of seed, offset and position.
+
+    Args:
+        packed: uint8 [..., C / 8], any strides.
+        rate: in [0, 1]; resolved to 2^-15, exact at 0 and 1.
+        seed: 64 bits: an int in [0, 2^64), or an int64 tensor of one element on the device of
+            `packed`, which is read there.
+        offset: number of the draw under that seed, in [0, 2^32); likewise.
+        uniforms: (r1, r2), each floating point [..., C], instead of `seed` and `offset`: the
+            official draw itself.
+        backend: "auto" or "reference".
+
+    Returns:
+        uint8 [..., C / 8], contiguous.
+
+    Raises:
+        TypeError: `packed` is not uint8, or a uniform is not floating point.
+        ValueError: `rate`, `seed` or `offset` is out of range, or shapes or devices do not fit.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Backends:
+        reference.
+    """
+    key = _key("flip_bits", packed, seed, offset)
+    return _op.call(packed, rate, key, *(uniforms or (None, None)), backend)
+
+
+def flip_signs(
+    x: torch.Tensor,
+    rate: float,
+    *,
+    seed: int | torch.Tensor = 0,
+    offset: int | torch.Tensor = 0,
+    uniforms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Negate each value with probability `rate` / 2: ``flip_bits`` for unpacked bits.
+
+    On x of +1 and -1 this is ``unpack_signs(flip_bits(pack_signs(x), ...))`` with the same random
+    numbers, without the round trip.
+
+    Args:
+        x: [..., C], floating point, C a multiple of 8, any strides.
+        rate: as in ``flip_bits``.
+        seed: as in ``flip_bits``.
+        offset: as in ``flip_bits``.
+        uniforms: as in ``flip_bits``, of the shape of `x`.
+        backend: "auto" or "reference".
+
+    Returns:
+        [..., C] of the dtype of `x`, contiguous.
+
+    Raises:
+        TypeError: `x` or a uniform is not floating point.
+        ValueError: as in ``flip_bits``, or C is not a positive multiple of 8.
+        RuntimeError: `x` requires grad.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Backends:
+        reference.
+    """
+    key = _key("flip_signs", x, seed, offset)
+    return _signs_op.call(x, rate, key, *(uniforms or (None, None)), backend)
+
+
+def _key(
+    op: str, like: torch.Tensor, seed: int | torch.Tensor, offset: int | torch.Tensor
+) -> torch.Tensor:
+    """(seed, offset) as int64 [2] on the device of `like`; tensors are not read on the host."""
+    parts = []
+    for name, value, bits in (("seed", seed, 64), ("offset", offset, 32)):
+        if isinstance(value, torch.Tensor):
+            _checks.dtype(op, name, value, (torch.int64,))
+            if value.numel() != 1:
+                raise _checks.fail(op, name, "of one element", f"shape {list(value.shape)}")
+            _checks.same_device(op, "the input", like, **{name: value})
+            parts.append(value.reshape(()))
+            continue
+        if not 0 <= value < 2**bits:
+            raise _checks.fail(op, name, f"in [0, 2^{bits})", value)
+        signed = value - 2**64 if value >= 2**63 else value  # the same 64 bits
+        parts.append(torch.full((), signed, dtype=torch.int64, device=like.device))
+    return torch.stack(parts)
+
+
+def _check_draw(
+    op: str,
+    like: torch.Tensor,
+    shape: tuple[int, ...],
+    rate: float,
+    key: torch.Tensor,
+    r1: torch.Tensor | None,
+    r2: torch.Tensor | None,
+) -> None:
+    if not 0 <= rate <= 1:
+        raise _checks.fail(op, "rate", "in [0, 1]", rate)
+    _checks.dtype(op, "key", key, (torch.int64,))
+    _checks.shape(op, "key", key, (2,), "(seed, offset)")
+    if (r1 is None) != (r2 is None):
+        raise _checks.fail(op, "uniforms", "a pair (r1, r2)", "one of them")
+    for name, uniform in (("uniforms[0]", r1), ("uniforms[1]", r2)):
+        if uniform is not None:
+            _checks.dtype(op, name, uniform, _checks.FLOATS)
+            _checks.shape(op, name, uniform, shape, "[..., C]")
+    _checks.same_device(op, "the input", like, key=key, uniforms=r1)
+    _checks.same_device(op, "the input", like, uniforms=r2)
+
+
+def _check(packed: torch.Tensor, *draw: Any) -> None:
+    _checks.dtype("flip_bits", "packed", packed, (torch.uint8,))
+    _checks.rank("flip_bits", "packed", packed, 1)
+    if packed.shape[-1] == 0:
+        raise _checks.fail("flip_bits", "packed", "[..., C / 8] with C > 0", list(packed.shape))
+    _check_draw("flip_bits", packed, (*packed.shape[:-1], packed.shape[-1] * 8), *draw)
+
+
+def _check_signs(x: torch.Tensor, *draw: Any) -> None:
+    _checks.dtype("flip_signs", "x", x, _checks.FLOATS)
+    _checks.channels("flip_signs", "x", x)
+    _check_draw("flip_signs", x, x.shape, *draw)
+
+
+def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+_op = KernelOp(
+    "flip_bits",
+    "(Tensor packed, float rate, Tensor key, Tensor? r1, Tensor? r2) -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order=_ORDER,
+)
+_signs_op = KernelOp(
+    "flip_signs",
+    "(Tensor x, float rate, Tensor key, Tensor? r1, Tensor? r2) -> Tensor",
+    room=__package__,
+    check=_check_signs,
+    fake=_fake,
+    order=_ORDER,
+    entry="_signs",
+)

@@ -1,0 +1,149 @@
+"""lfq_entropy: the public function and the op's contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._op import KernelOp
+
+__all__ = ["lfq_entropy"]
+
+_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_MOST_BITS = 16
+
+
+def lfq_entropy(
+    x: torch.Tensor,
+    group_bits: int,
+    *,
+    temperature: float = 0.01,
+    eps: float = 1e-5,
+    per_group: bool = False,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two entropies of group-wise look-up-free quantisation, without its 2^d-wide tensors.
+
+    A group of d = `group_bits` channels has the 2^d codes c in {-1, +1}^d, and a token's soft
+    assignment to them is p(c) = softmax_c(2 <x, c> / temperature). The tokenizer's entropy loss is
+    per_sample - codebook, with::
+
+        per_sample = mean over tokens and groups of   H(p) = -sum_c p(c) log p(c)
+        codebook   = -sum_c P(c) log(P(c) + eps),     P = mean of p over tokens and groups
+
+    The softmax over a full hypercube is a product of independent bits, p(c) = prod_i
+    sigmoid(4 x_i c_i / temperature). So H(p) is a sum of d bit entropies, and P is one matrix
+    product of the probabilities of two half-codes, [N, 2^(d/2)] each; this is exact.
+
+    Args:
+        x: [..., C], floating point, C a multiple of `group_bits`; any strides. The first channel of
+            a group is the least significant bit of its code.
+        group_bits: d, 1 to 16.
+        temperature: of the softmax, > 0.
+        eps: inside the logarithm of the codebook term, > 0.
+        per_group: one distribution, and one codebook entropy, for each group.
+        backend: "auto" or "reference".
+
+    Returns:
+        per_sample, a scalar, and codebook, a scalar or (`per_group`) [C / d], in nats, of the dtype
+        of `x`. NaN if there is no token.
+
+    Raises:
+        TypeError: `x` is not floating point.
+        ValueError: C is not a positive multiple of `group_bits`, or a number is out of range.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Numerics:
+        In float32 (float64 for float64). Differentiable in `x`. Memory O(N d + N 2^(d/2) + 2^d),
+        the middle term in chunks of tokens.
+
+    Backends:
+        reference.
+    """
+    return _op.call(x, group_bits, temperature, eps, per_group, backend)
+
+
+def _check(
+    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+) -> None:
+    op = "lfq_entropy"
+    _checks.dtype(op, "x", x, _checks.FLOATS)
+    _checks.rank(op, "x", x, 1)
+    if not 1 <= group_bits <= _MOST_BITS:
+        raise _checks.fail(op, "group_bits", f"in 1 to {_MOST_BITS}", group_bits)
+    if x.shape[-1] == 0 or x.shape[-1] % group_bits != 0:
+        expected = f"[..., C] with C a positive multiple of group_bits = {group_bits}"
+        raise _checks.fail(op, "x", expected, f"shape {list(x.shape)}")
+    for name, value in (("temperature", temperature), ("eps", eps)):
+        if not value > 0:
+            raise _checks.fail(op, name, "greater than 0", value)
+
+
+def _fake(
+    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(()), x.new_empty((x.shape[-1] // group_bits,) if per_group else ())
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, *ctx.settings = inputs
+    ctx.save_for_backward(x)
+
+
+def _backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return (
+        _backward_op.call(*grads, *ctx.saved_tensors, *ctx.settings),
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_op = KernelOp(
+    "lfq_entropy",
+    "(Tensor x, int group_bits, float temperature, float eps, bool per_group) -> (Tensor, Tensor)",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order=_ORDER,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def _check_backward(
+    grad_sample: torch.Tensor, grad_codebook: torch.Tensor, x: torch.Tensor, *settings: Any
+) -> None:
+    op = "lfq_entropy_backward"
+    _check(x, *settings)
+    for name, grad, like in zip(
+        ("grad_sample", "grad_codebook"),
+        (grad_sample, grad_codebook),
+        _fake(x, *settings),
+        strict=True,
+    ):
+        _checks.dtype(op, name, grad, _checks.FLOATS)
+        _checks.shape(op, name, grad, like.shape)
+    _checks.same_device(op, "x", x, grad_sample=grad_sample, grad_codebook=grad_codebook)
+
+
+def _fake_backward(
+    grad_sample: torch.Tensor, grad_codebook: torch.Tensor, x: torch.Tensor, *_: Any
+) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+_backward_op = KernelOp(
+    "lfq_entropy_backward",
+    "(Tensor grad_sample, Tensor grad_codebook, Tensor x, int group_bits, float temperature, "
+    "float eps, bool per_group) -> Tensor",
+    room=__package__,
+    check=_check_backward,
+    fake=_fake_backward,
+    order=_ORDER,
+    entry="_backward",
+)

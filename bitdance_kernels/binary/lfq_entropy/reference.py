@@ -1,0 +1,113 @@
+"""lfq_entropy in plain PyTorch, by the identity that op.py states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels._dtypes import accumulate_dtype
+
+# Tokens whose half-code probabilities are held at a time: at 16 bits a group, 2 x 8 MB a group.
+_CHUNK = 8192
+
+
+def run(
+    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = _logits(x, group_bits, temperature)
+    # A bit of logit l has softplus(-|l|) + |l| sigmoid(-|l|): no overflow, no cancellation.
+    size = logits.abs()
+    bit_entropy = F.softplus(-size) + size * torch.sigmoid(-size)
+    per_sample = bit_entropy.sum(2).mean()
+    p = _distribution(logits, per_group)
+    codebook = -(p * torch.log(p + eps)).sum((1, 2))
+    return per_sample.to(x.dtype), (codebook if per_group else codebook[0]).to(x.dtype)
+
+
+def run_backward(
+    grad_sample: torch.Tensor,
+    grad_codebook: torch.Tensor,
+    x: torch.Tensor,
+    group_bits: int,
+    temperature: float,
+    eps: float,
+    per_group: bool,
+) -> torch.Tensor:
+    logits = _logits(x, group_bits, temperature)
+    tokens, groups, _ = logits.shape
+    s = torch.sigmoid(logits)
+    of_logits = (
+        -logits
+        * s
+        * torch.sigmoid(-logits)
+        * (grad_sample.to(logits.dtype) / max(tokens * groups, 1))
+    )
+
+    p = _distribution(logits, per_group)
+    of_p = -(torch.log(p + eps) + p / (p + eps))  # [G or 1, high codes, low codes]
+    # A constant added to of_p changes nothing below but the rounding errors: take out its mean.
+    of_p = of_p - (p * of_p).sum((1, 2), keepdim=True)
+    share = grad_codebook.to(logits.dtype).reshape(-1, 1, 1) / max(tokens, 1)
+    of_p = of_p * (share if per_group else share / groups)
+    chunks = [
+        _through_distribution(part, of_p.expand(groups, -1, -1)) for part in logits.split(_CHUNK)
+    ]
+    if chunks:
+        of_logits = of_logits + torch.cat(chunks)
+    return (of_logits * (4 / temperature)).reshape(x.shape).to(x.dtype)
+
+
+def _logits(x: torch.Tensor, group_bits: int, temperature: float) -> torch.Tensor:
+    """[N, G, d]: log-odds of bit = +1, 4 x / temperature."""
+    groups = x.shape[-1] // group_bits
+    tokens = x.shape[:-1].numel()
+    return x.to(accumulate_dtype(x)).reshape(tokens, groups, group_bits) * (4 / temperature)
+
+
+def _half_codes(logits: torch.Tensor) -> torch.Tensor:
+    """[N, G, h] to [N, G, 2^h]: probability of every code of h bits, bit i with weight 2^i."""
+    p = logits.new_ones((*logits.shape[:-1], 1))
+    for logit in logits.unbind(-1):
+        logit = logit.unsqueeze(-1)
+        p = torch.cat([p * torch.sigmoid(-logit), p * torch.sigmoid(logit)], dim=-1)
+    return p
+
+
+def _halves(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits of the low bits and of the high bits of a code."""
+    low = (logits.shape[-1] + 1) // 2
+    yield logits[..., :low]
+    yield logits[..., low:]
+
+
+def _distribution(logits: torch.Tensor, per_group: bool) -> torch.Tensor:
+    """Mean code distribution [G or 1, high codes, low codes]: one product of the halves."""
+    tokens, groups, bits = logits.shape
+    low_bits = (bits + 1) // 2
+    total = logits.new_zeros(groups, 2 ** (bits - low_bits), 2**low_bits)
+    for part in logits.split(_CHUNK):
+        low, high = (_half_codes(half).transpose(0, 1) for half in _halves(part))
+        total = total + high.mT @ low
+    mean = total / tokens if tokens else total * float("nan")
+    return mean if per_group else mean.mean(0, keepdim=True)
+
+
+def _through_distribution(logits: torch.Tensor, of_p: torch.Tensor) -> torch.Tensor:
+    """[N, G, d]: sum over codes c of of_p[c] dp(c)/dlogit_i = E[of_p bit_i] - s_i E[of_p]."""
+    low, high = (_half_codes(half).transpose(0, 1) for half in _halves(logits))  # [G, N, codes]
+    of_low = low * (high @ of_p)  # [G, N, low codes]: p(c) of_p(c), summed over the high bits
+    of_high = high * (low @ of_p.mT)
+    mean = of_low.sum(-1, keepdim=True)
+    ones = [part @ _bit_table(part) for part in (of_low, of_high)]
+    s = torch.sigmoid(logits).transpose(0, 1)
+    return (torch.cat(ones, dim=-1) - s * mean).transpose(0, 1)
+
+
+def _bit_table(part: torch.Tensor) -> torch.Tensor:
+    """[codes, h]: bit i of every code."""
+    codes = part.shape[-1]
+    index = torch.arange(codes, device=part.device)
+    shifts = torch.arange(codes.bit_length() - 1, device=part.device)
+    return ((index[:, None] >> shifts) & 1).to(part.dtype)

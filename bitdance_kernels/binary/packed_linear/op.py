@@ -1,0 +1,115 @@
+"""packed_linear: the public function and the op's contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._op import KernelOp
+
+__all__ = ["packed_linear"]
+
+_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+
+
+def packed_linear(
+    packed: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """A linear layer on bits: y = u W^T + b, with u in {-1, +1} the unpacked bits.
+
+    Args:
+        packed: uint8 [..., C / 8], any strides.
+        weight: [F, C], floating point.
+        bias: [F] of the dtype of `weight`, or None.
+        backend: "auto" or "reference".
+
+    Returns:
+        [..., F] of the dtype of `weight`, contiguous.
+
+    Raises:
+        TypeError: `packed` is not uint8, `weight` not floating point, or `bias` of another dtype.
+        ValueError: shapes or devices do not fit.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Numerics:
+        Sums in float32 (float64 for float64), rounded at the end. Small-integer weights give exact
+        results. Differentiable in `weight` and `bias`.
+
+    Backends:
+        reference.
+    """
+    return _op.call(packed, weight, bias, backend)
+
+
+def _check(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    op = "packed_linear"
+    _checks.dtype(op, "packed", packed, (torch.uint8,))
+    _checks.rank(op, "packed", packed, 1)
+    if packed.shape[-1] == 0:
+        raise _checks.fail(op, "packed", "[..., C / 8] with C > 0", list(packed.shape))
+    _checks.dtype(op, "weight", weight, _checks.FLOATS)
+    _checks.rank(op, "weight", weight, 2, 2)
+    _checks.shape(op, "weight", weight, (weight.shape[0], packed.shape[-1] * 8), "[F, C]")
+    if bias is not None:
+        _checks.dtype(op, "bias", bias, (weight.dtype,))
+        _checks.shape(op, "bias", bias, (weight.shape[0],), "[F]")
+    _checks.same_device(op, "packed", packed, weight=weight, bias=bias)
+
+
+def _fake(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return weight.new_empty((*packed.shape[:-1], weight.shape[0]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    packed, weight, bias, backend = inputs
+    ctx.save_for_backward(packed, weight)
+    ctx.settings = (bias is not None, backend)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    has_bias, backend = ctx.settings
+    of_weight, of_bias = _backward_op.call(grad, *ctx.saved_tensors, backend)
+    return None, of_weight, of_bias if has_bias else None, None
+
+
+_op = KernelOp(
+    "packed_linear",
+    "(Tensor packed, Tensor weight, Tensor? bias) -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order=_ORDER,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def _check_backward(grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor) -> None:
+    op = "packed_linear_backward"
+    _check(packed, weight, None)
+    _checks.dtype(op, "grad", grad, _checks.FLOATS)
+    _checks.shape(op, "grad", grad, (*packed.shape[:-1], weight.shape[0]), "[..., F]")
+    _checks.same_device(op, "packed", packed, grad=grad)
+
+
+def _fake_backward(
+    grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+_backward_op = KernelOp(
+    "packed_linear_backward",
+    "(Tensor grad, Tensor packed, Tensor weight) -> (Tensor, Tensor)",
+    room=__package__,
+    check=_check_backward,
+    fake=_fake_backward,
+    order=_ORDER,
+    entry="_backward",
+)

@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+
+from benchmarks.cases.lfq_entropy import all_codes
+from bitdance_kernels import lfq_entropy
+from bitdance_kernels.testing import Call, Invalid
+
+X = torch.zeros(3, 8)
+INVALID = {
+    "lfq_entropy": (
+        Invalid("dtype", Call("int32", (X.int(), 4)), TypeError, "x must be float32 .*, got int32"),
+        Invalid("rank", Call("scalar", (X[0, 0], 1)), ValueError, "x must be of at least 1 dim"),
+        Invalid("size", Call("groups", (X, 3)), ValueError,
+                r"x must be \[..., C\] with C a positive multiple of group_bits = 3, got shape"),
+        Invalid("value", Call("17 bits", (X, 17)), ValueError, "group_bits must be in 1 to 16"),
+        Invalid("value", Call("temperature", (X, 4), {"temperature": 0.0}), ValueError,
+                "temperature must be greater than 0, got 0"),
+        Invalid("value", Call("eps", (X, 4), {"eps": -1.0}), ValueError, "eps must be greater"),
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", range(1, 11))
+def test_equals_the_formula_over_all_codes(bits):
+    """Values and gradients in float64, where codes compete and where one takes all."""
+    for temperature, size in ((0.5, 1.0), (0.01, 0.02), (0.01, 1.0)):
+        x = (size * torch.randn(13, 2 * bits, dtype=torch.float64)).requires_grad_()
+        actual = lfq_entropy(x, bits, temperature=temperature)
+        expected = all_codes(x, bits, temperature)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b)
+            of_a = torch.autograd.grad(a, x, retain_graph=True)
+            of_b = torch.autograd.grad(b, x, retain_graph=True)
+            torch.testing.assert_close(of_a, of_b)
+
+
+def test_per_group_keeps_a_distribution_for_each():
+    x = 0.05 * torch.randn(40, 12, dtype=torch.float64)
+    per_sample, codebook = lfq_entropy(x, 4, per_group=True)
+    alone = [lfq_entropy(part, 4) for part in x.chunk(3, dim=-1)]
+    torch.testing.assert_close(codebook, torch.stack([c for _, c in alone]))
+    torch.testing.assert_close(per_sample, torch.stack([s for s, _ in alone]).mean())
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+def test_gradcheck(per_group):
+    x = (0.1 * torch.randn(4, 6, dtype=torch.float64)).requires_grad_()
+
+    def call(x):
+        return lfq_entropy(x, 3, temperature=0.3, per_group=per_group)
+
+    assert torch.autograd.gradcheck(call, (x,))
+
+
+def test_known_values():
+    per_sample, codebook = lfq_entropy(torch.zeros(10, 8), 8)
+    assert per_sample.item() == pytest.approx(8 * math.log(2), rel=1e-6)
+    assert codebook.item() == pytest.approx(-math.log(2**-8 + 1e-5), rel=1e-6)
+    certain = torch.full((10, 8), 5.0)
+    per_sample, codebook = lfq_entropy(certain, 8)
+    assert per_sample.item() == 0
+    assert codebook.item() == pytest.approx(-math.log(1 + 1e-5), abs=1e-6)
+
+
+def test_sixteen_bits_in_bounded_memory_and_chunks():
+    x = (0.02 * torch.randn(10_000, 16)).requires_grad_()
+    per_sample, codebook = lfq_entropy(x, 16)
+    (per_sample - codebook).backward()
+    assert x.grad.isfinite().all()
+    halves = [lfq_entropy(part.detach(), 16)[0] for part in x.chunk(2)]
+    torch.testing.assert_close(per_sample.detach(), torch.stack(halves).mean())
+
+
+def test_float32_gradients_are_those_of_float64():
+    x = 0.03 * torch.randn(500, 16)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = x.to(dtype).requires_grad_()
+        per_sample, codebook = lfq_entropy(leaf, 8)
+        grads.append(torch.autograd.grad(per_sample - codebook, leaf)[0].double())
+    error = (grads[0] - grads[1]).norm() / grads[1].norm()
+    assert error <= 1e-4
