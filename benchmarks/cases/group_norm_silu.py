@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +43,10 @@ def _timing(batch: int, channels: int, size: int, dtype: torch.dtype, *devices: 
     return Timing(name, make, bytes=moved, devices=devices or ("cpu", "cuda"))
 
 
-def torch_expression(x: torch.Tensor, num_groups: int, *affine: torch.Tensor, **_: Any) -> Any:
-    wide = F.group_norm(x.float(), num_groups, *affine, eps=1e-6)
+def torch_expression(
+    x: torch.Tensor, num_groups: int, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    wide = F.group_norm(x.float(), num_groups, weight, bias, 1e-6)
     return (wide * torch.sigmoid(wide)).to(x.dtype)
 
 

@@ -63,9 +63,9 @@ def backward(
     """
     dtype = accumulate_dtype(x)
     x, grad = x.to(dtype), grad.to(dtype)
-    var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-    rstd = (var + eps).rsqrt()
-    unit = (x - mean) * rstd
+    centred = x - x.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    unit = centred * rstd
     n = unit if weight is None else unit * weight.to(dtype)
     n = n if bias is None else n + bias.to(dtype)
 

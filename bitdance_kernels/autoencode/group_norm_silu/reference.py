@@ -46,9 +46,9 @@ def run_backward(
 
     size = x.shape[1:].numel() // num_groups
     groups = x.to(dtype).reshape(batch, num_groups, size)
-    var, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
-    rstd = (var + eps).rsqrt()
-    unit = ((groups - mean) * rstd).reshape(x.shape)  # (x - mean) / sqrt(var + eps)
+    centred = groups - groups.mean(2, keepdim=True)
+    rstd = (centred.square().mean(2, keepdim=True) + eps).rsqrt()
+    unit = (centred * rstd).reshape(x.shape)  # (x - mean) / sqrt(var + eps)
     n = unit * _per_channel(w) + _per_channel(b)
 
     of_z = grad.to(dtype)

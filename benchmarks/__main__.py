@@ -1,0 +1,159 @@
+"""``python -m benchmarks``: list, run, compare, gpu, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+if "--dry-run" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
+import torch
+
+from benchmarks import compare, gpu, report, run
+from benchmarks.cases import all_cases
+from bitdance_kernels.testing import Case
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 done, 1 a check failed, 2 wrong usage or no card."""
+    options = _parser().parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    listing = commands.add_parser("list", help="ops, backends here, shapes")
+    listing.set_defaults(run=_list)
+
+    one = commands.add_parser("run", help="check ops, then time them on this CPU")
+    one.add_argument("ops", nargs="+", type=_case, metavar="OP")
+    one.add_argument("--backend", action="append", default=[], help="only these backends")
+    one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--seconds", type=float, default=5.0, help="per shape")
+    one.add_argument("--out", type=Path, help="also write the run as JSON")
+    one.add_argument("--unchecked", action="store_true", help="skip the correctness gate")
+    one.set_defaults(run=_run)
+
+    other = commands.add_parser("compare", help="this tree against another commit")
+    other.add_argument("ref", help="commit, branch or tag")
+    other.add_argument("ops", nargs="+", type=_case, metavar="OP")
+    other.add_argument("--rounds", type=int, default=3)
+    other.add_argument("--seconds", type=float, default=2.0, help="per shape and round")
+    other.add_argument("--threads", type=int, default=1)
+    other.set_defaults(run=_compare)
+
+    card = commands.add_parser("gpu", help="check and time everything on a card")
+    card.add_argument("--out", type=Path, required=True, metavar="DIR")
+    card.add_argument("--only", nargs="+", type=_case, metavar="OP")
+    card.add_argument("--seconds", type=float, default=540.0, help="for everything together")
+    card.add_argument("--quick", action="store_true", help="short timings, about two minutes")
+    card.add_argument("--dry-run", action="store_true", help="the same code on the CPU")
+    card.set_defaults(run=_gpu)
+
+    tables = commands.add_parser("report", help="tables and plots from the results")
+    tables.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR")
+    tables.add_argument("--plots", type=Path, metavar="DIR", help="also draw an SVG per file")
+    tables.set_defaults(run=_report)
+    return parser
+
+
+def _case(name: str) -> Case:
+    cases = all_cases()
+    if name not in cases:
+        raise argparse.ArgumentTypeError(f"no op {name!r}; there are {', '.join(cases)}")
+    return cases[name]
+
+
+def _list(_: argparse.Namespace) -> int:
+    for name, case in all_cases().items():
+        print(name)
+        for backend in case.kernel_op.backends:
+            reason = case.kernel_op.unavailable(backend)
+            print(f"  {backend:<10} {'yes' if reason is None else reason}")
+        for shape in case.timings:
+            print(f"  {' and '.join(shape.devices):<13} {shape.name}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    merged = None
+    for case in options.ops:
+        result = run.run(
+            case,
+            backends=options.backend,
+            threads=options.threads,
+            seconds=options.seconds,
+            checked=not options.unchecked,
+        )
+        if result["wrong"]:
+            print(f"{case.name} is wrong, so it is not timed:", *result["wrong"], sep="\n  ")
+            return 1
+        if not result["rows"]:
+            print(f"{case.name}: nothing to time: {result['skipped']}")
+            return 1
+        print(run.table(result), end="\n\n")
+        if merged is None:
+            merged = result
+        else:
+            merged["rows"] += result["rows"]
+    if options.out and merged is not None:
+        run.save(merged, options.out)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    try:
+        text = compare.compare(
+            options.ref,
+            [case.name for case in options.ops],
+            rounds=options.rounds,
+            seconds=options.seconds,
+            threads=options.threads,
+        )
+    except RuntimeError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    if not options.dry_run and not torch.cuda.is_available():
+        print(
+            "gpu: this machine has no CUDA device that PyTorch can use; "
+            "--dry-run goes through the same code on the CPU",
+            file=sys.stderr,
+        )
+        return 2
+    cases = options.only or list(all_cases().values())
+    return gpu.main(
+        cases,
+        options.out,
+        seconds=options.seconds,
+        quick=options.quick,
+        dry_run=options.dry_run,
+    )
+
+
+def _report(options: argparse.Namespace) -> int:
+    try:
+        runs = report.load(options.results)
+    except ValueError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    print(report.markdown(runs) if runs else f"no results in {options.results}")
+    if options.plots:
+        options.plots.mkdir(parents=True, exist_ok=True)
+        for name, result in runs.items():
+            report.plot(result, (options.plots / name).with_suffix(".svg"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What a run was made on, and the limits of that machine measured in the same run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitdance_kernels import env_report
+
+ROOT = Path(__file__).parent.parent
+
+
+def describe(device: torch.device, threads: int) -> dict[str, Any]:
+    """Machine, versions, commit and date of a run."""
+    report = env_report.collect()
+    return {
+        "device": device.type,
+        "cpu": report["cpu"],
+        "cuda": report["cuda"],
+        "packages": report["packages"],
+        "python": report["python"],
+        "threads": threads,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def headline(machine: dict[str, Any], threads: int) -> str:
+    """One line for tables."""
+    versions = " ".join(f"{k} {v}" for k, v in machine["packages"].items() if v)
+    if machine["device"] == "cuda":
+        name = machine["cuda"]["devices"][0]["name"]
+    else:
+        cpu = machine["cpu"]
+        isa = cpu["instruction_set_used"] or "no native code"
+        name = f"{cpu['model']}, {threads} thread{'s' if threads > 1 else ''}, {isa}"
+    return f"{name}; {versions}; {machine['commit']}; {machine['date']}"
+
+
+def pin(threads: int) -> None:
+    """Keep this process, and PyTorch, to `threads` processors."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[:threads])
+
+
+def cpu_limits() -> dict[str, float]:
+    """Memory bandwidth in GB/s on 256 MB: best reader, fill and copy (which moves twice the bytes).
+
+    The fastest of three library reductions stands for reading; which one wins differs by machine.
+    """
+    x = torch.randn(2**26)
+    y = torch.empty_like(x)
+    words = x.numpy().view(np.int64)
+    readers: tuple[Callable[[], Any], ...] = (
+        lambda: x.sum(),
+        lambda: x.view(torch.int64).max(),
+        lambda: np.bitwise_or.reduce(words),
+    )
+    size = x.numel() * 4 / 1e9
+    return {
+        "read_gb_s": size / min(_best(reader) for reader in readers),
+        "write_gb_s": size / _best(lambda: y.fill_(1.0)),
+        "copy_gb_s": 2 * size / _best(lambda: y.copy_(x)),
+    }
+
+
+def cuda_limits() -> dict[str, float]:
+    """Copy bandwidth on 2 GB and the bf16 rate of an 8192-cubed product, by CUDA events."""
+    x = torch.randn(2**28, device="cuda")
+    y = torch.empty_like(x)
+    copy = _best_cuda(lambda: y.copy_(x))
+    size = 8192
+    a = torch.randn(size, size, device="cuda").bfloat16()
+    b = torch.randn(size, size, device="cuda").bfloat16()
+    product = _best_cuda(lambda: torch.mm(a, b))
+    return {
+        "copy_gb_s": 2 * x.numel() * 4 / 1e9 / copy,
+        "bf16_tflop_s": 2 * size**3 / 1e12 / product,
+    }
+
+
+def _best(function: Callable[[], Any], rounds: int = 7) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _best_cuda(function: Callable[[], Any], rounds: int = 10) -> float:
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return min(times)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

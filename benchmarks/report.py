@@ -1,0 +1,94 @@
+"""``python -m benchmarks report``: tables and plots from the files of benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every run in `folder` by file name.
+
+    Raises:
+        ValueError: a file is no result of these commands.
+    """
+    runs = {}
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or not {"machine", "rows"} <= content.keys():
+            raise ValueError(f"{path} is no result of `python -m benchmarks`")
+        runs[path.name] = content
+    return runs
+
+
+def markdown(runs: dict[str, dict[str, Any]]) -> str:
+    """One section per file: the machine, its measured limits, a table per op."""
+    return "\n".join(line for name, run in runs.items() for line in _section(name, run))
+
+
+def _section(name: str, run: dict[str, Any]) -> Iterator[str]:
+    yield f"## {name}\n"
+    yield machine.headline(run["machine"], run["machine"]["threads"]) + ".\n"
+    limits = ", ".join(
+        f"{k.replace('_gb_s', ' GB/s').replace('_', ' ')}: {v:.1f}"
+        for k, v in run["limits"].items()
+    )
+    if limits:
+        yield f"Limits measured in the same run: {limits}.\n"
+    yield "| op | shape | | median | GB/s | best backend is faster by |"
+    yield "|---|---|---|---:|---:|---:|"
+    for row in run["rows"]:
+        ratio = row["median_us"] / _best(run, row)["median_us"]
+        yield (
+            f"| {row['op']} | {row['shape']} | {row['name']} | {_time(row['median_us'])} "
+            f"| {row['gb_s']:.1f} | {ratio:.2f}x |"
+        )
+    yield ""
+
+
+def _best(run: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    same = (
+        r
+        for r in run["rows"]
+        if (r["op"], r["shape"], r["kind"]) == (row["op"], row["shape"], "backend")
+    )
+    return min(same, key=lambda r: r["median_us"])
+
+
+def _time(us: float) -> str:
+    return f"{us:.1f} us" if us < 1000 else f"{us / 1000:.2f} ms"
+
+
+def plot(run: dict[str, Any], path: Path) -> None:
+    """Achieved bandwidth of every backend and baseline, with the measured limit drawn in.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = run["rows"]
+    labels = [f"{row['op']}, {row['shape']}\n{row['name']}" for row in rows]
+    colours = ["tab:blue" if row["kind"] == "backend" else "lightgray" for row in rows]
+    figure, axis = plt.subplots(figsize=(9, 0.45 * len(rows) + 1.5), layout="constrained")
+    axis.barh(labels, [row["gb_s"] for row in rows], color=colours)
+    for (name, value), style in zip(run["limits"].items(), ("-", "--", ":"), strict=False):
+        if name.endswith("gb_s"):
+            label = f"{name.split('_')[0]} limit, {value:.1f} GB/s"
+            axis.axvline(value, color="tab:red", linestyle=style, label=label)
+    axis.invert_yaxis()
+    axis.set_xlabel("GB/s of the bytes that must be moved")
+    axis.tick_params(axis="y", labelsize=7)
+    if run["limits"]:
+        axis.legend(fontsize=8)
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,113 @@
+"""``python -m benchmarks run``: check an op, then time it against its baselines on this CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine, timing
+from bitdance_kernels._op import BackendError
+from bitdance_kernels.testing import Call, Case, check_backend
+
+CPU = torch.device("cpu")
+
+
+def runnable(case: Case, call: Call, wanted: Sequence[str]) -> dict[str, str | None]:
+    """For each backend of the op (or each wanted one) None, or why it cannot run `call`."""
+    reasons: dict[str, str | None] = {}
+    for name in wanted or case.kernel_op.backends:
+        try:
+            with torch.no_grad():
+                case.op(*call.args, **call.kwargs, backend=name)
+            reasons[name] = None
+        except BackendError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def gate(case: Case, backends: Sequence[str], device: torch.device) -> list[str]:
+    """What is wrong with these backends on the samples of the case; empty: nothing."""
+    wrong = []
+    for call in case.samples(device):
+        for name in backends:
+            if runnable(case, call, [name])[name] is not None:
+                continue
+            try:
+                check_backend(case, call, name)
+            except AssertionError as error:
+                wrong.append(str(error))
+    return wrong
+
+
+def run(
+    case: Case,
+    *,
+    backends: Sequence[str] = (),
+    threads: int = 1,
+    seconds: float = 5.0,
+    checked: bool = True,
+) -> dict[str, Any]:
+    """Time every CPU shape of `case`.
+
+    Returns:
+        The run as plain data: "machine", "limits", "wrong" (findings of the gate; then no rows),
+        "skipped" (backend -> reason), "not timed" (baseline -> reason) and "rows".
+    """
+    machine.pin(threads)
+    result: dict[str, Any] = {"machine": machine.describe(CPU, threads), "rows": [], "wrong": []}
+    result["not timed"] = {}
+    call = next(iter(case.samples(CPU)))
+    reasons = runnable(case, call, backends)
+    result["skipped"] = {name: why for name, why in reasons.items() if why is not None}
+    able = [name for name, why in reasons.items() if why is None]
+    if checked:
+        result["wrong"] = gate(case, able, CPU)
+    if result["wrong"] or not able:
+        return result
+    result["limits"] = machine.cpu_limits()
+    for shape in case.timings:
+        if "cpu" not in shape.devices:
+            continue
+        call = shape.make(CPU)
+        with torch.inference_mode():
+            timed = timing.functions(case, call, able)
+            times, failed = timing.time_cpu(timed, call, seconds)
+        result["not timed"] |= {f"{shape.name}: {name}": why for name, why in failed.items()}
+        result["rows"] += timing.rows(case, shape, times, able, "cpu")
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The run for people."""
+    threads = result["machine"]["threads"]
+    lines = [machine.headline(result["machine"], threads)]
+    limits = ", ".join(
+        f"{k.removesuffix('_gb_s')} {v:.1f} GB/s" for k, v in result["limits"].items()
+    )
+    lines.append(f"measured in this run: {limits}")
+    left_out = {**result["skipped"], **result["not timed"]}
+    lines += [f"not timed: {name}: {reason}" for name, reason in left_out.items()]
+    shapes = list(dict.fromkeys(row["shape"] for row in result["rows"]))
+    for shape in shapes:
+        rows = [row for row in result["rows"] if row["shape"] == shape]
+        best = min((r for r in rows if r["kind"] == "backend"), key=lambda r: r["median_us"])
+        lines += ["", f"{rows[0]['op']}, {shape}; speed-up of {best['name']} over each"]
+        lines.append(f"  {'':<18}{'median us':>12}{'p20':>12}{'p80':>12}{'GB/s':>9}{'ratio':>9}")
+        for row in rows:
+            ratio = row["median_us"] / best["median_us"]
+            figures = "".join(f"{row[k]:12.1f}" for k in ("median_us", "p20_us", "p80_us"))
+            lines.append(f"  {row['name']:<18}{figures}{row['gb_s']:9.1f}{ratio:9.2f}")
+    return "\n".join(lines)
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(path)

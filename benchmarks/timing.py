@@ -1,0 +1,141 @@
+"""Timing: interleaved rounds on the CPU, CUDA graphs over rotating inputs on a card."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bitdance_kernels.testing import Call, Case, Timing
+
+Functions = Mapping[str, Callable[[Call], Any]]
+Seconds = dict[str, list[float]]
+
+_LEAST_ROUNDS = 5
+# A measurement is at least this long, so that the clock and the call of a lambda do not matter.
+_LEAST_SECONDS = 2e-3
+
+
+def functions(case: Case, call: Call, backends: Sequence[str]) -> Functions:
+    """What is timed against each other: backends of the op, and the baselines of its case."""
+
+    def backend(name: str) -> Callable[[Call], Any]:
+        return lambda call: case.op(*call.args, **call.kwargs, backend=name)
+
+    def baseline(function: Callable[..., Any]) -> Callable[[Call], Any]:
+        return lambda call: function(*call.args, **call.kwargs)
+
+    timed: dict[str, Callable[[Call], Any]] = {name: backend(name) for name in backends}
+    timed |= {name: baseline(function) for name, function in case.baselines.items()}
+    return timed
+
+
+def time_cpu(timed: Functions, call: Call, seconds: float) -> tuple[Seconds, dict[str, str]]:
+    """Seconds per call of each function, one value a round, and for each that failed the reason.
+
+    The functions take turns, so that a change of the machine's speed meets all of them alike. Large
+    inputs come from memory each time; small ones are warm.
+    """
+    repeats: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for name, function in timed.items():
+        try:
+            repeats[name] = _repeats(function, call)
+        except Exception as error:  # a baseline may not take this dtype
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    times: Seconds = {name: [] for name in repeats}
+    start = time.perf_counter()
+    while True:
+        for name in repeats:
+            begin = time.perf_counter()
+            for _ in range(repeats[name]):
+                timed[name](call)
+            times[name].append((time.perf_counter() - begin) / repeats[name])
+        rounds = len(next(iter(times.values())))
+        if rounds >= _LEAST_ROUNDS and time.perf_counter() - start > seconds:
+            return times, failed
+
+
+def _repeats(function: Callable[[Call], Any], call: Call) -> int:
+    function(call)  # first calls load modules and allocate
+    begin = time.perf_counter()
+    function(call)
+    once = max(time.perf_counter() - begin, 1e-7)
+    return max(1, round(_LEAST_SECONDS / once))
+
+
+def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds, dict[str, str]]:
+    """Seconds per call of each function, L2-cold, and for each that failed the reason.
+
+    Every function is captured into a graph that calls it on one input set after the other; the sets
+    together are more than twice the L2 cache, so each call finds its inputs in device memory.
+    """
+    device = torch.device("cuda")
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    sets = min(64, max(2, -(-2 * cache // max(timing.bytes, 1))))
+    calls = [timing.make(device) for _ in range(sets)]
+    graphs: dict[str, torch.cuda.CUDAGraph] = {}
+    failed: dict[str, str] = {}
+    for name, function in timed.items():
+        try:
+            graphs[name] = _capture(function, calls)
+        except Exception as error:  # a baseline may not run on a card, or not in a graph
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            torch.cuda.synchronize()
+    times: Seconds = {name: [] for name in graphs}
+    start = time.perf_counter()
+    while graphs:
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end) / 1e3 / sets)
+        rounds = len(next(iter(times.values())))
+        if rounds >= 3 * _LEAST_ROUNDS and time.perf_counter() - start > seconds:
+            break
+    return times, failed
+
+
+def _capture(function: Callable[[Call], Any], calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles and loads outside the capture
+        for call in calls[:2]:
+            function(call)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            function(call)
+    return graph
+
+
+def rows(
+    case: Case, timing: Timing, times: Seconds, backends: Sequence[str], device: str
+) -> list[dict[str, Any]]:
+    """One row per function: median and quantiles in microseconds, rates by what must be moved."""
+    table = []
+    for name, values in times.items():
+        quantiles = statistics.quantiles(values, n=5) if len(values) > 1 else values * 4
+        median = statistics.median(values)
+        table.append(
+            {
+                "op": case.name,
+                "shape": timing.name,
+                "name": name,
+                "kind": "backend" if name in backends else "baseline",
+                "device": device,
+                "median_us": median * 1e6,
+                "p20_us": quantiles[0] * 1e6,
+                "p80_us": quantiles[3] * 1e6,
+                "rounds": len(values),
+                "gb_s": timing.bytes / median / 1e9,
+                "gflop_s": timing.flops / median / 1e9,
+            }
+        )
+    return table
