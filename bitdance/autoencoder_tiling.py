@@ -1,0 +1,249 @@
+"""Decode an image tile by tile, with the result of the whole decode.
+
+The coarse stages run on the whole code; the finest levels, whose maps are by far the largest, run on tiles
+with a border that covers the receptive field, so every convolution is exact. What remains global are the
+statistics of AdaGN (taken from the whole code, a matter of course here) and of GroupNorm, taken over the
+whole map. The latter are gathered in passes over the tiles. Pass n settles the n-th norm, since the norms
+before it are settled and its input is exact. After as many passes as there are norms the tiles are exact;
+after fewer, the remaining norms have estimates, the same for all tiles, so that no seam shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from bitdance.autoencoder_blocks import CodeStatistics, Decoder
+
+__all__ = ["decode_tiles"]
+
+
+@torch.no_grad()
+def decode_tiles(
+    decoder: Decoder,
+    codes: torch.Tensor,
+    noise: torch.Tensor | None,
+    *,
+    tile_size: int,
+    tiled_levels: int,
+    passes: int | None,
+) -> torch.Tensor:
+    """Decode one image after the other, the finest levels in tiles.
+
+    Args:
+        decoder: the decoder.
+        codes: [B, z_channels, h, w].
+        noise: like `codes`, for a decoder that takes noise.
+        tile_size: side of a tile in pixels of the image.
+        tiled_levels: levels that run in tiles.
+        passes: over all tiles, to gather statistics; None for as many as make the result exact.
+
+    Returns:
+        [B, out_ch, H, W].
+    """
+    num_levels = len(decoder.up)
+    whole_levels = range(num_levels - 1, tiled_levels - 1, -1)
+    images = []
+    for i in range(codes.shape[0]):
+        one = slice(i, i + 1)
+        statistics = CodeStatistics.of(codes[one])
+        coarse = decoder.stem(codes[one], None if noise is None else noise[one])
+        coarse = decoder.levels(coarse, statistics, whole_levels)
+        tail = _Tail(decoder, statistics, tiled_levels)
+        images.append(tail.run(coarse, tile_size, passes))
+    return torch.cat(images)
+
+
+class _Span(NamedTuple):
+    """One axis of a tile, in cells of the map that is cut into tiles."""
+
+    start: int
+    stop: int
+    border_start: int
+    border_stop: int
+
+    def core(self, size: int) -> slice:
+        """The tile's own part, without the border, of an axis of `size` that was made from it."""
+        factor = size // (self.border_stop - self.border_start)
+        return slice(
+            factor * (self.start - self.border_start), factor * (self.stop - self.border_start)
+        )
+
+
+class _Tail:
+    """The levels that run in tiles, for one image."""
+
+    def __init__(self, decoder: Decoder, statistics: CodeStatistics, tiled_levels: int) -> None:
+        self.decoder = decoder
+        self.statistics = statistics
+        self.levels = range(tiled_levels - 1, -1, -1)
+        upsamplings = min(tiled_levels, len(decoder.up) - 1)
+        self.factor = 2**upsamplings
+        blocks = [len(decoder.up[level].block) for level in self.levels]
+        # AdaGN and the blocks' two norms a level, then norm_out.
+        self.num_norms = sum(1 + 2 * count for count in blocks) + 1
+        # Every 3x3 convolution reaches one cell further; an upsampling halves the reach so far, and its
+        # own convolution comes before it.
+        reach = 1
+        for count in reversed(blocks):
+            reach += 2 * count
+            if upsamplings > 0:
+                reach = -(-reach // 2) + 1
+                upsamplings -= 1
+        self.border = reach
+
+    def run(self, coarse: torch.Tensor, tile_size: int, passes: int | None) -> torch.Tensor:
+        """[1, C, h, w] -> [1, out_ch, h * factor, w * factor]."""
+        exact = passes is None or passes >= self.num_norms
+        known: list[_Moments] = []
+        cells = max(tile_size // self.factor, 1)
+        for settled in range(self.num_norms if passes is None or exact else passes):
+            gathered = known[:settled]
+            for rows, columns in _tiles(coarse, cells, self.border):
+                stop = settled if exact else None
+                norm = _TileNorm(rows, columns, known, gathered, settled, stop)
+                self._tile(coarse, norm)
+            known = gathered
+        _, _, H, W = coarse.shape
+        channels = self.decoder.conv_out.out_channels
+        image = coarse.new_empty(1, channels, H * self.factor, W * self.factor)
+        for rows, columns in _tiles(coarse, cells, self.border):
+            tile = self._tile(coarse, _TileNorm(rows, columns, known))
+            assert tile is not None
+            y = slice(rows.start * self.factor, rows.stop * self.factor)
+            x = slice(columns.start * self.factor, columns.stop * self.factor)
+            image[:, :, y, x] = tile[..., rows.core(tile.shape[2]), columns.core(tile.shape[3])]
+        return image
+
+    def _tile(self, coarse: torch.Tensor, norm: _TileNorm) -> torch.Tensor | None:
+        """A tile with its border, or None when `norm` has ended it early."""
+        rows, columns = norm.rows, norm.columns
+        h = coarse[
+            ..., rows.border_start : rows.border_stop, columns.border_start : columns.border_stop
+        ]
+        try:
+            h = self.decoder.levels(h, self.statistics, self.levels, norm)
+            return self.decoder.head(h, norm)
+        except _Reached:
+            return None
+
+
+def _tiles(coarse: torch.Tensor, cells: int, border: int) -> Iterator[tuple[_Span, _Span]]:
+    _, _, height, width = coarse.shape
+    for rows in _spans(height, cells, border):
+        for columns in _spans(width, cells, border):
+            yield rows, columns
+
+
+def _spans(size: int, cells: int, border: int) -> Iterator[_Span]:
+    for start in range(0, size, cells):
+        stop = min(start + cells, size)
+        # At the map's own edge the convolutions pad with zeros, as in the whole decode.
+        yield _Span(start, stop, max(start - border, 0), min(stop + border, size))
+
+
+class _Reached(Exception):  # noqa: N818  (ends a tile of a gathering pass, is never seen outside)
+    pass
+
+
+class _Moments:
+    """Mean and squared deviation of each group, joined over tiles (Chan et al., 1979) in float64."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        """Take `values` [B, groups, n]."""
+        variance, mean = torch.var_mean(values.float(), dim=-1, correction=0)
+        self.count = values.shape[-1]
+        self.mean = mean.double()
+        self.deviation = variance.double() * self.count
+
+    def join(self, other: _Moments) -> None:
+        """Become the moments of both sets of values."""
+        total = self.count + other.count
+        shift = other.mean - self.mean
+        self.mean = self.mean + shift * (other.count / total)
+        self.deviation = (
+            self.deviation + other.deviation + shift**2 * (self.count * other.count / total)
+        )
+        self.count = total
+
+
+class _TileNorm:
+    """Stands in for `group_norm_silu` on one tile; tells the norms apart by the order of their calls.
+
+    Args:
+        rows: the tile's rows.
+        columns: the tile's columns.
+        known: moments of the whole map for the first norms; the others take the tile's own.
+        gathered: where the tile's moments go, or None.
+        settled: norms that are not gathered any more.
+        stop: norm after which the tile ends, or None.
+    """
+
+    def __init__(
+        self,
+        rows: _Span,
+        columns: _Span,
+        known: list[_Moments],
+        gathered: list[_Moments] | None = None,
+        settled: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.known = known
+        self.gathered = gathered
+        self.settled = settled
+        self.stop = stop
+        self.calls = 0
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        num_groups: int,
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        *,
+        scale: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+        silu: bool = True,
+        eps: float = 1e-6,
+    ) -> torch.Tensor:
+        """Normalise as `group_norm_silu` does, with the statistics of the whole map."""
+        norm, self.calls = self.calls, self.calls + 1
+        moments = self._moments(norm, x, num_groups)
+        deviation = (moments.deviation / moments.count + eps).sqrt()
+        # y = slope x + offset, the norm's own affine map and the adaptive one included.
+        slope = _per_channel(1 / deviation, x)
+        offset = _per_channel(-moments.mean / deviation, x)
+        for factor, term in ((weight, bias), (scale, shift)):
+            if factor is not None:
+                slope, offset = slope * factor, offset * factor
+            if term is not None:
+                offset = offset + term
+        y = torch.addcmul(offset[..., None, None].float(), x, slope[..., None, None].float())
+        return (F.silu(y, inplace=True) if silu else y).to(x.dtype)
+
+    def _moments(self, norm: int, x: torch.Tensor, num_groups: int) -> _Moments:
+        gather = self.gathered is not None and norm >= self.settled
+        if not gather and norm < len(self.known):
+            return self.known[norm]
+        core = x[..., self.rows.core(x.shape[2]), self.columns.core(x.shape[3])]
+        own = _Moments(core.reshape(x.shape[0], num_groups, -1))
+        moments = self.known[norm] if norm < len(self.known) else own
+        if gather:
+            assert self.gathered is not None
+            if norm < len(self.gathered):
+                self.gathered[norm].join(own)
+            else:
+                self.gathered.append(own)
+            if norm == self.stop:
+                raise _Reached
+        return moments
+
+
+def _per_channel(groups: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Repeat [B, groups] to the channels of `x`, [B, C]."""
+    return groups.repeat_interleave(x.shape[1] // groups.shape[1], dim=1)

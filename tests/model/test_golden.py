@@ -1,0 +1,67 @@
+"""Every golden case through our implementation; see `golden_cases` for what a case is."""
+
+import pytest
+import torch
+
+from tests.model import golden_cases
+from tests.model.golden_cases import KINDS, PENDING, RUNNERS, Case, case_names, kind_of, mismatches
+
+golden_cases.load_runners()
+
+KIND_OF = {name: kind_of(name) for name in case_names()}
+
+
+def test_there_are_cases():
+    assert KIND_OF, f"no golden case in {golden_cases.GOLDEN_DIR}"
+
+
+def test_every_case_is_of_a_known_kind():
+    assert not [name for name, kind in KIND_OF.items() if kind is None]
+
+
+def test_every_kind_has_a_runner_or_is_pending():
+    assert set(KINDS) - set(RUNNERS) == PENDING
+
+
+def test_cases_not_covered_yet():
+    waiting = [f"{name} ({kind})" for name, kind in KIND_OF.items() if kind in PENDING]
+    if waiting:
+        pytest.skip("not covered yet: " + ", ".join(waiting))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KIND_OF.items() if kind in RUNNERS])
+def test_golden(name):
+    case = Case.load(name)
+    wrong = mismatches(case, RUNNERS[KIND_OF[name]](case))
+    assert not wrong, "\n".join(wrong)
+
+
+def _case(**out):
+    tensors = {f"out.{name}": value for name, value in out.items()}
+    return Case("made up", {"sensitivity_to_1e6_relative_weight_noise": {}}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1])),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.nan])),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.inf])),
+        (torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, torch.inf])),
+        (torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0]])),
+        (torch.tensor([1.0, -1.0]), torch.tensor([1.0, -1.0 + 1e-6])),
+        (torch.tensor([1, 2]), torch.tensor([1, 3])),
+        (torch.tensor([1, 2]), torch.tensor([1.0, 2.0])),
+        (torch.tensor([True]), torch.tensor([False])),
+        (torch.tensor(0.0), torch.tensor(1e-9)),
+    ],
+    ids=lambda tensor: str(tensor.tolist()),
+)
+def test_a_difference_is_seen(expected, got):
+    case = _case(x=expected)
+    assert mismatches(case, {"out.x": got})
+    assert not mismatches(case, {"out.x": expected.clone()})
+
+
+def test_an_output_the_runner_leaves_out_is_seen():
+    assert mismatches(_case(x=torch.ones(2), y=torch.ones(2)), {"out.x": torch.ones(2)})
