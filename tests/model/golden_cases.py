@@ -53,10 +53,6 @@ KINDS = {
 PENDING = {
     "layout",
     "transformer block",
-    "head, ImageNet per token",
-    "head, ImageNet parallel",
-    "head attention, text-to-image",
-    "head, text-to-image",
     "model, ImageNet",
     "pipeline, text-to-image",
     "utilities",
