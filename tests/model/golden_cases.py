@@ -1,11 +1,13 @@
 """Golden cases: what the official implementation computed, and how ours is held against it.
 
-A case is a pair of files in the golden directory (``tests/golden``, or ``BITDANCE_GOLDEN_DIR``): tensors
-``state.*`` (weights), ``in.*``, ``noise.*`` and ``out.*``, and a JSON file that tells how they were made.
-Nothing here or in a runner may depend on the name, the sizes or the number of the cases at hand.
+A case is a pair of files in the golden directory (``tests/golden``, or ``BITDANCE_GOLDEN_DIR``):
+tensors ``state.*`` (weights), ``in.*``, ``noise.*`` and ``out.*``, and a JSON file that tells how
+they were made. Nothing here or in a runner may depend on the name, the sizes or the number of the
+cases at hand.
 
-A kind of case is known by the official source its description names. To cover a kind, write a runner for
-it in a module ``golden_<family>.py`` beside this one, and take the kind out of `PENDING`::
+A kind of case is known by the official source its description names. To cover a kind, write a
+runner for it in a module ``golden_<family>.py`` beside this one, and take the kind out of
+`PENDING`::
 
     @runner("quantiser")
     def run_quantiser(case: Case) -> dict[str, torch.Tensor]:
@@ -51,11 +53,7 @@ KINDS = {
 
 # Kinds that have no runner yet.
 PENDING = {
-    "layout",
-    "transformer block",
-    "model, ImageNet",
     "pipeline, text-to-image",
-    "utilities",
 }
 
 
@@ -124,9 +122,9 @@ class Case:
     def tolerance(self, name: str) -> float:
         """Largest absolute error allowed in ``out.*`` tensor `name`, 0 where it must match exactly.
 
-        Integers, booleans and tensors of +1 and -1 match exactly. Elsewhere it is the rule of the golden
-        vectors' documentation: 5 times the output's change under a relative weight noise of 1e-6, plus
-        1e-5 of the largest value; gradients of modules without weights get 1e-4.
+        Integers, booleans and tensors of +1 and -1 match exactly. Elsewhere it is the rule of the
+        golden vectors' documentation: 5 times the output's change under a relative weight noise of
+        1e-6, plus 1e-5 of the largest value; gradients of modules without weights get 1e-4.
         """
         expected = self.tensors[name]
         if not expected.is_floating_point():

@@ -1,0 +1,248 @@
+"""The command line: ``bitdance generate | reconstruct | info``.
+
+Exit status: 0 done, 1 it could not be done (one line says why), 2 wrong usage, 130 stopped with
+Ctrl-C. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bitdance import weights
+from bitdance.autoencoder import to_uint8
+from bitdance.pipeline import BitDance
+from bitdance_kernels import __version__
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"bitdance {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bitdance",
+        description="Generate images with BitDance models, whose tokens are bits.",
+        epilog="`bitdance COMMAND --help` explains a command. "
+        "`python -m bitdance_kernels` tells what this machine has.",
+    )
+    parser.add_argument("--version", action="version", version=f"bitdance {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser(
+        "generate",
+        help="generate images of classes",
+        description="Generate images of one or more classes. Image i of a seed is the same "
+        "whatever else is generated with it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_model(generate)
+    generate.add_argument(
+        "--class", dest="classes", nargs="+", required=True, metavar="CLASS",
+        help="class names or numbers",
+    )  # fmt: skip
+    generate.add_argument("--n", type=_positive, default=1, help="images per class")
+    generate.add_argument("--seed", type=int, default=0, help="random seed, 0 to 2^64 - 1")
+    generate.add_argument("--steps", type=_positive, default=100, help="denoising steps per patch")
+    generate.add_argument("--cfg", type=float, help="guidance scale (default: the model's own)")
+    generate.add_argument(
+        "--cfg-schedule", choices=("linear", "constant"), default="linear",
+        help="guidance over the autoregressive steps",
+    )  # fmt: skip
+    generate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
+    generate.add_argument(
+        "--out", type=Path, default=Path("out.png"),
+        help="an image file for a grid, a row per class, or a folder for single images",
+    )  # fmt: skip
+    generate.add_argument("--quiet", action="store_true", help="no progress bar")
+    generate.set_defaults(run=_generate)
+
+    reconstruct = commands.add_parser(
+        "reconstruct",
+        help="send images through the tokenizer",
+        description="Encode images to bits and decode them again; each original and its "
+        "reconstruction are written side by side.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_model(reconstruct)
+    reconstruct.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    reconstruct.add_argument("--size", type=_positive, help="resize the shorter side to this")
+    reconstruct.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
+    reconstruct.set_defaults(run=_reconstruct)
+
+    info = commands.add_parser(
+        "info",
+        help="what a checkpoint holds",
+        description="Configuration, parameters and bits per image of a checkpoint. "
+        "Without one: the environment.",
+    )
+    info.add_argument("model", nargs="?", help="folder, file or hub id")
+    info.add_argument("--tokenizer", help="the tokenizer's own file")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True,
+        help="a folder that save_pretrained wrote, an official .pt file, or a hub id owner/name",
+    )  # fmt: skip
+    parser.add_argument("--tokenizer", help="the tokenizer's own file, where --model lacks it")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _load(options: argparse.Namespace) -> BitDance:
+    return BitDance.from_pretrained(
+        options.model,
+        tokenizer=options.tokenizer,
+        dtype=DTYPES[options.dtype],
+        device=options.device,
+    )
+
+
+def _generate(options: argparse.Namespace) -> None:
+    _check_writable(options.out)
+    pipeline = _load(options)
+    labels = [pipeline.label(name) for name in options.classes for _ in range(options.n)]
+    images = pipeline.generate(
+        labels,
+        seed=options.seed,
+        steps=options.steps,
+        cfg_scale=options.cfg,
+        cfg_schedule=options.cfg_schedule,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+    )
+    if options.out.suffix.lower() in IMAGE_SUFFIXES:
+        columns = options.n if len(options.classes) > 1 else math.ceil(math.sqrt(options.n))
+        _save(grid(images, columns), options.out)
+        print(f"{len(images)} images, seed {options.seed}: {options.out}")
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        _save(image, options.out / f"{i:05d}-class{label}.png")
+    print(f"{len(images)} images, seed {options.seed}: {options.out}/")
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    pictures = [_open(path, options.size) for path in options.images]
+    options.out.mkdir(parents=True, exist_ok=True)
+    pipeline = _load(options)
+    autoencoder = pipeline.model.vae
+    for path, picture in zip(options.images, pictures, strict=True):
+        factor = autoencoder.config.downsampling
+        width, height = (side // factor * factor for side in picture.size)
+        if width == 0 or height == 0:
+            raise ValueError(f"{path} is smaller than {factor} pixels; use --size")
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        images = (pixels.to(pipeline.device, DTYPES[options.dtype]) / 127.5) - 1
+        with torch.inference_mode():
+            packed = autoencoder.encode(images, packed=True)
+            decoded = to_uint8(autoencoder.decode(packed)).cpu()
+        again = Image.fromarray(decoded[0].permute(1, 2, 0).contiguous().numpy())
+        error = float((decoded[0].double() - pixels[0].double()).square().mean())
+        psnr = 10 * math.log10(255**2 / error) if error else math.inf
+        target = options.out / f"{path.stem}-reconstructed.png"
+        _save(grid([picture, again], 2), target)
+        print(f"{path}: {packed.numel()} bytes of bits, {psnr:.2f} dB: {target}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.model is None:
+        from bitdance_kernels import env_report
+
+        env_report.main(["--json"] if options.json else [])
+        return
+    pipeline = BitDance.from_pretrained(options.model, tokenizer=options.tokenizer)
+    model = pipeline.model
+    counts = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
+    counts = {name: count for name, count in counts.items() if count}
+    config = pipeline.config
+    report = {
+        "model": config.to_dict(),
+        "parameters": {"all": sum(p.numel() for p in model.parameters()), **counts},
+        "ar_steps": config.ar_steps,
+        "tokens_per_image": config.tokens,
+        "bits_per_image": config.tokens * config.token_bits,
+    }
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    print(f"{options.model}")
+    print(f"  parameters       {report['parameters']['all']:,}")
+    for name, count in counts.items():
+        print(f"    {name:<14} {count:,}")
+    print(f"  one image        {config.tokens} tokens of {config.token_bits} bits")
+    print(f"                   = {report['bits_per_image'] // 8:,} bytes packed")
+    print(f"  AR steps         {config.ar_steps}, {config.tokens // config.ar_steps} tokens a step")
+    print(f"  classes          {config.num_classes}")
+
+
+def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Images of one size in rows of `columns`, two pixels apart."""
+    width, height = images[0].size
+    rows = math.ceil(len(images) / columns)
+    gap = 2
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet
+
+
+def _open(path: Path, size: int | None) -> Image.Image:
+    try:
+        picture = Image.open(path).convert("RGB")
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{path} is no image") from error
+    if size is None:
+        return picture
+    scale = size / min(picture.size)
+    sides = [round(side * scale) for side in picture.size]
+    return picture.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
+
+
+def _check_writable(out: Path) -> None:
+    """Fail before the work, not after it."""
+    folder = out.parent if out.suffix.lower() in IMAGE_SUFFIXES else out
+    folder.mkdir(parents=True, exist_ok=True)
+    with weights.replace_file(folder / ".bitdance-probe") as probe:
+        probe.write_bytes(b"")
+    (folder / ".bitdance-probe").unlink()
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with weights.replace_file(path) as temporary:
+        image.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])

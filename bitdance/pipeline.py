@@ -1,0 +1,365 @@
+"""From a checkpoint to pictures: ``BitDance.from_pretrained(...).generate(labels)``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from bitdance import weights
+from bitdance.autoencoder import to_uint8
+from bitdance.config import PRESETS, ModelConfig
+from bitdance.model import BitDanceModel, StepResult
+from bitdance.sampler import binarize
+
+FORMAT = "bitdance-1"
+OutputType = Literal["pil", "np", "pt", "latent"]
+Callback = Callable[["BitDance", int, int, Mapping[str, torch.Tensor]], Any]
+
+
+class GenerationCancelled(Exception):  # noqa: N818  (no error: somebody asked for it)
+    """``generate`` was stopped, by a callback that returned False or by ``interrupt``."""
+
+
+class BitDance:
+    """A class-conditional BitDance model with its tokenizer.
+
+    Attributes:
+        model: the network, a ``torch.nn.Module`` with the official parameter names.
+        config: its configuration.
+        classes: names of the classes, "" where a class has none.
+        interrupt: set to True, from a callback or another thread, to stop ``generate``.
+    """
+
+    def __init__(self, model: BitDanceModel, classes: Sequence[str] | None = None) -> None:
+        self.model = model.eval()
+        self.config = model.config
+        self.classes = tuple(classes) if classes is not None else _class_names(model.config)
+        self.interrupt = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        config: ModelConfig | str | None = None,
+        prefer: str = "ema",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> BitDance:
+        """Load a model; either all of it is loaded or nothing.
+
+        Args:
+            source: a folder written by ``save_pretrained``; an official checkpoint (``.pt``) or a
+                ``.safetensors`` file; or the id "owner/name" of a Hugging Face repository that
+                holds such a folder (needs ``pip install bitdance[hub]``).
+            tokenizer: the tokenizer's own file, where `source` is a file without its weights (or
+                with others).
+            config: of a file: a ``ModelConfig`` or the name of a preset. By default the preset that
+                the shapes in the file belong to.
+            prefer: "ema" or "model", for files that hold both.
+            dtype: of the parameters.
+            device: where to put the model.
+            revision: of a Hugging Face repository.
+            local_files_only: take only what was downloaded before.
+
+        Raises:
+            FileNotFoundError: there is no such file, folder or repository.
+            CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
+            ValueError: an argument is out of range.
+        """
+        path = Path(source)
+        if not path.exists():
+            path = _download(str(source), revision, local_files_only)
+        if path.is_dir():
+            model_config, tensors, classes = _read_folder(path)
+        else:
+            tensors = weights.read_weights(path, prefer=prefer)
+            if tokenizer is not None:
+                _, tensors = weights.split_prefix(tensors, "vae.")
+                tensors |= _read_tokenizer(Path(tokenizer))
+            model_config, classes = _find_config(tensors, config, path), None
+        model = BitDanceModel(model_config)
+        weights.load_weights(model, tensors, str(path))
+        return cls(model.to(device=device, dtype=dtype), classes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and the weights (safetensors) into `folder`.
+
+        The weights' file is named after its checksum and the configuration that points to it is
+        replaced last, so an interrupted save leaves the earlier model loadable.
+
+        Raises:
+            OSError: the folder cannot be written or the disk is full; what was there is unchanged.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / "model.new.safetensors"
+        weights.write_tensors(fresh, self.model.state_dict())
+        digest = weights.sha256(fresh)
+        file = folder / f"model-{digest[:12]}.safetensors"
+        fresh.replace(file)
+        content = {
+            "format": FORMAT,
+            "weights": {"file": file.name, "sha256": digest},
+            "model": self.config.to_dict(),
+            "classes": list(self.classes),
+        }
+        weights.write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
+        for old in folder.glob("model-*.safetensors"):
+            if old != file:
+                old.unlink()
+
+    def label(self, name: str | int) -> int:
+        """Number of a class given by name or number.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        count = self.config.num_classes
+        text = str(name).strip()
+        if text.lstrip("-").isdigit():
+            if 0 <= int(text) < count:
+                return int(text)
+            raise ValueError(f"class must be 0 to {count - 1} or a name, got {name}")
+        lower = [c.lower() for c in self.classes]
+        if text.lower() in lower:
+            return lower.index(text.lower())
+        near = [c for c in self.classes if text.lower() in c.lower()][:5]
+        hint = f"; perhaps {', '.join(near)}?" if near else ""
+        raise ValueError(f"class must be 0 to {count - 1} or a name, got {name!r}{hint}")
+
+    def generate(
+        self,
+        labels: Sequence[int | str],
+        *,
+        seed: int | Sequence[int] = 0,
+        sample_ids: Sequence[int] | None = None,
+        steps: int = 100,
+        cfg_scale: float | None = None,
+        cfg_schedule: Literal["linear", "constant"] = "linear",
+        batch_size: int | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callback | None = None,
+        progress: bool = True,
+    ) -> Any:
+        """Generate one picture per label.
+
+        Picture i depends on its label, its seed and its sample id and on nothing else: its noise is
+        bit for bit the same alone and in any batch, the picture the same within rounding.
+
+        Args:
+            labels: class numbers or names.
+            seed: one 64-bit seed for all pictures, or one per picture.
+            sample_ids: tells pictures of one seed apart; by default 0, 1, 2, ... with one seed, and
+                0 for every picture with a seed of its own.
+            steps: denoising steps per patch, before the final one.
+            cfg_scale: guidance; 1 or less is none. By default the model's published scale.
+            cfg_schedule: "linear" grows with the AR step as in the published sampler.
+            batch_size: pictures at a time; by default all.
+            output_type: "pil": a list of images; "np": uint8 [n, H, W, 3]; "pt": uint8
+                [n, 3, H, W]; "latent": packed bits uint8 [n, tokens, C / 8] in generation order.
+            callback_on_step_end: called as f(self, AR step, AR steps, {"packed": the step's
+                bits, rows of the conditional half first});
+                stops the run by returning False.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: an argument is out of range; nothing is computed.
+            GenerationCancelled: a callback returned False, or ``interrupt`` was set.
+        """
+        numbers = [self.label(label) for label in labels]
+        count = len(numbers)
+        seeds, ids = _seeds(seed, sample_ids, count)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(
+                f"generate: output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"generate: batch_size must be at least 1, got {batch_size}")
+        if cfg_scale is None:
+            cfg_scale = self.config.cfg_scale
+        size = batch_size or max(count, 1)
+        batches = [slice(i, min(i + size, count)) for i in range(0, count, size)]
+        total = self.config.ar_steps
+        self.interrupt = False
+        made: list[torch.Tensor] = []
+        with (
+            torch.inference_mode(),
+            tqdm(total=total * len(batches), disable=not progress, unit="step") as bar,
+        ):
+
+            def on_step(result: StepResult) -> None:
+                bar.update()
+                step, wanted = result.step, True
+                if callback_on_step_end is not None:
+                    bits = {"packed": result.packed}
+                    wanted = callback_on_step_end(self, step, total, bits) is not False
+                if self.interrupt or not wanted:
+                    raise GenerationCancelled(f"stopped after AR step {step + 1} of {total}")
+
+            for batch in batches:
+                tokens = self.model.sample(
+                    torch.tensor(numbers[batch], device=self.device),
+                    steps=steps,
+                    cfg_scale=cfg_scale,
+                    cfg_schedule=cfg_schedule,
+                    seeds=seeds[batch],
+                    sample_ids=ids[batch],
+                    on_step=on_step,
+                )
+                if output_type == "latent":
+                    made.append(binarize(tokens)[1])
+                else:
+                    made.append(to_uint8(self.model.decode(tokens)).cpu())
+        return self._finish(made, output_type)
+
+    def _finish(self, made: list[torch.Tensor], output_type: str) -> Any:
+        """The batches together, as `output_type` says."""
+        config = self.config
+        if output_type == "latent":
+            none = torch.empty(0, config.tokens, -(-config.token_bits // 8), dtype=torch.uint8)
+            return torch.cat(made) if made else none
+        side = config.resolution
+        pixels = torch.cat(made) if made else torch.empty(0, 3, side, side, dtype=torch.uint8)
+        if output_type == "pt":
+            return pixels
+        arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]
+
+
+def _seeds(
+    seed: int | Sequence[int], sample_ids: Sequence[int] | None, count: int
+) -> tuple[list[int], list[int]]:
+    """The seed and the sample id of each picture."""
+    one = isinstance(seed, int)
+    seeds = [seed] * count if isinstance(seed, int) else [int(s) for s in seed]
+    if sample_ids is not None:
+        ids = [int(i) for i in sample_ids]
+    else:
+        ids = list(range(count)) if one else [0] * count
+    for name, values, bits in (("seed", seeds, 64), ("sample_ids", ids, 32)):
+        if len(values) != count:
+            raise ValueError(f"generate: {name} must be one per label ({count}), got {len(values)}")
+        wrong = next((v for v in values if not 0 <= v < 2**bits), None)
+        if wrong is not None:
+            raise ValueError(f"generate: {name} must be 0 to 2^{bits} - 1, got {wrong}")
+    return seeds, ids
+
+
+def _read_folder(
+    folder: Path,
+) -> tuple[ModelConfig, weights.Tensors, tuple[str, ...] | None]:
+    """Configuration, weights and class names of a folder that ``save_pretrained`` wrote."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise weights.CheckpointError(
+            f"{folder} has no config.json: it was not written by save_pretrained; for an official "
+            "checkpoint give the .pt file itself"
+        )
+    content = weights.read_json(path)
+    if content.get("format") != FORMAT:
+        raise weights.CheckpointError(
+            f"{path}: format must be {FORMAT!r}, got {content.get('format')!r}"
+        )
+    try:
+        config = ModelConfig.from_dict(content["model"])
+        name, digest = str(content["weights"]["file"]), content["weights"]["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise weights.CheckpointError(f"{path} is damaged: {error!r}") from error
+    file = folder / name
+    if Path(name).name != name or not file.is_file():
+        raise weights.CheckpointError(f"{path}: there is no file {name!r} beside it")
+    if weights.sha256(file) != digest:
+        raise weights.CheckpointError(f"{file} is altered: its checksum is not the one in {path}")
+    classes = content.get("classes")
+    return config, weights.read_weights(file), tuple(map(str, classes)) if classes else None
+
+
+def _read_tokenizer(path: Path) -> weights.Tensors:
+    """A tokenizer's weights under the names they have inside the model.
+
+    A tokenizer checkpoint also carries what only its training needs (discriminator, perceptual
+    loss); that is left out. Whether all that is needed is there is checked with the rest.
+    """
+    tensors = weights.read_weights(path)
+    wanted = ("encoder.", "decoder.", "quantize.")
+    return {f"vae.{name}": t for name, t in tensors.items() if name.startswith(wanted)}
+
+
+def _find_config(
+    tensors: weights.Tensors, config: ModelConfig | str | None, path: Path
+) -> ModelConfig:
+    """The configuration given, or the preset whose shapes are those of `tensors`."""
+    if isinstance(config, ModelConfig):
+        return config
+    if config is not None:
+        if config not in PRESETS:
+            raise ValueError(f"config must be one of {', '.join(PRESETS)}, got {config!r}")
+        return PRESETS[config]
+    shapes = {name: tuple(t.shape) for name, t in tensors.items() if not name.startswith("vae.")}
+    for preset in PRESETS.values():
+        if shapes == _shapes(preset):
+            return preset
+    nearest = max(PRESETS, key=lambda name: len(shapes.items() & _shapes(PRESETS[name]).items()))
+    raise weights.CheckpointError(
+        f"{path} has the shapes of no preset ({', '.join(PRESETS)}; nearest: {nearest}); "
+        "give config=..."
+    )
+
+
+@functools.lru_cache
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's state without its tokenizer."""
+    with torch.device("meta"):
+        state = BitDanceModel(config).state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if not name.startswith("vae.")}
+
+
+def _class_names(config: ModelConfig) -> tuple[str, ...]:
+    if config.num_classes != 1000:
+        return ("",) * config.num_classes
+    text = resources.files("bitdance").joinpath("assets/imagenet_classes.txt").read_text("utf-8")
+    return tuple(text.splitlines())
+
+
+def _download(source: str, revision: str | None, local_files_only: bool) -> Path:
+    """A Hugging Face repository's folder on this disk."""
+    parts = source.split("/")
+    if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
+        raise FileNotFoundError(
+            f"{source!r} is no file, no folder and no repository id of the form owner/name"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{source!r} is no file or folder here; to look for it on the Hugging Face hub, "
+            "pip install 'bitdance[hub]'"
+        ) from error
+    try:
+        folder = snapshot_download(
+            source,
+            revision=revision,
+            local_files_only=local_files_only,
+            allow_patterns=["config.json", "*.safetensors"],
+        )
+    except Exception as error:  # the hub client has many kinds, all of which mean: not to be had
+        where = "among the files downloaded before" if local_files_only else "on the hub"
+        raise FileNotFoundError(f"{source!r} was not found {where}: {error}") from error
+    return Path(folder)
