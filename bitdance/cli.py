@@ -12,10 +12,11 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bitdance import weights
 from bitdance.autoencoder import to_uint8
@@ -190,7 +191,7 @@ def _info(options: argparse.Namespace) -> None:
     counts = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
     counts = {name: count for name, count in counts.items() if count}
     config = pipeline.config
-    report = {
+    report: dict[str, Any] = {
         "model": config.to_dict(),
         "parameters": {"all": sum(p.numel() for p in model.parameters()), **counts},
         "ar_steps": config.ar_steps,
@@ -225,7 +226,7 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 def _open(path: Path, size: int | None) -> Image.Image:
     try:
         picture = Image.open(path).convert("RGB")
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ValueError(f"{path} is no image") from error
     if size is None:
         return picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -174,9 +175,8 @@ class BitDance:
             batch_size: pictures at a time; by default all.
             output_type: "pil": a list of images; "np": uint8 [n, H, W, 3]; "pt": uint8
                 [n, 3, H, W]; "latent": packed bits uint8 [n, tokens, C / 8] in generation order.
-            callback_on_step_end: called as f(self, AR step, AR steps, {"packed": the step's
-                bits, rows of the conditional half first});
-                stops the run by returning False.
+            callback_on_step_end: called as f(self, AR step, AR steps, {"packed": the step's bits,
+                uint8 [rows, P, C / 8], conditional rows first}); stops the run by returning False.
             progress: show a progress bar.
 
         Raises:
@@ -192,15 +192,23 @@ class BitDance:
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"generate: batch_size must be at least 1, got {batch_size}")
+        if steps < 1:
+            raise ValueError(f"generate: steps must be at least 1, got {steps}")
         if cfg_scale is None:
             cfg_scale = self.config.cfg_scale
+        if not math.isfinite(cfg_scale):
+            raise ValueError(f"generate: cfg_scale must be finite, got {cfg_scale}")
+        if cfg_schedule not in ("linear", "constant"):
+            raise ValueError(
+                f"generate: cfg_schedule must be 'linear' or 'constant', got {cfg_schedule!r}"
+            )
         size = batch_size or max(count, 1)
         batches = [slice(i, min(i + size, count)) for i in range(0, count, size)]
         total = self.config.ar_steps
         self.interrupt = False
         made: list[torch.Tensor] = []
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             tqdm(total=total * len(batches), disable=not progress, unit="step") as bar,
         ):
 
@@ -298,7 +306,7 @@ def _read_tokenizer(path: Path) -> weights.Tensors:
     loss); that is left out. Whether all that is needed is there is checked with the rest.
     """
     tensors = weights.read_weights(path)
-    wanted = ("encoder.", "decoder.", "quantize.")
+    wanted = ("encoder.", "decoder.")
     return {f"vae.{name}": t for name, t in tensors.items() if name.startswith(wanted)}
 
 

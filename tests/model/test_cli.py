@@ -1,0 +1,174 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bitdance.cli import grid, main
+from bitdance.config import PRESETS
+from bitdance.model import BitDanceModel
+from bitdance.pipeline import BitDance
+from tests.model.tiny import tiny_pipeline
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def _generate(saved, out, *more):
+    fixed = ["--model", str(saved), "--steps", "2", "--out", str(out), "--quiet"]
+    return main(["generate", *fixed, *more])
+
+
+def test_generate_a_grid(saved, tmp_path, capsys):
+    out = tmp_path / "new" / "grid.png"
+    assert _generate(saved, out, "--class", "boot", "3", "--n", "3") == 0
+    assert Image.open(out).size == (3 * 8 + 4, 2 * 8 + 2)  # a row per class
+    assert f"6 images, seed 0: {out}" in capsys.readouterr().out
+    expected = BitDance.from_pretrained(saved).generate([0] * 3 + [3] * 3, steps=2, progress=False)
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(grid(expected, 3)))
+
+
+def test_generate_a_folder(saved, tmp_path):
+    assert _generate(saved, tmp_path / "images", "--class", "night dress", "--n", "5") == 0
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == [f"{i:05d}-class3.png" for i in range(5)]
+
+
+def test_same_seed_same_file_whatever_the_batch(saved, tmp_path):
+    for name, size in (("a.png", "1"), ("b.png", "4")):
+        options = ("--class", "1", "--n", "4", "--seed", "9", "--batch-size", size)
+        assert _generate(saved, tmp_path / name, *options) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--class", "dragon"], "class must be 0 to 4 or a name, got 'dragon'"),
+        (["--class", "5"], "class must be 0 to 4 or a name, got 5"),
+        (["--class", "0", "--seed", "-1"], "seed must be 0 to 2^64 - 1, got -1"),
+        (["--class", "0", "--cfg", "nan"], "cfg_scale must be finite, got nan"),
+        (["--class", "0", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_errors_are_one_clear_line(saved, tmp_path, capsys, more, message):
+    assert _generate(saved, tmp_path / "x.png", *more) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("bitdance generate: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_broken_models(tmp_path, capsys):
+    assert _generate(tmp_path / "nothing", tmp_path / "x.png", "--class", "0") == 1
+    assert "is no file, no folder and no repository id" in capsys.readouterr().err
+    (tmp_path / "model.pt").write_bytes(b"no checkpoint")
+    assert _generate(tmp_path / "model.pt", tmp_path / "x.png", "--class", "0") == 1
+    assert "model.pt is not a whole checkpoint file" in capsys.readouterr().err
+
+
+def test_unwritable_output_is_noticed_before_the_work(saved, tmp_path, capsys, monkeypatch):
+    def never(*_, **__):
+        pytest.fail("the model was loaded first")
+
+    monkeypatch.setattr(BitDance, "from_pretrained", never)
+    (tmp_path / "file").write_text("")
+    assert _generate(saved, tmp_path / "file" / "x.png", "--class", "0") == 1
+    assert "bitdance generate: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["paint"], ["generate"], ["generate", "--model", "m", "--class", "0", "--steps", "0"]],
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_help_explains(capsys):
+    for arguments in (["--help"], ["generate", "--help"], ["reconstruct", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+    assert "side by side" in capsys.readouterr().out
+
+
+def test_reconstruct(saved, tmp_path, capsys):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (21, 30, 3), dtype=np.uint8))
+    image.save(tmp_path / "photo.png")
+    arguments = ["reconstruct", "--model", str(saved), str(tmp_path / "photo.png")]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    pair = Image.open(tmp_path / "out" / "photo-reconstructed.png")
+    assert pair.size == (2 * 30 + 2, 20)  # cropped to whole cells
+    assert " dB: " in capsys.readouterr().out
+    (tmp_path / "text.png").write_text("no image")
+    assert main(["reconstruct", "--model", str(saved), str(tmp_path / "text.png")]) == 1
+    assert "text.png is no image" in capsys.readouterr().err
+
+
+def test_info(saved, capsys):
+    assert main(["info", str(saved), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    model = BitDance.from_pretrained(saved).model
+    assert report["parameters"]["all"] == sum(p.numel() for p in model.parameters())
+    assert report["bits_per_image"] == 16 * 8
+    assert main(["info", str(saved)]) == 0
+    assert "16 tokens of 8 bits" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "pack_signs" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_nothing_half_written(saved, tmp_path):
+    out = tmp_path / "x.png"
+    command = [sys.executable, "-m", "bitdance", "generate", "--model", str(saved)]
+    running = subprocess.Popen(
+        [*command, "--class", "0", "--n", "64", "--steps", "5000", "--out", str(out)],
+        cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    seen = b""
+    while b"/32" not in seen:  # the progress bar: generation has begun
+        seen += running.stderr.read1(100)
+    time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, rest = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert rest.endswith(b"stopped\n")
+    assert b"Traceback" not in seen + rest
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_b_16x_from_an_official_checkpoint_and_from_our_folder(tmp_path):
+    """The published size, with random weights, through the command line: equal bits."""
+    torch.manual_seed(0)
+    model = BitDanceModel(PRESETS["B-16x"])
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    torch.save({"ema": state, "epoch": 1}, tmp_path / "BitDance_B_16x.pt")
+    del model, state
+    BitDance.from_pretrained(tmp_path / "BitDance_B_16x.pt").save_pretrained(tmp_path / "folder")
+    images = []
+    for source in ("BitDance_B_16x.pt", "folder"):
+        out = tmp_path / f"{source}.png"
+        options = ["--steps", "1", "--seed", "5", "--out", str(out), "--quiet"]
+        command = [sys.executable, "-m", "bitdance", "generate", "--model", str(tmp_path / source)]
+        subprocess.run([*command, "--class", "golden retriever", *options], cwd=ROOT, check=True)
+        images.append(np.asarray(Image.open(out)))
+        (tmp_path / "BitDance_B_16x.pt").unlink(missing_ok=True)  # 1.4 GB
+    assert images[0].shape == (256, 256, 3)
+    assert np.array_equal(*images)

@@ -1,0 +1,38 @@
+"""A model small enough for tests, whose sampling is not degenerate."""
+
+import torch
+
+from bitdance.config import AutoencoderConfig, ModelConfig
+from bitdance.model import BitDanceModel
+from bitdance.pipeline import BitDance
+
+AUTOENCODER = AutoencoderConfig(
+    ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, num_codebooks=1
+)  # fmt: skip
+
+
+def tiny_config(**changes):
+    values = {
+        "dim": 32, "n_layer": 2, "n_head": 2, "diff_layers": 2, "diff_dim": 64,
+        "diff_adanln_layers": 1, "parallel_num": 4, "latent_dim": 8, "down_size": 2,
+        "resolution": 8, "num_classes": 5, "cls_token_num": 3, "cfg_scale": 2.0,
+        "autoencoder": AUTOENCODER,
+    }  # fmt: skip
+    return ModelConfig(**{**values, **changes})
+
+
+def tiny_model(seed=0, **changes):
+    """Random weights everywhere, also where training starts at zero."""
+    torch.manual_seed(seed)
+    model = BitDanceModel(tiny_config(**changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def tiny_pipeline(seed=0, **changes):
+    classes = ("boot", "bag", "shirt", "night dress", "sneaker")
+    model = tiny_model(seed, **changes)
+    return BitDance(model, classes[: model.config.num_classes])
