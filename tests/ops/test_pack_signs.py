@@ -62,6 +62,19 @@ def test_every_width_and_strided_rows(isa, dtype, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_inputs_are_prefetched(isa, dtype):
+    x = torch.randn(2**20 + 3, 8).to(dtype)  # 16 MiB of bfloat16 and a tail
+    with cpu_isa(isa):
+        actual = pack_signs(x, backend="cpu")
+        odd_start = pack_signs(x.view(-1)[1:-7], backend="cpu")
+    expected = np.packbits(x.float().numpy() > 0, axis=-1, bitorder="little")
+    assert np.array_equal(actual.numpy(), expected)
+    expected = np.packbits(x.float().view(-1)[1:-7].numpy() > 0, bitorder="little")
+    assert np.array_equal(odd_start.numpy(), expected)
+
+
 def test_denormals_count_where_the_processor_flushes_them():
     x = torch.full((8,), 1e-40)
     torch.set_flush_denormal(True)
