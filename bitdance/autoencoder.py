@@ -12,6 +12,7 @@ from bitdance.autoencoder_blocks import Decoder, Encoder
 from bitdance.autoencoder_tiling import decode_tiles
 from bitdance.config import AutoencoderConfig
 from bitdance.quantizer import BinaryQuantizer, QuantizerOutput, pack_codes, unpack_codes
+from bitdance.token_order import codes_to_tokens, generation_order
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
@@ -19,9 +20,9 @@ __all__ = ["BinaryAutoencoder", "to_uint8"]
 class BinaryAutoencoder(nn.Module):
     """Convolutional autoencoder whose latent is the sign of every channel.
 
-    Images are NCHW in [-1, 1]. A code is a map [B, C, h, w] of +1 and -1 (C = ``z_channels`` bits, one code
-    for ``downsampling`` pixels a side), or packed: uint8 [B, h, w, ceil(C / 8)], channel c in bit c % 8 of
-    byte c // 8. Only +1/-1 codes carry gradients (straight through).
+    Images are NCHW in [-1, 1]. A code is a map [B, C, h, w] of +1 and -1 (C = ``z_channels`` bits,
+    one code for ``downsampling`` pixels a side), or packed: uint8 [B, h, w, ceil(C / 8)], channel c
+    in bit c % 8 of byte c // 8. Only +1/-1 codes carry gradients (straight through).
 
     Parameter names are those of the official checkpoints, for both architectures, with and without
     noise input.
@@ -32,7 +33,8 @@ class BinaryAutoencoder(nn.Module):
     Example:
         >>> import torch
         >>> from bitdance.config import AutoencoderConfig
-        >>> model = BinaryAutoencoder(AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)).eval()
+        >>> config = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)
+        >>> model = BinaryAutoencoder(config).eval()
         >>> with torch.no_grad():
         ...     packed = model.encode(torch.zeros(1, 3, 8, 8), packed=True)
         ...     image = model.decode(packed)
@@ -62,7 +64,8 @@ class BinaryAutoencoder(nn.Module):
             generator: as for `decode`.
 
         Returns:
-            The reconstruction [B, out_ch, H, W], and the quantiser's output, with losses in training mode.
+            The reconstruction [B, out_ch, H, W], and the quantiser's output, with losses in
+            training mode.
 
         Raises:
             TypeError, ValueError: as in `encode` and `decode`.
@@ -91,12 +94,13 @@ class BinaryAutoencoder(nn.Module):
             raise ValueError(
                 f"images must be [B, {config.in_channels}, H, W], got {list(images.shape)}"
             )
-        # UniWeTok's encoder spreads positions from the first cell to the last: one cell has no spread.
+        # UniWeTok's encoder spreads positions from the first cell to the last: one cell has no
+        # spread.
         least = config.downsampling * (2 if config.architecture == "conv_attention" else 1)
         if any(side % config.downsampling != 0 or side < least for side in images.shape[2:]):
             raise ValueError(
-                f"images must have height and width that are multiples of {config.downsampling} and at "
-                f"least {least}, got {list(images.shape[2:])}"
+                f"images must have height and width that are multiples of {config.downsampling} "
+                f"and at least {least}, got {list(images.shape[2:])}"
             )
         return self.encoder(images.to(self._dtype))
 
@@ -125,8 +129,9 @@ class BinaryAutoencoder(nn.Module):
     ) -> torch.Tensor:
         """Encode images of different sizes into one sequence of tokens.
 
-        Images of one size are encoded together. Within an image the tokens are in patch-raster order:
-        patches of `patch_size` x `patch_size` codes row by row, and row by row inside a patch.
+        Images of one size are encoded together. Within an image the tokens are in patch-raster
+        order: patches of `patch_size` x `patch_size` codes row by row, and row by row inside a
+        patch.
 
         Args:
             images: each [in_channels, H, W] or [1, in_channels, H, W], floating point in [-1, 1].
@@ -137,13 +142,14 @@ class BinaryAutoencoder(nn.Module):
             [tokens of all images, z_channels] of +1 and -1, in the order of `images`.
 
         Raises:
-            TypeError, ValueError: as in `features`; also when `images` is empty, `patch_size` does not
-                divide an image's code, or `max_batch` is less than 1.
+            TypeError, ValueError: as in `features`; also when `images` is empty, `patch_size` does
+                not divide an image's code, or `max_batch` is less than 1.
         """
         if not images:
             raise ValueError("images must be a sequence of at least one image, got none")
-        if max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        for name, value in (("patch_size", patch_size), ("max_batch", max_batch)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         by_size: dict[torch.Size, list[int]] = defaultdict(list)
         flat = [image[0] if image.dim() == 4 and len(image) == 1 else image for image in images]
         for index, image in enumerate(flat):
@@ -153,7 +159,14 @@ class BinaryAutoencoder(nn.Module):
             for start in range(0, len(indices), max_batch):
                 chunk = indices[start : start + max_batch]
                 codes = self.encode(torch.stack([flat[index] for index in chunk]))
-                tokens.update(zip(chunk, _patch_raster(codes, patch_size), strict=True))
+                h, w = codes.shape[2:]
+                if h % patch_size != 0 or w % patch_size != 0:
+                    raise ValueError(
+                        f"patch_size must divide height and width of every code, got {patch_size} "
+                        f"for {h} x {w}"
+                    )
+                order = generation_order((h, w), patch_size**2, "patch", codes.device)
+                tokens.update(zip(chunk, codes_to_tokens(codes, 1, order), strict=True))
         return torch.cat([tokens[index] for index in range(len(flat))])
 
     def decode(
@@ -166,19 +179,20 @@ class BinaryAutoencoder(nn.Module):
         """Decode binary codes to images.
 
         Args:
-            codes: [B, z_channels, h, w] of +1 and -1, or packed uint8 [B, h, w, ceil(z_channels / 8)].
-            noise: [B, z_channels, h, w], standard normal, for a model with ``gan_decoder``; drawn where
-                it is None.
+            codes: [B, z_channels, h, w] of +1 and -1, or packed: uint8
+                [B, h, w, ceil(z_channels / 8)].
+            noise: [B, z_channels, h, w], standard normal, for a model with ``gan_decoder``; drawn
+                where it is None.
             generator: to draw the noise from.
 
         Returns:
-            [B, out_ch, h * downsampling, w * downsampling], nominally in [-1, 1] but not clamped; see
-            `to_uint8`.
+            [B, out_ch, h * downsampling, w * downsampling], nominally in [-1, 1] but not clamped;
+            see `to_uint8`.
 
         Raises:
             TypeError: `codes` is neither floating point nor uint8.
-            ValueError: a wrong shape; noise for a model that takes none; or a code of a single position,
-                whose deviation over positions AdaGN cannot take.
+            ValueError: a wrong shape; noise for a model that takes none; or a code of a single
+                position, whose deviation over positions AdaGN cannot take.
         """
         codes = self._unpacked(codes)
         return self.decoder(codes, self._noise(codes, noise, generator))
@@ -190,45 +204,49 @@ class BinaryAutoencoder(nn.Module):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         tile_size: int = 256,
-        tiled_levels: int = 2,
-        passes: int | None = None,
+        tiled_levels: int = 1,
+        exact: bool = True,
     ) -> torch.Tensor:
-        """Decode in bounded memory, without gradients: one image at a time, its finest levels in tiles.
+        """Decode in bounded memory, without gradients.
 
-        The coarser levels run on the whole code, so memory still grows with the image, but
-        ``4 ** tiled_levels`` times more slowly than in `decode`. Exact, up to rounding: convolutions (tiles
-        have borders that cover the receptive field), attention, and the code's statistics in AdaGN. The
-        statistics of GroupNorm run over the whole map and need passes over all tiles: n passes make those of
-        the first n norms of the tiled levels exact, so with None, as many passes as there are norms, the
-        result equals that of `decode` up to rounding. The tiled levels then cost about half as many times
-        more as there are norms (10 for one level of four blocks). With a smaller number the last norms have
-        estimates gathered from the tiles, the same for every tile. 1 or 2 passes are a good preview.
+        One image at a time, its finest levels in tiles. The coarser levels run on the whole code,
+        so memory still grows with the image, but ``4 ** tiled_levels`` times more slowly than that
+        of `decode`. Convolutions, attention and AdaGN's statistics of the code are exact in either
+        mode, since tiles have borders that cover the receptive field, and the code is at hand as a
+        whole. GroupNorm's statistics run over the whole map:
+
+        * exact: they are gathered norm by norm, in as many passes over the tiles as the tiled
+          levels have norms, n. The result equals that of `decode` up to rounding; the tiled levels
+          cost about n / 2 + 1 times as much (n is 10 for one level of four residual blocks, 19 for
+          two).
+        * not exact: they are estimated in one pass in which every tile normalises itself. The tiled
+          levels cost twice as much. There are no seams, but contrast and colour can be slightly
+          off.
 
         Args:
             codes: as for `decode`.
             noise: as for `decode`.
             generator: as for `decode`; draws the same noise.
-            tile_size: side of a tile in pixels, at least ``2 ** tiled_levels``; rounded down to whole cells.
+            tile_size: side of a tile in pixels, at least ``2 ** tiled_levels``; rounded down to
+                whole cells.
             tiled_levels: levels that run in tiles, counted from the finest.
-            passes: over all tiles, to gather statistics, or None for an exact result.
+            exact: see above.
 
         Returns:
             As `decode`.
 
         Raises:
-            TypeError, ValueError: as in `decode`; also when `tile_size`, `tiled_levels` or `passes` is out
-                of range.
+            TypeError, ValueError: as in `decode`; also when `tile_size` or `tiled_levels` is out of
+                range.
         """
         levels = len(self.config.ch_mult)
         if not 1 <= tiled_levels <= levels:
             raise ValueError(f"tiled_levels must be between 1 and {levels}, got {tiled_levels}")
         if tile_size < 2**tiled_levels:
             raise ValueError(
-                f"tile_size must be at least {2**tiled_levels} for {tiled_levels} tiled levels, got "
-                f"{tile_size}"
+                f"tile_size must be at least {2**tiled_levels} for {tiled_levels} tiled levels, "
+                f"got {tile_size}"
             )
-        if passes is not None and passes < 1:
-            raise ValueError(f"passes must be at least 1 or None, got {passes}")
         codes = self._unpacked(codes)
         return decode_tiles(
             self.decoder,
@@ -236,7 +254,7 @@ class BinaryAutoencoder(nn.Module):
             self._noise(codes, noise, generator),
             tile_size=tile_size,
             tiled_levels=tiled_levels,
-            passes=passes,
+            exact=exact,
         )
 
     @property
@@ -271,14 +289,18 @@ class BinaryAutoencoder(nn.Module):
     ) -> torch.Tensor | None:
         if not self.config.gan_decoder:
             if noise is not None:
-                raise ValueError("noise must be None: this decoder takes none (gan_decoder is false)")
+                raise ValueError(
+                    "noise must be None: this decoder takes none (gan_decoder is false)"
+                )
             return None
         if noise is None:
             device = codes.device if generator is None else generator.device
             # Drawn in float32 on the generator's device: the same for every model dtype and device.
             noise = torch.randn(codes.shape, generator=generator, device=device)
         elif noise.shape != codes.shape:
-            raise ValueError(f"noise must be {list(codes.shape)} like codes, got {list(noise.shape)}")
+            raise ValueError(
+                f"noise must be {list(codes.shape)} like codes, got {list(noise.shape)}"
+            )
         return noise.to(codes)
 
 
@@ -297,14 +319,3 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point, got {images.dtype}")
     return (127.5 * images.float() + 128).clamp_(0, 255).to(torch.uint8)
-
-
-def _patch_raster(codes: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """[B, C, h, w] -> [B, h w, C], patch by patch."""
-    if patch_size < 1 or any(side % patch_size != 0 for side in codes.shape[2:]):
-        raise ValueError(
-            f"patch_size must divide the code's height and width {list(codes.shape[2:])}, got "
-            f"{patch_size}"
-        )
-    patches = codes.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # B C Y y X x
-    return patches.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)

@@ -1,11 +1,13 @@
 """Decode an image tile by tile, with the result of the whole decode.
 
-The coarse stages run on the whole code; the finest levels, whose maps are by far the largest, run on tiles
-with a border that covers the receptive field, so every convolution is exact. What remains global are the
-statistics of AdaGN (taken from the whole code, a matter of course here) and of GroupNorm, taken over the
-whole map. The latter are gathered in passes over the tiles. Pass n settles the n-th norm, since the norms
-before it are settled and its input is exact. After as many passes as there are norms the tiles are exact;
-after fewer, the remaining norms have estimates, the same for all tiles, so that no seam shows.
+The coarse stages run on the whole code; the finest levels, whose maps are by far the largest, run
+on tiles with a border that covers the receptive field, so every convolution is exact. What remains
+global are the statistics of AdaGN, which are those of the whole code anyway, and those of GroupNorm
+over the whole map. The latter are gathered in passes over the tiles: pass n settles the n-th norm,
+whose input is exact since the norms before it are settled, and goes no further. After as many
+passes as there are norms the tiles are exact. The approximation instead lets every tile normalise
+itself in a single pass, and then gives all tiles the statistics that this pass has seen, so that no
+seam shows.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def decode_tiles(
     *,
     tile_size: int,
     tiled_levels: int,
-    passes: int | None,
+    exact: bool,
 ) -> torch.Tensor:
     """Decode one image after the other, the finest levels in tiles.
 
@@ -39,7 +41,7 @@ def decode_tiles(
         noise: like `codes`, for a decoder that takes noise.
         tile_size: side of a tile in pixels of the image.
         tiled_levels: levels that run in tiles.
-        passes: over all tiles, to gather statistics; None for as many as make the result exact.
+        exact: settle the statistics norm by norm, else estimate them in one pass.
 
     Returns:
         [B, out_ch, H, W].
@@ -53,7 +55,7 @@ def decode_tiles(
         coarse = decoder.stem(codes[one], None if noise is None else noise[one])
         coarse = decoder.levels(coarse, statistics, whole_levels)
         tail = _Tail(decoder, statistics, tiled_levels)
-        images.append(tail.run(coarse, tile_size, passes))
+        images.append(tail.run(coarse, tile_size, exact))
     return torch.cat(images)
 
 
@@ -82,31 +84,27 @@ class _Tail:
         self.levels = range(tiled_levels - 1, -1, -1)
         upsamplings = min(tiled_levels, len(decoder.up) - 1)
         self.factor = 2**upsamplings
-        blocks = [len(decoder.up[level].block) for level in self.levels]
-        # AdaGN and the blocks' two norms a level, then norm_out.
-        self.num_norms = sum(1 + 2 * count for count in blocks) + 1
-        # Every 3x3 convolution reaches one cell further; an upsampling halves the reach so far, and its
-        # own convolution comes before it.
+        # Norms: AdaGN and two in every residual block of a level, then norm_out.
+        convolutions = 2 * decoder.config.num_res_blocks
+        self.num_norms = tiled_levels * (1 + convolutions) + 1
+        # Every 3x3 convolution reaches one cell further. From conv_out backwards: those of a level,
+        # then the upsampling, which halves what is reached and comes after a convolution itself.
         reach = 1
-        for count in reversed(blocks):
-            reach += 2 * count
-            if upsamplings > 0:
+        for level in reversed(self.levels):
+            reach += convolutions
+            if level < upsamplings:
                 reach = -(-reach // 2) + 1
-                upsamplings -= 1
         self.border = reach
 
-    def run(self, coarse: torch.Tensor, tile_size: int, passes: int | None) -> torch.Tensor:
+    def run(self, coarse: torch.Tensor, tile_size: int, exact: bool) -> torch.Tensor:
         """[1, C, h, w] -> [1, out_ch, h * factor, w * factor]."""
-        exact = passes is None or passes >= self.num_norms
-        known: list[_Moments] = []
         cells = max(tile_size // self.factor, 1)
-        for settled in range(self.num_norms if passes is None or exact else passes):
-            gathered = known[:settled]
+        known: list[_Moments] = []
+        for stop in range(self.num_norms) if exact else (None,):
+            gathered: list[_Moments] = []
             for rows, columns in _tiles(coarse, cells, self.border):
-                stop = settled if exact else None
-                norm = _TileNorm(rows, columns, known, gathered, settled, stop)
-                self._tile(coarse, norm)
-            known = gathered
+                self._tile(coarse, _TileNorm(rows, columns, known, gathered, stop))
+            known = known + gathered
         _, _, H, W = coarse.shape
         channels = self.decoder.conv_out.out_channels
         image = coarse.new_empty(1, channels, H * self.factor, W * self.factor)
@@ -149,36 +147,42 @@ class _Reached(Exception):  # noqa: N818  (ends a tile of a gathering pass, is n
     pass
 
 
-class _Moments:
-    """Mean and squared deviation of each group, joined over tiles (Chan et al., 1979) in float64."""
+class _Moments(NamedTuple):
+    """Size, mean and summed squared deviation of each group of values, the latter two float64."""
 
-    def __init__(self, values: torch.Tensor) -> None:
-        """Take `values` [B, groups, n]."""
-        variance, mean = torch.var_mean(values.float(), dim=-1, correction=0)
-        self.count = values.shape[-1]
-        self.mean = mean.double()
-        self.deviation = variance.double() * self.count
+    size: int
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
-    def join(self, other: _Moments) -> None:
-        """Become the moments of both sets of values."""
-        total = self.count + other.count
+    @classmethod
+    def of(cls, values: torch.Tensor) -> _Moments:
+        """Moments of `values` [B, groups, n], each [B, groups]."""
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, dim=-1, correction=0)
+        size = values.shape[-1]
+        return cls(size, mean.double(), variance.double() * size)
+
+    def joined(self, other: _Moments) -> _Moments:
+        """Moments of both sets of values together (Chan, Golub and LeVeque, 1979)."""
+        size = self.size + other.size
         shift = other.mean - self.mean
-        self.mean = self.mean + shift * (other.count / total)
-        self.deviation = (
-            self.deviation + other.deviation + shift**2 * (self.count * other.count / total)
+        return _Moments(
+            size,
+            self.mean + shift * (other.size / size),
+            self.deviation + other.deviation + shift**2 * (self.size * other.size / size),
         )
-        self.count = total
 
 
 class _TileNorm:
-    """Stands in for `group_norm_silu` on one tile; tells the norms apart by the order of their calls.
+    """Stands in for `group_norm_silu` on one tile.
+
+    The norms are told apart by the order of their calls.
 
     Args:
         rows: the tile's rows.
         columns: the tile's columns.
-        known: moments of the whole map for the first norms; the others take the tile's own.
-        gathered: where the tile's moments go, or None.
-        settled: norms that are not gathered any more.
+        known: moments of the whole map for the first norms.
+        gathered: where the tile's moments go for the norms after them, which take the tile's own.
         stop: norm after which the tile ends, or None.
     """
 
@@ -188,14 +192,12 @@ class _TileNorm:
         columns: _Span,
         known: list[_Moments],
         gathered: list[_Moments] | None = None,
-        settled: int = 0,
         stop: int | None = None,
     ) -> None:
         self.rows = rows
         self.columns = columns
         self.known = known
-        self.gathered = gathered
-        self.settled = settled
+        self.gathered = [] if gathered is None else gathered
         self.stop = stop
         self.calls = 0
 
@@ -214,7 +216,7 @@ class _TileNorm:
         """Normalise as `group_norm_silu` does, with the statistics of the whole map."""
         norm, self.calls = self.calls, self.calls + 1
         moments = self._moments(norm, x, num_groups)
-        deviation = (moments.deviation / moments.count + eps).sqrt()
+        deviation = (moments.deviation / moments.size + eps).sqrt()
         # y = slope x + offset, the norm's own affine map and the adaptive one included.
         slope = _per_channel(1 / deviation, x)
         offset = _per_channel(-moments.mean / deviation, x)
@@ -223,25 +225,24 @@ class _TileNorm:
                 slope, offset = slope * factor, offset * factor
             if term is not None:
                 offset = offset + term
-        y = torch.addcmul(offset[..., None, None].float(), x, slope[..., None, None].float())
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        slope, offset = slope[..., None, None].to(dtype), offset[..., None, None].to(dtype)
+        y = torch.addcmul(offset, x.to(dtype), slope)
         return (F.silu(y, inplace=True) if silu else y).to(x.dtype)
 
     def _moments(self, norm: int, x: torch.Tensor, num_groups: int) -> _Moments:
-        gather = self.gathered is not None and norm >= self.settled
-        if not gather and norm < len(self.known):
+        if norm < len(self.known):
             return self.known[norm]
         core = x[..., self.rows.core(x.shape[2]), self.columns.core(x.shape[3])]
-        own = _Moments(core.reshape(x.shape[0], num_groups, -1))
-        moments = self.known[norm] if norm < len(self.known) else own
-        if gather:
-            assert self.gathered is not None
-            if norm < len(self.gathered):
-                self.gathered[norm].join(own)
-            else:
-                self.gathered.append(own)
-            if norm == self.stop:
-                raise _Reached
-        return moments
+        own = _Moments.of(core.reshape(x.shape[0], num_groups, -1))
+        place = norm - len(self.known)
+        if place < len(self.gathered):
+            self.gathered[place] = self.gathered[place].joined(own)
+        else:
+            self.gathered.append(own)
+        if norm == self.stop:
+            raise _Reached
+        return own
 
 
 def _per_channel(groups: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

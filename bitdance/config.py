@@ -1,6 +1,7 @@
 """Model configurations: frozen dataclasses that check themselves, and the published presets.
 
-Field names are those of the official configuration files, so a released ``ae_config.json`` reads as it is.
+Field names are those of the official configuration files, so a released ``ae_config.json`` reads as
+it is.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ class AutoencoderConfig:
         z_channels: bits of one code.
         in_channels: channels of the image given to the encoder.
         out_ch: channels of the image the decoder returns.
-        num_codebooks: groups of ``z_channels / num_codebooks`` bits over which the entropy loss is taken.
-            Checkpoints do not depend on it.
+        num_codebooks: groups of ``z_channels / num_codebooks`` bits over which the entropy loss is
+            taken. Checkpoints do not depend on it.
         gan_decoder: the decoder gets Gaussian noise of the code's shape as further input channels.
-        architecture: "conv" is BitDance's tokenizer. "conv_attention" is UniWeTok: transformer blocks
-            instead of the encoder's middle and before the decoder's, a strided convolution that also
-            changes the width, and an encoder bounded to (-1, 1).
+        architecture: "conv" is BitDance's tokenizer. "conv_attention" is UniWeTok: transformer
+            blocks instead of the encoder's middle and before the decoder's, a strided convolution
+            that also changes the width, and an encoder bounded to (-1, 1).
         attn_blocks: transformer blocks a side ("conv_attention" only).
         n_heads: attention heads of these blocks ("conv_attention" only).
 
@@ -141,9 +142,10 @@ class AutoencoderConfig:
         """Build a configuration from what `to_dict` gives or from an official file's content.
 
         Official files nest the shape under ``ddconfig``. One whose shape has ``attn_blocks`` or
-        ``n_heads`` is UniWeTok's: architecture "conv_attention", and ``gan_decoder`` true unless it says
-        otherwise. Keys without a meaning here are passed over when they cannot change the model:
-        ``resolution``, ``checkpoint``, ``double_z`` when false, and names that begin with an underscore.
+        ``n_heads`` is UniWeTok's: architecture "conv_attention", and ``gan_decoder`` true unless it
+        says otherwise. Keys without a meaning here are passed over when they cannot change the
+        model: ``resolution``, ``checkpoint``, ``double_z`` when false, and names that begin with an
+        underscore.
 
         Args:
             values: the configuration as read from JSON.

@@ -30,7 +30,7 @@ class QuantizerLosses(NamedTuple):
     per_sample_entropy: torch.Tensor
     """E[H(q)]: how undecided the code of a position is."""
     codebook_entropy: torch.Tensor
-    """H(E[q]): how evenly the codebook is used, of one distribution averaged over all groups too."""
+    """H(E[q]): how evenly the codebook is used; E averages over the groups too."""
     entropy: torch.Tensor
     """sample_weight * per_sample_entropy - codebook_weight * codebook_entropy."""
     commitment: torch.Tensor
@@ -51,12 +51,12 @@ class QuantizerOutput(NamedTuple):
 class BinaryQuantizer(nn.Module):
     """Quantise every channel to its sign: q = +1 if x > 0, else -1, so both zeros give -1.
 
-    The C channels are cut into `num_codebooks` contiguous groups; the code of a group is one of the 2^d
-    corners of a hypercube, and its index has the group's first channel as the lowest bit. The entropies
-    are those of softmax(2 <x, corner> / temperature) over the corners (equation 2 of the BitDance paper).
-    The commitment is the mean over all elements. (The official code, in training, takes it over a few
-    rows of the batch only, because a local variable overwrites its mask argument.) One group works
-    like any other number.
+    The C channels are cut into `num_codebooks` contiguous groups; the code of a group is one of the
+    2^d corners of a hypercube, and its index has the group's first channel as the lowest bit. The
+    entropies are those of softmax(2 <x, corner> / temperature) over the corners (equation 2 of the
+    BitDance paper). The commitment is the mean over all elements. (The official code, in training,
+    takes it over a few rows of the batch only, because a local variable overwrites its mask
+    argument.) One group works like any other number.
 
     Args:
         dim: C, bits of a code.
@@ -80,8 +80,9 @@ class BinaryQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         if num_codebooks < 1 or dim % num_codebooks != 0:
+            expected = f"a divisor of dim = {dim}"
             raise ValueError(
-                f"BinaryQuantizer: num_codebooks must be a divisor of dim = {dim}, got {num_codebooks}"
+                f"BinaryQuantizer: num_codebooks must be {expected}, got {num_codebooks}"
             )
         self.dim = dim
         self.num_codebooks = num_codebooks
@@ -108,8 +109,9 @@ class BinaryQuantizer(nn.Module):
             ValueError: `features` does not have C channels.
         """
         if features.dim() < 2 or features.shape[1] != self.dim:
+            expected = f"[B, {self.dim}, ...]"
             raise ValueError(
-                f"BinaryQuantizer: features must be [B, {self.dim}, ...], got {list(features.shape)}"
+                f"BinaryQuantizer: features must be {expected}, got {list(features.shape)}"
             )
         x = features.movedim(1, -1)
         quantized, packed = lfq_quantize(_pad_to_byte(x))
@@ -133,7 +135,8 @@ class BinaryQuantizer(nn.Module):
             packed: uint8 [B, ..., ceil(C / 8)].
 
         Returns:
-            int64 [num_codebooks, positions]; positions count batch first, then space in raster order.
+            int64 [num_codebooks, positions]; positions count batch first, then space in raster
+            order.
         """
         if self.code_bits == _BYTE:  # a byte is the index
             return packed.flatten(0, -2).T.long()
@@ -142,7 +145,9 @@ class BinaryQuantizer(nn.Module):
         place = torch.arange(self.code_bits, device=packed.device)
         return (groups.long() << place).sum(-1).T
 
-    def from_indices(self, indices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def from_indices(
+        self, indices: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
         """Codes of given indices, the inverse of `to_indices` but for the positions' arrangement.
 
         Args:

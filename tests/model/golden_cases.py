@@ -114,7 +114,7 @@ class Case:
     def draws(self, name: str) -> list[torch.Tensor]:
         """The random draws recorded under ``noise[name]`` of the JSON file, in the order drawn."""
         draws: list[torch.Tensor] = []
-        for record in self.info["noise"][name]:
+        for record in self.info["noise"].get(name, ()):
             tensor = self.tensors[record["tensor"]]
             draws += list(tensor) if record["layout"] == "stacked" else [tensor]
         return draws
