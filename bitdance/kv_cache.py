@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 __all__ = ["KVCache"]
 
 
+@dataclass(frozen=True)
 class KVCache:
     """One static cache per layer, with the lengths of all rows on the device.
 
     Rows may have different lengths; a step reads and writes them there, so nothing of a step
     depends on the host.
 
-    Args:
-        layers: number of layers.
-        rows: B.
-        tokens: Tmax, the most tokens a row may get.
-        num_heads: key heads.
-        head_dim: D.
-        dtype: of keys and values.
-        device: where to keep them.
-
     Attributes:
         layers: per layer (keys, values), each [B, Tmax, Hkv, D].
         lengths: int32 [B], tokens in the cache.
     """
 
-    def __init__(
-        self,
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    lengths: torch.Tensor
+
+    @classmethod
+    def allocate(
+        cls,
         layers: int,
         rows: int,
         tokens: int,
@@ -36,22 +34,43 @@ class KVCache:
         head_dim: int,
         *,
         dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+        device: torch.device | str,
+    ) -> KVCache:
+        """An empty cache.
+
+        Args:
+            layers: number of layers, at least 1.
+            rows: B.
+            tokens: Tmax, the most tokens a row may get.
+            num_heads: Hkv, key heads.
+            head_dim: D.
+            dtype: of keys and values: what the layers' projections return.
+            device: where to keep them.
+        """
         shape = (rows, tokens, num_heads, head_dim)
-        self.layers = [
-            (
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
+        # Tensors made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            return cls(
+                tuple(
+                    (
+                        torch.zeros(shape, dtype=dtype, device=device),
+                        torch.zeros(shape, dtype=dtype, device=device),
+                    )
+                    for _ in range(layers)
+                ),
+                torch.zeros(rows, dtype=torch.int32, device=device),
             )
-            for _ in range(layers)
-        ]
-        self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
 
     def fits(self, rows: int, tokens: int, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether this cache serves a run of that size as it is."""
+        """Whether ``first(rows)`` serves a run of that size."""
         keys = self.layers[0][0]
-        return keys.shape[:2] == (rows, tokens) and (keys.dtype, keys.device) == (dtype, device)
+        enough = keys.shape[0] >= rows and keys.shape[1] == tokens
+        return enough and (keys.dtype, keys.device) == (dtype, device)
+
+    def first(self, rows: int) -> KVCache:
+        """The first `rows` rows, in the same memory."""
+        layers = tuple((keys[:rows], values[:rows]) for keys, values in self.layers)
+        return KVCache(layers, self.lengths[:rows])
 
     def reset(self) -> None:
         """Forget all tokens; the memory stays."""
@@ -59,4 +78,4 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more in every row, after all layers have written them."""
-        self.lengths += tokens
+        self.lengths.add_(tokens)

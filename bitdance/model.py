@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +17,14 @@ from torch import nn
 from bitdance.autoencoder import BinaryAutoencoder
 from bitdance.config import ModelConfig
 from bitdance.diffusion_head import DiffusionHead
+from bitdance.generation import StepResult, sample_tokens
 from bitdance.kv_cache import KVCache
 from bitdance.projectors import InputProjection
-from bitdance.sampler import Schedule, binarize, sample_patch
 from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
 from bitdance.transformer import Transformer, cell_centres, rope_table_2d
-from bitdance_kernels import Ranges, block_causal_ranges, flip_signs, noise_keys
+from bitdance_kernels import Ranges, block_causal_ranges, flip_signs
 
-__all__ = ["BitDanceModel", "StepResult", "TrainingDraws", "guidance_at"]
+__all__ = ["BitDanceModel", "TrainingDraws", "perturb"]
 
 _EPS = 1e-6
 
@@ -47,56 +46,49 @@ class TrainingDraws:
     noise: torch.Tensor | None = None
 
 
-class StepResult(NamedTuple):
-    """One AR step of ``BitDanceModel.sample``; rows are conditional ones, then unconditional."""
+def perturb(
+    tokens: torch.Tensor, rate: float, uniforms: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Flip bits as training does: where r1 < rate r2, so with probability rate / 2.
 
-    step: int
-    """Number of the step, from 0."""
-    cfg: float
-    """Guidance of the step."""
-    hidden: torch.Tensor
-    """The transformer's normalised outputs: at step 0 of the whole prefix, else [rows, P, dim]."""
-    prediction: torch.Tensor
-    """float32 [rows, P, C], the sampler's last state; its signs are the tokens."""
-    tokens: torch.Tensor
-    """[rows, P, C] of +1 and -1."""
-    packed: torch.Tensor
-    """uint8 [rows, P, ceil(C / 8)], the same as bits."""
+    Args:
+        tokens: +1 and -1, of any shape.
+        rate: in [0, 1].
+        uniforms: (r1, r2), each of the shape of `tokens`; drawn by default.
 
-
-def guidance_at(step: int, steps: int, scale: float, schedule: str) -> float:
-    """Guidance of AR step `step`: constant, or linear as 1 + (scale - 1) step / steps.
-
-    The linear schedule begins at exactly 1, no guidance, and never reaches the scale.
+    Returns:
+        Of the shape of `tokens`.
 
     Raises:
-        ValueError: `schedule` is unknown.
+        ValueError: `rate` is out of range, or shapes do not fit.
     """
-    if schedule == "constant":
-        return scale
-    if schedule == "linear":
-        return 1 + (scale - 1) * step / steps
-    raise ValueError(f"cfg_schedule must be 'linear' or 'constant', got {schedule!r}")
+    r1, r2 = uniforms or (torch.rand(tokens.shape, device=tokens.device) for _ in range(2))
+    if r1.shape != tokens.shape or r2.shape != tokens.shape:
+        raise ValueError(
+            f"perturb: uniforms must be two of shape {list(tokens.shape)}, got {list(r1.shape)} "
+            f"and {list(r2.shape)}"
+        )
+    # The op works on whole bytes of bits; a batch need not be a multiple of 8 of them.
+    missing = -tokens.numel() % 8
+    bits, r1, r2 = (F.pad(tensor.flatten(), (0, missing)) for tensor in (tokens, r1, r2))
+    return flip_signs(bits, rate, uniforms=(r1, r2))[: tokens.numel()].view(tokens.shape)
 
 
 class BitDanceModel(nn.Module):
     """BitDance for ImageNet-like classes, for any number of tokens per step.
 
     Parameter names and shapes are those of the official checkpoints, the tokenizer's below ``vae.``
-    included.
+    included. The tokenizer's parameters need no gradients: it is trained on its own.
 
     Args:
         config: its shape.
     """
 
-    order: torch.Tensor
-    freqs: torch.Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         dim = config.dim
-        self.vae = BinaryAutoencoder(config.autoencoder)
+        self.vae = BinaryAutoencoder(config.autoencoder).requires_grad_(False)
         if config.parallel_num > 1:
             self.query_token = nn.Parameter(0.02 * torch.randn(1, config.parallel_num - 1, dim))
         self.cls_embedding = nn.Embedding(config.num_classes + 1, dim * config.cls_token_num)
@@ -109,52 +101,130 @@ class BitDanceModel(nn.Module):
         nn.init.normal_(self.cls_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_for_diff.weight, std=0.02)
 
-        grid = (config.grid, config.grid)
-        order = generation_order(grid, config.parallel_num, config.parallel_mode)
-        # The last P tokens are never fed in.
-        fed = cell_centres(*grid)[order[: config.tokens - config.parallel_num]]
-        freqs = rope_table_2d(fed, self.layers.head_dim, config.prefix)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("freqs", freqs, persistent=False)
         self._cache: KVCache | None = None
+        self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def ranges(self) -> Ranges:
-        """Mask of a whole training sequence, as intervals."""
+    @property
+    def order(self) -> torch.Tensor:
+        """Raster index of the k-th token that is generated, int64 [N]."""
+        return self._order_and_freqs()[0]
+
+    @property
+    def freqs(self) -> torch.Tensor:
+        """Rotation of every position of the sequence, see ``rope_table_2d``."""
+        return self._order_and_freqs()[1]
+
+    def _order_and_freqs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both tables, made where the parameters are.
+
+        They are no buffers: ``.to(dtype)`` would round the angles, and a model built on the meta
+        device would never get them.
+        """
+        device = self.norm.weight.device
+        if self._tables is None or self._tables[0].device != device:
+            config = self.config
+            grid = (config.grid, config.grid)
+            # Tensors made in inference mode could not be used in training.
+            with torch.inference_mode(False):
+                order = generation_order(grid, config.parallel_num, config.parallel_mode)
+                # The last P tokens are never fed in.
+                fed = cell_centres(*grid)[order[: config.tokens - config.parallel_num]]
+                freqs = rope_table_2d(fed, self.layers.head_dim, config.prefix)
+                self._tables = order.to(device), freqs.to(device)
+        return self._tables
+
+    def ranges(self, patches: int | None = None) -> Ranges:
+        """Mask of a sequence that predicts `patches` patches, by default all, as intervals."""
         config = self.config
+        patches = config.ar_steps if patches is None else patches
         return block_causal_ranges(
-            config.cls_token_num - 1, config.ar_steps, config.parallel_num, device=self.freqs.device
+            config.cls_token_num - 1, patches, config.parallel_num, device=self.freqs.device
         )
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [-1, 1] to tokens [B, N, C] of +1 and -1, in generation order."""
+        """Images to tokens.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], of the model's resolution.
+
+        Returns:
+            [B, N, C] of +1 and -1, in generation order.
+
+        Raises:
+            TypeError: `images` is not floating point.
+            ValueError: another shape.
+        """
+        config = self.config
+        side = config.grid * config.patch_size * config.autoencoder.downsampling
+        if images.dim() != 4 or images.shape[2:] != (side, side):
+            raise ValueError(f"images must be [B, 3, {side}, {side}], got {list(images.shape)}")
         with torch.no_grad():
-            codes = self.vae.encode(images)
-        return codes_to_tokens(codes, self.config.patch_size, self.order)
+            return self.to_tokens(self.vae.encode(images))
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, N, C] of +1 and -1, in generation order, to images [B, 3, H, W]."""
+        """Tokens [B, N, C] of +1 and -1, in generation order, to images [B, 3, H, W].
+
+        Raises:
+            ValueError: `tokens` has another shape.
+        """
         return self.vae.decode(self.to_codes(tokens))
 
+    def to_tokens(self, codes: torch.Tensor) -> torch.Tensor:
+        """The tokenizer's map [B, latent_dim, h, w], strided in any way, to tokens [B, N, C].
+
+        Raises:
+            ValueError: `codes` has another shape.
+        """
+        config = self.config
+        side = config.grid * config.patch_size
+        if codes.dim() != 4 or codes.shape[1:] != (config.latent_dim, side, side):
+            expected = f"[B, {config.latent_dim}, {side}, {side}]"
+            raise ValueError(f"codes must be {expected}, got {list(codes.shape)}")
+        return codes_to_tokens(codes, config.patch_size, self.order)
+
     def to_codes(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, N, C] in generation order to the tokenizer's map [B, latent_dim, h, w]."""
+        """Tokens [B, N, C] in generation order to the tokenizer's map [B, latent_dim, h, w].
+
+        Raises:
+            ValueError: `tokens` has another shape.
+        """
+        self._check_tokens(tokens, tokens.shape[0] if tokens.dim() else 0)
         grid = (self.config.grid, self.config.grid)
         return tokens_to_codes(tokens, self.config.patch_size, self.order, grid)
 
-    def _prefix(self, labels: torch.Tensor) -> torch.Tensor:
-        """Class tokens and query tokens, [B, cls + P - 1, dim]."""
+    def _check_tokens(self, tokens: torch.Tensor, rows: int) -> None:
+        expected = (rows, self.config.tokens, self.config.token_bits)
+        if tokens.shape != expected:
+            raise ValueError(f"tokens must be {list(expected)}, got {list(tokens.shape)}")
+
+    def check_labels(self, labels: torch.Tensor, *, values: bool) -> None:
+        """Check that labels are int64 or int32 [B].
+
+        With `values` also that they are classes, which waits for a GPU.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if labels.dim() != 1 or labels.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"labels must be int64 [B], got {labels.dtype} {list(labels.shape)}")
+        count = self.config.num_classes
+        if values and bool(((labels < 0) | (labels >= count)).any()):
+            raise ValueError(f"labels must be 0 to {count - 1}, got {labels.tolist()}")
+
+    def prefix(self, labels: torch.Tensor) -> torch.Tensor:
+        """Class tokens and query tokens, [B, cls + P - 1, dim]; label ``num_classes`` is none."""
         config = self.config
         rows = self.cls_embedding(labels).view(len(labels), config.cls_token_num, config.dim)
         if config.parallel_num == 1:
             return rows
         return torch.cat([rows, self.query_token.expand(len(labels), -1, -1)], dim=1)
 
-    def _labels(self, labels: torch.Tensor) -> None:
-        """Check that they are classes; on the CPU the values too."""
-        if labels.dim() != 1 or labels.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"labels must be int64 [B], got {labels.dtype} {list(labels.shape)}")
-        count = self.config.num_classes
-        if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= count)).any()):
-            raise ValueError(f"labels must be 0 to {count - 1}, got {labels.tolist()}")
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, n, C] of +1 and -1 as the transformer is fed them, [B, n, dim].
+
+        In the weights' dtype also under autocast, as all of the residual stream.
+        """
+        return self.proj_in(tokens.to(self._dtype)).to(self._dtype)
 
     def forward(
         self, tokens: torch.Tensor, labels: torch.Tensor, draws: TrainingDraws | None = None
@@ -188,19 +258,18 @@ class BitDanceModel(nn.Module):
         noise levels.
         """
         config = self.config
-        expected = (len(labels), config.tokens, config.token_bits)
-        if tokens.shape != expected:
-            raise ValueError(f"tokens must be {list(expected)}, got {list(tokens.shape)}")
-        self._labels(labels)
+        on_host = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        self.check_labels(labels, values=on_host)
+        self._check_tokens(tokens, len(labels))
         draws = draws or TrainingDraws()
         fed = tokens
         if self.training:
-            fed = self._perturb(tokens, draws.flips)
+            fed = perturb(tokens, config.perturb_rate, draws.flips)
             drop = draws.drop
             drop = torch.rand(len(labels), device=labels.device) if drop is None else drop
             labels = torch.where(drop < config.class_dropout_prob, config.num_classes, labels)
-        fed = self.proj_in(fed[:, : config.tokens - config.parallel_num].to(self._dtype))
-        sequence = self.emb_norm(torch.cat([self._prefix(labels), fed], dim=1))
+        fed = self.embed(fed[:, : config.tokens - config.parallel_num])
+        sequence = self.emb_norm(torch.cat([self.prefix(labels), fed], dim=1))
         hidden = self.norm(self.layers(sequence, self.freqs, self.ranges()))
         cond = hidden[:, -config.tokens :] + self.pos_for_diff.weight
         patch = () if config.parallel_num == 1 else (config.parallel_num,)
@@ -213,19 +282,6 @@ class BitDanceModel(nn.Module):
     @property
     def _dtype(self) -> torch.dtype:
         return self.norm.weight.dtype
-
-    def _perturb(
-        self, tokens: torch.Tensor, flips: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> torch.Tensor:
-        """Flip bits at the configured rate."""
-        if flips is None:
-            flips = (torch.rand_like(tokens), torch.rand_like(tokens))
-        # The op works on whole bytes of bits; a batch need not be a multiple of 8 of them.
-        missing = -tokens.numel() % 8
-        r1, r2 = (F.pad(uniform.flatten(), (0, missing)) for uniform in flips)
-        bits = F.pad(tokens.flatten(), (0, missing))
-        flipped = flip_signs(bits, self.config.perturb_rate, uniforms=(r1, r2))
-        return flipped[: tokens.numel()].view_as(tokens)
 
     @torch.no_grad()
     def sample(
@@ -252,86 +308,38 @@ class BitDanceModel(nn.Module):
             steps: noisy denoising steps per patch.
             cfg_scale: guidance; at most 1 is none, and no unconditional rows are computed.
             cfg_schedule: "linear" or "constant", see ``guidance_at``.
-            seeds: one per image; an image's noise depends on its seed and sample id alone.
-            sample_ids: one per image, by default 0.
-            noise: instead of seeds, per AR step the draws of ``sample_patch``.
+            seeds: one per image, in [0, 2^64); an image's noise depends on its seed and sample id
+                alone.
+            sample_ids: one per image, in [0, 2^32); by default 0.
+            noise: instead of `seeds`, for each AR step the draws of ``sample_patch``.
             on_step: called after every AR step; may raise to stop.
 
         Returns:
             [B, N, C] of +1 and -1, in generation order.
 
         Raises:
-            ValueError: an argument is out of range.
+            TypeError: `steps` or a seed is not an int.
+            ValueError: an argument is out of range, or there is not one seed for each label.
         """
-        config = self.config
-        self._labels(labels)
-        if (seeds is None) == (noise is None):
-            raise ValueError("sample: give either seeds or noise")
-        guidance = [
-            guidance_at(i, config.ar_steps, cfg_scale, cfg_schedule) for i in range(config.ar_steps)
-        ]
-        guided = cfg_scale > 1
-        rows = (
-            torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
-        )
-        cache = self._reserve(len(rows))
-        schedule = Schedule.of(self.head.net, steps)
-        position = self.pos_for_diff.weight
-        x = self._prefix(rows)
-        ranges: Ranges | None = self._prefill_ranges()
-        made = []
-        for i, cfg in enumerate(guidance):
-            x = self.layers.decode(self.emb_norm(x), self.freqs, cache, ranges)
-            hidden, ranges = self.norm(x), None
-            first = i * config.parallel_num
-            last = hidden[:, -config.parallel_num :]
-            cond = last + position[first : first + config.parallel_num]
-            shared = guided and cfg > 1
-            prediction = sample_patch(
-                self.head.net,
-                schedule,
-                cond if config.parallel_num > 1 else cond.squeeze(1),
-                cfg=cfg if shared else None,
-                noise=None if noise is None else noise[i],
-                keys=None if seeds is None else self._keys(seeds, sample_ids, i, guided, shared),
-            ).view(-1, config.parallel_num, config.token_bits)
-            if shared:
-                prediction = torch.cat([prediction, prediction])
-            tokens, packed = binarize(prediction)
-            made.append(tokens[: len(labels)])
-            if on_step is not None:
-                on_step(StepResult(i, cfg, hidden, prediction, tokens, packed))
-            x = self.proj_in(tokens.to(self._dtype))
-        return torch.cat(made, dim=1)
-
-    def _keys(
-        self,
-        seeds: Sequence[int],
-        sample_ids: Sequence[int] | None,
-        step: int,
-        guided: bool,
-        shared: bool,
-    ) -> torch.Tensor:
-        ids = [0] * len(seeds) if sample_ids is None else list(sample_ids)
-        streams = (0, 1) if guided and not shared else (0,)
-        device = self.freqs.device
-        keys = [
-            noise_keys(list(seeds), ids, ar_step=step, stream=stream, device=device)
-            for stream in streams
-        ]
-        return torch.cat(keys)
-
-    def _prefill_ranges(self) -> Ranges:
-        config = self.config
-        return block_causal_ranges(
-            config.cls_token_num - 1, 1, config.parallel_num, device=self.freqs.device
+        return sample_tokens(
+            self,
+            labels,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            cfg_schedule=cfg_schedule,
+            seeds=seeds,
+            sample_ids=sample_ids,
+            noise=noise,
+            on_step=on_step,
         )
 
-    def _reserve(self, rows: int) -> KVCache:
-        """The cache of the last run if it fits, else a new one."""
-        tokens, dtype, device = len(self.freqs), self._dtype, self.freqs.device
+    def reserve_cache(self, rows: int) -> KVCache:
+        """Rows of the last run's cache if it is large enough, else of a new one; empty."""
+        tokens, device = len(self.freqs), self.freqs.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self._dtype
         if self._cache is None or not self._cache.fits(rows, tokens, dtype, device):
-            self._cache = KVCache(
+            self._cache = KVCache.allocate(
                 self.config.n_layer,
                 rows,
                 tokens,
@@ -340,5 +348,6 @@ class BitDanceModel(nn.Module):
                 dtype=dtype,
                 device=device,
             )
-        self._cache.reset()
-        return self._cache
+        cache = self._cache.first(rows)
+        cache.reset()
+        return cache

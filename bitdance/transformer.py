@@ -6,6 +6,9 @@ other. In training one pass over the sequence does the same under interval masks
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -149,6 +152,9 @@ class Transformer(nn.ModuleList):
         super().__init__(TransformerBlock(dim, num_heads) for _ in range(depth))
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
+
+    def __iter__(self) -> Iterator[TransformerBlock]:
+        return cast(Iterator[TransformerBlock], super().__iter__())
 
     def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
         """A whole sequence through all blocks."""

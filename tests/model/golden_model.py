@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bitdance.config import AutoencoderConfig, ModelConfig
-from bitdance.model import BitDanceModel, StepResult, TrainingDraws
-from bitdance.token_order import codes_to_tokens
+from bitdance.generation import StepResult
+from bitdance.model import BitDanceModel, TrainingDraws
 from bitdance_kernels import dense_mask
 from tests.model.golden_cases import Case, runner
 from tests.model.golden_transformer import additive
@@ -38,12 +38,13 @@ def run_model(case: Case) -> dict[str, torch.Tensor]:
         "out.attn_mask": additive(dense_mask(model.ranges())),
     }
     labels = case["in.class_id"]
-    latent = case["in.cached_latent"]
-    cached = codes_to_tokens(latent, model.config.patch_size, model.order)
     images = model.encode(case["in.images"])
     with torch.no_grad():
         out |= _forward(case, model, "eval_images", images, labels)
-        out |= _forward(case, model, "eval_cached", cached, labels)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            latent = case["in.cached_latent"].contiguous(memory_format=layout)
+            cached = model.to_tokens(latent)
+            out |= _forward(case, model, "eval_cached", cached, labels)
     out |= _train(case, model, images, labels)
     for settings in case.params["samples"]:
         out |= _sample(case, model, settings)
@@ -72,9 +73,9 @@ def _train(
     model.vae.eval()
     target, cond = model.conditions(tokens, labels, draws)
     loss = model(tokens, labels, draws)
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     names = case.description["trainable_params"]
-    assert set(names) == {name for name in parameters if not name.startswith("vae.")}
+    assert set(names) == set(parameters)
     grads = dict(zip(names, torch.autograd.grad(loss, [parameters[n] for n in names]), strict=True))
     model.eval()
     prefix = "out.fwd.train"
@@ -105,9 +106,10 @@ def _sample(case: Case, model: BitDanceModel, settings: dict) -> dict[str, torch
     )
     with torch.no_grad():
         image = model.decode(tokens)
+    rest = [result.hidden for result in results[1:]]  # none if the first patch is the image
     return {
         f"out.{name}.hidden_first": results[0].hidden,
-        f"out.{name}.hidden_rest": torch.stack([result.hidden for result in results[1:]]),
+        **({f"out.{name}.hidden_rest": torch.stack(rest)} if rest else {}),
         f"out.{name}.pred_raw": torch.stack([result.prediction for result in results]),
         f"out.{name}.tokens": torch.cat([result.tokens for result in results], dim=1),
         f"out.{name}.latent": model.to_codes(tokens),

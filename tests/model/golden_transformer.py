@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from bitdance.kv_cache import KVCache
+from bitdance.model import perturb
 from bitdance.projectors import InputProjection, TextToImageProjection, position_embedding_2d
 from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
 from bitdance.transformer import TransformerBlock, cell_centres, rope_table_2d
 from bitdance_kernels import (
+    Ranges,
     block_causal_ranges,
     dense_mask,
-    flip_signs,
     packed_document_ranges,
     rope,
 )
@@ -32,20 +31,21 @@ def run_layout(case: Case) -> dict[str, torch.Tensor]:
         name, side, P = f"c{i}", config["hw"], config["P"]
         order = generation_order((side, side), P, config["mode"])
         ranges = block_causal_ranges(config["cls"] - 1, side * side // P, P)
-        mask = case[f"out.{name}.attn_mask"]
-        assert mask.shape == (len(ranges.start),) * 2
-        # The patch order is what the official class names patchify_raster; standard order is plain.
-        squares = generation_order((side, side), P, "patch")
-        tokens = codes_to_tokens(case[f"in.{name}.grid"], 1, squares)
         head_dim = 2 * case[f"out.{name}.freqs_cis"].shape[1]
         fed = cell_centres(side, side)[order[: side * side - P]]
         out |= {
             f"out.{name}.attn_mask": additive(dense_mask(ranges)),
             f"out.{name}.freqs_cis": rope_table_2d(fed, head_dim, config["cls"] + P - 1),
-            f"out.{name}.patchify_raster": tokens,
-            f"out.{name}.unpatchify_raster": tokens_to_codes(tokens, 1, squares, (side, side)),
-            f"out.{name}.order": squares,
         }
+        if f"in.{name}.grid" in case:
+            # The official patchify_raster is the patch order, in a "standard" case too.
+            squares = generation_order((side, side), P, "patch")
+            tokens = codes_to_tokens(case[f"in.{name}.grid"], 1, squares)
+            out |= {
+                f"out.{name}.patchify_raster": tokens,
+                f"out.{name}.unpatchify_raster": tokens_to_codes(tokens, 1, squares, (side, side)),
+                f"out.{name}.order": squares,
+            }
     return out
 
 
@@ -66,17 +66,15 @@ def run_block(case: Case) -> dict[str, torch.Tensor]:
     ranges = block_causal_ranges(params["cls"] - 1, side * side // P, P)
 
     x = case["in.x"]
-    cache = KVCache(
+    cache = KVCache.allocate(
         1, len(x), x.shape[1], params["n_head"], head_dim, dtype=x.dtype, device=x.device
     )
-    first = block_causal_ranges(params["cls"] - 1, 1, P)
+    mask: Ranges | None = block_causal_ranges(params["cls"] - 1, 1, P)
     outputs = []
-    for start in range(0, x.shape[1], P) if prefix == 0 else [0, *range(prefix, x.shape[1], P)]:
-        part = x[:, start : prefix if start == 0 else start + P]
-        outputs.append(
-            block.decode(part, freqs, cache.layers[0], cache.lengths, first if start == 0 else None)
-        )
+    for part in (x[:, :prefix], *x[:, prefix:].split(P, dim=1)):
+        outputs.append(block.decode(part, freqs, cache.layers[0], cache.lengths, mask))
         cache.advance(part.shape[1])
+        mask = None
     return {
         "out.mask": additive(dense_mask(ranges)),
         "out.pos_2d": centres,
@@ -108,14 +106,10 @@ def run_utilities(case: Case) -> dict[str, torch.Tensor]:
         )
         out[f"out.sparse_mask{i}"] = dense_mask(ranges)
     for i, flip in enumerate(case.params["flips"]):
-        bits, draws = case[f"in.flip{i}"], case.draws(f"flip{i}")
-        # Whatever the shape, the number of bits in these cases is a multiple of 8.
-        flat = [tensor.flatten() for tensor in (bits, *draws)]
-        flipped = flip_signs(flat[0], flip["p_max"], uniforms=(flat[1], flat[2]))
-        out[f"out.flip{i}"] = flipped.view_as(bits)
+        r1, r2 = case.draws(f"flip{i}")
+        out[f"out.flip{i}"] = perturb(case[f"in.flip{i}"], flip["p_max"], (r1, r2))
     for i, position in enumerate(case.params["pos"]):
         height, width, side = position["h"], position["w"], position["ps"]
         order = generation_order((height, width), side * side, "patch")
         out[f"out.pos_embed{i}"] = position_embedding_2d(order, width, position["hidden"])
-    assert all(re.match(r"out\.", name) for name in out)
     return out

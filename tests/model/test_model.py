@@ -6,7 +6,8 @@ import torch
 
 from bitdance.config import AUTOENCODER_PRESETS, HEAD_PRESETS, PRESETS, HeadConfig, ModelConfig
 from bitdance.diffusion_head import DiffusionHead
-from bitdance.model import BitDanceModel, guidance_at
+from bitdance.generation import guidance_at
+from bitdance.model import BitDanceModel
 from bitdance.projectors import TextToImageProjection, position_embedding_2d
 from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
 from bitdance.transformer import rope_table_2d
