@@ -131,6 +131,7 @@ class KernelOp:
         # used.
         kinds = [argument.split()[0] for argument in arguments.split(",")]
         self._tensors = tuple(i for i, kind in enumerate(kinds) if kind.startswith("Tensor"))
+        self._written = tuple(i for i in self._tensors if "!" in kinds[i])
         self._argument_names = [argument.split()[1] for argument in arguments.split(",")]
         self._device_argument = next(i for i in self._tensors if not kinds[i].endswith("?"))
 
@@ -183,7 +184,11 @@ class KernelOp:
     def _run(self, *args: Any) -> Any:
         inputs = args[:-1]
         self._check_all(inputs)
-        return self._select(args[-1], inputs).run(*inputs)
+        result = self._select(args[-1], inputs).run(*inputs)
+        if self._written:
+            # Autograd then notices when a tensor that it saved was written by a kernel.
+            torch.autograd.graph.increment_version([inputs[i] for i in self._written])
+        return result
 
     def _run_fake(self, *args: Any) -> Any:
         inputs = args[:-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -64,7 +65,7 @@ class Ranges:
                 raise TypeError(f"Ranges: {name} must be an int32 tensor, got {type(tensor)}")
             _checks.dtype("Ranges", name, tensor, (torch.int32,))
             _checks.rank("Ranges", name, tensor, 1, 2)
-        _checks.shape("Ranges", "end", self.end, self.start.shape, "shape of start")
+        _checks.shape("Ranges", "end", self.end, self.start.shape)
         _checks.same_device("Ranges", "start", self.start, end=self.end)
         if validate:
             _check_values("start", self.start, keys)
@@ -79,7 +80,7 @@ def _check_values(name: str, values: torch.Tensor, keys: int | None) -> None:
     wrong = outside.nonzero()
     if len(wrong):
         index = tuple(wrong[0].tolist())
-        expected = "0 or more" if keys is None else f"from 0 to the number of keys, {keys},"
+        expected = "0 or more" if keys is None else f"from 0 to {keys}, the number of keys"
         raise _checks.fail("Ranges", name, expected, _element(name, values, index))
     *row, i = falls.nonzero()[0].tolist()
     before, after = _element(name, values, (*row, i)), _element(name, values, (*row, i + 1))
@@ -90,11 +91,19 @@ def _element(name: str, values: torch.Tensor, index: Sequence[int]) -> str:
     return f"{name}[{', '.join(map(str, index))}] = {int(values[tuple(index)])}"
 
 
+def _unflatten(leaves: Iterable[Any], _: None) -> Ranges:
+    # Leaves can be anything on the way through PyTorch's tracers, so nothing is checked here.
+    ranges = object.__new__(Ranges)
+    for name, leaf in zip(("start", "end"), leaves, strict=True):
+        object.__setattr__(ranges, name, leaf)
+    return ranges
+
+
 # So that functions over all tensors in a call (moving to a device, tracing) reach these two.
 pytree.register_pytree_node(
     Ranges,
     lambda ranges: ([ranges.start, ranges.end], None),
-    lambda tensors, _: Ranges(*tensors, validate=False),
+    _unflatten,
     serialized_type_name="bitdance_kernels.Ranges",
 )
 

@@ -1,0 +1,210 @@
+"""block_causal_attention: training sequences of the ImageNet and the text-to-image models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels import (
+    Ranges,
+    block_causal_attention,
+    block_causal_ranges,
+    dense_mask,
+    packed_document_ranges,
+)
+from bitdance_kernels.testing import Call, Case, Timing
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+def samples(device: torch.device) -> Iterator[Call]:
+    generator = torch.Generator().manual_seed(0)
+
+    def call(
+        name: str,
+        B: int,
+        heads: tuple[int, int],
+        D: int,
+        ranges: Ranges,
+        *,
+        keys: int | None = None,
+        dtype: torch.dtype = F32,
+        scale: float | None = None,
+    ) -> Call:
+        H, Hkv = heads
+        T = ranges.start.shape[-1]
+        Tk = T if keys is None else keys
+        q, k, v = (
+            torch.randn(shape, generator=generator).to(device, dtype)
+            for shape in ((B, T, H, D), (B, Tk, Hkv, D), (B, Tk, Hkv, D))
+        )
+        return Call(name, (q, k, v, ranges), {} if scale is None else {"scale": scale})
+
+    def ranges(start: list[int] | list[list[int]], end: list[int] | list[list[int]]) -> Ranges:
+        start_tensor = torch.tensor(start, dtype=torch.int32, device=device)
+        return Ranges(start_tensor, torch.tensor(end, dtype=torch.int32, device=device))
+
+    imagenet = block_causal_ranges(3, 4, 4, device=device)
+    for dtype in (F32, F16, BF16):
+        yield call(f"P = 4, {dtype}", 2, (3, 3), 16, imagenet, dtype=dtype)
+    packed = packed_document_ranges(
+        [15, 130], [(5, "causal"), (10, "parallel"), (130, "parallel")], patch_tokens=16
+    )
+    packed = Ranges(packed.start.to(device), packed.end.to(device))
+    for dtype in (F32, BF16):
+        yield call(f"packed, grouped heads, {dtype}", 1, (4, 2), 64, packed, dtype=dtype)
+    yield call("one query", 1, (1, 1), 8, ranges([0], [1]))
+    yield call("serial, odd D", 2, (2, 1), 5, block_causal_ranges(7, 0, 1, device=device))
+    yield call("scale", 1, (2, 2), 16, imagenet, scale=0.5)
+    yield call("more keys", 2, (2, 2), 16, ranges([0, 3, 3], [70, 70, 133]), keys=150)
+    blind = ranges([[0, 0, 2, 5], [1, 1, 4, 4]], [[0, 2, 2, 9], [1, 1, 1, 6]])
+    yield call("per row, some queries see nothing", 2, (2, 1), 16, blind, keys=9)
+    nothing = ranges([0, 0], [0, 0])
+    yield call("no key", 1, (1, 1), 16, nothing, keys=0)
+    yield call("no query", 1, (1, 1), 16, ranges([], []), keys=4)
+    yield call("no batch", 0, (1, 1), 16, imagenet)
+
+
+def _timing(
+    name: str,
+    B: int,
+    heads: tuple[int, int],
+    D: int,
+    make_ranges: Callable[[torch.device | None], Ranges],
+    dtype: torch.dtype,
+    *devices: str,
+) -> Timing:
+    H, Hkv = heads
+    ranges = make_ranges(None)
+    T = ranges.start.shape[0]
+    pairs = int((ranges.end - ranges.start).sum())
+
+    name = f"{name}, {str(dtype).removeprefix('torch.')}"
+
+    def make(device: torch.device) -> Call:
+        def randn(heads: int) -> torch.Tensor:
+            return torch.randn(B, T, heads, D, device=device).to(dtype)
+
+        return Call(name, (randn(H), randn(Hkv), randn(Hkv), make_ranges(device)))
+
+    moved = 2 * B * T * (H + Hkv) * D * dtype.itemsize
+    return Timing(name, make, moved, flops=4 * B * H * D * pairs, devices=devices)
+
+
+def _imagenet(device: torch.device | None) -> Ranges:
+    return block_causal_ranges(63, 16, 16, device=device)
+
+
+def _text_to_image(device: torch.device | None) -> Ranges:
+    """Sixteen documents, each a prompt and a 512-pixel image in patches of 64 tokens."""
+    prompt, image, P = 130, 2 + 1024, 64
+    segments = [(prompt, "causal"), (image, "parallel")] * 16
+    return packed_document_ranges([prompt + image] * 16, segments, patch_tokens=P, device=device)
+
+
+def _causal(device: torch.device | None) -> Ranges:
+    return block_causal_ranges(8192, 0, 1, device=device)
+
+
+@functools.lru_cache(maxsize=2)
+def _dense(ranges: Ranges, keys: int) -> torch.Tensor:
+    """Made once and kept, as a user who trains with a dense mask would."""
+    return dense_mask(ranges, keys).unsqueeze(-3)
+
+
+def sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ranges: Ranges,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    mask = _dense(ranges, k.shape[2])
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=2)
+def _flex(ranges: Ranges, keys: int) -> Callable[..., torch.Tensor]:
+    """Compiled FlexAttention with the block mask of `ranges` [T]."""
+    # Imported late: most users of this module are tests, which need no compiler.
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    start, end = ranges.start, ranges.end
+
+    def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return (j >= start[i]) & (j < end[i])
+
+    device = str(start.device)
+    blocks = create_block_mask(visible, None, None, start.shape[0], keys, device=device)
+    return functools.partial(torch.compile(flex_attention), block_mask=blocks)
+
+
+def flex(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ranges: Ranges,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = _flex(ranges, k.shape[2])(q, k, v, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+CASES = (
+    Case(
+        op=block_causal_attention,
+        rule="staged",
+        samples=samples,
+        timings=(
+            _timing(
+                "ImageNet B, 4 images",
+                4,
+                (12, 12),
+                64,
+                _imagenet,
+                F32,
+                "cpu",
+                "cuda",
+            ),
+            _timing(
+                "ImageNet B, 64 images",
+                64,
+                (12, 12),
+                64,
+                _imagenet,
+                BF16,
+                "cuda",
+            ),
+            _timing(
+                "ImageNet H, 64 images",
+                64,
+                (20, 20),
+                64,
+                _imagenet,
+                BF16,
+                "cuda",
+            ),
+            _timing(
+                "packed 14B, 18k tokens",
+                1,
+                (40, 8),
+                128,
+                _text_to_image,
+                BF16,
+                "cuda",
+            ),
+            _timing("causal 8k", 1, (40, 8), 128, _causal, BF16, "cuda"),
+        ),
+        baselines={"sdpa dense mask": sdpa, "flex": flex},
+    ),
+)

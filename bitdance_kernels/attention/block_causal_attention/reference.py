@@ -1,0 +1,138 @@
+"""block_causal_attention in plain PyTorch.
+
+The forward and backward formulas are those of FlashAttention-2 (Dao 2023, section 3.1, algorithms 1
+and 2), with rows of scores instead of tiles: the backward pass recomputes the weights from the
+log-sum-exp L of each query,
+
+    P = exp(scale Q K^T - L),  dV = P^T dO,  dP = dO V^T,  delta = rowsum(dO * O),
+    dS = P * (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q.
+
+On the CPU, where models are trained and run on this reference, a fused kernel of PyTorch computes
+the same (``_fused_cpu``) unless float64 is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from bitdance_kernels.attention import _intervals
+from bitdance_kernels.attention._heads import by_kv_head, by_query
+from bitdance_kernels.attention.block_causal_attention import _fused_cpu
+
+# Scores held at a time, so that memory does not grow with T x Tk: 64 MB in float32.
+_SCORES = 2**24
+
+
+def run(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    formula = _fused_cpu.forward if _fused_cpu.applies(q) else forward
+    return formula(q, k, v, start, end, scale)
+
+
+def run_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    formula = _fused_cpu.backward if _fused_cpu.applies(q) else backward
+    return formula(grad, q, k, v, out, lse, start, end, scale)
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and log-sum-exp by the formula, on any device."""
+    B, T, H, _ = q.shape
+    Tk, Hkv = k.shape[1:3]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    start, end = start.expand(B, T), end.expand(B, T)
+    k, v = _without_unseen(start, end, k.to(wide), v.to(wide))
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty((B, H, T), dtype=wide, device=q.device)
+    for b, i in _chunks(B, T, H * Tk):
+        mask = _mask(start[b, i], end[b, i], Tk, H // Hkv)
+        scores = by_kv_head(q[b, i].to(wide) * scale, Hkv) @ k[b].permute(0, 2, 3, 1)
+        scores.masked_fill_(~mask, float("-inf"))
+        chunk_lse = scores.logsumexp(-1, keepdim=True)
+        weights = (scores - chunk_lse).exp_().masked_fill_(~mask, 0)
+        out[b, i] = by_query(weights @ v[b].transpose(1, 2), H)
+        lse[b, :, i] = by_query(chunk_lse, H)[..., 0].transpose(1, 2)
+    return out, lse
+
+
+def backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v by the formula, on any device."""
+    B, T, H, _ = q.shape
+    Tk, Hkv = k.shape[1:3]
+    start, end = start.expand(B, T), end.expand(B, T)
+    # The weights of a query that sees nothing are 0; 0 times NaN would not be.
+    blind = (start >= end)[..., None, None]
+    q_wide = q.to(lse.dtype).masked_fill(blind, 0)
+    grad = grad.to(lse.dtype).masked_fill(blind, 0)
+    k_wide, v_wide = _without_unseen(start, end, k.to(lse.dtype), v.to(lse.dtype))
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dk, dv = (torch.zeros(k.shape, dtype=lse.dtype, device=k.device) for _ in range(2))
+    for b, i in _chunks(B, T, H * Tk):
+        mask = _mask(start[b, i], end[b, i], Tk, H // Hkv)
+        queries, grads = by_kv_head(q_wide[b, i], Hkv), by_kv_head(grad[b, i], Hkv)
+        keys, values = k_wide[b].transpose(1, 2), v_wide[b].transpose(1, 2)
+        chunk_lse = by_kv_head(lse[b, :, i].transpose(1, 2)[..., None], Hkv)
+        weights = (queries @ keys.mT * scale - chunk_lse).exp_().masked_fill_(~mask, 0)
+        dv[b] += (weights.mT @ grads).transpose(1, 2)
+        delta = (grads * by_kv_head(out[b, i].to(lse.dtype), Hkv)).sum(-1, keepdim=True)
+        dscores = (grads @ values.mT).sub_(delta).mul_(weights).mul_(scale)
+        dq[b, i] = by_query(dscores @ keys, H)
+        dk[b] += (dscores.mT @ queries).transpose(1, 2)
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _chunks(B: int, T: int, scores_per_query: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of the batch and of the queries, of at most `_SCORES` scores (but one query) each."""
+    rows = max(1, _SCORES // max(1, scores_per_query))
+    queries = max(1, min(T, rows))
+    batches = max(1, rows // max(1, T))
+    for b in range(0, B, batches):
+        for i in range(0, T, queries):
+            yield slice(b, b + batches), slice(i, i + queries)
+
+
+def _mask(start: torch.Tensor, end: torch.Tensor, Tk: int, group: int) -> torch.Tensor:
+    """[b, 1, group * i, Tk], the order of rows of `by_kv_head`."""
+    return _intervals.visible(start, end, Tk).repeat(1, group, 1)[:, None]
+
+
+def _without_unseen(
+    start: torch.Tensor, end: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with 0 where no query sees them: weights of 0 do not undo a NaN."""
+    unseen = ~_intervals.seen(start, end, k.shape[1])[..., None, None]
+    return k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)

@@ -1,0 +1,80 @@
+"""block_decode_attention in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from bitdance_kernels.attention._heads import by_kv_head, by_query
+
+# Scores held at a time, so that a large batch does not need them all: 64 MB in float32.
+_SCORES = 2**24
+
+
+def run(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    # Models run on this reference on the CPU: there the filled rows are cut out and left to
+    # PyTorch's fused kernel. Everywhere else nobody may look at the lengths but the device.
+    formula = _cut if q.device.type == "cpu" and q.dtype != torch.float64 else attend
+    return formula(q, k_cache, v_cache, lengths, scale)
+
+
+def attend(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """The formula, on any device."""
+    B, P, H, _ = q.shape
+    Tmax, Hkv = k_cache.shape[1:3]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    batches = max(1, _SCORES // max(1, H * P * Tmax))
+    for first in range(0, B, batches):
+        b = slice(first, first + batches)
+        empty = torch.arange(Tmax, device=q.device) >= lengths[b, None]
+        keys = k_cache[b].to(wide).transpose(1, 2)
+        # A weight of 0 does not undo a NaN, so values beyond the length are cleared too.
+        values = v_cache[b].to(wide).masked_fill(empty[..., None, None], 0).transpose(1, 2)
+        scores = by_kv_head(q[b].to(wide) * scale, Hkv) @ keys.mT
+        scores.masked_fill_(empty[:, None, None], float("-inf"))
+        weights = scores.softmax(-1).masked_fill_(empty[:, None, None], 0)
+        out[b] = by_query(weights @ values, H)
+    return out
+
+
+def _cut(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """The same for CPU tensors in float32, where reading the lengths waits for nothing."""
+    B, _, H, _ = q.shape
+    Tmax, Hkv = k_cache.shape[1:3]
+    # Caches are contiguous but for views; the kernel's matrix products round by the layout.
+    k_cache, v_cache = k_cache.contiguous(), v_cache.contiguous()
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    filled = [max(0, min(length, Tmax)) for length in lengths.tolist()]
+    # Rows of one length go together; the rows of a batch mostly have the same.
+    same = len(set(filled)) == 1
+    for b in [slice(0, B)] if same else [slice(row, row + 1) for row in range(B)]:
+        n = filled[b.start]
+        if n == 0:
+            continue
+        attended = F.scaled_dot_product_attention(
+            by_kv_head(q[b].float(), Hkv).contiguous(),
+            k_cache[b, :n].float().transpose(1, 2),
+            v_cache[b, :n].float().transpose(1, 2),
+            scale=scale,
+        )
+        out[b] = by_query(attended, H)
+    return out

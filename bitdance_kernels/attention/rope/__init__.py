@@ -1,0 +1,1 @@
+"""Room of rope: rotary position embedding with a gradient, for training."""

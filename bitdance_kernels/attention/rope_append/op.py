@@ -1,0 +1,178 @@
+"""rope_append: the public function and the op's contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._op import KernelOp
+
+__all__ = ["rope_append"]
+
+
+def rope_append(
+    qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    position: torch.Tensor,
+    freqs: torch.Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    interleaved: bool = True,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Rotate the queries and keys of P new tokens and append keys and values to the cache.
+
+    ::
+
+        q, k, v = split(qkv)                            per token: H heads, then Hkv, then Hkv
+        q = q / sqrt(mean(q^2) + eps) * q_norm          per head, only with q_norm; k alike
+        q, k = rope(q, k)                               angles freqs[position[b] + p]
+        k_cache[b, position[b] + p] = k                 in place
+        v_cache[b, position[b] + p] = v                 in place
+
+    Args:
+        qkv: [B, P, (H + 2 Hkv) D], float32, float16, bfloat16 or float64, D even; any strides.
+        k_cache: [B, Tmax, Hkv, D] of the dtype of `qkv`, P <= Tmax; written in place.
+        v_cache: as `k_cache`.
+        position: int32 [B], on the device of `qkv`: the first row that is written, the number of
+            tokens before. 0 <= position[b], and position[b] + P is at most Tmax and Tf; its values
+            are not checked, as that would wait for the GPU.
+        freqs: [Tf, D / 2, 2], floating point, P <= Tf: cosine and sine of the angles of position t.
+        num_heads: H.
+        num_kv_heads: Hkv; H by default.
+        interleaved: pair i is channels (2 i, 2 i + 1), as in BitDance's ImageNet models; False:
+            channels (i, i + D / 2), as in Qwen3.
+        q_norm: [D], floating point: weight of an RMSNorm of each query head before the rotation, as
+            in Qwen3. None: no norm.
+        k_norm: the same for the key heads.
+        eps: of the norms.
+        backend: "auto" or "reference".
+
+    Returns:
+        The rotated queries, [B, P, H, D] of the dtype of `qkv`, contiguous.
+
+    Raises:
+        TypeError: dtypes other than the above.
+        ValueError: shapes or devices that do not fit together.
+        RuntimeError: an argument requires grad; ``rope`` has a gradient.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Numerics:
+        Computed in float32 (float64 for float64) and rounded once, to the output and to the cache.
+
+    Example:
+        >>> import torch
+        >>> k_cache, v_cache = torch.zeros(2, 1, 8, 1, 2).unbind()
+        >>> position = torch.tensor([5], dtype=torch.int32)
+        >>> no_turn = torch.tensor([1.0, 0.0]).expand(8, 1, 2)
+        >>> qkv = torch.arange(1.0, 7.0).view(1, 1, 6)
+        >>> rope_append(qkv, k_cache, v_cache, position, no_turn, num_heads=1).flatten()
+        tensor([1., 2.])
+        >>> k_cache[0, 5, 0], v_cache[0, 5, 0]
+        (tensor([3., 4.]), tensor([5., 6.]))
+    """
+    return _op.call(
+        qkv,
+        k_cache,
+        v_cache,
+        position,
+        freqs,
+        num_heads,
+        num_heads if num_kv_heads is None else num_kv_heads,
+        interleaved,
+        q_norm,
+        k_norm,
+        eps,
+        backend,
+    )
+
+
+def _check(
+    qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    position: torch.Tensor,
+    freqs: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    interleaved: bool,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
+) -> None:
+    op = "rope_append"
+    _checks.dtype(op, "qkv", qkv, _checks.FLOATS)
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        _checks.dtype(op, name, cache, (qkv.dtype,))
+    _checks.dtype(op, "position", position, (torch.int32,))
+    for name, table in (("freqs", freqs), ("q_norm", q_norm), ("k_norm", k_norm)):
+        if table is not None:
+            _checks.dtype(op, name, table, _checks.FLOATS)
+    _checks.rank(op, "qkv", qkv, 3, 3)
+    _checks.rank(op, "k_cache", k_cache, 4, 4)
+    if num_heads < 1:
+        raise _checks.fail(op, "num_heads", "1 or more", num_heads)
+    if num_kv_heads < 1 or num_heads % num_kv_heads != 0:
+        raise _checks.fail(op, "num_kv_heads", f"a divisor of H = {num_heads}", num_kv_heads)
+    B, P, width = qkv.shape
+    Tmax, D = k_cache.shape[1], k_cache.shape[3]
+    if D == 0 or D % 2 != 0:
+        got = f"shape {list(k_cache.shape)}"
+        raise _checks.fail(op, "k_cache", "[B, Tmax, Hkv, D] with D even", got)
+    heads = num_heads + 2 * num_kv_heads
+    if width != heads * D:
+        expected = f"[B, P, (H + 2 Hkv) D] with a last dimension of {heads} * {D}"
+        raise _checks.fail(op, "qkv", expected, f"shape {list(qkv.shape)}")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        _checks.shape(op, name, cache, (B, Tmax, num_kv_heads, D), "[B, Tmax, Hkv, D]")
+    _checks.shape(op, "position", position, (B,), "[B]")
+    _checks.rank(op, "freqs", freqs, 3, 3)
+    _checks.shape(op, "freqs", freqs, (freqs.shape[0], D // 2, 2), "[Tf, D / 2, 2]")
+    for name, rows in (("k_cache", Tmax), ("freqs", freqs.shape[0])):
+        if rows < P:
+            raise _checks.fail(op, name, f"of at least P = {P} rows", rows)
+    for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if weight is not None:
+            _checks.shape(op, name, weight, (D,), "[D]")
+    _checks.same_device(
+        op,
+        "qkv",
+        qkv,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        position=position,
+        freqs=freqs,
+        q_norm=q_norm,
+        k_norm=k_norm,
+    )
+
+
+def _fake(
+    qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    position: torch.Tensor,
+    freqs: torch.Tensor,
+    num_heads: int,
+    *_: Any,
+) -> torch.Tensor:
+    return qkv.new_empty((*qkv.shape[:2], num_heads, k_cache.shape[3]))
+
+
+_op = KernelOp(
+    "rope_append",
+    "(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor position, Tensor freqs, "
+    "int num_heads, int num_kv_heads, bool interleaved, Tensor? q_norm, Tensor? k_norm, "
+    "float eps) -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order={"cuda": ("reference",), "cpu": ("reference",)},
+)

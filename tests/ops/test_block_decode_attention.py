@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitdance_kernels import Ranges, block_causal_attention, block_decode_attention
+from bitdance_kernels.attention.block_decode_attention import reference
+from bitdance_kernels.testing import Call, Invalid, compare
+
+Q = torch.zeros(2, 3, 4, 8)
+C = torch.zeros(2, 5, 2, 8)
+N = torch.tensor([3, 5], dtype=torch.int32)
+
+
+def _row(kind, name, args, error, match):
+    return Invalid(kind, Call(name, args), error, f"block_decode_attention: {match}")
+
+
+INVALID = {
+    "block_decode_attention": (
+        _row("dtype", "int q", (Q.int(), C, C, N), TypeError, "q must be float32 .* got int32"),
+        _row(
+            "dtype",
+            "cache of half",
+            (Q, C, C.half(), N),
+            TypeError,
+            "v_cache must be float32, got float16",
+        ),
+        _row(
+            "dtype",
+            "int64 lengths",
+            (Q, C, C, N.long()),
+            TypeError,
+            "lengths must be int32, got int64",
+        ),
+        _row("rank", "q without batch", (Q[0], C, C, N), ValueError, "q must be of 4 dimensions"),
+        _row(
+            "size",
+            "batch of cache",
+            (Q, C[:1], C, N),
+            ValueError,
+            r"k_cache must be of shape .* got \[1, 5, 2, 8\]",
+        ),
+        _row(
+            "size",
+            "caches differ",
+            (Q, C, C[:, :4], N),
+            ValueError,
+            r"v_cache must be of shape .* got \[2, 4, 2, 8\]",
+        ),
+        _row(
+            "size",
+            "heads",
+            (Q[:, :, :3], C, C, N),
+            ValueError,
+            "k_cache must be .* divisor of H = 3, got 2",
+        ),
+        _row(
+            "size",
+            "lengths",
+            (Q, C, C, N[:1]),
+            ValueError,
+            r"lengths must be of shape \[B\] = \[2\], got \[1\]",
+        ),
+        _row(
+            "size",
+            "one length",
+            (Q, C, C, N[0]),
+            ValueError,
+            r"lengths must be of shape \[B\] = \[2\], got \[\]",
+        ),
+        _row(
+            "device",
+            "lengths elsewhere",
+            (Q, C, C, N.to("meta")),
+            ValueError,
+            "lengths must be on cpu like q",
+        ),
+        _row(
+            "value",
+            "requires grad",
+            (Q.clone().requires_grad_(), C, C, N),
+            RuntimeError,
+            "has no gradient, but q",
+        ),
+    )
+}
+
+
+def _inputs(B, P, Tmax, heads, D, dtype=torch.float64):
+    q = torch.randn(B, P, heads[0], D, dtype=dtype)
+    return q, *torch.randn(2, B, Tmax, heads[1], D, dtype=dtype).unbind()
+
+
+@given(
+    lengths=st.lists(st.integers(-1, 9), min_size=1, max_size=4),
+    P=st.integers(1, 5),
+    heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
+    wide=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_block_causal_attention_over_the_filled_rows(lengths, P, heads, wide):
+    dtype = torch.float64 if wide else torch.float32
+    q, k, v = _inputs(len(lengths), P, 8, heads, 4, dtype)
+    end = torch.tensor(lengths, dtype=torch.int32)
+    out = block_decode_attention(q, k, v, end, scale=0.7)
+    end = end.clamp(min=0)[:, None].expand(-1, P)
+    expected = block_causal_attention(q, k, v, Ranges(torch.zeros_like(end), end), scale=0.7)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("formula", [reference.run, reference.attend])
+@pytest.mark.parametrize("lengths", [(3, 3), (0, 5), (0, 0)])
+def test_rows_beyond_the_length_do_not_leak(dtype, formula, lengths):
+    q, k, v = _inputs(2, 4, 7, (4, 2), 8, dtype)
+    n = torch.tensor(lengths, dtype=torch.int32)
+    clean = formula(q, k, v, n, 0.5)
+    for b, length in enumerate(lengths):
+        k[b, length:] = math.nan
+        v[b, length:] = -math.inf
+    assert torch.equal(formula(q, k, v, n, 0.5), clean)
+    for b, length in enumerate(lengths):
+        assert bool((clean[b] == 0).all()) == (length == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(300,) * 16, (300, 7) * 8])
+def test_fused_kernel_against_the_formula(dtype, lengths):
+    q, k, v = _inputs(16, 16, 319, (6, 2), 64, dtype)
+    n = torch.tensor(lengths, dtype=torch.int32)
+    truth = reference.attend(q.double(), k.double(), v.double(), n, 0.125)
+    plain = reference.attend(q, k, v, n, 0.125)
+    compare("staged", reference.run(q, k, v, n, 0.125), plain, truth, "out")
+
+
+def test_chunks_of_the_batch_change_nothing(monkeypatch):
+    inputs = _inputs(5, 4, 9, (2, 1), 8)
+    n = torch.tensor([1, 9, 0, 4, 6], dtype=torch.int32)
+    whole = block_decode_attention(*inputs, n)
+    monkeypatch.setattr(reference, "_SCORES", 2 * 4 * 9 * 2)  # two rows at a time
+    torch.testing.assert_close(block_decode_attention(*inputs, n), whole)
