@@ -1,5 +1,23 @@
-"""BitDance, an autoregressive image generator whose tokens are bits."""
+"""BitDance, an autoregressive image generator whose tokens are bits.
 
+``BitDance.from_pretrained(...).generate(labels)`` is the way from a checkpoint to pictures; the
+modules below are its parts: ``autoencoder`` (the binary tokenizer), ``transformer``,
+``diffusion_head``, ``sampler``, ``model`` (all of them together), ``weights`` and ``pipeline``.
+"""
+
+from bitdance.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, HeadConfig, ModelConfig
+from bitdance.pipeline import BitDance, GenerationCancelled
+from bitdance.weights import CheckpointError
 from bitdance_kernels import __version__
 
-__all__ = ["__version__"]
+__all__ = [
+    "AUTOENCODER_PRESETS",
+    "PRESETS",
+    "AutoencoderConfig",
+    "BitDance",
+    "CheckpointError",
+    "GenerationCancelled",
+    "HeadConfig",
+    "ModelConfig",
+    "__version__",
+]

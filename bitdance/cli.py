@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out.png"),
         help="an image file for a grid, a row per class, or a folder for single images",
     )  # fmt: skip
+    generate.add_argument(
+        "--bits", type=Path, help="also write the packed bits here: .npy, uint8 [n, tokens, C / 8]"
+    )
     generate.add_argument("--quiet", action="store_true", help="no progress bar")
     generate.set_defaults(run=_generate)
 
@@ -135,15 +138,20 @@ def _generate(options: argparse.Namespace) -> None:
     _check_writable(options.out)
     pipeline = _load(options)
     labels = [pipeline.label(name) for name in options.classes for _ in range(options.n)]
-    images = pipeline.generate(
+    packed = pipeline.generate(
         labels,
         seed=options.seed,
         steps=options.steps,
         cfg_scale=options.cfg,
         cfg_schedule=options.cfg_schedule,
         batch_size=options.batch_size,
+        output_type="latent",
         progress=not options.quiet,
     )
+    if options.bits is not None:
+        with weights.replace_file(options.bits) as temporary, temporary.open("wb") as file:
+            np.save(file, packed.cpu().numpy())
+    images = pipeline.decode(packed, batch_size=options.batch_size)
     if options.out.suffix.lower() in IMAGE_SUFFIXES:
         columns = options.n if len(options.classes) > 1 else math.ceil(math.sqrt(options.n))
         _save(grid(images, columns), options.out)

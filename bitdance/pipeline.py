@@ -17,8 +17,10 @@ from tqdm.auto import tqdm
 from bitdance import weights
 from bitdance.autoencoder import to_uint8
 from bitdance.config import PRESETS, ModelConfig
-from bitdance.model import BitDanceModel, StepResult
+from bitdance.generation import StepResult
+from bitdance.model import BitDanceModel
 from bitdance.sampler import binarize
+from bitdance_kernels import unpack_signs
 
 FORMAT = "bitdance-1"
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -95,7 +97,8 @@ class BitDance:
                 _, tensors = weights.split_prefix(tensors, "vae.")
                 tensors |= _read_tokenizer(Path(tokenizer))
             model_config, classes = _find_config(tensors, config, path), None
-        model = BitDanceModel(model_config)
+        with torch.device("meta"):
+            model = BitDanceModel(model_config)
         weights.load_weights(model, tensors, str(path))
         return cls(model.to(device=device, dtype=dtype), classes)
 
@@ -231,23 +234,50 @@ class BitDance:
                     sample_ids=ids[batch],
                     on_step=on_step,
                 )
-                if output_type == "latent":
-                    made.append(binarize(tokens)[1])
-                else:
-                    made.append(to_uint8(self.model.decode(tokens)).cpu())
-        return self._finish(made, output_type)
-
-    def _finish(self, made: list[torch.Tensor], output_type: str) -> Any:
-        """The batches together, as `output_type` says."""
-        config = self.config
+                made.append(binarize(tokens)[1])
+        none = torch.empty(0, *self._latent_shape, dtype=torch.uint8)
+        packed = torch.cat(made) if made else none
         if output_type == "latent":
-            none = torch.empty(0, config.tokens, -(-config.token_bits // 8), dtype=torch.uint8)
-            return torch.cat(made) if made else none
-        side = config.resolution
-        pixels = torch.cat(made) if made else torch.empty(0, 3, side, side, dtype=torch.uint8)
+            return packed
+        return self.decode(packed, batch_size=batch_size, output_type=output_type)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int]:
+        return self.config.tokens, -(-self.config.token_bits // 8)
+
+    def decode(
+        self,
+        packed: torch.Tensor,
+        *,
+        batch_size: int | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+    ) -> Any:
+        """Pictures of packed tokens, as ``generate`` gives them with output_type="latent".
+
+        Args:
+            packed: uint8 [n, tokens, C / 8] in generation order.
+            batch_size: pictures at a time; by default all.
+            output_type: as for ``generate``.
+
+        Raises:
+            ValueError: `packed` is of another dtype or shape.
+        """
+        if packed.dtype != torch.uint8 or packed.shape[1:] != self._latent_shape:
+            raise ValueError(
+                f"decode: packed must be uint8 {['n', *self._latent_shape]}, got {packed.dtype} "
+                f"{list(packed.shape)}"
+            )
+        pixels = []
+        with torch.no_grad():
+            for part in packed.to(self.device).split(batch_size or max(len(packed), 1)):
+                tokens = unpack_signs(part)[..., : self.config.token_bits]
+                if len(tokens):
+                    pixels.append(to_uint8(self.model.decode(tokens)).cpu())
+        side = self.config.resolution
+        images = torch.cat(pixels) if pixels else torch.empty(0, 3, side, side, dtype=torch.uint8)
         if output_type == "pt":
-            return pixels
-        arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+            return images
+        arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
         return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]
 
 

@@ -139,7 +139,7 @@ def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None
     """Put `tensors` into `module`, all or none, cast to the dtypes that the module has.
 
     Args:
-        module: the model.
+        module: the model; one on the meta device gets memory of its own, filled once.
         tensors: its whole state.
         source: where they come from, for messages.
 
@@ -147,7 +147,13 @@ def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None
         CheckpointError: they do not fit; the module is unchanged.
     """
     check_weights(module, tensors, source)
-    module.load_state_dict(tensors, strict=True)
+    state = module.state_dict()
+    on_meta = any(tensor.is_meta for tensor in state.values())
+    if on_meta:
+        # Copied, since tensors of a mapped file begin at any address: products would be slower, and
+        # rounded otherwise than those of the same weights from another file.
+        tensors = {k: tensors[k].to(tensor.dtype, copy=True) for k, tensor in state.items()}
+    module.load_state_dict(tensors, strict=True, assign=on_meta)
 
 
 def split_prefix(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:

@@ -1,10 +1,10 @@
 """A tour of the ops on one picture, without a model: ``python examples/tour.py --out demo.png``.
 
 A drawing is cut into 8 x 8 patches; the signs of a random projection of each patch are its 64-bit
-code, as a binary tokenizer's encoder would make them. The four panels: the drawing; its codes, one
-row of bits a patch; the codes with a tenth of the bits flipped, and, for each patch, how far its
-code is from that of the patch marked in red; the codes while a diffusion head that knows the answer
-denoises them, step by step.
+code, as a binary tokenizer's encoder would make them. The panels: the drawing; the codes of some
+patches, a row of bits each; the same with a tenth of the bits flipped; how far each patch's code is
+from that of the patch marked in red; and the codes while a diffusion head that knows the answer
+denoises them, as distributions at some steps and as a picture of one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def encode(picture: torch.Tensor) -> torch.Tensor:
 def denoise(codes: torch.Tensor, steps: int, seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The states on the way from noise to `codes` under a head that predicts `codes`."""
     table, _ = denoise_table(steps)
-    keys = noise_keys(torch.full((len(codes),), seed), torch.arange(len(codes)))
+    keys = noise_keys(seed, range(len(codes)))
     x = noise(keys, 0, BITS)
     states = [x]
     for step in range(steps):

@@ -158,17 +158,24 @@ def test_b_16x_from_an_official_checkpoint_and_from_our_folder(tmp_path):
     """The published size, with random weights, through the command line: equal bits."""
     torch.manual_seed(0)
     model = BitDanceModel(PRESETS["B-16x"])
+    with torch.no_grad():  # a new head predicts 0 whatever it is given
+        for linear in (model.head.net.final_layer.linear, *model.head.net.ada_ln_blocks):
+            linear.weight.normal_(std=0.02)
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     torch.save({"ema": state, "epoch": 1}, tmp_path / "BitDance_B_16x.pt")
     del model, state
     BitDance.from_pretrained(tmp_path / "BitDance_B_16x.pt").save_pretrained(tmp_path / "folder")
-    images = []
+    images, bits = [], []
     for source in ("BitDance_B_16x.pt", "folder"):
         out = tmp_path / f"{source}.png"
         options = ["--steps", "1", "--seed", "5", "--out", str(out), "--quiet"]
+        options += ["--bits", str(tmp_path / "bits.npy")]
         command = [sys.executable, "-m", "bitdance", "generate", "--model", str(tmp_path / source)]
         subprocess.run([*command, "--class", "golden retriever", *options], cwd=ROOT, check=True)
         images.append(np.asarray(Image.open(out)))
+        bits.append(np.load(tmp_path / "bits.npy"))
         (tmp_path / "BitDance_B_16x.pt").unlink(missing_ok=True)  # 1.4 GB
-    assert images[0].shape == (256, 256, 3)
-    assert np.array_equal(*images)
+    assert images[0].shape == images[1].shape == (256, 256, 3)
+    assert bits[0].shape == (1, 256, 4)
+    assert 0.3 < np.unpackbits(bits[0]).mean() < 0.7
+    assert np.array_equal(*bits)

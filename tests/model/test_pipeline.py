@@ -1,5 +1,7 @@
 import argparse
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -241,3 +243,34 @@ def test_generated_images_can_be_saved(pipeline, tmp_path):
     image = pipeline.generate([0], steps=1, progress=False)[0]
     image.save(tmp_path / "x.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(image))
+
+
+def test_bits_decode_to_the_generated_images(pipeline):
+    options = {"steps": 2, "progress": False, "seed": 3}
+    packed = pipeline.generate([0, 1, 2], output_type="latent", **options)
+    arrays = pipeline.generate([0, 1, 2], output_type="np", **options)
+    assert np.array_equal(pipeline.decode(packed, batch_size=2, output_type="np"), arrays)
+    for wrong in (packed[:, 1:], packed.int(), packed[0]):
+        with pytest.raises(ValueError, match=r"packed must be uint8 \['n', 16, 1\], got"):
+            pipeline.decode(wrong)
+
+
+def test_hub_repositories_are_downloaded_once_asked(pipeline, saved, monkeypatch):
+    """The client library stands aside: what it is asked for, and what its errors become."""
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append((repository, options))
+        if repository != "somebody/model":
+            raise OSError("404 Client Error")
+        return str(saved)
+
+    client = types.ModuleType("huggingface_hub")
+    client.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    loaded = BitDance.from_pretrained("somebody/model", revision="v1", local_files_only=True)
+    assert torch.equal(_latent(loaded), _latent(pipeline))
+    _, options = asked[0]
+    assert (options["revision"], options["local_files_only"]) == ("v1", True)
+    with pytest.raises(FileNotFoundError, match="'somebody/else' was not found on the hub: 404"):
+        BitDance.from_pretrained("somebody/else")

@@ -268,3 +268,17 @@ def test_json_files(tmp_path):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=message):
             weights.read_json(path)
+
+
+def test_a_module_without_memory_gets_its_own(state):
+    with torch.device("meta"):
+        target = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    weights.load_weights(target, state, "a test")
+    _assert_unchanged(target, state)
+    assert target[0].weight.requires_grad
+    assert target[0].weight.data_ptr() != state["0.weight"].data_ptr()
+    with torch.device("meta"):
+        target = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    weights.load_weights(target, half, "a test")
+    assert target[0].weight.dtype == torch.float32
