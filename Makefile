@@ -12,7 +12,7 @@ venv: $(VENV)/.built
 # The library in editable mode, with everything that tests and benchmarks need.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt setuptools wheel pybind11
+	$(BIN)/pip install -q -c constraints.txt 'setuptools>=77' wheel 'pybind11>=2.13'
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
