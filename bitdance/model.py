@@ -156,8 +156,10 @@ class BitDanceModel(nn.Module):
         """
         config = self.config
         side = config.grid * config.patch_size * config.autoencoder.downsampling
-        if images.dim() != 4 or images.shape[2:] != (side, side):
-            raise ValueError(f"images must be [B, 3, {side}, {side}], got {list(images.shape)}")
+        shape = (config.autoencoder.in_channels, side, side)
+        if images.dim() != 4 or images.shape[1:] != shape:
+            expected = f"[B, {shape[0]}, {side}, {side}]"
+            raise ValueError(f"images must be {expected}, got {list(images.shape)}")
         with torch.no_grad():
             return self.to_tokens(self.vae.encode(images))
 
@@ -188,14 +190,16 @@ class BitDanceModel(nn.Module):
         Raises:
             ValueError: `tokens` has another shape.
         """
-        self._check_tokens(tokens, tokens.shape[0] if tokens.dim() else 0)
+        self._check_tokens(tokens)
         grid = (self.config.grid, self.config.grid)
         return tokens_to_codes(tokens, self.config.patch_size, self.order, grid)
 
-    def _check_tokens(self, tokens: torch.Tensor, rows: int) -> None:
-        expected = (rows, self.config.tokens, self.config.token_bits)
-        if tokens.shape != expected:
-            raise ValueError(f"tokens must be {list(expected)}, got {list(tokens.shape)}")
+    def _check_tokens(self, tokens: torch.Tensor, rows: int | None = None) -> None:
+        of_image = (self.config.tokens, self.config.token_bits)
+        right_rows = rows is None or tokens.shape[:1] == (rows,)
+        if tokens.dim() != 3 or tokens.shape[1:] != of_image or not right_rows:
+            expected = f"[{'B' if rows is None else rows}, {of_image[0]}, {of_image[1]}]"
+            raise ValueError(f"tokens must be {expected}, got {list(tokens.shape)}")
 
     def check_labels(self, labels: torch.Tensor, *, values: bool) -> None:
         """Check that labels are int64 or int32 [B].

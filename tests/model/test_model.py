@@ -6,11 +6,9 @@ import torch
 
 from bitdance.config import AUTOENCODER_PRESETS, HEAD_PRESETS, PRESETS, HeadConfig, ModelConfig
 from bitdance.diffusion_head import DiffusionHead
-from bitdance.generation import guidance_at
-from bitdance.model import BitDanceModel
+from bitdance.model import BitDanceModel, TrainingDraws, perturb
 from bitdance.projectors import TextToImageProjection, position_embedding_2d
 from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
-from bitdance.transformer import rope_table_2d
 from tests.model.tiny import AUTOENCODER, tiny_config, tiny_model
 
 KEYS = Path(__file__).parent.parent / "golden" / "keys"
@@ -150,72 +148,9 @@ def test_patches_are_squares_in_raster_order():
         generation_order((4, 4), 4, "zigzag")
 
 
-def test_tables_need_fitting_widths():
-    with pytest.raises(ValueError, match="head_dim must be a multiple of 4, got 6"):
-        rope_table_2d(torch.zeros(3, 2), 6)
+def test_position_embeddings_need_a_fitting_width():
     with pytest.raises(ValueError, match="dim must be a multiple of 4, got 6"):
         position_embedding_2d(torch.arange(3), 3, 6)
-
-
-@pytest.mark.parametrize(("P", "patch_size"), [(1, 1), (4, 1), (16, 1), (4, 2), (1, 2)])
-def test_decoding_steps_equal_one_pass(P, patch_size):
-    """What the cached steps see is what training sees: hidden states agree position by position."""
-    model = tiny_model(parallel_num=P, patch_size=patch_size, resolution=16)
-    labels = torch.tensor([1, 3])
-    hidden = []
-    tokens = model.sample(
-        labels, steps=1, seeds=[1, 2], on_step=lambda result: hidden.append(result.hidden)
-    )
-    _, cond = model.conditions(tokens, labels)
-    decoded = torch.cat([hidden[0][:, -P:], *hidden[1:]], dim=1) + model.pos_for_diff.weight
-    whole = cond[: cond.shape[0] // model.config.diff_batch_mul].reshape(decoded.shape)
-    torch.testing.assert_close(decoded, whole, rtol=1e-4, atol=1e-4)
-
-
-def test_an_image_does_not_depend_on_its_batch():
-    model = tiny_model()
-    labels = torch.tensor([0, 4, 2, 2])
-    seeds, ids = [7, 7, 9, 7], [0, 1, 0, 3]
-    together = model.sample(labels, steps=3, cfg_scale=2.0, seeds=seeds, sample_ids=ids)
-    for i in (3, 1, 0, 2):
-        alone = model.sample(
-            labels[i : i + 1], steps=3, cfg_scale=2.0, seeds=[seeds[i]], sample_ids=[ids[i]]
-        )
-        assert torch.equal(alone[0], together[i])
-    assert not torch.equal(together[2], together[3])
-
-
-def test_guidance_schedules():
-    linear = [guidance_at(i, 4, 3.0, "linear") for i in range(4)]
-    assert linear == [1.0, 1.5, 2.0, 2.5]
-    assert [guidance_at(i, 4, 3.0, "constant") for i in range(4)] == [3.0] * 4
-    with pytest.raises(ValueError, match="must be 'linear' or 'constant', got 'cosine'"):
-        guidance_at(0, 4, 3.0, "cosine")
-
-
-def test_without_guidance_no_unconditional_rows_are_computed():
-    model = tiny_model()
-    rows = []
-    for cfg in (0.5, 1.0, 1.5):
-        model.sample(
-            torch.tensor([1]), steps=1, cfg_scale=cfg, seeds=[0],
-            on_step=lambda result: rows.append(len(result.tokens)),
-        )  # fmt: skip
-    assert rows == [1] * 8 + [2] * 4
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (torch.tensor([5]), r"labels must be 0 to 4, got \[5\]"),
-        (torch.tensor([-1]), r"labels must be 0 to 4, got \[-1\]"),
-        (torch.tensor([[1]]), r"labels must be int64 \[B\], got torch.int64 \[1, 1\]"),
-        (torch.tensor([1.0]), r"labels must be int64 \[B\], got torch.float32 \[1\]"),
-    ],
-)
-def test_wrong_labels_are_refused(labels, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_model().sample(labels, seeds=[0])
 
 
 def test_training_learns_and_perturbs_only_what_is_fed_in():
@@ -233,20 +168,125 @@ def test_training_learns_and_perturbs_only_what_is_fed_in():
         model(tokens[:, 1:], torch.tensor([0, 1, 2]))
 
 
-def test_the_cache_is_reused():
+def test_perturbation_flips_where_the_draw_says():
+    tokens = torch.randn(3, 5, 7).sign()  # 105 bits, no whole number of bytes
+    r1, r2 = torch.rand(3, 5, 7), torch.rand(3, 5, 7)
+    expected = torch.where(r1 < 0.7 * r2, -tokens, tokens)
+    assert torch.equal(perturb(tokens, 0.7, (r1, r2)), expected)
+    assert torch.equal(perturb(tokens, 0.0), tokens)
+    flipped = perturb(torch.ones(100_000), 0.5).eq(-1).float().mean().item()
+    assert abs(flipped - 0.25) < 6 * (0.25 * 0.75 / 100_000) ** 0.5
+    with pytest.raises(ValueError, match=r"must be two of shape \[3, 5, 7\], got \[3, 5, 7\] and"):
+        perturb(tokens, 0.7, (r1, r2[:2]))
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 2"):
+        perturb(tokens, 2.0)
+
+
+def test_classes_are_hidden_where_the_draw_says():
+    model = tiny_model(class_dropout_prob=0.4, perturb_rate=0.0)
+    model.train()
+    tokens, drop = torch.randn(2, 16, 8).sign(), torch.tensor([0.39, 0.4])
+    _, hidden = model.conditions(tokens, torch.tensor([1, 1]), TrainingDraws(drop=drop))
+    model.eval()
+    _, shown = model.conditions(tokens, torch.tensor([1, 1]))
+    hidden, shown = (cond.unflatten(0, (-1, 2, 4))[0] for cond in (hidden, shown))
+    assert torch.equal(hidden[1], shown[1])
+    assert not torch.equal(hidden[0], shown[0])
+
+
+@pytest.mark.parametrize("P", [1, 4, 16])
+def test_the_loss_compiles_without_a_break(P):
+    model = tiny_model(parallel_num=P)
+    model.train()
+    patch = () if P == 1 else (P,)
+    rows, tokens, labels = 2 * 16 // P * 4, torch.randn(2, 16, 8).sign(), torch.tensor([1, 3])
+    draws = TrainingDraws(
+        flips=(torch.rand(2, 16, 8), torch.rand(2, 16, 8)),
+        drop=torch.rand(2), time=torch.randn(rows), noise=torch.randn(rows, *patch, 8),
+    )  # fmt: skip
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    losses = [f(tokens, labels, draws) for f in (model, compiled)]
+    torch.testing.assert_close(losses[1], losses[0])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.testing.assert_close(*(torch.autograd.grad(loss, trained) for loss in losses))
+
+
+def test_training_under_autocast():
     model = tiny_model()
-    first = model.sample(torch.tensor([1, 2]), steps=1, seeds=[0, 1])
-    cache = model._cache
-    again = model.sample(torch.tensor([1, 2]), steps=1, seeds=[0, 1])
-    assert model._cache is cache
-    assert torch.equal(first, again)
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.randn(2, 16, 8).sign(), torch.tensor([1, 3]))
+    assert loss.dtype == torch.float32
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.dtype == torch.float32, name
+            assert parameter.grad.isfinite().all(), name
 
 
-def test_low_precision_models_sample():
-    model = tiny_model().to(torch.bfloat16)
-    tokens = model.sample(torch.tensor([1]), steps=2, cfg_scale=2.0, seeds=[0])
-    assert tokens.abs().eq(1).all()
-    assert model.decode(tokens.to(torch.bfloat16)).isfinite().all()
+def test_the_tokenizer_is_not_trained():
+    trained = {name for name, p in tiny_model().named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in tiny_model().named_parameters() if name[:4] != "vae."}
+
+
+def test_tables_are_exact_in_every_precision_and_on_every_way_to_a_model():
+    model = tiny_model()
+    assert not any(name in ("order", "freqs") for name, _ in model.named_buffers())
+    freqs, order = model.freqs, model.order
+    with torch.device("meta"):
+        assigned, filled = BitDanceModel(model.config), BitDanceModel(model.config)
+    assigned.load_state_dict(model.state_dict(), assign=True)
+    filled.to_empty(device="cpu").load_state_dict(model.state_dict())
+    tokens, labels = torch.randn(1, 16, 8).sign(), torch.tensor([2])
+    for other in (assigned.eval(), filled.eval(), tiny_model().to(torch.bfloat16)):
+        assert torch.equal(other.freqs, freqs)
+        assert torch.equal(other.order, order)
+    expected = model.conditions(tokens, labels)[1]
+    assert torch.equal(assigned.conditions(tokens, labels)[1], expected)
+    assert torch.equal(filled.conditions(tokens, labels)[1], expected)
+
+
+def test_codes_in_any_layout_give_the_same_tokens():
+    model = tiny_model(parallel_mode="standard")
+    codes = torch.randn(2, 8, 4, 4).sign()
+    tokens = model.to_tokens(codes)
+    assert torch.equal(tokens, codes.flatten(2).mT)
+    assert torch.equal(tokens, model.to_tokens(codes.contiguous(memory_format=torch.channels_last)))
+    assert torch.equal(model.to_codes(tokens), codes)
+    images = model.decode(tokens)
+    assert images.shape == (2, 3, 8, 8)
+    assert torch.equal(model.encode(images), model.to_tokens(model.vae.encode(images)))
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "message"),
+    [
+        ("encode", (1, 3, 16, 16), r"images must be \[B, 3, 8, 8\], got \[1, 3, 16, 16\]"),
+        ("encode", (3, 8, 8), r"images must be \[B, 3, 8, 8\], got \[3, 8, 8\]"),
+        ("encode", (1, 4, 8, 8), r"images must be \[B, 3, 8, 8\], got \[1, 4, 8, 8\]"),
+        ("to_tokens", (1, 8, 8, 8), r"codes must be \[B, 8, 4, 4\], got \[1, 8, 8, 8\]"),
+        ("to_tokens", (1, 7, 4, 4), r"codes must be \[B, 8, 4, 4\], got \[1, 7, 4, 4\]"),
+        ("to_codes", (1, 15, 8), r"tokens must be \[B, 16, 8\], got \[1, 15, 8\]"),
+        ("decode", (), r"tokens must be \[B, 16, 8\], got \[\]"),
+    ],
+)
+def test_wrong_shapes_are_refused(method, shape, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(tiny_model(), method)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((1, 16, 8), [5], r"labels must be 0 to 4, got \[5\]"),
+        ((1, 16, 8), 1, r"labels must be int64 \[B\], got torch.int64 \[\]"),
+        ((2, 16, 8), [1], r"tokens must be \[1, 16, 8\], got \[2, 16, 8\]"),
+        ((1, 4, 8, 8), [1], r"tokens must be \[1, 16, 8\], got \[1, 4, 8, 8\]"),
+    ],
+)
+def test_wrong_batches_are_refused(shape, labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(torch.zeros(shape), torch.tensor(labels))
 
 
 def test_configurations_compare_by_value():
