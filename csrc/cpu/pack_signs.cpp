@@ -15,12 +15,9 @@ namespace {
 constexpr int64_t kGrainBytes = 8192;
 // Threads meet at multiples of a cache line of output.
 constexpr int64_t kAlignBytes = 64;
-// Inputs from this size on (in bytes) come from memory, not from a cache.
-constexpr int64_t kPrefetchBytes = int64_t{16} << 20;
 
 template <class Pattern>
-void pack_signs_scalar(const Pattern* x, uint8_t* packed, int64_t bytes, bool /*prefetch*/,
-                       Pattern infinity) {
+void pack_signs_scalar(const Pattern* x, uint8_t* packed, int64_t bytes, Pattern infinity) {
   for (int64_t i = 0; i < bytes; ++i, x += 8) {
     uint32_t byte = 0;
     for (int j = 0; j < 8; ++j) byte |= positive(x[j], infinity) << j;
@@ -28,8 +25,8 @@ void pack_signs_scalar(const Pattern* x, uint8_t* packed, int64_t bytes, bool /*
   }
 }
 
-void pack_signs_32_scalar(const uint32_t* x, uint8_t* packed, int64_t bytes, bool prefetch) {
-  pack_signs_scalar(x, packed, bytes, prefetch, kInfinity32);
+void pack_signs_32_scalar(const uint32_t* x, uint8_t* packed, int64_t bytes) {
+  pack_signs_scalar(x, packed, bytes, kInfinity32);
 }
 
 PackSigns32 choose_32() {
@@ -48,23 +45,20 @@ PackSigns16 choose_16() {
   return pack_signs_scalar<uint16_t>;
 }
 
-// pack_run(x, packed, bytes, prefetch) packs adjacent values; rows without gaps are one long run.
+// pack_run(x, packed, bytes) packs adjacent values; rows without gaps are one long run.
 template <class Pattern, class PackRun>
 void pack_rows(const Pattern* x, uint8_t* packed, int64_t rows, int64_t row_bytes,
                int64_t row_stride, int threads, const PackRun& pack_run) {
   if (row_stride == row_bytes * 8 || rows == 1) {
-    const bool prefetch =
-        rows * row_bytes * 8 * static_cast<int64_t>(sizeof(Pattern)) >= kPrefetchBytes;
-    parallel_for(rows * row_bytes, kGrainBytes, kAlignBytes, threads,
-                 [&](int64_t begin, int64_t end) {
-                   pack_run(x + begin * 8, packed + begin, end - begin, prefetch);
-                 });
+    parallel_for(
+        rows * row_bytes, kGrainBytes, kAlignBytes, threads,
+        [&](int64_t begin, int64_t end) { pack_run(x + begin * 8, packed + begin, end - begin); });
     return;
   }
   const int64_t grain_rows = kGrainBytes / row_bytes + 1;
   parallel_for(rows, grain_rows, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      pack_run(x + row * row_stride, packed + row * row_bytes, row_bytes, /*prefetch=*/false);
+      pack_run(x + row * row_stride, packed + row * row_bytes, row_bytes);
     }
   });
 }
@@ -84,10 +78,9 @@ int bdk_pack_signs_cpu(const void* x, uint8_t* packed, int64_t rows, int64_t cha
   } else {
     const PackSigns16 pack = choose_16();
     const uint16_t infinity = dtype == kFloat16 ? kInfinity16 : kInfinityB16;
-    pack_rows(static_cast<const uint16_t*>(x), packed, rows, row_bytes, row_stride, threads,
-              [=](const uint16_t* run, uint8_t* out, int64_t bytes, bool prefetch) {
-                pack(run, out, bytes, prefetch, infinity);
-              });
+    pack_rows(
+        static_cast<const uint16_t*>(x), packed, rows, row_bytes, row_stride, threads,
+        [=](const uint16_t* run, uint8_t* out, int64_t bytes) { pack(run, out, bytes, infinity); });
   }
   return BDK_OK;
 }

@@ -8,15 +8,6 @@
 namespace bdk {
 namespace {
 
-// How far ahead of the loads to prefetch: hardware prefetchers stop at the end of a 4 KiB page.
-constexpr int64_t kAhead = 8192;
-
-// One cache line, past the caches that it would only pass through. Past the end of x this does
-// nothing: a prefetch never faults.
-inline void prefetch_line(const void* x, int64_t offset) {
-  _mm_prefetch(static_cast<const char*>(x) + kAhead + offset, _MM_HINT_NTA);
-}
-
 // Eight float patterns to eight bits. Signed comparisons: 0 < pattern also rejects the sign bit,
 // pattern <= infinity rejects NaN. The sign of (not above) and (above zero) is collected by
 // movmskps.
@@ -36,38 +27,32 @@ inline __m256i positive_16(const uint16_t* x, __m256i infinity) {
 
 }  // namespace
 
-void pack_signs_32_avx2(const uint32_t* x, uint8_t* packed, int64_t bytes, bool prefetch) {
+void pack_signs_32_avx2(const uint32_t* x, uint8_t* packed, int64_t bytes) {
   const __m256i infinity = _mm256_set1_epi32(static_cast<int>(kInfinity32));
-  int64_t i = 0;
-  for (; i + 8 <= bytes; i += 8, x += 64) {  // 256 bytes in, one 8-byte store out
-    if (prefetch) {
-      for (int line = 0; line < 4; ++line) prefetch_line(x, 64 * line);
-    }
+  int64_t i = in_two_streams<8>(bytes, [&](int64_t at) {  // 256 bytes in, one 8-byte store out
     uint64_t word = 0;
     for (int k = 0; k < 8; ++k) {
-      word |= static_cast<uint64_t>(byte_32(x + 8 * k, infinity)) << (8 * k);
+      word |= static_cast<uint64_t>(byte_32(x + 8 * (at + k), infinity)) << (8 * k);
     }
-    memcpy(packed + i, &word, sizeof word);
-  }
-  for (; i < bytes; ++i, x += 8) packed[i] = static_cast<uint8_t>(byte_32(x, infinity));
+    memcpy(packed + at, &word, sizeof word);
+  });
+  for (; i < bytes; ++i) packed[i] = static_cast<uint8_t>(byte_32(x + 8 * i, infinity));
 }
 
-void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, bool prefetch,
-                        uint16_t infinity) {
+void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity) {
   const __m256i top = _mm256_set1_epi16(static_cast<int16_t>(infinity));
-  int64_t i = 0;
-  for (; i + 4 <= bytes; i += 4, x += 32) {
-    if (prefetch) prefetch_line(x, 0);
+  int64_t i = in_two_streams<4>(bytes, [&](int64_t at) {
+    const __m256i low = positive_16(x + 8 * at, top);
+    const __m256i high = positive_16(x + 8 * at + 16, top);
     // vpacksswb works on 128-bit halves and leaves the quarters in order 0 2 1 3; vpermq mends
     // that.
-    const __m256i bytes_mixed = _mm256_packs_epi16(positive_16(x, top), positive_16(x + 16, top));
-    const __m256i lanes = _mm256_permute4x64_epi64(bytes_mixed, 0xD8);
+    const __m256i lanes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8);
     const uint32_t word = static_cast<uint32_t>(_mm256_movemask_epi8(lanes));
-    memcpy(packed + i, &word, sizeof word);
-  }
-  for (; i < bytes; ++i, x += 8) {
+    memcpy(packed + at, &word, sizeof word);
+  });
+  for (; i < bytes; ++i) {
     uint32_t byte = 0;
-    for (int j = 0; j < 8; ++j) byte |= positive(x[j], infinity) << j;
+    for (int j = 0; j < 8; ++j) byte |= positive(x[8 * i + j], infinity) << j;
     packed[i] = static_cast<uint8_t>(byte);
   }
 }
