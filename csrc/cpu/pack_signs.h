@@ -19,8 +19,8 @@ void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, uint1
 void pack_signs_32_avx512(const uint32_t* x, uint8_t* packed, int64_t bytes);
 void pack_signs_16_avx512(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity);
 
-// Calls body(offset) for every multiple of kStep that leaves room for a step, for two equal parts in
-// turns; returns where that ends. Static: every file compiles it for its own instruction set.
+// Calls body(offset) for every multiple of kStep that leaves room for a step, for two equal parts
+// in turns; returns where that ends. Static: every file compiles it for its own instruction set.
 template <int kStep, class Body>
 static inline int64_t in_two_streams(int64_t bytes, const Body& body) {
   const int64_t half = bytes / (2 * kStep) * kStep;
