@@ -154,6 +154,7 @@ def test_ctrl_c_leaves_nothing_half_written(saved, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute and a half alone on two cores, several on a busy machine
 def test_b_16x_from_an_official_checkpoint_and_from_our_folder(tmp_path):
     """The published size, with random weights, through the command line: equal bits."""
     torch.manual_seed(0)
