@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -52,14 +53,20 @@ class NativeModule:
 
     def _load(self) -> None:
         try:
-            self._module = importlib.import_module(f"bitdance_kernels.{self.name}")
+            module = importlib.import_module(f"bitdance_kernels.{self.name}")
         except ModuleNotFoundError:
             self._reason = self._missing
+            return
         except ImportError as error:
             self._reason = f"the compiled module {self.name} failed to load ({error})"
-        else:
-            if self.name == "_cpu":
-                self._limit_isa()
+            return
+        # An editable installation of another checkout offers its own module under this name.
+        if Path(str(module.__file__)).parent != Path(__file__).parent:
+            self._reason = self._missing
+            return
+        self._module = module
+        if self.name == "_cpu":
+            self._limit_isa()
 
     def _limit_isa(self) -> None:
         limit = os.environ.get("BITDANCE_KERNELS_CPU_ISA")
