@@ -5,6 +5,7 @@ import torch
 
 from bitdance.config import AutoencoderConfig
 from bitdance.generation import guidance_at
+from bitdance.model import BitDanceModel
 from bitdance_kernels import noise, noise_keys
 from tests.model.tiny import tiny_model
 
@@ -171,6 +172,24 @@ def test_training_mode_does_not_change_images():
     wanted, _ = _sample(model)
     model.train()
     assert torch.equal(_sample(model)[0], wanted)
+
+
+@pytest.mark.parametrize("P", [1, 4])
+def test_everything_follows_the_model_to_its_device(P, monkeypatch):
+    """The meta device stands in for a GPU: tensors left behind do not fit, and nothing can be read.
+
+    So the host never waits for a result while it samples or trains.
+    """
+    monkeypatch.setattr(BitDanceModel, "check_labels", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # knows no meta device
+    model = tiny_model(parallel_num=P).to("meta")
+    tokens, results = _sample(model, cfg_scale=2.0)
+    assert tokens.shape == (2, 16, 8)
+    assert {tokens.device.type, *(result.packed.device.type for result in results)} == {"meta"}
+    assert model.decode(tokens).device.type == "meta"
+    assert model.encode(torch.zeros(2, 3, 8, 8, device="meta")).device.type == "meta"
+    model.train()
+    model(tokens, LABELS.to("meta")).backward()
 
 
 @pytest.mark.parametrize(
