@@ -1,7 +1,7 @@
-"""The command line: ``bitdance generate | reconstruct | info``.
+"""The command line: ``bitdance generate | reconstruct | info | train | tokenize | evaluate``.
 
 Exit status: 0 done, 1 it could not be done (one line says why), 2 wrong usage, 130 stopped with
-Ctrl-C. Files appear whole or not at all.
+Ctrl-C, 143 with SIGTERM. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from PIL import Image, UnidentifiedImageError
 
 from bitdance import weights
 from bitdance.autoencoder import to_uint8
+from bitdance.cli_train import add_commands
+from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
 from bitdance_kernels import __version__
 
@@ -31,14 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except (OSError, ValueError, RuntimeError) as error:
         print(f"bitdance {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     generate.add_argument("--n", type=_positive, default=1, help="images per class")
     generate.add_argument("--seed", type=int, default=0, help="random seed, 0 to 2^64 - 1")
-    generate.add_argument("--steps", type=_positive, default=100, help="denoising steps per patch")
+    generate.add_argument(
+        "--steps", type=_positive, help="denoising steps per patch (default: the model's own)"
+    )
     generate.add_argument("--cfg", type=float, help="guidance scale (default: the model's own)")
     generate.add_argument(
         "--cfg-schedule", choices=("linear", "constant"), default="linear",
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out.png"),
         help="an image file for a grid, a row per class, or a folder for single images",
     )  # fmt: skip
+    generate.add_argument("--zoom", type=_positive, default=1, help="enlarge the pixels of a grid")
     generate.add_argument(
         "--bits", type=Path, help="also write the packed bits here: .npy, uint8 [n, tokens, C / 8]"
     )
@@ -105,13 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--tokenizer", help="the tokenizer's own file")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
+    add_commands(commands, _positive)
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True,
-        help="a folder that save_pretrained wrote, an official .pt file, or a hub id owner/name",
+        "--model", default="fashion",
+        help="a folder that save_pretrained wrote, an official .pt file, a hub id owner/name, or "
+        "'fashion', which comes with the library",
     )  # fmt: skip
     parser.add_argument("--tokenizer", help="the tokenizer's own file, where --model lacks it")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
@@ -154,7 +160,7 @@ def _generate(options: argparse.Namespace) -> None:
     images = pipeline.decode(packed, batch_size=options.batch_size)
     if options.out.suffix.lower() in IMAGE_SUFFIXES:
         columns = options.n if len(options.classes) > 1 else math.ceil(math.sqrt(options.n))
-        _save(grid(images, columns), options.out)
+        _save(grid(images, columns, options.zoom), options.out)
         print(f"{len(images)} images, seed {options.seed}: {options.out}")
         return
     options.out.mkdir(parents=True, exist_ok=True)
@@ -217,18 +223,6 @@ def _info(options: argparse.Namespace) -> None:
     print(f"                   = {report['bits_per_image'] // 8:,} bytes packed")
     print(f"  AR steps         {config.ar_steps}, {config.tokens // config.ar_steps} tokens a step")
     print(f"  classes          {config.num_classes}")
-
-
-def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Images of one size in rows of `columns`, two pixels apart."""
-    width, height = images[0].size
-    rows = math.ceil(len(images) / columns)
-    gap = 2
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    sheet = Image.new("RGB", size, "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
-    return sheet
 
 
 def _open(path: Path, size: int | None) -> Image.Image:

@@ -23,6 +23,8 @@ from bitdance.sampler import binarize
 from bitdance_kernels import unpack_signs
 
 FORMAT = "bitdance-1"
+BUNDLED = ("fashion",)
+"""Models that come with the library, in ``assets``."""
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[["BitDance", int, int, Mapping[str, torch.Tensor]], Any]
 
@@ -38,12 +40,16 @@ class BitDance:
         model: the network, a ``torch.nn.Module`` with the official parameter names.
         config: its configuration.
         classes: names of the classes, "" where a class has none.
+        steps: denoising steps per patch that ``generate`` takes by default.
         interrupt: set to True, from a callback or another thread, to stop ``generate``.
     """
 
-    def __init__(self, model: BitDanceModel, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, model: BitDanceModel, classes: Sequence[str] | None = None, *, steps: int = 100
+    ) -> None:
         self.model = model.eval()
         self.config = model.config
+        self.steps = steps
         self.classes = tuple(classes) if classes is not None else _class_names(model.config)
         self.interrupt = False
 
@@ -68,9 +74,10 @@ class BitDance:
         """Load a model; either all of it is loaded or nothing.
 
         Args:
-            source: a folder written by ``save_pretrained``; an official checkpoint (``.pt``) or a
-                ``.safetensors`` file; or the id "owner/name" of a Hugging Face repository that
-                holds such a folder (needs ``pip install bitdance[hub]``).
+            source: "fashion", the small model that comes with the library; a folder written by
+                ``save_pretrained``; an official checkpoint (``.pt``) or a ``.safetensors`` file;
+                or the id "owner/name" of a Hugging Face repository that holds such a folder (needs
+                ``pip install bitdance[hub]``).
             tokenizer: the tokenizer's own file, where `source` is a file without its weights (or
                 with others).
             config: of a file: a ``ModelConfig`` or the name of a preset. By default the preset that
@@ -87,23 +94,27 @@ class BitDance:
             ValueError: an argument is out of range.
         """
         path = Path(source)
-        if not path.exists():
+        if not path.exists() and str(source) in BUNDLED:
+            path = Path(str(resources.files("bitdance").joinpath("assets", str(source))))
+        elif not path.exists():
             path = _download(str(source), revision, local_files_only)
         if path.is_dir():
-            model_config, tensors, classes = _read_folder(path)
+            model_config, tensors, extra = _read_folder(path)
         else:
             tensors = weights.read_weights(path, prefer=prefer)
             if tokenizer is not None:
                 _, tensors = weights.split_prefix(tensors, "vae.")
                 tensors |= _read_tokenizer(Path(tokenizer))
-            model_config, classes = _find_config(tensors, config, path), None
+            model_config, extra = _find_config(tensors, config, path), {}
         with torch.device("meta"):
             model = BitDanceModel(model_config)
         weights.load_weights(model, tensors, str(path))
-        return cls(model.to(device=device, dtype=dtype), classes)
+        return cls(model.to(device=device, dtype=dtype), **extra)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and the weights (safetensors) into `folder`.
+
+        The weights are rounded to `dtype`, by default to none other than they have.
 
         The weights' file is named after its checksum and the configuration that points to it is
         replaced last, so an interrupted save leaves the earlier model loadable.
@@ -114,7 +125,8 @@ class BitDance:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / "model.new.safetensors"
-        weights.write_tensors(fresh, self.model.state_dict())
+        state = {name: t.to(dtype or t.dtype) for name, t in self.model.state_dict().items()}
+        weights.write_tensors(fresh, state)
         digest = weights.sha256(fresh)
         file = folder / f"model-{digest[:12]}.safetensors"
         fresh.replace(file)
@@ -123,6 +135,7 @@ class BitDance:
             "weights": {"file": file.name, "sha256": digest},
             "model": self.config.to_dict(),
             "classes": list(self.classes),
+            "steps": self.steps,
         }
         weights.write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
         for old in folder.glob("model-*.safetensors"):
@@ -154,7 +167,7 @@ class BitDance:
         *,
         seed: int | Sequence[int] = 0,
         sample_ids: Sequence[int] | None = None,
-        steps: int = 100,
+        steps: int | None = None,
         cfg_scale: float | None = None,
         cfg_schedule: Literal["linear", "constant"] = "linear",
         batch_size: int | None = None,
@@ -172,7 +185,8 @@ class BitDance:
             seed: one 64-bit seed for all pictures, or one per picture.
             sample_ids: tells pictures of one seed apart; by default 0, 1, 2, ... with one seed, and
                 0 for every picture with a seed of its own.
-            steps: denoising steps per patch, before the final one.
+            steps: denoising steps per patch, before the final one; by default those saved with
+                the model, else 100.
             cfg_scale: guidance; 1 or less is none. By default the model's published scale.
             cfg_schedule: "linear" grows with the AR step as in the published sampler.
             batch_size: pictures at a time; by default all.
@@ -195,6 +209,7 @@ class BitDance:
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"generate: batch_size must be at least 1, got {batch_size}")
+        steps = self.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"generate: steps must be at least 1, got {steps}")
         if cfg_scale is None:
@@ -300,10 +315,8 @@ def _seeds(
     return seeds, ids
 
 
-def _read_folder(
-    folder: Path,
-) -> tuple[ModelConfig, weights.Tensors, tuple[str, ...] | None]:
-    """Configuration, weights and class names of a folder that ``save_pretrained`` wrote."""
+def _read_folder(folder: Path) -> tuple[ModelConfig, weights.Tensors, dict[str, Any]]:
+    """Configuration, weights, and classes and steps of a folder that ``save_pretrained`` wrote."""
     path = folder / "config.json"
     if not path.is_file():
         raise weights.CheckpointError(
@@ -318,6 +331,7 @@ def _read_folder(
     try:
         config = ModelConfig.from_dict(content["model"])
         name, digest = str(content["weights"]["file"]), content["weights"]["sha256"]
+        extra: dict[str, Any] = {"steps": int(content.get("steps", 100))}
     except (KeyError, TypeError, ValueError) as error:
         raise weights.CheckpointError(f"{path} is damaged: {error!r}") from error
     file = folder / name
@@ -325,8 +339,9 @@ def _read_folder(
         raise weights.CheckpointError(f"{path}: there is no file {name!r} beside it")
     if weights.sha256(file) != digest:
         raise weights.CheckpointError(f"{file} is altered: its checksum is not the one in {path}")
-    classes = content.get("classes")
-    return config, weights.read_weights(file), tuple(map(str, classes)) if classes else None
+    if content.get("classes"):
+        extra["classes"] = tuple(map(str, content["classes"]))
+    return config, weights.read_weights(file), extra
 
 
 def _read_tokenizer(path: Path) -> weights.Tensors:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance.cli import grid, main
+from bitdance.cli import main
 from bitdance.config import PRESETS
 from bitdance.model import BitDanceModel
+from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
 from tests.model.tiny import tiny_pipeline
 

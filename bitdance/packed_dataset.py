@@ -1,0 +1,272 @@
+"""Data sets of packed codes: encoded once, 32 times smaller than float32, memory-mapped.
+
+A data set is a folder of plain ``.npy`` files and an ``index.json`` with their checksums; see
+docs/packed_format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from bitdance import weights
+
+__all__ = ["PackedDataset", "PackedDatasetError", "PackedWriter", "is_packed"]
+
+FORMAT = "bitdance-packed-1"
+_INDEX = "index.json"
+
+
+class PackedDatasetError(ValueError):
+    """A folder is no whole data set of packed codes."""
+
+
+def is_packed(folder: str | Path) -> bool:
+    """Whether a folder claims to be a data set of packed codes."""
+    return (Path(folder) / _INDEX).is_file()
+
+
+class PackedWriter:
+    """Write a data set; the folder appears when all of it is on the disk, or not at all.
+
+    Args:
+        folder: must not exist, or be empty.
+        tokens: codes an image.
+        channels: C, bits of a code.
+        metadata: anything JSON can hold, such as the names of the classes.
+        shard_size: images a file.
+
+    Raises:
+        FileExistsError: the folder has something in it.
+        ValueError: an argument is out of range.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> folder = tempfile.mkdtemp()
+        >>> with PackedWriter(folder, tokens=16, channels=64) as writer:
+        ...     writer.write(np.zeros((3, 16, 8), np.uint8), [0, 1, 2])
+        >>> len(PackedDataset(folder))
+        3
+    """
+
+    def __init__(
+        self, folder: str | Path, *, tokens: int, channels: int,
+        metadata: Mapping[str, Any] | None = None, shard_size: int = 65536,
+    ) -> None:  # fmt: skip
+        least = {"tokens": tokens, "channels": channels, "shard_size": shard_size}
+        for name, value in least.items():
+            if value < 1:
+                raise ValueError(f"PackedWriter: {name} must be at least 1, got {value}")
+        self._folder = Path(folder)
+        if self._folder.exists() and any(self._folder.iterdir()):
+            raise FileExistsError(f"{folder} exists and is not empty")
+        self._shape = (tokens, -(-channels // 8))
+        self._channels, self._metadata = channels, dict(metadata or {})
+        json.dumps(self._metadata)  # fail before the work
+        self._shard_size = shard_size
+        self._codes: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._waiting = 0
+        self._shards: list[dict[str, Any]] = []
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        parent = self._folder.absolute().parent
+        self._temporary = Path(
+            tempfile.mkdtemp(prefix=f".{self._folder.name}.", suffix=".tmp", dir=parent)
+        )
+
+    def write(self, packed: np.ndarray | torch.Tensor, labels: Any) -> None:
+        """Add images.
+
+        Args:
+            packed: uint8 [N, tokens, ceil(C / 8)].
+            labels: integers [N].
+
+        Raises:
+            TypeError, ValueError: another dtype or shape.
+            OSError: the disk is full.
+        """
+        codes = packed.cpu().numpy() if isinstance(packed, torch.Tensor) else np.asarray(packed)
+        numbers = np.asarray(labels)
+        if codes.dtype != np.uint8 or not np.issubdtype(numbers.dtype, np.integer):
+            raise TypeError(
+                f"write: packed must be uint8 and labels integers, got {codes.dtype} and "
+                f"{numbers.dtype}"
+            )
+        if codes.shape[1:] != self._shape or numbers.shape != codes.shape[:1]:
+            raise ValueError(
+                f"write: packed must be {['N', *self._shape]} and labels [N], got "
+                f"{list(codes.shape)} and {list(numbers.shape)}"
+            )
+        while len(codes):
+            room = self._shard_size - self._waiting
+            self._codes.append(codes[:room].copy())
+            self._labels.append(numbers[:room].astype(np.int64))
+            self._waiting += len(self._codes[-1])
+            codes, numbers = codes[room:], numbers[room:]
+            if self._waiting == self._shard_size:
+                self._end_shard()
+
+    def close(self) -> None:
+        """Put the data set in its place."""
+        if self._waiting or not self._shards:
+            self._end_shard()
+        content = {
+            "format": FORMAT,
+            "tokens": self._shape[0],
+            "channels": self._channels,
+            "images": sum(shard["images"] for shard in self._shards),
+            "shards": self._shards,
+            "metadata": self._metadata,
+        }
+        weights.write_text(self._temporary / _INDEX, json.dumps(content, indent=1) + "\n")
+        self._temporary.chmod(0o777 & ~weights.umask())
+        # On an empty folder, too, this is one step: before it nothing is there, after it all.
+        self._temporary.replace(self._folder)
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _end_shard(self) -> None:
+        number = len(self._shards)
+        none = np.empty((0, *self._shape), np.uint8)
+        parts = {
+            "codes": np.concatenate(self._codes or [none]),
+            "labels": np.concatenate(self._labels or [np.empty(0, np.int64)]),
+        }
+        shard: dict[str, Any] = {"images": self._waiting}
+        for kind, array in parts.items():
+            path = self._temporary / f"{kind}-{number:05d}.npy"
+            with path.open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+            shard[kind] = {"file": path.name, "sha256": weights.sha256(path)}
+        self._shards.append(shard)
+        self._codes, self._labels, self._waiting = [], [], 0
+
+
+class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
+    """A data set of packed codes, memory-mapped.
+
+    Args:
+        folder: what ``PackedWriter`` made.
+        verify: compare all checksums now, about a second per gigabyte.
+
+    Attributes:
+        tokens: codes an image.
+        channels: C, bits of a code.
+        labels: int64 [N].
+        metadata: what the writer was given.
+
+    Raises:
+        FileNotFoundError: there is no data set.
+        PackedDatasetError: a file is missing, truncated or altered.
+    """
+
+    def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
+        self._folder = Path(folder)
+        if not is_packed(self._folder):
+            raise FileNotFoundError(f"{folder} holds no packed codes ({_INDEX})")
+        try:
+            index = weights.read_json(self._folder / _INDEX)
+            if index["format"] != FORMAT:
+                raise PackedDatasetError(f"{folder}: format must be {FORMAT!r}")
+            self.tokens, self.channels = int(index["tokens"]), int(index["channels"])
+            self.metadata: dict[str, Any] = dict(index["metadata"])
+            shape = (self.tokens, -(-self.channels // 8))
+            shards = [
+                (
+                    self._open(shard["codes"], (int(shard["images"]), *shape), np.uint8, verify),
+                    self._open(shard["labels"], (int(shard["images"]),), np.int64, verify),
+                )
+                for shard in index["shards"]
+            ]
+        except PackedDatasetError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: {error!r}") from error
+        self._codes = [codes for codes, _ in shards]
+        self.labels = np.concatenate([labels for _, labels in shards])
+        self._ends = np.cumsum([len(codes) for codes in self._codes])
+        if len(self.labels) != index.get("images"):
+            raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: its counts differ")
+
+    def _open(
+        self, entry: Mapping[str, str], shape: tuple[int, ...], dtype: type, verify: bool
+    ) -> np.ndarray:
+        path = self._folder / entry["file"]
+        if path.name != entry["file"] or not path.is_file():
+            raise PackedDatasetError(f"{self._folder}: there is no file {entry['file']!r}")
+        if verify and weights.sha256(path) != entry["sha256"]:
+            raise PackedDatasetError(f"{path} is altered: its checksum is another")
+        try:
+            # An empty file cannot be mapped.
+            array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise PackedDatasetError(f"{path} is damaged: {error}") from error
+        if array.shape != shape or array.dtype != dtype:
+            raise PackedDatasetError(
+                f"{path} must be {np.dtype(dtype)} {list(shape)}, got {array.dtype} "
+                f"{list(array.shape)}"
+            )
+        return array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Codes uint8 [tokens, ceil(C / 8)] and label of one image.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be below {len(self)}, got {index}")
+        codes, labels = self.take(np.array([index % len(self)]))
+        return codes[0], int(labels[0])
+
+    def take(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Many images, in any order.
+
+        Args:
+            indices: integers [n], 0 to N - 1.
+
+        Returns:
+            Codes uint8 [n, tokens, ceil(C / 8)], and labels int64 [n].
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise IndexError(f"indices must be 0 to {len(self) - 1}")
+        labels = torch.from_numpy(self.labels[indices])
+        if len(self._codes) == 1:
+            return torch.from_numpy(self._codes[0][indices]), labels
+        codes = np.empty((len(indices), *self._codes[0].shape[1:]), np.uint8)
+        shard = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(shard):
+            here = shard == number
+            first = self._ends[number] - len(self._codes[number])
+            codes[here] = self._codes[number][indices[here] - first]
+        return torch.from_numpy(codes), labels

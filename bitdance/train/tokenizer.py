@@ -1,0 +1,153 @@
+"""What a tokenizer is trained for: to give images back, with codes that are decided and used."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bitdance import weights
+from bitdance.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.config import AutoencoderConfig
+from bitdance.pictures import grid
+from bitdance.train.config import RunConfig
+from bitdance.train.images import LabelledImages, augment, open_images, to_float
+
+__all__ = ["TokenizerTask", "load_tokenizer"]
+
+ExtraLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
+_SHOWN = 32
+
+
+class TokenizerTask:
+    """Train a ``BinaryAutoencoder`` on images.
+
+    The loss is l1 |x - y| + l2 (x - y)^2 + entropy (sample_entropy E[H] - codebook_entropy H[E]) +
+    commitment |f - q|^2 plus the extra terms, each with its weight; see ``LossConfig``.
+
+    Args:
+        config: of the run.
+        images: by default what ``config.data`` names.
+        extra: further terms by name, instead of what ``config.loss.extra`` names.
+        device: for the model.
+    """
+
+    no_decay: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        images: LabelledImages | None = None,
+        extra: Mapping[str, tuple[ExtraLoss, float]] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        assert config.tokenizer is not None
+        data = config.data
+        self.images = images or open_images(data.path, data.size, classes=data.classes)
+        self.size = len(self.images)
+        torch.manual_seed(config.optim.seed)
+        self.module = BinaryAutoencoder(config.tokenizer).to(device)
+        quantizer = self.module.quantizer
+        quantizer.sample_weight = config.loss.sample_entropy
+        quantizer.codebook_weight = config.loss.codebook_entropy
+        quantizer.temperature = config.loss.temperature
+        if extra is None:
+            extra = {name: (_find(name), w) for name, w in config.loss.extra.items()}
+        self._extra = dict(extra)
+        self.columns = (
+            "l1", "l2", "sample_entropy", "codebook_entropy", "commitment", *self._extra
+        )  # fmt: skip
+        self._config, self._device = config, torch.device(device)
+
+    def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Loss of a batch and its terms."""
+        data, weight = self._config.data, self._config.loss
+        pixels = augment(self.images.take(items), flip=data.flip, shift=data.shift)
+        x = to_float(pixels).to(self._device)
+        y, quantized = self.module(x)
+        error = x - y.float()
+        losses = quantized.losses
+        terms = {
+            "l1": error.abs().mean(),
+            "l2": error.square().mean(),
+            "sample_entropy": losses.per_sample_entropy,
+            "codebook_entropy": losses.codebook_entropy,
+            "commitment": losses.commitment,
+        }
+        loss = (
+            weight.l1 * terms["l1"]
+            + weight.l2 * terms["l2"]
+            + weight.entropy * losses.entropy
+            + weight.commitment * losses.commitment
+        )
+        for name, (function, factor) in self._extra.items():
+            terms[name] = function(x, y)
+            loss = loss + factor * terms[name]
+        return loss, terms
+
+    def pictures(self, path: Path) -> None:
+        """Images of the data set above their reconstructions."""
+        count = min(_SHOWN, self.size)
+        pixels = self.images.take(np.linspace(0, self.size - 1, count, dtype=np.int64))
+        decoded = self.module.decode(self.module.encode(to_float(pixels).to(self._device)))
+        again = to_uint8(decoded).cpu()
+        rows = [
+            part[i : i + 8] for i in range(0, count, 8) for part in (pixels, again)
+        ]  # originals and reconstructions in turns
+        shown = torch.cat(rows).permute(0, 2, 3, 1).contiguous().numpy()
+        sheet = grid([Image.fromarray(p) for p in shown], 8)
+        with weights.replace_file(path) as temporary:
+            sheet.save(temporary, format="PNG")
+
+    def export(self, folder: Path) -> None:
+        """Write ``tokenizer.safetensors`` and ``tokenizer.json``."""
+        weights.write_tensors(folder / WEIGHTS, self.module.state_dict())
+        text = json.dumps(self.module.config.to_dict(), indent=2)
+        weights.write_text(folder / CONFIG, text + "\n")
+
+    def extra_state(self) -> dict[str, Any]:
+        """States of the extra terms that have one."""
+        states = ((name, getattr(f, "state_dict", None)) for name, (f, _) in self._extra.items())
+        return {name: state() for name, state in states if state is not None}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Put them back."""
+        for name, values in state.items():
+            self._extra[name][0].load_state_dict(values)  # type: ignore[attr-defined]
+
+
+def load_tokenizer(folder: str | Path) -> BinaryAutoencoder:
+    """The tokenizer that a run wrote into its folder.
+
+    Raises:
+        FileNotFoundError: there is none; its run has not ended.
+        CheckpointError: the files are damaged or do not fit each other.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no trained tokenizer ({CONFIG})")
+    try:
+        config = AutoencoderConfig.from_dict(weights.read_json(folder / CONFIG))
+    except (TypeError, ValueError) as error:
+        raise weights.CheckpointError(f"{folder / CONFIG} is damaged: {error}") from error
+    model = BinaryAutoencoder(config)
+    weights.load_weights(model, weights.read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    return model.eval().requires_grad_(False)
+
+
+def _find(name: str) -> ExtraLoss:
+    """The callable "module:function"; a class is called without arguments to make one."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"loss.extra: {name!r} is not module:function: {error}") from error
+    return found() if isinstance(found, type) else found

@@ -1,0 +1,283 @@
+"""The training loop, the same for tokenizer and model.
+
+Everything random in step i is drawn from (seed, i), and the batch is a function of (seed, i) too.
+So a checkpoint is weights, their average, the optimizer's state and the number of the step, and a
+resumed run equals the uninterrupted one bit for bit on one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from bitdance.train import checkpoint
+from bitdance.train.batches import ShuffledBatches
+from bitdance.train.config import RunConfig, dump_toml
+from bitdance.train.log import Log
+from bitdance.weights import CheckpointError, check_weights, write_text
+
+__all__ = ["Task", "Trainer"]
+
+
+class Task(Protocol):
+    """What is trained on what.
+
+    Attributes:
+        module: its parameters that require gradients are trained.
+        columns: names of the terms that `loss` tells.
+        size: items of the data set.
+        no_decay: prefixes of parameters without weight decay, besides all vectors.
+    """
+
+    columns: tuple[str, ...]
+    size: int
+    no_decay: tuple[str, ...]
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Loss of a batch and its terms, drawing from PyTorch's random state."""
+        ...
+
+    def pictures(self, path: Path) -> None:
+        """Draw what the module (with averaged weights) makes."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the module (with averaged weights) for use."""
+        ...
+
+    def extra_state(self) -> dict[str, Any]:
+        """State outside of `module`."""
+        ...
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Put it back."""
+        ...
+
+
+class Trainer:
+    """One run in one folder; resumes what it finds there.
+
+    Args:
+        task: what is trained.
+        config: of the run; saved as ``config.toml``.
+        folder: for checkpoints, log and pictures.
+        device: where `task` is.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: the checkpoints there are damaged or of another model.
+        ValueError: the folder holds a run with another configuration.
+    """
+
+    def __init__(
+        self, task: Task, config: RunConfig, folder: Path, *,
+        device: torch.device | str = "cpu", progress: bool = True,
+    ) -> None:  # fmt: skip
+        self.task, self.config, self.folder = task, config, folder
+        self._device = torch.device(device)
+        self._progress = progress
+        self._batches = ShuffledBatches(
+            task.size, config.optim.batch_size, seed=config.optim.seed % 2**63
+        )
+        named = dict(task.module.named_parameters())
+        self._parameters = {k: p for k, p in named.items() if p.requires_grad}
+        self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
+        self._optimizer = _optimizer(self._parameters, config, task.no_decay)
+        self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
+        self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64)
+        self._signal = 0
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_config()
+        self._resume()
+        self._log = Log(folder / "log.csv", self._columns, self.step)
+
+    def run(self, stop_at: int | None = None) -> int:
+        """Train up to the last step, or to `stop_at`.
+
+        SIGTERM and SIGINT end the run after the step they find it in, with a checkpoint.
+
+        Returns:
+            0, or the number of the signal.
+
+        Raises:
+            RuntimeError: the loss is not finite; the checkpoints are as they were.
+            OSError: a file could not be written.
+        """
+        optim = self.config.optim
+        last = optim.steps if stop_at is None else min(stop_at, optim.steps)
+        with self._signals(), self._bar(last) as bar:
+            begin = time.perf_counter()
+            while self.step < last and not self._signal:
+                self._sums += self._one_step()
+                bar.update()
+                if self.step % optim.log_every == 0:
+                    seconds, begin = time.perf_counter() - begin, time.perf_counter()
+                    self._write_log(seconds, bar)
+                if self.step % optim.picture_every == 0 or self.step == optim.steps:
+                    with self.averaged():
+                        self.task.pictures(self.folder / f"pictures-{self.step:08d}.png")
+                    self._log.plot(self.folder / "log.png")
+                ends = self._signal or self.step == last
+                if self.step % optim.save_every == 0 or ends:
+                    self._save()
+        if self.step == optim.steps:
+            with self.averaged():
+                self.task.export(self.folder)
+        return self._signal
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the module has the averaged weights and is in evaluation mode."""
+        own = {name: p.detach().clone() for name, p in self._parameters.items()}
+        training = self.task.module.training
+        self._assign(self._average)
+        self.task.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._assign(own)
+            self.task.module.train(training)
+
+    @torch.no_grad()
+    def _assign(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    def _one_step(self) -> torch.Tensor:
+        """Take a step; returns norm, loss and terms."""
+        optim = self.config.optim
+        self.task.module.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = optim.learning_rate(self.step)
+        items = self._batches.batch(self.step)
+        total = torch.zeros(len(self._sums) - 1, dtype=torch.float64)
+        for part, some in enumerate(np.split(items, optim.accumulate)):
+            _seed(optim.seed, self.step, part)
+            with self._autocast():
+                loss, terms = self.task.loss(some)
+            (loss / optim.accumulate).backward()
+            values = torch.stack([loss, *(terms[name] for name in self.task.columns)])
+            total += values.detach().double().cpu() / optim.accumulate
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), optim.grad_clip)
+        if not math.isfinite(float(norm)) or not math.isfinite(float(total[0])):
+            raise RuntimeError(
+                f"step {self.step + 1}: the loss is {float(total[0]):g} and its gradient's norm "
+                f"{float(norm):g}; lower optim.lr, or raise optim.warmup"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(optim.ema_decay, (1 + self.step) / (10 + self.step))
+        averages, current = list(self._average.values()), list(self._parameters.values())
+        torch._foreach_lerp_(averages, [p.detach() for p in current], 1 - decay)
+        return torch.cat([norm.detach().double().cpu().view(1), total])
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        kind = self.config.optim.autocast
+        on = kind == "bfloat16" or (kind == "auto" and self._device.type == "cuda")
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=on)
+
+    def _write_log(self, seconds: float, bar: Any) -> None:
+        optim = self.config.optim
+        means = (self._sums / optim.log_every).tolist()
+        self._sums.zero_()
+        rate = optim.log_every * optim.batch_size / seconds
+        values = [optim.learning_rate(self.step - 1), *means, rate]
+        self._log.add(self.step, dict(zip(self._columns, values, strict=True)))
+        bar.set_postfix_str(f"loss {means[1]:.4f}, {rate:.0f} images/s")
+
+    def _bar(self, last: int) -> Any:
+        return tqdm(total=last, initial=self.step, disable=not self._progress, unit="step")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note signals instead of dying from them; only the main thread may ask for that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signal = number
+
+        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _check_config(self) -> None:
+        path, text = self.folder / "config.toml", dump_toml(self.config.to_dict())
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"{path} is of a run with another configuration; continue that one with it, or "
+                "choose another folder"
+            )
+        write_text(path, text)
+
+    def _save(self) -> None:
+        state = {
+            "module": self.task.module.state_dict(),
+            "average": self._average,
+            "optimizer": self._optimizer.state_dict(),
+            "sums": self._sums,
+            "extra": self.task.extra_state(),
+        }
+        checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
+
+    def _resume(self) -> None:
+        state = checkpoint.newest(self.folder)
+        if state is None:
+            return
+        source = f"the checkpoint of step {state['step']} in {self.folder}"
+        check_weights(self.task.module, state["module"], source)
+        if state["average"].keys() != self._average.keys():
+            raise CheckpointError(f"{source} averages other parameters than are trained")
+        self.task.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["average"].items():
+            self._average[name].copy_(value)
+        self._sums = state["sums"]
+        self.task.load_extra_state(state["extra"])
+        self.step = int(state["step"])
+
+
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], config: RunConfig, no_decay: tuple[str, ...]
+) -> torch.optim.AdamW:
+    """AdamW with the official groups: no decay for vectors and for what the task names."""
+    decayed = {k: p.dim() > 1 and not k.startswith(no_decay) for k, p in parameters.items()}
+    groups = [
+        {
+            "params": [p for k, p in parameters.items() if decayed[k] == wanted],
+            "weight_decay": config.optim.weight_decay if wanted else 0.0,
+        }
+        for wanted in (True, False)
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.optim.lr, betas=config.optim.betas, fused=True,
+    )  # fmt: skip
+
+
+def _seed(seed: int, step: int, part: int) -> None:
+    """Set PyTorch's random state, on all devices, for one part of one step."""
+    low, high = np.random.SeedSequence([seed, step, part]).generate_state(2)
+    torch.manual_seed(int(low) << 32 | int(high))
