@@ -22,8 +22,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	touch $@
 
 demo: venv
-	$(BIN)/python -m bitdance_kernels
-	$(BIN)/python examples/tour.py --out out/demo.png
+	$(BIN)/bitdance generate --class all --n 8 --seed 0 --batch-size 80 --zoom 2 --out out/demo.png
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(generate)
     generate.add_argument(
         "--class", dest="classes", nargs="+", required=True, metavar="CLASS",
-        help="class names or numbers",
+        help="class names or numbers, or 'all'",
     )  # fmt: skip
     generate.add_argument("--n", type=_positive, default=1, help="images per class")
     generate.add_argument("--seed", type=int, default=0, help="random seed, 0 to 2^64 - 1")
@@ -143,7 +143,10 @@ def _load(options: argparse.Namespace) -> BitDance:
 def _generate(options: argparse.Namespace) -> None:
     _check_writable(options.out)
     pipeline = _load(options)
-    labels = [pipeline.label(name) for name in options.classes for _ in range(options.n)]
+    wanted = options.classes
+    if wanted == ["all"]:
+        wanted = range(pipeline.config.num_classes)
+    labels = [pipeline.label(name) for name in wanted for _ in range(options.n)]
     packed = pipeline.generate(
         labels,
         seed=options.seed,
@@ -159,7 +162,7 @@ def _generate(options: argparse.Namespace) -> None:
             np.save(file, packed.cpu().numpy())
     images = pipeline.decode(packed, batch_size=options.batch_size)
     if options.out.suffix.lower() in IMAGE_SUFFIXES:
-        columns = options.n if len(options.classes) > 1 else math.ceil(math.sqrt(options.n))
+        columns = options.n if len(wanted) > 1 else math.ceil(math.sqrt(options.n))
         _save(grid(images, columns, options.zoom), options.out)
         print(f"{len(images)} images, seed {options.seed}: {options.out}")
         return

@@ -46,7 +46,9 @@ class Task(Protocol):
     no_decay: tuple[str, ...]
 
     @property
-    def module(self) -> nn.Module: ...
+    def module(self) -> nn.Module:
+        """The network."""
+        ...
 
     def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Loss of a batch and its terms, drawing from PyTorch's random state."""
