@@ -41,6 +41,11 @@ int bdk_pack_signs_cpu(const void* x, uint8_t* packed, int64_t rows, int64_t cha
 int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t channels,
                          int64_t row_stride, int dtype, int threads);
 
+// x: `rows` rows of `channels` values, one row every `row_stride`; y: [rows, channels], +1 or -1;
+// packed: [rows, channels / 8].
+int bdk_lfq_quantize_cpu(const void* x, void* y, uint8_t* packed, int64_t rows, int64_t channels,
+                         int64_t row_stride, int dtype, int threads);
+
 // keys: [rows, 3] = (seed, 2 * AR step + stream, sample id); step: one value, counter word 1;
 // normals: [rows, elements]; words_or_null: [rows, elements] or null, the words they were made of.
 int bdk_noise_cpu(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,

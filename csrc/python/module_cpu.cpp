@@ -10,6 +10,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("isa", &bdk_cpu_isa);
   bind("set_isa_limit", bdk_cpu_set_isa_limit);
 
+  bind("lfq_quantize", bdk_lfq_quantize_cpu);
   bind("pack_signs", bdk_pack_signs_cpu);
   bind("unpack_signs", bdk_unpack_signs_cpu);
   bind("noise", bdk_noise_cpu);

@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from bitdance_kernels import lfq_quantize, pack_signs
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
 
 X = torch.zeros(3, 8)
 INVALID = {
@@ -30,3 +31,34 @@ def test_the_gradient_goes_straight_through():
     cotangent = torch.randn(5, 16)
     quantized.backward(cotangent)
     assert torch.equal(x.grad, cotangent)
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_width_and_strided_rows(isa, dtype, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with cpu_isa(isa):
+            shapes = [(5, channels) for channels in range(8, 264, 8)]
+            for rows, channels in [*shapes, (3000, 256)]:  # the last enough for several threads
+                x = torch.randn(rows, channels + 3).to(dtype)[:, 1 : channels + 1]
+                for actual, expected in zip(
+                    lfq_quantize(x, backend="cpu"),
+                    lfq_quantize(x, backend="reference"),
+                    strict=True,
+                ):
+                    assert torch.equal(actual, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_pattern(isa, dtype):
+    x = torch.arange(2**16).to(torch.int16).view(dtype)
+    with cpu_isa(isa):
+        quantized, packed = lfq_quantize(x, backend="cpu")
+    assert torch.equal(quantized, lfq_quantize(x, backend="reference")[0])
+    assert torch.equal(packed, lfq_quantize(x, backend="reference")[1])
