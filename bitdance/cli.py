@@ -1,4 +1,4 @@
-"""The command line: ``bitdance generate | reconstruct | info | train | tokenize | evaluate``.
+"""The command line: ``bitdance generate``, ``train`` and the others.
 
 Exit status: 0 done, 1 it could not be done (one line says why), 2 wrong usage, 130 stopped with
 Ctrl-C, 143 with SIGTERM. Files appear whole or not at all.
@@ -109,6 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--tokenizer", help="the tokenizer's own file")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
+    export = commands.add_parser(
+        "export",
+        help="write a checkpoint as safetensors and JSON",
+        description="Write a model, checked and with its tokenizer, into a folder that --model "
+        "takes: an official checkpoint without its pickle, or a trained model in half precision.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_model(export)
+    export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.set_defaults(run=_export)
     add_commands(commands, _positive)
     return parser
 
@@ -195,6 +205,13 @@ def _reconstruct(options: argparse.Namespace) -> None:
         target = options.out / f"{path.stem}-reconstructed.png"
         _save(grid([picture, again], 2), target)
         print(f"{path}: {packed.numel()} bytes of bits, {psnr:.2f} dB: {target}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    pipeline = _load(options)
+    pipeline.save_pretrained(options.out)
+    size = sum(path.stat().st_size for path in options.out.iterdir())
+    print(f"{size:,} bytes: {options.out}/")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -111,10 +111,8 @@ class BitDance:
         weights.load_weights(model, tensors, str(path))
         return cls(model.to(device=device, dtype=dtype), **extra)
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and the weights (safetensors) into `folder`.
-
-        The weights are rounded to `dtype`, by default to none other than they have.
 
         The weights' file is named after its checksum and the configuration that points to it is
         replaced last, so an interrupted save leaves the earlier model loadable.
@@ -125,8 +123,7 @@ class BitDance:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / "model.new.safetensors"
-        state = {name: t.to(dtype or t.dtype) for name, t in self.model.state_dict().items()}
-        weights.write_tensors(fresh, state)
+        weights.write_tensors(fresh, self.model.state_dict())
         digest = weights.sha256(fresh)
         file = folder / f"model-{digest[:12]}.safetensors"
         fresh.replace(file)

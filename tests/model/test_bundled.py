@@ -1,0 +1,78 @@
+"""The model that comes with the library."""
+
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bitdance import BitDance
+from bitdance.cli import main
+from bitdance.evaluate import Evaluation
+from bitdance.weights import read_json
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = resources.files("bitdance").joinpath("assets/fashion")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return BitDance.from_pretrained("fashion")
+
+
+def test_it_is_small_and_complete(pipeline):
+    assert sum(path.stat().st_size for path in Path(str(FOLDER)).iterdir()) <= 12e6
+    assert len(pipeline.classes) == 10
+    assert pipeline.label("ankle boot") == 9
+    assert pipeline.steps == 20
+
+
+def test_its_pictures_are_of_their_kind(pipeline):
+    """Without the data no classifier can judge them; but trousers are narrow and bags are wide."""
+    pixels = pipeline.generate(["trouser"] * 8 + ["bag"] * 8, output_type="np", progress=False)
+    bright = (pixels.mean(-1) > 64).mean(axis=1)  # [16, 32]: share of bright pixels in each column
+    trousers, bags = ((bright[part] > 0.1).sum(-1) for part in (slice(8), slice(8, 16)))
+    assert np.median(trousers) < 20 < np.median(bags)
+    assert pixels.std(axis=0).mean() > 10  # not the same picture again and again
+
+
+def test_one_command_makes_sixteen_pictures(tmp_path, capsys):
+    begin = time.monotonic()
+    arguments = ["--class", "sneaker", "--n", "16", "--seed", "0", "--quiet"]
+    assert main(["generate", *arguments, "--out", str(tmp_path / "x.png")]) == 0
+    assert Image.open(tmp_path / "x.png").size == (4 * 32 + 6, 4 * 32 + 6)
+    assert time.monotonic() - begin < 30  # 2 to 3 seconds on two idle cores
+
+
+def test_every_class_at_once(tmp_path, capsys):
+    arguments = ["--class", "all", "--n", "2", "--steps", "2", "--quiet", "--zoom", "2"]
+    assert main(["generate", *arguments, "--out", str(tmp_path / "x.png")]) == 0
+    assert Image.open(tmp_path / "x.png").size == (2 * 64 + 2, 10 * 64 + 18)
+
+
+def test_it_is_what_the_recipe_makes(pipeline):
+    """Weights are the run's, rounded to half precision; its configuration is the recipe's."""
+    from bitdance.train.config import read_config
+
+    recipe = read_config(ROOT / "recipes/fashion/model.toml")
+    assert recipe.model_config(pipeline.config.autoencoder) == pipeline.config
+    tokenizer = read_config(ROOT / "recipes/fashion/tokenizer.toml").tokenizer
+    assert tokenizer == pipeline.config.autoencoder
+    last = (ROOT / "recipes/fashion/model-log.csv").read_text().splitlines()[-1]
+    assert int(last.split(",")[0]) == recipe.optim.steps
+    assert all(torch.equal(p, p.half().float()) for p in pipeline.model.state_dict().values())
+
+
+def test_the_readme_has_the_evaluation():
+    values = read_json(ROOT / "recipes/fashion/evaluation.json")
+    found = Evaluation(**values)
+    assert found.table() == (ROOT / "recipes/fashion/evaluation.md").read_text()
+    assert found.table() in (ROOT / "README.md").read_text()
+    assert found.psnr_db >= 23
+    assert found.classifier_accuracy >= 0.91
+    assert found.sample_accuracy >= 0.85
+    assert max(found.bits_real) < 0.95
+    assert min(found.bits_real) > 0.05
