@@ -46,6 +46,50 @@ int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t c
 int bdk_lfq_quantize_cpu(const void* x, void* y, uint8_t* packed, int64_t rows, int64_t channels,
                          int64_t row_stride, int dtype, int threads);
 
+// The head's rows, float32: `rows` rows of `channels` values, one row every `*_stride`; outputs are
+// contiguous.
+//
+// y = (weight LN(x) + bias) (1 + scale) + shift.
+int bdk_adaln_norm_cpu(const float* x, int64_t x_stride, const float* scale, int64_t scale_stride,
+                       const float* shift, int64_t shift_stride, const float* weight_or_null,
+                       const float* bias_or_null, float* y, int64_t rows, int64_t channels,
+                       float eps, int threads);
+
+// moments: workspace [rows, 2]. of_weight, of_bias: [channels], written when either is given.
+int bdk_adaln_norm_backward_cpu(const float* grad, int64_t grad_stride, const float* x,
+                                int64_t x_stride, const float* scale, int64_t scale_stride,
+                                const float* weight_or_null, const float* bias_or_null, float* of_x,
+                                float* of_scale, float* of_shift, float* of_weight, float* of_bias,
+                                float* moments, int64_t rows, int64_t channels, float eps,
+                                int threads);
+
+// y = x + gate h.
+int bdk_gated_residual_cpu(const float* x, int64_t x_stride, const float* h, int64_t h_stride,
+                           const float* gate, int64_t gate_stride, float* y, int64_t rows,
+                           int64_t channels, int threads);
+
+// y = x + gate h, z = (weight LN(y) + bias) (1 + scale) + shift.
+int bdk_gated_residual_adaln_cpu(const float* x, int64_t x_stride, const float* h, int64_t h_stride,
+                                 const float* gate, int64_t gate_stride, const float* scale,
+                                 int64_t scale_stride, const float* shift, int64_t shift_stride,
+                                 const float* weight_or_null, const float* bias_or_null, float* y,
+                                 float* z, int64_t rows, int64_t channels, float eps, int threads);
+
+// The gradient of y is grad + more; more: [rows, channels] or null.
+int bdk_gated_residual_backward_cpu(const float* grad, int64_t grad_stride,
+                                    const float* more_or_null, const float* h, int64_t h_stride,
+                                    const float* gate, int64_t gate_stride, float* of_x,
+                                    float* of_h, float* of_gate, int64_t rows, int64_t channels,
+                                    int threads);
+
+// h: rows of 2 * hidden values, gate half first; y: [rows, hidden] = silu(gate) value.
+int bdk_swiglu_cpu(const float* h, int64_t h_stride, float* y, int64_t rows, int64_t hidden,
+                   int threads);
+
+int bdk_swiglu_backward_cpu(const float* grad, int64_t grad_stride, const float* h,
+                            int64_t h_stride, float* of_h, int64_t rows, int64_t hidden,
+                            int threads);
+
 // keys: [rows, 3] = (seed, 2 * AR step + stream, sample id); step: one value, counter word 1;
 // normals: [rows, elements]; words_or_null: [rows, elements] or null, the words they were made of.
 int bdk_noise_cpu(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,

@@ -10,6 +10,13 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("isa", &bdk_cpu_isa);
   bind("set_isa_limit", bdk_cpu_set_isa_limit);
 
+  bind("adaln_norm", bdk_adaln_norm_cpu);
+  bind("adaln_norm_backward", bdk_adaln_norm_backward_cpu);
+  bind("gated_residual", bdk_gated_residual_cpu);
+  bind("gated_residual_adaln", bdk_gated_residual_adaln_cpu);
+  bind("gated_residual_backward", bdk_gated_residual_backward_cpu);
+  bind("swiglu", bdk_swiglu_cpu);
+  bind("swiglu_backward", bdk_swiglu_backward_cpu);
   bind("lfq_quantize", bdk_lfq_quantize_cpu);
   bind("pack_signs", bdk_pack_signs_cpu);
   bind("unpack_signs", bdk_unpack_signs_cpu);

@@ -1,0 +1,68 @@
+"""adaln_norm in C++: csrc/cpu/adaln_norm*.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.denoise import native_rows
+
+
+def unsupported(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> str | None:
+    return native_rows.unsupported("adaln_norm", x, scale, shift, weight, bias)
+
+
+def run(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    y = x.new_empty(x.shape)
+    _kept, rows = native_rows.rows(x, scale, shift)
+    weight, of_weight = native_rows.vector(weight)
+    bias, of_bias = native_rows.vector(bias)
+    _native.cpu.adaln_norm(
+        *rows,
+        of_weight,
+        of_bias,
+        y.data_ptr(),
+        native_rows.count(x),
+        x.shape[-1],
+        eps,
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def unsupported_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> str | None:
+    return native_rows.unsupported("adaln_norm_backward", grad, x, scale, shift, weight, bias)
+
+
+def run_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    return native_rows.norm_backward(grad, x, scale, weight, bias, eps)

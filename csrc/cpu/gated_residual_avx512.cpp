@@ -1,0 +1,9 @@
+// gated_residual compiled for AVX-512.
+#include "cpu/gated_residual.h"
+
+namespace bdk {
+
+const GatedResidualRows kGatedResidualAvx512 = {gated_residual_row, gated_residual_adaln_row,
+                                                gated_residual_backward_row};
+
+}  // namespace bdk

@@ -1,0 +1,84 @@
+// What the row kernels of the denoising head share. Every file that includes this compiles its own
+// copy for its own instruction set: the loops are plain, and the compiler vectorises them.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace bdk {
+
+struct Moments {
+  float mean, rstd;
+};
+
+// Mean and 1 / sqrt(variance + eps) in two passes, so that a large mean costs no accuracy, and in
+// double, since an error here is common to the whole row.
+static inline Moments row_moments(const float* x, int64_t channels, float eps) {
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < channels; ++c) sum += static_cast<double>(x[c]);
+  const double mean = sum / static_cast<double>(channels);
+  const float center = static_cast<float>(mean);
+  double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t c = 0; c < channels; ++c) {
+    const double distance = static_cast<double>(x[c]) - mean;
+    squares += distance * distance;
+  }
+  const double variance = squares / static_cast<double>(channels);
+  return {center, static_cast<float>(1.0 / sqrt(variance + static_cast<double>(eps)))};
+}
+
+// y = (w (x - mean) rstd + b) (1 + scale) + shift; weight and bias may be null.
+static inline void row_modulate(const float* x, Moments m, const float* scale, const float* shift,
+                                const float* weight, const float* bias, float* y,
+                                int64_t channels) {
+  if (weight == nullptr && bias == nullptr) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      y[c] = (x[c] - m.mean) * m.rstd * (1.0f + scale[c]) + shift[c];
+    }
+    return;
+  }
+  if (weight != nullptr && bias != nullptr) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      y[c] = ((x[c] - m.mean) * m.rstd * weight[c] + bias[c]) * (1.0f + scale[c]) + shift[c];
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {  // nobody's model has one of the two alone
+    const float w = weight != nullptr ? weight[c] : 1.0f;
+    const float b = bias != nullptr ? bias[c] : 0.0f;
+    y[c] = ((x[c] - m.mean) * m.rstd * w + b) * (1.0f + scale[c]) + shift[c];
+  }
+}
+
+// e^x within two units in the last place, from e^-87 to e^88. x log2(e) is split into an integer,
+// which becomes the exponent, and a rest of at most one half, for which a polynomial stands.
+static inline float exp_approximate(float x) {
+  constexpr float kShift = 12582912.0f;  // 1.5 2^23: adding it rounds to an integer
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504088896341f + kShift;
+  const float n = shifted - kShift;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  const int32_t power = (bits - 0x4B400000 + 127) << 23;  // 0x4B400000 is the pattern of kShift
+  float scale;
+  memcpy(&scale, &power, sizeof scale);
+  return p * scale;
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_approximate(-x)); }
+
+}  // namespace bdk
