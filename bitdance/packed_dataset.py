@@ -6,11 +6,12 @@ docs/packed_format.md.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import operator
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,11 +21,14 @@ import torch
 from torch.utils.data import Dataset
 
 from bitdance import weights
+from bitdance.staging import StagedFolder
+from bitdance.train.batches import ShuffledBatches
 
-__all__ = ["PackedDataset", "PackedDatasetError", "PackedWriter", "is_packed"]
+__all__ = ["PackedDataset", "PackedDatasetError", "PackedWriter", "ShuffledBatches", "is_packed"]
 
 FORMAT = "bitdance-packed-1"
 _INDEX = "index.json"
+_LABEL = np.dtype("<i8")
 
 
 class PackedDatasetError(ValueError):
@@ -48,7 +52,8 @@ class PackedWriter:
 
     Raises:
         FileExistsError: the folder has something in it.
-        ValueError: an argument is out of range.
+        TypeError: a size is no integer, or JSON cannot hold the metadata.
+        ValueError: a size is below 1.
         OSError: the folder cannot be written.
 
     Example:
@@ -64,26 +69,18 @@ class PackedWriter:
         self, folder: str | Path, *, tokens: int, channels: int,
         metadata: Mapping[str, Any] | None = None, shard_size: int = 65536,
     ) -> None:  # fmt: skip
-        least = {"tokens": tokens, "channels": channels, "shard_size": shard_size}
-        for name, value in least.items():
-            if value < 1:
-                raise ValueError(f"PackedWriter: {name} must be at least 1, got {value}")
-        self._folder = Path(folder)
-        if self._folder.exists() and any(self._folder.iterdir()):
-            raise FileExistsError(f"{folder} exists and is not empty")
-        self._shape = (tokens, -(-channels // 8))
-        self._channels, self._metadata = channels, dict(metadata or {})
-        json.dumps(self._metadata)  # fail before the work
-        self._shard_size = shard_size
+        sizes = {"tokens": tokens, "channels": channels, "shard_size": shard_size}
+        for name, value in sizes.items():
+            sizes[name] = _size(name, value)
+        self._shape = (sizes["tokens"], -(-sizes["channels"] // 8))
+        self._channels, self._shard_size = sizes["channels"], sizes["shard_size"]
+        self._metadata = _metadata(metadata)
         self._codes: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._waiting = 0
         self._shards: list[dict[str, Any]] = []
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
-        parent = self._folder.absolute().parent
-        self._temporary = Path(
-            tempfile.mkdtemp(prefix=f".{self._folder.name}.", suffix=".tmp", dir=parent)
-        )
+        self._ended = ""
+        self._staged = StagedFolder(folder)
 
     def write(self, packed: np.ndarray | torch.Tensor, labels: Any) -> None:
         """Add images.
@@ -93,46 +90,50 @@ class PackedWriter:
             labels: integers [N].
 
         Raises:
-            TypeError, ValueError: another dtype or shape.
+            TypeError, ValueError: another dtype or shape, or bits beyond the last channel.
             OSError: the disk is full.
+            PackedDatasetError: the writer is closed, or could not write before.
         """
-        codes = packed.cpu().numpy() if isinstance(packed, torch.Tensor) else np.asarray(packed)
-        numbers = np.asarray(labels)
-        if codes.dtype != np.uint8 or not np.issubdtype(numbers.dtype, np.integer):
-            raise TypeError(
-                f"write: packed must be uint8 and labels integers, got {codes.dtype} and "
-                f"{numbers.dtype}"
-            )
-        if codes.shape[1:] != self._shape or numbers.shape != codes.shape[:1]:
-            raise ValueError(
-                f"write: packed must be {['N', *self._shape]} and labels [N], got "
-                f"{list(codes.shape)} and {list(numbers.shape)}"
-            )
+        self._refuse_if_ended()
+        codes, numbers = _as_array(packed), _as_array(labels)
+        if not numbers.size:
+            numbers = numbers.astype(np.int64)
+        self._check(codes, numbers)
         while len(codes):
             room = self._shard_size - self._waiting
             self._codes.append(codes[:room].copy())
-            self._labels.append(numbers[:room].astype(np.int64))
+            self._labels.append(numbers[:room].astype(_LABEL))
             self._waiting += len(self._codes[-1])
             codes, numbers = codes[room:], numbers[room:]
             if self._waiting == self._shard_size:
                 self._end_shard()
 
     def close(self) -> None:
-        """Put the data set in its place."""
-        if self._waiting or not self._shards:
-            self._end_shard()
-        content = {
-            "format": FORMAT,
-            "tokens": self._shape[0],
-            "channels": self._channels,
-            "images": sum(shard["images"] for shard in self._shards),
-            "shards": self._shards,
-            "metadata": self._metadata,
-        }
-        weights.write_text(self._temporary / _INDEX, json.dumps(content, indent=1) + "\n")
-        self._temporary.chmod(0o777 & ~weights.umask())
-        # On an empty folder, too, this is one step: before it nothing is there, after it all.
-        self._temporary.replace(self._folder)
+        """Put the data set in its place.
+
+        Raises:
+            OSError: the disk is full.
+            PackedDatasetError: the writer is closed already, or could not write before.
+        """
+        self._refuse_if_ended()
+        try:
+            if self._waiting or not self._shards:
+                self._end_shard()
+            content: dict[str, Any] = {
+                "format": FORMAT,
+                "tokens": self._shape[0],
+                "channels": self._channels,
+                "images": sum(shard["images"] for shard in self._shards),
+                "shards": self._shards,
+                "metadata": self._metadata,
+            }
+            content["sha256"] = _digest(content)
+            weights.write_text(self._staged.path / _INDEX, json.dumps(content, indent=1) + "\n")
+            self._staged.commit()
+            self._ended = "closed"
+        finally:
+            self._ended = self._ended or "broken: it could not write"
+            self._staged.discard()
 
     def __enter__(self) -> PackedWriter:
         return self
@@ -145,23 +146,55 @@ class PackedWriter:
             if kind is None:
                 self.close()
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._ended = self._ended or "closed"
+            self._staged.discard()
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise PackedDatasetError(
+                f"the writer of {self._staged.folder} is {self._ended}; nothing more can be written"
+            )
+
+    def _check(self, codes: np.ndarray, numbers: np.ndarray) -> None:
+        if codes.dtype != np.uint8 or not np.issubdtype(numbers.dtype, np.integer):
+            raise TypeError(
+                f"write: packed must be uint8 and labels integers, got {codes.dtype} and "
+                f"{numbers.dtype}"
+            )
+        if codes.shape[1:] != self._shape or numbers.shape != codes.shape[:1]:
+            raise ValueError(
+                f"write: packed must be {['N', *self._shape]} and labels [N], got "
+                f"{list(codes.shape)} and {list(numbers.shape)}"
+            )
+        if numbers.dtype == np.uint64 and (numbers > np.iinfo(np.int64).max).any():
+            raise ValueError(f"write: labels must fit int64, got {numbers.max()}")
+        if self._channels % 8 and (codes[..., -1] >> self._channels % 8).any():
+            raise ValueError(
+                f"write: packed must have 0 in the bits after channel {self._channels}, got 1"
+            )
 
     def _end_shard(self) -> None:
         number = len(self._shards)
         none = np.empty((0, *self._shape), np.uint8)
         parts = {
             "codes": np.concatenate(self._codes or [none]),
-            "labels": np.concatenate(self._labels or [np.empty(0, np.int64)]),
+            "labels": np.concatenate(self._labels or [np.empty(0, _LABEL)]),
         }
         shard: dict[str, Any] = {"images": self._waiting}
         for kind, array in parts.items():
-            path = self._temporary / f"{kind}-{number:05d}.npy"
-            with path.open("wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-            shard[kind] = {"file": path.name, "sha256": weights.sha256(path)}
+            path = self._staged.path / f"{kind}-{number:05d}.npy"
+            try:
+                with path.open("wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())
+                shard[kind] = {"file": path.name, "sha256": weights.sha256(path)}
+            except OSError as error:
+                # Images are lost from here on: a data set without them must not appear.
+                self._ended = "broken: it could not write"
+                raise OSError(
+                    error.errno, f"cannot write {self._staged.folder}: {error.strerror}"
+                ) from error
         self._shards.append(shard)
         self._codes, self._labels, self._waiting = [], [], 0
 
@@ -176,7 +209,7 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     Attributes:
         tokens: codes an image.
         channels: C, bits of a code.
-        labels: int64 [N].
+        labels: int64 [N]; of a data set of one shard mapped too, else 8 bytes an image in memory.
         metadata: what the writer was given.
 
     Raises:
@@ -185,20 +218,25 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
-        self._folder = Path(folder)
+        self._folder = Path(folder).absolute()
         if not is_packed(self._folder):
             raise FileNotFoundError(f"{folder} holds no packed codes ({_INDEX})")
         try:
             index = weights.read_json(self._folder / _INDEX)
             if index["format"] != FORMAT:
-                raise PackedDatasetError(f"{folder}: format must be {FORMAT!r}")
+                raise PackedDatasetError(
+                    f"{folder}: format must be {FORMAT!r}, got {index['format']!r}"
+                )
+            # Data sets of before version 0.1.0 have no checksum of the index.
+            if verify and index.pop("sha256", None) not in (None, _digest(index)):
+                raise PackedDatasetError(f"{folder}/{_INDEX} is altered: its checksum is another")
             self.tokens, self.channels = int(index["tokens"]), int(index["channels"])
             self.metadata: dict[str, Any] = dict(index["metadata"])
             shape = (self.tokens, -(-self.channels // 8))
             shards = [
                 (
                     self._open(shard["codes"], (int(shard["images"]), *shape), np.uint8, verify),
-                    self._open(shard["labels"], (int(shard["images"]),), np.int64, verify),
+                    self._open(shard["labels"], (int(shard["images"]),), _LABEL, verify),
                 )
                 for shard in index["shards"]
             ]
@@ -207,13 +245,16 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         except (KeyError, TypeError, ValueError) as error:
             raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: {error!r}") from error
         self._codes = [codes for codes, _ in shards]
-        self.labels = np.concatenate([labels for _, labels in shards])
+        if not shards:
+            raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: it has no shards")
+        parts = [labels for _, labels in shards]
+        self.labels: np.ndarray = np.concatenate(parts) if len(parts) > 1 else parts[0]
         self._ends = np.cumsum([len(codes) for codes in self._codes])
         if len(self.labels) != index.get("images"):
             raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: its counts differ")
 
     def _open(
-        self, entry: Mapping[str, str], shape: tuple[int, ...], dtype: type, verify: bool
+        self, entry: Mapping[str, str], shape: tuple[int, ...], dtype: Any, verify: bool
     ) -> np.ndarray:
         path = self._folder / entry["file"]
         if path.name != entry["file"] or not path.is_file():
@@ -235,31 +276,48 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __reduce__(self) -> tuple[Callable[[Path], PackedDataset], tuple[Path]]:
+        # A worker process maps the files itself; the array would be pickled with all its bytes.
+        return functools.partial(type(self), verify=False), (self._folder,)
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Codes uint8 [tokens, ceil(C / 8)] and label of one image.
 
         Raises:
             IndexError: there is no such image.
+            TypeError: the index is no integer.
         """
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index must be below {len(self)}, got {index}")
         codes, labels = self.take(np.array([index % len(self)]))
         return codes[0], int(labels[0])
 
-    def take(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def take(self, indices: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Many images, in any order.
 
         Args:
-            indices: integers [n], 0 to N - 1.
+            indices: integers [n], 0 to N - 1: an array, a tensor or a list.
 
         Returns:
             Codes uint8 [n, tokens, ceil(C / 8)], and labels int64 [n].
 
         Raises:
             IndexError: there is no such image.
+            TypeError: the indices are no integers.
+            ValueError: they have another rank than 1.
         """
+        indices = _as_array(indices)
+        if indices.ndim != 1:
+            raise ValueError(f"indices must have 1 dimension, got {indices.ndim}")
+        if not len(indices):
+            indices = indices.astype(np.int64)
+        if not np.issubdtype(indices.dtype, np.integer):
+            raise TypeError(f"indices must be integers, got {indices.dtype}")
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise IndexError(f"indices must be 0 to {len(self) - 1}")
+            raise IndexError(
+                f"indices must be 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}"
+            )
         labels = torch.from_numpy(self.labels[indices])
         if len(self._codes) == 1:
             return torch.from_numpy(self._codes[0][indices]), labels
@@ -270,3 +328,33 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
             first = self._ends[number] - len(self._codes[number])
             codes[here] = self._codes[number][indices[here] - first]
         return torch.from_numpy(codes), labels
+
+
+def _as_array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _size(name: str, value: Any) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"PackedWriter: {name} must be an integer, got {type(value).__name__}"
+        ) from None
+    if size < 1:
+        raise ValueError(f"PackedWriter: {name} must be at least 1, got {size}")
+    return size
+
+
+def _metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy as JSON gives it back; fails before the work if JSON cannot hold it."""
+    try:
+        copy = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"PackedWriter: metadata must be what JSON can hold, got {error}") from None
+    return dict(copy)
+
+
+def _digest(index: Mapping[str, Any]) -> str:
+    """Checksum of what an index says, however it is laid out."""
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

@@ -178,11 +178,11 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         # mkstemp makes files that only their owner may read.
         temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -194,7 +194,7 @@ def umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold what was written (on a folder: its list of names)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 import numpy as np
 
@@ -13,8 +14,7 @@ class ShuffledBatches:
     """Shuffled batches of an endless run of epochs.
 
     Batch number i is the same in every process, so a resumed run needs only the number of its step.
-    Each epoch is a permutation drawn from (seed, epoch); what is left of it at the end, less than
-    one batch for all ranks, is left out.
+    Each epoch is a permutation drawn from (seed, epoch).
 
     Args:
         size: items of the data set.
@@ -22,32 +22,70 @@ class ShuffledBatches:
         seed: of the order.
         rank: of this process.
         world_size: processes; each gets other items.
+        drop_last: leave out what is left of an epoch at its end, less than one batch for all ranks.
+            Else an epoch has one batch more, of what is left, shared out evenly: it is shorter, by
+            one item at most from rank to rank, and empty where fewer items are left than ranks.
+
+    Attributes:
+        per_epoch: batches an epoch.
 
     Raises:
+        TypeError: an argument is no integer.
         ValueError: an argument is out of range, or there are fewer items than one batch needs.
+
+    Example:
+        The last batch of each epoch of ten items has the two that are left.
+
+        >>> batches = ShuffledBatches(10, 4, seed=0, drop_last=False)
+        >>> [len(batches.batch(i)) for i in range(6)], batches.position(5)
+        ([4, 4, 2, 4, 4, 2], (1, 2))
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
+        self, size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1,
+        drop_last: bool = True,
+    ) -> None:  # fmt: skip
+        size, batch_size, seed, rank, world_size = map(
+            operator.index, (size, batch_size, seed, rank, world_size)
+        )
         if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
                 "ShuffledBatches: batch_size and world_size must be at least 1 and rank below "
                 f"world_size, got {batch_size}, {world_size} and {rank}"
             )
-        if size < batch_size * world_size:
-            raise ValueError(
-                f"ShuffledBatches: size must be at least {batch_size * world_size}, got {size}"
-            )
+        least = batch_size * world_size if drop_last else 1
+        if size < least:
+            raise ValueError(f"ShuffledBatches: size must be at least {least}, got {size}")
+        if seed < 0:
+            raise ValueError(f"ShuffledBatches: seed must be at least 0, got {seed}")
         self._size, self._batch, self._seed = size, batch_size, seed
         self._rank, self._world = rank, world_size
-        self.per_epoch = size // (batch_size * world_size)
+        together = batch_size * world_size
+        self.per_epoch = size // together if drop_last else -(-size // together)
+
+    def position(self, index: int) -> tuple[int, int]:
+        """Epoch of batch number `index`, and its number there.
+
+        Raises:
+            ValueError: the index is negative.
+        """
+        if index < 0:
+            raise ValueError(f"index must be at least 0, got {index}")
+        return divmod(index, self.per_epoch)
 
     def batch(self, index: int) -> np.ndarray:
-        """int64 [batch_size], the items of batch number `index` of this rank."""
-        epoch, position = divmod(index, self.per_epoch)
-        start = (position * self._world + self._rank) * self._batch
-        return _order(self._size, self._seed, epoch)[start : start + self._batch]
+        """int64 [batch_size], the items of batch number `index` of this rank.
+
+        Raises:
+            ValueError: the index is negative.
+        """
+        epoch, position = self.position(index)
+        order = _order(self._size, self._seed, epoch)
+        start = position * self._world * self._batch
+        # Of a whole batch the bounds are rank * batch_size and the next one.
+        count = min(self._world * self._batch, self._size - start)
+        first, end = (rank * count // self._world for rank in (self._rank, self._rank + 1))
+        return order[start + first : start + end].copy()
 
 
 @functools.lru_cache(maxsize=2)
