@@ -1,0 +1,57 @@
+"""The examples run, at small sizes, and show what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(name, *arguments):
+    """Output of an example."""
+    command = [sys.executable, ROOT / "examples" / name, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_has_a_test():
+    here = Path(__file__).read_text() + (ROOT / "tests/test_docs.py").read_text()
+    for path in (ROOT / "examples").glob("*.py"):
+        assert path.name in here, f"no test runs examples/{path.name}"
+
+
+def test_packed_to_parquet(tmp_path):
+    out = run("packed_to_parquet.py", "--out", tmp_path / "out", "--images", 600)
+    assert "600 images of 16 tokens of 64 bits" in out
+    assert "the most frequent class: " in out
+    assert "degrees" in out
+    assert "read back: equal" in out
+    again = run("packed_to_parquet.py", "--data", tmp_path / "out/again", "--out", tmp_path / "two")
+    assert again.replace("two", "out") == out
+    similar = run("code_search.py", "--data", tmp_path / "out/codes", "--queries", 50)
+    share, chance = map(float, re.findall(r"([\d.]+)%", similar))
+    assert share > 3 * chance
+
+
+def test_code_search():
+    out = run("code_search.py", "--codes", 3000, "--queries", 50)
+    assert "50 changed copies among 3000 codes of 64 bits" in out
+    found = [float(x) for x in re.findall(r"changed: +([\d.]+)% nearest", out)]
+    assert found[0] == 100
+    assert found == sorted(found, reverse=True)
+
+
+def test_block_causal_attention():
+    out = run("block_causal_attention.py", "--steps", 80, "--patches", 3)
+    losses = [float(x) for x in re.findall(r"loss ([\d.]+)", out)]
+    assert losses[0] > 0.6
+    assert losses[-1] < 0.1 * losses[0]
+    right, same = map(float, re.findall(r"([\d.]+)%", out))
+    assert right > 95
+    assert same == 100
