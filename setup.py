@@ -47,6 +47,7 @@ ISA_FLAGS = {
         "-mpopcnt",
     ],
 }
+ISA_FLAGS["_vpopcnt"] = [*ISA_FLAGS["_avx512"], "-mavx512vpopcntdq"]
 
 
 def find_compiler() -> str | None:

@@ -46,6 +46,27 @@ int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t c
 int bdk_lfq_quantize_cpu(const void* x, void* y, uint8_t* packed, int64_t rows, int64_t channels,
                          int64_t row_stride, int dtype, int threads);
 
+// packed: [rows, row_bytes]; counts: [8 * row_bytes].
+int bdk_bit_counts_cpu(const uint8_t* packed, int64_t* counts, int64_t rows, int64_t row_bytes,
+                       int threads);
+
+// a: [queries, words]; b_blocks: [codes / 8 rounded up, words, 8], eight codes word by word, zeros
+// where there is no code; distance: [queries, codes].
+int bdk_hamming_distance_cpu(const uint64_t* a, const uint64_t* b_blocks, int32_t* distance,
+                             int64_t queries, int64_t codes, int64_t words, int threads);
+
+// index, distance: [queries, k], ascending, equal distances by index.
+int bdk_nearest_codes_cpu(const uint64_t* a, const uint64_t* b_blocks, int64_t* index,
+                          int32_t* distance, int64_t queries, int64_t codes, int64_t words,
+                          int64_t k, int threads);
+
+// key: (seed, offset); threshold: 2^15 times the rate.
+int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, const int64_t* key,
+                      int64_t threshold, int threads);
+
+int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* key,
+                       int64_t threshold, int dtype, int threads);
+
 // The head's rows, float32: `rows` rows of `channels` values, one row every `*_stride`; outputs are
 // contiguous.
 //

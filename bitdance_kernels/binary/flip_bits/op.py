@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["flip_bits", "flip_signs"]
 
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("reference",), "cpu": ("cpu", "reference")}
 
 
 def flip_bits(
@@ -39,7 +39,7 @@ def flip_bits(
         offset: number of the draw under that seed, in [0, 2^32); likewise.
         uniforms: (r1, r2), each floating point [..., C], instead of `seed` and `offset`: the
             official draw itself.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cpu".
 
     Returns:
         uint8 [..., C / 8], contiguous.
@@ -50,7 +50,7 @@ def flip_bits(
         BackendError: a backend named explicitly cannot run the call.
 
     Backends:
-        reference.
+        reference; C++ on the CPU (AVX2, AVX-512).
     """
     key = _key("flip_bits", packed, seed, offset)
     return _op.call(packed, rate, key, *(uniforms or (None, None)), backend)
@@ -76,7 +76,7 @@ def flip_signs(
         seed: as in ``flip_bits``.
         offset: as in ``flip_bits``.
         uniforms: as in ``flip_bits``, of the shape of `x`.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cpu".
 
     Returns:
         [..., C] of the dtype of `x`, contiguous.
@@ -88,7 +88,7 @@ def flip_signs(
         BackendError: a backend named explicitly cannot run the call.
 
     Backends:
-        reference.
+        reference; C++ on the CPU (AVX2, AVX-512).
     """
     key = _key("flip_signs", x, seed, offset)
     return _signs_op.call(x, rate, key, *(uniforms or (None, None)), backend)

@@ -1,0 +1,25 @@
+"""bit_counts in C++: csrc/cpu/bit_counts*.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+
+
+def unsupported(packed: torch.Tensor) -> str | None:
+    return _native.cpu_unsupported("bit_counts", packed)
+
+
+def run(packed: torch.Tensor) -> torch.Tensor:
+    width = packed.shape[-1]
+    counts = torch.empty(8 * width, dtype=torch.int64)
+    packed = packed.contiguous()
+    _native.cpu.bit_counts(
+        packed.data_ptr(),
+        counts.data_ptr(),
+        packed.numel() // width,
+        width,
+        torch.get_num_threads(),
+    )
+    return counts

@@ -1,0 +1,45 @@
+// hamming_distance where the processor counts the bits of a word itself (AVX-512 VPOPCNTDQ).
+#include <immintrin.h>
+
+#include "cpu/hamming_distance.h"
+
+namespace bdk {
+namespace {
+
+struct Kept {
+  static void store(__m256i values, int32_t* out, bool stream) {
+    if (stream) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(out), values);
+    } else {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
+    }
+  }
+
+  static bool any_below(__m256i values, int32_t limit) {
+    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit)) != 0;
+  }
+};
+
+struct CountEight : Kept {
+  static __m256i distances(const uint64_t* a, const uint64_t* block, int64_t words) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t w = 0; w < words; ++w) {
+      const __m512i differ = _mm512_xor_si512(_mm512_set1_epi64(static_cast<int64_t>(a[w])),
+                                              _mm512_loadu_si512(block + kBlock * w));
+      sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(differ));
+    }
+    return _mm512_cvtepi64_epi32(sum);
+  }
+};
+
+void counted_distances(const uint64_t* a, const uint64_t* blocks, int64_t words, int64_t count,
+                       bool stream, int32_t* out) {
+  distance_row<CountEight>(a, blocks, words, count, stream, out);
+  if (stream) _mm_sfence();  // streaming stores are not ordered with what other threads read next
+}
+
+}  // namespace
+
+const HammingRows kHammingVpopcnt = {counted_distances, nearest_row<CountEight>};
+
+}  // namespace bdk
