@@ -6,6 +6,7 @@ modules below are its parts: ``autoencoder`` (the binary tokenizer), ``transform
 """
 
 from bitdance.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, HeadConfig, ModelConfig
+from bitdance.patch_official import PatchError, patch_official, unpatch_official
 from bitdance.pipeline import BitDance, GenerationCancelled
 from bitdance.weights import CheckpointError
 from bitdance_kernels import __version__
@@ -19,5 +20,8 @@ __all__ = [
     "GenerationCancelled",
     "HeadConfig",
     "ModelConfig",
+    "PatchError",
     "__version__",
+    "patch_official",
+    "unpatch_official",
 ]
