@@ -1,42 +1,32 @@
-// flip_bits and flip_signs: entries, choice of the instruction set.
+// flip_bits and flip_signs: entries, scalar loops, choice of the instruction set.
 #include "cpu/flip_bits.h"
 
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
+#include "common/philox.h"
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace bdk {
 namespace {
 
 // Bytes a thread must have to be worth starting: about 10 us.
-constexpr int64_t kGrainBytes = 2048;
+constexpr int64_t kGrainBytes = 4096;
 
-FlipLanes choose() {
-#ifdef BDK_X86
-  if (active_isa() == kAvx512) return flip_lanes_avx512;
-  if (active_isa() == kAvx2) return flip_lanes_avx2;
-#endif
-  return flip_lanes;
-}
-
-FlipKey flip_key(const int64_t* key, int64_t threshold) {
-  const uint64_t seed = static_cast<uint64_t>(key[0]);
-  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
-          static_cast<uint32_t>(key[1]), static_cast<uint32_t>(threshold)};
-}
-
-// use(i, flips, count) gets the flips of bytes i .. i + count - 1.
-template <class Use>
-void for_all_flips(FlipKey key, int64_t bytes, int threads, const Use& use) {
-  const FlipLanes draw = choose();
-  parallel_for(bytes, kGrainBytes, kFlipLanes, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kFlipLanes) {
-      uint8_t flips[kFlipLanes];
-      draw(key, i, flips);
-      use(i, flips, end - i < kFlipLanes ? static_cast<int>(end - i) : kFlipLanes);
+void draw(FlipKey key, uint64_t first, uint8_t* flips) {
+  for (int i = 0; i < kFlipLanes; ++i) {
+    const uint64_t byte = first + static_cast<uint64_t>(i);
+    const PhiloxWords drawn = philox4x32(
+        {{static_cast<uint32_t>(byte), static_cast<uint32_t>(byte >> 32), key.offset, kFlipDomain}},
+        key.seed_low, key.seed_high);
+    uint32_t bits = 0;
+    for (int j = 0; j < 8; ++j) {
+      const uint32_t half = drawn.word[j / 2] >> (j % 2 * 16) & 0xFFFFu;
+      bits |= (half < key.threshold ? 1u : 0u) << j;
     }
-  });
+    flips[i] = static_cast<uint8_t>(bits);
+  }
 }
 
 template <class Pattern>
@@ -50,6 +40,35 @@ void negate(const Pattern* x, Pattern* y, const uint8_t* flips, int bytes) {
   }
 }
 
+constexpr FlipLoops kFlipScalar = {draw, negate<uint32_t>, negate<uint16_t>};
+
+const FlipLoops& choose() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kFlipAvx512;
+  if (active_isa() == kAvx2) return kFlipAvx2;
+#endif
+  return kFlipScalar;
+}
+
+FlipKey flip_key(const int64_t* key, int64_t threshold) {
+  const uint64_t seed = static_cast<uint64_t>(key[0]);
+  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
+          static_cast<uint32_t>(key[1]), static_cast<uint32_t>(threshold)};
+}
+
+// use(i, flips, count) gets the flips of bytes i .. i + count - 1.
+template <class Use>
+void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t bytes, int threads,
+                   const Use& use) {
+  parallel_for(bytes, kGrainBytes, kFlipLanes, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kFlipLanes) {
+      uint8_t flips[kFlipLanes];
+      loops.draw(key, static_cast<uint64_t>(i), flips);
+      use(i, flips, end - i < kFlipLanes ? static_cast<int>(end - i) : kFlipLanes);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace bdk
 
@@ -57,7 +76,8 @@ int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, co
                       int64_t threshold, int threads) {
   using namespace bdk;
   if (bytes < 0 || threshold < 0 || threshold > 32768 || threads < 1) return BDK_BAD_SIZE;
-  for_all_flips(flip_key(key, threshold), bytes, threads,
+  prefer_large_pages(flipped, bytes);
+  for_all_flips(choose(), flip_key(key, threshold), bytes, threads,
                 [=](int64_t first, const uint8_t* flips, int count) {
                   for (int i = 0; i < count; ++i) flipped[first + i] = packed[first + i] ^ flips[i];
                 });
@@ -71,16 +91,18 @@ int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* ke
   if (values < 0 || values % 8 != 0 || threshold < 0 || threshold > 32768 || threads < 1) {
     return BDK_BAD_SIZE;
   }
-  const auto use = [&](auto* from, auto* to) {
-    for_all_flips(flip_key(key, threshold), values / 8, threads,
+  prefer_large_pages(y, values * (dtype == kFloat32 ? 4 : 2));
+  const FlipLoops& loops = choose();
+  const auto negate_all = [&](auto* from, auto* to, auto negate) {
+    for_all_flips(loops, flip_key(key, threshold), values / 8, threads,
                   [=](int64_t first, const uint8_t* flips, int count) {
                     negate(from + 8 * first, to + 8 * first, flips, count);
                   });
   };
   if (dtype == kFloat32) {
-    use(static_cast<const uint32_t*>(x), static_cast<uint32_t*>(y));
+    negate_all(static_cast<const uint32_t*>(x), static_cast<uint32_t*>(y), loops.negate_32);
   } else {
-    use(static_cast<const uint16_t*>(x), static_cast<uint16_t*>(y));
+    negate_all(static_cast<const uint16_t*>(x), static_cast<uint16_t*>(y), loops.negate_16);
   }
   return BDK_OK;
 }

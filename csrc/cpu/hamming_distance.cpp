@@ -3,6 +3,7 @@
 
 #include "bitdance_kernels.h"
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace bdk {
@@ -61,6 +62,7 @@ int bdk_hamming_distance_cpu(const uint64_t* a, const uint64_t* b_blocks, int32_
                              int64_t queries, int64_t codes, int64_t words, int threads) {
   using namespace bdk;
   if (queries < 0 || codes < 0 || words <= 0 || threads < 1) return BDK_BAD_SIZE;
+  prefer_large_pages(distance, 4 * queries * codes);
   const HammingRows& kernel = choose();
   const bool aligned = reinterpret_cast<uintptr_t>(distance) % 32 == 0 && codes % kBlock == 0;
   const bool stream = aligned && 4 * queries * codes >= kStreamBytes;

@@ -5,6 +5,7 @@
 #include "common/bits.h"
 #include "common/dtype.h"
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace bdk {
@@ -78,6 +79,7 @@ int bdk_lfq_quantize_cpu(const void* x, void* y, uint8_t* packed, int64_t rows, 
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || channels % 8 != 0 || threads < 1) return BDK_BAD_SIZE;
   const int64_t row_bytes = channels / 8;
+  prefer_large_pages(y, rows * channels * (dtype == kFloat32 ? 4 : 2));
   if (dtype == kFloat32) {
     quantize_rows(static_cast<const uint32_t*>(x), static_cast<uint32_t*>(y), packed, rows,
                   row_bytes, row_stride, threads, choose_32());

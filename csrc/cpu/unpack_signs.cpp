@@ -4,6 +4,7 @@
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace bdk {
@@ -76,6 +77,7 @@ int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t c
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || channels % 8 != 0 || threads < 1) return BDK_BAD_SIZE;
   const int64_t row_bytes = channels / 8;
+  prefer_large_pages(y, rows * channels * (dtype == kFloat32 ? 4 : 2));
   if (dtype == kFloat32) {
     unpack_rows(packed, static_cast<uint32_t*>(y), rows, row_bytes, row_stride, threads,
                 choose_32());

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bitdance_kernels import flip_bits, flip_signs, pack_signs, unpack_signs
+from bitdance_kernels._op import REGISTRY
 from bitdance_kernels.binary.flip_bits.reference import DOMAIN
 from bitdance_kernels.philox import philox4x32
 from bitdance_kernels.testing import Call, Invalid
@@ -118,3 +119,13 @@ def test_given_uniforms_are_the_official_draw():
     assert torch.equal(flip_signs(x, 0.7, uniforms=(r1, r2)), expected)
     packed = flip_bits(pack_signs(x), 0.7, uniforms=(r1, r2))
     assert torch.equal(unpack_signs(packed), expected)
+
+
+@pytest.mark.parametrize("backend", REGISTRY["flip_bits"].backends)
+def test_the_key_tensor_is_read_as_it_lies_and_modulo_2_to_the_32(backend):
+    packed = torch.randint(256, (5, 8), dtype=torch.uint8)
+    if REGISTRY["flip_bits"].reason(backend, (packed, 0.5, torch.tensor([7, 3]), None, None)):
+        return
+    gaps = torch.tensor([7, -1, 2**32 + 3])[::2]  # offset 3, its upper bits are not read
+    flipped = torch.ops.bitdance.flip_bits(packed, 0.5, gaps, None, None, backend)
+    assert torch.equal(flipped, flip_bits(packed, 0.5, seed=7, offset=3, backend="reference"))

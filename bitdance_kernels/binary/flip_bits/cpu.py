@@ -26,7 +26,7 @@ def run(
     r1: torch.Tensor | None,
     r2: torch.Tensor | None,
 ) -> torch.Tensor:
-    packed = packed.contiguous()
+    packed, key = packed.contiguous(), key.contiguous()
     flipped = torch.empty_like(packed)
     _native.cpu.flip_bits(
         packed.data_ptr(),
@@ -58,7 +58,7 @@ def run_signs(
     r1: torch.Tensor | None,
     r2: torch.Tensor | None,
 ) -> torch.Tensor:
-    x = x.contiguous()
+    x, key = x.contiguous(), key.contiguous()
     y = torch.empty_like(x)
     _native.cpu.flip_signs(
         x.data_ptr(),

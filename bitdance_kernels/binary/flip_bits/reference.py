@@ -48,7 +48,9 @@ def _flips(
     byte = torch.arange(count, device=key.device)
     seed, offset = key.unbind()
     domain = torch.full_like(byte, DOMAIN)
-    counter = torch.stack([byte & _MASK, byte >> 32, offset.expand(count), domain], dim=-1)
+    counter = torch.stack(
+        [byte & _MASK, byte >> 32, (offset & _MASK).expand(count), domain], dim=-1
+    )
     words = philox4x32(counter, torch.stack([seed & _MASK, (seed >> 32) & _MASK]))  # [count, 4]
     halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten(1)  # [count, 8]
     return (halves < round(rate * 2**15)).reshape(shape)
