@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
 
 from bitdance_kernels import bit_counts, pack_signs
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels._op import REGISTRY
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
 
 P = torch.zeros(3, 4, dtype=torch.uint8)
 INVALID = {
@@ -23,3 +25,29 @@ def test_equals_numpy_on_more_rows_than_a_byte_counts():
     packed = torch.randint(256, (1000, 3), dtype=torch.uint8)
     expected = np.unpackbits(packed.numpy(), axis=1, bitorder="little").sum(0)
     assert bit_counts(packed).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("shape", [(70_000, 4), (5000, 5), (9000, 32), (1000, 300), (257, 64)])
+def test_more_rows_than_the_small_counters_hold(shape):
+    packed = torch.randint(256, shape, dtype=torch.uint8)
+    packed[:, 0] = 255
+    gaps = torch.randint(256, (shape[0], shape[1] + 4), dtype=torch.uint8)[:, : shape[1]]
+    for codes in (packed, gaps):
+        expected = np.unpackbits(codes.numpy(), axis=1, bitorder="little").sum(0, dtype=np.int64)
+        for backend in REGISTRY["bit_counts"].backends:
+            if REGISTRY["bit_counts"].reason(backend, (codes,)) is None:
+                assert bit_counts(codes, backend=backend).tolist() == expected.tolist(), backend
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_add_up(isa, threads):
+    packed = torch.randint(256, (100_003, 6), dtype=torch.uint8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with cpu_isa(isa):
+            counts = bit_counts(packed, backend="cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(counts, bit_counts(packed, backend="reference"))
