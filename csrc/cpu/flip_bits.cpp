@@ -3,7 +3,6 @@
 
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
-#include "common/philox.h"
 #include "cpu/isa.h"
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
@@ -16,16 +15,7 @@ constexpr int64_t kGrainBytes = 4096;
 
 void draw(FlipKey key, uint64_t first, uint8_t* flips) {
   for (int i = 0; i < kFlipLanes; ++i) {
-    const uint64_t byte = first + static_cast<uint64_t>(i);
-    const PhiloxWords drawn = philox4x32(
-        {{static_cast<uint32_t>(byte), static_cast<uint32_t>(byte >> 32), key.offset, kFlipDomain}},
-        key.seed_low, key.seed_high);
-    uint32_t bits = 0;
-    for (int j = 0; j < 8; ++j) {
-      const uint32_t half = drawn.word[j / 2] >> (j % 2 * 16) & 0xFFFFu;
-      bits |= (half < key.threshold ? 1u : 0u) << j;
-    }
-    flips[i] = static_cast<uint8_t>(bits);
+    flips[i] = static_cast<uint8_t>(flips_of_byte(key, first + static_cast<uint64_t>(i)));
   }
 }
 
@@ -50,12 +40,6 @@ const FlipLoops& choose() {
   return kFlipScalar;
 }
 
-FlipKey flip_key(const int64_t* key, int64_t threshold) {
-  const uint64_t seed = static_cast<uint64_t>(key[0]);
-  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
-          static_cast<uint32_t>(key[1]), static_cast<uint32_t>(threshold)};
-}
-
 // use(i, flips, count) gets the flips of bytes i .. i + count - 1.
 template <class Use>
 void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t bytes, int threads,
@@ -75,7 +59,8 @@ void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t bytes, int threa
 int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, const int64_t* key,
                       int64_t threshold, int threads) {
   using namespace bdk;
-  if (bytes < 0 || threshold < 0 || threshold > 32768 || threads < 1) return BDK_BAD_SIZE;
+  if (bytes < 0 || threshold < 0 || threshold > kMostFlipThreshold || threads < 1)
+    return BDK_BAD_SIZE;
   prefer_large_pages(flipped, bytes);
   for_all_flips(choose(), flip_key(key, threshold), bytes, threads,
                 [=](int64_t first, const uint8_t* flips, int count) {
@@ -88,7 +73,8 @@ int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* ke
                        int64_t threshold, int dtype, int threads) {
   using namespace bdk;
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
-  if (values < 0 || values % 8 != 0 || threshold < 0 || threshold > 32768 || threads < 1) {
+  if (values < 0 || values % 8 != 0 || threshold < 0 || threshold > kMostFlipThreshold ||
+      threads < 1) {
     return BDK_BAD_SIZE;
   }
   prefer_large_pages(y, values * (dtype == kFloat32 ? 4 : 2));

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "common/bits.h"
+#include "cuda/eight.cuh"
 #include "cuda/pack_signs_config.h"
 
 namespace bdk {
@@ -19,31 +20,13 @@ struct PackSignsParams {
   int64_t row_stride;  // elements
 };
 
-// The eight patterns of one byte, in registers; `kVector` says that x may be read 16 bytes at a
-// time.
-template <class Pattern, bool kVector>
-struct Eight {
-  alignas(16) Pattern pattern[8];
-
-  __device__ void load(const Pattern* x) {
-    if constexpr (kVector) {
-      constexpr int kLoads = 8 * sizeof(Pattern) / 16;
-      uint4* words = reinterpret_cast<uint4*>(pattern);
+template <class Pattern>
+__device__ uint8_t byte_of(const Eight<Pattern>& values, Pattern infinity) {
+  uint32_t bits = 0;
 #pragma unroll
-      for (int k = 0; k < kLoads; ++k) words[k] = __ldg(reinterpret_cast<const uint4*>(x) + k);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) pattern[k] = x[k];
-    }
-  }
-
-  __device__ uint8_t byte(Pattern infinity) const {
-    uint32_t bits = 0;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) bits |= positive(pattern[k], infinity) << k;
-    return static_cast<uint8_t>(bits);
-  }
-};
+  for (int k = 0; k < 8; ++k) bits |= positive(values.pattern[k], infinity) << k;
+  return static_cast<uint8_t>(bits);
+}
 
 // kEven: the rows follow each other without a gap, so a byte's place needs no division.
 template <class Pattern, bool kVector, bool kEven>
@@ -53,20 +36,20 @@ __global__ void __launch_bounds__(kPackSignsThreads)
   const int64_t round = int64_t{gridDim.x} * kPackSignsThreads;
   int64_t byte = int64_t{blockIdx.x} * kPackSignsThreads + threadIdx.x;
   for (; byte < params.bytes; byte += round * kPackSignsUnroll) {
-    Eight<Pattern, kVector> values[kPackSignsUnroll];
+    Eight<Pattern> values[kPackSignsUnroll];
 #pragma unroll
     for (int u = 0; u < kPackSignsUnroll; ++u) {
       const int64_t i = byte + u * round;
       if (i >= params.bytes) break;
       const int64_t offset =
           kEven ? i * 8 : i / params.row_bytes * params.row_stride + i % params.row_bytes * 8;
-      values[u].load(x + offset);
+      values[u].template load<kVector>(x + offset);
     }
 #pragma unroll
     for (int u = 0; u < kPackSignsUnroll; ++u) {
       const int64_t i = byte + u * round;
       if (i >= params.bytes) break;
-      params.packed[i] = values[u].byte(infinity);
+      params.packed[i] = byte_of(values[u], infinity);
     }
   }
 }

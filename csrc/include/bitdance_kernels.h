@@ -129,6 +129,12 @@ int bdk_pack_signs_cuda(const void* x, uint8_t* packed, int64_t rows, int64_t ch
 int bdk_unpack_signs_cuda(const uint8_t* packed, void* y, int64_t rows, int64_t channels,
                           int64_t row_stride, int dtype, int device, void* stream);
 
+// As bdk_flip_bits_cpu and bdk_flip_signs_cpu; `key` is on the device.
+int bdk_flip_bits_cuda(const uint8_t* packed, uint8_t* flipped, int64_t bytes, const int64_t* key,
+                       int64_t threshold, int device, void* stream);
+int bdk_flip_signs_cuda(const void* x, void* y, int64_t values, const int64_t* key,
+                        int64_t threshold, int dtype, int device, void* stream);
+
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);
 

@@ -9,6 +9,8 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("device_count", &bdk_cuda_device_count);
   module.attr("architectures") = BDK_CUDA_ARCHS;
 
+  bind("flip_bits", bdk_flip_bits_cuda);
+  bind("flip_signs", bdk_flip_signs_cuda);
   bind("pack_signs", bdk_pack_signs_cuda);
   bind("unpack_signs", bdk_unpack_signs_cuda);
   bind("noise", bdk_noise_cuda);

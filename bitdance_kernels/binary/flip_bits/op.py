@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["flip_bits", "flip_signs"]
 
-_ORDER = {"cuda": ("reference",), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 
 def flip_bits(
@@ -39,7 +39,7 @@ def flip_bits(
         offset: number of the draw under that seed, in [0, 2^32); likewise.
         uniforms: (r1, r2), each floating point [..., C], instead of `seed` and `offset`: the
             official draw itself.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         uint8 [..., C / 8], contiguous.
@@ -50,7 +50,7 @@ def flip_bits(
         BackendError: a backend named explicitly cannot run the call.
 
     Backends:
-        reference; C++ on the CPU (AVX2, AVX-512).
+        reference (given `uniforms` too); cpu (AVX2, AVX-512), triton and cuda. All give equal bits.
     """
     key = _key("flip_bits", packed, seed, offset)
     return _op.call(packed, rate, key, *(uniforms or (None, None)), backend)
@@ -76,7 +76,7 @@ def flip_signs(
         seed: as in ``flip_bits``.
         offset: as in ``flip_bits``.
         uniforms: as in ``flip_bits``, of the shape of `x`.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [..., C] of the dtype of `x`, contiguous.
@@ -88,7 +88,8 @@ def flip_signs(
         BackendError: a backend named explicitly cannot run the call.
 
     Backends:
-        reference; C++ on the CPU (AVX2, AVX-512).
+        reference (float64 and given `uniforms` too); cpu (AVX2, AVX-512), triton and cuda
+        (float32, float16, bfloat16). All give equal bits.
     """
     key = _key("flip_signs", x, seed, offset)
     return _signs_op.call(x, rate, key, *(uniforms or (None, None)), backend)

@@ -1,0 +1,72 @@
+"""flip_bits and flip_signs in CUDA C++: csrc/cuda/flip_bits.cu."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+
+
+def unsupported(
+    packed: torch.Tensor,
+    rate: float,
+    key: torch.Tensor,
+    r1: torch.Tensor | None,
+    r2: torch.Tensor | None,
+) -> str | None:
+    if r1 is not None:
+        return "it draws its own random numbers"
+    return _native.cuda_unsupported("flip_bits", packed, key)
+
+
+def run(
+    packed: torch.Tensor,
+    rate: float,
+    key: torch.Tensor,
+    r1: torch.Tensor | None,
+    r2: torch.Tensor | None,
+) -> torch.Tensor:
+    packed, key = packed.contiguous(), key.contiguous()
+    flipped = torch.empty_like(packed)
+    _native.cuda.flip_bits(
+        packed.data_ptr(),
+        flipped.data_ptr(),
+        packed.numel(),
+        key.data_ptr(),
+        round(rate * 2**15),
+        *_native.stream(packed.device),
+    )
+    return flipped
+
+
+def unsupported_signs(
+    x: torch.Tensor,
+    rate: float,
+    key: torch.Tensor,
+    r1: torch.Tensor | None,
+    r2: torch.Tensor | None,
+) -> str | None:
+    if r1 is not None:
+        return "it draws its own random numbers"
+    return _native.cuda_unsupported("flip_signs", x, key) or _native.dtype_unsupported(x.dtype)
+
+
+def run_signs(
+    x: torch.Tensor,
+    rate: float,
+    key: torch.Tensor,
+    r1: torch.Tensor | None,
+    r2: torch.Tensor | None,
+) -> torch.Tensor:
+    x, key = x.contiguous(), key.contiguous()
+    y = torch.empty_like(x)
+    _native.cuda.flip_signs(
+        x.data_ptr(),
+        y.data_ptr(),
+        x.numel(),
+        key.data_ptr(),
+        round(rate * 2**15),
+        _native.DTYPE_CODES[x.dtype],
+        *_native.stream(x.device),
+    )
+    return y

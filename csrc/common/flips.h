@@ -1,0 +1,41 @@
+// Which bits flip_bits and flip_signs flip, the same in C++ and CUDA.
+//
+// bitdance_kernels/binary/flip_bits/op.py defines it: bit j of byte i flips where half-word j of
+// Philox4x32-10 at counter (i mod 2^32, i div 2^32, offset, 0xB175F11D) is below the threshold.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/host_device.h"
+#include "common/philox.h"
+
+namespace bdk {
+
+constexpr uint32_t kFlipDomain = 0xB175F11Du;
+constexpr int64_t kMostFlipThreshold = 32768;  // rate 1
+
+struct FlipKey {
+  uint32_t seed_low, seed_high, offset;
+  uint32_t threshold;  // in [0, 2^15]
+};
+
+// key: (seed, offset).
+BDK_HOST_DEVICE static inline FlipKey flip_key(const int64_t* key, int64_t threshold) {
+  const uint64_t seed = static_cast<uint64_t>(key[0]);
+  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
+          static_cast<uint32_t>(key[1]), static_cast<uint32_t>(threshold)};
+}
+
+BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, uint64_t byte) {
+  const PhiloxWords drawn = philox4x32(
+      {{static_cast<uint32_t>(byte), static_cast<uint32_t>(byte >> 32), key.offset, kFlipDomain}},
+      key.seed_low, key.seed_high);
+  uint32_t flips = 0;
+  for (int w = 0; w < 4; ++w) {
+    flips |= ((drawn.word[w] & 0xFFFFu) < key.threshold ? 1u : 0u) << (2 * w);
+    flips |= (drawn.word[w] >> 16 < key.threshold ? 1u : 0u) << (2 * w + 1);
+  }
+  return flips;
+}
+
+}  // namespace bdk
