@@ -20,9 +20,10 @@ from bitdance import weights
 from bitdance.autoencoder import BinaryAutoencoder
 from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
+from bitdance.quantizer import pack_codes
 from bitdance.train.batches import ShuffledBatches
 from bitdance.train.images import LabelledImages, to_float
-from bitdance_kernels import bit_counts
+from bitdance_kernels import bit_counts, unpack_signs
 
 __all__ = ["Evaluation", "evaluate", "frechet_distance", "write"]
 
@@ -142,6 +143,8 @@ def evaluate(
         ]
     )
     names = [name or str(i) for i, name in enumerate(pipeline.classes)]
+    tokens = unpack_signs(packed)[..., : pipeline.config.token_bits]
+    codes_made = pack_codes(pipeline.model.to_codes(tokens))  # a token holds several cells
     channels = pipeline.config.latent_dim
     found = Evaluation(
         psnr_db=10 * math.log10(4 / error),
@@ -153,7 +156,7 @@ def evaluate(
         frechet=frechet_distance(made, real),
         frechet_real=frechet_distance(other, real),
         bits_real=_usage(codes_real)[:channels],
-        bits_samples=_usage(packed)[:channels],
+        bits_samples=_usage(codes_made)[:channels],
     )
     columns = 16
     each = pixels.view(count, samples // count, *pixels.shape[1:])[:, :columns]

@@ -30,7 +30,7 @@ class QuantizerLosses(NamedTuple):
     per_sample_entropy: torch.Tensor
     """E[H(q)]: how undecided the code of a position is."""
     codebook_entropy: torch.Tensor
-    """H(E[q]): how evenly the codebook is used; E averages over the groups too."""
+    """H(E[q]): how evenly the codebook is used; E averages over the groups unless `per_group`."""
     entropy: torch.Tensor
     """sample_weight * per_sample_entropy - codebook_weight * codebook_entropy."""
     commitment: torch.Tensor
@@ -64,6 +64,9 @@ class BinaryQuantizer(nn.Module):
         sample_weight: weight of the per-sample entropy, which the objective lowers.
         codebook_weight: weight of the codebook entropy, which the objective raises.
         temperature: of the softmax.
+        per_group: take the codebook entropy of every group by itself, and their mean. The official
+            one is of the groups' mean distribution, which stays even when a channel of one group is
+            constant, so that such a channel costs nothing.
 
     Raises:
         ValueError: `num_codebooks` does not divide `dim`.
@@ -77,6 +80,7 @@ class BinaryQuantizer(nn.Module):
         sample_weight: float = 1.0,
         codebook_weight: float = 1.0,
         temperature: float = 0.01,
+        per_group: bool = False,
     ) -> None:
         super().__init__()
         if num_codebooks < 1 or dim % num_codebooks != 0:
@@ -90,6 +94,7 @@ class BinaryQuantizer(nn.Module):
         self.sample_weight = sample_weight
         self.codebook_weight = codebook_weight
         self.temperature = temperature
+        self.per_group = per_group
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(model)``."""
@@ -120,7 +125,10 @@ class BinaryQuantizer(nn.Module):
         return QuantizerOutput(quantized.movedim(-1, 1), packed, losses)
 
     def _losses(self, x: torch.Tensor, quantized: torch.Tensor) -> QuantizerLosses:
-        per_sample, codebook = lfq_entropy(x, self.code_bits, temperature=self.temperature)
+        per_sample, codebook = lfq_entropy(
+            x, self.code_bits, temperature=self.temperature, per_group=self.per_group
+        )
+        codebook = codebook.mean()
         return QuantizerLosses(
             per_sample_entropy=per_sample,
             codebook_entropy=codebook,

@@ -63,6 +63,7 @@ class LossConfig:
         sample_entropy: of the per-sample entropy within that term.
         codebook_entropy: of the codebook entropy within that term.
         temperature: of the entropies' softmax.
+        per_group: codebook entropy of every group by itself, so that no channel stays constant.
         commitment: squared distance of the features to their codes.
         extra: further terms, "module:function" to weight; each is called with images and
             reconstructions [B, 3, H, W] in [-1, 1] and returns a scalar (perceptual, adversarial).
@@ -75,6 +76,7 @@ class LossConfig:
     sample_entropy: float = 1.0
     codebook_entropy: float = 1.0
     temperature: float = 0.01
+    per_group: bool = False
     commitment: float = 0.05
     extra: Mapping[str, float] = field(default_factory=dict)
 

@@ -59,6 +59,7 @@ class TokenizerTask:
         quantizer.sample_weight = config.loss.sample_entropy
         quantizer.codebook_weight = config.loss.codebook_entropy
         quantizer.temperature = config.loss.temperature
+        quantizer.per_group = config.loss.per_group
         if extra is None:
             extra = {name: (_find(name), w) for name, w in config.loss.extra.items()}
         self._extra = dict(extra)

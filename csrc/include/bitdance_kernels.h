@@ -135,6 +135,16 @@ int bdk_flip_bits_cuda(const uint8_t* packed, uint8_t* flipped, int64_t bytes, c
 int bdk_flip_signs_cuda(const void* x, void* y, int64_t values, const int64_t* key,
                         int64_t threshold, int dtype, int device, void* stream);
 
+// a: [queries, width] bytes, one row every a_stride; b: [codes, width]; distance: [queries, codes].
+int bdk_hamming_distance_cuda(const uint8_t* a, const uint8_t* b, int32_t* distance,
+                              int64_t queries, int64_t codes, int64_t width, int64_t a_stride,
+                              int64_t b_stride, int device, void* stream);
+
+// index, distance: [queries, k]; width is at most 1024.
+int bdk_nearest_codes_cuda(const uint8_t* a, const uint8_t* b, int64_t* index, int32_t* distance,
+                           int64_t queries, int64_t codes, int64_t width, int64_t a_stride,
+                           int64_t b_stride, int64_t k, int device, void* stream);
+
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);
 

@@ -11,6 +11,8 @@ PYBIND11_MODULE(_cuda, module) {
 
   bind("flip_bits", bdk_flip_bits_cuda);
   bind("flip_signs", bdk_flip_signs_cuda);
+  bind("hamming_distance", bdk_hamming_distance_cuda);
+  bind("nearest_codes", bdk_nearest_codes_cuda);
   bind("pack_signs", bdk_pack_signs_cuda);
   bind("unpack_signs", bdk_unpack_signs_cuda);
   bind("noise", bdk_noise_cuda);

@@ -204,7 +204,7 @@ def test_writing_replaces_the_file_whole(tmp_path, state):
     weights.write_tensors(path, state)
     assert set(weights.read_weights(path)) == set(state)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
-    assert path.stat().st_mode & 0o777 == 0o666 & ~weights._umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~weights.umask()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from bitdance_kernels import hamming_distance, nearest_codes, unpack_signs
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels._op import REGISTRY
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
 
 A = torch.zeros(3, 4, dtype=torch.uint8)
 _SHARED = (
@@ -79,3 +80,47 @@ def test_nearest_across_chunks():
     d = hamming_distance(a[rows], b).sort(dim=1, stable=True)
     assert torch.equal(index[rows], d.indices[:, :2])
     assert torch.equal(distance[rows], d.values[:, :2])
+
+
+def _backends(op, *args):
+    return [name for name in op.backends if op.reason(name, args) is None]
+
+
+@pytest.mark.parametrize("width", [1, 4, 32, 33])
+def test_every_backend_on_several_tiles(width):
+    a, b = _codes(70, width + 3)[:, 1:-2], _codes(150, width)
+    different = unpack_signs(a)[:, None] != unpack_signs(b)[None]
+    expected = different.sum(-1, dtype=torch.int32)
+    for backend in _backends(REGISTRY["hamming_distance"], a, b):
+        assert torch.equal(hamming_distance(a, b, backend=backend), expected), backend
+
+
+@pytest.mark.parametrize(("width", "k"), [(1, 1), (1, 12), (4, 5), (33, 3)])
+def test_every_backend_finds_the_nearest_in_order(width, k):
+    a, b = _codes(20, width), _codes(200, width)
+    order = hamming_distance(a, b, backend="reference").sort(dim=1, stable=True)
+    for backend in _backends(REGISTRY["nearest_codes"], a, b, k):
+        index, distance = nearest_codes(a, b, k, backend=backend)
+        assert torch.equal(index, order.indices[:, :k]), backend
+        assert torch.equal(distance, order.values[:, :k]), backend
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_rows_and_threads(isa, threads):
+    """Streaming stores, several chunks of codes, a block that is not full."""
+    a, b = _codes(1500, 9), _codes(2001, 9)
+    expected = hamming_distance(a, b, backend="reference")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with cpu_isa(isa):
+            assert torch.equal(hamming_distance(a, b, backend="cpu"), expected)
+            even = hamming_distance(a, b[:2000], backend="cpu")
+            nearest = nearest_codes(a, b, 7, backend="cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(even, expected[:, :2000])
+    order = expected.sort(dim=1, stable=True)
+    assert torch.equal(nearest[0], order.indices[:, :7])
+    assert torch.equal(nearest[1], order.values[:, :7])

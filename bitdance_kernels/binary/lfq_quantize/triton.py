@@ -31,10 +31,12 @@ def _lfq_quantize_kernel(
     else:
         first = (byte // row_bytes) * row_stride + (byte % row_bytes) * 8
     channel = tl.arange(0, 8)
-    x = tl.load(x_ptr + first[:, None] + channel[None, :], mask=inside[:, None], other=0.0)
+    offsets = first[:, None] + channel[None, :]  # [BLOCK, 8], 64 bits wide
+    x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0)
     positive = x.to(tl.float32) > 0  # [BLOCK, 8]
     values = tl.where(positive, 1.0, -1.0).to(quantized_ptr.dtype.element_ty)
-    tl.store(quantized_ptr + byte[:, None] * 8 + channel[None, :], values, mask=inside[:, None])
+    outputs = byte[:, None] * 8 + channel[None, :]
+    tl.store(quantized_ptr + outputs, values, mask=inside[:, None])
     bits = positive.to(tl.int32) << channel[None, :]
     tl.store(packed_ptr + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=inside)
 

@@ -1,0 +1,61 @@
+"""hamming_distance and nearest_codes in CUDA C++: csrc/cuda/hamming_distance.cu."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels._rows import as_rows
+
+# kMostNearestBits of csrc/cuda/hamming_distance_config.h: a warp counts every distance.
+_MOST_BITS = 8192
+_MOST_CODES = 2**32 - 1
+
+
+def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
+    return _native.cuda_unsupported("hamming_distance", a, b)
+
+
+def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    distance = a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
+    (a, queries, a_stride), (b, codes, b_stride) = as_rows(a), as_rows(b)
+    _native.cuda.hamming_distance(
+        a.data_ptr(),
+        b.data_ptr(),
+        distance.data_ptr(),
+        queries,
+        codes,
+        a.shape[1],
+        a_stride,
+        b_stride,
+        *_native.stream(a.device),
+    )
+    return distance
+
+
+def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
+    if 8 * a.shape[1] > _MOST_BITS:
+        return f"it compares codes of at most {_MOST_BITS} bits, got {8 * a.shape[1]}"
+    if b.shape[0] > _MOST_CODES:
+        return f"it searches at most {_MOST_CODES} codes, got {b.shape[0]}"
+    return _native.cuda_unsupported("nearest_codes", a, b)
+
+
+def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    index = a.new_empty((a.shape[0], k), dtype=torch.int64)
+    distance = a.new_empty((a.shape[0], k), dtype=torch.int32)
+    (a, queries, a_stride), (b, codes, b_stride) = as_rows(a), as_rows(b)
+    _native.cuda.nearest_codes(
+        a.data_ptr(),
+        b.data_ptr(),
+        index.data_ptr(),
+        distance.data_ptr(),
+        queries,
+        codes,
+        a.shape[1],
+        a_stride,
+        b_stride,
+        k,
+        *_native.stream(a.device),
+    )
+    return index, distance
