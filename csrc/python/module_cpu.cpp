@@ -22,6 +22,8 @@ PYBIND11_MODULE(_cpu, module) {
   bind("swiglu_backward", bdk_swiglu_backward_cpu);
   bind("hamming_distance", bdk_hamming_distance_cpu);
   bind("nearest_codes", bdk_nearest_codes_cpu);
+  bind("lfq_entropy", bdk_lfq_entropy_cpu);
+  bind("lfq_entropy_backward", bdk_lfq_entropy_backward_cpu);
   bind("lfq_quantize", bdk_lfq_quantize_cpu);
   bind("pack_signs", bdk_pack_signs_cpu);
   bind("unpack_signs", bdk_unpack_signs_cpu);

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.cases.lfq_entropy import all_codes
 from bitdance_kernels import lfq_entropy
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
 
 X = torch.zeros(3, 8)
 INVALID = {
@@ -82,3 +82,33 @@ def test_float32_gradients_are_those_of_float64():
         grads.append(torch.autograd.grad(per_sample - codebook, leaf)[0].double())
     error = (grads[0] - grads[1]).norm() / grads[1].norm()
     assert error <= 1e-4
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_every_width_and_instruction_set(isa, bits):
+    """Strided rows, several tiles and threads, and a last tile that is not full."""
+    x = (0.03 * torch.randn(700, 3 * bits))[:, : 2 * bits]
+    for per_group in (False, True):
+        results = []
+        for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+            leaf = x.to(dtype).requires_grad_()
+            with cpu_isa(isa):
+                per_sample, codebook = lfq_entropy(leaf, bits, per_group=per_group, backend=backend)
+                of_x = torch.autograd.grad(per_sample - codebook.sum(), leaf)[0]
+            results.append([t.detach().double() for t in (per_sample, codebook, of_x)])
+        for actual, expected in zip(*results, strict=True):
+            assert (actual - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_one_thread_and_two_agree():
+    x = 0.03 * torch.randn(5000, 16)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(lfq_entropy(x, 8))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*results)

@@ -22,7 +22,7 @@ def run(
     bit_entropy = F.softplus(-size) + size * torch.sigmoid(-size)
     per_sample = bit_entropy.sum(2).mean()
     p = _distribution(logits, per_group)
-    codebook = -(p * torch.log(p + eps)).sum((1, 2))
+    codebook = entropy(p, eps)
     return per_sample.to(x.dtype), (codebook if per_group else codebook[0]).to(x.dtype)
 
 
@@ -46,17 +46,29 @@ def run_backward(
     )
 
     p = _distribution(logits, per_group)
-    of_p = -(torch.log(p + eps) + p / (p + eps))  # [G or 1, high codes, low codes]
-    # A constant added to of_p changes nothing below but the rounding errors: take out its mean.
-    of_p = of_p - (p * of_p).sum((1, 2), keepdim=True)
-    share = grad_codebook.to(logits.dtype).reshape(-1, 1, 1) / max(tokens, 1)
-    of_p = of_p * (share if per_group else share / groups)
+    of_p = of_entropy(p, eps, grad_codebook.to(logits.dtype), tokens, groups)
     chunks = [
         _through_distribution(part, of_p.expand(groups, -1, -1)) for part in logits.split(_CHUNK)
     ]
     if chunks:
         of_logits = of_logits + torch.cat(chunks)
     return (of_logits * (4 / temperature)).reshape(x.shape).to(x.dtype)
+
+
+def entropy(p: torch.Tensor, eps: float) -> torch.Tensor:
+    """[G or 1]: -sum p log(p + eps) of distributions [G or 1, high codes, low codes]."""
+    return -(p * torch.log(p + eps)).sum((1, 2))
+
+
+def of_entropy(
+    p: torch.Tensor, eps: float, grad: torch.Tensor, tokens: int, groups: int
+) -> torch.Tensor:
+    """[G or 1, high codes, low codes]: `grad` times d entropy(p) / d p(code of one token)."""
+    of_p = -(torch.log(p + eps) + p / (p + eps))
+    # A constant added to of_p changes no gradient of x but its rounding errors: take out the mean.
+    of_p = of_p - (p * of_p).sum((1, 2), keepdim=True)
+    tables = p.shape[0]
+    return of_p * (grad.reshape(-1, 1, 1) / max(tokens * groups // tables, 1))
 
 
 def _logits(x: torch.Tensor, group_bits: int, temperature: float) -> torch.Tensor:
