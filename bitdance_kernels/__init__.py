@@ -10,47 +10,50 @@ Shapes in all docstrings: B batch, T tokens, P tokens per patch, R rows, C chann
 latents), H and Hkv heads, D head dim, S denoise steps; attention tensors are [B, T, H, D].
 """
 
+import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
-try:
-    import torch as _torch  # noqa: F401
-except Exception:
-    # `python -m bitdance_kernels` reports what is missing even where this package cannot be used.
-    if sys.argv[0] == "-m":
-        from bitdance_kernels.env_report import main
+# PyTorch takes seconds to import, and a data loader that packs bits with ``binary.numpy`` does not
+# need it: unless it is there already, it is imported when the first of these names is used.
+if TYPE_CHECKING or "torch" in sys.modules:
+    from bitdance_kernels._op import BackendError, explain, use_backend
+    from bitdance_kernels._version import __version__
+    from bitdance_kernels.attention.block_causal_attention.op import block_causal_attention
+    from bitdance_kernels.attention.block_decode_attention.op import block_decode_attention
+    from bitdance_kernels.attention.ranges import (
+        Ranges,
+        block_causal_ranges,
+        dense_mask,
+        packed_document_ranges,
+    )
+    from bitdance_kernels.attention.rope.op import rope
+    from bitdance_kernels.attention.rope_append.op import rope_append
+    from bitdance_kernels.autoencode.group_norm_silu.op import group_norm_silu
+    from bitdance_kernels.binary.bit_counts.op import bit_counts
+    from bitdance_kernels.binary.flip_bits.op import flip_bits, flip_signs
+    from bitdance_kernels.binary.hamming_distance.op import hamming_distance, nearest_codes
+    from bitdance_kernels.binary.lfq_entropy.op import lfq_entropy
+    from bitdance_kernels.binary.lfq_quantize.op import lfq_quantize
+    from bitdance_kernels.binary.pack_signs.op import pack_signs
+    from bitdance_kernels.binary.packed_linear.op import packed_linear
+    from bitdance_kernels.binary.unpack_signs.op import unpack_signs
+    from bitdance_kernels.denoise.adaln_norm.op import adaln_norm
+    from bitdance_kernels.denoise.denoise_step.op import denoise_step
+    from bitdance_kernels.denoise.finalize_bits.op import finalize_bits
+    from bitdance_kernels.denoise.gated_residual.op import gated_residual, gated_residual_adaln
+    from bitdance_kernels.denoise.patch_attention.op import patch_attention
+    from bitdance_kernels.denoise.swiglu.op import swiglu
+    from bitdance_kernels.denoise.table import denoise_table
+    from bitdance_kernels.philox import noise, noise_keys
+else:
 
-        sys.exit(main())
-    raise
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        importlib.import_module("torch")
+        return getattr(importlib.reload(sys.modules[__name__]), name)
 
-from bitdance_kernels._op import BackendError, explain, use_backend
-from bitdance_kernels._version import __version__
-from bitdance_kernels.attention.block_causal_attention.op import block_causal_attention
-from bitdance_kernels.attention.block_decode_attention.op import block_decode_attention
-from bitdance_kernels.attention.ranges import (
-    Ranges,
-    block_causal_ranges,
-    dense_mask,
-    packed_document_ranges,
-)
-from bitdance_kernels.attention.rope.op import rope
-from bitdance_kernels.attention.rope_append.op import rope_append
-from bitdance_kernels.autoencode.group_norm_silu.op import group_norm_silu
-from bitdance_kernels.binary.bit_counts.op import bit_counts
-from bitdance_kernels.binary.flip_bits.op import flip_bits, flip_signs
-from bitdance_kernels.binary.hamming_distance.op import hamming_distance, nearest_codes
-from bitdance_kernels.binary.lfq_entropy.op import lfq_entropy
-from bitdance_kernels.binary.lfq_quantize.op import lfq_quantize
-from bitdance_kernels.binary.pack_signs.op import pack_signs
-from bitdance_kernels.binary.packed_linear.op import packed_linear
-from bitdance_kernels.binary.unpack_signs.op import unpack_signs
-from bitdance_kernels.denoise.adaln_norm.op import adaln_norm
-from bitdance_kernels.denoise.denoise_step.op import denoise_step
-from bitdance_kernels.denoise.finalize_bits.op import finalize_bits
-from bitdance_kernels.denoise.gated_residual.op import gated_residual, gated_residual_adaln
-from bitdance_kernels.denoise.patch_attention.op import patch_attention
-from bitdance_kernels.denoise.swiglu.op import swiglu
-from bitdance_kernels.denoise.table import denoise_table
-from bitdance_kernels.philox import noise, noise_keys
 
 __all__ = [
     "BackendError",

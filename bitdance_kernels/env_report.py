@@ -164,7 +164,7 @@ def _native_text(native: dict[str, str]) -> str:
 
 
 def _ops() -> dict[str, dict[str, str]]:
-    import bitdance_kernels  # noqa: F401  (registers the ops)
+    from bitdance_kernels import explain  # noqa: F401  (registers the ops)
     from bitdance_kernels._op import BACKENDS, REGISTRY
 
     return {

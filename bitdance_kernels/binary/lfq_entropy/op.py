@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["lfq_entropy"]
 
-_ORDER = {"cuda": ("reference",), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 _MOST_BITS = 16
 
 
@@ -44,7 +44,7 @@ def lfq_entropy(
         temperature: of the softmax, > 0.
         eps: inside the logarithm of the codebook term, > 0.
         per_group: one distribution, and one codebook entropy, for each group.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         per_sample, a scalar, and codebook, a scalar or (`per_group`) [C / d], in nats, of the dtype
@@ -60,7 +60,7 @@ def lfq_entropy(
         the middle term in chunks of tokens; a few kilobytes a thread in C++.
 
     Backends:
-        reference; C++ on the CPU (AVX2, AVX-512), tile by tile, forward and backward.
+        reference; C++ on the CPU (AVX2, AVX-512) and Triton, tile by tile, forward and backward.
     """
     return _op.call(x, group_bits, temperature, eps, per_group, backend)
 

@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["packed_linear"]
 
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
 
 
 def packed_linear(
@@ -27,7 +27,7 @@ def packed_linear(
         packed: uint8 [..., C / 8], any strides.
         weight: [F, C], floating point.
         bias: [F] of the dtype of `weight`, or None.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "triton".
 
     Returns:
         [..., F] of the dtype of `weight`, contiguous.
@@ -42,7 +42,7 @@ def packed_linear(
         results. Differentiable in `weight` and `bias`.
 
     Backends:
-        reference.
+        reference, which stores the unpacked signs; Triton, which does not.
     """
     return _op.call(packed, weight, bias, backend)
 

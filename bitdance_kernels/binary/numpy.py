@@ -1,0 +1,101 @@
+"""Packing and unpacking of numpy arrays by the same C++, without PyTorch, for data loaders.
+
+Importing this module does not import PyTorch. Where the package has no compiled module, numpy does
+the work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitdance_kernels import _compiled
+
+__all__ = ["pack_signs", "unpack_signs"]
+
+_CODES = {
+    np.dtype(np.float32): _compiled.FLOAT32,
+    np.dtype(np.float16): _compiled.FLOAT16,
+}
+
+
+def pack_signs(x: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.uint8]:
+    """Pack the signs of an array: bit = 1 exactly where the value is > 0.
+
+    Args:
+        x: float32 or float16 [..., C], C a positive multiple of 8; any strides.
+        threads: of the C++ kernel; one, since a loader has a process for each core.
+
+    Returns:
+        uint8 [..., C / 8]; channel c is bit c % 8 of byte c // 8.
+
+    Raises:
+        TypeError: `x` is of another dtype.
+        ValueError: C is not a positive multiple of 8, or `threads` is less than 1.
+    """
+    if x.dtype not in _CODES:
+        raise TypeError(f"pack_signs: x must be float32 or float16, got {x.dtype}")
+    if x.ndim == 0 or x.shape[-1] == 0 or x.shape[-1] % 8:
+        raise ValueError(
+            "pack_signs: x must be [..., C] with C a positive multiple of 8, got shape "
+            f"{list(x.shape)}"
+        )
+    _check_threads("pack_signs", threads)
+    if _compiled.cpu.unavailable("pack_signs") is not None:
+        with np.errstate(invalid="ignore"):
+            return np.packbits(x > 0, axis=-1, bitorder="little")
+    x = np.ascontiguousarray(x)
+    channels = x.shape[-1]
+    packed = np.empty((*x.shape[:-1], channels // 8), np.uint8)
+    _compiled.cpu.pack_signs(
+        x.ctypes.data, packed.ctypes.data, x.size // channels, channels, channels, _CODES[x.dtype],
+        threads,
+    )  # fmt: skip
+    return packed
+
+
+def unpack_signs(
+    packed: npt.NDArray[np.uint8], dtype: npt.DTypeLike = np.float32, *, threads: int = 1
+) -> npt.NDArray[Any]:
+    """Unpack bits to +1 and -1, the inverse of ``pack_signs``.
+
+    Args:
+        packed: uint8 [..., C / 8]; any strides.
+        dtype: float32 or float16.
+        threads: of the C++ kernel.
+
+    Returns:
+        [..., C] of `dtype`.
+
+    Raises:
+        TypeError: `packed` is not uint8, or `dtype` another.
+        ValueError: `packed` has no dimension or an empty last one, or `threads` is less than 1.
+    """
+    dtype = np.dtype(dtype)
+    if packed.dtype != np.uint8:
+        raise TypeError(f"unpack_signs: packed must be uint8, got {packed.dtype}")
+    if dtype not in _CODES:
+        raise TypeError(f"unpack_signs: dtype must be float32 or float16, got {dtype}")
+    if packed.ndim == 0 or packed.shape[-1] == 0:
+        raise ValueError(
+            f"unpack_signs: packed must be [..., C / 8] with C > 0, got shape {list(packed.shape)}"
+        )
+    _check_threads("unpack_signs", threads)
+    if _compiled.cpu.unavailable("unpack_signs") is not None:
+        bits = np.unpackbits(packed, axis=-1, bitorder="little").astype(dtype)
+        return 2 * bits - 1
+    packed = np.ascontiguousarray(packed)
+    width = packed.shape[-1]
+    y = np.empty((*packed.shape[:-1], 8 * width), dtype)
+    _compiled.cpu.unpack_signs(
+        packed.ctypes.data, y.ctypes.data, packed.size // width, 8 * width, width, _CODES[dtype],
+        threads,
+    )  # fmt: skip
+    return y
+
+
+def _check_threads(op: str, threads: int) -> None:
+    if threads < 1:
+        raise ValueError(f"{op}: threads must be at least 1, got {threads}")

@@ -1,0 +1,140 @@
+"""packed_linear in Triton: bits become +1 and -1 on their way into a tile's product."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from bitdance_kernels import _triton
+from bitdance_kernels._rows import as_rows
+
+_ROWS, _FEATURES = 64, 64
+_GRADIENT_FEATURES = 32  # more would spill in float32
+# Programs that the backward pass is split into where rows are many and features few.
+_PROGRAMS = 512
+
+
+@triton.jit
+def _load_signs(
+    packed_ptr, rows, count, stride, byte, width, dtype: tl.constexpr, ROWS: tl.constexpr,
+    BYTES: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, 8 * BYTES] of +1 and -1; what lies outside is -1, and meets zeros in the product."""
+    inside = (rows < count)[:, None] & (byte < width)[None, :]
+    packed = tl.load(packed_ptr + (rows[:, None] * stride + byte[None, :]), mask=inside, other=0)
+    bits = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(2 * bits - 1, [ROWS, 8 * BYTES]).to(dtype)
+
+
+@triton.jit
+def _packed_linear_kernel(
+    packed_ptr, weight_ptr, bias_ptr, y_ptr, rows, features, width, packed_stride, weight_stride,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(features, FEATURES)
+    program = tl.program_id(0).to(tl.int64)
+    row = program // tiles * ROWS + tl.arange(0, ROWS)
+    feature = program % tiles * FEATURES + tl.arange(0, FEATURES)
+    dtype: tl.constexpr = weight_ptr.dtype.element_ty
+    sums = tl.zeros([ROWS, FEATURES], tl.float32)
+    for first in range(0, width, BYTES):
+        byte = first + tl.arange(0, BYTES).to(tl.int64)
+        channel = first * 8 + tl.arange(0, 8 * BYTES).to(tl.int64)
+        signs = _load_signs(packed_ptr, row, rows, packed_stride, byte, width, dtype, ROWS, BYTES)
+        weight = tl.load(
+            weight_ptr + (feature[:, None] * weight_stride + channel[None, :]),
+            mask=(feature < features)[:, None] & (channel < 8 * width)[None, :],
+            other=0.0,
+        )
+        sums = tl.dot(signs, tl.trans(weight), sums, input_precision="ieee")
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + feature, mask=feature < features, other=0.0)
+        sums += bias.to(tl.float32)[None, :]
+    inside = (row < rows)[:, None] & (feature < features)[None, :]
+    tl.store(y_ptr + (row[:, None] * features + feature[None, :]), sums.to(dtype), mask=inside)
+
+
+@triton.jit
+def _of_weight_kernel(
+    grad_ptr, packed_ptr, of_weight_ptr, rows, features, width, grad_stride, packed_stride, trips,
+    ROWS: tl.constexpr, FEATURES: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
+    """Adds grad^T signs over `trips` tiles of rows, into slice program_id(1) of of_weight."""
+    tiles = tl.cdiv(width, BYTES)
+    program = tl.program_id(0).to(tl.int64)
+    piece = tl.program_id(1).to(tl.int64)
+    feature = program // tiles * FEATURES + tl.arange(0, FEATURES)
+    byte = program % tiles * BYTES + tl.arange(0, BYTES)
+    channel = program % tiles * (8 * BYTES) + tl.arange(0, 8 * BYTES)
+    dtype: tl.constexpr = grad_ptr.dtype.element_ty
+    sums = tl.zeros([FEATURES, 8 * BYTES], tl.float32)
+    for trip in range(trips):
+        row = (piece * trips + trip) * ROWS + tl.arange(0, ROWS)
+        grad = tl.load(
+            grad_ptr + (row[:, None] * grad_stride + feature[None, :]),
+            mask=(row < rows)[:, None] & (feature < features)[None, :],
+            other=0.0,
+        )
+        signs = _load_signs(packed_ptr, row, rows, packed_stride, byte, width, dtype, ROWS, BYTES)
+        sums = tl.dot(tl.trans(grad), signs, sums, input_precision="ieee")
+    inside = (feature < features)[:, None] & (channel < 8 * width)[None, :]
+    at = (piece * features + feature[:, None]) * (8 * width) + channel[None, :]
+    tl.store(of_weight_ptr + at, sums, mask=inside)
+
+
+def _bytes(width: int) -> int:
+    """Bytes of a row in a tile: at least 16 channels, what a product takes."""
+    return min(max(triton.next_power_of_2(width), 2), 8)
+
+
+def unsupported(
+    packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> str | None:
+    return _triton.unsupported(packed, weight) or _triton.dtype_unsupported(weight.dtype)
+
+
+def run(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    features, width = weight.shape[0], packed.shape[-1]
+    y = weight.new_empty((*packed.shape[:-1], features))
+    if y.numel() == 0:
+        return y
+    packed, rows, packed_stride = as_rows(packed)
+    weight, _, weight_stride = as_rows(weight)
+    with _triton.on_device(packed):
+        _packed_linear_kernel[(triton.cdiv(rows, _ROWS) * triton.cdiv(features, _FEATURES),)](
+            packed, weight, weight if bias is None else bias.contiguous(), y, rows, features, width,
+            packed_stride, weight_stride, HAS_BIAS=bias is not None, ROWS=_ROWS,
+            FEATURES=_FEATURES, BYTES=_bytes(width),
+        )  # fmt: skip
+    return y
+
+
+def unsupported_backward(
+    grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor
+) -> str | None:
+    return _triton.unsupported(grad, packed, weight) or _triton.dtype_unsupported(
+        grad.dtype, weight.dtype
+    )
+
+
+def run_backward(
+    grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    features, width = weight.shape[0], packed.shape[-1]
+    of_bias = grad.reshape(-1, features).sum(0, dtype=torch.float32).to(weight.dtype)
+    if grad.numel() == 0:
+        return torch.zeros_like(weight, memory_format=torch.contiguous_format), of_bias
+    grad, rows, grad_stride = as_rows(grad.to(weight.dtype))
+    packed, _, packed_stride = as_rows(packed)
+    tiles = triton.cdiv(features, _GRADIENT_FEATURES) * triton.cdiv(width, _bytes(width))
+    blocks = triton.cdiv(rows, _ROWS)
+    trips = triton.cdiv(blocks, max(_PROGRAMS // tiles, 1))
+    pieces = triton.cdiv(blocks, trips)
+    parts = torch.empty(pieces, features, 8 * width, dtype=torch.float32, device=grad.device)
+    with _triton.on_device(grad):
+        _of_weight_kernel[(tiles, pieces)](
+            grad, packed, parts, rows, features, width, grad_stride, packed_stride, trips,
+            ROWS=_ROWS, FEATURES=_GRADIENT_FEATURES, BYTES=_bytes(width),
+        )  # fmt: skip
+    return parts.sum(0).to(weight.dtype), of_bias
