@@ -10,7 +10,7 @@ from bitdance_kernels import _triton
 from bitdance_kernels._rows import as_rows
 
 _ROWS, _FEATURES = 64, 64
-_GRADIENT_FEATURES = 32  # more would spill in float32
+_GRADIENT_ROWS, _GRADIENT_FEATURES = 32, 32  # more would spill in float32
 # Programs that the backward pass is split into where rows are many and features few.
 _PROGRAMS = 512
 
@@ -128,13 +128,13 @@ def run_backward(
     grad, rows, grad_stride = as_rows(grad.to(weight.dtype))
     packed, _, packed_stride = as_rows(packed)
     tiles = triton.cdiv(features, _GRADIENT_FEATURES) * triton.cdiv(width, _bytes(width))
-    blocks = triton.cdiv(rows, _ROWS)
+    blocks = triton.cdiv(rows, _GRADIENT_ROWS)
     trips = triton.cdiv(blocks, max(_PROGRAMS // tiles, 1))
     pieces = triton.cdiv(blocks, trips)
     parts = torch.empty(pieces, features, 8 * width, dtype=torch.float32, device=grad.device)
     with _triton.on_device(grad):
         _of_weight_kernel[(tiles, pieces)](
             grad, packed, parts, rows, features, width, grad_stride, packed_stride, trips,
-            ROWS=_ROWS, FEATURES=_GRADIENT_FEATURES, BYTES=_bytes(width),
+            ROWS=_GRADIENT_ROWS, FEATURES=_GRADIENT_FEATURES, BYTES=_bytes(width),
         )  # fmt: skip
     return parts.sum(0).to(weight.dtype), of_bias
