@@ -1,5 +1,6 @@
 """The binary autoencoder beyond its golden vectors: inputs, randomness, tiles, gradients, sizes."""
 
+import math
 import re
 from pathlib import Path
 
@@ -400,3 +401,20 @@ def test_encoding_and_decoding_compile_to_one_graph(config):
     assert torch.equal(decode(codes, noise=noise), images)
     encode = torch.compile(model.encode, backend="aot_eager", fullgraph=True)
     assert torch.equal(encode(images), model.encode(images))
+
+
+def test_per_group_sees_a_channel_that_is_constant_in_one_group():
+    """The mean distribution of the groups, which the official code takes, hardly does."""
+    signs = torch.randint(0, 2, (4096, 8), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    constant = signs.clone()
+    constant[:, 5] = 1.0
+    lost = {}
+    for per_group in (False, True):
+        quantizer = BinaryQuantizer(8, 2, per_group=per_group)
+        even, missing = (
+            quantizer(x, with_losses=True).losses.codebook_entropy.item() for x in (signs, constant)
+        )
+        assert even == pytest.approx(4 * math.log(2), rel=1e-2)
+        lost[per_group] = even - missing
+    assert lost[True] == pytest.approx(math.log(2) / 2, rel=1e-2)
+    assert lost[False] < 0.4 * lost[True]
