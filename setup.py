@@ -4,6 +4,7 @@ Metadata is in pyproject.toml. Environment:
 
 BITDANCE_BUILD_CUDA   auto (default: when nvcc is found), 0 or 1 (fail without nvcc)
 BITDANCE_CUDA_ARCHS   compute capabilities, default "80 90 100"; the last one is also kept as PTX
+BITDANCE_BUILD_SANITIZE 1: the CPU module with AddressSanitizer and UBSan, see `make sanitize`
 BITDANCE_BUILD_STRICT 1: warnings are errors, and so is a module that fails to build (for
 developers) CXX, NVCC             the compilers, default c++ / g++ / clang++ and nvcc on the PATH
 
@@ -31,6 +32,8 @@ ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
+SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
 # -Wno-...: GCC 12 sees its own AVX-512 intrinsics use values they leave undefined on purpose.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
 WARNINGS += ["-Wno-uninitialized"] + ["-Werror"] * STRICT
@@ -138,7 +141,7 @@ class BuildNative(build_ext):
                     "-O3",
                     "-fPIC",
                 ]
-                command += ["-fvisibility=hidden", *WARNINGS, *openmp]
+                command += ["-fvisibility=hidden", *WARNINGS, *openmp, *SANITIZE]
                 command += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
                 if X86:
                     command += ["-DBDK_X86"]
@@ -151,7 +154,7 @@ class BuildNative(build_ext):
             objects = list(pool.map(compile_one, ext.sources))
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
-        link = [cxx, "-shared", *objects, "-o", str(output), *openmp]
+        link = [cxx, "-shared", *objects, "-o", str(output), *openmp, *SANITIZE]
         if sys.platform == "darwin":
             link += ["-undefined", "dynamic_lookup"]
         if ext.name.endswith("_cuda"):

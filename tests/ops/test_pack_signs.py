@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance_kernels import pack_signs
+from bitdance_kernels import bit_counts, pack_signs
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, specials
 
 INVALID = {
@@ -84,3 +84,25 @@ def test_denormals_count_where_the_processor_flushes_them(isa):
             assert pack_signs(x, backend="cpu").item() == 255
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+def test_every_float32_pattern():
+    """All 2^32, on every instruction set: a bit is 1 from the least subnormal to infinity."""
+    chunk = 2**26
+    for start in range(-(2**31), 2**31, chunk):
+        patterns = torch.arange(start, start + chunk, dtype=torch.int64).int()
+        # As integers, the positive patterns up to infinity are 1 to 0x7F800000.
+        least, most = max(start, 1), min(start + chunk - 1, 0x7F800000)
+        ones = max(most - least + 1, 0)
+        for isa in cpu_isas():
+            with cpu_isa(isa):
+                packed = pack_signs(patterns.view(torch.float32), backend="cpu")
+            assert int(bit_counts(packed.view(-1, 1)).sum()) == ones
+            if isa == "scalar":
+                scalar = packed
+            assert torch.equal(packed, scalar)
+        if 0 < ones < chunk:  # the chunks where it begins and ends
+            expected = (patterns >= 1) & (patterns <= 0x7F800000)
+            assert torch.equal(scalar, pack_signs(expected.float(), backend="reference"))
