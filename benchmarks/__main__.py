@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     tables = commands.add_parser("report", help="tables and plots from the results")
     tables.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR")
     tables.add_argument("--plots", type=Path, metavar="DIR", help="also draw an SVG per file")
+    tables.add_argument(
+        "--into", type=Path, metavar="FILE", help="put the tables where this Markdown asks for them"
+    )
     tables.set_defaults(run=_report)
     return parser
 
@@ -147,11 +150,21 @@ def _report(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    print(report.markdown(runs) if runs else f"no results in {options.results}")
+    if options.into:
+        try:
+            text = report.filled(options.into.read_text(), runs)
+        except (OSError, ValueError) as error:
+            print(f"report: {options.into}: {error}", file=sys.stderr)
+            return 2
+        options.into.write_text(text)
+    else:
+        print(report.markdown(runs) if runs else f"no results in {options.results}")
     if options.plots:
         options.plots.mkdir(parents=True, exist_ok=True)
         for name, result in runs.items():
-            report.plot(result, (options.plots / name).with_suffix(".svg"))
+            stem = (options.plots / name).with_suffix("")
+            report.plot(result, stem.with_suffix(".bandwidth.svg"))
+            report.speedup_plot(result, stem.with_suffix(".svg"))
     return 0
 
 

@@ -156,16 +156,21 @@ def _timings(
         call = next(c for c in case.samples(device) if all(t.numel() for t in c.tensors()))
         shape = Timing(call.name, lambda _: call, bytes=1)
         with torch.inference_mode():
-            times, _ = timing.time_cpu(timing.functions(case, call, able), call, 0.0)
+            times, _ = timing.time_cpu(
+                timing.functions(case, call, able, backward=shape.backward), call, 0.0
+            )
         yield from timing.rows(case, shape, times, able, "cpu")
         return
     for shape in case.timings:
         if "cuda" not in shape.devices:
             continue
         call = shape.make(device)
-        timed = dict(timing.functions(case, call, able))
+        timed = dict(timing.functions(case, call, able, backward=shape.backward))
         for name, function in list(case.baselines.items()):
-            timed[f"{name}, compiled"] = _spread(torch.compile(function, dynamic=False))
+            compiled = _spread(torch.compile(function, dynamic=False))
+            timed[f"{name}, compiled"] = (
+                timing.with_backward(compiled) if shape.backward else compiled
+            )
         with torch.inference_mode():
             times, failed = timing.time_cuda(timed, shape, seconds)
         for name, why in failed.items():

@@ -65,6 +65,87 @@ def _time(us: float) -> str:
     return f"{us:.1f} us" if us < 1000 else f"{us / 1000:.2f} ms"
 
 
+def speedups(run: dict[str, Any]) -> str:
+    """A row per op and shape: the best backend's time, and how much faster it is than the rest."""
+    lines = [
+        machine.headline(run["machine"], run["machine"]["threads"]) + ".",
+        "",
+        "| op | shape | backend | median | GB/s | times as fast as |",
+        "|---|---|---|---:|---:|---|",
+    ]
+    for best, others in _shapes(run):
+        ratios = ", ".join(f"{name} {ratio:.2g}" for name, ratio in others.items())
+        lines.append(
+            f"| {best['op']} | {best['shape']} | {best['name']} | {_time(best['median_us'])} "
+            f"| {best['gb_s']:.1f} | {ratios} |"
+        )
+    limits = ", ".join(
+        f"{k.removesuffix('_gb_s')} {v:.1f} GB/s"
+        for k, v in run["limits"].items()
+        if k.endswith("_gb_s")
+    )
+    return "\n".join([*lines, "", f"Limits of memory measured in the same run: {limits}.", ""])
+
+
+def _shapes(run: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """For each op and shape the best backend's row, and ratios of the others' medians to its."""
+    for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in run["rows"]):
+        rows = [row for row in run["rows"] if (row["op"], row["shape"]) == (op, shape)]
+        best = _best(run, rows[0])
+        yield best, {r["name"]: r["median_us"] / best["median_us"] for r in rows if r is not best}
+
+
+def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
+    """`text` with the table of each result in it made anew.
+
+    A table stands between the lines ``<!-- results: FILE -->`` and ``<!-- end of results -->``.
+
+    Raises:
+        ValueError: there is no such file, or a table does not end.
+    """
+    parts = text.split("<!-- results: ")
+    for i, part in enumerate(parts[1:], 1):
+        name, _, rest = part.partition(" -->")
+        _, end, after = rest.partition("<!-- end of results -->")
+        if name not in runs or not end:
+            raise ValueError(f"the table of {name!r} has no results or no end")
+        parts[i] = f"{name} -->\n\n{speedups(runs[name])}\n{end}{after}"
+    return "<!-- results: ".join(parts)
+
+
+def speedup_plot(run: dict[str, Any], path: Path) -> None:
+    """How many times as fast the best backend is, on a logarithmic axis.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "bitdance"  # the same file from the same results
+    import matplotlib.pyplot as plt
+
+    bars = [
+        (f"{best['op']}, {best['shape']}", name, ratio)
+        for best, others in _shapes(run)
+        for name, ratio in others.items()
+    ]
+    figure, axis = plt.subplots(figsize=(9, 0.27 * len(bars) + 1), layout="constrained")
+    names = list(dict.fromkeys(name for _, name, _ in bars))
+    for y, (label, name, ratio) in enumerate(bars):
+        axis.barh(y, ratio, color=f"C{names.index(name) % 10}")
+        axis.annotate(f" {ratio:.2g} x {name}", (max(ratio, 1), y), va="center", fontsize=7)
+        if y == 0 or bars[y - 1][0] != label:
+            axis.annotate(label + "  ", (1, y), va="center", ha="right", fontsize=7)
+    axis.set_xscale("log")
+    axis.set_xlim(1, 4 * max(ratio for _, _, ratio in bars))
+    axis.invert_yaxis()
+    axis.set_yticks([])
+    axis.set_xlabel("times as fast")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def plot(run: dict[str, Any], path: Path) -> None:
     """Achieved bandwidth of every backend and baseline, with the measured limit drawn in.
 

@@ -75,7 +75,7 @@ def run(
             continue
         call = shape.make(CPU)
         with torch.inference_mode():
-            timed = timing.functions(case, call, able)
+            timed = timing.functions(case, call, able, backward=shape.backward)
             times, failed = timing.time_cpu(timed, call, seconds)
         result["not timed"] |= {f"{shape.name}: {name}": why for name, why in failed.items()}
         result["rows"] += timing.rows(case, shape, times, able, "cpu")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from bitdance_kernels.testing import Call, Case, Timing
 
@@ -19,7 +20,9 @@ _LEAST_ROUNDS = 5
 _LEAST_SECONDS = 2e-3
 
 
-def functions(case: Case, call: Call, backends: Sequence[str]) -> Functions:
+def functions(
+    case: Case, call: Call, backends: Sequence[str], *, backward: bool = False
+) -> Functions:
     """What is timed against each other: backends of the op, and the baselines of its case."""
 
     def backend(name: str) -> Callable[[Call], Any]:
@@ -30,6 +33,20 @@ def functions(case: Case, call: Call, backends: Sequence[str]) -> Functions:
 
     timed: dict[str, Callable[[Call], Any]] = {name: backend(name) for name in backends}
     timed |= {name: baseline(function) for name, function in case.baselines.items()}
+    return {name: with_backward(f) for name, f in timed.items()} if backward else timed
+
+
+def with_backward(function: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """`function`, and the gradients of all floating-point arguments."""
+
+    def timed(call: Call) -> Any:
+        with torch.inference_mode(False), torch.enable_grad():
+            call = call.map(lambda t: t.detach().requires_grad_(t.is_floating_point()))
+            leaves = [t for t in call.tensors() if t.requires_grad]
+            results = pytree.tree_leaves(function(call))
+            outputs = [t for t in results if isinstance(t, torch.Tensor) and t.requires_grad]
+            return torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
+
     return timed
 
 

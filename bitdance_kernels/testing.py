@@ -67,6 +67,7 @@ class Timing:
         bytes: bytes that must be moved: every input read once, every output written once.
         flops: floating-point operations that must be done (a multiply-add is two).
         devices: where this shape is worth timing.
+        backward: time the gradients of all floating-point arguments with it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Timing:
     bytes: int
     flops: int = 0
     devices: tuple[str, ...] = ("cpu", "cuda")
+    backward: bool = False
 
 
 @dataclass(frozen=True)

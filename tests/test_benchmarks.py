@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, report, run
+from benchmarks import gpu, report, run, timing
 from benchmarks.cases import all_cases
 from bitdance_kernels.testing import Call, Case, Timing
 
@@ -125,14 +125,45 @@ def test_report_makes_tables_and_plots(small, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "## cpu.json" in printed
     assert "| pack_signs | tiny | numpy |" in printed
-    assert "<svg" in (tmp_path / "plots" / "cpu.svg").read_text()
+    for plot in ("cpu.svg", "cpu.bandwidth.svg"):
+        assert "<svg" in (tmp_path / "plots" / plot).read_text()
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- results: cpu.json -->\nold\n<!-- end of results -->\nz\n")
+    assert command.main([*arguments, "--into", str(page)]) == 0
+    text = page.read_text()
+    assert "| pack_signs | tiny |" in text
+    assert "old" not in text
+    assert text.endswith("\nz\n")
+    assert report.filled(text, report.load(tmp_path)) == text
+    page.write_text("<!-- results: nothing.json -->\n<!-- end of results -->\n")
+    assert command.main([*arguments, "--into", str(page)]) == 2
+    assert "'nothing.json' has no results" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("[]")
     assert command.main(arguments) == 2
     assert "other.json is no result" in capsys.readouterr().err
 
 
-def test_committed_results_can_be_read():
-    report.markdown(report.load(report.RESULTS))
+def test_committed_results_are_what_the_readme_says():
+    runs = report.load(report.RESULTS)
+    report.markdown(runs)
+    text = (ROOT / "README.md").read_text()
+    assert report.filled(text, runs) == text, "run python -m benchmarks report --into README.md"
+
+
+def test_gradients_are_timed():
+    def op(x, *, backend):
+        calls.append(backend)
+        return x * x
+
+    calls = []
+    case = Case(op, "exact", lambda device: iter(()), (), {"exp": torch.exp})
+    call = Call("x", (torch.randn(3),))
+    with torch.inference_mode():
+        timed = timing.functions(case, call, ["reference"], backward=True)
+        (of_x,), (of_exp,) = timed["reference"](call), timed["exp"](call)
+    assert calls == ["reference"]
+    torch.testing.assert_close(of_x, 2 * call.args[0])
+    torch.testing.assert_close(of_exp, call.args[0].exp())
 
 
 @pytest.mark.slow

@@ -24,15 +24,15 @@ def samples(device: torch.device) -> Iterator[Call]:
 
 
 def _timing(tokens: int, bits: int) -> Timing:
-    name = f"{tokens} tokens, {bits} bits"
+    name = f"{tokens} tokens, {bits} bits, with backward"
     low = (bits + 1) // 2
 
     def make(device: torch.device) -> Call:
         return Call(name, (0.05 * torch.randn(tokens, bits, device=device), bits))
 
-    return Timing(
-        name, make, bytes=4 * tokens * bits, flops=2 * tokens * 2**low * 2 ** (bits - low)
-    )
+    # Three products with the distribution: one forward, two backward.
+    products = 3 * 2 * tokens * 2**low * 2 ** (bits - low)
+    return Timing(name, make, bytes=12 * tokens * bits, flops=products, backward=True)
 
 
 def all_codes(
