@@ -74,10 +74,11 @@ def speedups(run: dict[str, Any]) -> str:
         "|---|---|---|---:|---:|---|",
     ]
     for best, others in _shapes(run):
-        ratios = ", ".join(f"{name} {ratio:.2g}" for name, ratio in others.items())
+        ratios = "; ".join(f"{name}: {_ratio(ratio)}" for name, ratio in others.items())
+        rate = "" if best["gflop_s"] else f"{best['gb_s']:.1f}"  # arithmetic bounds it, not memory
         lines.append(
             f"| {best['op']} | {best['shape']} | {best['name']} | {_time(best['median_us'])} "
-            f"| {best['gb_s']:.1f} | {ratios} |"
+            f"| {rate} | {ratios} |"
         )
     limits = ", ".join(
         f"{k.removesuffix('_gb_s')} {v:.1f} GB/s"
@@ -85,6 +86,10 @@ def speedups(run: dict[str, Any]) -> str:
         if k.endswith("_gb_s")
     )
     return "\n".join([*lines, "", f"Limits of memory measured in the same run: {limits}.", ""])
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 2 else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def _shapes(run: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
@@ -122,7 +127,6 @@ def speedup_plot(run: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "bitdance"  # the same file from the same results
     import matplotlib.pyplot as plt
 
     bars = [
@@ -134,16 +138,15 @@ def speedup_plot(run: dict[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(name for _, name, _ in bars))
     for y, (label, name, ratio) in enumerate(bars):
         axis.barh(y, ratio, color=f"C{names.index(name) % 10}")
-        axis.annotate(f" {ratio:.2g} x {name}", (max(ratio, 1), y), va="center", fontsize=7)
+        axis.annotate(f" {_ratio(ratio)} x {name}", (max(ratio, 1), y), va="center", fontsize=7)
         if y == 0 or bars[y - 1][0] != label:
             axis.annotate(label + "  ", (1, y), va="center", ha="right", fontsize=7)
     axis.set_xscale("log")
     axis.set_xlim(1, 4 * max(ratio for _, _, ratio in bars))
-    axis.invert_yaxis()
+    axis.set_ylim(len(bars) - 0.4, -0.6)  # the first on top
     axis.set_yticks([])
     axis.set_xlabel("times as fast")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    _save(figure, path)
 
 
 def plot(run: dict[str, Any], path: Path) -> None:
@@ -171,5 +174,13 @@ def plot(run: dict[str, Any], path: Path) -> None:
     axis.tick_params(axis="y", labelsize=7)
     if run["limits"]:
         axis.legend(fontsize=8)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """The same small file from the same results: text as text, no date."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": "bitdance", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

@@ -40,7 +40,7 @@ def torch_expression(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fill_alone(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a new tensor of that size costs by itself: a large one is cleared by the system first."""
+    """What a new tensor of that size costs alone: a large one is cleared by the system first."""
     return packed.new_empty((*packed.shape[:-1], 8 * packed.shape[-1]), dtype=dtype).fill_(1.0)
 
 
