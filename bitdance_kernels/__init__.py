@@ -34,7 +34,7 @@ if TYPE_CHECKING or "torch" in sys.modules:
     from bitdance_kernels.binary.flip_bits.op import flip_bits, flip_signs
     from bitdance_kernels.binary.hamming_distance.op import hamming_distance, nearest_codes
     from bitdance_kernels.binary.lfq_entropy.op import lfq_entropy
-    from bitdance_kernels.binary.lfq_quantize.op import lfq_quantize
+    from bitdance_kernels.binary.lfq_quantize.op import lfq_quantize, lfq_quantize_commitment
     from bitdance_kernels.binary.pack_signs.op import pack_signs
     from bitdance_kernels.binary.packed_linear.op import packed_linear
     from bitdance_kernels.binary.unpack_signs.op import unpack_signs
@@ -77,6 +77,7 @@ __all__ = [
     "hamming_distance",
     "lfq_entropy",
     "lfq_quantize",
+    "lfq_quantize_commitment",
     "nearest_codes",
     "noise",
     "noise_keys",

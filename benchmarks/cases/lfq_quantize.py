@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 
-from bitdance_kernels import lfq_quantize, pack_signs
+from bitdance_kernels import lfq_quantize, lfq_quantize_commitment, pack_signs
 from bitdance_kernels.testing import Call, Case, Timing, specials
 
 
@@ -28,6 +29,15 @@ def torch_expression(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(x > 0, 1.0, -1.0), pack_signs(x)
 
 
+def commitment_samples(device: torch.device) -> Iterator[Call]:
+    yield from (call for call in samples(device) if not call.name.startswith("special"))
+
+
+def torch_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    signs = torch.where(x > 0, 1.0, -1.0)
+    return x + (signs - x).detach(), pack_signs(x.detach()), F.mse_loss(x, signs)
+
+
 CASES = (
     Case(
         op=lfq_quantize,
@@ -35,5 +45,19 @@ CASES = (
         samples=samples,
         timings=(Timing("16384 tokens of 256 bits", _make, bytes=2**22 * 8 + 2**19),),
         baselines={"where, pack_signs": torch_expression},
+    ),
+    Case(
+        op=lfq_quantize_commitment,
+        rule="staged",
+        samples=commitment_samples,
+        timings=(
+            Timing(
+                "16384 tokens of 256 bits, with backward",
+                _make,
+                bytes=2**22 * 20 + 2**19,
+                backward=True,
+            ),
+        ),
+        baselines={"where, pack_signs, mse_loss": torch_commitment},
     ),
 )

@@ -5,6 +5,7 @@
 #include "common/bits.h"
 #include "common/dtype.h"
 #include "cpu/isa.h"
+#include "cpu/lfq_commitment.h"
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
 
@@ -70,6 +71,16 @@ void quantize_rows(const Pattern* x, Pattern* y, uint8_t* packed, int64_t rows, 
   });
 }
 
+constexpr LfqCommitmentLoops kScalarCommitment = {lfq_commitment_sum, lfq_commitment_backward};
+
+const LfqCommitmentLoops& choose_commitment() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kLfqCommitmentAvx512;
+  if (active_isa() == kAvx2) return kLfqCommitmentAvx2;
+#endif
+  return kScalarCommitment;
+}
+
 }  // namespace
 }  // namespace bdk
 
@@ -93,5 +104,49 @@ int bdk_lfq_quantize_cpu(const void* x, void* y, uint8_t* packed, int64_t rows, 
                     quantize(run, out, bits, bytes, infinity, one);
                   });
   }
+  return BDK_OK;
+}
+
+int bdk_lfq_quantize_commitment_cpu(const float* x, float* y, uint8_t* packed, double* sums,
+                                    int64_t rows, int64_t channels, int64_t row_stride,
+                                    int64_t slices) {
+  using namespace bdk;
+  if (rows < 0 || channels <= 0 || channels % 8 != 0 || slices < 1) return BDK_BAD_SIZE;
+  prefer_large_pages(y, rows * channels * 4);
+  const LfqQuantize32 quantize = choose_32();
+  const LfqCommitmentLoops& loops = choose_commitment();
+  constexpr int64_t kBytes = 128;  // of a piece, whose 4 KB of values stay in the nearest cache
+  parallel_for(slices, 1, 1, static_cast<int>(slices), [&](int64_t first, int64_t last) {
+    for (int64_t slice = first; slice < last; ++slice) {
+      double sum = 0.0;
+      for (int64_t row = rows * slice / slices; row < rows * (slice + 1) / slices; ++row) {
+        const float* from = x + row * row_stride;
+        for (int64_t byte = 0; byte < channels / 8; byte += kBytes) {
+          const int64_t bytes = channels / 8 - byte < kBytes ? channels / 8 - byte : kBytes;
+          const int64_t at = row * (channels / 8) + byte;
+          quantize(reinterpret_cast<const uint32_t*>(from + 8 * byte),
+                   reinterpret_cast<uint32_t*>(y + 8 * at), packed + at, bytes);
+          sum += loops.sum(from + 8 * byte, 8 * bytes);
+        }
+      }
+      sums[slice] = sum;
+    }
+  });
+  return BDK_OK;
+}
+
+int bdk_lfq_quantize_commitment_backward_cpu(const float* grad, int64_t grad_stride, const float* x,
+                                             int64_t x_stride, float factor, float* of_x,
+                                             int64_t rows, int64_t channels, int threads) {
+  using namespace bdk;
+  if (rows < 0 || channels <= 0 || threads < 1) return BDK_BAD_SIZE;
+  const LfqCommitmentLoops& loops = choose_commitment();
+  prefer_large_pages(of_x, rows * channels * 4);
+  parallel_for(rows, 8 * kGrainBytes / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      loops.backward(grad + row * grad_stride, x + row * x_stride, factor, of_x + row * channels,
+                     channels);
+    }
+  });
   return BDK_OK;
 }

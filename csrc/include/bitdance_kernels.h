@@ -46,6 +46,16 @@ int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t c
 int bdk_lfq_quantize_cpu(const void* x, void* y, uint8_t* packed, int64_t rows, int64_t channels,
                          int64_t row_stride, int dtype, int threads);
 
+// The same for float32, and sums: [slices], of (x - y)^2, one slice of the rows a thread.
+int bdk_lfq_quantize_commitment_cpu(const float* x, float* y, uint8_t* packed, double* sums,
+                                    int64_t rows, int64_t channels, int64_t row_stride,
+                                    int64_t slices);
+
+// of_x = grad + factor (x - y); grad, x: one row every `*_stride`; of_x: [rows, channels].
+int bdk_lfq_quantize_commitment_backward_cpu(const float* grad, int64_t grad_stride, const float* x,
+                                             int64_t x_stride, float factor, float* of_x,
+                                             int64_t rows, int64_t channels, int threads);
+
 // x: [tokens, groups, bits], one token every `x_stride`; the log-odds of a bit are scale x. high
 // and low: half codes, 2^(bits / 2) and 2^((bits + 1) / 2), at least 16. sums: [slices, groups or
 // 1, high, low], zeroed, gets the summed probabilities of the codes, one slice a thread; entropy:

@@ -25,6 +25,8 @@ PYBIND11_MODULE(_cpu, module) {
   bind("lfq_entropy", bdk_lfq_entropy_cpu);
   bind("lfq_entropy_backward", bdk_lfq_entropy_backward_cpu);
   bind("lfq_quantize", bdk_lfq_quantize_cpu);
+  bind("lfq_quantize_commitment", bdk_lfq_quantize_commitment_cpu);
+  bind("lfq_quantize_commitment_backward", bdk_lfq_quantize_commitment_backward_cpu);
   bind("pack_signs", bdk_pack_signs_cpu);
   bind("unpack_signs", bdk_unpack_signs_cpu);
   bind("noise", bdk_noise_cpu);

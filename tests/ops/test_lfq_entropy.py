@@ -1,7 +1,11 @@
+import datetime
 import math
+import multiprocessing
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing import spawn
 
 from benchmarks.cases.lfq_entropy import all_codes
 from bitdance_kernels import lfq_entropy
@@ -112,3 +116,40 @@ def test_one_thread_and_two_agree():
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(*results)
+
+
+def _in_process(rank, folder, results):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )  # fmt: skip
+    try:
+        x = _halves()[rank].requires_grad_()
+        for per_group in (False, True):
+            _, codebook = lfq_entropy(x, 4, per_group=per_group, process_group=dist.group.WORLD)
+            (of_x,) = torch.autograd.grad(codebook.sum(), x)
+            results[rank, per_group] = (codebook.detach(), of_x)
+    finally:
+        dist.destroy_process_group()
+
+
+def _halves():
+    x = 0.03 * torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    return x[:100].clone(), x[100:].clone()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no distributed package")
+def test_processes_share_one_codebook_term(tmp_path):
+    """Each has the value of all tokens, and averaged gradients are that value's."""
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        spawn(_in_process, (str(tmp_path), results), nprocs=2)
+        results = dict(results)
+    for per_group in (False, True):
+        whole = torch.cat(_halves()).requires_grad_()
+        _, expected = lfq_entropy(whole, 4, per_group=per_group)
+        (of_whole,) = torch.autograd.grad(expected.sum(), whole)
+        parts = [results[rank, per_group] for rank in (0, 1)]
+        for codebook, _ in parts:
+            torch.testing.assert_close(codebook, expected.detach())
+        torch.testing.assert_close(torch.cat([of_x for _, of_x in parts]) / 2, of_whole)

@@ -1,19 +1,17 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from bitdance_kernels import lfq_quantize, pack_signs
+from bitdance_kernels import lfq_quantize, lfq_quantize_commitment, pack_signs
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
 
 X = torch.zeros(3, 8)
-INVALID = {
-    "lfq_quantize": (
-        Invalid("dtype", Call("int32", (X.int(),)), TypeError, "x must be float32 .*, got int32"),
-        Invalid(
-            "rank", Call("scalar", (X[0, 0],)), ValueError, "x must be of at least 1 dimension"
-        ),
-        Invalid("size", Call("C = 5", (X[:, :5],)), ValueError, "multiple of 8, got shape"),
-    )
-}
+_SHARED = (
+    Invalid("dtype", Call("int32", (X.int(),)), TypeError, "x must be float32 .*, got int32"),
+    Invalid("rank", Call("scalar", (X[0, 0],)), ValueError, "x must be of at least 1 dimension"),
+    Invalid("size", Call("C = 5", (X[:, :5],)), ValueError, "multiple of 8, got shape"),
+)
+INVALID = {"lfq_quantize": _SHARED, "lfq_quantize_commitment": _SHARED}
 
 
 def test_signs_and_bits_agree():
@@ -62,3 +60,41 @@ def test_every_16_bit_pattern(isa, dtype):
         quantized, packed = lfq_quantize(x, backend="cpu")
     assert torch.equal(quantized, lfq_quantize(x, backend="reference")[0])
     assert torch.equal(packed, lfq_quantize(x, backend="reference")[1])
+
+
+def test_commitment_and_its_gradient():
+    x = torch.randn(7, 24, dtype=torch.float64, requires_grad=True)
+    quantized, packed, commitment = lfq_quantize_commitment(x)
+    assert torch.equal(quantized, lfq_quantize(x)[0])
+    assert torch.equal(packed, lfq_quantize(x)[1])
+    expected = F.mse_loss(x, quantized.detach())
+    torch.testing.assert_close(commitment, expected)
+    of_x, of_expected = (
+        torch.autograd.grad(y, x, retain_graph=True)[0] for y in (commitment, expected)
+    )
+    torch.testing.assert_close(of_x, of_expected)
+    cotangent = torch.randn(7, 24, dtype=torch.float64)
+    (both,) = torch.autograd.grad((quantized * cotangent).sum() + 3 * commitment, x)
+    torch.testing.assert_close(both, cotangent + 3 * of_expected)
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_commitment_of_many_strided_rows(isa, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with cpu_isa(isa):
+            for rows, channels in ((5, 8), (3, 2056), (900, 264)):
+                x = torch.randn(rows, channels + 3)[:, 1 : channels + 1].requires_grad_()
+                quantized, packed, commitment = lfq_quantize_commitment(x, backend="cpu")
+                assert torch.equal(quantized, lfq_quantize(x)[0])
+                assert torch.equal(packed, lfq_quantize(x)[1])
+                expected = F.mse_loss(x.double(), quantized.detach().double())
+                torch.testing.assert_close(commitment.double(), expected, rtol=2e-7, atol=0)
+                of_x = torch.autograd.grad(commitment + quantized[:, ::2].sum(), x)[0]
+                of_expected = torch.autograd.grad(expected, x)[0]
+                of_expected[:, ::2] += 1
+                torch.testing.assert_close(of_x, of_expected)
+    finally:
+        torch.set_num_threads(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bitdance_kernels import _checks
 from bitdance_kernels._op import KernelOp
@@ -22,6 +23,7 @@ def lfq_entropy(
     temperature: float = 0.01,
     eps: float = 1e-5,
     per_group: bool = False,
+    process_group: dist.ProcessGroup | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The two entropies of group-wise look-up-free quantisation, without its 2^d-wide tensors.
@@ -44,6 +46,10 @@ def lfq_entropy(
         temperature: of the softmax, > 0.
         eps: inside the logarithm of the codebook term, > 0.
         per_group: one distribution, and one codebook entropy, for each group.
+        process_group: take P over the tokens of all these processes, by one all-reduce. It is a
+            statistic of the batch: the mean of the processes' own codebook entropies is another,
+            smaller number. Each process must use the result alike, as in data parallelism with
+            averaged gradients; per_sample stays that of the process.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -56,18 +62,46 @@ def lfq_entropy(
         BackendError: a backend named explicitly cannot run the call.
 
     Numerics:
-        In float32 (float64 for float64). Differentiable in `x`. Memory O(N d + N 2^(d/2) + 2^d),
-        the middle term in chunks of tokens; a few kilobytes a thread in C++.
+        In float32 (float64 for float64), P and its entropy in float64. Differentiable in `x`.
+        Memory O(N d + N 2^(d/2) + 2^d), the middle term in chunks of tokens; a few kilobytes a
+        thread in C++.
 
     Backends:
         reference; C++ on the CPU (AVX2, AVX-512) and Triton, tile by tile, forward and backward.
     """
-    return _op.call(x, group_bits, temperature, eps, per_group, backend)
+    if not eps > 0:
+        raise _checks.fail("lfq_entropy", "eps", "greater than 0", eps)
+    per_sample, p = _op.call(x, group_bits, temperature, per_group, backend)
+    if process_group is not None:
+        tokens = x.shape[:-1].numel()
+        counted = torch.cat([p.flatten() * tokens, p.new_tensor([float(tokens)])])
+        counted = _SumOverProcesses.apply(counted, process_group)
+        p = (counted[:-1] / counted[-1]).view_as(p)
+    # The constant changes nothing, since P sums to 1, but it takes from the gradient of P what
+    # changes no gradient of x but its rounding errors.
+    log = torch.log(p + eps)
+    constant = (p * (log + p / (p + eps))).sum((1, 2), keepdim=True).detach()
+    codebook = -(p * (log - constant)).sum((1, 2)) - constant.flatten()
+    codebook = codebook.to(x.dtype)
+    return per_sample, codebook if per_group else codebook[0]
 
 
-def _check(
-    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
-) -> None:
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce. Every process goes on alike, so the sum of their gradients is a multiple."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.processes = dist.get_world_size(group)
+        x = x.clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0] * ctx.processes, None
+
+
+def _check(x: torch.Tensor, group_bits: int, temperature: float, per_group: bool) -> None:
     op = "lfq_entropy"
     _checks.dtype(op, "x", x, _checks.FLOATS)
     _checks.rank(op, "x", x, 1)
@@ -76,15 +110,16 @@ def _check(
     if x.shape[-1] == 0 or x.shape[-1] % group_bits != 0:
         expected = f"[..., C] with C a positive multiple of group_bits = {group_bits}"
         raise _checks.fail(op, "x", expected, f"shape {list(x.shape)}")
-    for name, value in (("temperature", temperature), ("eps", eps)):
-        if not value > 0:
-            raise _checks.fail(op, name, "greater than 0", value)
+    if not temperature > 0:
+        raise _checks.fail(op, "temperature", "greater than 0", temperature)
 
 
 def _fake(
-    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_empty(()), x.new_empty((x.shape[-1] // group_bits,) if per_group else ())
+    tables = x.shape[-1] // group_bits if per_group else 1
+    codes = (2 ** (group_bits // 2), 2 ** ((group_bits + 1) // 2))
+    return x.new_empty(()), x.new_empty((tables, *codes), dtype=torch.float64)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -93,19 +128,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 
 def _backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return (
-        _backward_op.call(*grads, *ctx.saved_tensors, *ctx.settings),
-        None,
-        None,
-        None,
-        None,
-        None,
-    )
+    return _backward_op.call(*grads, *ctx.saved_tensors, *ctx.settings), None, None, None, None
 
 
 _op = KernelOp(
     "lfq_entropy",
-    "(Tensor x, int group_bits, float temperature, float eps, bool per_group) -> (Tensor, Tensor)",
+    "(Tensor x, int group_bits, float temperature, bool per_group) -> (Tensor, Tensor)",
     room=__package__,
     check=_check,
     fake=_fake,
@@ -116,31 +144,31 @@ _op = KernelOp(
 
 
 def _check_backward(
-    grad_sample: torch.Tensor, grad_codebook: torch.Tensor, x: torch.Tensor, *settings: Any
+    grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *settings: Any
 ) -> None:
     op = "lfq_entropy_backward"
     _check(x, *settings)
     for name, grad, like in zip(
-        ("grad_sample", "grad_codebook"),
-        (grad_sample, grad_codebook),
+        ("grad_sample", "grad_p"),
+        (grad_sample, grad_p),
         _fake(x, *settings),
         strict=True,
     ):
         _checks.dtype(op, name, grad, _checks.FLOATS)
         _checks.shape(op, name, grad, like.shape)
-    _checks.same_device(op, "x", x, grad_sample=grad_sample, grad_codebook=grad_codebook)
+    _checks.same_device(op, "x", x, grad_sample=grad_sample, grad_p=grad_p)
 
 
 def _fake_backward(
-    grad_sample: torch.Tensor, grad_codebook: torch.Tensor, x: torch.Tensor, *_: Any
+    grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *_: Any
 ) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
 _backward_op = KernelOp(
     "lfq_entropy_backward",
-    "(Tensor grad_sample, Tensor grad_codebook, Tensor x, int group_bits, float temperature, "
-    "float eps, bool per_group) -> Tensor",
+    "(Tensor grad_sample, Tensor grad_p, Tensor x, int group_bits, float temperature, "
+    "bool per_group) -> Tensor",
     room=__package__,
     check=_check_backward,
     fake=_fake_backward,

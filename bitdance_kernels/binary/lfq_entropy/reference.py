@@ -14,61 +14,36 @@ _CHUNK = 8192
 
 
 def run(
-    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = _logits(x, group_bits, temperature)
     # A bit of logit l has softplus(-|l|) + |l| sigmoid(-|l|): no overflow, no cancellation.
     size = logits.abs()
     bit_entropy = F.softplus(-size) + size * torch.sigmoid(-size)
     per_sample = bit_entropy.sum(2).mean()
-    p = _distribution(logits, per_group)
-    codebook = entropy(p, eps)
-    return per_sample.to(x.dtype), (codebook if per_group else codebook[0]).to(x.dtype)
+    return per_sample.to(x.dtype), _distribution(logits, per_group).double()
 
 
 def run_backward(
     grad_sample: torch.Tensor,
-    grad_codebook: torch.Tensor,
+    grad_p: torch.Tensor,
     x: torch.Tensor,
     group_bits: int,
     temperature: float,
-    eps: float,
     per_group: bool,
 ) -> torch.Tensor:
     logits = _logits(x, group_bits, temperature)
     tokens, groups, _ = logits.shape
     s = torch.sigmoid(logits)
-    of_logits = (
-        -logits
-        * s
-        * torch.sigmoid(-logits)
-        * (grad_sample.to(logits.dtype) / max(tokens * groups, 1))
-    )
-
-    p = _distribution(logits, per_group)
-    of_p = of_entropy(p, eps, grad_codebook.to(logits.dtype), tokens, groups)
+    share = grad_sample.to(logits.dtype) / max(tokens * groups, 1)
+    of_logits = -logits * s * torch.sigmoid(-logits) * share
+    of_p = (grad_p / max(tokens * groups // len(grad_p), 1)).to(logits.dtype)
     chunks = [
         _through_distribution(part, of_p.expand(groups, -1, -1)) for part in logits.split(_CHUNK)
     ]
     if chunks:
         of_logits = of_logits + torch.cat(chunks)
     return (of_logits * (4 / temperature)).reshape(x.shape).to(x.dtype)
-
-
-def entropy(p: torch.Tensor, eps: float) -> torch.Tensor:
-    """[G or 1]: -sum p log(p + eps) of distributions [G or 1, high codes, low codes]."""
-    return -(p * torch.log(p + eps)).sum((1, 2))
-
-
-def of_entropy(
-    p: torch.Tensor, eps: float, grad: torch.Tensor, tokens: int, groups: int
-) -> torch.Tensor:
-    """[G or 1, high codes, low codes]: `grad` times d entropy(p) / d p(code of one token)."""
-    of_p = -(torch.log(p + eps) + p / (p + eps))
-    # A constant added to of_p changes no gradient of x but its rounding errors: take out the mean.
-    of_p = of_p - (p * of_p).sum((1, 2), keepdim=True)
-    tables = p.shape[0]
-    return of_p * (grad.reshape(-1, 1, 1) / max(tokens * groups // tables, 1))
 
 
 def _logits(x: torch.Tensor, group_bits: int, temperature: float) -> torch.Tensor:

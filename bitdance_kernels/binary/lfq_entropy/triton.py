@@ -8,7 +8,6 @@ import triton.language as tl
 
 from bitdance_kernels import _triton
 from bitdance_kernels._rows import as_rows
-from bitdance_kernels.binary.lfq_entropy import reference
 
 _TOKENS = 32
 # Codes of one half in a tile of the distribution; a product takes at least 16.
@@ -168,15 +167,15 @@ def _backward_kernel(
 
 
 def unsupported(
-    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> str | None:
     return _triton.unsupported(x) or _triton.dtype_unsupported(x.dtype)
 
 
 def run(
-    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    codebook = reference.entropy(_distribution(x, group_bits, temperature, per_group), eps)
+    p = _distribution(x, group_bits, temperature, per_group)
     rows, tokens, stride = as_rows(x)
     values = x.numel()
     programs = triton.cdiv(values, _VALUES)
@@ -187,31 +186,29 @@ def run(
                 rows, sums, values, x.shape[-1], stride, 4 / temperature, VALUES=_VALUES
             )
     per_sample = sums.sum(dtype=torch.float64) / (tokens * (x.shape[-1] // group_bits))
-    return per_sample.to(x.dtype), (codebook if per_group else codebook[0]).to(x.dtype)
+    return per_sample.to(x.dtype), p
 
 
 def unsupported_backward(
-    grad_sample: torch.Tensor, grad_codebook: torch.Tensor, x: torch.Tensor, *settings: object
+    grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *settings: object
 ) -> str | None:
-    return _triton.unsupported(grad_sample, grad_codebook, x) or _triton.dtype_unsupported(x.dtype)
+    return _triton.unsupported(grad_sample, grad_p, x) or _triton.dtype_unsupported(x.dtype)
 
 
 def run_backward(
     grad_sample: torch.Tensor,
-    grad_codebook: torch.Tensor,
+    grad_p: torch.Tensor,
     x: torch.Tensor,
     group_bits: int,
     temperature: float,
-    eps: float,
     per_group: bool,
 ) -> torch.Tensor:
     of_x = x.new_empty(x.shape)
     if x.numel() == 0:
         return of_x
-    p = _distribution(x, group_bits, temperature, per_group)
     rows, tokens, stride = as_rows(x)
     groups = x.shape[-1] // group_bits
-    of_p = reference.of_entropy(p, eps, grad_codebook.double(), tokens, groups).float()
+    of_p = (grad_p / (tokens * groups // len(grad_p))).float()
     share = grad_sample.float() / (tokens * groups)
     low_bits = (group_bits + 1) // 2
     with _triton.on_device(x):

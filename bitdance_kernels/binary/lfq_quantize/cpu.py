@@ -27,3 +27,51 @@ def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         torch.get_num_threads(),
     )
     return quantized, packed
+
+
+# Values a thread must have to be worth starting, as kGrainBytes in csrc/cpu/lfq_quantize.cpp.
+_GRAIN = 65536
+
+
+def unsupported_commitment(x: torch.Tensor) -> str | None:
+    return _native.cpu_unsupported("lfq_quantize_commitment", x) or _not_float32(x)
+
+
+def run_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    quantized = torch.empty(x.shape, dtype=x.dtype)
+    packed = torch.empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
+    x, rows, stride = as_rows(x)
+    slices = max(1, min(torch.get_num_threads(), x.numel() // _GRAIN))
+    sums = torch.empty(slices, dtype=torch.float64)
+    _native.cpu.lfq_quantize_commitment(
+        x.data_ptr(), quantized.data_ptr(), packed.data_ptr(), sums.data_ptr(), rows, x.shape[-1],
+        stride, slices,
+    )  # fmt: skip
+    return quantized, packed, (sums.sum() / x.numel()).float()
+
+
+def unsupported_commitment_backward(
+    grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
+) -> str | None:
+    return _native.cpu_unsupported(
+        "lfq_quantize_commitment_backward", grad, grad_commitment, x
+    ) or _not_float32(grad, x)
+
+
+def run_commitment_backward(
+    grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    of_x = torch.empty(x.shape, dtype=x.dtype)
+    factor = grad_commitment.item() * 2 / max(x.numel(), 1)
+    grad, _, grad_stride = as_rows(grad)
+    x, rows, x_stride = as_rows(x)
+    _native.cpu.lfq_quantize_commitment_backward(
+        grad.data_ptr(), grad_stride, x.data_ptr(), x_stride, factor, of_x.data_ptr(), rows,
+        x.shape[-1], torch.get_num_threads(),
+    )  # fmt: skip
+    return of_x
+
+
+def _not_float32(*tensors: torch.Tensor) -> str | None:
+    wrong = next((t.dtype for t in tensors if t.dtype != torch.float32), None)
+    return None if wrong is None else f"it handles float32 only, got {wrong}"

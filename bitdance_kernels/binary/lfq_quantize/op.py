@@ -9,7 +9,9 @@ import torch
 from bitdance_kernels import _checks
 from bitdance_kernels._op import KernelOp
 
-__all__ = ["lfq_quantize"]
+__all__ = ["lfq_quantize", "lfq_quantize_commitment"]
+
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 
 
 def lfq_quantize(x: torch.Tensor, *, backend: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,9 +38,39 @@ def lfq_quantize(x: torch.Tensor, *, backend: str = "auto") -> tuple[torch.Tenso
     return _op.call(x, backend)
 
 
-def _check(x: torch.Tensor) -> None:
-    _checks.dtype("lfq_quantize", "x", x, _checks.FLOATS)
-    _checks.channels("lfq_quantize", "x", x)
+def lfq_quantize_commitment(
+    x: torch.Tensor, *, backend: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``lfq_quantize`` and, from the same pass, the commitment loss mean (x - q)^2.
+
+    q is a constant in the loss, whose gradient 2 (x - q) / N comes on top of the straight-through
+    one.
+
+    Args:
+        x: [..., C], floating point, C a positive multiple of 8; any strides.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        quantized and packed, as ``lfq_quantize`` gives them, and the commitment, a scalar of the
+        dtype of `x`; NaN if `x` is empty.
+
+    Raises:
+        TypeError: `x` is not floating point.
+        ValueError: C is not a positive multiple of 8, or `x` has no dimension.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Numerics:
+        In float32 (float64 for float64).
+
+    Backends:
+        reference; C++ on the CPU for float32 (AVX2, AVX-512) and Triton, one pass each.
+    """
+    return _commitment_op.call(x, backend)
+
+
+def _check(x: torch.Tensor, op: str = "lfq_quantize") -> None:
+    _checks.dtype(op, "x", x, _checks.FLOATS)
+    _checks.channels(op, "x", x)
 
 
 def _fake(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +94,69 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    order=_ORDER,
     setup_context=_setup_context,
     backward=_backward,
+)
+
+
+def _check_commitment(x: torch.Tensor) -> None:
+    _check(x, "lfq_quantize_commitment")
+
+
+def _fake_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *_fake(x), x.new_empty(())
+
+
+def _setup_commitment(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    x, ctx.backend = inputs
+    ctx.save_for_backward(x)
+
+
+def _backward_of_commitment(
+    ctx: Any, grad: torch.Tensor, _: torch.Tensor | None, grad_commitment: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    (x,) = ctx.saved_tensors
+    return _commitment_backward_op.call(grad, grad_commitment, x, ctx.backend), None
+
+
+_commitment_op = KernelOp(
+    "lfq_quantize_commitment",
+    "(Tensor x) -> (Tensor, Tensor, Tensor)",
+    room=__package__,
+    check=_check_commitment,
+    fake=_fake_commitment,
+    order=_ORDER,
+    entry="_commitment",
+    setup_context=_setup_commitment,
+    backward=_backward_of_commitment,
+)
+
+
+def _check_commitment_backward(
+    grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
+) -> None:
+    op = "lfq_quantize_commitment_backward"
+    _check(x, op)
+    for name, value, like in (("grad", grad, x.shape), ("grad_commitment", grad_commitment, ())):
+        _checks.dtype(op, name, value, _checks.FLOATS)
+        _checks.shape(op, name, value, like)
+    _checks.same_device(op, "x", x, grad=grad, grad_commitment=grad_commitment)
+
+
+def _fake_commitment_backward(
+    grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+_commitment_backward_op = KernelOp(
+    "lfq_quantize_commitment_backward",
+    "(Tensor grad, Tensor grad_commitment, Tensor x) -> Tensor",
+    room=__package__,
+    check=_check_commitment_backward,
+    fake=_fake_commitment_backward,
+    order=_ORDER,
+    entry="_commitment_backward",
 )
