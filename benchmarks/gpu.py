@@ -156,9 +156,7 @@ def _timings(
         call = next(c for c in case.samples(device) if all(t.numel() for t in c.tensors()))
         shape = Timing(call.name, lambda _: call, bytes=1)
         with torch.inference_mode():
-            times, _ = timing.time_cpu(
-                timing.functions(case, call, able, backward=shape.backward), call, 0.0
-            )
+            times, _ = timing.time_cpu(timing.functions(case, call, able), call, 0.0)
         yield from timing.rows(case, shape, times, able, "cpu")
         return
     for shape in case.timings:

@@ -45,6 +45,15 @@ def headline(machine: dict[str, Any], threads: int) -> str:
     return f"{name}; {versions}; {machine['commit']}; {machine['date']}"
 
 
+def bandwidths(limits: dict[str, float]) -> str:
+    """The measured bandwidths among `limits`, for tables."""
+    return ", ".join(
+        f"{name.removesuffix('_gb_s')} {value:.1f} GB/s"
+        for name, value in limits.items()
+        if name.endswith("_gb_s")
+    )
+
+
 def pin(threads: int) -> None:
     """Keep this process, and PyTorch, to `threads` processors."""
     torch.set_num_threads(threads)

@@ -80,11 +80,7 @@ def speedups(run: dict[str, Any]) -> str:
             f"| {best['op']} | {best['shape']} | {best['name']} | {_time(best['median_us'])} "
             f"| {rate} | {ratios} |"
         )
-    limits = ", ".join(
-        f"{k.removesuffix('_gb_s')} {v:.1f} GB/s"
-        for k, v in run["limits"].items()
-        if k.endswith("_gb_s")
-    )
+    limits = machine.bandwidths(run["limits"])
     return "\n".join([*lines, "", f"Limits of memory measured in the same run: {limits}.", ""])
 
 
@@ -150,7 +146,7 @@ def speedup_plot(run: dict[str, Any], path: Path) -> None:
 
 
 def plot(run: dict[str, Any], path: Path) -> None:
-    """Achieved bandwidth of every backend and baseline, with the measured limit drawn in.
+    """Achieved bandwidth of what memory bounds, with the measured limit drawn in.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -160,7 +156,7 @@ def plot(run: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = run["rows"]
+    rows = [row for row in run["rows"] if not row["gflop_s"]]
     labels = [f"{row['op']}, {row['shape']}\n{row['name']}" for row in rows]
     colours = ["tab:blue" if row["kind"] == "backend" else "lightgray" for row in rows]
     figure, axis = plt.subplots(figsize=(9, 0.45 * len(rows) + 1.5), layout="constrained")
@@ -169,7 +165,7 @@ def plot(run: dict[str, Any], path: Path) -> None:
         if name.endswith("gb_s"):
             label = f"{name.split('_')[0]} limit, {value:.1f} GB/s"
             axis.axvline(value, color="tab:red", linestyle=style, label=label)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.4, -0.6)  # the first on top
     axis.set_xlabel("GB/s of the bytes that must be moved")
     axis.tick_params(axis="y", labelsize=7)
     if run["limits"]:

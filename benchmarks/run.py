@@ -86,10 +86,7 @@ def table(result: dict[str, Any]) -> str:
     """The run for people."""
     threads = result["machine"]["threads"]
     lines = [machine.headline(result["machine"], threads)]
-    limits = ", ".join(
-        f"{k.removesuffix('_gb_s')} {v:.1f} GB/s" for k, v in result["limits"].items()
-    )
-    lines.append(f"measured in this run: {limits}")
+    lines.append(f"measured in this run: {machine.bandwidths(result['limits'])}")
     left_out = {**result["skipped"], **result["not timed"]}
     lines += [f"not timed: {name}: {reason}" for name, reason in left_out.items()]
     shapes = list(dict.fromkeys(row["shape"] for row in result["rows"]))

@@ -129,6 +129,8 @@ def _in_process(rank, folder, results):
             _, codebook = lfq_entropy(x, 4, per_group=per_group, process_group=dist.group.WORLD)
             (of_x,) = torch.autograd.grad(codebook.sum(), x)
             results[rank, per_group] = (codebook.detach(), of_x)
+        uneven = x if rank else x[:0]  # a process may have no token
+        results[rank] = lfq_entropy(uneven, 4, process_group=dist.group.WORLD)[1].detach()
     finally:
         dist.destroy_process_group()
 
@@ -145,6 +147,9 @@ def test_processes_share_one_codebook_term(tmp_path):
         results = manager.dict()
         spawn(_in_process, (str(tmp_path), results), nprocs=2)
         results = dict(results)
+    alone = lfq_entropy(_halves()[1], 4)[1]
+    torch.testing.assert_close(results[0], alone)
+    torch.testing.assert_close(results[1], alone)
     for per_group in (False, True):
         whole = torch.cat(_halves()).requires_grad_()
         _, expected = lfq_entropy(whole, 4, per_group=per_group)

@@ -74,7 +74,8 @@ def lfq_entropy(
     per_sample, p = _op.call(x, group_bits, temperature, per_group, backend)
     if process_group is not None:
         tokens = x.shape[:-1].numel()
-        counted = torch.cat([p.flatten() * tokens, p.new_tensor([float(tokens)])])
+        counts = p.flatten() * tokens if tokens else p.new_zeros(p.numel())  # p is NaN without any
+        counted = torch.cat([counts, p.new_tensor([float(tokens)])])
         counted = _SumOverProcesses.apply(counted, process_group)
         p = (counted[:-1] / counted[-1]).view_as(p)
     # The constant changes nothing, since P sums to 1, but it takes from the gradient of P what

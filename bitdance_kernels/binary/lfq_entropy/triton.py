@@ -27,10 +27,9 @@ def _odds(logit):
 
 @triton.jit
 def _half_codes(
-    x_ptr, token, inside, x_stride, channel, scale, codes, BITS: tl.constexpr, TOKENS: tl.constexpr,
-    CODES: tl.constexpr,
+    x_ptr, token, inside, x_stride, channel, scale, codes, BITS: tl.constexpr
 ):  # fmt: skip
-    """[TOKENS, CODES]: probability of codes `codes` of the BITS channels from `channel` on."""
+    """[tokens, codes]: probability of codes `codes` of the BITS channels from `channel` on."""
     real = inside[:, None] & (codes < (1 << BITS))[None, :]
     p = tl.where(real, 1.0, 0.0)
     for bit in tl.static_range(BITS):
@@ -61,13 +60,10 @@ def _distribution_kernel(
         inside = token < tokens
         for i in range(1 if PER_GROUP else groups):
             channel = (table + i) * BITS
-            low = _half_codes(
-                x_ptr, token, inside, x_stride, channel, scale, low_codes, LOW_BITS, TOKENS, LOW
-            )
+            low = _half_codes(x_ptr, token, inside, x_stride, channel, scale, low_codes, LOW_BITS)
             high = _half_codes(
-                x_ptr, token, inside, x_stride, channel + LOW_BITS, scale, high_codes, HIGH_BITS,
-                TOKENS, HIGH,
-            )  # fmt: skip
+                x_ptr, token, inside, x_stride, channel + LOW_BITS, scale, high_codes, HIGH_BITS
+            )
             sums = tl.dot(tl.trans(high), low, sums, input_precision="ieee")
     start = (piece * tl.num_programs(1) + table) * (HIGH_CODES * LOW_CODES)
     at = start + (high_codes.to(tl.int64)[:, None] * LOW_CODES + low_codes[None, :])
@@ -134,18 +130,15 @@ def _backward_kernel(
     if PER_GROUP:
         of_p_ptr += group * (HIGH_CODES * LOW_CODES)
     low_codes = tl.arange(0, LOW)
-    low = _half_codes(
-        x_ptr, token, inside, x_stride, channel, scale, low_codes, LOW_BITS, TOKENS, LOW
-    )
+    low = _half_codes(x_ptr, token, inside, x_stride, channel, scale, low_codes, LOW_BITS)
     of_low = tl.zeros([TOKENS, LOW], tl.float32)
     high_ones = tl.zeros([TOKENS, 16], tl.float32)
     high_total = tl.zeros([TOKENS], tl.float32)
     for first in range(0, HIGH_CODES, HIGH):
         high_codes = first + tl.arange(0, HIGH)
         high = _half_codes(
-            x_ptr, token, inside, x_stride, channel + LOW_BITS, scale, high_codes, HIGH_BITS,
-            TOKENS, HIGH,
-        )  # fmt: skip
+            x_ptr, token, inside, x_stride, channel + LOW_BITS, scale, high_codes, HIGH_BITS
+        )
         at = high_codes.to(tl.int64)[:, None] * LOW_CODES + low_codes[None, :]
         real = (high_codes < HIGH_CODES)[:, None] & (low_codes < LOW_CODES)[None, :]
         of_p = tl.load(of_p_ptr + at, mask=real, other=0.0)
