@@ -141,6 +141,8 @@ def test_ctrl_c_leaves_nothing_half_written(saved, tmp_path):
     running = subprocess.Popen(
         [*command, "--class", "0", "--n", "64", "--steps", "5000", "--out", str(out)],
         cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # As in a terminal: a shell makes what it puts into the background ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     seen = b""
     while b"/32" not in seen:  # the progress bar: generation has begun
