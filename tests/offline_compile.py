@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for a card that is not there.
 
-``python -m tests.offline_compile CC OUT.json``
+``python -m tests.offline_compile CC OUT.json [OP ...]``
 
 The launchers run on the samples of the benchmark cases, on CPU tensors, under a driver that only
 pretends to be a card of compute capability CC: each launch compiles its kernel to a cubin and runs
@@ -92,13 +92,15 @@ def record_launches() -> dict[str, tuple[str, object]]:
     return made
 
 
-def main(capability: int, out: Path) -> None:
+def main(capability: int, out: Path, ops: list[str]) -> None:
     driver.set_active(PretendedCard(capability))
     made = record_launches()
     # The backends refuse CPU tensors, and the launches compute nothing: go past the refusal.
     KernelOp.reason = lambda self, name, inputs: None
     report: dict[str, list[dict[str, object]]] = {}
     for name, case in all_cases().items():
+        if ops and name not in ops:
+            continue
         if "triton" not in case.kernel_op.backends:
             continue
         made.clear()
@@ -116,4 +118,4 @@ def main(capability: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
