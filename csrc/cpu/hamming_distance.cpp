@@ -11,8 +11,6 @@ namespace {
 
 // Words compared by a thread to be worth its start: about 10 us.
 constexpr int64_t kGrainWords = 32768;
-// Outputs from this size on (in bytes) will not be in a cache when they are read again.
-constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
 struct ScalarEight {
   struct Values {
@@ -33,14 +31,14 @@ struct ScalarEight {
     for (int i = 0; i < kBlock; ++i) out[i] = values.value[i];
   }
 
-  static bool any_below(const Values& values, int32_t limit) {
-    bool any = false;
-    for (int i = 0; i < kBlock; ++i) any |= values.value[i] < limit;
-    return any;
+  static uint32_t below(const Values& values, int32_t limit) {
+    uint32_t mask = 0;
+    for (int i = 0; i < kBlock; ++i) mask |= (values.value[i] < limit ? 1u : 0u) << i;
+    return mask;
   }
 };
 
-constexpr HammingRows kScalarRows = {distance_row<ScalarEight>, nearest_row<ScalarEight>};
+constexpr HammingRows kScalarRows = {distance_row<ScalarEight>, nearest_rows<ScalarEight>};
 
 const HammingRows& choose() {
 #ifdef BDK_X86
@@ -65,7 +63,7 @@ int bdk_hamming_distance_cpu(const uint64_t* a, const uint64_t* b_blocks, int32_
   prefer_large_pages(distance, 4 * queries * codes);
   const HammingRows& kernel = choose();
   const bool aligned = reinterpret_cast<uintptr_t>(distance) % 32 == 0 && codes % kBlock == 0;
-  const bool stream = aligned && 4 * queries * codes >= kStreamBytes;
+  const bool stream = aligned && prefer_streaming(4 * queries * codes);
   // A chunk of the codes stays in the second-level cache while the rows of a thread pass by it.
   const int64_t chunk = (262144 / (8 * kBlock * words) + 1) * kBlock;
   parallel_for(queries, grain_rows(codes, words), 1, threads, [&](int64_t begin, int64_t end) {
@@ -85,11 +83,13 @@ int bdk_nearest_codes_cpu(const uint64_t* a, const uint64_t* b_blocks, int64_t* 
                           int64_t k, int threads) {
   using namespace bdk;
   if (queries < 0 || words <= 0 || k < 1 || k > codes || threads < 1) return BDK_BAD_SIZE;
+  if (k > kMostNeighbours || codes > int64_t{1} << kIndexBits) return BDK_BAD_SIZE;
   const HammingRows& kernel = choose();
-  parallel_for(queries, grain_rows(blocks_of(codes) * kBlock, words), 1, threads,
+  parallel_for(queries, grain_rows(blocks_of(codes) * kBlock, words), kGroup, threads,
                [&](int64_t begin, int64_t end) {
-                 for (int64_t n = begin; n < end; ++n) {
-                   kernel.nearest(a + n * words, b_blocks, words, codes, k, index + n * k,
+                 for (int64_t n = begin; n < end; n += kGroup) {
+                   const int some = end - n < kGroup ? static_cast<int>(end - n) : kGroup;
+                   kernel.nearest(a + n * words, some, b_blocks, words, codes, k, index + n * k,
                                   distance + n * k);
                  }
                });

@@ -53,8 +53,9 @@ struct Eight {
     }
   }
 
-  static bool any_below(__m256i values, int32_t limit) {
-    return _mm256_movemask_epi8(_mm256_cmpgt_epi32(_mm256_set1_epi32(limit), values)) != 0;
+  static uint32_t below(__m256i values, int32_t limit) {
+    const __m256i under = _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), values);
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(under)));
   }
 };
 
@@ -66,6 +67,6 @@ void distances_avx2(const uint64_t* a, const uint64_t* blocks, int64_t words, in
 
 }  // namespace
 
-const HammingRows kHammingAvx2 = {distances_avx2, nearest_row<Eight>};
+const HammingRows kHammingAvx2 = {distances_avx2, nearest_rows<Eight>};
 
 }  // namespace bdk

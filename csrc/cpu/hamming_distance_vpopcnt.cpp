@@ -15,8 +15,8 @@ struct Kept {
     }
   }
 
-  static bool any_below(__m256i values, int32_t limit) {
-    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit)) != 0;
+  static uint32_t below(__m256i values, int32_t limit) {
+    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit));
   }
 };
 
@@ -40,6 +40,6 @@ void counted_distances(const uint64_t* a, const uint64_t* blocks, int64_t words,
 
 }  // namespace
 
-const HammingRows kHammingVpopcnt = {counted_distances, nearest_row<CountEight>};
+const HammingRows kHammingVpopcnt = {counted_distances, nearest_rows<CountEight>};
 
 }  // namespace bdk

@@ -14,8 +14,6 @@ namespace {
 constexpr int64_t kGrainBytes = 8192;
 // Threads meet at whole cache lines of output.
 constexpr int64_t kAlignBytes = 8;
-// Outputs from this size on (in bytes) will not be in a cache when they are read again.
-constexpr int64_t kStreamBytes = int64_t{4} << 20;
 
 template <class Pattern>
 void unpack_signs_scalar(const uint8_t* packed, Pattern* y, int64_t bytes, bool /*stream*/,
@@ -52,7 +50,7 @@ UnpackSigns16 choose_16() {
 template <class Pattern, class UnpackRun>
 void unpack_rows(const uint8_t* packed, Pattern* y, int64_t rows, int64_t row_bytes,
                  int64_t row_stride, int threads, const UnpackRun& unpack_run) {
-  const bool stream = rows * row_bytes * 8 * static_cast<int64_t>(sizeof(Pattern)) >= kStreamBytes;
+  const bool stream = prefer_streaming(rows * row_bytes * 8 * int64_t{sizeof(Pattern)});
   if (row_stride == row_bytes || rows == 1) {
     parallel_for(rows * row_bytes, kGrainBytes, kAlignBytes, threads,
                  [&](int64_t begin, int64_t end) {

@@ -80,7 +80,7 @@ int bdk_bit_counts_cpu(const uint8_t* packed, int64_t* counts, int64_t rows, int
 int bdk_hamming_distance_cpu(const uint64_t* a, const uint64_t* b_blocks, int32_t* distance,
                              int64_t queries, int64_t codes, int64_t words, int threads);
 
-// index, distance: [queries, k], ascending, equal distances by index.
+// index, distance: [queries, k], ascending, equal distances by index; k is at most 128.
 int bdk_nearest_codes_cpu(const uint64_t* a, const uint64_t* b_blocks, int64_t* index,
                           int32_t* distance, int64_t queries, int64_t codes, int64_t words,
                           int64_t k, int threads);
