@@ -27,7 +27,7 @@ struct ScalarEight {
     return sums;
   }
 
-  static void store(const Values& values, int32_t* out, bool /*stream*/) {
+  static void store(const Values& values, int32_t* out) {
     for (int i = 0; i < kBlock; ++i) out[i] = values.value[i];
   }
 
@@ -62,15 +62,13 @@ int bdk_hamming_distance_cpu(const uint64_t* a, const uint64_t* b_blocks, int32_
   if (queries < 0 || codes < 0 || words <= 0 || threads < 1) return BDK_BAD_SIZE;
   prefer_large_pages(distance, 4 * queries * codes);
   const HammingRows& kernel = choose();
-  const bool aligned = reinterpret_cast<uintptr_t>(distance) % 32 == 0 && codes % kBlock == 0;
-  const bool stream = aligned && prefer_streaming(4 * queries * codes);
   // A chunk of the codes stays in the second-level cache while the rows of a thread pass by it.
   const int64_t chunk = (262144 / (8 * kBlock * words) + 1) * kBlock;
   parallel_for(queries, grain_rows(codes, words), 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t first = 0; first < codes; first += chunk) {
       const int64_t some = codes - first < chunk ? codes - first : chunk;
       for (int64_t n = begin; n < end; ++n) {
-        kernel.distance(a + n * words, b_blocks + first * words, words, some, stream,
+        kernel.distance(a + n * words, b_blocks + first * words, words, some,
                         distance + n * codes + first);
       }
     }

@@ -10,10 +10,9 @@ namespace bdk {
 
 constexpr int kBlock = 8;
 
-// One row of distances to `count` codes in blocks; `stream` asks for stores that pass by the
-// caches (`out` is then aligned to 32 bytes).
+// One row of distances to `count` codes in blocks.
 using DistanceRow = void (*)(const uint64_t* a, const uint64_t* blocks, int64_t words,
-                             int64_t count, bool stream, int32_t* out);
+                             int64_t count, int32_t* out);
 
 constexpr int kGroup = 4;                 // queries that share what they read of the codes
 constexpr int64_t kMostNeighbours = 128;  // they are kept in a sorted list
@@ -30,18 +29,18 @@ struct HammingRows {
 
 extern const HammingRows kHammingAvx2, kHammingAvx512, kHammingVpopcnt;
 
-// Eight::distances(a, block, words) gives eight distances, Eight::store(values, out, stream) keeps
+// Eight::distances(a, block, words) gives eight distances, Eight::store(values, out) keeps
 // them, Eight::below(values, limit) has a bit for each that is under the limit.
 template <class Eight>
 static inline void distance_row(const uint64_t* a, const uint64_t* blocks, int64_t words,
-                                int64_t count, bool stream, int32_t* out) {
+                                int64_t count, int32_t* out) {
   int64_t m = 0;
   for (; m + kBlock <= count; m += kBlock, blocks += kBlock * words) {
-    Eight::store(Eight::distances(a, blocks, words), out + m, stream);
+    Eight::store(Eight::distances(a, blocks, words), out + m);
   }
   if (m < count) {
     alignas(32) int32_t last[kBlock];
-    Eight::store(Eight::distances(a, blocks, words), last, false);
+    Eight::store(Eight::distances(a, blocks, words), last);
     for (int64_t i = 0; m + i < count; ++i) out[m + i] = last[i];
   }
 }
@@ -87,7 +86,7 @@ static inline void nearest_rows(const uint64_t* a, int queries, const uint64_t* 
       uint32_t nearer = Eight::below(found, nearest[q].limit) & codes;
       if (nearer == 0) continue;
       alignas(32) int32_t eight[kBlock];
-      Eight::store(found, eight, false);
+      Eight::store(found, eight);
       for (; nearer != 0; nearer &= nearer - 1) {
         const int i = __builtin_ctz(nearer);
         nearest[q].insert((int64_t{eight[i]} << kIndexBits) + m + i, k);

@@ -45,12 +45,8 @@ struct Eight {
     return _mm256_permute4x64_epi64(even, 0xD8);
   }
 
-  static void store(__m256i values, int32_t* out, bool stream) {
-    if (stream) {
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(out), values);
-    } else {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
-    }
+  static void store(__m256i values, int32_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
   }
 
   static uint32_t below(__m256i values, int32_t limit) {
@@ -59,14 +55,8 @@ struct Eight {
   }
 };
 
-void distances_avx2(const uint64_t* a, const uint64_t* blocks, int64_t words, int64_t count,
-                    bool stream, int32_t* out) {
-  distance_row<Eight>(a, blocks, words, count, stream, out);
-  if (stream) _mm_sfence();  // streaming stores are not ordered with what other threads read next
-}
-
 }  // namespace
 
-const HammingRows kHammingAvx2 = {distances_avx2, nearest_rows<Eight>};
+const HammingRows kHammingAvx2 = {distance_row<Eight>, nearest_rows<Eight>};
 
 }  // namespace bdk

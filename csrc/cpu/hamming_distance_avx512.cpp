@@ -7,21 +7,7 @@
 namespace bdk {
 namespace {
 
-struct Kept {
-  static void store(__m256i values, int32_t* out, bool stream) {
-    if (stream) {
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(out), values);
-    } else {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
-    }
-  }
-
-  static uint32_t below(__m256i values, int32_t limit) {
-    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit));
-  }
-};
-
-struct LookupEight : Kept {
+struct Eight {
   static __m512i bytes(__m512i x) {
     const __m512i table =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
@@ -41,16 +27,18 @@ struct LookupEight : Kept {
     }
     return _mm512_cvtepi64_epi32(sum);
   }
-};
 
-void lookup_distances(const uint64_t* a, const uint64_t* blocks, int64_t words, int64_t count,
-                      bool stream, int32_t* out) {
-  distance_row<LookupEight>(a, blocks, words, count, stream, out);
-  if (stream) _mm_sfence();  // streaming stores are not ordered with what other threads read next
-}
+  static void store(__m256i values, int32_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
+  }
+
+  static uint32_t below(__m256i values, int32_t limit) {
+    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit));
+  }
+};
 
 }  // namespace
 
-const HammingRows kHammingAvx512 = {lookup_distances, nearest_rows<LookupEight>};
+const HammingRows kHammingAvx512 = {distance_row<Eight>, nearest_rows<Eight>};
 
 }  // namespace bdk

@@ -6,21 +6,7 @@
 namespace bdk {
 namespace {
 
-struct Kept {
-  static void store(__m256i values, int32_t* out, bool stream) {
-    if (stream) {
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(out), values);
-    } else {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
-    }
-  }
-
-  static uint32_t below(__m256i values, int32_t limit) {
-    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit));
-  }
-};
-
-struct CountEight : Kept {
+struct Eight {
   static __m256i distances(const uint64_t* a, const uint64_t* block, int64_t words) {
     __m512i sum = _mm512_setzero_si512();
     for (int64_t w = 0; w < words; ++w) {
@@ -30,16 +16,18 @@ struct CountEight : Kept {
     }
     return _mm512_cvtepi64_epi32(sum);
   }
-};
 
-void counted_distances(const uint64_t* a, const uint64_t* blocks, int64_t words, int64_t count,
-                       bool stream, int32_t* out) {
-  distance_row<CountEight>(a, blocks, words, count, stream, out);
-  if (stream) _mm_sfence();  // streaming stores are not ordered with what other threads read next
-}
+  static void store(__m256i values, int32_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
+  }
+
+  static uint32_t below(__m256i values, int32_t limit) {
+    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit));
+  }
+};
 
 }  // namespace
 
-const HammingRows kHammingVpopcnt = {counted_distances, nearest_rows<CountEight>};
+const HammingRows kHammingVpopcnt = {distance_row<Eight>, nearest_rows<Eight>};
 
 }  // namespace bdk

@@ -4,6 +4,7 @@
 #include "bitdance_kernels.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/subnormals.h"
 
 namespace bdk {
 namespace {
@@ -26,6 +27,7 @@ bool in_range(int64_t tokens, int64_t groups, int64_t bits, int64_t slices) {
 template <class Body>
 void for_slices(int64_t tokens, int64_t slices, const Body& body) {
   parallel_for(slices, 1, 1, static_cast<int>(slices), [&](int64_t first, int64_t last) {
+    const FlushSubnormals flush;
     for (int64_t slice = first; slice < last; ++slice) {
       body(slice, tokens * slice / slices, tokens * (slice + 1) / slices);
     }

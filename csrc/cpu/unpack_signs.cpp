@@ -16,8 +16,7 @@ constexpr int64_t kGrainBytes = 8192;
 constexpr int64_t kAlignBytes = 8;
 
 template <class Pattern>
-void unpack_signs_scalar(const uint8_t* packed, Pattern* y, int64_t bytes, bool /*stream*/,
-                         Pattern one) {
+void unpack_signs_scalar(const uint8_t* packed, Pattern* y, int64_t bytes, Pattern one) {
   constexpr Pattern kSign = static_cast<Pattern>(Pattern{1} << (8 * sizeof(Pattern) - 1));
   for (int64_t i = 0; i < bytes; ++i, y += 8) {
     for (int j = 0; j < 8; ++j) {
@@ -26,8 +25,8 @@ void unpack_signs_scalar(const uint8_t* packed, Pattern* y, int64_t bytes, bool 
   }
 }
 
-void unpack_signs_32_scalar(const uint8_t* packed, uint32_t* y, int64_t bytes, bool stream) {
-  unpack_signs_scalar(packed, y, bytes, stream, kOne32);
+void unpack_signs_32_scalar(const uint8_t* packed, uint32_t* y, int64_t bytes) {
+  unpack_signs_scalar(packed, y, bytes, kOne32);
 }
 
 UnpackSigns32 choose_32() {
@@ -46,22 +45,21 @@ UnpackSigns16 choose_16() {
   return unpack_signs_scalar<uint16_t>;
 }
 
-// unpack_run(packed, y, bytes, stream) unpacks adjacent bytes; rows without gaps are one long run.
+// unpack_run(packed, y, bytes) unpacks adjacent bytes; rows without gaps are one long run.
 template <class Pattern, class UnpackRun>
 void unpack_rows(const uint8_t* packed, Pattern* y, int64_t rows, int64_t row_bytes,
                  int64_t row_stride, int threads, const UnpackRun& unpack_run) {
-  const bool stream = prefer_streaming(rows * row_bytes * 8 * int64_t{sizeof(Pattern)});
   if (row_stride == row_bytes || rows == 1) {
     parallel_for(rows * row_bytes, kGrainBytes, kAlignBytes, threads,
                  [&](int64_t begin, int64_t end) {
-                   unpack_run(packed + begin, y + begin * 8, end - begin, stream);
+                   unpack_run(packed + begin, y + begin * 8, end - begin);
                  });
     return;
   }
   const int64_t grain_rows = kGrainBytes / row_bytes + 1;
   parallel_for(rows, grain_rows, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      unpack_run(packed + row * row_stride, y + row * row_bytes * 8, row_bytes, stream);
+      unpack_run(packed + row * row_stride, y + row * row_bytes * 8, row_bytes);
     }
   });
 }
@@ -82,10 +80,9 @@ int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t c
   } else {
     const UnpackSigns16 unpack = choose_16();
     const uint16_t one = dtype == kFloat16 ? kOne16 : kOneB16;
-    unpack_rows(packed, static_cast<uint16_t*>(y), rows, row_bytes, row_stride, threads,
-                [=](const uint8_t* run, uint16_t* out, int64_t bytes, bool stream) {
-                  unpack(run, out, bytes, stream, one);
-                });
+    unpack_rows(
+        packed, static_cast<uint16_t*>(y), rows, row_bytes, row_stride, threads,
+        [=](const uint8_t* run, uint16_t* out, int64_t bytes) { unpack(run, out, bytes, one); });
   }
   return BDK_OK;
 }

@@ -5,17 +5,13 @@
 
 namespace bdk {
 
-// y: 8 * bytes patterns; `one` is the pattern of +1 in the 16-bit format. `stream` asks for stores
-// that pass by the caches, for outputs too large to stay in them.
-using UnpackSigns32 = void (*)(const uint8_t* packed, uint32_t* y, int64_t bytes, bool stream);
-using UnpackSigns16 = void (*)(const uint8_t* packed, uint16_t* y, int64_t bytes, bool stream,
-                               uint16_t one);
+// y: 8 * bytes patterns; `one` is the pattern of +1 in the 16-bit format.
+using UnpackSigns32 = void (*)(const uint8_t* packed, uint32_t* y, int64_t bytes);
+using UnpackSigns16 = void (*)(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one);
 
-void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes, bool stream);
-void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, bool stream,
-                          uint16_t one);
-void unpack_signs_32_avx512(const uint8_t* packed, uint32_t* y, int64_t bytes, bool stream);
-void unpack_signs_16_avx512(const uint8_t* packed, uint16_t* y, int64_t bytes, bool stream,
-                            uint16_t one);
+void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes);
+void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one);
+void unpack_signs_32_avx512(const uint8_t* packed, uint32_t* y, int64_t bytes);
+void unpack_signs_16_avx512(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one);
 
 }  // namespace bdk

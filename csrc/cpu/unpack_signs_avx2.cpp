@@ -27,36 +27,19 @@ inline __m256i values_16(const uint8_t* packed, __m256i one) {
   return _mm256_or_si256(_mm256_slli_epi16(missing, 15), one);
 }
 
-inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 32 == 0; }
-
 }  // namespace
 
-void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes, bool stream) {
-  if (stream && aligned(y)) {
-    for (int64_t i = 0; i < bytes; ++i, y += 8) {
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(y), values_32(packed[i]));
-    }
-    _mm_sfence();  // streaming stores are not ordered with what other threads read next
-    return;
-  }
+void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes) {
   for (int64_t i = 0; i < bytes; ++i, y += 8) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), values_32(packed[i]));
   }
 }
 
-void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, bool stream,
-                          uint16_t one) {
+void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one) {
   const __m256i ones = _mm256_set1_epi16(static_cast<int16_t>(one));
   int64_t i = 0;
-  if (stream && aligned(y)) {
-    for (; i + 2 <= bytes; i += 2, y += 16) {
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(y), values_16(packed + i, ones));
-    }
-    _mm_sfence();
-  } else {
-    for (; i + 2 <= bytes; i += 2, y += 16) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), values_16(packed + i, ones));
-    }
+  for (; i + 2 <= bytes; i += 2, y += 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), values_16(packed + i, ones));
   }
   for (; i < bytes; ++i, y += 8) {
     const uint8_t last[2] = {packed[i], 0};

@@ -158,3 +158,11 @@ def test_processes_share_one_codebook_term(tmp_path):
         for codebook, _ in parts:
             torch.testing.assert_close(codebook, expected.detach())
         torch.testing.assert_close(torch.cat([of_x for _, of_x in parts]) / 2, of_whole)
+
+
+def test_the_caller_keeps_its_subnormal_numbers():
+    """The C++ loops flush them to zero, in their own scope alone."""
+    x = torch.randn(64, 16, requires_grad=True)
+    sum(lfq_entropy(x, 8)).backward()
+    least = torch.tensor([2.0**-149])
+    assert (least * 1).item() == 2.0**-149
