@@ -70,9 +70,11 @@ bench: venv
 	$(BIN)/python -m benchmarks run pack_signs
 	$(BIN)/python -m benchmarks run unpack_signs
 
-# docs/api.md from the docstrings.
+# docs/api.md from the docstrings, the drawings, and the site, in site/.
 docs: venv
 	$(BIN)/python docs/build_api.py
+	$(BIN)/python docs/build_drawings.py
+	$(BIN)/python -m zensical build --strict
 
 clean:
-	rm -rf build out *.egg-info bitdance_kernels/*.so
+	rm -rf build out site *.egg-info bitdance_kernels/*.so

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,49 @@ FUNCTIONS = [
 ]
 
 
-def test_readme_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def _blocks(page, kind):
+    return re.findall(rf"```python{kind}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/backends.md"])
+def test_code_runs(page):
+    blocks = _blocks(ROOT / page, "")
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
+
+
+@PAGE
+def test_code_compiles(page):
+    """Also what cannot run here, such as a call on a GPU; signatures of api.md are not code."""
+    if page.name != "api.md":
+        for block in _blocks(page, "[^\n]*"):
+            compile(block, page.name, "exec")
+
+
+@pytest.mark.slow
+def test_site_has_every_page(tmp_path):
+    """`make docs` builds it; a page that is not in the navigation cannot be found."""
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in navigation, page.name
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site/binary/index.html").exists()
+
+
+def test_drawings_can_be_made_and_are_there(tmp_path):
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        importlib.import_module("build_drawings").build(tmp_path)
+    finally:
+        sys.path.pop(0)
+    made = {drawing.name for drawing in tmp_path.iterdir()}
+    assert made
+    assert made <= {drawing.name for drawing in (ROOT / "docs/plots").iterdir()}, "run `make docs`"
 
 
 @PAGE
