@@ -55,3 +55,23 @@ def test_block_causal_attention():
     right, same = map(float, re.findall(r"([\d.]+)%", out))
     assert right > 95
     assert same == 100
+
+
+def test_train_tokenizer():
+    out = run("train_tokenizer.py", "--steps", 120, "--batch-size", 64)
+    errors = [float(x) for x in re.findall(r"error ([\d.]+)", out)]
+    assert errors[-1] < 0.4 * errors[0]
+    decibels, bits, used, of = map(float, re.findall(r"[\d.]+", out[out.index("new images") :]))
+    assert decibels > 10
+    assert (bits, of) == (256, 16)
+    assert used >= 12
+
+
+def test_speed_up_official():
+    """A look-alike stands for the authors' model."""
+    out = run(
+        "speed_up_official.py", "tests.model.test_patch_official:small",
+        "--labels", 0, 1, "--steps", 4, "--rounds", 1,
+    )  # fmt: skip
+    assert re.search(r"2 images: [\d.]+ s before, [\d.]+ s after: [\d.]+x", out)
+    assert float(re.search(r"([\d.]+)% of the values", out)[1]) > 99
