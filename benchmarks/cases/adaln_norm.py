@@ -32,6 +32,12 @@ def samples(device: torch.device) -> Iterator[Call]:
     yield Call("weight alone", (*(make(2, 8) for _ in range(3)), make(8)))
     yield Call("one row", tuple(make(16) for _ in range(3)))
     yield Call("no row", tuple(make(0, 8) for _ in range(3)))
+    for width, dtype in ((64, torch.float32), (192, torch.float16), (768, torch.bfloat16),
+                         (1024, torch.float32), (1280, torch.float16), (5120, torch.bfloat16),
+                         (8192, torch.float32)):  # fmt: skip
+        of_three = make(3, 3 * width, dtype=dtype).chunk(3, dim=-1)[:2]
+        wide = (make(3, width, dtype=dtype), *of_three, make(width), make(width))
+        yield Call(f"3 rows of {width}, {dtype}", wide)
 
 
 def _timing(rows: int, width: int, dtype: torch.dtype, *devices: str) -> Timing:

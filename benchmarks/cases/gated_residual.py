@@ -34,6 +34,10 @@ def _samples(tensors: int) -> Callable[[torch.device], Iterator[Call]]:
         if tensors > 3:
             affine = {"weight": make(8), "bias": make(8)}
             yield Call("affine", tuple(make(6, 8) for _ in range(tensors)), affine)
+        for width, dtype in ((64, torch.float32), (192, torch.float16), (768, torch.bfloat16),
+                             (1280, torch.float16), (5120, torch.bfloat16)):  # fmt: skip
+            wide = tuple(make(3, width, dtype=dtype) for _ in range(tensors))
+            yield Call(f"3 rows of {width}, {dtype}", wide)
 
     return samples
 
