@@ -128,6 +128,29 @@ int bdk_gated_residual_backward_cpu(const float* grad, int64_t grad_stride,
                                     float* of_h, float* of_gate, int64_t rows, int64_t channels,
                                     int threads);
 
+// x, y: [images, channels, positions] or, channels_last, [images, positions, channels]; weight,
+// bias: [channels]; scale, shift: [images, channels]; all four may be null. `chunk` is how many
+// positions of a channels-last map are taken at a time, n = ceil(positions / chunk), and n = 1 of a
+// contiguous one. Workspace: spreads [images, n, groups, 3], coefficients [images, 5, channels].
+int bdk_group_norm_silu_cpu(const float* x, float* y, int64_t images, int64_t channels,
+                            int64_t positions, int64_t groups, int channels_last, int64_t chunk,
+                            const float* weight_or_null, const float* bias_or_null,
+                            const float* scale_or_null, const float* shift_or_null, int silu,
+                            double eps, double* spreads, float* coefficients, int threads);
+
+// The gradients of weight and bias, as those of scale and shift, are [images, channels]: still to
+// be summed over the images. More workspace: sums [images, 2, channels] and, for a channels-last
+// map, chunk_sums [images, n, 2, channels].
+int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* of_x, int64_t images,
+                                     int64_t channels, int64_t positions, int64_t groups,
+                                     int channels_last, int64_t chunk, const float* weight_or_null,
+                                     const float* bias_or_null, const float* scale_or_null,
+                                     const float* shift_or_null, float* of_weight_or_null,
+                                     float* of_bias_or_null, float* of_scale_or_null,
+                                     float* of_shift_or_null, int silu, double eps, double* spreads,
+                                     double* sums, float* coefficients, float* chunk_sums,
+                                     int threads);
+
 // h: rows of 2 * hidden values, gate half first; y: [rows, hidden] = silu(gate) value.
 int bdk_swiglu_cpu(const float* h, int64_t h_stride, float* y, int64_t rows, int64_t hidden,
                    int threads);

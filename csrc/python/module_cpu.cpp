@@ -18,6 +18,8 @@ PYBIND11_MODULE(_cpu, module) {
   bind("gated_residual", bdk_gated_residual_cpu);
   bind("gated_residual_adaln", bdk_gated_residual_adaln_cpu);
   bind("gated_residual_backward", bdk_gated_residual_backward_cpu);
+  bind("group_norm_silu", bdk_group_norm_silu_cpu);
+  bind("group_norm_silu_backward", bdk_group_norm_silu_backward_cpu);
   bind("swiglu", bdk_swiglu_cpu);
   bind("swiglu_backward", bdk_swiglu_backward_cpu);
   bind("hamming_distance", bdk_hamming_distance_cpu);

@@ -47,7 +47,7 @@ def group_norm_silu(
         shift: [B, C].
         silu: whether SiLU follows.
         eps: added to the variance (biased, over C / num_groups channels and all positions).
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cpu".
 
     Returns:
         [B, C, H, W] of the dtype of `x`; channels-last if `x` is, else contiguous.
@@ -62,7 +62,7 @@ def group_norm_silu(
         Computed in float32 (float64 for float64) and rounded once. Differentiable in every tensor.
 
     Backends:
-        reference.
+        reference; C++ on the CPU for float32.
     """
     return _op.call(x, num_groups, weight, bias, scale, shift, silu, eps, backend)
 
@@ -125,7 +125,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("reference",), "cpu": ("reference",)},
+    order={"cuda": ("reference",), "cpu": ("cpu", "reference")},
     setup_context=_setup_context,
     backward=_backward,
 )
@@ -163,6 +163,6 @@ _backward_op = KernelOp(
     room=__package__,
     check=_check_backward,
     fake=_fake_backward,
-    order={"cuda": ("reference",), "cpu": ("reference",)},
+    order={"cuda": ("reference",), "cpu": ("cpu", "reference")},
     entry="_backward",
 )

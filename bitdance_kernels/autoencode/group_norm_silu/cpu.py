@@ -1,0 +1,155 @@
+"""group_norm_silu in C++: csrc/cpu/group_norm_silu*.cpp."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
+
+_MOST_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu.h
+# Values of a channels-last map that are taken at a time, to stay in the first-level cache, and the
+# most positions, beyond which sums in float32 lose too much.
+_CHUNK, _MOST_POSITIONS = 8192, 64
+
+
+class _Map(NamedTuple):
+    """A feature map as the C functions take it, and how large their workspace must be."""
+
+    x: torch.Tensor
+    sizes: tuple[int, int, int, int, int, int]  # images, channels, positions, groups, last, chunk
+    chunks: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, num_groups: int) -> _Map:
+        images, channels, height, width = x.shape
+        layout = memory_format(x)
+        last = layout == torch.channels_last
+        chunk = max(1, min(_MOST_POSITIONS, _CHUNK // channels))
+        positions = height * width
+        sizes = (images, channels, positions, num_groups, int(last), chunk)
+        chunks = -(-positions // chunk) if last else 1
+        return cls(x.contiguous(memory_format=layout), sizes, chunks)
+
+    def workspace(self) -> tuple[torch.Tensor, torch.Tensor]:
+        images, channels, _, groups, *_ = self.sizes
+        spreads = self.x.new_empty(images, self.chunks, groups, 3, dtype=torch.float64)
+        return spreads, self.x.new_empty(images, 5, channels)
+
+
+def unsupported(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> str | None:
+    given = [t for t in (x, weight, bias, scale, shift) if t is not None]
+    reason = _native.cpu_unsupported("group_norm_silu", *given)
+    if reason is not None:
+        return reason
+    for tensor in given:
+        if tensor.dtype != torch.float32:
+            return f"it handles float32 alone, got {tensor.dtype}"
+    if memory_format(x) == torch.channels_last and x.shape[1] > _MOST_CHANNELS:
+        return f"it takes at most {_MOST_CHANNELS} channels-last channels, got {x.shape[1]}"
+    return None
+
+
+def run(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> torch.Tensor:
+    feature_map = _Map.of(x, num_groups)
+    y = torch.empty_like(x, memory_format=memory_format(x))
+    spreads, coefficients = feature_map.workspace()
+    _kept, addresses = _addresses(weight, bias, scale, shift)
+    _native.cpu.group_norm_silu(
+        feature_map.x.data_ptr(),
+        y.data_ptr(),
+        *feature_map.sizes,
+        *addresses,
+        int(silu),
+        eps,
+        spreads.data_ptr(),
+        coefficients.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def unsupported_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> str | None:
+    if grad.dtype != torch.float32:
+        return f"it handles float32 alone, got {grad.dtype}"
+    return unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)
+
+
+def run_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    feature_map = _Map.of(x, num_groups)
+    grad = grad.contiguous(memory_format=memory_format(x))
+    of_x = torch.empty_like(x, memory_format=memory_format(x))
+    images, channels = x.shape[:2]
+    given = (weight, bias, scale, shift)
+    of_given = [x.new_empty(0) if t is None else x.new_zeros(images, channels) for t in given]
+    spreads, coefficients = feature_map.workspace()
+    sums = x.new_empty(images, 2, channels, dtype=torch.float64)
+    chunk_sums = x.new_empty(images, feature_map.chunks, 2, channels)
+    _kept, addresses = _addresses(*given)
+    _native.cpu.group_norm_silu_backward(
+        grad.data_ptr(),
+        feature_map.x.data_ptr(),
+        of_x.data_ptr(),
+        *feature_map.sizes,
+        *addresses,
+        *(0 if t is None else of.data_ptr() for t, of in zip(given, of_given, strict=True)),
+        int(silu),
+        eps,
+        spreads.data_ptr(),
+        sums.data_ptr(),
+        coefficients.data_ptr(),
+        chunk_sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+    of_weight, of_bias, *of_adaptive = of_given
+    affine = (
+        of.sum(0) if t is not None else of
+        for t, of in zip((weight, bias), (of_weight, of_bias), strict=True)
+    )
+    return of_x, *affine, *of_adaptive
+
+
+def _addresses(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[int]]:
+    """The tensors, contiguous, to be kept while their addresses (0 for None) are used."""
+    kept = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    return kept, [0 if tensor is None else tensor.data_ptr() for tensor in kept]

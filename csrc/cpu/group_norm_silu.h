@@ -1,0 +1,235 @@
+// The loops of group_norm_silu, one set per instruction set, for both layouts of a feature map.
+//
+// "Last": positions of `channels` adjacent values. "Span": the adjacent values of one channel (or,
+// for moments, of one group). With the moments known the op is act((x - mean) a + d) with three
+// numbers a channel, so these loops know nothing of weights and scales.
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace bdk {
+
+constexpr int64_t kNormMostChannels = 4096;  // of a channels-last map; their sums are on the stack
+constexpr int64_t kNormSpan = 4096;          // values whose moments are taken at a time
+
+struct Spread {  // of `count` values: mean and sum of squared distances to it
+  double count, mean, squares;
+};
+
+// Of both together (Chan, Golub and LeVeque, 1979).
+static inline Spread merge(Spread a, Spread b) {
+  if (a.count == 0.0) return b;
+  const double count = a.count + b.count, distance = b.mean - a.mean;
+  return {count, a.mean + distance * b.count / count,
+          a.squares + b.squares + distance * distance * a.count * b.count / count};
+}
+
+// What x becomes: (x - mean) a + d, and, for the gradient, less q + (x - mean) r.
+struct NormCoefficients {
+  const float *mean, *a, *d, *q, *r;
+};
+
+struct GroupNormLoops {
+  void (*moments_last)(const float* x, int64_t positions, int64_t channels, int64_t groups,
+                       Spread* spreads);
+  Spread (*moments_span)(const float* x, int64_t count);
+  void (*apply_last)(const float* x, int64_t positions, int64_t channels, NormCoefficients k,
+                     bool silu, float* y);
+  void (*apply_span)(const float* x, int64_t count, float mean, float a, float d, bool silu,
+                     float* y);
+  // Sums over positions of the gradient of z, and of it times (x - mean).
+  void (*sums_last)(const float* grad, const float* x, int64_t positions, int64_t channels,
+                    NormCoefficients k, bool silu, float* of_z, float* of_z_x);
+  void (*sums_span)(const float* grad, const float* x, int64_t count, float mean, float a, float d,
+                    bool silu, double* of_z, double* of_z_x);
+  void (*backward_last)(const float* grad, const float* x, int64_t positions, int64_t channels,
+                        NormCoefficients k, bool silu, float* of_x);
+  void (*backward_span)(const float* grad, const float* x, int64_t count, NormCoefficients k,
+                        int64_t channel, bool silu, float* of_x);
+};
+
+extern const GroupNormLoops kGroupNormAvx2, kGroupNormAvx512;
+
+namespace {  // compiled anew for each instruction set
+
+inline void norm_moments_last(const float* x, int64_t positions, int64_t channels, int64_t groups,
+                              Spread* spreads) {
+  float sums[kNormMostChannels], means[kNormMostChannels];
+  for (int64_t c = 0; c < channels; ++c) sums[c] = 0.0f;
+  for (int64_t p = 0; p < positions; ++p) {
+    const float* from = x + p * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) sums[c] += from[c];
+  }
+  const int64_t width = channels / groups;
+  const double count = static_cast<double>(positions * width);
+  for (int64_t g = 0; g < groups; ++g) {
+    double sum = 0.0;
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += static_cast<double>(sums[c]);
+    spreads[g] = {count, sum / count, 0.0};
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+      means[c] = static_cast<float>(spreads[g].mean);
+      sums[c] = 0.0f;
+    }
+  }
+  for (int64_t p = 0; p < positions; ++p) {
+    const float* from = x + p * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      sums[c] += (from[c] - means[c]) * (from[c] - means[c]);
+    }
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+      spreads[g].squares += static_cast<double>(sums[c]);
+    }
+  }
+}
+
+inline Spread norm_moments_span(const float* x, int64_t count) {
+  Spread whole = {0.0, 0.0, 0.0};
+  for (int64_t first = 0; first < count; first += kNormSpan) {
+    const int64_t some = count - first < kNormSpan ? count - first : kNormSpan;
+    const float* from = x + first;
+    double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < some; ++i) sum += static_cast<double>(from[i]);
+    const double mean = sum / static_cast<double>(some);
+    double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < some; ++i) {
+      const double distance = static_cast<double>(from[i]) - mean;
+      squares += distance * distance;
+    }
+    whole = merge(whole, {static_cast<double>(some), mean, squares});
+  }
+  return whole;
+}
+
+template <bool kSilu>
+inline float norm_value(float x, float mean, float a, float d) {
+  const float z = (x - mean) * a + d;
+  return kSilu ? z * sigmoid(z) : z;
+}
+
+// Gradient of z: silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z).
+template <bool kSilu>
+inline float norm_slope(float grad, float x, float mean, float a, float d) {
+  if (!kSilu) return grad;
+  const float z = (x - mean) * a + d;
+  const float s = sigmoid(z);
+  return grad * s * (1.0f + z * (1.0f - s));
+}
+
+template <bool kSilu>
+inline void apply_last(const float* x, int64_t positions, int64_t channels, NormCoefficients k,
+                       float* y) {
+  for (int64_t p = 0; p < positions; ++p, x += channels, y += channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      y[c] = norm_value<kSilu>(x[c], k.mean[c], k.a[c], k.d[c]);
+    }
+  }
+}
+
+inline void norm_apply_last(const float* x, int64_t positions, int64_t channels, NormCoefficients k,
+                            bool silu, float* y) {
+  silu ? apply_last<true>(x, positions, channels, k, y)
+       : apply_last<false>(x, positions, channels, k, y);
+}
+
+template <bool kSilu>
+inline void apply_span(const float* x, int64_t count, float mean, float a, float d, float* y) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) y[i] = norm_value<kSilu>(x[i], mean, a, d);
+}
+
+inline void norm_apply_span(const float* x, int64_t count, float mean, float a, float d, bool silu,
+                            float* y) {
+  silu ? apply_span<true>(x, count, mean, a, d, y) : apply_span<false>(x, count, mean, a, d, y);
+}
+
+template <bool kSilu>
+inline void sums_last(const float* grad, const float* x, int64_t positions, int64_t channels,
+                      NormCoefficients k, float* of_z, float* of_z_x) {
+  for (int64_t c = 0; c < channels; ++c) of_z[c] = of_z_x[c] = 0.0f;
+  for (int64_t p = 0; p < positions; ++p, x += channels, grad += channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const float slope = norm_slope<kSilu>(grad[c], x[c], k.mean[c], k.a[c], k.d[c]);
+      of_z[c] += slope;
+      of_z_x[c] += slope * (x[c] - k.mean[c]);
+    }
+  }
+}
+
+inline void norm_sums_last(const float* grad, const float* x, int64_t positions, int64_t channels,
+                           NormCoefficients k, bool silu, float* of_z, float* of_z_x) {
+  silu ? sums_last<true>(grad, x, positions, channels, k, of_z, of_z_x)
+       : sums_last<false>(grad, x, positions, channels, k, of_z, of_z_x);
+}
+
+template <bool kSilu>
+inline void sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
+                      float d, double* of_z, double* of_z_x) {
+  double sum = 0.0, with_x = 0.0;
+#pragma omp simd reduction(+ : sum, with_x)
+  for (int64_t i = 0; i < count; ++i) {
+    const float slope = norm_slope<kSilu>(grad[i], x[i], mean, a, d);
+    sum += static_cast<double>(slope);
+    with_x += static_cast<double>(slope) * static_cast<double>(x[i] - mean);
+  }
+  *of_z = sum;
+  *of_z_x = with_x;
+}
+
+inline void norm_sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
+                           float d, bool silu, double* of_z, double* of_z_x) {
+  silu ? sums_span<true>(grad, x, count, mean, a, d, of_z, of_z_x)
+       : sums_span<false>(grad, x, count, mean, a, d, of_z, of_z_x);
+}
+
+template <bool kSilu>
+inline float norm_gradient(float grad, float x, float mean, float a, float d, float q, float r) {
+  return norm_slope<kSilu>(grad, x, mean, a, d) * a - q - (x - mean) * r;
+}
+
+template <bool kSilu>
+inline void backward_last(const float* grad, const float* x, int64_t positions, int64_t channels,
+                          NormCoefficients k, float* of_x) {
+  for (int64_t p = 0; p < positions; ++p, x += channels, grad += channels, of_x += channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      of_x[c] = norm_gradient<kSilu>(grad[c], x[c], k.mean[c], k.a[c], k.d[c], k.q[c], k.r[c]);
+    }
+  }
+}
+
+inline void norm_backward_last(const float* grad, const float* x, int64_t positions,
+                               int64_t channels, NormCoefficients k, bool silu, float* of_x) {
+  silu ? backward_last<true>(grad, x, positions, channels, k, of_x)
+       : backward_last<false>(grad, x, positions, channels, k, of_x);
+}
+
+template <bool kSilu>
+inline void backward_span(const float* grad, const float* x, int64_t count, NormCoefficients k,
+                          int64_t c, float* of_x) {
+  const float mean = k.mean[c], a = k.a[c], d = k.d[c], q = k.q[c], r = k.r[c];
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    of_x[i] = norm_gradient<kSilu>(grad[i], x[i], mean, a, d, q, r);
+  }
+}
+
+inline void norm_backward_span(const float* grad, const float* x, int64_t count, NormCoefficients k,
+                               int64_t channel, bool silu, float* of_x) {
+  silu ? backward_span<true>(grad, x, count, k, channel, of_x)
+       : backward_span<false>(grad, x, count, k, channel, of_x);
+}
+
+constexpr GroupNormLoops kGroupNormLoops = {norm_moments_last,  norm_moments_span, norm_apply_last,
+                                            norm_apply_span,    norm_sums_last,    norm_sums_span,
+                                            norm_backward_last, norm_backward_span};
+
+}  // namespace
+}  // namespace bdk
