@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -27,8 +28,8 @@ def _call(
     B, _, _, D = q
     k, v = torch.randn(2, B, *cache, D, generator=generator).to(dtype)
     for b, length in enumerate(lengths):
-        k[b, length:] = float("nan")
-        v[b, length:] = float("nan")
+        k[b, max(length, 0) :] = float("nan")
+        v[b, max(length, 0) :] = float("nan")
     args = (
         torch.randn(*q, generator=generator).to(dtype),
         k,
@@ -43,6 +44,11 @@ def samples(device: torch.device) -> Iterator[Call]:
     for dtype in (F32, F16, BF16):
         yield _call(f"P = 4, {dtype}", (2, 4, 3, 16), (21, 3), (7, 21), dtype, device)
         yield _call(f"grouped heads, {dtype}", (3, 16, 4, 64), (150, 2), (150,) * 3, dtype, device)
+    for D, dtype in itertools.product((32, 48, 64, 80, 96, 128), (F32, F16, BF16)):
+        yield _call(f"D = {D}, {dtype}", (2, 1, 4, D), (70, 2), (1, 67), dtype, device)
+    for P, D in itertools.product((4, 9, 64), (64, 128)):
+        yield _call(f"P = {P}, D = {D}", (2, P, 5, D), (70, 1), (70, 8), BF16, device)
+    yield _call("many rows", (150, 1, 4, 8), (40, 4), range(-1, 149), F32, device)
     yield _call("serial, grouped heads", (2, 1, 8, 32), (70, 1), (65, 1), F32, device)
     yield _call("one token", (1, 1, 1, 8), (1, 1), (1,), F32, device)
     yield _call("P = 3, odd D", (3, 3, 2, 5), (9, 2), (0, 4, 9), F32, device)

@@ -53,7 +53,7 @@ def rope_append(
             in Qwen3. None: no norm.
         k_norm: the same for the key heads.
         eps: of the norms.
-        backend: "auto" or "reference".
+        backend: "auto", "triton" or "reference".
 
     Returns:
         The rotated queries, [B, P, H, D] of the dtype of `qkv`, contiguous.
@@ -174,5 +174,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("reference",), "cpu": ("reference",)},
+    order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
 )
