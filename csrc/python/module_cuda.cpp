@@ -9,6 +9,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("device_count", &bdk_cuda_device_count);
   module.attr("architectures") = BDK_CUDA_ARCHS;
 
+  bind("block_decode_attention", bdk_block_decode_attention_cuda);
   bind("flip_bits", bdk_flip_bits_cuda);
   bind("flip_signs", bdk_flip_signs_cuda);
   bind("hamming_distance", bdk_hamming_distance_cuda);

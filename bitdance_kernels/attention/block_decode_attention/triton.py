@@ -16,6 +16,7 @@ from bitdance_kernels.attention._heads import unit_channels
 from bitdance_kernels.attention.block_decode_attention.config import split_count
 
 _LOG2_E = 1.4426950408889634
+_MOST_CHANNELS = 128
 _MOST_ROWS = 64  # query rows of a program
 _KEYS = {2: 64, 4: 32}  # of a tile, by bytes of a value
 
@@ -129,8 +130,8 @@ def unsupported(
     lengths: torch.Tensor,
     scale: float,
 ) -> str | None:
-    if q.shape[3] > 256:
-        return f"it holds heads of at most 256 channels, got D = {q.shape[3]}"
+    if q.shape[3] > _MOST_CHANNELS:
+        return f"it holds heads of at most {_MOST_CHANNELS} channels, got D = {q.shape[3]}"
     return _triton.unsupported(q, k_cache, v_cache, lengths) or _triton.dtype_unsupported(q.dtype)
 
 

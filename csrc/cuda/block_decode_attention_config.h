@@ -1,0 +1,19 @@
+// Compile-time numbers of block_decode_attention. No CUDA code.
+#pragma once
+
+namespace bdk {
+
+// Untuned until a card has decided.
+constexpr int kDecodeWarps = 4;
+constexpr int kDecodeThreads = 32 * kDecodeWarps;
+constexpr int kDecodeKeys = 64;   // of a tile
+constexpr int kDecodeStages = 2;  // tiles in shared memory: one is read, one is on its way
+constexpr int kDecodePad = 8;     // values behind a row: 8 rows of a matrix lie in 32 banks
+constexpr int kDecodeMostSplits = 64;
+
+// Bytes of shared memory of a block.
+constexpr int decode_shared(int head_dim) {
+  return kDecodeStages * 2 * kDecodeKeys * (head_dim + kDecodePad) * 2;
+}
+
+}  // namespace bdk
