@@ -10,7 +10,7 @@ namespace {
 template <class T, int kHeadDim, int kRowWarps>
 cudaError_t attend(const DecodeParams& params, unsigned int blocks, cudaStream_t stream) {
   const auto kernel = decode_kernel<T, kHeadDim, kRowWarps>;
-  constexpr int kShared = decode_shared(kHeadDim);
+  constexpr int kShared = kDecodeShared<kHeadDim>;
   if constexpr (kShared > 48 * 1024) {  // what a block has without asking
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);

@@ -12,8 +12,7 @@ constexpr int kDecodePad = 8;     // values behind a row: 8 rows of a matrix lie
 constexpr int kDecodeMostSplits = 64;
 
 // Bytes of shared memory of a block.
-constexpr int decode_shared(int head_dim) {
-  return kDecodeStages * 2 * kDecodeKeys * (head_dim + kDecodePad) * 2;
-}
+template <int kHeadDim>
+constexpr int kDecodeShared = kDecodeStages * 2 * kDecodeKeys * (kHeadDim + kDecodePad) * 2;
 
 }  // namespace bdk
