@@ -25,6 +25,7 @@ __all__ = [
     "cuda",
     "cuda_unsupported",
     "dtype_unsupported",
+    "rows_of_16_bytes",
     "stream",
 ]
 
@@ -59,6 +60,16 @@ def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
         if dtype not in DTYPE_CODES:
             return f"it does not handle {dtype}"
     return None
+
+
+def rows_of_16_bytes(x: torch.Tensor) -> bool:
+    """Whether every row of `x` [..., C] lies at a multiple of 16 bytes, its elements adjacent."""
+    size = x.element_size()
+    return (
+        x.stride(-1) == 1
+        and x.data_ptr() % 16 == 0
+        and all(step * size % 16 == 0 for step in x.stride()[:-1])
+    )
 
 
 def stream(device: torch.device) -> tuple[int, int]:

@@ -355,7 +355,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const bool inside = channel < params.head_dim;
     float sums[2] = {0.0f, 0.0f};
     for (int split = 0; split < made; ++split) {
-      const float weight = __shfl_sync(0xFFFFFFFFu, split < 32 ? weights[0] : weights[1], split % 32);
+      const float weight =
+          __shfl_sync(0xFFFFFFFFu, split < 32 ? weights[0] : weights[1], split % 32);
       if (inside) {
         const float* part = params.sums + (first_part + split) * params.head_dim + channel;
         const float2 values = *reinterpret_cast<const float2*>(part);

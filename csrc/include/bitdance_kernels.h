@@ -185,6 +185,19 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
                                     int64_t v_head, float scale, int dtype, int device,
                                     void* stream);
 
+// qkv: [batch, tokens, heads + 2 kv_heads, head_dim], its heads adjacent; q: [batch, tokens, heads,
+// head_dim]; k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim], written from row
+// position[b] on; freqs: [positions, head_dim / 2, 2]; norms: [head_dim]. head_dim is a multiple of
+// 8 up to 256; all heads start at multiples of 16 bytes.
+int bdk_rope_append_cuda(const void* qkv, void* q, void* k_cache, void* v_cache,
+                         const int32_t* position, const void* freqs, const void* q_norm_or_null,
+                         const void* k_norm_or_null, int64_t batch, int64_t tokens, int64_t heads,
+                         int64_t kv_heads, int64_t head_dim, int64_t qkv_batch, int64_t qkv_token,
+                         int64_t k_batch, int64_t k_token, int64_t k_head, int64_t v_batch,
+                         int64_t v_token, int64_t v_head, float eps, int interleaved, int dtype,
+                         int freqs_dtype, int q_norm_dtype, int k_norm_dtype, int device,
+                         void* stream);
+
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);
 

@@ -12,14 +12,12 @@ void decode(DecodeParams params, int64_t batch, bool backward) {
   const int rows = params.tokens * params.group;
   params.row_tiles = (rows + 16 * kRowWarps - 1) / (16 * kRowWarps);
   const int64_t blocks = batch * params.kv_heads * params.splits * params.row_tiles;
-  emulated::launch(blocks, kDecodeThreads, backward, [&] {
-    decode_kernel<T, kHeadDim, kRowWarps>(params);
-  });
+  emulated::launch(blocks, kDecodeThreads, backward,
+                   [&] { decode_kernel<T, kHeadDim, kRowWarps>(params); });
   if (params.splits == 1) return;
   const int64_t out_rows = batch * params.kv_heads * rows;
-  emulated::launch((out_rows + kDecodeWarps - 1) / kDecodeWarps, kDecodeThreads, backward, [&] {
-    combine_kernel<T>(params, out_rows, params.kv_heads * rows);
-  });
+  emulated::launch((out_rows + kDecodeWarps - 1) / kDecodeWarps, kDecodeThreads, backward,
+                   [&] { combine_kernel<T>(params, out_rows, params.kv_heads * rows); });
 }
 
 template <class T, int kRowWarps>
@@ -45,9 +43,30 @@ extern "C" void decode(const void* q, const void* k, const void* v, const int* l
                        int bfloat16, int backward) {
   using namespace bdk;
   const auto size = [&](int i) { return static_cast<int>(sizes[i]); };
-  const DecodeParams params{q, k, v, lengths, out, sums, top, total, sizes[7], sizes[8], sizes[9],
-                            sizes[10], sizes[11], sizes[12], sizes[13], sizes[14], sizes[15],
-                            size(1), size(2) / size(3), size(3), size(4), size(5), size(6), 0,
+  const DecodeParams params{q,
+                            k,
+                            v,
+                            lengths,
+                            out,
+                            sums,
+                            top,
+                            total,
+                            sizes[7],
+                            sizes[8],
+                            sizes[9],
+                            sizes[10],
+                            sizes[11],
+                            sizes[12],
+                            sizes[13],
+                            sizes[14],
+                            sizes[15],
+                            size(1),
+                            size(2) / size(3),
+                            size(3),
+                            size(4),
+                            size(5),
+                            size(6),
+                            0,
                             scale};
   if (bfloat16 != 0) {
     decode_rows<__nv_bfloat16>(params, sizes[0], backward != 0);

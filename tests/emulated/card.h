@@ -19,6 +19,8 @@
 #define __launch_bounds__(...)
 using std::fmaxf;
 
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -120,10 +122,13 @@ inline void launch(unsigned int blocks, int threads, bool backward, std::functio
       block.fibers[t].uc_stack.ss_sp = block.stacks[t].get();
       block.fibers[t].uc_stack.ss_size = kStack;
       block.fibers[t].uc_link = &block.scheduler;
-      makecontext(&block.fibers[t], +[] {
-        block.kernel();
-        block.done[block.running] = true;
-      }, 0);
+      makecontext(
+          &block.fibers[t],
+          +[] {
+            block.kernel();
+            block.done[block.running] = true;
+          },
+          0);
     }
     for (int left = threads; left > 0;) {
       left = 0;

@@ -2,35 +2,20 @@
 
 import ctypes
 import math
-import os
-import platform
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from bitdance_kernels.attention.block_decode_attention import reference
 from bitdance_kernels.testing import compare
+from tests.emulated import build, needs_compiler
 
-ROOT = Path(__file__).parent.parent.parent
-CXX = shutil.which(os.environ.get("CXX", "g++"))
-
-pytestmark = pytest.mark.skipif(
-    CXX is None or platform.machine() != "x86_64", reason="needs g++ with _Float16"
-)
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
 def decode(tmp_path_factory):
-    library = tmp_path_factory.mktemp("emulated") / "decode.so"
-    emulated = ROOT / "tests/emulated"
-    command = [CXX, "-O1", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-unknown-pragmas", "-Wno-psabi", f"-I{emulated}", f"-I{ROOT / 'csrc'}"]
-    command += [emulated / "block_decode_attention.cpp", "-o", library]
-    subprocess.run(command, check=True)
-    function = ctypes.CDLL(str(library)).decode
+    function = build("block_decode_attention", tmp_path_factory.mktemp("emulated")).decode
     function.restype = None
 
     def run(q, k, v, lengths, scale, splits, backward):

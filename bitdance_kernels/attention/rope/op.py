@@ -26,7 +26,7 @@ def rope(
         freqs: [T, D / 2, 2], floating point: cosine and sine of each token's angles.
         interleaved: pair i is channels (2 i, 2 i + 1), as in BitDance's ImageNet models; False:
             channels (i, i + D / 2), as in Qwen3.
-        backend: "auto", "triton" or "reference".
+        backend: "auto", "reference" or "triton".
 
     Returns:
         [B, T, H, D] of the dtype of `x`, contiguous.

@@ -53,7 +53,7 @@ def rope_append(
             in Qwen3. None: no norm.
         k_norm: the same for the key heads.
         eps: of the norms.
-        backend: "auto", "triton" or "reference".
+        backend: "auto", "reference", "triton" or "cuda".
 
     Returns:
         The rotated queries, [B, P, H, D] of the dtype of `qkv`, contiguous.
@@ -174,5 +174,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)},
 )
