@@ -210,7 +210,8 @@ __device__ inline void merge_warps(const DecodeParts<kHeadDim>& parts, int row, 
 // kRowWarps warps beside each other in rows, the others in keys: 1 or kDecodeWarps. kHeadDim is
 // head_dim, or the next size that there is a kernel for.
 template <class T, int kHeadDim, int kRowWarps>
-__global__ void __launch_bounds__(kDecodeThreads) decode_kernel(const DecodeParams params) {
+__global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
+    decode_kernel(const DecodeParams params) {
   static_assert(kRowWarps == 1 || kRowWarps == kDecodeWarps);
   constexpr int kRow = kHeadDim + kDecodePad;
   constexpr int kTile = kDecodeKeys * kRow;

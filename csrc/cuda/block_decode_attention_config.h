@@ -11,6 +11,12 @@ constexpr int kDecodeStages = 2;  // tiles in shared memory: one is read, one is
 constexpr int kDecodePad = 8;     // values behind a row: 8 rows of a matrix lie in 32 banks
 constexpr int kDecodeMostSplits = 64;
 
+// Blocks that a multiprocessor shall have room for: what registers are given up for. One tile of
+// rows waits for memory and wants many; many rows wait for the tensor cores and want their
+// registers.
+template <int kRowWarps>
+constexpr int kDecodeBlocks = kRowWarps == 1 ? 3 : 2;
+
 // Bytes of shared memory of a block.
 template <int kHeadDim>
 constexpr int kDecodeShared = kDecodeStages * 2 * kDecodeKeys * (kHeadDim + kDecodePad) * 2;
