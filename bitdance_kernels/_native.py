@@ -19,13 +19,14 @@ __all__ = [
     "DTYPE_CODES",
     "ISAS",
     "NativeModule",
+    "aligned_rows",
     "cpu",
     "cpu_isa",
     "cpu_unsupported",
     "cuda",
     "cuda_unsupported",
     "dtype_unsupported",
-    "rows_of_16_bytes",
+    "rows_are_aligned",
     "stream",
 ]
 
@@ -62,14 +63,16 @@ def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
     return None
 
 
-def rows_of_16_bytes(x: torch.Tensor) -> bool:
-    """Whether every row of `x` [..., C] lies at a multiple of 16 bytes, its elements adjacent."""
-    size = x.element_size()
-    return (
-        x.stride(-1) == 1
-        and x.data_ptr() % 16 == 0
-        and all(step * size % 16 == 0 for step in x.stride()[:-1])
-    )
+def aligned_rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` [..., C], or a copy if not every row lies, without gaps, at a multiple of 16 bytes."""
+    return x if rows_are_aligned(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def rows_are_aligned(x: torch.Tensor) -> bool:
+    """Whether every row of `x` [..., C] lies, without gaps, at a multiple of 16 bytes."""
+    unit = 16 // x.element_size()
+    aligned = x.data_ptr() % 16 == 0 and all(step % unit == 0 for step in x.stride()[:-1])
+    return aligned and x.stride(-1) == 1
 
 
 def stream(device: torch.device) -> tuple[int, int]:

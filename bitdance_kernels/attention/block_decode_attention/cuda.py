@@ -25,8 +25,6 @@ def unsupported(
         return f"it does not handle {q.dtype}"
     if q.shape[3] % 8 != 0 or q.shape[3] > _MOST_CHANNELS:
         return f"it takes heads of 8 to {_MOST_CHANNELS} channels in eights, got D = {q.shape[3]}"
-    if not all(_native.rows_of_16_bytes(x) for x in (q, k_cache, v_cache)):
-        return "it takes heads that lie at multiples of 16 bytes, their channels adjacent"
     return _native.cuda_unsupported("block_decode_attention", q, k_cache, v_cache, lengths)
 
 
@@ -38,13 +36,14 @@ def run(
     scale: float,
 ) -> torch.Tensor:
     out = q.new_empty(q.shape)
+    q, k_cache, v_cache = (_native.aligned_rows(x) for x in (q, k_cache, v_cache))
     lengths = lengths.contiguous()
     B, P, H, D = q.shape
     Tmax, Hkv = k_cache.shape[1:3]
     rows = P * (H // Hkv)
     tile = _FEW_ROWS if rows <= _FEW_ROWS else _MANY_ROWS
     programs = B * Hkv * -(-rows // tile)
-    splits = split_count(q.device, programs, -(-Tmax // _KEYS)) if programs else 1
+    splits = split_count(q.device, programs, tile, -(-Tmax // _KEYS)) if programs else 1
     part = (B, P, H, splits if splits > 1 else 0)
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)

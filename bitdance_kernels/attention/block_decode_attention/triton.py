@@ -30,8 +30,8 @@ def _share(length, splits, KEYS: tl.constexpr):
 @triton.jit
 def _attend_kernel(
     q_ptr, k_ptr, v_ptr, lengths_ptr, out_ptr, sums_ptr, top_ptr, total_ptr, scale, P, Tmax, Hkv,
-    row_tiles, splits, q_batch_stride, q_token_stride, q_head_stride, k_batch_stride, k_token_stride,
-    k_head_stride, v_batch_stride, v_token_stride, v_head_stride,
+    row_tiles, splits, q_batch_stride, q_token_stride, q_head_stride,
+    k_batch_stride, k_token_stride, k_head_stride, v_batch_stride, v_token_stride, v_head_stride,
     GROUP: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -157,7 +157,7 @@ def run(
         rows = 16  # products in full float32 are sums in registers
     row_tiles = triton.cdiv(P * group, rows)
     programs = B * Hkv * row_tiles
-    splits = split_count(q.device, programs, triton.cdiv(Tmax, keys))
+    splits = split_count(q.device, programs, rows, triton.cdiv(Tmax, keys))
     part = (B, P, H, splits if splits > 1 else 0)
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)

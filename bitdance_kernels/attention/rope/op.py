@@ -39,6 +39,9 @@ def rope(
     Numerics:
         Computed in float32 (float64 for float64) and rounded once.
 
+    Backends:
+        reference; triton, forward and backward.
+
     Example:
         >>> import torch
         >>> quarter_turn = torch.tensor([[[0.0, 1.0]]])

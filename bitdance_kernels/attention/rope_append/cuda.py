@@ -25,8 +25,8 @@ def unsupported(
     D = k_cache.shape[3]
     if D % 8 != 0 or D > _MOST_CHANNELS:
         return f"it takes heads of 8 to {_MOST_CHANNELS} channels in eights, got D = {D}"
-    if not all(_native.rows_of_16_bytes(x) for x in (qkv, k_cache, v_cache)):
-        return "it takes heads that lie at multiples of 16 bytes, their channels adjacent"
+    if not (_native.rows_are_aligned(k_cache) and _native.rows_are_aligned(v_cache)):
+        return "it writes caches whose heads lie, without gaps, at multiples of 16 bytes"
     given = [x for x in (qkv, freqs, q_norm, k_norm) if x is not None]
     return _native.cuda_unsupported("rope_append", *given) or _native.dtype_unsupported(
         *(x.dtype for x in given)
@@ -49,6 +49,7 @@ def run(
     B, P, _ = qkv.shape
     D = k_cache.shape[3]
     q = qkv.new_empty((B, P, num_heads, D))
+    qkv = _native.aligned_rows(qkv)
     position, freqs = position.contiguous(), freqs.contiguous()
     q_norm = None if q_norm is None else q_norm.contiguous()
     k_norm = None if k_norm is None else k_norm.contiguous()

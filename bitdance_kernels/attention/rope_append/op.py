@@ -67,6 +67,10 @@ def rope_append(
     Numerics:
         Computed in float32 (float64 for float64) and rounded once, to the output and to the cache.
 
+    Backends:
+        reference; triton (caches whose channels are adjacent); cuda (D a multiple of 8 up to 256,
+        caches whose heads lie at multiples of 16 bytes). They read `position` on the GPU.
+
     Example:
         >>> import torch
         >>> k_cache, v_cache = torch.zeros(2, 1, 8, 1, 2).unbind()
