@@ -16,7 +16,10 @@ from bitdance_kernels._compiled import (
 )
 
 __all__ = [
+    "BFLOAT16",
     "DTYPE_CODES",
+    "FLOAT16",
+    "FLOAT32",
     "ISAS",
     "NativeModule",
     "aligned_rows",

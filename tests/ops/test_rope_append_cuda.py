@@ -58,3 +58,21 @@ def test_against_the_reference(rope_append, call):
     assert torch.equal(args[2], plain.args[2]), "values are copied"
     for cache in (k, v):
         assert not cache[..., -8:].any(), "written beside the cache"
+
+
+@pytest.mark.skipif(
+    _native.cuda.unavailable("rope_append") is not None,
+    reason="the CUDA module was not built here",
+)
+def test_c_function_checks_before_it_launches():
+    def call(*, B=1, P=1, H=4, Hkv=2, D=64, dtypes=(_native.FLOAT16,) * 4):
+        sizes = (B, P, H, Hkv, D)
+        _native.cuda.rope_append(*(0,) * 8, *sizes, *(0,) * 8, 1e-6, True, *dtypes, 0, 0)
+
+    with pytest.raises(RuntimeError, match="dtype code not handled"):
+        call(dtypes=(0, 0, 0, 9))
+    for sizes in ({"B": -1}, {"H": 0}, {"Hkv": 0}, {"D": 12}, {"D": 264}, {"P": 2**28}):
+        with pytest.raises(RuntimeError, match="size or argument out of range"):
+            call(**sizes)
+    call(B=0)  # nothing to launch, on any machine
+    call(P=0)

@@ -25,8 +25,8 @@ def _turn_heads(
     """Heads `head` of `y_ptr`, which are heads `first + head` of `x_ptr`."""
     a, b = load_pairs(x_ptr, first + head, inside, D, D, HALF, INTERLEAVED)
     if NORM:
-        one = tl.zeros([1], tl.int64)
-        weight_a, weight_b = load_pairs(norm_ptr, one, one == 0, D, D, HALF, INTERLEAVED)
+        only = tl.zeros([1], tl.int64)  # the weights of all heads: a table of one row
+        weight_a, weight_b = load_pairs(norm_ptr, only, only == 0, D, D, HALF, INTERLEAVED)
         factor = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / D + eps)[:, None]
         a, b = a * factor * weight_a, b * factor * weight_b
     a, b = rotate(a, b, cos, sin)
