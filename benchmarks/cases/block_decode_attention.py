@@ -49,7 +49,7 @@ def samples(device: torch.device) -> Iterator[Call]:
         yield _call(f"D = {D}, {dtype}", (2, 1, 4, D), (70, 2), (1, 67), dtype, device)
     for P, D in itertools.product((4, 9, 64), (64, 128)):
         yield _call(f"P = {P}, D = {D}", (2, P, 5, D), (70, 1), (70, 8), BF16, device)
-    yield _call("many rows", (150, 1, 4, 8), (40, 4), range(-1, 149), F32, device)
+    yield _call("lengths of all kinds", (5, 1, 4, 8), (40, 4), (-1, 0, 1, 33, 50), F32, device)
     yield _call("serial, grouped heads", (2, 1, 8, 32), (70, 1), (65, 1), F32, device)
     yield _call("one token", (1, 1, 1, 8), (1, 1), (1,), F32, device)
     yield _call("P = 3, odd D", (3, 3, 2, 5), (9, 2), (0, 4, 9), F32, device)

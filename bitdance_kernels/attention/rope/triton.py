@@ -44,7 +44,8 @@ def run(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Tensor
     return _turn(x, freqs, interleaved, back=False)
 
 
-unsupported_backward = unsupported
+def unsupported_backward(grad: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> str | None:
+    return unsupported(grad, freqs, interleaved)
 
 
 def run_backward(grad: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Tensor:
