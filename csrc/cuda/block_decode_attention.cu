@@ -65,7 +65,7 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
     return BDK_BAD_SIZE;
   }
   if (head_dim < 8 || head_dim > 128 || head_dim % 8 != 0 || cache_tokens < 0 ||
-      cache_tokens > INT32_MAX || splits < 1 || splits > kDecodeMostSplits) {
+      cache_tokens > INT32_MAX - kDecodeKeys || splits < 1 || splits > kDecodeMostSplits) {
     return BDK_BAD_SIZE;
   }
   if (batch == 0 || tokens == 0) return BDK_OK;
