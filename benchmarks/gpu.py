@@ -42,10 +42,9 @@ def main(cases: Sequence[Case], out: Path, *, seconds: float, quick: bool, dry_r
             continue
         try:
             result["checks"] += list(_checks(case, device))
-            able = _backends(case, device)
             share = left / (len(cases) - done) / max(len(case.timings), 1) / 2
             share = min(share, 0.5 if quick else 5.0)
-            result["rows"] += _timings(case, able, device, share, result)
+            result["rows"] += _timings(case, device, share, result)
         except Exception:
             result["failed"][case.name] = traceback.format_exc()
         run.save(result, path)
@@ -63,9 +62,8 @@ def main(cases: Sequence[Case], out: Path, *, seconds: float, quick: bool, dry_r
     return 1 if failures or result["failed"] else 0
 
 
-def _backends(case: Case, device: torch.device) -> list[str]:
-    """Backends of `case` that run on this device; the reference among them."""
-    call = next(c for c in case.samples(device) if all(t.numel() for t in c.tensors()))
+def _backends(case: Case, call: Call) -> list[str]:
+    """Backends of `case` that can run `call`; the reference among them."""
     return [name for name, why in run.runnable(case, call, ()).items() if why is None]
 
 
@@ -150,11 +148,12 @@ def _spread(function: Callable[..., Any]) -> Callable[[Call], Any]:
 
 
 def _timings(
-    case: Case, able: Sequence[str], device: torch.device, seconds: float, result: dict[str, Any]
+    case: Case, device: torch.device, seconds: float, result: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     if device.type == "cpu":  # a dry run: the code path on the smallest sample, not a measurement
         call = next(c for c in case.samples(device) if all(t.numel() for t in c.tensors()))
         shape = Timing(call.name, lambda _: call, bytes=1)
+        able = _backends(case, call)
         with torch.inference_mode():
             times, _ = timing.time_cpu(timing.functions(case, call, able), call, 0.0)
         yield from timing.rows(case, shape, times, able, "cpu")
@@ -163,6 +162,7 @@ def _timings(
         if "cuda" not in shape.devices:
             continue
         call = shape.make(device)
+        able = _backends(case, call)
         timed = dict(timing.functions(case, call, able, backward=shape.backward))
         for name, function in list(case.baselines.items()):
             compiled = _spread(torch.compile(function, dynamic=False))

@@ -16,15 +16,20 @@ from bitdance_kernels._compiled import (
 )
 
 __all__ = [
+    "BFLOAT16",
     "DTYPE_CODES",
+    "FLOAT16",
+    "FLOAT32",
     "ISAS",
     "NativeModule",
+    "aligned_rows",
     "cpu",
     "cpu_isa",
     "cpu_unsupported",
     "cuda",
     "cuda_unsupported",
     "dtype_unsupported",
+    "rows_are_aligned",
     "stream",
 ]
 
@@ -59,6 +64,18 @@ def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
         if dtype not in DTYPE_CODES:
             return f"it does not handle {dtype}"
     return None
+
+
+def aligned_rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` [..., C], or a copy if not every row lies, without gaps, at a multiple of 16 bytes."""
+    return x if rows_are_aligned(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def rows_are_aligned(x: torch.Tensor) -> bool:
+    """Whether every row of `x` [..., C] lies, without gaps, at a multiple of 16 bytes."""
+    unit = 16 // x.element_size()
+    aligned = x.data_ptr() % 16 == 0 and all(step % unit == 0 for step in x.stride()[:-1])
+    return aligned and x.stride(-1) == 1
 
 
 def stream(device: torch.device) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,8 @@ def _call(
     B, _, _, D = q
     k, v = torch.randn(2, B, *cache, D, generator=generator).to(dtype)
     for b, length in enumerate(lengths):
-        k[b, length:] = float("nan")
-        v[b, length:] = float("nan")
+        k[b, max(length, 0) :] = float("nan")
+        v[b, max(length, 0) :] = float("nan")
     args = (
         torch.randn(*q, generator=generator).to(dtype),
         k,
@@ -42,7 +44,12 @@ def _call(
 def samples(device: torch.device) -> Iterator[Call]:
     for dtype in (F32, F16, BF16):
         yield _call(f"P = 4, {dtype}", (2, 4, 3, 16), (21, 3), (7, 21), dtype, device)
-        yield _call(f"grouped heads, {dtype}", (3, 16, 4, 64), (150, 2), (150,) * 3, dtype, device)
+        yield _call(f"grouped heads, {dtype}", (2, 9, 4, 64), (150, 2), (150,) * 2, dtype, device)
+    for D, dtype in itertools.product((32, 48, 64, 80, 96, 128), (F32, F16, BF16)):
+        yield _call(f"D = {D}, {dtype}", (2, 1, 4, D), (70, 2), (1, 67), dtype, device)
+    for P, D in itertools.product((4, 9, 64), (64, 128)):
+        yield _call(f"P = {P}, D = {D}", (2, P, 5, D), (70, 1), (70, 8), BF16, device)
+    yield _call("lengths of all kinds", (5, 1, 4, 8), (40, 4), (-1, 0, 1, 33, 50), F32, device)
     yield _call("serial, grouped heads", (2, 1, 8, 32), (70, 1), (65, 1), F32, device)
     yield _call("one token", (1, 1, 1, 8), (1, 1), (1,), F32, device)
     yield _call("P = 3, odd D", (3, 3, 2, 5), (9, 2), (0, 4, 9), F32, device)
@@ -97,71 +104,46 @@ def sdpa(
     return out.transpose(1, 2)
 
 
+def flash_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """What FlashAttention has for this, where it is installed."""
+    from flash_attn import flash_attn_with_kvcache
+
+    return flash_attn_with_kvcache(
+        q, k_cache, v_cache, cache_seqlens=lengths, softmax_scale=scale, causal=False
+    )
+
+
+def baselines() -> dict[str, Callable[..., torch.Tensor]]:
+    found: dict[str, Callable[..., torch.Tensor]] = {"sdpa mask": sdpa}
+    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
+        found["flash_attn_with_kvcache"] = flash_attention
+    return found
+
+
 CASES = (
     Case(
         op=block_decode_attention,
         rule="staged",
         samples=samples,
         timings=(
-            _timing(
-                "ImageNet B-16x, 1 image",
-                (2, 16, 12, 64),
-                (319, 12),
-                200,
-                F32,
-                "cpu",
-                "cuda",
-            ),
-            _timing(
-                "ImageNet B-1x, 1 image",
-                (2, 1, 12, 64),
-                (319, 12),
-                200,
-                F32,
-                "cpu",
-                "cuda",
-            ),
-            _timing(
-                "ImageNet B-16x, 1 image",
-                (2, 16, 12, 64),
-                (319, 12),
-                200,
-                BF16,
-                "cuda",
-            ),
-            _timing(
-                "ImageNet B-16x, 64 images",
-                (128, 16, 12, 64),
-                (319, 12),
-                319,
-                BF16,
-                "cuda",
-            ),
-            _timing(
-                "ImageNet B-1x, 384 images",
-                (768, 1, 12, 64),
-                (319, 12),
-                319,
-                BF16,
-                "cuda",
-            ),
-            _timing(
-                "14B-64x, 1 image",
-                (2, 64, 40, 128),
-                (4352, 8),
-                4352,
-                BF16,
-                "cuda",
-            ),
-            _timing(
-                "14B-64x, 16 images",
-                (32, 64, 40, 128),
-                (4352, 8),
-                4352,
-                BF16,
-                "cuda",
-            ),
+            _timing("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, F32, "cpu", "cuda"),
+            _timing("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 200, F32, "cpu", "cuda"),
+            _timing("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 319, BF16, "cuda"),
+            _timing("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, BF16, "cuda"),
+            _timing("ImageNet B-1x, 64 images", (128, 1, 12, 64), (319, 12), 319, BF16, "cuda"),
+            _timing("ImageNet B-16x, 64 images", (128, 16, 12, 64), (319, 12), 319, BF16, "cuda"),
+            _timing("ImageNet B-1x, 384 images", (768, 1, 12, 64), (319, 12), 319, BF16, "cuda"),
+            _timing("14B-64x, 1 image", (2, 64, 40, 128), (4352, 8), 4352, BF16, "cuda"),
+            _timing("14B-64x, 16 images", (32, 64, 40, 128), (4352, 8), 4352, BF16, "cuda"),
+            _timing("14B-64x, 64 images", (128, 64, 40, 128), (4352, 8), 4352, BF16, "cuda"),
         ),
-        baselines={"sdpa mask": sdpa},
+        baselines=baselines(),
     ),
 )

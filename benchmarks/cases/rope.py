@@ -42,6 +42,8 @@ def samples(device: torch.device) -> Iterator[Call]:
         pairs = "interleaved" if interleaved else "halves"
         for dtype in (F32, F16, BF16):
             yield call(f"{pairs}, {dtype}", (2, 7, 3, 16), interleaved, dtype)
+        for D in (32, 48, 80, 96, 128):
+            yield call(f"{pairs}, D = {D}", (1, 2, 40, D), interleaved, BF16)
         yield call(f"{pairs}, many rows", (2, 50, 4, 64), interleaved, BF16)
         yield call(
             f"{pairs}, table of bfloat16", (1, 5, 2, 6), interleaved, torch.float32, torch.bfloat16

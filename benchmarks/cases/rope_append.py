@@ -54,6 +54,9 @@ def samples(device: torch.device) -> Iterator[Call]:
         name = f"halves, normed, grouped heads, {dtype}"
         halves: dict[str, Any] = {"norm": dtype, "interleaved": False, "eps": 1e-5}
         yield call(name, (4, 2, 64), 150, 16, (0, 100, 134), dtype, **halves)
+    for D in (32, 48, 64, 80, 96, 128):
+        yield call(f"interleaved, D = {D}", (4, 4, D), 9, 2, (7, 0), BF16)
+        yield call(f"halves, D = {D}", (10, 2, D), 9, 2, (0, 7), BF16, interleaved=False, norm=F32)
     yield call("float32 norms", (2, 1, 10), 9, 3, (6, 0), BF16, norm=F32)
     yield call("serial", (8, 1, 32), 70, 1, (69,), F32)
     yield call("one pair", (1, 1, 2), 1, 1, (0,), F32)
@@ -118,18 +121,23 @@ CASES = (
         samples=samples,
         timings=(
             _timing("ImageNet B-16x, 1 image", 2, 16, (12, 12, 64), 319, F32, "cpu", "cuda"),
+            _timing("ImageNet B-1x, 1 image", 2, 1, (12, 12, 64), 319, BF16, "cuda"),
+            _timing("ImageNet B-1x, 64 images", 128, 1, (12, 12, 64), 319, BF16, "cuda"),
             _timing("ImageNet B-16x, 1 image", 2, 16, (12, 12, 64), 319, BF16, "cuda"),
             _timing("ImageNet B-16x, 64 images", 128, 16, (12, 12, 64), 319, BF16, "cuda"),
-            _timing(
-                "14B-64x, 16 images",
-                32,
-                64,
-                (40, 8, 128),
-                4352,
-                BF16,
-                "cuda",
-                norm=BF16,
-                interleaved=False,
+            *(
+                _timing(
+                    f"14B-64x, {images} image{'s' * (images > 1)}",
+                    2 * images,
+                    64,
+                    (40, 8, 128),
+                    4352,
+                    BF16,
+                    "cuda",
+                    norm=BF16,
+                    interleaved=False,
+                )
+                for images in (1, 16)
             ),
         ),
         baselines={"torch": torch_steps},

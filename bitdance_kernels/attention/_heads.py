@@ -17,6 +17,11 @@ def by_query(x: torch.Tensor, H: int) -> torch.Tensor:
     return x.unflatten(2, (H // x.shape[1], -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
+def unit_channels(x: torch.Tensor) -> torch.Tensor:
+    """`x` [..., D], or a copy of it where the channels of a head are not adjacent."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def scale_or_default(scale: float | None, q: torch.Tensor) -> float:
     """`scale`, or 1 / sqrt(D)."""
     if scale is not None:

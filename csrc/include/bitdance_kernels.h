@@ -193,6 +193,34 @@ int bdk_nearest_codes_cuda(const uint8_t* a, const uint8_t* b, int64_t* index, i
                            int64_t queries, int64_t codes, int64_t width, int64_t a_stride,
                            int64_t b_stride, int64_t k, int device, void* stream);
 
+// q, out: [batch, tokens, heads, head_dim], out contiguous; k_cache, v_cache: [batch, cache_tokens,
+// kv_heads, head_dim]; lengths: [batch]. head_dim is a multiple of 8 up to 128; all rows start at
+// multiples of 16 bytes. dtype: float16 or bfloat16. `scale` is multiplied by log2(e) already. With
+// more than one split (64 at most), sums: [batch, tokens, heads, splits, head_dim], top and total:
+// the same without head_dim, are scratch.
+int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const void* v_cache,
+                                    const int32_t* lengths, void* out, float* sums, float* top,
+                                    float* total, int64_t batch, int64_t tokens, int64_t heads,
+                                    int64_t kv_heads, int64_t head_dim, int64_t cache_tokens,
+                                    int64_t splits, int64_t q_batch, int64_t q_token,
+                                    int64_t q_head, int64_t k_batch, int64_t k_token,
+                                    int64_t k_head, int64_t v_batch, int64_t v_token,
+                                    int64_t v_head, float scale, int dtype, int device,
+                                    void* stream);
+
+// qkv: [batch, tokens, heads + 2 kv_heads, head_dim], its heads adjacent; q: [batch, tokens, heads,
+// head_dim]; k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim], written from row
+// position[b] on; freqs: [positions, head_dim / 2, 2]; norms: [head_dim]. head_dim is a multiple of
+// 8 up to 256; all heads start at multiples of 16 bytes.
+int bdk_rope_append_cuda(const void* qkv, void* q, void* k_cache, void* v_cache,
+                         const int32_t* position, const void* freqs, const void* q_norm_or_null,
+                         const void* k_norm_or_null, int64_t batch, int64_t tokens, int64_t heads,
+                         int64_t kv_heads, int64_t head_dim, int64_t qkv_batch, int64_t qkv_token,
+                         int64_t k_batch, int64_t k_token, int64_t k_head, int64_t v_batch,
+                         int64_t v_token, int64_t v_head, float eps, int interleaved, int dtype,
+                         int freqs_dtype, int q_norm_dtype, int k_norm_dtype, int device,
+                         void* stream);
+
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);
 

@@ -9,11 +9,13 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("device_count", &bdk_cuda_device_count);
   module.attr("architectures") = BDK_CUDA_ARCHS;
 
+  bind("block_decode_attention", bdk_block_decode_attention_cuda);
   bind("flip_bits", bdk_flip_bits_cuda);
   bind("flip_signs", bdk_flip_signs_cuda);
   bind("hamming_distance", bdk_hamming_distance_cuda);
   bind("nearest_codes", bdk_nearest_codes_cuda);
   bind("pack_signs", bdk_pack_signs_cuda);
+  bind("rope_append", bdk_rope_append_cuda);
   bind("unpack_signs", bdk_unpack_signs_cuda);
   bind("noise", bdk_noise_cuda);
 }

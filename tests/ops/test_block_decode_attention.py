@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdance_kernels import Ranges, block_causal_attention, block_decode_attention
-from bitdance_kernels.attention.block_decode_attention import reference
+from bitdance_kernels._op import REGISTRY
+from bitdance_kernels.attention.block_decode_attention import config, reference
 from bitdance_kernels.testing import Call, Invalid, compare
 
 Q = torch.zeros(2, 3, 4, 8)
@@ -142,3 +143,70 @@ def test_chunks_of_the_batch_change_nothing(monkeypatch):
     whole = block_decode_attention(*inputs, n)
     monkeypatch.setattr(reference, "_SCORES", 2 * 4 * 9 * 2)  # two rows at a time
     torch.testing.assert_close(block_decode_attention(*inputs, n), whole)
+
+
+HAS_TRITON = REGISTRY["block_decode_attention"].unavailable("triton") is None
+
+
+def _forced_splits(monkeypatch, splits):
+    """Past the limits of `split_count`, so that small calls are split in any way."""
+    from bitdance_kernels.attention.block_decode_attention import triton
+
+    monkeypatch.setattr(triton, "split_count", lambda *_: splits)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("P", "heads", "D", "lengths", "splits"),
+    [
+        (1, (1, 1), 32, (0, 1, 33, 80), 1),
+        (1, (8, 1), 64, (0, 1, 33, 80), 2),
+        (4, (4, 2), 48, (31, 32), 2),
+        (9, (3, 3), 96, (32, 79), 3),
+        (16, (4, 1), 16, (80, 5), 3),
+        (64, (2, 1), 16, (17, 64), 1),
+        (4, (2, 2), 80, (80, 1), 7),  # more splits than tiles
+        (1, (2, 1), 128, (0, 3), 64),  # more splits than keys
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_splits(monkeypatch, P, heads, D, lengths, splits, dtype):
+    _forced_splits(monkeypatch, splits)
+    q, k, v = _inputs(len(lengths), P, 80, heads, D, dtype)
+    n = torch.tensor(lengths, dtype=torch.int32)
+    truth = reference.attend(q.double(), k.double(), v.double(), n, 0.125)
+    plain = reference.attend(q, k, v, n, 0.125)
+    for b, length in enumerate(lengths):
+        k[b, length:] = math.nan
+        v[b, length:] = math.inf
+    out = block_decode_attention(q, k, v, n, scale=0.125, backend="triton")
+    compare("staged", out, plain, truth, f"{splits} splits")
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("splits", [1, 3])
+def test_scores_of_minus_infinity(monkeypatch, splits):
+    """Keys that are masked by their scores: the first tiles see nothing, the last ones do."""
+    _forced_splits(monkeypatch, splits)
+    q, k, v = _inputs(1, 2, 80, (1, 1), 16, torch.float32)
+    q.abs_()
+    k[:, :40] = -math.inf
+    n = torch.tensor([80], dtype=torch.int32)
+    out = block_decode_attention(q, k, v, n, backend="triton")
+    k, v, n = k[:, 40:], v[:, 40:], n - 40
+    plain = reference.attend(q, k, v, n, 0.25)
+    truth = reference.attend(q.double(), k.double(), v.double(), n, 0.25)
+    compare("staged", out, plain, truth, "out")
+
+
+@given(
+    programs=st.integers(1, 10_000),
+    rows=st.sampled_from([16, 64]),
+    tiles=st.integers(0, 1_000),
+)
+def test_splits_fill_the_card_and_no_more(programs, rows, tiles):
+    splits = config.split_count(torch.device("cpu"), programs, rows, tiles)
+    slots = 132 * (4 if rows == 16 else 2)
+    assert 1 <= splits <= max(tiles, 1)
+    assert splits == 1 or programs * (splits - 1) < slots
+    assert programs * splits >= min(slots, programs * min(tiles, 64))

@@ -53,7 +53,7 @@ def rope_append(
             in Qwen3. None: no norm.
         k_norm: the same for the key heads.
         eps: of the norms.
-        backend: "auto" or "reference".
+        backend: "auto", "reference", "triton" or "cuda".
 
     Returns:
         The rotated queries, [B, P, H, D] of the dtype of `qkv`, contiguous.
@@ -66,6 +66,10 @@ def rope_append(
 
     Numerics:
         Computed in float32 (float64 for float64) and rounded once, to the output and to the cache.
+
+    Backends:
+        reference; triton (caches whose channels are adjacent); cuda (D a multiple of 8 up to 256,
+        caches whose heads lie at multiples of 16 bytes). They read `position` on the GPU.
 
     Example:
         >>> import torch
@@ -174,5 +178,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("reference",), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)},
 )

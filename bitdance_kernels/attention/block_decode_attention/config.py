@@ -1,0 +1,33 @@
+"""How many splits the cache of a row is read in: what the GPU backends share."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+# Untuned until a card has decided.
+# Programs for each multiprocessor. One tile of query rows waits for memory, so many loads shall be
+# on their way; many rows wait for the tensor cores, and leave large parts to combine.
+_FEW_ROWS = 16
+_PROGRAMS_OF_FEW_ROWS, _PROGRAMS_OF_MANY_ROWS = 4, 2
+_MOST_SPLITS = 64
+_H200_MULTIPROCESSORS = 132
+
+
+def split_count(device: torch.device, programs: int, rows: int, tiles: int) -> int:
+    """Splits for `programs` programs of `rows` query rows, each with up to `tiles` tiles of keys.
+
+    From shapes and the card alone, so that a captured graph serves every length: enough to fill
+    the multiprocessors, never more than there are tiles.
+    """
+    each = _PROGRAMS_OF_FEW_ROWS if rows <= _FEW_ROWS else _PROGRAMS_OF_MANY_ROWS
+    wanted = -(-_multiprocessors(device) * each // programs)
+    return max(1, min(wanted, tiles, _MOST_SPLITS))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":  # the interpreter takes what a large card would
+        return _H200_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,25 @@
+"""The official model's numbers, with rotation and decoding by the Triton kernels."""
+
+import pytest
+
+from bitdance_kernels._op import REGISTRY
+from tests.model import golden_cases
+from tests.model.golden_cases import RUNNERS, Case, kind_of, mismatches
+
+golden_cases.load_runners()
+OPS = ("rope", "rope_backward", "rope_append", "block_decode_attention")
+
+pytestmark = pytest.mark.skipif(
+    REGISTRY["rope"].unavailable("triton") is not None, reason="Triton is not installed"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["d1_block_causal_rope", "e1_block_parallel_p4", "e3_bitdance_p4_patch"]
+)
+def test_golden(name, monkeypatch):
+    for op in OPS:
+        monkeypatch.setitem(REGISTRY[op].order, "cpu", ("triton",))
+    case = Case.load(name)
+    wrong = mismatches(case, RUNNERS[kind_of(name)](case))
+    assert not wrong, "\n".join(wrong)

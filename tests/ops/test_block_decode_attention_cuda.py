@@ -1,0 +1,114 @@
+"""The CUDA kernel without a card: its device code as C++, on tests/emulated."""
+
+import ctypes
+import math
+
+import pytest
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.attention.block_decode_attention import reference
+from bitdance_kernels.testing import compare
+from tests.emulated import build, needs_compiler
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(scope="module")
+def decode(tmp_path_factory):
+    function = build("block_decode_attention", tmp_path_factory.mktemp("emulated")).decode
+    function.restype = None
+
+    def run(q, k, v, lengths, scale, splits, backward):
+        out = torch.full_like(q, math.nan, memory_format=torch.contiguous_format)
+        sums = torch.full((*q.shape[:3], splits, q.shape[3]), math.nan)
+        top, total = torch.full((2, *q.shape[:3], splits), math.nan)
+        sizes = (*q.shape[:2], q.shape[2], k.shape[2], q.shape[3], k.shape[1], splits)
+        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+        function(
+            *(ctypes.c_void_p(x.data_ptr()) for x in (q, k, v, lengths, out, sums, top, total)),
+            (ctypes.c_int64 * 16)(*sizes, *strides),
+            ctypes.c_float(scale / math.log(2)),
+            ctypes.c_int(q.dtype == torch.bfloat16),
+            ctypes.c_int(backward),
+        )
+        return out
+
+    return run
+
+
+CALLS = [
+    # P, (H, Hkv), D, lengths, splits
+    (1, (1, 1), 32, (0, 1, 64, 150), 1),
+    (1, (8, 1), 64, (150, 63, 65, 0), 2),
+    (4, (4, 2), 48, (31, 32), 2),
+    (9, (1, 1), 96, (129, 79), 3),
+    (16, (2, 2), 64, (150, 5), 3),
+    (4, (6, 1), 128, (100, 17), 1),  # 24 rows: warps side by side
+    (9, (4, 2), 80, (65, 1), 2),
+    (64, (2, 1), 32, (17, 128), 1),  # two tiles of rows
+    (16, (5, 1), 64, (150,), 3),
+    (4, (2, 2), 8, (150, 1), 7),  # more splits than tiles
+    (1, (2, 1), 128, (0, 3), 64),  # more splits than keys
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("P", "heads", "D", "lengths", "splits"), CALLS)
+def test_against_the_formula(decode, P, heads, D, lengths, splits, dtype):
+    B, (H, Hkv) = len(lengths), heads
+    # Views of wider tensors, as the caches of all layers in one are.
+    q = torch.randn(B, P, H, D + 8, dtype=dtype)[..., :D]
+    k, v = torch.randn(2, B, 150, Hkv, D + 16, dtype=dtype)[..., 8 : D + 8]
+    n = torch.tensor(lengths, dtype=torch.int32)
+    truth = reference.attend(q.double(), k.double(), v.double(), n, 0.125)
+    plain = reference.attend(q, k, v, n, 0.125)
+    for b, length in enumerate(lengths):
+        k[b, length:] = math.nan
+        v[b, length:] = math.inf
+    out = decode(q, k, v, n, 0.125, splits, False)
+    compare("staged", out, plain, truth, f"{splits} splits")
+    assert torch.equal(out, decode(q, k, v, n, 0.125, splits, True)), "the order of the threads"
+
+
+def test_lengths_outside_the_cache(decode):
+    q = torch.randn(2, 1, 1, 32, dtype=torch.float16)
+    k, v = torch.randn(2, 2, 70, 1, 32, dtype=torch.float16)
+    out = decode(q, k, v, torch.tensor([-3, 90], dtype=torch.int32), 1.0, 2, False)
+    inside = decode(q, k, v, torch.tensor([0, 70], dtype=torch.int32), 1.0, 2, False)
+    assert torch.equal(out, inside)
+
+
+@pytest.mark.parametrize("P", [1, 17])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_scores_of_minus_infinity(decode, P, splits):
+    """Keys that are masked by their scores: the first tiles see nothing, the last one does."""
+    q = torch.rand(1, P, 1, 32, dtype=torch.float16) + 0.5
+    k, v = torch.randn(2, 1, 150, 1, 32, dtype=torch.float16)
+    k[:, :140] = -math.inf
+    n = torch.tensor([150], dtype=torch.int32)
+    out = decode(q, k, v, n, 0.2, splits, False)
+    q, k, v, n = q, k[:, 140:], v[:, 140:], n - 140
+    plain = reference.attend(q, k, v, n, 0.2)
+    truth = reference.attend(q.double(), k.double(), v.double(), n, 0.2)
+    compare("staged", out, plain, truth, "out")
+
+
+@pytest.mark.skipif(
+    _native.cuda.unavailable("block_decode_attention") is not None,
+    reason="the CUDA module was not built here",
+)
+def test_c_function_checks_before_it_launches():
+    def call(*, B=1, P=1, H=4, Hkv=2, D=64, Tmax=8, splits=1, dtype=_native.FLOAT16):
+        sizes = (B, P, H, Hkv, D, Tmax, splits)
+        _native.cuda.block_decode_attention(*(0,) * 8, *sizes, *(0,) * 9, 1.0, dtype, 0, 0)
+
+    with pytest.raises(RuntimeError, match="dtype code not handled"):
+        call(dtype=_native.FLOAT32)
+    wrong = [{"B": -1}, {"H": 3}, {"Hkv": 0}, {"D": 12}, {"D": 136}, {"Tmax": -1}, {"Tmax": 2**31}]
+    wrong += [{"splits": 0}, {"splits": 65}, {"P": 2**30}]
+    for sizes in wrong:
+        with pytest.raises(RuntimeError, match="size or argument out of range"):
+            call(**sizes)
+    call(B=0)  # nothing to launch, on any machine
+    call(P=0)

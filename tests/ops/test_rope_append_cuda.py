@@ -1,0 +1,78 @@
+"""The CUDA kernel without a card: its device code as C++, on tests/emulated."""
+
+import ctypes
+
+import pytest
+import torch
+
+from benchmarks.cases.rope_append import CASES, samples
+from bitdance_kernels import _native
+from bitdance_kernels.testing import compare
+from tests.emulated import build, needs_compiler
+
+pytestmark = needs_compiler
+CASE = CASES[0]
+CALLS = [call for call in samples(torch.device("cpu")) if call.args[1].shape[3] % 8 == 0]
+
+
+@pytest.fixture(scope="module")
+def rope_append(tmp_path_factory):
+    function = build("rope_append", tmp_path_factory.mktemp("emulated")).rope_append
+    function.restype = None
+
+    def run(
+        qkv, k, v, position, freqs,
+        *, num_heads, num_kv_heads, interleaved=True, q_norm=None, k_norm=None, eps=1e-6,
+    ):  # fmt: skip
+        q = torch.full((*qkv.shape[:2], num_heads, k.shape[3]), torch.nan, dtype=qkv.dtype)
+        tensors = (qkv, q, k, v, position, freqs, q_norm, k_norm)
+        sizes = [*qkv.shape[:2], num_heads, num_kv_heads, k.shape[3]]
+        sizes += [*qkv.stride()[:2], *k.stride()[:3], *v.stride()[:3]]
+        dtypes = [torch.float32 if x is None else x.dtype for x in (qkv, freqs, q_norm, k_norm)]
+        sizes += [_native.DTYPE_CODES[dtype] for dtype in dtypes]
+        function(
+            (ctypes.c_void_p * 8)(*(None if x is None else x.data_ptr() for x in tensors)),
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            ctypes.c_float(eps),
+            ctypes.c_int(interleaved),
+        )
+        return q
+
+    return run
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_against_the_reference(rope_append, call):
+    actual, plain, truth = (call.map(lambda t: t.clone()) for _ in range(3))
+    truth = truth.map(lambda t: t.double() if t.is_floating_point() else t)
+    # The caches as views of wider tensors, as those of all layers in one are.
+    k, v = (torch.nn.functional.pad(cache, (0, 8)) for cache in actual.args[1:3])
+    args = (actual.args[0], k[..., :-8], v[..., :-8], *actual.args[3:])
+    out = rope_append(*args, **actual.kwargs)
+    expected = CASE.op(*plain.args, **plain.kwargs, backend="reference")
+    exact = CASE.op(*truth.args, **truth.kwargs, backend="reference")
+    caches = zip(args[1:3], plain.args[1:3], truth.args[1:3], strict=True)
+    results = [(out, expected, exact), *caches]
+    for name, (a, b, c) in zip(("q", "k_cache", "v_cache"), results, strict=True):
+        compare(CASE.rule, a, b, c, name)
+    assert torch.equal(args[2], plain.args[2]), "values are copied"
+    for cache in (k, v):
+        assert not cache[..., -8:].any(), "written beside the cache"
+
+
+@pytest.mark.skipif(
+    _native.cuda.unavailable("rope_append") is not None,
+    reason="the CUDA module was not built here",
+)
+def test_c_function_checks_before_it_launches():
+    def call(*, B=1, P=1, H=4, Hkv=2, D=64, dtypes=(_native.FLOAT16,) * 4):
+        sizes = (B, P, H, Hkv, D)
+        _native.cuda.rope_append(*(0,) * 8, *sizes, *(0,) * 8, 1e-6, True, *dtypes, 0, 0)
+
+    with pytest.raises(RuntimeError, match="dtype code not handled"):
+        call(dtypes=(0, 0, 0, 9))
+    for sizes in ({"B": -1}, {"H": 0}, {"Hkv": 0}, {"D": 12}, {"D": 264}, {"P": 2**28}):
+        with pytest.raises(RuntimeError, match="size or argument out of range"):
+            call(**sizes)
+    call(B=0)  # nothing to launch, on any machine
+    call(P=0)
