@@ -143,17 +143,16 @@ def images(
     labels = torch.arange(batch) % config.num_classes
     tokens = measure.random_tokens(model, batch)
     ways = [paths.fast(model, steps)]
-    plain = paths.plain(model, steps)
+    plain = paths.plain(model, steps, autocast=None)
     if isinstance(plain, str):
         result["not timed"][f"images: {name}: plain"] = plain
     else:
         ways.append(plain)
     ways.append(paths.published(model, steps, compiled=False, autocast=None))
 
-    simplest = ways[0] if isinstance(plain, str) else plain
     weights = list(model.parameters())
-    sampled = products.record(lambda: simplest.sample(labels, None), weights)
-    decoded = products.record(lambda: simplest.decode(tokens), weights)
+    sampled = products.record(lambda: ways[0].sample(labels, None), weights)
+    decoded = products.record(lambda: ways[0].decode(tokens), weights)
     times: dict[str, list[Result]] = {way.name: [] for way in ways}
     alone: list[Result] = []
     start = time.perf_counter()

@@ -18,10 +18,11 @@ from bitdance_kernels._op import REGISTRY
 
 _aten = torch.ops.aten
 _PRODUCTS = {
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
-    _aten.baddbmm.default,
+    *(
+        getattr(packet, overload)
+        for packet in (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
+        for overload in ("default", "out")
+    ),
     _aten.convolution.default,
 }
 # Their references do more products than the kernels must, so theirs are left out of the limit.
@@ -72,6 +73,10 @@ class _Recorder(TorchDispatchMode):
 
 def record(function: Callable[[], Any], weights: Sequence[torch.Tensor]) -> list[Product]:
     """The products that `function` does, in their order.
+
+    What it keeps between calls, such as packed copies of weights, counts as an activation: one
+    tensor stands for all of a layout. It is nearer to the processor than the real ones, so the time
+    of the products alone is rather too short than too long.
 
     Those within this library's ops are seen through the ops' references, but for attention.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import limits
 from benchmarks.gpu.worker import Context, Step
 from benchmarks.model import bound, measure, paths
 from bitdance.config import PRESETS
@@ -53,10 +54,10 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
     ways = [
         (paths.fast(cast, denoising), cast),
         (published, master),
-        (paths.plain(cast, denoising), cast),
+        (paths.plain(master, denoising, autocast=autocast), master),
     ]
-    limits = _limits(context)
-    least = {} if limits is None else bound.seconds(config, batch, limits)
+    measured = _limits(context)
+    least = {} if measured is None else bound.seconds(config, batch, measured)
     end = time.monotonic() + _share(context.left("images"), share)
     for i, (way, model) in enumerate(ways):
         label = f"images: {name}, batch {batch}: "
@@ -65,7 +66,7 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
             continue
         try:
             seconds = (end - time.monotonic()) / (len(ways) - i)
-            figures = _time(way, model, batch, seconds, rounds=_rounds(context))
+            figures = _time(context, way, model, batch, seconds, rounds=_rounds(context))
         except torch.OutOfMemoryError as error:
             context.result["not timed"][label + way.name] = str(error).splitlines()[0]
             continue
@@ -96,7 +97,13 @@ def _limits(context: Context) -> bound.Limits | None:
 
 
 def _time(
-    way: paths.Path, model: BitDanceModel, batch: int, seconds: float, *, rounds: int
+    context: Context,
+    way: paths.Path,
+    model: BitDanceModel,
+    batch: int,
+    seconds: float,
+    *,
+    rounds: int,
 ) -> dict[str, Any]:
     """Milliseconds an image: all of it, and of the trunk, the head and the decoder."""
     config = model.config
@@ -113,6 +120,9 @@ def _time(
         left = (end - time.monotonic()) / (1 if ran else 2)
         times = measure.sampling(way, labels, config.ar_steps, left)
         ran.append(times | {"decoder": measure.decoding(way, tokens)})
+    if way.trunk is None:
+        step = limits.seconds_of(context, measure.trunk_step(model, batch), 4)
+        ran = [r | {"trunk": step * config.ar_steps} for r in ran]
     return {
         **measure.figures(ran, batch),
         "ar_steps_timed": min(r["ran"] for r in ran),

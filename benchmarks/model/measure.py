@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,12 @@ def sampling(
         "sampling", perhaps "trunk", and "ran", the AR steps that ran.
     """
     clock = Clock(labels.device)
+    if way.trunk is None:  # one graph a step: nothing to see inside, and no need to stop
+        begin = clock.mark()
+        way.sample(labels, None)
+        end = clock.mark()
+        clock.finish()
+        return {"ran": ar_steps, "sampling": clock.between(begin, end)}
     start = time.monotonic()
     marks, trunk = [clock.mark()], []
 
@@ -114,6 +120,21 @@ def sampling(
 def _scaled(values: Sequence[float], count: int) -> float:
     missing = count - len(values)
     return sum(values) + missing * statistics.fmean(values[1:] or values)
+
+
+def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], None]:
+    """The transformer's part of an AR step in the middle of a guided batch of images."""
+    config, like = model.config, model.norm.weight
+    rows, middle = 2 * batch, len(model.freqs) // 2
+    cache = model.reserve_cache(rows)
+    x = torch.randn(rows, config.parallel_num, config.dim, device=like.device).to(like.dtype)
+
+    def step() -> None:
+        cache.lengths.fill_(middle)
+        with torch.no_grad():
+            model.norm(model.layers.decode(model.emb_norm(x), model.freqs, cache, None))
+
+    return step
 
 
 def decoding(way: paths.Path, tokens: torch.Tensor) -> float:

@@ -13,6 +13,7 @@ import torch
 from benchmarks.model.published import Published
 from bitdance.autoencoder import to_uint8
 from bitdance.model import BitDanceModel
+from bitdance_kernels import use_backend
 
 OnStep = Callable[[int], None]
 
@@ -26,25 +27,26 @@ class Path:
             "published" (plain PyTorch, as the authors' code does it).
         sample: labels and a callback after every AR step, to tokens.
         decode: tokens to uint8 images.
-        trunk: object and name of the method that runs the transformer.
+        trunk: object and name of the method that runs the transformer; None where a captured graph
+            hides its calls.
     """
 
     name: str
     sample: Callable[[torch.Tensor, OnStep | None], torch.Tensor]
     decode: Callable[[torch.Tensor], torch.Tensor]
-    trunk: tuple[Any, str]
+    trunk: tuple[Any, str] | None
 
 
 def fast(model: BitDanceModel, steps: int) -> Path:
     """The library's default."""
-    return _of_library("fast", model, steps, {})
+    return _of_library("fast", model, steps, {}, None)
 
 
-def plain(model: BitDanceModel, steps: int) -> Path | str:
-    """Without the runner; or why this version has no such mode."""
+def plain(model: BitDanceModel, steps: int, *, autocast: torch.dtype | None) -> Path | str:
+    """Reference ops without the runner; or why this version has no such mode."""
     if "mode" not in inspect.signature(model.sample).parameters:
         return "this version's sample has no mode='plain'"
-    return _of_library("plain", model, steps, {"mode": "plain"})
+    return _of_library("plain", model, steps, {"mode": "plain"}, autocast)
 
 
 def published(
@@ -53,40 +55,48 @@ def published(
     """As published: the model's weights as they are, products in `autocast`."""
     baseline = Published(model, compiled=compiled)
 
-    def casting() -> Any:
-        device = model.freqs.device.type
-        enabled = autocast is not None
-        return torch.autocast(device, dtype=autocast, enabled=enabled)
-
     def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
         scale = model.config.cfg_scale
-        with casting():
+        with _casting(model, autocast):
             return baseline.sample(labels, steps=steps, cfg_scale=scale, on_step=on_step)
 
     def decode(tokens: torch.Tensor) -> torch.Tensor:
-        with casting():
+        with _casting(model, autocast):
             return to_uint8(baseline.decode(tokens).float())
 
     return Path("published", sample, decode, (baseline, "trunk"))
 
 
-def _of_library(name: str, model: BitDanceModel, steps: int, mode: dict[str, Any]) -> Path:
+def _of_library(
+    name: str,
+    model: BitDanceModel,
+    steps: int,
+    mode: dict[str, Any],
+    autocast: torch.dtype | None,
+) -> Path:
     def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
-        return model.sample(
-            labels,
-            steps=steps,
-            cfg_scale=model.config.cfg_scale,
-            seeds=[0] * len(labels),
-            sample_ids=range(len(labels)),
-            on_step=None if on_step is None else lambda result: on_step(result.step),
-            **mode,
-        )
+        with _casting(model, autocast):
+            return model.sample(
+                labels,
+                steps=steps,
+                cfg_scale=model.config.cfg_scale,
+                seeds=[0] * len(labels),
+                sample_ids=range(len(labels)),
+                on_step=None if on_step is None else lambda result: on_step(result.step),
+                **mode,
+            )
 
     def decode(tokens: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return to_uint8(model.decode(tokens))
+        backend = use_backend("reference") if mode else contextlib.nullcontext()
+        with torch.no_grad(), _casting(model, autocast), backend:
+            return to_uint8(model.decode(tokens).float())
 
-    return Path(name, sample, decode, (model.layers, "decode"))
+    hidden = model.freqs.is_cuda and not mode
+    return Path(name, sample, decode, None if hidden else (model.layers, "decode"))
+
+
+def _casting(model: BitDanceModel, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(model.freqs.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @contextlib.contextmanager
