@@ -85,27 +85,20 @@ def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsy
     assert "ERROR checks: swiglu: OSError: no samples today" in printed
 
 
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        ("repeated", lambda x, n: x + n),
-        ("graph", lambda x, n: x * (1 if n == 1 else 2)),
-        ("stream", lambda x, n: x + n),
-    ],
-)
-def test_each_check_finds_its_fault(kind, fault):
+@pytest.mark.parametrize("kind", ["repeated", "graph", "stream"])
+def test_what_changes_from_run_to_run_is_found(kind):
     calls = []
 
     def op(x, *, backend):
         calls.append(backend)
-        return fault(x, len(calls))
+        return x + len(calls)
 
     case = Case(op, "exact", lambda device: iter(()))
     with pytest.raises(AssertionError, match=r"differs in [1-9]"):
         checks.KINDS[kind](case, Call("x", (torch.ones(8),)), "reference")
 
 
-def test_a_wrapped_offset_is_found(monkeypatch):
+def test_a_wrapped_offset_is_found():
     """As if addresses past 4096 elements began again at 0."""
     built = large.build("swiglu", CPU, 2**12)
     assert max(t.numel() for t in built.large.tensors()) > 2**12
@@ -113,7 +106,8 @@ def test_a_wrapped_offset_is_found(monkeypatch):
     def op(x, *, backend):
         y = all_cases()["swiglu"].op(x, backend=backend)
         flat = y.view(-1)
-        flat[2**12 :] = flat[: flat.numel() - 2**12].clone()
+        if flat.numel() > 2**12:
+            flat[2**12 :] = flat[: flat.numel() - 2**12].clone()
         return y
 
     large.check(all_cases()["swiglu"], built, "reference")
