@@ -28,6 +28,8 @@ def runnable(case: Case, call: Call, wanted: Sequence[str]) -> dict[str, str | N
             reasons[name] = None
         except BackendError as error:
             reasons[name] = str(error)
+        except torch.OutOfMemoryError as error:  # a reference may need many times the memory
+            reasons[name] = str(error).splitlines()[0]
     return reasons
 
 

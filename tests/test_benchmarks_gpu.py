@@ -161,6 +161,30 @@ def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
     assert result["failed"] == expected
 
 
+@pytest.mark.slow
+def test_the_worker_understands_its_command(tmp_path):
+    """On the CPU, where the real one would have the card."""
+    command = gpu.worker_command(["swiglu"], tmp_path, {"machine": 9.0, "checks": 30.0}, quick=True)
+    gpu.supervise([*command, "--dry-run"], tmp_path / "dry-run.json", 60.0)
+    result = json.loads((tmp_path / "dry-run.json").read_text())
+    assert result["failed"] == {}
+    assert result["done"][-2:] == ["checks: swiglu", "checks: swiglu, past 2^31"]
+
+
+def test_what_a_check_raises_is_recorded(tmp_path):
+    def op(x, *, backend):
+        if x.is_contiguous():
+            return x + 1
+        raise OSError("no strides today")
+
+    registered = all_cases()["swiglu"]
+    op.__name__ = "swiglu"
+    case = Case(op, "rounded", registered.samples)
+    assert gpu.main([case], tmp_path, {"checks": 60.0}, quick=True, dry_run=True) == 1
+    result = json.loads((tmp_path / "dry-run.json").read_text())
+    assert "OSError: no strides today" in {check["wrong"] for check in result["checks"]}
+
+
 def test_a_worker_that_never_starts_is_given_up(tmp_path):
     path = tmp_path / "gpu.json"
     start = time.monotonic()

@@ -70,15 +70,24 @@ def main(
     problem = build()
     if problem:
         print(f"gpu: without the cuda backends: {problem}", file=sys.stderr)
-    names = [case.name for case in cases]
-    budget = [f"{part}={seconds}" for part, seconds in parts.items()]
-    command = [sys.executable, "-m", "benchmarks", "gpu", "--worker", "--out", str(out)]
-    command += ["--budget", *budget, "--only", *parts, "--ops", *names, *["--quick"] * quick]
+    command = worker_command([case.name for case in cases], out, parts, quick=quick)
     supervise(command, path, sum(parts.values()) + _GRACE)
+    if not path.exists():
+        print("gpu: the process that does the steps never began", file=sys.stderr)
+        return 1
     result = json.loads(path.read_text())
     result["cuda module"] = problem or "built"
     run.save(result, path)
     return summary(result, path)
+
+
+def worker_command(
+    ops: Sequence[str], out: Path, parts: Mapping[str, float], *, quick: bool
+) -> list[str]:
+    """What `supervise` runs."""
+    budget = [f"{part}={seconds}" for part, seconds in parts.items()]
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--worker", "--out", str(out)]
+    return [*command, "--budget", *budget, "--only", *parts, "--ops", *ops, *["--quick"] * quick]
 
 
 def build() -> str | None:

@@ -77,6 +77,13 @@ def _record(
         function(case, call, backend)
     except AssertionError as error:
         wrong = str(error)
+    except Exception as error:
+        if "CUDA error" in str(error):
+            raise  # nothing that follows in this process can be believed
+        wrong = f"{type(error).__name__}: {error}"
+        if (backend, kind) == ("reference", "graph"):  # a reference may wait for the card
+            context.result["not run"][f"checks: {case.name}, reference in a graph"] = wrong
+            return
     context.result["checks"].append(
         {
             "step": context.result["doing"],

@@ -8,8 +8,9 @@ scaled up; the record says how many ran.
 from __future__ import annotations
 
 import copy
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from bitdance.model import BitDanceModel
 _MODELS = ("B-16x", "B-1x", "B-4x", "L-1x", "H-1x")
 _BATCHES = (1, 64, 8, 384)
 _STEPS = 100
+
+Way = tuple[paths.Path, BitDanceModel]
 
 
 def steps(context: Context) -> Sequence[Step]:
@@ -48,33 +51,38 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
     denoising = 2 if context.dry_run else _STEPS
     master = measure.random_model(config, context.device)
     half = torch.float32 if context.dry_run else torch.bfloat16
-    cast = copy.deepcopy(master).to(half)
     autocast = None if context.dry_run else half
-    published = paths.published(master, denoising, compiled=not context.dry_run, autocast=autocast)
-    ways = [
-        (paths.fast(cast, denoising), cast),
-        (published, master),
-        (paths.plain(master, denoising, autocast=autocast), master),
-    ]
+    ways: dict[str, Callable[[], Way | str]] = {
+        "fast": lambda: _fast(copy.deepcopy(master).to(half), denoising),
+        "published": lambda: (
+            paths.published(master, denoising, compiled=not context.dry_run, autocast=autocast),
+            master,
+        ),
+        "plain": lambda: _plain(master, denoising, autocast),
+    }
     measured = _limits(context)
     least = {} if measured is None else bound.seconds(config, batch, measured)
     end = time.monotonic() + _share(context.left("images"), share)
-    for i, (way, model) in enumerate(ways):
-        label = f"images: {name}, batch {batch}: "
-        if isinstance(way, str):
-            context.result["not timed"][label + "plain"] = way
-            continue
+    for i, (path, make) in enumerate(ways.items()):
+        label = f"images: {name}, batch {batch}: {path}"
         try:
+            made = make()
+            if isinstance(made, str):
+                context.result["not timed"][label] = made
+                continue
             seconds = (end - time.monotonic()) / (len(ways) - i)
-            figures = _time(context, way, model, batch, seconds, rounds=_rounds(context))
+            figures = _time(context, *made, batch, seconds, rounds=_rounds(context))
         except torch.OutOfMemoryError as error:
-            context.result["not timed"][label + way.name] = str(error).splitlines()[0]
+            context.result["not timed"][label] = str(error).splitlines()[0]
             continue
+        finally:
+            made = ""
+            _forget(context)
         context.result["images"].append(
             {
                 "model": name,
                 "batch": batch,
-                "path": way.name,
+                "path": path,
                 "device": context.device.type,
                 "steps": denoising,
                 "bound_ms": {part: 1e3 * s / batch for part, s in least.items()},
@@ -82,6 +90,23 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
             }
         )
         context.save()
+
+
+def _fast(model: BitDanceModel, denoising: int) -> Way:
+    return paths.fast(model, denoising), model
+
+
+def _plain(model: BitDanceModel, denoising: int, autocast: torch.dtype | None) -> Way | str:
+    way = paths.plain(model, denoising, autocast=autocast)
+    return way if isinstance(way, str) else (way, model)
+
+
+def _forget(context: Context) -> None:
+    """Compiled code and memory of a path that is done: the next one needs the room."""
+    torch.compiler.reset()
+    gc.collect()
+    if not context.dry_run:
+        torch.cuda.empty_cache()
 
 
 def _limits(context: Context) -> bound.Limits | None:

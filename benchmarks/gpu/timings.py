@@ -41,9 +41,9 @@ def _time(context: Context, case: Case, shape: Timing, seconds: float) -> None:
     else:
         note = "not compiled: the time was used up"
         context.result["not timed"][f"{case.name}, {shape.name}: compiled baselines"] = note
-    memory = _peaks(timed, call)
-    del call
     with torch.inference_mode():
+        memory = _peaks(timed, call)
+        del call
         times, failed = timing.time_cuda(timed, shape, seconds)
     torch.compiler.reset()
     for name, why in failed.items():

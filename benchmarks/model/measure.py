@@ -111,9 +111,11 @@ def sampling(
     clock.finish()
     ran = len(marks) - 1
     of_steps = [clock.between(a, b) for a, b in itertools.pairwise(marks)]
-    times: dict[str, Any] = {"ran": ran, "sampling": _scaled(of_steps, ar_steps)}
+    skipped = int(way.odd_first and ran > 1)
+    times: dict[str, Any] = {"ran": ran, "sampling": _scaled(of_steps[skipped:], ar_steps)}
     if len(trunk) == ran:
-        times["trunk"] = _scaled([clock.between(a, b) for a, b in trunk], ar_steps)
+        of_trunk = [clock.between(a, b) for a, b in trunk]
+        times["trunk"] = _scaled(of_trunk[skipped:], ar_steps)
     return times
 
 

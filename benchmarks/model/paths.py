@@ -29,12 +29,14 @@ class Path:
         decode: tokens to uint8 images.
         trunk: object and name of the method that runs the transformer; None where a captured graph
             hides its calls.
+        odd_first: the first AR step is not like the others, which stand for it in the times.
     """
 
     name: str
     sample: Callable[[torch.Tensor, OnStep | None], torch.Tensor]
     decode: Callable[[torch.Tensor], torch.Tensor]
     trunk: tuple[Any, str] | None
+    odd_first: bool = False
 
 
 def fast(model: BitDanceModel, steps: int) -> Path:
@@ -64,7 +66,7 @@ def published(
         with _casting(model, autocast):
             return to_uint8(baseline.decode(tokens).float())
 
-    return Path("published", sample, decode, (baseline, "trunk"))
+    return Path("published", sample, decode, (baseline, "trunk"), odd_first=compiled)
 
 
 def _of_library(

@@ -30,7 +30,8 @@ class Published:
 
     Args:
         model: whose weights are used.
-        compiled: compile the step of the head, as published.
+        compiled: compile the step of the head, as published; but for the AR step without guidance,
+            which would have to be compiled for itself.
     """
 
     def __init__(self, model: BitDanceModel, *, compiled: bool) -> None:
@@ -128,11 +129,12 @@ class Published:
         shape = (rows, *cond.shape[1:-1], net.config.ch_target)
         x = torch.randn(shape, device=cond.device) if noise is None else noise[0]
         scale = None if cfg is None else torch.full((), cfg, device=cond.device)
+        step = self.step if cfg is not None else euler_maruyama
         t = torch.zeros(len(cond), device=cond.device)
         dt = torch.full((), _LAST / steps, device=cond.device)
         for i in range(steps):
             eps = torch.randn_like(x) if noise is None else noise[i + 1]
-            x = self.step(net, x, t, dt, cond, scale, eps)
+            x = step(net, x, t, dt, cond, scale, eps)
             t = t + dt
         t = torch.full_like(t, _LAST)
         x = x + _velocity(net, x, t, cond, scale) * (1 - _LAST)
