@@ -8,8 +8,12 @@ the machine's speed meets all alike, and the limits of the memory are measured i
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,8 +28,11 @@ from bitdance.pipeline import BitDance
 from bitdance_kernels.testing import Case
 
 PARTS = ("ops", "images", "model")
-MODEL_PARTS = ("head_sampling", "decode")
-"""Modules of ``benchmarks.model`` whose ``measure(seconds=..., threads=...)`` gives rows."""
+MODEL_PARTS: dict[str, tuple[str, ...]] = {
+    "head_sampling": ("--images", "8", "--rounds", "5"),
+    "decode": (),
+}
+"""Modules of ``benchmarks.model`` and arguments: programs that write their figures with --json."""
 
 _BUNDLED = "fashion"
 _BATCHES = (1, 8)
@@ -56,6 +63,7 @@ def main(
         "failed": {},
         "rows": [],
         "images": [],
+        "model": {},
     }
     steps: list[tuple[str, Callable[[], None]]] = []
     if "images" in parts:
@@ -68,8 +76,7 @@ def main(
         ]
     if "model" in parts:
         steps += [
-            (f"model: {m}", functools.partial(_model, result, m, threads, quick))
-            for m in MODEL_PARTS
+            (f"model: {m}", functools.partial(_model, result, m, threads)) for m in MODEL_PARTS
         ]
     if "ops" in parts:  # last: from here on the process is kept to one thread
         steps += [("limits", functools.partial(_limits, result))]
@@ -180,12 +187,19 @@ def _seconds(recorded: Sequence[products.Product]) -> float:
     return time.perf_counter() - begin
 
 
-def _model(result: Result, name: str, threads: int, quick: bool) -> None:
-    """Rows of a module of ``benchmarks.model``."""
-    full = f"benchmarks.model.{name}"
-    if importlib.util.find_spec(full) is None:
+def _model(result: Result, name: str, threads: int) -> None:
+    """The figures of a program of ``benchmarks.model``, in a process of its own."""
+    module = f"benchmarks.model.{name}"
+    if importlib.util.find_spec(module) is None:
         result["not timed"][f"model: {name}"] = "there is no such benchmark"
         return
-    torch.set_num_threads(threads)
-    rows = importlib.import_module(full).measure(seconds=2.0 if quick else 20.0, threads=threads)
-    result["rows"] += rows
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        command = [sys.executable, "-m", module, *MODEL_PARTS[name], "--json", str(out)]
+        done = subprocess.run(
+            command, cwd=machine.ROOT, env=environment, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{module}: {done.stderr.strip()[-500:]}")
+        result["model"][name] = json.loads(out.read_text())

@@ -15,6 +15,7 @@ BEGIN, END = "<!-- results: ", "<!-- end of results -->"
 # What can stand between the markers besides the speed-ups of a file.
 _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "images": tables.images,
+    "model": tables.model,
     "probes": tables.probes,
 }
 
@@ -44,8 +45,8 @@ def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
     """`text` with the tables of the results in it made anew.
 
     A table stands between the lines ``<!-- results: WHAT -->`` and ``<!-- end of results -->``.
-    WHAT is the name of a file (the speed-ups of its ops), ``images FILE``, ``probes FILE`` or
-    ``targets``.
+    WHAT is the name of a file (the speed-ups of its ops), ``images FILE``, ``model FILE``,
+    ``probes FILE`` or ``targets``.
 
     Raises:
         ValueError: there is no such file, or a table does not end.

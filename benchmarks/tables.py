@@ -30,6 +30,8 @@ def everything(name: str, run: Run) -> Iterator[str]:
     yield ""
     if run.get("images"):
         yield images(run)
+    if run.get("model"):
+        yield model(run)
     if run.get("probes"):
         yield probes(run)
 
@@ -72,6 +74,24 @@ def images(run: Run) -> str:
             f"| {milliseconds(row['ms'])} | {' | '.join(cells)} | {over} |"
         )
     return "\n".join([*lines, ""])
+
+
+def model(run: Run) -> str:
+    """The figures of the programs of ``benchmarks.model``."""
+    lines = ["| benchmark | figure | |", "|---|---|---:|"]
+    for name, content in run.get("model", {}).items():
+        for figure, value in _figures(content):
+            lines.append(f"| {name} | {figure} | {value:.4g} |")
+    return "\n".join([*lines, ""])
+
+
+def _figures(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of nested tables under their joined names; not those of the machine."""
+    for name, value in content.items():
+        if isinstance(value, dict) and name != "machine":
+            yield from _figures(value, f"{prefix}{name}, ")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
 
 
 def probes(run: Run) -> str:

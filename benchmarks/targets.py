@@ -177,6 +177,16 @@ def image_time(model: str, *batches: int) -> Measure:
     return measure
 
 
+def model_figure(name: str, figure: str) -> Measure:
+    """A figure of a program of ``benchmarks.model``."""
+
+    def measure(run: Run) -> list[float]:
+        content = run.get("model", {}).get(name, {})
+        return [content[figure]] if figure in content else []
+
+    return measure
+
+
 def _cpu() -> Iterable[Target]:
     large = r"^16\.8 M float32$"
     for op, limit in (("pack_signs", "read"), ("unpack_signs", "write")):
@@ -196,6 +206,8 @@ def _cpu() -> Iterable[Target]:
     yield Target("cpu", name, 7, "x", versus, speedup(name, "", "N x 2^d"))
     products = image_ratio("fashion", (1, 8), "products alone", over=True)
     yield Target("cpu", "whole images, bundled model", 1.15, "x", "the products alone", products)
+    head = model_figure("head_sampling", "runner / products")
+    yield Target("cpu", "head of B-16x, 8 images", 1.15, "x", "the products alone", head)
 
 
 def _gpu() -> Iterable[Target]:

@@ -173,7 +173,12 @@ def test_targets_of_every_unit_are_measured():
                 _row(case.name, shape, b, "baseline", 200.0) | {"peak_mb": 40} for b in baselines
             ]
     everything = {
-        "c": _run(limits=limits, rows=rows, images=images),
+        "c": _run(
+            limits=limits,
+            rows=rows,
+            images=images,
+            model={"head_sampling": {"runner / products": 1.1}},
+        ),
         "g": _run("cuda", limits=limits, rows=rows, images=images),
     }
     lines = targets.table(everything).splitlines()[2:]
@@ -242,6 +247,7 @@ def test_the_published_sampler_gives_the_models_tokens():
 
 def test_cpu_command_writes_its_file(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "_images", lambda result, *_: result["images"].append({"ms": 1}))
+    monkeypatch.setattr(cpu, "_model", lambda result, name, *_: result["model"].update({name: {}}))
     monkeypatch.setattr(command, "all_cases", lambda: {"pack_signs": small})
     out = tmp_path / "cpu.json"
     assert command.main(["cpu", "--out", str(out), "--quick", "--threads", "1"]) == 0
@@ -249,8 +255,30 @@ def test_cpu_command_writes_its_file(small, tmp_path, monkeypatch, capsys):
     assert {row["op"] for row in result["rows"]} >= {"pack_signs"}
     assert result["limits"] == {"read_gb_s": 20.0}
     assert len(result["images"]) == 2
-    assert set(result["not timed"]) <= {f"model: {m}" for m in cpu.MODEL_PARTS} | {"pack_signs"}
+    assert set(result["model"]) == set(cpu.MODEL_PARTS)
     assert "ops: pack_signs" in capsys.readouterr().out
+
+
+def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch):
+    found = {"seconds": {"fast": 1.5}, "runner / products": 1.25, "machine": {"threads": 1}}
+
+    def call(command, **options):
+        assert command[1:3] == ["-m", "benchmarks.model.packed_dataset"]
+        Path(command[-1]).write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(cpu.subprocess, "run", call)
+    monkeypatch.setitem(cpu.MODEL_PARTS, "packed_dataset", ("--rounds", "1"))
+    result = {"model": {}, "not timed": {}}
+    cpu._model(result, "packed_dataset", 1)
+    assert result["model"] == {"packed_dataset": found}
+    assert tables.model(result).splitlines()[2:] == [
+        "| packed_dataset | seconds, fast | 1.5 |",
+        "| packed_dataset | runner / products | 1.25 |",
+    ]
+    monkeypatch.setitem(cpu.MODEL_PARTS, "nothing", ())
+    cpu._model(result, "nothing", 1)
+    assert result["not timed"] == {"model: nothing": "there is no such benchmark"}
 
 
 def test_cpu_command_goes_on_behind_a_failure(small, tmp_path, monkeypatch, capsys):
