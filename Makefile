@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 NATIVE = setup.py $(shell find csrc -type f)
 
-.PHONY: venv demo test test-without-nvcc test-without-compiler sanitize check format bench docs clean
+.PHONY: venv demo test test-without-nvcc test-without-compiler sanitize check format bench report docs clean
 
 venv: $(VENV)/.built
 
@@ -66,9 +66,16 @@ format: venv
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
 
+# The CPU ops, each run kept in .benchmarks; BENCH='-k swiglu --benchmark-compare' for one op against the
+# run before.
+BENCH ?=
 bench: venv
-	$(BIN)/python -m benchmarks run pack_signs
-	$(BIN)/python -m benchmarks run unpack_signs
+	$(BIN)/python -m pytest benchmarks/bench_cpu.py -o addopts=-q --benchmark-autosave \
+		--benchmark-columns=median,min,iqr,rounds --benchmark-max-time=0.5 $(BENCH)
+
+# Tables and plots of the documents, from benchmarks/results.
+report: venv
+	$(BIN)/python -m benchmarks report --into README.md benchmarks/results/README.md --plots docs/plots
 
 # docs/api.md from the docstrings, the drawings, and the site, in site/.
 docs: venv

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: list, run, compare, gpu, report."""
+"""``python -m benchmarks``: list, run, compare, cpu, gpu, report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if "--dry-run" in sys.argv:
 
 import torch
 
-from benchmarks import compare, gpu, report, run
+from benchmarks import compare, cpu, gpu, plots, report, run
 from benchmarks.cases import all_cases
 from bitdance_kernels.testing import Case
 
@@ -48,20 +48,34 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("--threads", type=int, default=1)
     other.set_defaults(run=_compare)
 
+    host = commands.add_parser("cpu", help="check and time everything on this CPU")
+    host.add_argument("--out", type=Path, required=True, metavar="FILE")
+    host.add_argument("--only", nargs="+", choices=cpu.PARTS, default=list(cpu.PARTS))
+    host.add_argument("--ops", nargs="+", type=_case, metavar="OP", help="only these ops")
+    host.add_argument("--threads", type=int, help="of whole images (default: all); ops take one")
+    host.add_argument("--quick", action="store_true", help="short timings")
+    host.set_defaults(run=_cpu)
+
     card = commands.add_parser("gpu", help="check and time everything on a card")
     card.add_argument("--out", type=Path, required=True, metavar="DIR")
-    card.add_argument("--only", nargs="+", type=_case, metavar="OP")
-    card.add_argument("--seconds", type=float, default=540.0, help="for everything together")
-    card.add_argument("--quick", action="store_true", help="short timings, about two minutes")
+    card.add_argument("--only", nargs="+", choices=gpu.PARTS, default=list(gpu.PARTS))
+    card.add_argument("--ops", nargs="+", type=_case, metavar="OP", help="only these ops")
+    card.add_argument(
+        "--budget", nargs="+", type=_budget, default=[], metavar="PART=SECONDS",
+        help="seconds for a part; one that needs less leaves the rest to the next",
+    )  # fmt: skip
+    card.add_argument("--quick", action="store_true", help="short timings, two minutes in all")
     card.add_argument("--dry-run", action="store_true", help="the same code on the CPU")
+    card.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     card.set_defaults(run=_gpu)
 
     tables = commands.add_parser("report", help="tables and plots from the results")
     tables.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR")
-    tables.add_argument("--plots", type=Path, metavar="DIR", help="also draw an SVG per file")
+    tables.add_argument("--plots", type=Path, metavar="DIR", help="also draw SVGs of each file")
     tables.add_argument(
-        "--into", type=Path, metavar="FILE", help="put the tables where this Markdown asks for them"
-    )
+        "--into", type=Path, nargs="+", default=[], metavar="FILE",
+        help="put the tables where these Markdown files ask for them",
+    )  # fmt: skip
     tables.set_defaults(run=_report)
     return parser
 
@@ -71,6 +85,17 @@ def _case(name: str) -> Case:
     if name not in cases:
         raise argparse.ArgumentTypeError(f"no op {name!r}; there are {', '.join(cases)}")
     return cases[name]
+
+
+def _budget(text: str) -> tuple[str, float]:
+    part, equals, seconds = text.partition("=")
+    try:
+        if not equals or part not in gpu.PARTS or float(seconds) < 0:
+            raise ValueError
+    except ValueError:
+        parts = ", ".join(gpu.PARTS)
+        raise argparse.ArgumentTypeError(f"{text!r} is no PART=SECONDS; parts: {parts}") from None
+    return part, float(seconds)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -126,6 +151,16 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cpu(options: argparse.Namespace) -> int:
+    return cpu.main(
+        options.ops or list(all_cases().values()),
+        options.out,
+        options.only,
+        threads=options.threads or os.cpu_count() or 1,
+        quick=options.quick,
+    )
+
+
 def _gpu(options: argparse.Namespace) -> int:
     if not options.dry_run and not torch.cuda.is_available():
         print(
@@ -134,13 +169,15 @@ def _gpu(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    cases = options.only or list(all_cases().values())
+    budget = {**(gpu.QUICK if options.quick else gpu.BUDGET), **dict(options.budget)}
+    parts = {part: budget[part] for part in gpu.PARTS if part in options.only}
     return gpu.main(
-        cases,
+        options.ops or list(all_cases().values()),
         options.out,
-        seconds=options.seconds,
+        parts,
         quick=options.quick,
         dry_run=options.dry_run,
+        worker=options.worker,
     )
 
 
@@ -150,21 +187,19 @@ def _report(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    if options.into:
+    for page in options.into:
         try:
-            text = report.filled(options.into.read_text(), runs)
+            text = report.filled(page.read_text(), runs)
         except (OSError, ValueError) as error:
-            print(f"report: {options.into}: {error}", file=sys.stderr)
+            print(f"report: {page}: {error}", file=sys.stderr)
             return 2
-        options.into.write_text(text)
-    else:
+        page.write_text(text)
+    if not options.into:
         print(report.markdown(runs) if runs else f"no results in {options.results}")
     if options.plots:
         options.plots.mkdir(parents=True, exist_ok=True)
         for name, result in runs.items():
-            stem = (options.plots / name).with_suffix("")
-            report.plot(result, stem.with_suffix(".bandwidth.svg"))
-            report.speedup_plot(result, stem.with_suffix(".svg"))
+            plots.draw(result, options.plots / Path(name).stem)
     return 0
 
 

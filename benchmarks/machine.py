@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import subprocess
 import time
@@ -16,6 +17,7 @@ import torch
 from bitdance_kernels import env_report
 
 ROOT = Path(__file__).parent.parent
+PEERS = ("flash-attn", "liger-kernel", "quack-kernels", "flashinfer-python")
 
 
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
@@ -31,6 +33,18 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def peers() -> dict[str, str | None]:
+    """Versions of the libraries that some cases name as baselines; None: not installed."""
+    return {name: _version(name) for name in PEERS}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def headline(machine: dict[str, Any], threads: int) -> str:
@@ -83,39 +97,12 @@ def cpu_limits() -> dict[str, float]:
     }
 
 
-def cuda_limits() -> dict[str, float]:
-    """Copy bandwidth on 2 GB and the bf16 rate of an 8192-cubed product, by CUDA events."""
-    x = torch.randn(2**28, device="cuda")
-    y = torch.empty_like(x)
-    copy = _best_cuda(lambda: y.copy_(x))
-    size = 8192
-    a = torch.randn(size, size, device="cuda").bfloat16()
-    b = torch.randn(size, size, device="cuda").bfloat16()
-    product = _best_cuda(lambda: torch.mm(a, b))
-    return {
-        "copy_gb_s": 2 * x.numel() * 4 / 1e9 / copy,
-        "bf16_tflop_s": 2 * size**3 / 1e12 / product,
-    }
-
-
 def _best(function: Callable[[], Any], rounds: int = 7) -> float:
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _best_cuda(function: Callable[[], Any], rounds: int = 10) -> float:
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
     return min(times)
 
 

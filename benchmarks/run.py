@@ -15,6 +15,7 @@ from bitdance_kernels._op import BackendError
 from bitdance_kernels.testing import Call, Case, check_backend
 
 CPU = torch.device("cpu")
+_COLUMNS = ("median_us", "min_us", "q25_us", "q75_us")
 
 
 def runnable(case: Case, call: Call, wanted: Sequence[str]) -> dict[str, str | None]:
@@ -27,6 +28,8 @@ def runnable(case: Case, call: Call, wanted: Sequence[str]) -> dict[str, str | N
             reasons[name] = None
         except BackendError as error:
             reasons[name] = str(error)
+        except torch.OutOfMemoryError as error:  # a reference may need many times the memory
+            reasons[name] = str(error).splitlines()[0]
     return reasons
 
 
@@ -51,8 +54,17 @@ def run(
     threads: int = 1,
     seconds: float = 5.0,
     checked: bool = True,
+    limits: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Time every CPU shape of `case`.
+
+    Args:
+        case: the op.
+        backends: only these; all by default.
+        threads: to keep the process to.
+        seconds: for each shape.
+        checked: hold the backends against the reference first.
+        limits: those of this run, if they have been measured.
 
     Returns:
         The run as plain data: "machine", "limits", "wrong" (findings of the gate; then no rows),
@@ -69,7 +81,7 @@ def run(
         result["wrong"] = gate(case, able, CPU)
     if result["wrong"] or not able:
         return result
-    result["limits"] = machine.cpu_limits()
+    result["limits"] = limits or machine.cpu_limits()
     for shape in case.timings:
         if "cpu" not in shape.devices:
             continue
@@ -94,10 +106,12 @@ def table(result: dict[str, Any]) -> str:
         rows = [row for row in result["rows"] if row["shape"] == shape]
         best = min((r for r in rows if r["kind"] == "backend"), key=lambda r: r["median_us"])
         lines += ["", f"{rows[0]['op']}, {shape}; speed-up of {best['name']} over each"]
-        lines.append(f"  {'':<18}{'median us':>12}{'p20':>12}{'p80':>12}{'GB/s':>9}{'ratio':>9}")
+        lines.append(
+            f"  {'':<18}{'median us':>12}{'least':>12}{'q25':>12}{'q75':>12}{'GB/s':>9}{'ratio':>9}"
+        )
         for row in rows:
             ratio = row["median_us"] / best["median_us"]
-            figures = "".join(f"{row[k]:12.1f}" for k in ("median_us", "p20_us", "p80_us"))
+            figures = "".join(f"{row[k]:12.1f}" for k in _COLUMNS)
             lines.append(f"  {row['name']:<18}{figures}{row['gb_s']:9.1f}{ratio:9.2f}")
     return "\n".join(lines)
 

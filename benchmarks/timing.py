@@ -50,17 +50,20 @@ def with_backward(function: Callable[[Call], Any]) -> Callable[[Call], Any]:
     return timed
 
 
-def time_cpu(timed: Functions, call: Call, seconds: float) -> tuple[Seconds, dict[str, str]]:
+def time_cpu(
+    timed: Functions, call: Call, seconds: float, *, least_seconds: float = _LEAST_SECONDS
+) -> tuple[Seconds, dict[str, str]]:
     """Seconds per call of each function, one value a round, and for each that failed the reason.
 
     The functions take turns, so that a change of the machine's speed meets all of them alike. Large
-    inputs come from memory each time; small ones are warm.
+    inputs come from memory each time; small ones are warm. A function's turn repeats it until
+    `least_seconds` have passed.
     """
     repeats: dict[str, int] = {}
     failed: dict[str, str] = {}
     for name, function in timed.items():
         try:
-            repeats[name] = _repeats(function, call)
+            repeats[name] = _repeats(function, call, least_seconds)
         except Exception as error:  # a baseline may not take this dtype
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     times: Seconds = {name: [] for name in repeats}
@@ -76,12 +79,12 @@ def time_cpu(timed: Functions, call: Call, seconds: float) -> tuple[Seconds, dic
             return times, failed
 
 
-def _repeats(function: Callable[[Call], Any], call: Call) -> int:
+def _repeats(function: Callable[[Call], Any], call: Call, least_seconds: float) -> int:
     function(call)  # first calls load modules and allocate
     begin = time.perf_counter()
     function(call)
     once = max(time.perf_counter() - begin, 1e-7)
-    return max(1, round(_LEAST_SECONDS / once))
+    return max(1, round(least_seconds / once))
 
 
 def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds, dict[str, str]]:
@@ -135,10 +138,9 @@ def _capture(function: Callable[[Call], Any], calls: Sequence[Call]) -> torch.cu
 def rows(
     case: Case, timing: Timing, times: Seconds, backends: Sequence[str], device: str
 ) -> list[dict[str, Any]]:
-    """One row per function: median and quantiles in microseconds, rates by what must be moved."""
+    """One row per function: median, least and quartiles, rates by what must be moved and done."""
     table = []
     for name, values in times.items():
-        quantiles = statistics.quantiles(values, n=5) if len(values) > 1 else values * 4
         median = statistics.median(values)
         table.append(
             {
@@ -147,12 +149,25 @@ def rows(
                 "name": name,
                 "kind": "backend" if name in backends else "baseline",
                 "device": device,
-                "median_us": median * 1e6,
-                "p20_us": quantiles[0] * 1e6,
-                "p80_us": quantiles[3] * 1e6,
-                "rounds": len(values),
+                **spread(values),
                 "gb_s": timing.bytes / median / 1e9,
                 "gflop_s": timing.flops / median / 1e9,
             }
         )
     return table
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, least and quartiles of rounds, in microseconds, and how many rounds there were."""
+    low, median, high = (
+        statistics.quantiles(seconds, n=4, method="inclusive")
+        if len(seconds) > 1
+        else [seconds[0]] * 3
+    )
+    return {
+        "median_us": median * 1e6,
+        "min_us": min(seconds) * 1e6,
+        "q25_us": low * 1e6,
+        "q75_us": high * 1e6,
+        "rounds": len(seconds),
+    }

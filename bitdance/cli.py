@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from bitdance import weights
+from bitdance import cli_bench, weights
 from bitdance.autoencoder import to_uint8
 from bitdance.cli_train import add_commands
 from bitdance.pictures import grid
@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="folder to write")
     export.set_defaults(run=_export)
     add_commands(commands, _positive)
+    cli_bench.add_command(commands, _add_model, _load, _positive)
     return parser
 
 

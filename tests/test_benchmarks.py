@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -6,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, report, run, timing
+from benchmarks import cpu, plots, products, report, run, tables, targets, timing
 from benchmarks.cases import all_cases
+from benchmarks.model import measure
+from benchmarks.model.published import Published
+from bitdance_kernels import swiglu
 from bitdance_kernels.testing import Call, Case, Timing
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +57,7 @@ def test_run_times_backends_and_baselines(small, tmp_path):
     names = {row["name"] for row in result["rows"]}
     assert {"reference", "numpy", "torch"} <= names
     for row in result["rows"]:
-        assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
+        assert 0 < row["min_us"] <= row["q25_us"] <= row["median_us"] <= row["q75_us"]
         assert row["rounds"] >= 5
         assert row["gb_s"] == pytest.approx(272 / row["median_us"] / 1e3)
     printed = run.table(result)
@@ -82,42 +87,6 @@ def test_unknown_ops_are_refused(capsys):
     assert "no op 'sign_pack'; there are " in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
-def test_gpu_without_a_card_says_so(tmp_path, capsys):
-    assert command.main(["gpu", "--out", str(tmp_path)]) == 2
-    assert "no CUDA device that PyTorch can use" in capsys.readouterr().err
-
-
-def test_gpu_dry_run_goes_through_everything(small, tmp_path, capsys):
-    assert gpu.main([small], tmp_path, seconds=60, quick=True, dry_run=True) == 0
-    result = json.loads((tmp_path / "dry-run.json").read_text())
-    assert {check["check"] for check in result["checks"]} >= {"reference", "strided", "repeated"}
-    assert "triton" in {check["backend"] for check in result["checks"]}
-    assert result["failed"] == {}
-    assert result["rows"]
-    assert "0 failed" in capsys.readouterr().out
-
-
-def test_gpu_records_what_fails_and_goes_on(small, tmp_path, monkeypatch, capsys):
-    op = small.kernel_op
-    right = op.backend("triton")
-    wrong = type(right)(lambda x: right.run(x) ^ 1, right.unsupported)
-    monkeypatch.setitem(op._loaded, "triton", wrong)
-
-    def broken(device):
-        raise OSError("no samples today")
-        yield
-
-    other = Case(all_cases()["swiglu"].op, "rounded", broken)
-    assert gpu.main([other, small], tmp_path, seconds=60, quick=True, dry_run=True) == 1
-    result = json.loads((tmp_path / "dry-run.json").read_text())
-    assert "no samples today" in result["failed"]["swiglu"]
-    assert any(check["wrong"] for check in result["checks"])
-    printed = capsys.readouterr().out
-    assert "FAILED pack_signs triton reference" in printed
-    assert "ERROR swiglu: OSError: no samples today" in printed
-
-
 def test_report_makes_tables_and_plots(small, tmp_path, capsys):
     run.save(run.run(small, seconds=0.01), tmp_path / "cpu.json")
     arguments = ["report", "--results", str(tmp_path), "--plots", str(tmp_path / "plots")]
@@ -125,6 +94,7 @@ def test_report_makes_tables_and_plots(small, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "## cpu.json" in printed
     assert "| pack_signs | tiny | numpy |" in printed
+    assert "## Targets" in printed
     for plot in ("cpu.svg", "cpu.bandwidth.svg"):
         assert "<svg" in (tmp_path / "plots" / plot).read_text()
     page = tmp_path / "page.md"
@@ -143,11 +113,194 @@ def test_report_makes_tables_and_plots(small, tmp_path, capsys):
     assert "other.json is no result" in capsys.readouterr().err
 
 
-def test_committed_results_are_what_the_readme_says():
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/results/README.md"])
+def test_committed_results_are_what_the_documents_say(page):
     runs = report.load(report.RESULTS)
-    report.markdown(runs)
-    text = (ROOT / "README.md").read_text()
-    assert report.filled(text, runs) == text, "run python -m benchmarks report --into README.md"
+    text = (ROOT / page).read_text()
+    assert report.BEGIN in text
+    assert report.filled(text, runs) == text, "run `make report`"
+
+
+def _row(op, shape, name, kind, us, gb_s=0.0, gflop_s=0.0):
+    return {
+        "op": op, "shape": shape, "name": name, "kind": kind, "device": "cpu", "median_us": us,
+        "gb_s": gb_s, "gflop_s": gflop_s,
+    }  # fmt: skip
+
+
+def _run(device="cpu", date="2026-01-01 00:00 UTC", **content):
+    machine = {"device": device, "date": date}
+    return {"machine": machine, "limits": {}, "rows": [], "images": [], **content}
+
+
+def test_targets_are_judged_by_the_newest_result_and_the_worst_shape():
+    what = "hamming_distance"
+    target = next(t for t in targets.TARGETS if t.device == "cpu" and t.what == what)
+    shapes = {"a": 30.0, "b": 11.0}
+    rows = [_row(what, s, "float product", "baseline", us) for s, us in shapes.items()]
+    rows += [_row(what, s, "cpu", "backend", 1.0) for s in shapes]
+    old = _run(rows=[*rows, _row(what, "c", "float product", "baseline", 1.0)])
+    new = _run(date="2026-02-01 00:00 UTC", rows=rows)
+    assert target.worst(new) == 11.0
+    assert f"| CPU | {what} | at least 10x a float product | 11x | **reached** |" in targets.table(
+        {"old.json": old, "new.json": new, "later.json": _run(date="2026-03-01 00:00 UTC")}
+    )
+    rows[1] = _row(what, "b", "float product", "baseline", 9.0)
+    assert f"| {what} | at least 10x a float product | 9.0x | missed |" in targets.table({"r": new})
+    assert f"| {what} | at least 10x a float product |  | not measured |" in targets.table({})
+    on_card = _run("cuda", rows=rows, dry_run=True)
+    assert "reached" not in targets.table({"dry.json": on_card})
+
+
+def test_targets_of_every_unit_are_measured():
+    """Each target finds its figure in a result that has it, and less is better where it is."""
+    images = [
+        {"model": m, "batch": b, "path": p, "ms": ms, "parts_ms": {}}
+        for m in ("fashion", "B-16x", "B-1x")
+        for b in (1, 8, 64, 384)
+        for p, ms in (("fast", 1.1), ("published", 22.0), ("products alone", 1.0))
+    ]
+    limits = {"copy_gb_s": 1.0, "read_gb_s": 1.0, "write_gb_s": 1.0, "bf16_tflop_s": 1.0}
+    baselines = (
+        "numpy", "torch", "float product", "N x 2^d", "torch, compiled", "eight launches", "flex",
+        "sdpa dense mask",
+    )  # fmt: skip
+    rows = []
+    for case in all_cases().values():
+        for shape in (t.name for t in case.timings):
+            rows.append(_row(case.name, shape, "cpu", "backend", 2.0, 0.9, 900.0) | {"peak_mb": 1})
+            rows += [
+                _row(case.name, shape, b, "baseline", 200.0) | {"peak_mb": 40} for b in baselines
+            ]
+    everything = {
+        "c": _run(
+            limits=limits,
+            rows=rows,
+            images=images,
+            model={"head_sampling": {"runner / products": 1.1}},
+        ),
+        "g": _run("cuda", limits=limits, rows=rows, images=images),
+    }
+    lines = targets.table(everything).splitlines()[2:]
+    left = [line for line in lines if "**reached**" not in line]
+    # No case times the gradient of block_causal_attention yet where this is still in the list.
+    assert [line for line in left if "with backward" not in line] == []
+
+
+def test_images_against_their_products_alone(tmp_path):
+    model = measure.random_model(measure.TINY, torch.device("cpu"))
+    result = {"not timed": {}}
+    rows = cpu.images(result, "tiny", model, 2, 2, rounds=2, seconds=0.0)
+    assert {"fast", "published", "products alone"} <= {row["path"] for row in rows}
+    fast = next(row for row in rows if row["path"] == "fast")
+    alone = next(row for row in rows if row["path"] == "products alone")
+    assert fast["ms"] > alone["ms"] > 0
+    assert set(fast["parts_ms"]) == {"trunk", "head", "decoder"}
+    run = _run(images=rows)
+    assert f"| {fast['ms'] / alone['ms']:.2f} |" in tables.images(run)
+    plots.draw(run, tmp_path / "tiny")
+    assert "products alone" in (tmp_path / "tiny.images.svg").read_text()
+
+
+def test_products_are_recorded_and_replayed():
+    weight = torch.randn(5, 3)
+    out = torch.empty(2, 5)
+
+    def work():
+        x = torch.randn(2, 3)
+        torch.addmm(torch.zeros(5), x, weight.t(), out=out)
+        F.conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 1, 1))
+        swiglu(x.repeat(1, 2) @ torch.randn(6, 4)) + 1
+
+    recorded = products.record(work, [weight])
+    assert [p.function._schema.name for p in recorded] == [
+        "aten::addmm", "aten::convolution", "aten::mm",
+    ]  # fmt: skip
+    assert recorded[0].args[2].data_ptr() == weight.data_ptr()
+    assert products.flops(recorded) == 2 * (2 * 3 * 5 + 16 * 2 * 3 + 2 * 6 * 4)
+    products.replay(recorded)
+
+
+def test_the_published_sampler_gives_the_models_tokens():
+    model = measure.random_model(measure.TINY, torch.device("cpu"))
+    for P in (1, 4):
+        config = dataclasses.replace(measure.TINY, parallel_num=P)
+        model = measure.random_model(config, torch.device("cpu"))
+        draw = torch.Generator().manual_seed(P)
+        patch = () if P == 1 else (P,)
+        noise = [
+            [torch.randn(4 if i == 0 else 2, *patch, 8, generator=draw) for _ in range(4)]
+            for i in range(config.ar_steps)
+        ]
+        labels = torch.tensor([0, 2])
+        expected = model.sample(labels, steps=3, cfg_scale=2.0, noise=noise)
+        actual = Published(model, compiled=False).sample(
+            labels, steps=3, cfg_scale=2.0, noise=noise
+        )
+        assert len(expected.unique()) == 2
+        assert (
+            actual == expected
+        ).float().mean() > 0.99  # a value next to 0 may round to the other
+        decoded = Published(model, compiled=False).decode(expected.to(torch.float32))
+        torch.testing.assert_close(decoded, model.decode(expected.to(torch.float32)))
+
+
+def test_cpu_command_writes_its_file(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "_images", lambda result, *_: result["images"].append({"ms": 1}))
+    monkeypatch.setattr(cpu, "_model", lambda result, name, *_: result["model"].update({name: {}}))
+    monkeypatch.setattr(command, "all_cases", lambda: {"pack_signs": small})
+    out = tmp_path / "cpu.json"
+    assert command.main(["cpu", "--out", str(out), "--quick", "--threads", "1"]) == 0
+    result = json.loads(out.read_text())
+    assert {row["op"] for row in result["rows"]} >= {"pack_signs"}
+    assert result["limits"] == {"read_gb_s": 20.0}
+    assert len(result["images"]) == 2
+    assert set(result["model"]) == set(cpu.MODEL_PARTS)
+    assert "ops: pack_signs" in capsys.readouterr().out
+
+
+def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch):
+    found = {"seconds": {"fast": 1.5}, "runner / products": 1.25, "machine": {"threads": 1}}
+
+    def call(command, **options):
+        assert command[1:3] == ["-m", "benchmarks.model.packed_dataset"]
+        Path(command[-1]).write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(cpu.subprocess, "run", call)
+    monkeypatch.setitem(cpu.MODEL_PARTS, "packed_dataset", ("--rounds", "1"))
+    result = {"model": {}, "not timed": {}}
+    cpu._model(result, "packed_dataset", 1)
+    assert result["model"] == {"packed_dataset": found}
+    assert tables.model(result).splitlines()[2:] == [
+        "| packed_dataset | seconds, fast | 1.5 |",
+        "| packed_dataset | runner / products | 1.25 |",
+    ]
+    monkeypatch.setitem(cpu.MODEL_PARTS, "nothing", ())
+    cpu._model(result, "nothing", 1)
+    assert result["not timed"] == {"model: nothing": "there is no such benchmark"}
+
+
+def test_cpu_command_goes_on_behind_a_failure(small, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise OSError("no model today")
+
+    monkeypatch.setattr(cpu, "_images", broken)
+    arguments = ([small], tmp_path / "cpu.json", ["images", "ops"])
+    assert cpu.main(*arguments, threads=1, quick=True) == 1
+    assert "ERROR images: fashion, batch 1: OSError: no model today" in capsys.readouterr().out
+    assert json.loads((tmp_path / "cpu.json").read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_bench_collects_every_cpu_shape():
+    call = [sys.executable, "-m", "pytest", "benchmarks/bench_cpu.py", "-o", "addopts=-q"]
+    done = subprocess.run([*call, "--collect-only"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for case in all_cases().values():
+        for shape in case.timings:
+            collected = f"test_speed[{case.name}, {shape.name}]" in done.stdout
+            assert collected == ("cpu" in shape.devices)
 
 
 def test_gradients_are_timed():

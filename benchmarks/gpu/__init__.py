@@ -1,0 +1,166 @@
+"""``python -m benchmarks gpu``: check and time everything on a card, within ten minutes.
+
+Needs neither pytest nor a network. Four parts: what the machine can do, whether every op is right
+on it, how fast the ops are, how fast whole images are. Results are written after every step, and
+the steps run in a process of their own, which is replaced when a step kills it: a run that goes
+wrong keeps what it had. ``--dry-run`` goes through the same code on the CPU, with Triton's
+interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import run
+from benchmarks.gpu import checks, images, limits, timings
+from benchmarks.gpu.worker import Context, Step, work
+from bitdance_kernels import _native
+from bitdance_kernels.testing import Case
+
+PARTS: Mapping[str, Callable[[Context], Sequence[Step]]] = {
+    "machine": limits.steps,
+    "checks": checks.steps,
+    "timings": timings.steps,
+    "images": images.steps,
+}
+BUDGET = {"machine": 50.0, "checks": 150.0, "timings": 150.0, "images": 210.0}
+"""Seconds of each part: 560 in all."""
+QUICK = {"machine": 15.0, "checks": 45.0, "timings": 35.0, "images": 25.0}
+
+ROOT = Path(__file__).parents[2]
+# A step that is this late is stuck: its process is ended, and the run goes on behind it.
+_GRACE = 60.0
+_POLL = 0.5
+
+
+def main(
+    cases: Sequence[Case],
+    out: Path,
+    parts: Mapping[str, float],
+    *,
+    quick: bool,
+    dry_run: bool,
+    worker: bool = False,
+) -> int:
+    """Run the parts; returns the exit status: 0, or 1 if a check or a step failed.
+
+    Args:
+        cases: the ops.
+        out: folder of the result file, ``gpu.json`` or ``dry-run.json``.
+        parts: seconds for each part that is wanted.
+        quick: short timings.
+        dry_run: on the CPU, in this process.
+        worker: this is a process that `supervise` started.
+    """
+    path = out / ("dry-run.json" if dry_run else "gpu.json")
+    if not worker:
+        path.unlink(missing_ok=True)
+    if dry_run or worker:
+        context = Context.open(cases, path, parts, quick=quick, dry_run=dry_run)
+        status = work(context, PARTS)
+        return status if worker else summary(context.result, path)
+    problem = build()
+    if problem:
+        print(f"gpu: without the cuda backends: {problem}", file=sys.stderr)
+    command = worker_command([case.name for case in cases], out, parts, quick=quick)
+    supervise(command, path, sum(parts.values()) + _GRACE)
+    if not path.exists():
+        print("gpu: the process that does the steps never began", file=sys.stderr)
+        return 1
+    result = json.loads(path.read_text())
+    result["cuda module"] = problem or "built"
+    run.save(result, path)
+    return summary(result, path)
+
+
+def worker_command(
+    ops: Sequence[str], out: Path, parts: Mapping[str, float], *, quick: bool
+) -> list[str]:
+    """What `supervise` runs."""
+    budget = [f"{part}={seconds}" for part, seconds in parts.items()]
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--worker", "--out", str(out)]
+    return [*command, "--budget", *budget, "--only", *parts, "--ops", *ops, *["--quick"] * quick]
+
+
+def build() -> str | None:
+    """Build the CUDA module if it is missing; None, or why there is none."""
+    missing = _native.cuda.unavailable()
+    if missing is None:
+        return None
+    if importlib.util.find_spec("pybind11") is None:
+        return f"{missing}; to build it, pip install 'pybind11>=2.13'"
+    print("building the native modules", flush=True)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        return "setup.py build_ext took more than five minutes"
+    if done.returncode != 0:
+        return f"setup.py build_ext failed: {done.stderr.strip()[-500:]}"
+    return None if list(ROOT.glob("bitdance_kernels/_cuda*.so")) else f"{missing}; is nvcc there?"
+
+
+def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
+    """Run `command` until it has done all steps of the result file at `path`.
+
+    A process that dies, or hangs in a step, costs that step: it is recorded as failed and the
+    command is started again. After `seconds` the run ends whatever it was doing.
+    """
+    before = os.environ.get("PYTHONPATH")
+    python_path = str(ROOT) if before is None else os.pathsep.join([str(ROOT), before])
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    end = time.monotonic() + seconds
+    crashes = 0
+    while time.monotonic() < end:
+        process = subprocess.Popen(command, env=environment)
+        stuck = False
+        while process.poll() is None and not stuck:
+            time.sleep(_POLL)
+            stuck = time.monotonic() > end or _age(path) > _GRACE + seconds / 4
+        if stuck:
+            process.kill()
+        status = process.wait()
+        if status == 0:
+            return
+        crashes = _blame(path, "hung" if stuck else f"ended with status {status}", crashes)
+        if crashes > 2:
+            return
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last step of the run began or ended."""
+    return time.time() - path.stat().st_mtime if path.exists() else 0.0
+
+
+def _blame(path: Path, how: str, crashes: int) -> int:
+    """Record the step that its process did not survive; counts processes that did nothing."""
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    step = result.get("doing")
+    if step is None:
+        return 0 if result.get("done") and how == "ended with status 3" else crashes + 1
+    result["failed"][step] = f"the process {how} in this step"
+    result["done"].append(step)
+    result["doing"] = None
+    run.save(result, path)
+    return 0
+
+
+def summary(result: Mapping[str, Any], path: Path) -> int:
+    """Print what failed; returns the exit status."""
+    failures = [check for check in result["checks"] if check["wrong"]]
+    for check in failures:
+        print(f"FAILED {check['op']} {check['backend']} {check['check']}: {check['wrong']}")
+    for name, text in result["failed"].items():
+        print(f"ERROR {name}: {text.strip().splitlines()[-1]}")
+    for name, why in result["not run"].items():
+        print(f"not run: {name}: {why}")
+    print(f"{len(result['checks'])} checks, {len(failures)} failed; {path}")
+    return 1 if failures or result["failed"] else 0

@@ -1,0 +1,236 @@
+"""Whether every op and backend is right on this device; see ``bitdance_kernels.testing``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from benchmarks import run
+from benchmarks.gpu import large
+from benchmarks.gpu.worker import Context, Step
+from bitdance_kernels.testing import Call, Case, check_backend, strided
+
+_REPLAYS = 5
+_SLEEP = 20_000_000  # cycles, some 10 ms: a launch on another stream would come first
+
+
+def steps(context: Context) -> Sequence[Step]:
+    """A step per op, then one per op for tensors past 2^31 elements."""
+
+    def check(case: Case) -> Callable[[], None]:
+        return lambda: _check(context, case)
+
+    def check_large(case: Case) -> Callable[[], None]:
+        return lambda: _check_large(context, case)
+
+    small = [(case.name, check(case)) for case in context.cases]
+    wide = [
+        (f"{case.name}, past 2^31", check_large(case))
+        for case in context.cases
+        if case.name in large.SHAPES
+    ]
+    return [*small, *wide]
+
+
+KINDS: dict[str, Callable[[Case, Call, str], None]] = {}
+
+
+def _kind(name: str) -> Callable[[Callable[[Case, Call, str], None]], Any]:
+    def register(function: Callable[[Case, Call, str], None]) -> Any:
+        KINDS[name] = function
+        return function
+
+    return register
+
+
+def _check(context: Context, case: Case) -> None:
+    """One record per backend, sample and kind of check; "wrong" is None or what was wrong."""
+    calls = list(case.samples(context.device))
+    if context.dry_run:  # the interpreter is slow, and the tests run all samples in it
+        calls = [next(call for call in calls if all(t.numel() for t in call.tensors()))]
+    for i, call in enumerate(calls):
+        if context.left("checks") <= 0:
+            why = f"samples {i} to {len(calls) - 1}: the time was used up"
+            context.result["not run"][f"checks: {case.name}"] = why
+            return
+        for backend, why_not in run.runnable(case, call, ()).items():
+            if why_not is None:
+                for kind, function in KINDS.items():
+                    _record(context, case, call.name, backend, kind, function, call)
+
+
+def _record(
+    context: Context,
+    case: Case,
+    sample: str,
+    backend: str,
+    kind: str,
+    function: Callable[[Case, Call, str], None],
+    call: Call,
+) -> None:
+    wrong = None
+    try:
+        function(case, call, backend)
+    except AssertionError as error:
+        wrong = str(error)
+    except Exception as error:
+        if "CUDA error" in str(error):
+            raise  # nothing that follows in this process can be believed
+        wrong = f"{type(error).__name__}: {error}"
+        if (backend, kind) == ("reference", "graph"):  # a reference may wait for the card
+            context.result["not run"][f"checks: {case.name}, reference in a graph"] = wrong
+            return
+    context.result["checks"].append(
+        {
+            "step": context.result["doing"],
+            "op": case.name,
+            "sample": sample,
+            "backend": backend,
+            "check": kind,
+            "wrong": wrong,
+        }
+    )
+
+
+@_kind("reference")
+def _against_float64(case: Case, call: Call, backend: str) -> None:
+    """In NaN-poisoned memory, gradients too."""
+    check_backend(case, call, backend)
+
+
+@_kind("strided")
+def _strided(case: Case, call: Call, backend: str) -> None:
+    written = {id(call.args[i]) for i in case.mutates}
+    check_backend(case, call.map(lambda t: t if id(t) in written else strided(t)), backend)
+
+
+@_kind("repeated")
+def _repeated(case: Case, call: Call, backend: str) -> None:
+    """The same bits from every run."""
+    first = results(case, _own(case, call), backend)
+    for _ in range(_REPLAYS - 1):
+        assert_same(first, results(case, _own(case, call), backend), "a repeated run differs")
+
+
+@_kind("graph")
+def _graph(case: Case, call: Call, backend: str) -> None:
+    """Replay on changed inputs, with outputs poisoned and the allocator stirred in between."""
+    fixed = call.map(lambda t: t.detach().clone())
+    written = [fixed.args[i] for i in case.mutates]
+    start = [t.clone() for t in written]
+    replay, captured = _capture(case, fixed, backend)
+    for _ in range(_REPLAYS):
+        _change(fixed)
+        for tensor, content in zip(written, start, strict=True):
+            tensor.copy_(content)
+        expected = results(case, _own(case, fixed), backend)
+        for tensor in captured:
+            if not any(tensor is w for w in written):
+                tensor.fill_(float("nan") if tensor.is_floating_point() else 85)
+        stirred = [torch.empty(1 << (10 + i % 12), device=tensor.device) for i in range(64)]
+        del stirred
+        replay()
+        assert_same(captured, expected, "a graph replay differs")
+
+
+@_kind("stream")
+def _side_stream(case: Case, call: Call, backend: str) -> None:
+    """On a side stream whose inputs arrive late: a launch on any other stream reads zeros."""
+    expected = results(case, _own(case, call), backend)
+    late = call.map(torch.zeros_like)
+    with _stream(call):
+        for target, source in zip(late.tensors(), call.tensors(), strict=True):
+            target.copy_(source)
+        actual = results(case, late, backend)
+    assert_same(actual, expected, "on a side stream it differs")
+
+
+def _check_large(context: Context, case: Case) -> None:
+    """Every element of results past 2^31 elements, against the same rows on their own."""
+    built = large.build(case.name, context.device, 2**12 if context.dry_run else 2**31)
+    if isinstance(built, str):
+        context.result["not run"][f"checks: {case.name}, past 2^31"] = built
+        return
+    for backend, why_not in run.runnable(case, built.block, ()).items():
+        if why_not is None and (backend != "reference" or context.dry_run):
+
+            def check(case: Case, call: Call, backend: str) -> None:
+                large.check(case, built, backend)
+
+            _record(context, case, built.block.name, backend, "past 2^31", check, built.block)
+
+
+def _change(call: Call) -> None:
+    for tensor in call.tensors():
+        if tensor.is_floating_point():
+            tensor.neg_()
+        elif tensor.dtype == torch.uint8:
+            tensor.bitwise_not_()
+
+
+def _own(case: Case, call: Call) -> Call:
+    """The call on copies of what the op writes."""
+    args = list(call.args)
+    for i in case.mutates:
+        args[i] = args[i].clone()
+    return Call(call.name, tuple(args), call.kwargs)
+
+
+def results(case: Case, call: Call, backend: str) -> list[torch.Tensor]:
+    """Outputs and tensors written in place."""
+    with torch.no_grad():
+        outputs = case.op(*call.args, **call.kwargs, backend=backend)
+    leaves = [t for t in pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor)]
+    return leaves + [call.args[i] for i in case.mutates]
+
+
+def assert_same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], message: str) -> None:
+    """Equal bits, NaN equal to NaN.
+
+    Raises:
+        AssertionError: with `message` and how many elements differ.
+    """
+    for x, y in zip(a, b, strict=True):
+        same = (x == y) | ((x != x) & (y != y))
+        if not bool(same.all()):
+            raise AssertionError(f"{message} in {int((~same).sum())} of {x.numel()} elements")
+
+
+def _capture(case: Case, call: Call, backend: str) -> tuple[Callable[[], None], list[torch.Tensor]]:
+    """A replay of the call, and the tensors that it writes; on the CPU the call again."""
+    if not any(t.is_cuda for t in call.tensors()):
+        written = results(case, call, backend)
+
+        def again() -> None:
+            for tensor, new in zip(written, results(case, call, backend), strict=True):
+                tensor.copy_(new)
+
+        return again, written
+    results(case, _own(case, call), backend)  # compiles and loads outside the capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = results(case, call, backend)
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay, captured
+
+
+@contextlib.contextmanager
+def _stream(call: Call) -> Iterator[None]:
+    if not any(t.is_cuda for t in call.tensors()):
+        yield
+        return
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(_SLEEP)
+        yield
+    torch.cuda.synchronize()

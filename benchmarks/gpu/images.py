@@ -1,0 +1,165 @@
+"""Whole images on a card: the library's path against the published one, and the bound beside it.
+
+Random weights: the time does not depend on what a picture shows. An image's AR steps are alike but
+for the cache they read, so a path that is too slow for the time there is runs some of them and is
+scaled up; the record says how many ran.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import limits
+from benchmarks.gpu.worker import Context, Step
+from benchmarks.model import bound, measure, paths
+from bitdance.config import PRESETS
+from bitdance.model import BitDanceModel
+
+_MODELS = ("B-16x", "B-1x", "B-4x", "L-1x", "H-1x")
+_BATCHES = (1, 64, 8, 384)
+_STEPS = 100
+
+Way = tuple[paths.Path, BitDanceModel]
+
+
+def steps(context: Context) -> Sequence[Step]:
+    """A step per model and batch; the models of the targets first, in case time runs out."""
+    if context.dry_run:
+        return [("tiny, batch 2", lambda: _images(context, "tiny", 2, 1))]
+    models = _MODELS[:2] if context.quick else _MODELS
+    batches = _BATCHES[:2] if context.quick else _BATCHES
+    # Every batch of a target before the others: 1 and 64 of the first two models come first.
+    plan = sorted(
+        ((model, batch) for model in models for batch in batches),
+        key=lambda pair: (models.index(pair[0]) > 1) + batches.index(pair[1]) // 2,
+    )
+
+    def step(model: str, batch: int, share: int) -> Step:
+        return f"{model}, batch {batch}", lambda: _images(context, model, batch, share)
+
+    return [step(model, batch, len(plan) - i) for i, (model, batch) in enumerate(plan)]
+
+
+def _images(context: Context, name: str, batch: int, share: int) -> None:
+    config = measure.TINY if name == "tiny" else PRESETS[name]
+    denoising = 2 if context.dry_run else _STEPS
+    master = measure.random_model(config, context.device)
+    half = torch.float32 if context.dry_run else torch.bfloat16
+    autocast = None if context.dry_run else half
+    ways: dict[str, Callable[[], Way | str]] = {
+        "fast": lambda: _fast(copy.deepcopy(master).to(half), denoising),
+        "published": lambda: (
+            paths.published(master, denoising, compiled=not context.dry_run, autocast=autocast),
+            master,
+        ),
+        "plain": lambda: _plain(master, denoising, autocast),
+    }
+    measured = _limits(context)
+    least = {} if measured is None else bound.seconds(config, batch, measured)
+    end = time.monotonic() + _share(context.left("images"), share)
+    for i, (path, make) in enumerate(ways.items()):
+        label = f"images: {name}, batch {batch}: {path}"
+        try:
+            made = make()
+            if isinstance(made, str):
+                context.result["not timed"][label] = made
+                continue
+            seconds = (end - time.monotonic()) / (len(ways) - i)
+            figures = _time(context, *made, batch, seconds, rounds=_rounds(context))
+        except torch.OutOfMemoryError as error:
+            context.result["not timed"][label] = str(error).splitlines()[0]
+            continue
+        finally:
+            made = ""
+            _forget(context)
+        context.result["images"].append(
+            {
+                "model": name,
+                "batch": batch,
+                "path": path,
+                "device": context.device.type,
+                "steps": denoising,
+                "bound_ms": {part: 1e3 * s / batch for part, s in least.items()},
+                **figures,
+            }
+        )
+        context.save()
+
+
+def _fast(model: BitDanceModel, denoising: int) -> Way:
+    return paths.fast(model, denoising), model
+
+
+def _plain(model: BitDanceModel, denoising: int, autocast: torch.dtype | None) -> Way | str:
+    way = paths.plain(model, denoising, autocast=autocast)
+    return way if isinstance(way, str) else (way, model)
+
+
+def _forget(context: Context) -> None:
+    """Compiled code and memory of a path that is done: the next one needs the room."""
+    torch.compiler.reset()
+    gc.collect()
+    if not context.dry_run:
+        torch.cuda.empty_cache()
+
+
+def _limits(context: Context) -> bound.Limits | None:
+    """Those measured in this run; None where it has not measured them."""
+    measured = context.result["limits"]
+    if not {"copy_gb_s", "bf16_tflop_s", "l2_gb_s"} <= measured.keys():
+        return None
+    return bound.Limits(
+        copy=measured["copy_gb_s"] * 1e9,
+        matrix=measured["bf16_tflop_s"] * 1e12,
+        l2=measured["l2_gb_s"] * 1e9,
+    )
+
+
+def _time(
+    context: Context,
+    way: paths.Path,
+    model: BitDanceModel,
+    batch: int,
+    seconds: float,
+    *,
+    rounds: int,
+) -> dict[str, Any]:
+    """Milliseconds an image: all of it, and of the trunk, the head and the decoder."""
+    config = model.config
+    labels = torch.arange(batch, device=model.freqs.device) % config.num_classes
+    tokens = measure.random_tokens(model, batch)
+    begin = time.monotonic()
+    # The first calls compile, capture and allocate.
+    measure.sampling(way, labels, config.ar_steps, 0.0, most=measure.LEAST_AR_STEPS)
+    measure.decoding(way, tokens)
+    first = time.monotonic() - begin
+    end = begin + max(seconds, first + 1.0)
+    ran: list[dict[str, Any]] = []
+    while not ran or (time.monotonic() < end and len(ran) < rounds):
+        left = (end - time.monotonic()) / (1 if ran else 2)
+        times = measure.sampling(way, labels, config.ar_steps, left)
+        ran.append(times | {"decoder": measure.decoding(way, tokens)})
+    if way.trunk is None:
+        step = limits.seconds_of(context, measure.trunk_step(model, batch), 4)
+        ran = [r | {"trunk": step * config.ar_steps} for r in ran]
+    return {
+        **measure.figures(ran, batch),
+        "ar_steps_timed": min(r["ran"] for r in ran),
+        "ar_steps": config.ar_steps,
+        "first_call_s": first,
+    }
+
+
+def _share(left: float, steps: int) -> float:
+    """Seconds for the first of `steps` steps: the ones that matter most come first, so twice."""
+    return max(left, 0.0) * min(1.0, 2 / steps)
+
+
+def _rounds(context: Context) -> int:
+    return 1 if context.dry_run else 2 if context.quick else 5

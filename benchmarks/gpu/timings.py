@@ -1,0 +1,107 @@
+"""How fast the ops are on this card, L2-cold, against what users would call instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+
+from benchmarks import run, timing
+from benchmarks.gpu.worker import Context, Step
+from bitdance_kernels.testing import Call, Case, Timing
+
+_SHARE_EAGER = 0.35
+# Compiling a baseline takes seconds: not done any more once less than this share is left.
+
+
+def steps(context: Context) -> Sequence[Step]:
+    """A step per op and shape; first shapes of all ops first, in case the time does not reach."""
+    if context.dry_run:
+        return [(case.name, _dry(context, case)) for case in context.cases]
+
+    def step(case: Case, shape: Timing) -> Step:
+        return f"{case.name}, {shape.name}", lambda: _time(context, case, shape, share)
+
+    shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in context.cases]
+    turns = [pair for turn in zip_longest(*shapes) for pair in turn if pair is not None]
+    total = sum(context.parts[part] for part in ("timings",) if part in context.parts)
+    share = min(0.15 if context.quick else 1.0, 0.2 * total / max(len(turns), 1))
+    return [step(case, shape) for case, shape in turns]
+
+
+def _time(context: Context, case: Case, shape: Timing, seconds: float) -> None:
+    call = shape.make(context.device)
+    able = [name for name, why in run.runnable(case, call, ()).items() if why is None]
+    timed = dict(timing.functions(case, call, able, backward=shape.backward))
+    left = context.left("timings")
+    if left > _SHARE_EAGER * context.parts["timings"]:
+        timed |= compiled(case, shape)
+    else:
+        note = "not compiled: the time was used up"
+        context.result["not timed"][f"{case.name}, {shape.name}: compiled baselines"] = note
+    with torch.inference_mode():
+        memory = _peaks(timed, call)
+        del call
+        times, failed = timing.time_cuda(timed, shape, seconds)
+    torch.compiler.reset()
+    for name, why in failed.items():
+        target = "failed" if name in able else "not timed"
+        context.result[target][f"{case.name}, {shape.name}: {name}"] = why
+    for row in timing.rows(case, shape, times, able, "cuda"):
+        context.result["rows"].append(row | memory.get(row["name"], {}))
+
+
+def _peaks(timed: timing.Functions, call: Call) -> dict[str, dict[str, float]]:
+    """Memory that each function takes at its peak, results included; compiles what compiles."""
+    peaks = {}
+    for name, function in timed.items():
+        try:
+            function(call)
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            function(call)
+            torch.cuda.synchronize()
+        except Exception:  # `time_cuda` says why
+            continue
+        peaks[name] = {"peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
+    return peaks
+
+
+def compiled(case: Case, shape: Timing) -> dict[str, Callable[[Call], Any]]:
+    """Every baseline under torch.compile, for exactly this shape."""
+
+    def make(function: Callable[..., Any]) -> Callable[[Call], Any]:
+        fast = torch.compile(function, dynamic=False)
+
+        def call(call: Call) -> Any:
+            return fast(*call.args, **call.kwargs)
+
+        return timing.with_backward(call) if shape.backward else call
+
+    return {
+        f"{name}, compiled": make(function)
+        for name, function in case.baselines.items()
+        if "numpy" not in name and "flex" not in name  # no graph, and compiled already
+    }
+
+
+def _dry(context: Context, case: Case) -> Callable[[], None]:
+    """The code path on the smallest sample; not a measurement."""
+
+    def step() -> None:
+        samples = case.samples(context.device)
+        call = next(c for c in samples if all(t.numel() for t in c.tensors()))
+        able = [name for name, why in run.runnable(case, call, ()).items() if why is None]
+        shape = Timing(call.name, lambda _: call, bytes=1)
+        with torch.inference_mode():
+            every = timing.functions(case, call, able)
+            timed = {name: f for name, f in every.items() if name != "flex"}  # compiles for long
+            times, failed = timing.time_cpu(timed, call, 0.0, least_seconds=0.0)
+        for name, why in failed.items():
+            context.result["not timed"][f"{case.name}, {shape.name}: {name}"] = why
+        context.result["rows"] += timing.rows(case, shape, times, able, "cpu")
+
+    return step

@@ -1,0 +1,225 @@
+"""The published sampler in plain PyTorch, on the weights of a ``BitDanceModel``: the baseline.
+
+Written after the published code's order of operations, with what makes it slow: every call of the
+head embeds the time and the conditioning again and projects the state for both halves of a guided
+batch; keys and values are kept in the weights' dtype (float32 master weights, under autocast) and
+cast whole at every step; attention writes its scores; every update is a chain of small operations.
+The published code compiles the head's step, without CUDA graphs; so does this where `compiled`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bitdance.diffusion_head import LEAST_REMAINING, HeadNetwork
+from bitdance.generation import guidance_at
+from bitdance.model import BitDanceModel
+from bitdance_kernels import dense_mask, use_backend
+
+_LAST = 0.95
+Cache = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Published:
+    """Sampling and decoding as published.
+
+    Args:
+        model: whose weights are used.
+        compiled: compile the step of the head, as published; but for the AR step without guidance,
+            which would have to be compiled for itself.
+    """
+
+    def __init__(self, model: BitDanceModel, *, compiled: bool) -> None:
+        if model.config.time_shift != 1:
+            raise ValueError("Published: the class-conditional models have time_shift 1")
+        self.model = model
+        self.step: Callable[..., torch.Tensor] = euler_maruyama
+        if compiled:
+            self.step = torch.compile(euler_maruyama, dynamic=False)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: torch.Tensor,
+        *,
+        steps: int = 100,
+        cfg_scale: float = 1.0,
+        noise: Sequence[Sequence[torch.Tensor]] | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
+        """Tokens [B, N, C] of +1 and -1, with the linear schedule of guidance.
+
+        Args:
+            labels: int64 [B].
+            steps: noisy denoising steps a patch.
+            cfg_scale: guidance; at most 1 is none.
+            noise: for each AR step the initial state and one draw a denoising step; drawn by
+                default.
+            on_step: called with the AR step's number after each.
+        """
+        model, config = self.model, self.model.config
+        P, guided = config.parallel_num, cfg_scale > 1
+        rows = (
+            torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
+        )
+        cache = self._cache(len(rows))
+        x, start = model.prefix(rows), 0
+        mask: torch.Tensor | None = dense_mask(model.ranges(patches=1))
+        made = []
+        for i in range(config.ar_steps):
+            cfg = guidance_at(i, config.ar_steps, cfg_scale, "linear")
+            hidden = self.trunk(model.emb_norm(x), cache, start, mask)
+            start += x.shape[1]
+            cond = hidden[:, -P:] + model.pos_for_diff.weight[i * P : (i + 1) * P]
+            cond = cond if P > 1 else cond.squeeze(1)
+            shared = guided and cfg > 1
+            bits = self._patch(
+                cond, steps, cfg if shared else None, None if noise is None else noise[i]
+            )
+            tokens = bits.view(-1, P, config.token_bits)
+            tokens = torch.cat([tokens, tokens]) if shared else tokens
+            made.append(tokens[: len(labels)])
+            x, mask = model.embed(tokens), None
+            if on_step is not None:
+                on_step(i)
+        return torch.cat(made, dim=1)
+
+    def trunk(
+        self, x: torch.Tensor, cache: Cache, start: int, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """New tokens through all blocks; the cache is written at `start`."""
+        model = self.model
+        end = start + x.shape[1]
+        for block, (keys, values) in zip(model.layers, cache, strict=True):
+            qkv = block.attention.wqkv(block.attention_norm(x))
+            q, k, v = qkv.unflatten(-1, (3, model.layers.num_heads, -1)).unbind(2)
+            keys[:, start:end] = _rotate(k, model.freqs[start:end])
+            values[:, start:end] = v
+            q = _rotate(q, model.freqs[start:end])
+            out = _attention(q, keys[:, :end].to(v.dtype), values[:, :end].to(v.dtype), mask)
+            x = x + block.attention.wo(out.flatten(2))
+            x = x + _swiglu(block.feed_forward, block.ffn_norm(x))
+        return model.norm(x)
+
+    @torch.no_grad()
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Images, the norms as plain PyTorch."""
+        with use_backend("reference"):
+            return self.model.decode(tokens)
+
+    def _cache(self, rows: int) -> Cache:
+        layers, like = self.model.layers, self.model.norm.weight
+        shape = (rows, len(self.model.freqs), layers.num_heads, layers.head_dim)
+        return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(len(layers))]
+
+    def _patch(
+        self,
+        cond: torch.Tensor,
+        steps: int,
+        cfg: float | None,
+        noise: Sequence[torch.Tensor] | None,
+    ) -> torch.Tensor:
+        net = self.model.head.net
+        rows = len(cond) if cfg is None else len(cond) // 2
+        shape = (rows, *cond.shape[1:-1], net.config.ch_target)
+        x = torch.randn(shape, device=cond.device) if noise is None else noise[0]
+        scale = None if cfg is None else torch.full((), cfg, device=cond.device)
+        step = self.step if cfg is not None else euler_maruyama
+        t = torch.zeros(len(cond), device=cond.device)
+        dt = torch.full((), _LAST / steps, device=cond.device)
+        for i in range(steps):
+            eps = torch.randn_like(x) if noise is None else noise[i + 1]
+            x = step(net, x, t, dt, cond, scale, eps)
+            t = t + dt
+        t = torch.full_like(t, _LAST)
+        x = x + _velocity(net, x, t, cond, scale) * (1 - _LAST)
+        return torch.where(x > 0, 1.0, -1.0)
+
+
+def euler_maruyama(
+    net: HeadNetwork,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    dt: torch.Tensor,
+    cond: torch.Tensor,
+    cfg: torch.Tensor | None,
+    eps: torch.Tensor,
+) -> torch.Tensor:
+    """One noisy step: velocity, guidance, score, drift and diffusion."""
+    velocity = _velocity(net, x, t, cond, cfg)
+    at = t[: len(x)].reshape(-1, *[1] * (x.dim() - 1))
+    score = (at * velocity - x) / (1 - at)
+    drift = velocity + (1 - at) * score
+    return x + drift * dt + torch.sqrt(2 * (1 - at) * dt) * eps
+
+
+def _velocity(
+    net: HeadNetwork,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    cond: torch.Tensor,
+    cfg: torch.Tensor | None,
+) -> torch.Tensor:
+    both = x if cfg is None else torch.cat([x, x])
+    remaining = (1 - t).clamp_min(LEAST_REMAINING).reshape(-1, *[1] * (x.dim() - 1))
+    velocity = (head(net, both, t, cond).float() - both) / remaining
+    if cfg is None:
+        return velocity
+    conditional, unconditional = velocity.chunk(2)
+    return unconditional + cfg * (conditional - unconditional)
+
+
+def head(net: HeadNetwork, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    """The network, all of it, op by op."""
+    time = net.time_embed(t)
+    time = time.reshape(time.shape[0], *[1] * (x.dim() - 2), time.shape[1])
+    y = F.silu(time + net.cond_embed(cond))
+    h = net.input_proj(x.to(cond.dtype))
+    modulations = [layer(y) for layer in net.ada_ln_blocks]
+    blocks: Any = net.res_blocks
+    for i, block in enumerate(blocks):
+        modulation = modulations[i * len(modulations) // len(blocks)]
+        if net.config.architecture == "mlp":
+            scale, shift, gate = modulation.chunk(3, dim=-1)
+            h = h + gate * _swiglu(block, block.norm(h) * (1 + scale) + shift)
+            continue
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
+        attended = _patch_attention(block.attn, block.norm1(h) * (1 + scale1) + shift1)
+        h = h + gate1 * attended
+        h = h + gate2 * _swiglu(block, block.norm2(h) * (1 + scale2) + shift2)
+    scale, shift = net.final_layer.ada_ln_modulation(y).chunk(2, dim=-1)
+    h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return net.final_layer.linear(h)
+
+
+def _patch_attention(attention: Any, x: torch.Tensor) -> torch.Tensor:
+    q, k, v = attention.wqkv(x).unflatten(-1, (3, attention.num_heads, -1)).unbind(-3)
+    return attention.wo(_attention(q, k, v, None).flatten(2))
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """[B, T, H, D], with the scores in memory."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
+
+
+def _swiglu(network: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, value = network.w1(x).chunk(2, dim=-1)
+    return network.w2(F.silu(gate) * value)
+
+
+def _rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+    """Neighbouring channels as complex numbers, turned by the angles of their position."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs * torch.view_as_complex(freqs)[:, None]
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)

@@ -1,0 +1,106 @@
+"""The matrix products and convolutions of a run, recorded and then run alone.
+
+On a CPU they are nearly all the work of a whole image, so their time is the limit of what any
+implementation of the rest can reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bitdance_kernels._op import REGISTRY
+
+_aten = torch.ops.aten
+_PRODUCTS = {
+    *(
+        getattr(packet, overload)
+        for packet in (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
+        for overload in ("default", "out")
+    ),
+    _aten.convolution.default,
+}
+# Their references do more products than the kernels must, so theirs are left out of the limit.
+_WITHIN_KERNELS = ("attention",)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product: the function and its arguments."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, kept: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+        self._kept = {t.untyped_storage().data_ptr() for t in kept}
+        self._stand_ins: dict[Any, torch.Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "bitdance" and not any(word in name for word in _WITHIN_KERNELS):
+            reference = REGISTRY[name].backend("reference")
+            if not isinstance(reference, str):
+                with self:  # so that a product within a fused op is seen
+                    return reference.run(*args[:-1])
+        if func in _PRODUCTS:
+            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, kwargs))
+            self.products.append(Product(func, *kept))
+        return func(*args, **kwargs)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A weight itself; for an activation a tensor like it, one for all of the same layout."""
+        if tensor.untyped_storage().data_ptr() in self._kept:
+            return tensor
+        key = (tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in self._stand_ins:
+            like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+            self._stand_ins[key] = like.copy_(tensor)
+        return self._stand_ins[key]
+
+
+def record(function: Callable[[], Any], weights: Sequence[torch.Tensor]) -> list[Product]:
+    """The products that `function` does, in their order.
+
+    What it keeps between calls, such as packed copies of weights, counts as an activation: one
+    tensor stands for all of a layout. It is nearer to the processor than the real ones, so the time
+    of the products alone is rather too short than too long.
+
+    Those within this library's ops are seen through the ops' references, but for attention.
+
+    Args:
+        function: called once.
+        weights: tensors that are used as they are; for others something of the same layout.
+    """
+    recorder = _Recorder(weights)
+    with torch.no_grad(), recorder:
+        function()
+    return recorder.products
+
+
+def replay(products: Sequence[Product]) -> None:
+    """Do them again and nothing else."""
+    with torch.no_grad():
+        for product in products:
+            product.function(*product.args, **product.kwargs)
+
+
+def flops(products: Sequence[Product]) -> float:
+    """Floating-point operations of all."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        replay(products)
+    return counter.get_total_flops()

@@ -1,0 +1,236 @@
+"""`python -m benchmarks gpu` without a card: --dry-run, and the process that is replaced."""
+
+import json
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import gpu
+from benchmarks.cases import all_cases
+from benchmarks.gpu import checks, large
+from benchmarks.gpu.worker import Context, work
+from benchmarks.model import bound
+from bitdance.config import PRESETS
+from bitdance_kernels.testing import Call, Case, Timing
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gpu")
+    assert command.main(["gpu", "--out", str(out), "--dry-run"]) == 0
+    return json.loads((out / "dry-run.json").read_text())
+
+
+@pytest.mark.slow
+def test_dry_run_goes_through_every_part(dry_run):
+    assert dry_run["failed"] == {}
+    assert dry_run["not run"] == {}
+    assert {key.partition(":")[0] for key in dry_run["done"]} == set(gpu.PARTS)
+    assert {"copy_gb_s", "bf16_tflop_s"} <= dry_run["limits"].keys()
+    probes = {probe["probe"] for probe in dry_run["probes"]}
+    assert probes == {"L2 read", "launch to launch", "all-gather", "head product"}
+
+
+@pytest.mark.slow
+def test_dry_run_checks_every_op_on_reference_and_interpreter(dry_run):
+    done = {(check["op"], check["backend"], check["check"]) for check in dry_run["checks"]}
+    assert all(check["wrong"] is None for check in dry_run["checks"])
+    for name, case in all_cases().items():
+        for backend in case.kernel_op.backends:
+            if case.kernel_op.unavailable(backend) is None:
+                for kind in checks.KINDS:
+                    assert (name, backend, kind) in done
+    assert {op for op, _, kind in done if kind == "past 2^31"} == set(large.SHAPES)
+    assert {row["op"] for row in dry_run["rows"]} == set(all_cases())
+
+
+@pytest.mark.slow
+def test_dry_run_times_whole_images(dry_run):
+    images = {image["path"]: image for image in dry_run["images"]}
+    assert {"fast", "published"} <= images.keys()
+    for image in images.values():
+        assert 0 < image["min_ms"] <= image["ms"]
+        assert image["ar_steps_timed"] == image["ar_steps"] == 4
+        assert set(image["parts_ms"]) == {"trunk", "head", "decoder"}
+
+
+def _context(tmp_path, cases, parts):
+    path = tmp_path / "dry-run.json"
+    return Context.open(cases, path, parts, quick=True, dry_run=True)
+
+
+def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsys):
+    case = all_cases()["pack_signs"]
+    op = case.kernel_op
+    right = op.backend("triton")
+    wrong = type(right)(lambda x: right.run(x) ^ 1, right.unsupported)
+    monkeypatch.setitem(op._loaded, "triton", wrong)
+
+    def broken(device):
+        raise OSError("no samples today")
+        yield
+
+    cases = [Case(all_cases()["swiglu"].op, "rounded", broken), case]
+    assert gpu.main(cases, tmp_path, {"checks": 60.0}, quick=True, dry_run=True) == 1
+    result = json.loads((tmp_path / "dry-run.json").read_text())
+    assert "no samples today" in result["failed"]["checks: swiglu"]
+    assert any(check["wrong"] for check in result["checks"])
+    printed = capsys.readouterr().out
+    assert "FAILED pack_signs triton reference" in printed
+    assert "ERROR checks: swiglu: OSError: no samples today" in printed
+
+
+@pytest.mark.parametrize("kind", ["repeated", "graph", "stream"])
+def test_what_changes_from_run_to_run_is_found(kind):
+    calls = []
+
+    def op(x, *, backend):
+        calls.append(backend)
+        return x + len(calls)
+
+    case = Case(op, "exact", lambda device: iter(()))
+    with pytest.raises(AssertionError, match=r"differs in [1-9]"):
+        checks.KINDS[kind](case, Call("x", (torch.ones(8),)), "reference")
+
+
+def test_a_wrapped_offset_is_found():
+    """As if addresses past 4096 elements began again at 0."""
+    built = large.build("swiglu", CPU, 2**12)
+    assert max(t.numel() for t in built.large.tensors()) > 2**12
+
+    def op(x, *, backend):
+        y = all_cases()["swiglu"].op(x, backend=backend)
+        flat = y.view(-1)
+        if flat.numel() > 2**12:
+            flat[2**12 :] = flat[: flat.numel() - 2**12].clone()
+        return y
+
+    large.check(all_cases()["swiglu"], built, "reference")
+    built = large.build("swiglu", CPU, 2**13 + 2304)
+    with pytest.raises(AssertionError, match="not those of the same rows"):
+        large.check(Case(op, "exact", lambda device: iter(())), built, "reference")
+
+
+def test_the_time_that_is_used_up_is_said(tmp_path, capsys):
+    context = _context(tmp_path, [all_cases()["swiglu"]], {"checks": 0.0, "timings": 0.0})
+    assert work(context, gpu.PARTS) == 0
+    assert context.result["not run"]["checks: swiglu"] == "the time was used up"
+    assert context.result["not run"]["timings: swiglu"] == "the time was used up"
+    assert context.result["rows"] == []
+
+
+WORKER = """
+import json, sys, time
+from pathlib import Path
+path = Path({path!r})
+result = json.loads(path.read_text())
+for step in ("one", "crash", "hang", "last"):
+    if step in result["done"]:
+        continue
+    result["doing"] = step
+    path.write_text(json.dumps(result))
+    if step == "crash":
+        sys.exit(139)
+    if step == "hang" and {hang}:
+        time.sleep(60)
+    result["done"].append(step)
+    result["doing"] = None
+    path.write_text(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize("hang", [False, True])
+def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps({"done": [], "doing": None, "failed": {}}))
+    monkeypatch.setattr(gpu, "_GRACE", 0.5)
+    monkeypatch.setattr(gpu, "_POLL", 0.05)
+    code = WORKER.format(path=str(path), hang=hang)
+    start = time.monotonic()
+    gpu.supervise([sys.executable, "-c", code], path, 10.0)
+    assert time.monotonic() - start < 12
+    result = json.loads(path.read_text())
+    assert result["done"] == ["one", "crash", "hang", "last"]
+    expected = {"crash": "the process ended with status 139 in this step"}
+    expected |= {"hang": "the process hung in this step"} if hang else {}
+    assert result["failed"] == expected
+
+
+@pytest.mark.slow
+def test_the_worker_understands_its_command(tmp_path):
+    """On the CPU, where the real one would have the card."""
+    command = gpu.worker_command(["swiglu"], tmp_path, {"machine": 9.0, "checks": 30.0}, quick=True)
+    gpu.supervise([*command, "--dry-run"], tmp_path / "dry-run.json", 60.0)
+    result = json.loads((tmp_path / "dry-run.json").read_text())
+    assert result["failed"] == {}
+    assert result["done"][-2:] == ["checks: swiglu", "checks: swiglu, past 2^31"]
+
+
+def test_what_a_check_raises_is_recorded(tmp_path):
+    def op(x, *, backend):
+        if x.is_contiguous():
+            return x + 1
+        raise OSError("no strides today")
+
+    registered = all_cases()["swiglu"]
+    op.__name__ = "swiglu"
+    case = Case(op, "rounded", registered.samples)
+    assert gpu.main([case], tmp_path, {"checks": 60.0}, quick=True, dry_run=True) == 1
+    result = json.loads((tmp_path / "dry-run.json").read_text())
+    assert "OSError: no strides today" in {check["wrong"] for check in result["checks"]}
+
+
+def test_a_worker_that_never_starts_is_given_up(tmp_path):
+    path = tmp_path / "gpu.json"
+    start = time.monotonic()
+    gpu.supervise([sys.executable, "-c", "import sys; sys.exit(1)"], path, 30.0)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_without_a_card_it_says_so(tmp_path, capsys):
+    assert command.main(["gpu", "--out", str(tmp_path)]) == 2
+    assert "no CUDA device that PyTorch can use" in capsys.readouterr().err
+
+
+def test_budgets_are_read(tmp_path, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(gpu, "main", lambda *args, **options: seen.update(parts=args[2]) or 0)
+    base = ["gpu", "--out", str(tmp_path), "--dry-run"]
+    only = ["--only", "images", "checks", "--budget", "checks=12"]
+    assert command.main([*base, *only]) == 0
+    assert seen["parts"] == {"checks": 12.0, "images": gpu.BUDGET["images"]}
+    with pytest.raises(SystemExit):
+        command.main([*base, "--budget", "cheques=12"])
+    assert "'cheques=12' is no PART=SECONDS" in capsys.readouterr().err
+
+
+def test_bounds_of_whole_images():
+    """Figures of an independent count: 4.3 TB/s, 790 TFLOP/s, 5.5 TB/s from the L2 cache."""
+    limits = bound.Limits(copy=4.3e12, matrix=790e12, l2=5.5e12)
+    known = {
+        "B-1x": (336, 43.5, 6.84, 6.27), "B-4x": (163, 21.8, 7.33, 7.33),
+        "B-16x": (41.9, 7.03, 7.03, 7.03), "L-1x": (510, 68.8, 13.7, 11.3),
+        "H-1x": (1171, 154, 27.0, 21.5),
+    }  # fmt: skip
+    for model, figures in known.items():
+        for batch, ms in zip((1, 8, 64, 384), figures, strict=True):
+            whole = bound.seconds(PRESETS[model], batch, limits)["whole"]
+            assert 1e3 * whole / batch == pytest.approx(ms, rel=0.035)
+
+
+def test_timings_begin_with_the_first_shape_of_every_op(tmp_path):
+    case = all_cases()["pack_signs"]
+    one = Timing("one", lambda device: Call("one", (torch.ones(1, 8),)), bytes=1)
+    two = Timing("two", lambda device: Call("two", (torch.ones(1, 8),)), bytes=1)
+    context = _context(
+        tmp_path, [Case(case.op, case.rule, case.samples, (one, two))] * 2, {"timings": 9.0}
+    )
+    context.dry_run = False
+    names = [name for name, _ in gpu.PARTS["timings"](context)]
+    assert names == ["pack_signs, one"] * 2 + ["pack_signs, two"] * 2
