@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["patch_attention"]
 
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
 _MOST_TOKENS = 64
 
 
