@@ -16,6 +16,8 @@ from bitdance_kernels import _triton
 from bitdance_kernels._rows import as_rows
 
 _MOST_HEAD_DIM = 128
+# Values of a tile: products of float32 run on the ordinary cores and hold more in registers.
+_MOST_FLOAT32 = 2048
 _LOG2_E = 1.4426950408889634
 
 
@@ -111,25 +113,33 @@ def _unsupported(num_heads: int, qkv: torch.Tensor, *others: torch.Tensor) -> st
     head_dim = qkv.shape[2] // (3 * num_heads)
     if head_dim > _MOST_HEAD_DIM:
         return f"it handles heads of at most {_MOST_HEAD_DIM} channels, got {head_dim}"
+    tile, width = _tile(qkv.shape[1], head_dim)
+    if qkv.dtype == torch.float32 and tile * width > _MOST_FLOAT32:
+        return f"float32 tiles of {tile} tokens and {width} channels overflow the registers"
     tensors = (qkv, *others)
     return _triton.unsupported(*tensors) or _triton.dtype_unsupported(*(t.dtype for t in tensors))
 
 
-def _launch(qkv: torch.Tensor, num_heads: int, warps_of: int) -> tuple[int, dict[str, int]]:
-    """How many programs, and the constants of a kernel; `warps_of` values of a tile a warp."""
+def _tile(patch: int, head_dim: int) -> tuple[int, int]:
+    """Tokens and channels of a tile, powers of two that tensor cores take."""
+    return max(16, triton.next_power_of_2(patch)), max(16, triton.next_power_of_2(head_dim))
+
+
+def _launch(qkv: torch.Tensor, num_heads: int, warp_bytes: int) -> tuple[int, dict[str, int]]:
+    """How many programs, and the constants of a kernel with a warp for `warp_bytes` of a tile."""
     rows, patch, width = qkv.shape
     head_dim = width // (3 * num_heads)
-    tile = max(16, triton.next_power_of_2(patch))
+    tile, channels = _tile(patch, head_dim)
     group = tile // patch
+    warps = tile * max(tile, channels) * qkv.element_size() // warp_bytes
     constants = {
         "PATCH": patch,
         "GROUP": group,
         "HEAD_DIM": head_dim,
         "TILE": tile,
-        "WIDTH": max(16, triton.next_power_of_2(head_dim)),
+        "WIDTH": channels,
+        "num_warps": min(8, max(1, warps)),
     }
-    warps = tile * constants["WIDTH"] * qkv.element_size() // warps_of
-    constants["num_warps"] = min(8, max(1, triton.next_power_of_2(warps)))
     return triton.cdiv(rows, group) * num_heads, constants
 
 
@@ -161,7 +171,7 @@ def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch
     of_qkv = qkv.new_empty(qkv.shape)
     if of_qkv.numel() == 0:
         return of_qkv
-    programs, constants = _launch(qkv, num_heads, 2048)
+    programs, constants = _launch(qkv, num_heads, 1024)
     (qkv, total, stride), (grad, _, grad_stride) = as_rows(qkv), as_rows(grad)
     channels = qkv.shape[2] // 3
     factor = (channels // num_heads) ** -0.5
