@@ -29,7 +29,9 @@ void pack_signs_32_scalar(const uint32_t* x, uint8_t* packed, int64_t bytes) {
   pack_signs_scalar(x, packed, bytes, kInfinity32);
 }
 
-PackSigns32 choose_32() {
+}  // namespace
+
+PackSigns32 choose_pack_signs_32() {
 #ifdef BDK_X86
   if (active_isa() == kAvx512) return pack_signs_32_avx512;
   if (active_isa() == kAvx2) return pack_signs_32_avx2;
@@ -37,13 +39,15 @@ PackSigns32 choose_32() {
   return pack_signs_32_scalar;
 }
 
-PackSigns16 choose_16() {
+PackSigns16 choose_pack_signs_16() {
 #ifdef BDK_X86
   if (active_isa() == kAvx512) return pack_signs_16_avx512;
   if (active_isa() == kAvx2) return pack_signs_16_avx2;
 #endif
   return pack_signs_scalar<uint16_t>;
 }
+
+namespace {
 
 // pack_run(x, packed, bytes) packs adjacent values; rows without gaps are one long run.
 template <class Pattern, class PackRun>
@@ -74,9 +78,9 @@ int bdk_pack_signs_cpu(const void* x, uint8_t* packed, int64_t rows, int64_t cha
   const int64_t row_bytes = channels / 8;
   if (dtype == kFloat32) {
     pack_rows(static_cast<const uint32_t*>(x), packed, rows, row_bytes, row_stride, threads,
-              choose_32());
+              choose_pack_signs_32());
   } else {
-    const PackSigns16 pack = choose_16();
+    const PackSigns16 pack = choose_pack_signs_16();
     const uint16_t infinity = dtype == kFloat16 ? kInfinity16 : kInfinityB16;
     pack_rows(
         static_cast<const uint16_t*>(x), packed, rows, row_bytes, row_stride, threads,

@@ -19,6 +19,10 @@ void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, uint1
 void pack_signs_32_avx512(const uint32_t* x, uint8_t* packed, int64_t bytes);
 void pack_signs_16_avx512(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity);
 
+// By what the processor has.
+PackSigns32 choose_pack_signs_32();
+PackSigns16 choose_pack_signs_16();
+
 // Calls body(offset) for every multiple of kStep that leaves room for a step, for two equal parts
 // in turns; returns where that ends. Static: every file compiles it for its own instruction set.
 template <int kStep, class Body>

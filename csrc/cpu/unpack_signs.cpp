@@ -29,7 +29,9 @@ void unpack_signs_32_scalar(const uint8_t* packed, uint32_t* y, int64_t bytes) {
   unpack_signs_scalar(packed, y, bytes, kOne32);
 }
 
-UnpackSigns32 choose_32() {
+}  // namespace
+
+UnpackSigns32 choose_unpack_signs_32() {
 #ifdef BDK_X86
   if (active_isa() == kAvx512) return unpack_signs_32_avx512;
   if (active_isa() == kAvx2) return unpack_signs_32_avx2;
@@ -37,13 +39,15 @@ UnpackSigns32 choose_32() {
   return unpack_signs_32_scalar;
 }
 
-UnpackSigns16 choose_16() {
+UnpackSigns16 choose_unpack_signs_16() {
 #ifdef BDK_X86
   if (active_isa() == kAvx512) return unpack_signs_16_avx512;
   if (active_isa() == kAvx2) return unpack_signs_16_avx2;
 #endif
   return unpack_signs_scalar<uint16_t>;
 }
+
+namespace {
 
 // unpack_run(packed, y, bytes) unpacks adjacent bytes; rows without gaps are one long run.
 template <class Pattern, class UnpackRun>
@@ -76,9 +80,9 @@ int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t c
   prefer_large_pages(y, rows * channels * (dtype == kFloat32 ? 4 : 2));
   if (dtype == kFloat32) {
     unpack_rows(packed, static_cast<uint32_t*>(y), rows, row_bytes, row_stride, threads,
-                choose_32());
+                choose_unpack_signs_32());
   } else {
-    const UnpackSigns16 unpack = choose_16();
+    const UnpackSigns16 unpack = choose_unpack_signs_16();
     const uint16_t one = dtype == kFloat16 ? kOne16 : kOneB16;
     unpack_rows(
         packed, static_cast<uint16_t*>(y), rows, row_bytes, row_stride, threads,

@@ -12,6 +12,8 @@ const char* bdk_cuda_status_string(int status) {
       return "dtype code not handled";
     case BDK_BAD_SIZE:
       return "size or argument out of range";
+    case BDK_BAD_INDEX:
+      return "index out of range";
     default:
       return "unknown status";
   }

@@ -41,4 +41,37 @@ struct alignas(sizeof(T) * kCount) Values {
   T at[kCount];
 };
 
+// kBytes at once; the address is a multiple of kBytes.
+template <int kBytes>
+struct Chunk;
+template <>
+struct Chunk<8> {
+  using Type = uint2;
+};
+template <>
+struct Chunk<16> {
+  using Type = uint4;
+};
+
+// kCount values from `from` on. `kVector` says that they may be read 16 bytes at a time (or all at
+// once, if they are fewer), else each below `count` alone; the others are 0.
+template <bool kVector, int kCount, class T>
+__device__ inline void load_widened(const T* from, int64_t count, float (&to)[kCount]) {
+  if constexpr (kVector) {
+    constexpr int kBytes = kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16;
+    constexpr int kEach = kBytes / sizeof(T);
+    using Type = typename Chunk<kBytes>::Type;
+#pragma unroll
+    for (int k = 0; k < kCount; k += kEach) {
+      alignas(16) T values[kEach];
+      *reinterpret_cast<Type*>(values) = __ldg(reinterpret_cast<const Type*>(from + k));
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) to[k + j] = to_float(values[j]);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) to[k] = k < count ? to_float(from[k]) : 0.0f;
+  }
+}
+
 }  // namespace bdk

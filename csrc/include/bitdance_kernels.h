@@ -21,6 +21,7 @@ typedef enum {
   BDK_OK = 0,
   BDK_BAD_DTYPE = -1,
   BDK_BAD_SIZE = -2,
+  BDK_BAD_INDEX = -3,
 } bdk_status;
 
 // ---------------------------------------------------------------- the CPU library
@@ -159,10 +160,33 @@ int bdk_swiglu_backward_cpu(const float* grad, int64_t grad_stride, const float*
                             int64_t h_stride, float* of_h, int64_t rows, int64_t hidden,
                             int threads);
 
+// qkv: [rows, patch, 3 * heads * head_dim], one token every `stride`, patch <= 64, head_dim <= 128;
+// out: [rows, patch, heads * head_dim].
+int bdk_patch_attention_cpu(const float* qkv, int64_t stride, float* out, int64_t rows,
+                            int64_t patch, int64_t heads, int64_t head_dim, int threads);
+
+int bdk_patch_attention_backward_cpu(const float* grad, int64_t grad_stride, const float* qkv,
+                                     int64_t stride, float* of_qkv, int64_t rows, int64_t patch,
+                                     int64_t heads, int64_t head_dim, int threads);
+
 // keys: [rows, 3] = (seed, 2 * AR step + stream, sample id); step: one value, counter word 1;
 // normals: [rows, elements]; words_or_null: [rows, elements] or null, the words they were made of.
 int bdk_noise_cpu(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                   float* normals, uint32_t* words_or_null, int threads);
+
+// One step of the sampler, x' = a x + b x0_cfg + s eps with (a, b, s) = table[step]. x, y, noise:
+// [rows, elements]; x0: the same, or [2, rows, elements] with `cfg`, conditional half first; step:
+// one integer of `step_bytes` 4 or 8; either `noise` or `keys` [rows, 3] is given. A step outside
+// the table is BDK_BAD_INDEX.
+int bdk_denoise_step_cpu(const float* x, const void* x0, const float* table, int64_t table_rows,
+                         const void* step, int step_bytes, const float* cfg_or_null,
+                         const float* noise_or_null, const int64_t* keys_or_null, float* y,
+                         int64_t rows, int64_t elements, int dtype, int threads);
+
+// x0: [2, values], conditional half first; signs: [values], of u + cfg (c - u); packed: [values /
+// 8]. Without guidance this is bdk_lfq_quantize_cpu.
+int bdk_finalize_bits_cpu(const void* x0, const float* cfg, void* signs, uint8_t* packed,
+                          int64_t values, int dtype, int threads);
 
 // ---------------------------------------------------------------- the CUDA library
 
@@ -220,6 +244,15 @@ int bdk_rope_append_cuda(const void* qkv, void* q, void* k_cache, void* v_cache,
                          int64_t v_token, int64_t v_head, float eps, int interleaved, int dtype,
                          int freqs_dtype, int q_norm_dtype, int k_norm_dtype, int device,
                          void* stream);
+// As bdk_denoise_step_cpu, but a step outside the table is not noticed.
+int bdk_denoise_step_cuda(const float* x, const void* x0, const float* table, const void* step,
+                          int step_bytes, const float* cfg_or_null, const float* noise_or_null,
+                          const int64_t* keys_or_null, float* y, int64_t rows, int64_t elements,
+                          int dtype, int device, void* stream);
+
+// x0: [2, values] with `cfg`, conditional half first, else [values].
+int bdk_finalize_bits_cuda(const void* x0, const float* cfg_or_null, void* signs, uint8_t* packed,
+                           int64_t values, int dtype, int device, void* stream);
 
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);

@@ -1,5 +1,6 @@
 // Binds a C function of bitdance_kernels.h as it is declared there: pointers become integers
-// (addresses), the GIL is released, and a status other than 0 becomes a Python RuntimeError.
+// (addresses), the GIL is released, and a status other than 0 becomes a Python IndexError or
+// RuntimeError.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+
+#include "bitdance_kernels.h"
 
 namespace bdk {
 
@@ -30,6 +33,9 @@ void bind(pybind11::module_& module, const char* name, int (*function)(Args...),
     {
       pybind11::gil_scoped_release release;
       status = function(from_python<Args>(args)...);
+    }
+    if (status == BDK_BAD_INDEX) {
+      throw pybind11::index_error(std::string(name) + ": " + status_string(status));
     }
     if (status != 0) {
       throw std::runtime_error(std::string(name) + ": " + status_string(status) + " (status " +

@@ -13,6 +13,8 @@ PYBIND11_MODULE(_cpu, module) {
   bind("adaln_norm", bdk_adaln_norm_cpu);
   bind("adaln_norm_backward", bdk_adaln_norm_backward_cpu);
   bind("bit_counts", bdk_bit_counts_cpu);
+  bind("denoise_step", bdk_denoise_step_cpu);
+  bind("finalize_bits", bdk_finalize_bits_cpu);
   bind("flip_bits", bdk_flip_bits_cpu);
   bind("flip_signs", bdk_flip_signs_cpu);
   bind("gated_residual", bdk_gated_residual_cpu);
@@ -20,6 +22,8 @@ PYBIND11_MODULE(_cpu, module) {
   bind("gated_residual_backward", bdk_gated_residual_backward_cpu);
   bind("group_norm_silu", bdk_group_norm_silu_cpu);
   bind("group_norm_silu_backward", bdk_group_norm_silu_backward_cpu);
+  bind("patch_attention", bdk_patch_attention_cpu);
+  bind("patch_attention_backward", bdk_patch_attention_backward_cpu);
   bind("swiglu", bdk_swiglu_cpu);
   bind("swiglu_backward", bdk_swiglu_backward_cpu);
   bind("hamming_distance", bdk_hamming_distance_cpu);

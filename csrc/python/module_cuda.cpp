@@ -10,6 +10,8 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("architectures") = BDK_CUDA_ARCHS;
 
   bind("block_decode_attention", bdk_block_decode_attention_cuda);
+  bind("denoise_step", bdk_denoise_step_cuda);
+  bind("finalize_bits", bdk_finalize_bits_cuda);
   bind("flip_bits", bdk_flip_bits_cuda);
   bind("flip_signs", bdk_flip_signs_cuda);
   bind("hamming_distance", bdk_hamming_distance_cuda);

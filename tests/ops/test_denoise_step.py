@@ -2,10 +2,19 @@ import pytest
 import torch
 
 from bitdance_kernels import denoise_step, denoise_table, noise, noise_keys
+from bitdance_kernels._op import REGISTRY
 from bitdance_kernels.denoise.denoise_step import reference
-from bitdance_kernels.testing import Call, Invalid, compare
+from bitdance_kernels.testing import Call, Invalid, compare, cpu_isa, cpu_isas
 
 META = torch.device("meta")
+EVERY_BACKEND = pytest.mark.parametrize(
+    "backend",
+    [
+        name
+        for name in REGISTRY["denoise_step"].backends
+        if REGISTRY["denoise_step"].unavailable(name) is None
+    ],
+)
 TABLE, TIMES = denoise_table(5)
 
 
@@ -150,8 +159,9 @@ def test_keys_are_the_noise_at_the_next_counter(step):
     x, x0 = torch.randn(2, 3, 4, 9)
     keys = noise_keys(77, [4, 0, 9], ar_step=6)
     drawn = noise(keys, step + 1, 36).reshape(3, 4, 9)
-    inside = denoise_step(x, x0, TABLE, step, keys=keys)
-    assert torch.equal(inside, denoise_step(x, x0, TABLE, step, noise=drawn))
+    inside = denoise_step(x, x0, TABLE, step, keys=keys, backend="reference")
+    given = denoise_step(x, x0, TABLE, step, noise=drawn, backend="reference")
+    assert torch.equal(inside, given)
     if step < 5:  # the last step has no noise
         other = noise(keys, step, 36).reshape(3, 4, 9)
         assert not torch.equal(inside, denoise_step(x, x0, TABLE, step, noise=other))
@@ -186,6 +196,63 @@ def test_the_next_steps_draw_independent_noise():
     assert (correlation - torch.eye(7)).abs().max() < 5 / (64 * 512) ** 0.5
 
 
+def _backend(backend, *inputs):
+    return torch.ops.bitdance.denoise_step(*inputs, backend)
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("elements", [1, 3, 4, 28, 32, 250, 516])
+def test_normals_are_those_of_the_definition(backend, elements):
+    """The step alone, x' = eps: an element's words are the documented ones on every backend."""
+    keys = noise_keys([0, 2**64 - 1, 12345], [0, 2**32 - 1, 6], ar_step=2**31 - 1, stream=1)
+    table = torch.tensor([[0.0, 0.0, 1.0]]).repeat(3, 1)
+    zero = torch.zeros(3, elements)
+    run = _backend(backend, zero, zero, table, torch.tensor(2), None, None, keys)
+    drawn = noise(keys, 3, elements)
+    truth = noise(keys, 3, elements, dtype=torch.float64)
+    compare("rounded", run, drawn, truth, backend)
+    # A wrong word is far away everywhere, not only in the mean.
+    radius = truth.abs().clamp_min(1e-3)
+    assert ((run - truth).abs() / radius).max() < 1e-3
+
+
+@EVERY_BACKEND
+def test_guidance_is_exact_where_the_step_is_the_prediction(backend):
+    """(a, b, s) = (0, 1, 0): the bits of u + cfg (c - u), rounded operation by operation."""
+    table, _ = denoise_table(1)
+    conditional, unconditional = torch.randn(2, 40, 36)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x0 = torch.cat((conditional, 1.3 / 0.3 * conditional + unconditional / 64)).to(dtype)
+        cfg = torch.tensor(1.3)
+        if backend == "triton" and dtype == torch.bfloat16:
+            continue  # which its interpreter computes wrongly
+        x = torch.zeros(40, 36)
+        step = _backend(backend, x, x0, table, torch.tensor(1), cfg, x, None)
+        c, u = x0.float().chunk(2)
+        difference = c - u
+        product = cfg * difference
+        assert torch.equal(step, u + product)
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_threads_and_tiles_do_not_change_the_noise(isa):
+    """A row of many tiles equals its beginning alone, on one thread and on two."""
+    keys = noise_keys(3, range(40))
+    x, x0 = torch.randn(2, 40, 1030)
+    before = torch.get_num_threads()
+    with cpu_isa(isa):
+        long = denoise_step(x, x0, TABLE, 1, keys=keys, backend="cpu")
+        short = denoise_step(x[:, :30], x0[:, :30], TABLE, 1, keys=keys, backend="cpu")
+        try:
+            torch.set_num_threads(3 - min(before, 2))
+            again = denoise_step(x, x0, TABLE, 1, keys=keys, backend="cpu")
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(long[:, :30], short)
+    assert torch.equal(long, again)
+
+
 def test_numbers_and_tensors_are_the_same():
     x, eps = torch.randn(2, 2, 3, 4)
     x0 = torch.randn(4, 3, 4)
@@ -200,8 +267,9 @@ def test_numbers_and_tensors_are_the_same():
 def test_a_step_outside_the_table_is_an_error_on_the_cpu():
     x = torch.zeros(2, 3)
     for step in (6, -1):
-        with pytest.raises(IndexError):
-            denoise_step(x, x, TABLE, torch.tensor(step), noise=x)
+        for dtype in (torch.int32, torch.int64):
+            with pytest.raises(IndexError):
+                denoise_step(x, x, TABLE, torch.tensor(step, dtype=dtype), noise=x)
 
 
 def test_the_inputs_are_left_alone():

@@ -49,7 +49,7 @@ def denoise_step(
             the device of `x`.
         noise: eps, of the shape and dtype of `x`. Either `noise` or `keys` must be given.
         keys: int64 [R, 3] as ``noise_keys`` makes them.
-        backend: "auto" or "reference".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         The next state, of the shape and dtype of `x`, contiguous.
@@ -59,7 +59,7 @@ def denoise_step(
         ValueError: a shape or device does not fit, an int `step` is outside the table, or not
             exactly one of `noise` and `keys` is given.
         IndexError: a tensor `step` outside the table, on the CPU. On CUDA nobody looks at its
-            value: the result is undefined, or a device-side assertion fails.
+            value: the result is undefined.
         RuntimeError: an argument requires grad; sampling has no gradient.
         BackendError: a backend named explicitly cannot run the call.
 
@@ -69,7 +69,8 @@ def denoise_step(
         place.
 
     Backends:
-        reference.
+        reference; C++ on the CPU; Triton and CUDA C++ on the GPU. All but the reference take a
+        float32 state alone.
 
     Example:
         >>> import torch
@@ -137,5 +138,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("reference",), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
 )

@@ -32,7 +32,7 @@ def finalize_bits(
             C a positive multiple of 8; any strides.
         cfg: guidance scale: None for no guidance, a number, or a float32 tensor of one element on
             the device of `x0`, which is read there.
-        backend: "auto" or "reference".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         signs: [R, ..., C] of the dtype of `x0`, +1 and -1, contiguous.
@@ -51,7 +51,7 @@ def finalize_bits(
         official sampler takes ``torch.sign``, which would leave an exact 0 as 0.
 
     Backends:
-        reference.
+        reference; C++ on the CPU; Triton and CUDA C++ on the GPU. Float64 is for the reference.
 
     Example:
         >>> import torch
@@ -81,5 +81,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("reference",), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
 )

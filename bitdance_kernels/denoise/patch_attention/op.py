@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["patch_attention"]
 
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 _MOST_TOKENS = 64
 
 
@@ -26,7 +26,7 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
         qkv: [R, P, 3C], floating point, any strides: queries, keys and values of the P <= 64 tokens
             of R patches, each third with its heads side by side, D = C / `num_heads` each.
         num_heads: divides C.
-        backend: "auto" or "reference".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [R, P, C] of the dtype of `qkv`, contiguous.
@@ -37,10 +37,13 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
         BackendError: a backend named explicitly cannot run the call.
 
     Numerics:
-        Scores and sums in float32 (float64 for float64). Differentiable in `qkv`.
+        Scores and sums in float32 (float64 for float64). Differentiable in `qkv`; the backward
+        computes the scores anew. Patches are independent: what is not finite in one stays there
+        (in gradients only on the reference).
 
     Backends:
-        reference.
+        reference; C++ on the CPU for float32 and heads of at most 128 channels; Triton on the GPU for heads of at most 128 channels, and in float32 for tiles
+        that fit the registers.
     """
     return _op.call(qkv, num_heads, backend)
 

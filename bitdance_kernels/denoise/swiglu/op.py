@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["swiglu"]
 
-_ORDER = {"cuda": ("reference",), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 
 
 def swiglu(h: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
@@ -19,7 +19,7 @@ def swiglu(h: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
 
     Args:
         h: [..., 2F], floating point, any strides: the first product of the block, gate half first.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [..., F] of the dtype of `h`, contiguous.
@@ -33,7 +33,7 @@ def swiglu(h: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
         Computed in float32 (float64 for float64) and rounded once. Differentiable.
 
     Backends:
-        reference; C++ on the CPU for float32.
+        reference; C++ on the CPU for float32; Triton on the GPU.
     """
     return _op.call(h, backend)
 

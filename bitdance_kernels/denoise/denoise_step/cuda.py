@@ -1,0 +1,53 @@
+"""denoise_step in CUDA C++: csrc/cuda/denoise_step.cu."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+
+
+def unsupported(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    cfg: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> str | None:
+    return _native.cuda_unsupported("denoise_step", x, x0) or _native.dtype_unsupported(
+        x.dtype, x0.dtype
+    )
+
+
+def run(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    cfg: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> torch.Tensor:
+    y = x.new_empty(x.shape)
+    x, x0, table = x.contiguous(), x0.contiguous(), table.contiguous()
+    cfg = None if cfg is None else cfg.to(torch.float32)
+    noise = None if noise is None else noise.contiguous()
+    keys = None if keys is None else keys.contiguous()
+    _native.cuda.denoise_step(
+        x.data_ptr(),
+        x0.data_ptr(),
+        table.data_ptr(),
+        step.data_ptr(),
+        step.element_size(),
+        0 if cfg is None else cfg.data_ptr(),
+        0 if noise is None else noise.data_ptr(),
+        0 if keys is None else keys.data_ptr(),
+        y.data_ptr(),
+        x.shape[0],
+        x.shape[1:].numel(),
+        _native.DTYPE_CODES[x0.dtype],
+        *_native.stream(x.device),
+    )
+    return y

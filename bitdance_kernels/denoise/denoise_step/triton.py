@@ -1,0 +1,161 @@
+"""denoise_step in Triton: a lane of a block makes four values, those of one Philox counter."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from bitdance_kernels import _triton
+
+# Counters a program. Some hundred instructions a counter hide every load.
+_BLOCK = 128
+
+
+@triton.jit
+def _uniform(word):
+    """(0, 1], in steps of 2^-24."""
+    return ((word >> 8).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-08
+
+
+@triton.jit
+def _sine_and_cosine(turns):
+    """Of `turns` in [0, 1]: quarter turns come off exactly, minimax polynomials do the rest."""
+    quarters = turns * 4.0
+    n = (quarters + 0.5).to(tl.int32)
+    f = quarters - n.to(tl.float32)  # [-1/2, 1/2]
+    z = f * f
+    s = tl.fma(z, -0.00460217699, 0.0796802281)
+    s = tl.fma(s, z, -0.645963479)
+    s = tl.fma(s, z, 1.57079632) * f
+    c = tl.fma(z, 0.000904021634, -0.0208602885)
+    c = tl.fma(c, z, 0.253669244)
+    c = tl.fma(c, z, -1.23370054)
+    c = tl.fma(c, z, 1.0)
+    odd = (n & 1) != 0
+    sine, cosine = tl.where(odd, c, s), tl.where(odd, s, c)
+    sine = tl.where((n & 2) != 0, -sine, sine)
+    return sine, tl.where(((n + 1) & 2) != 0, -cosine, cosine)
+
+
+@triton.jit
+def _normals(word0, word1):
+    """Box-Muller."""
+    radius = tl.sqrt(-2.0 * tl.log(_uniform(word0)))
+    sine, cosine = _sine_and_cosine(_uniform(word1))
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def _four_normals(keys_ptr, row, block, step, BLOCK: tl.constexpr):
+    """The normals of blocks `block` of rows `row`, float32 [BLOCK, 4]."""
+    key = row * 3
+    zero = row * 0
+    w0, w1, w2, w3 = tl.philox(
+        tl.load(keys_ptr + key),
+        block.to(tl.int32),
+        (zero + step).to(tl.int32),
+        tl.load(keys_ptr + (key + 1)).to(tl.int32),
+        tl.load(keys_ptr + (key + 2)).to(tl.int32),
+        10,
+    )
+    z0, z1 = _normals(w0, w1)
+    z2, z3 = _normals(w2, w3)
+    return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK, 4))
+
+
+@triton.jit
+def _denoise_step_kernel(
+    x_ptr, x0_ptr, table_ptr, step_ptr, cfg_ptr, noise_ptr, keys_ptr, y_ptr,
+    elements, row_blocks, total_blocks, total,
+    GUIDED: tl.constexpr, DRAWN: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0)
+    if WIDE:  # a division of 64 bits costs as much as Philox does
+        i = i.to(tl.int64)
+    i = i * BLOCK + tl.arange(0, BLOCK)
+    inside = (i < total_blocks)[:, None]
+    # Where no lane draws, all values are one row.
+    row = i // row_blocks
+    block = i - row * row_blocks
+    row = row.to(tl.int64)
+    four = tl.arange(0, 4)[None, :]
+    if EVEN:
+        value = i.to(tl.int64)[:, None] * 4 + four  # [BLOCK, 4]
+    else:
+        in_row = block.to(tl.int64)[:, None] * 4 + four
+        inside = inside & (in_row < elements)
+        value = row[:, None] * elements + in_row
+
+    step = tl.load(step_ptr).to(tl.int64)
+    a = tl.load(table_ptr + step * 3)
+    b = tl.load(table_ptr + (step * 3 + 1))
+    s = tl.load(table_ptr + (step * 3 + 2))
+    x = tl.load(x_ptr + value, mask=inside, other=0.0)
+    x0 = tl.load(x0_ptr + value, mask=inside, other=0.0).to(tl.float32)
+    if GUIDED:
+        other = tl.load(x0_ptr + (value + total), mask=inside, other=0.0).to(tl.float32)
+        x0 = other + tl.load(cfg_ptr) * (x0 - other)
+    if DRAWN:
+        # Lanes past the end draw for the first row, whose key exists.
+        row = tl.where(i < total_blocks, row, 0)
+        eps = _four_normals(keys_ptr, row, block, step + 1, BLOCK)
+    else:
+        eps = tl.load(noise_ptr + value, mask=inside, other=0.0)
+    tl.store(y_ptr + value, tl.fma(s, eps, tl.fma(b, x0, a * x)), mask=inside)
+
+
+def unsupported(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    cfg: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> str | None:
+    return _triton.unsupported(x, x0) or _triton.dtype_unsupported(x.dtype, x0.dtype)
+
+
+def run(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    cfg: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> torch.Tensor:
+    y = x.new_empty(x.shape)
+    total = y.numel()
+    if total == 0:
+        return y
+    # Given noise has no rows: the values follow each other in one.
+    rows = 1 if keys is None else x.shape[0]
+    elements = total // rows
+    row_blocks = triton.cdiv(elements, 4)
+    blocks = rows * row_blocks
+    with _triton.on_device(x):
+        _denoise_step_kernel[(triton.cdiv(blocks, _BLOCK),)](
+            x.contiguous(),
+            x0.contiguous(),
+            table.contiguous(),
+            step,
+            None if cfg is None else cfg.to(torch.float32),
+            None if noise is None else noise.contiguous(),
+            None if keys is None else keys.contiguous(),
+            y,
+            elements,
+            row_blocks,
+            blocks,
+            total,
+            GUIDED=cfg is not None,
+            DRAWN=keys is not None,
+            EVEN=elements % 4 == 0,
+            WIDE=blocks + _BLOCK >= 2**31,
+            BLOCK=_BLOCK,
+            # Guidance rounds operation by operation: a fused multiply-add would change signs.
+            enable_fp_fusion=False,
+        )
+    return y

@@ -1,0 +1,30 @@
+"""finalize_bits in C++: csrc/cpu/finalize_bits.cpp; without guidance it is lfq_quantize."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.denoise import guidance
+
+
+def unsupported(x0: torch.Tensor, cfg: torch.Tensor | None) -> str | None:
+    return _native.cpu_unsupported("finalize_bits", x0) or _native.dtype_unsupported(x0.dtype)
+
+
+def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (guidance.rows(x0, cfg), *x0.shape[1:])
+    signs = x0.new_empty(shape)
+    packed = x0.new_empty((*shape[:-1], shape[-1] // 8), dtype=torch.uint8)
+    x0 = x0.contiguous()
+    code, threads = _native.DTYPE_CODES[x0.dtype], torch.get_num_threads()
+    outputs = (signs.data_ptr(), packed.data_ptr())
+    if cfg is None:
+        count, width = packed[..., 0].numel(), shape[-1]
+        _native.cpu.lfq_quantize(x0.data_ptr(), *outputs, count, width, width, code, threads)
+    else:
+        cfg = cfg.to(torch.float32)
+        _native.cpu.finalize_bits(
+            x0.data_ptr(), cfg.data_ptr(), *outputs, signs.numel(), code, threads
+        )
+    return signs, packed

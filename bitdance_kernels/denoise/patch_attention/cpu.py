@@ -1,0 +1,57 @@
+"""patch_attention in C++: csrc/cpu/patch_attention*.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.denoise import native_rows
+
+_MOST_HEAD_DIM = 128
+
+
+def _unsupported(function: str, num_heads: int, *tensors: torch.Tensor) -> str | None:
+    head_dim = tensors[-1].shape[2] // (3 * num_heads)
+    if head_dim > _MOST_HEAD_DIM:
+        return f"it handles heads of at most {_MOST_HEAD_DIM} channels, got {head_dim}"
+    return native_rows.unsupported(function, *tensors)
+
+
+def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
+    return _unsupported("patch_attention", num_heads, qkv)
+
+
+def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    rows, patch, width = qkv.shape
+    out = qkv.new_empty(rows, patch, width // 3)
+    _kept, arguments = native_rows.rows(qkv)
+    _native.cpu.patch_attention(
+        *arguments,
+        out.data_ptr(),
+        rows,
+        patch,
+        num_heads,
+        width // (3 * num_heads),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> str | None:
+    return _unsupported("patch_attention_backward", num_heads, grad, qkv)
+
+
+def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    rows, patch, width = qkv.shape
+    of_qkv = qkv.new_empty(qkv.shape)
+    _kept, arguments = native_rows.rows(grad, qkv)
+    _native.cpu.patch_attention_backward(
+        *arguments,
+        of_qkv.data_ptr(),
+        rows,
+        patch,
+        num_heads,
+        width // (3 * num_heads),
+        torch.get_num_threads(),
+    )
+    return of_qkv

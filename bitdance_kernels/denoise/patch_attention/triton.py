@@ -1,0 +1,183 @@
+"""patch_attention in Triton: a program holds the whole score tile of one head in registers.
+
+Tensor cores want tiles of 16 rows or more. Patches of fewer tokens lie behind each other in memory,
+so one tile takes several of them and keeps the blocks on the diagonal of its scores. Nothing is
+transposed or copied: q, k and v are read where the projection left them, and every element of the
+input and the output moves once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from bitdance_kernels import _triton
+from bitdance_kernels._rows import as_rows
+
+_MOST_HEAD_DIM = 128
+# Values of a tile: products of float32 run on the ordinary cores and hold more in registers.
+_MOST_FLOAT32 = 2048
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _where(group_tokens, total, heads, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
+           WIDTH: tl.constexpr):  # fmt: skip
+    """A program's tokens [TILE], its head's channels in a third [WIDTH], and which exist."""
+    program = tl.program_id(0)
+    i = tl.arange(0, TILE)
+    d = tl.arange(0, WIDTH)
+    token = (program // heads).to(tl.int64) * group_tokens + i
+    inside = ((i < group_tokens) & (token < total))[:, None] & (d < HEAD_DIM)[None, :]
+    return token, (program % heads) * HEAD_DIM + d, inside
+
+
+@triton.jit
+def _load(ptr, token, stride, channel, inside):
+    return tl.load(ptr + (token[:, None] * stride + channel[None, :]), mask=inside, other=0.0)
+
+
+@triton.jit
+def _store(ptr, token, stride, channel, inside, value):
+    value = value.to(ptr.dtype.element_ty)
+    tl.store(ptr + (token[:, None] * stride + channel[None, :]), value, mask=inside)
+
+
+@triton.jit
+def _same_patch(PATCH: tl.constexpr, TILE: tl.constexpr):
+    """[TILE, TILE]. What fills a tile up is a patch of its own, of zeros, so no row is empty."""
+    patch = tl.arange(0, TILE) // PATCH
+    return patch[:, None] == patch[None, :]
+
+
+@triton.jit
+def _exponentials(q, k, scale, PATCH: tl.constexpr, TILE: tl.constexpr):
+    """2^(scale q k^T - its greatest of the row), float32 [TILE, TILE]; 0 between patches."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if PATCH < TILE:
+        scores = tl.where(_same_patch(PATCH, TILE), scores, float("-inf"))
+    return tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+
+
+@triton.jit
+def _forward_kernel(
+    qkv_ptr, out_ptr, stride, channels, total, heads, scale,
+    PATCH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    token, channel, inside = _where(GROUP * PATCH, total, heads, HEAD_DIM, TILE, WIDTH)
+    q = _load(qkv_ptr, token, stride, channel, inside)
+    k = _load(qkv_ptr, token, stride, channels + channel, inside)
+    v = _load(qkv_ptr, token, stride, 2 * channels + channel, inside)
+    # The weights enter the product in the dtype of v; summed as they enter it, they add up to one.
+    weights = _exponentials(q, k, scale, PATCH, TILE).to(v.dtype)
+    total_weight = tl.sum(weights.to(tl.float32), axis=1)[:, None]
+    if GROUP > 1:
+        # A weight of 0 does not silence NaN and infinity: they must not reach the other patches.
+        finite = v - v == 0
+        out = tl.dot(weights, tl.where(finite, v, 0.0), input_precision="ieee") / total_weight
+        same = _same_patch(PATCH, TILE).to(v.dtype)
+        broken = tl.dot(same, tl.where(finite, 0.0, 1.0).to(v.dtype), input_precision="ieee")
+        out = tl.where(broken > 0, float("nan"), out)
+    else:
+        out = tl.dot(weights, v, input_precision="ieee") / total_weight
+    _store(out_ptr, token, channels, channel, inside, out)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, qkv_ptr, of_qkv_ptr, grad_stride, stride, channels, total, heads, scale, factor,
+    PATCH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    token, channel, inside = _where(GROUP * PATCH, total, heads, HEAD_DIM, TILE, WIDTH)
+    q = _load(qkv_ptr, token, stride, channel, inside)
+    k = _load(qkv_ptr, token, stride, channels + channel, inside)
+    p = _exponentials(q, k, scale, PATCH, TILE)
+    p = p / tl.sum(p, axis=1)[:, None]
+    grad = _load(grad_ptr, token, grad_stride, channel, inside).to(q.dtype)
+    of_v = tl.dot(tl.trans(p.to(q.dtype)), grad, input_precision="ieee")
+    _store(of_qkv_ptr, token, 3 * channels, 2 * channels + channel, inside, of_v)
+    v = _load(qkv_ptr, token, stride, 2 * channels + channel, inside)
+    of_p = tl.dot(grad, tl.trans(v), input_precision="ieee")
+    # Softmax: each row of scores moves by what its gradient has above the row's mean under p.
+    of_scores = (p * (of_p - tl.sum(of_p * p, axis=1)[:, None])).to(q.dtype)
+    of_q = tl.dot(of_scores, k, input_precision="ieee") * factor
+    _store(of_qkv_ptr, token, 3 * channels, channel, inside, of_q)
+    of_k = tl.dot(tl.trans(of_scores), q, input_precision="ieee") * factor
+    _store(of_qkv_ptr, token, 3 * channels, channels + channel, inside, of_k)
+
+
+def _unsupported(num_heads: int, qkv: torch.Tensor, *others: torch.Tensor) -> str | None:
+    head_dim = qkv.shape[2] // (3 * num_heads)
+    if head_dim > _MOST_HEAD_DIM:
+        return f"it handles heads of at most {_MOST_HEAD_DIM} channels, got {head_dim}"
+    tile, width = _tile(qkv.shape[1], head_dim)
+    if qkv.dtype == torch.float32 and tile * width > _MOST_FLOAT32:
+        return f"float32 tiles of {tile} tokens and {width} channels overflow the registers"
+    tensors = (qkv, *others)
+    return _triton.unsupported(*tensors) or _triton.dtype_unsupported(*(t.dtype for t in tensors))
+
+
+def _tile(patch: int, head_dim: int) -> tuple[int, int]:
+    """Tokens and channels of a tile, powers of two that tensor cores take."""
+    return max(16, triton.next_power_of_2(patch)), max(16, triton.next_power_of_2(head_dim))
+
+
+def _launch(qkv: torch.Tensor, num_heads: int, warp_bytes: int) -> tuple[int, dict[str, int]]:
+    """How many programs, and the constants of a kernel with a warp for `warp_bytes` of a tile."""
+    rows, patch, width = qkv.shape
+    head_dim = width // (3 * num_heads)
+    tile, channels = _tile(patch, head_dim)
+    group = tile // patch
+    warps = tile * max(tile, channels) * qkv.element_size() // warp_bytes
+    constants = {
+        "PATCH": patch,
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "TILE": tile,
+        "WIDTH": channels,
+        "num_warps": min(8, max(1, warps)),
+    }
+    return triton.cdiv(rows, group) * num_heads, constants
+
+
+def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
+    return _unsupported(num_heads, qkv)
+
+
+def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    rows, patch, width = qkv.shape
+    channels = width // 3
+    out = qkv.new_empty(rows, patch, channels)
+    if out.numel() == 0:
+        return out
+    programs, constants = _launch(qkv, num_heads, 2048)
+    qkv, total, stride = as_rows(qkv)
+    scale = (channels // num_heads) ** -0.5 * _LOG2_E
+    with _triton.on_device(qkv):
+        _forward_kernel[(programs,)](
+            qkv, out, stride, channels, total, num_heads, scale, **constants
+        )
+    return out
+
+
+def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> str | None:
+    return _unsupported(num_heads, qkv, grad)
+
+
+def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    of_qkv = qkv.new_empty(qkv.shape)
+    if of_qkv.numel() == 0:
+        return of_qkv
+    programs, constants = _launch(qkv, num_heads, 1024)
+    (qkv, total, stride), (grad, _, grad_stride) = as_rows(qkv), as_rows(grad)
+    channels = qkv.shape[2] // 3
+    factor = (channels // num_heads) ** -0.5
+    with _triton.on_device(qkv):
+        _backward_kernel[(programs,)](
+            grad, qkv, of_qkv, grad_stride, stride, channels, total, num_heads,
+            factor * _LOG2_E, factor, **constants,
+        )  # fmt: skip
+    return of_qkv

@@ -1,0 +1,98 @@
+"""swiglu in Triton: a program takes a tile of rows and hidden channels of both halves."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from bitdance_kernels import _triton
+from bitdance_kernels._rows import as_rows
+
+# Values of a tile: eight a thread, so that 16-bit dtypes move 16 bytes at a time. The hidden widths
+# of BitDance are multiples of its channels.
+_TILE = 1024
+_MOST_CHANNELS = 128
+
+
+@triton.jit
+def _where(rows, hidden, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """A program's rows [ROWS, 1], its channels [1, CHANNELS], and which exist."""
+    program = tl.program_id(0)
+    tiles = tl.cdiv(hidden, CHANNELS)
+    row = (program // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = (program % tiles) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    return row, channel, (row < rows) & (channel < hidden)
+
+
+@triton.jit
+def _forward_kernel(
+    h_ptr, y_ptr, h_stride, rows, hidden, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    row, channel, inside = _where(rows, hidden, ROWS, CHANNELS)
+    source = row * h_stride + channel
+    gate = tl.load(h_ptr + source, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(h_ptr + (source + hidden), mask=inside, other=0.0).to(tl.float32)
+    y = gate * tl.sigmoid(gate) * value
+    tl.store(y_ptr + (row * hidden + channel), y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, h_ptr, of_h_ptr, grad_stride, h_stride, rows, hidden,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row, channel, inside = _where(rows, hidden, ROWS, CHANNELS)
+    source = row * h_stride + channel
+    gate = tl.load(h_ptr + source, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(h_ptr + (source + hidden), mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + (row * grad_stride + channel), mask=inside, other=0.0)
+    grad = grad.to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    # d/dg of g sigmoid(g) is sigmoid(g) (1 + g (1 - sigmoid(g))).
+    of_gate = grad * value * sigmoid * (1 + gate * (1 - sigmoid))
+    of_value = grad * gate * sigmoid
+    target = row * 2 * hidden + channel
+    tl.store(of_h_ptr + target, of_gate.to(of_h_ptr.dtype.element_ty), mask=inside)
+    of_value = of_value.to(of_h_ptr.dtype.element_ty)
+    tl.store(of_h_ptr + (target + hidden), of_value, mask=inside)
+
+
+def _launch(rows: int, hidden: int) -> tuple[tuple[int], dict[str, int]]:
+    """The grid, and the constants of a kernel."""
+    channels = min(_MOST_CHANNELS, triton.next_power_of_2(hidden))
+    constants = {"ROWS": _TILE // channels, "CHANNELS": channels}
+    programs = triton.cdiv(rows, constants["ROWS"]) * triton.cdiv(hidden, channels)
+    return (programs,), constants
+
+
+def unsupported(h: torch.Tensor) -> str | None:
+    return _triton.unsupported(h) or _triton.dtype_unsupported(h.dtype)
+
+
+def run(h: torch.Tensor) -> torch.Tensor:
+    y = h.new_empty((*h.shape[:-1], h.shape[-1] // 2))
+    if y.numel() == 0:
+        return y
+    h, rows, stride = as_rows(h)
+    hidden = y.shape[-1]
+    grid, constants = _launch(rows, hidden)
+    with _triton.on_device(h):
+        _forward_kernel[grid](h, y, stride, rows, hidden, **constants)
+    return y
+
+
+def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
+    return _triton.unsupported(grad, h) or _triton.dtype_unsupported(grad.dtype, h.dtype)
+
+
+def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    of_h = h.new_empty(h.shape)
+    if grad.numel() == 0:
+        return of_h
+    (grad, rows, grad_stride), (h, _, h_stride) = as_rows(grad), as_rows(h)
+    hidden = grad.shape[-1]
+    grid, constants = _launch(rows, hidden)
+    with _triton.on_device(h):
+        _backward_kernel[grid](grad, h, of_h, grad_stride, h_stride, rows, hidden, **constants)
+    return of_h

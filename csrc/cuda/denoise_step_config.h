@@ -1,0 +1,9 @@
+// Compile-time numbers of the denoise_step kernel. No CUDA code.
+#pragma once
+
+namespace bdk {
+
+// Untuned until a card has decided. Four values take one Philox counter and two Box-Muller pairs.
+constexpr int kDenoiseStepThreads = 128;
+
+}  // namespace bdk

@@ -1,0 +1,9 @@
+// Compile-time numbers of the finalize_bits kernel. No CUDA code.
+#pragma once
+
+namespace bdk {
+
+// Untuned until a card has decided; a thread makes one byte and eight values.
+constexpr int kFinalizeBitsThreads = 256;
+
+}  // namespace bdk
