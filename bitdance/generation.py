@@ -155,9 +155,7 @@ class Decoding:
         make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
         self._first, self._next = make(), make()
 
-    def start(
-        self, labels: torch.Tensor, guidance: list[float], keys: torch.Tensor | None
-    ) -> None:
+    def start(self, labels: torch.Tensor, guidance: list[float], keys: torch.Tensor | None) -> None:
         """Begin with a batch's labels [count], guidance of all steps and, if any, keys of rows."""
         self.labels[: self.count] = labels
         self.guidance.copy_(torch.tensor(guidance))
@@ -176,14 +174,10 @@ class Decoding:
             return step(noise)  # which lies somewhere else in every step
         return (self._first if i == 0 else self._next)(step)
 
-    def _begin(
-        self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None
-    ) -> Tensors:
+    def _begin(self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
         return self._decode(model, model.prefix(self.labels), self.mask, self.shared, noise)
 
-    def _go_on(
-        self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None
-    ) -> Tensors:
+    def _go_on(self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
         # From here on a step sees the whole cache.
         return self._decode(model, model.embed(self.tokens), None, self.guided, noise)
 

@@ -11,8 +11,10 @@ is made once, so that the same memory serves each evaluation and a captured grap
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +25,12 @@ from bitdance_kernels import adaln_norm, gated_residual_adaln, patch_attention, 
 
 __all__ = ["Head", "HeadRunner", "LibraryProducts", "PlainHead", "compute_dtype"]
 
-MOST_TABLE_BYTES = 2**27
-"""Modulations of all evaluations of an AR step are one table if it takes no more than that."""
+MOST_TABLE_ROWS = 64
+"""Tokens of a batch up to which the modulations of all evaluations of an AR step are one product.
+
+So few rows wait for weights, which are then read once. More are better off with a product an
+evaluation, whose result is still in the cache where it is used.
+"""
 
 
 class Head(Protocol):
@@ -34,6 +40,9 @@ class Head(Protocol):
 
     def load(self) -> None:
         """Take the network's parameters as they are now; before every run."""
+
+    def precision(self) -> AbstractContextManager[object]:
+        """What ``begin`` and ``predict`` are called in."""
 
     def begin(self, cond: torch.Tensor) -> None:
         """Take the conditioning [R, (P,) ch_cond] of an AR step."""
@@ -65,6 +74,10 @@ class PlainHead:
 
     def load(self) -> None:
         """See ``Head``: they are read anew all the time."""
+
+    def precision(self) -> AbstractContextManager[object]:
+        """See ``Head``: whatever the caller is in."""
+        return nullcontext()
 
     def begin(self, cond: torch.Tensor) -> None:
         """See ``Head``."""
@@ -246,8 +259,7 @@ class HeadRunner:
             self._cond = self.cond_embed.new(M)
             self._stream = self.input_proj.new(M)
             self._x0 = self.final.new(M)
-            size = evaluations * M * len(self.ada_ln.weight) * dtype.itemsize
-            self.at_once = size <= MOST_TABLE_BYTES
+            self.at_once = M <= MOST_TABLE_ROWS
             kept = evaluations if self.at_once else 1
             self._y = new(kept, M, width, dtype=dtype)
             self._table = self.ada_ln.new(kept, M)
@@ -258,6 +270,15 @@ class HeadRunner:
         for product in self._loaded:
             product.load()
         self._time.copy_(self.network.time_embed(self.times)[:, None])
+
+    def precision(self) -> AbstractContextManager[object]:
+        """See ``Head``: all is in the dtype of the products, so autocast has nothing to do."""
+        kind = self.times.device.type
+        return (
+            torch.autocast(kind, enabled=False)
+            if torch.is_autocast_enabled(kind)
+            else nullcontext()
+        )
 
     def begin(self, cond: torch.Tensor) -> None:
         """See ``Head``."""
@@ -271,7 +292,7 @@ class HeadRunner:
         halves = self._shape[0] // max(1, len(x))
         self._state.view(halves, *x.shape).copy_(x)
         if not self.at_once:
-            self._modulate(self._time[i])
+            self._modulate(self._time[i : i + 1])
         h = self.input_proj.into(self._stream, self._state)
         n = self.products.blocks(h, self._modulations[i if self.at_once else 0])
         x0 = self.final.into(self._x0, n).view(*self._shape, len(self.final.bias))
@@ -308,5 +329,5 @@ def _branches(block: nn.Module, dtype: torch.dtype) -> list[Branch]:
     attention = branch(block.norm1, block.attn.wqkv, "attention", block.attn.wo)
     if block.use_swiglu:
         return [attention, branch(block.norm2, block.w1, "swiglu", block.w2)]
-    first, _, last = block.mlp
+    first, _, last = cast(Iterable[nn.Linear], block.mlp)
     return [attention, branch(block.norm2, first, "silu", last)]

@@ -111,8 +111,9 @@ def sample_patch(
     Raises:
         ValueError: not exactly one of `keys` and `noise`, or shapes that do not fit.
     """
-    head = make_head(network, schedule, len(cond), cond.shape[1] if cond.dim() > 2 else None, mode)
+    patch = cond.shape[1] if cond.dim() > 2 else None
     with torch.no_grad(), use_backend("reference") if mode == "plain" else nullcontext():
+        head = make_head(network, schedule, len(cond), patch, mode)
         head.load()
         return denoise(head, schedule, cond, cfg=cfg, keys=keys, noise=noise, on_step=on_step)
 
@@ -142,18 +143,19 @@ def denoise(
         cfg = torch.full((), cfg, dtype=torch.float32, device=cond.device)
     x = noise[0] if noise is not None else _initial(keys, shape)
     none = torch.zeros_like(x)  # the last step is deterministic
-    head.begin(cond)
-    for i in range(steps + 1):
-        x0 = head.predict(i, x)
-        if on_step is not None:
-            on_step(i, x, x0.clone())
-        coefficients = (schedule.table, schedule.steps[i])
-        if i == steps:
-            x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=none)
-        elif noise is not None:
-            x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=noise[i + 1])
-        else:
-            x = denoise_step(x, x0, *coefficients, cfg=cfg, keys=keys)
+    with head.precision():
+        head.begin(cond)
+        for i in range(steps + 1):
+            x0 = head.predict(i, x)
+            if on_step is not None:
+                on_step(i, x, x0.clone())
+            coefficients = (schedule.table, schedule.steps[i])
+            if i == steps:
+                x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=none)
+            elif noise is not None:
+                x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=noise[i + 1])
+            else:
+                x = denoise_step(x, x0, *coefficients, cfg=cfg, keys=keys)
     return x
 
 

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.machine import describe
 from bitdance import BitDance
 from bitdance.config import PRESETS, HeadConfig
-from bitdance.diffusion_head import HeadNetwork, PatchBlock
+from bitdance.diffusion_head import HeadNetwork, PatchBlock, TokenBlock
 from bitdance.sampler import Schedule, denoise, make_head
 from bitdance_kernels import noise_keys, use_backend
-from benchmarks.machine import describe
 
 
 def products(network: HeadNetwork, rows: int, patch: int, evaluations: int) -> Callable[[], None]:
@@ -48,6 +48,7 @@ def products(network: HeadNetwork, rows: int, patch: int, evaluations: int) -> C
     for layer in (*network.ada_ln_blocks, network.final_layer.ada_ln_modulation):
         linear(layer)
     for block in network.res_blocks:
+        assert isinstance(block, (TokenBlock, PatchBlock))
         if isinstance(block, PatchBlock):
             linear(block.attn.wqkv)
             calls.append((torch.matmul, (q, k.mT)))
@@ -79,7 +80,9 @@ def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 @torch.no_grad()
-def sampling(config: HeadConfig, patch: int, images: int, steps: int, rounds: int) -> dict[str, float]:
+def sampling(
+    config: HeadConfig, patch: int, images: int, steps: int, rounds: int
+) -> dict[str, float]:
     """Seconds of an AR step with guidance."""
     torch.manual_seed(0)
     network = HeadNetwork(config).eval()

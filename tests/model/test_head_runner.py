@@ -55,7 +55,7 @@ def _runner(network, schedule, rows, patch, dtype=torch.float32):
 @torch.no_grad()
 def test_an_evaluation_is_that_of_the_network(architecture, at_once, monkeypatch):
     if not at_once:
-        monkeypatch.setattr(head_runner, "MOST_TABLE_BYTES", 0)
+        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
     network, patch = _head(architecture).net.double(), _patch(architecture)
     schedule = Schedule.of(network, 5)
     runner = _runner(network, schedule, 6, patch, torch.float64)
@@ -98,7 +98,10 @@ class _Launches(TorchDispatchMode):
         self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.is_view or func in (torch.ops.aten.empty.memory_format, torch.ops.aten.detach.default):
+        if func.is_view or func in (
+            torch.ops.aten.empty.memory_format,
+            torch.ops.aten.detach.default,
+        ):
             return func(*args, **(kwargs or {}))
         self.names.append(func._schema.name)
         return func(*args, **(kwargs or {}))
@@ -110,7 +113,7 @@ class _Launches(TorchDispatchMode):
 def test_launches_of_an_evaluation(architecture, most, at_once, monkeypatch):
     """Six layers with guidance: the products, the ops of this library, and three more."""
     if not at_once:
-        monkeypatch.setattr(head_runner, "MOST_TABLE_BYTES", 0)
+        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
     network = _head(architecture, depth_latent=6).net
     counts = []
     for steps in (3, 4):
@@ -192,10 +195,11 @@ def test_changed_weights_are_seen():
         parameter.data.mul_(-3)
         tokens = model.sample(LABELS, **settings)
         assert torch.equal(tokens, model.sample(LABELS, **settings, mode="plain"))
-    model.load_state_dict({k: v.clone() for k, v in tiny_model(1).state_dict().items()}, assign=True)
+    model.load_state_dict(
+        {k: v.clone() for k, v in tiny_model(1).state_dict().items()}, assign=True
+    )
     assert torch.equal(model.sample(LABELS, **settings), tiny_model(1).sample(LABELS, **settings))
-    kept = len(model.runs)
-    assert kept == 1  # those whose memory is gone were dropped
+    assert len(model.runs) == 1  # those whose memory is gone were dropped
 
 
 def test_a_model_that_has_sampled_can_be_copied_and_saved():
