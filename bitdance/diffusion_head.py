@@ -28,7 +28,7 @@ __all__ = ["DiffusionHead", "shift_time", "timestep_embedding"]
 LEAST_REMAINING = 0.05
 """The smallest 1 - t that a velocity is divided by, in training and in sampling."""
 
-_EPS = 1e-6
+EPS = 1e-6
 _FREQUENCIES = 256
 
 
@@ -73,32 +73,32 @@ class PatchAttention(nn.Module):
         return self.wo(patch_attention(self.wqkv(x), self.num_heads))
 
 
-class _TokenBlock(nn.Module):
+class TokenBlock(nn.Module):
     """Block of the head for one token: a modulated SwiGLU network."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = int(1.5 * width)
-        self.norm = nn.LayerNorm(width, eps=_EPS)
+        self.norm = nn.LayerNorm(width, eps=EPS)
         self.w1 = nn.Linear(width, 2 * hidden)
         self.w2 = nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         scale, shift, gate = modulation.chunk(3, dim=-1)
-        h = adaln_norm(x, scale, shift, self.norm.weight, self.norm.bias, eps=_EPS)
+        h = adaln_norm(x, scale, shift, self.norm.weight, self.norm.bias, eps=EPS)
         return gated_residual(x, self.w2(swiglu(self.w1(h))), gate)
 
 
-class _PatchBlock(nn.Module):
+class PatchBlock(nn.Module):
     """Block of the head for a patch: modulated attention, then a modulated network."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         width = config.ch_latent
         hidden = int(1.5 * width)
-        self.norm1 = nn.LayerNorm(width, eps=_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.attn = PatchAttention(width, config.num_heads)
-        self.norm2 = nn.LayerNorm(width, eps=_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
         if config.use_swiglu:
             self.w1 = nn.Linear(width, 2 * hidden)
             self.w2 = nn.Linear(hidden, width)
@@ -108,9 +108,9 @@ class _PatchBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
-        h = adaln_norm(x, scale1, shift1, self.norm1.weight, self.norm1.bias, eps=_EPS)
+        h = adaln_norm(x, scale1, shift1, self.norm1.weight, self.norm1.bias, eps=EPS)
         x, h = gated_residual_adaln(
-            x, self.attn(h), gate1, scale2, shift2, self.norm2.weight, self.norm2.bias, eps=_EPS
+            x, self.attn(h), gate1, scale2, shift2, self.norm2.weight, self.norm2.bias, eps=EPS
         )
         h = self.w2(swiglu(self.w1(h))) if self.use_swiglu else self.mlp(h)
         return gated_residual(x, h, gate2)
@@ -131,7 +131,7 @@ class _FinalLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         scale, shift = self.ada_ln_modulation(y).chunk(2, dim=-1)
-        return self.linear(adaln_norm(x, scale, shift, eps=_EPS))
+        return self.linear(adaln_norm(x, scale, shift, eps=EPS))
 
 
 class HeadNetwork(nn.Module):
@@ -150,7 +150,7 @@ class HeadNetwork(nn.Module):
         self.cond_embed = nn.Linear(config.ch_cond, width)
         self.input_proj = nn.Linear(config.ch_target, width)
         self.res_blocks = nn.ModuleList(
-            _TokenBlock(width) if config.architecture == "mlp" else _PatchBlock(config)
+            TokenBlock(width) if config.architecture == "mlp" else PatchBlock(config)
             for _ in range(config.depth_latent)
         )
         self.ada_ln_blocks = nn.ModuleList(

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from bitdance.sampler import Schedule, binarize, sample_patch
-from bitdance_kernels import Ranges, noise_keys
+from bitdance import graphs
+from bitdance.head_runner import compute_dtype
+from bitdance.sampler import Schedule, binarize, check_mode, denoise, make_head
+from bitdance_kernels import Ranges, default_backend, noise_keys, use_backend
 
 if TYPE_CHECKING:
+    from bitdance.kv_cache import KVCache
     from bitdance.model import BitDanceModel
 
-__all__ = ["StepResult", "guidance_at", "sample_tokens"]
+__all__ = ["Decoding", "StepResult", "guidance_at", "sample_tokens"]
+
+Tensors = tuple[torch.Tensor, ...]
 
 
 class StepResult(NamedTuple):
@@ -64,48 +71,145 @@ def sample_tokens(
     sample_ids: Sequence[int] | None,
     noise: Sequence[Sequence[torch.Tensor]] | None,
     on_step: Callable[[StepResult], None] | None,
+    mode: str,
 ) -> torch.Tensor:
     """See ``BitDanceModel.sample``."""
     config = model.config
+    check_mode(mode)
     model.check_labels(labels, values=True)
     P, count = config.parallel_num, len(labels)
-    schedule = Schedule.of(model.head.net, steps)
     guidance = _guidance(config.ar_steps, cfg_scale, cfg_schedule)
     guided = cfg_scale > 1
-    device = model.freqs.device
-    labels = labels.to(device)
-    rows = torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
     _check_noise(noise, seeds, config.ar_steps)
-    keys = None if seeds is None else _keys(seeds, sample_ids, count, guided, device)
+    keys = None if seeds is None else _keys(seeds, sample_ids, count, guided, labels.device)
+    decoding = _decoding(model, count, guided, guidance, steps, mode)
+    decoding.start(labels, guidance, keys)
+    tokens = torch.empty(count, config.tokens, config.token_bits, device=decoding.tokens.device)
+    with use_backend("reference") if mode == "plain" else nullcontext():
+        for i, cfg in enumerate(guidance):
+            made = decoding.advance(model, i, None if noise is None else noise[i])
+            tokens[:, i * P : (i + 1) * P] = made[2][:count]
+            if on_step is not None:
+                # Of their own: those of a replayed step are overwritten by the next one.
+                on_step(StepResult(i, cfg, *(tensor.clone() for tensor in made)))
+    return tokens
 
-    cache = model.reserve_cache(len(rows))
-    x = model.prefix(rows)
-    mask: Ranges | None = model.ranges(patches=1)
-    made = []
-    for i, cfg in enumerate(guidance):
-        hidden = model.norm(model.layers.decode(model.emb_norm(x), model.freqs, cache, mask))
-        cond = hidden[:, -P:] + model.pos_for_diff.weight[i * P : (i + 1) * P]
-        # Where cfg is 1 (step 0 of the linear schedule) the halves go on independently.
-        shared = guided and cfg > 1
-        drawing = count if shared else len(rows)
-        prediction = sample_patch(
-            model.head.net,
-            schedule,
+
+def _decoding(
+    model: BitDanceModel, count: int, guided: bool, guidance: list[float], steps: int, mode: str
+) -> Decoding:
+    """That of an earlier run of the same kind, if all memory is where it was then."""
+    rows = 2 * count if guided else count
+    cache = model.reserve_cache(rows)
+    memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in model.parameters()))
+    # Where cfg is 1 (step 0 of the linear schedule) the halves go on independently.
+    shared = guided and guidance[0] > 1
+    kind = (rows, guided, shared, steps, mode, cache.lengths.device, default_backend())
+    dtype = compute_dtype(model.head.net)
+    return model.runs.get(
+        memory,
+        (*kind, dtype),
+        lambda: Decoding(model, cache, guided=guided, shared=shared, steps=steps, mode=mode),
+    )
+
+
+class Decoding:
+    """The AR steps of batches of one kind, as functions without arguments.
+
+    Labels, guidance, keys, the number of the step and the last tokens lie in memory that stays; so
+    on a GPU the first step is one graph and all later ones another, replayed for every image.
+
+    Args:
+        model: whose weights are used. It is not kept, since it keeps this.
+        cache: of all rows.
+        guided: whether half of the rows are unconditional.
+        shared: whether guidance applies at step 0 too.
+        steps: noisy denoising steps per patch.
+        mode: see ``BitDanceModel.sample``.
+    """
+
+    def __init__(
+        self,
+        model: BitDanceModel,
+        cache: KVCache,
+        *,
+        guided: bool,
+        shared: bool,
+        steps: int,
+        mode: str,
+    ) -> None:
+        config, device = model.config, cache.lengths.device
+        P, rows = config.parallel_num, len(cache.lengths)
+        self.cache, self.guided, self.shared = cache, guided, shared
+        self.count = rows // 2 if guided else rows
+        # Made in inference mode, memory could not be written outside of it.
+        with torch.inference_mode(False):
+            self.schedule = Schedule.of(model.head.net, steps)
+            self.head = make_head(model.head.net, self.schedule, rows, P if P > 1 else None, mode)
+            self.mask = model.ranges(patches=1)
+            self.labels = torch.full((rows,), config.num_classes, device=device)  # no class
+            self.keys = torch.zeros(rows, 3, dtype=torch.int64, device=device)
+            self.guidance = torch.zeros(config.ar_steps, device=device)
+            self.step = torch.zeros(1, dtype=torch.int64, device=device)
+            self.tokens = torch.zeros(rows, P, config.token_bits, device=device)
+        make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
+        self._first, self._next = make(), make()
+
+    def start(self, labels: torch.Tensor, guidance: list[float], keys: torch.Tensor | None) -> None:
+        """Begin with a batch's labels [count], guidance of all steps and, if any, keys of rows."""
+        self.labels[: self.count] = labels
+        self.guidance.copy_(torch.tensor(guidance))
+        if keys is not None:
+            self.keys.copy_(keys)
+        self.step.zero_()
+        self.cache.reset()
+        self.head.load()
+
+    def advance(
+        self, model: BitDanceModel, i: int, noise: Sequence[torch.Tensor] | None = None
+    ) -> Tensors:
+        """Results of AR step `i`; they are valid until the next one."""
+        step = partial(self._begin if i == 0 else self._go_on, model)
+        if noise is not None:
+            return step(noise)  # which lies somewhere else in every step
+        return (self._first if i == 0 else self._next)(step)
+
+    def _begin(self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
+        return self._decode(model, model.prefix(self.labels), self.mask, self.shared, noise)
+
+    def _go_on(self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
+        # From here on a step sees the whole cache.
+        return self._decode(model, model.embed(self.tokens), None, self.guided, noise)
+
+    def _decode(
+        self,
+        model: BitDanceModel,
+        x: torch.Tensor,
+        mask: Ranges | None,
+        shared: bool,
+        noise: Sequence[torch.Tensor] | None,
+    ) -> Tensors:
+        """Sample the patch that follows `x`, and leave all memory ready for the next step."""
+        P = model.config.parallel_num
+        hidden = model.norm(model.layers.decode(model.emb_norm(x), model.freqs, self.cache, mask))
+        patches = model.pos_for_diff.weight.unflatten(0, (-1, P))
+        cond = hidden[:, -P:] + patches.index_select(0, self.step)
+        drawing = self.count if shared else len(x)
+        prediction = denoise(
+            self.head,
+            self.schedule,
             cond if P > 1 else cond.squeeze(1),
-            cfg=cfg if shared else None,
-            keys=None if keys is None else keys[:drawing],
-            noise=None if noise is None else noise[i],
-        ).view(drawing, P, config.token_bits)
+            cfg=self.guidance.index_select(0, self.step) if shared else None,
+            keys=self.keys[:drawing] if noise is None else None,
+            noise=noise,
+        ).view(drawing, *self.tokens.shape[1:])
         if shared:
             prediction = torch.cat([prediction, prediction])
         tokens, packed = binarize(prediction)
-        made.append(tokens[:count])
-        if on_step is not None:
-            on_step(StepResult(i, cfg, hidden, prediction, tokens, packed))
-        x, mask = model.embed(tokens), None  # from here on a step sees the whole cache
-        if keys is not None:
-            keys[:, 1] += 2  # the same stream of the next AR step
-    return torch.cat(made, dim=1)
+        self.tokens.copy_(tokens)
+        self.step += 1
+        self.keys[:, 1] += 2  # the same stream of the next AR step
+        return hidden, prediction, tokens, packed
 
 
 def _guidance(steps: int, scale: float, schedule: str) -> list[float]:

@@ -17,7 +17,9 @@ from torch import nn
 from bitdance.autoencoder import BinaryAutoencoder
 from bitdance.config import ModelConfig
 from bitdance.diffusion_head import DiffusionHead
-from bitdance.generation import StepResult, sample_tokens
+from bitdance.generation import Decoding, StepResult, sample_tokens
+from bitdance.graphs import Recent
+from bitdance.head_runner import compute_dtype
 from bitdance.kv_cache import KVCache
 from bitdance.projectors import InputProjection
 from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
@@ -25,6 +27,9 @@ from bitdance.transformer import Transformer, cell_centres, rope_table_2d
 from bitdance_kernels import Ranges, block_causal_ranges, flip_signs
 
 __all__ = ["BitDanceModel", "TrainingDraws", "perturb"]
+
+MOST_RUNS = 4
+"""Kinds of batches (by size, steps, guidance on or off) whose memory and graphs a model keeps."""
 
 _EPS = 1e-6
 
@@ -101,6 +106,7 @@ class BitDanceModel(nn.Module):
         nn.init.normal_(self.cls_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_for_diff.weight, std=0.02)
 
+        self.runs: Recent[Decoding] = Recent(MOST_RUNS)
         self._cache: KVCache | None = None
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -299,6 +305,7 @@ class BitDanceModel(nn.Module):
         sample_ids: Sequence[int] | None = None,
         noise: Sequence[Sequence[torch.Tensor]] | None = None,
         on_step: Callable[[StepResult], None] | None = None,
+        mode: str = "fast",
     ) -> torch.Tensor:
         """Generate the tokens of one image per label.
 
@@ -317,6 +324,9 @@ class BitDanceModel(nn.Module):
             sample_ids: one per image, in [0, 2^32); by default 0.
             noise: instead of `seeds`, for each AR step the draws of ``sample_patch``.
             on_step: called after every AR step; may raise to stop.
+            mode: "fast", or "plain" for reference ops and the head as published, which computes
+                everything anew in every evaluation: for comparison. The tokens are the same but for
+                rounding.
 
         Returns:
             [B, N, C] of +1 and -1, in generation order.
@@ -335,13 +345,13 @@ class BitDanceModel(nn.Module):
             sample_ids=sample_ids,
             noise=noise,
             on_step=on_step,
+            mode=mode,
         )
 
     def reserve_cache(self, rows: int) -> KVCache:
         """Rows of the last run's cache if it is large enough, else of a new one; empty."""
         tokens, device = len(self.freqs), self.freqs.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self._dtype
+        dtype = compute_dtype(self.layers)
         if self._cache is None or not self._cache.fits(rows, tokens, dtype, device):
             self._cache = KVCache.allocate(
                 self.config.n_layer,

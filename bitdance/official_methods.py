@@ -15,7 +15,9 @@ from torch import nn
 
 from bitdance.autoencoder_blocks import Decoder
 from bitdance.diffusion_head import HeadNetwork
-from bitdance.sampler import Schedule, sample_patch
+from bitdance.graphs import Recent
+from bitdance.head_runner import Head, compute_dtype
+from bitdance.sampler import Schedule, denoise, make_head
 from bitdance_kernels import (
     Ranges,
     block_causal_attention,
@@ -310,6 +312,7 @@ class HeadMethods:
 
     def __init__(self, theirs: Any, ours: HeadNetwork) -> None:
         self.theirs, self.ours = theirs, ours
+        self.heads: Recent[tuple[Head, Schedule]] = Recent(2)  # of the last kinds of batches
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Of ``net``: clean bits of the noisy `x` at times `t` under conditions `c`."""
@@ -332,12 +335,27 @@ class HeadMethods:
         """
         guided = cfg > 1
         rows = len(z) // 2 if guided else len(z)
-        schedule = Schedule.of(self.ours, num_sampling_steps, self.theirs.time_shift)
+        head, schedule = self._ready(z, num_sampling_steps)
         shape = (rows, *z.shape[1:-1], self.theirs.ch_target)
         # The order of draws of the original, so that a seed gives the same image.
         noise = [draw(shape, z.device) for _ in range(num_sampling_steps + 1)]
-        x = sample_patch(self.ours, schedule, z, cfg=cfg if guided else None, noise=noise)
+        head.load()
+        x = denoise(head, schedule, z, cfg=cfg if guided else None, noise=noise)
         return torch.cat([x, x]) if guided else x
+
+    def _ready(self, z: torch.Tensor, steps: int) -> tuple[Head, Schedule]:
+        """What serves conditions like `z`: that of the last call, in an image of many."""
+        patch = z.shape[1] if z.dim() > 2 else None
+        shift = self.theirs.time_shift
+
+        def make() -> tuple[Head, Schedule]:
+            schedule = Schedule.of(self.ours, steps, shift)
+            return make_head(self.ours, schedule, len(z), patch, "fast"), schedule
+
+        weights = tuple(p.data_ptr() for p in self.ours.parameters())
+        return self.heads.get(
+            weights, (len(z), patch, steps, shift, compute_dtype(self.ours)), make
+        )
 
 
 class DecoderMethods:

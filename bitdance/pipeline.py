@@ -171,6 +171,7 @@ class BitDance:
         output_type: OutputType = "pil",
         callback_on_step_end: Callback | None = None,
         progress: bool = True,
+        mode: Literal["fast", "plain"] = "fast",
     ) -> Any:
         """Generate one picture per label.
 
@@ -192,6 +193,7 @@ class BitDance:
             callback_on_step_end: called as f(self, AR step, AR steps, {"packed": the step's bits,
                 uint8 [rows, P, C / 8], conditional rows first}); stops the run by returning False.
             progress: show a progress bar.
+            mode: "plain" runs reference ops and the head as published, for comparison.
 
         Raises:
             ValueError: an argument is out of range; nothing is computed.
@@ -217,6 +219,8 @@ class BitDance:
             raise ValueError(
                 f"generate: cfg_schedule must be 'linear' or 'constant', got {cfg_schedule!r}"
             )
+        if mode not in ("fast", "plain"):
+            raise ValueError(f"generate: mode must be 'fast' or 'plain', got {mode!r}")
         size = batch_size or max(count, 1)
         batches = [slice(i, min(i + size, count)) for i in range(0, count, size)]
         total = self.config.ar_steps
@@ -245,6 +249,7 @@ class BitDance:
                     seeds=seeds[batch],
                     sample_ids=ids[batch],
                     on_step=on_step,
+                    mode=mode,
                 )
                 made.append(binarize(tokens)[1])
         none = torch.empty(0, *self._latent_shape, dtype=torch.uint8)

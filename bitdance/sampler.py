@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from bitdance.diffusion_head import HeadNetwork
-from bitdance_kernels import denoise_step, denoise_table, finalize_bits
+from bitdance.head_runner import Head, HeadRunner, PlainHead, compute_dtype
+from bitdance_kernels import denoise_step, denoise_table, finalize_bits, use_backend
 from bitdance_kernels import noise as philox_noise
 
-__all__ = ["Schedule", "binarize", "sample_patch"]
+__all__ = ["Schedule", "binarize", "check_mode", "denoise", "make_head", "sample_patch"]
 
 OnStep = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every patch of every image shares: coefficients, times, their embeddings.
+    """What every patch of every image shares: coefficients and times.
 
     Attributes:
         table: [S + 1, 3] float32, see ``bitdance_kernels.denoise_table``.
         times: [S + 1] float32, what the network is called with.
-        embedded: [S + 1, C], the network's embedding of these times.
         steps: [S + 1] int64, 0 to S, on the device, so that no step is read on the host.
     """
 
     table: torch.Tensor
     times: torch.Tensor
-    embedded: torch.Tensor
     steps: torch.Tensor
 
     @classmethod
@@ -51,7 +51,34 @@ class Schedule:
         device = network.cond_embed.weight.device
         times = times.to(device)
         index = torch.arange(steps + 1, device=device)
-        return cls(table.to(device), times, network.time_embed(times), index)
+        return cls(table.to(device), times, index)
+
+
+def make_head(
+    network: HeadNetwork, schedule: Schedule, rows: int, patch: int | None, mode: str
+) -> Head:
+    """The head as `mode` runs it, ready for patches of that size.
+
+    Args:
+        network: the head's network.
+        schedule: made for it.
+        rows: patches in a batch, both halves of a guided one counted.
+        patch: P, or None for states [R, C].
+        mode: "fast", or "plain" for the network as published.
+
+    Raises:
+        ValueError: `mode` is unknown.
+    """
+    check_mode(mode)
+    if mode == "plain":
+        return PlainHead(network, schedule.times)
+    return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network))
+
+
+def check_mode(mode: str) -> None:
+    """Raise ValueError unless `mode` is "fast" or "plain"."""
+    if mode not in ("fast", "plain"):
+        raise ValueError(f"mode must be 'fast' or 'plain', got {mode!r}")
 
 
 def sample_patch(
@@ -63,6 +90,7 @@ def sample_patch(
     keys: torch.Tensor | None = None,
     noise: Sequence[torch.Tensor] | None = None,
     on_step: OnStep | None = None,
+    mode: str = "fast",
 ) -> torch.Tensor:
     """From noise to the prediction of a patch's bits; their sign is the token.
 
@@ -75,6 +103,7 @@ def sample_patch(
         noise: instead of `keys` the draws themselves: the initial state, then one per step, each
             [R, ..., ch_target] float32.
         on_step: called as f(step, state, prediction) after every network call.
+        mode: "fast", or "plain" for the network as published and reference ops.
 
     Returns:
         float32 [R, ..., ch_target]: after the last step, which lands on the (guided) prediction.
@@ -82,9 +111,27 @@ def sample_patch(
     Raises:
         ValueError: not exactly one of `keys` and `noise`, or shapes that do not fit.
     """
+    patch = cond.shape[1] if cond.dim() > 2 else None
+    with torch.no_grad(), use_backend("reference") if mode == "plain" else nullcontext():
+        head = make_head(network, schedule, len(cond), patch, mode)
+        head.load()
+        return denoise(head, schedule, cond, cfg=cfg, keys=keys, noise=noise, on_step=on_step)
+
+
+def denoise(
+    head: Head,
+    schedule: Schedule,
+    cond: torch.Tensor,
+    *,
+    cfg: float | torch.Tensor | None = None,
+    keys: torch.Tensor | None = None,
+    noise: Sequence[torch.Tensor] | None = None,
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """``sample_patch`` by a head that is ready for it; nothing waits for the host."""
     steps = len(schedule.times) - 1
     rows = cond.shape[0] if cfg is None else cond.shape[0] // 2
-    shape = (rows, *cond.shape[1:-1], network.config.ch_target)
+    shape = (rows, *cond.shape[1:-1], head.network.config.ch_target)
     if (keys is None) == (noise is None):
         raise ValueError("sample_patch: give either keys or noise")
     if noise is not None and (len(noise) != steps + 1 or noise[0].shape != shape):
@@ -95,21 +142,20 @@ def sample_patch(
     if isinstance(cfg, (int, float)):
         cfg = torch.full((), cfg, dtype=torch.float32, device=cond.device)
     x = noise[0] if noise is not None else _initial(keys, shape)
-    embedded_cond = network.cond_embed(cond)
-    for i in range(steps + 1):
-        h = network.input_proj(x.to(cond.dtype))
-        if cfg is not None:
-            h = torch.cat([h, h])  # both halves share the state, so its projection too
-        x0 = network.denoise(h, schedule.embedded[i], embedded_cond)
-        if on_step is not None:
-            on_step(i, x, x0)
-        coefficients = (schedule.table, schedule.steps[i])
-        if i == steps:  # the last step is deterministic
-            x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=torch.zeros_like(x))
-        elif noise is not None:
-            x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=noise[i + 1])
-        else:
-            x = denoise_step(x, x0, *coefficients, cfg=cfg, keys=keys)
+    none = torch.zeros_like(x)  # the last step is deterministic
+    with head.precision():
+        head.begin(cond)
+        for i in range(steps + 1):
+            x0 = head.predict(i, x)
+            if on_step is not None:
+                on_step(i, x, x0.clone())
+            coefficients = (schedule.table, schedule.steps[i])
+            if i == steps:
+                x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=none)
+            elif noise is not None:
+                x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=noise[i + 1])
+            else:
+                x = denoise_step(x, x0, *coefficients, cfg=cfg, keys=keys)
     return x
 
 

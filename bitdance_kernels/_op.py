@@ -244,6 +244,15 @@ def use_backend(name: str) -> Iterator[None]:
         _default.reset(token)
 
 
+def default_backend() -> str:
+    """The backend of calls that name none: that of ``use_backend``, of the environment, or "auto".
+
+    What was compiled or captured under one backend goes on with it; this tells whether it still is
+    what a caller would get.
+    """
+    return _default.get()
+
+
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str | None]:
     """Print, for one call, what each backend of the op says, and which one ``auto`` takes.
 

@@ -1,0 +1,125 @@
+"""Captured steps: the one place of the model layer that knows of CUDA graphs.
+
+A step is a function without arguments. What it reads and writes lies in memory that stays where it
+is, so that replaying its kernels is as good as calling it, and costs the host nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+import torch
+
+__all__ = ["CapturedStep", "EagerStep", "Recent", "step_for"]
+
+Step = Callable[[], tuple[torch.Tensor, ...]]
+T = TypeVar("T")
+
+
+class EagerStep:
+    """A step that is called."""
+
+    def __call__(self, step: Step) -> tuple[torch.Tensor, ...]:
+        """The step's results."""
+        return step()
+
+
+class CapturedStep:
+    """A step that is called the first time, and from then on replayed as a CUDA graph.
+
+    The first call is a real one: it compiles kernels and fills the libraries' workspaces on a side
+    stream, as a capture wants it, and nothing need be undone after it. Capturing runs no kernel, so
+    the second call captures and replays. A graph's results are overwritten by its next replay.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._warm = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._results: tuple[torch.Tensor, ...] = ()
+
+    def __call__(self, step: Step) -> tuple[torch.Tensor, ...]:
+        """The step's results.
+
+        Args:
+            step: the same one in every call. It reads its arguments from memory that stays, draws
+                no random numbers from a generator, and asks for no value on the host.
+        """
+        with torch.cuda.device(self._device):
+            if not self._warm:
+                results = self._aside(step)
+                self._warm = True  # not before it has succeeded
+                return results
+            if self._graph is None:
+                self._graph, self._results = self._capture(step)
+            self._graph.replay()
+        return self._results
+
+    def _aside(self, step: Step) -> tuple[torch.Tensor, ...]:
+        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            results = step()
+        main.wait_stream(side)
+        for result in results:  # the allocator must not reuse them while `main` reads them
+            result.record_stream(main)
+        return results
+
+    def _capture(self, step: Step) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]:
+        graph = torch.cuda.CUDAGraph()
+        # Casts that autocast keeps would outlive the capture, or come from before it.
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            # Other threads may use the device meanwhile, a data loader's for example.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                results = step()
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+        return graph, results
+
+
+def step_for(device: torch.device) -> EagerStep | CapturedStep:
+    """How a step runs on `device`."""
+    return CapturedStep(device) if device.type == "cuda" else EagerStep()
+
+
+class Recent(Generic[T]):
+    """The most recently used of what is costly to make, each for a key.
+
+    Copies and pickles of it are empty: graphs can be neither copied nor saved.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        self._owner: Hashable = None
+
+    def get(self, owner: Hashable, key: Hashable, make: Callable[[], T]) -> T:
+        """What is kept for `key`, or what `make` returns; all is dropped when `owner` changes."""
+        if owner != self._owner:
+            self._kept.clear()
+            self._owner = owner
+        if key not in self._kept:
+            while len(self._kept) >= self.most:
+                self._kept.popitem(last=False)  # before the next is made, so that it has the room
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recent[T]:
+        return Recent(self.most)
+
+    def __reduce__(self) -> tuple[type[Recent[T]], tuple[int]]:
+        return Recent, (self.most,)

@@ -1,0 +1,360 @@
+"""The fast head: equal to the published one, in few launches, in memory that does not move."""
+
+import copy
+import importlib
+import inspect
+import pickle
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bitdance import diffusion_head, generation, graphs, head_runner
+from bitdance.config import HeadConfig
+from bitdance.diffusion_head import DiffusionHead
+from bitdance.head_runner import HeadRunner, PlainHead
+from bitdance.sampler import Schedule, sample_patch
+from bitdance_kernels import noise_keys
+from tests.model.tiny import tiny_model
+
+HEADS = {
+    "mlp": {"architecture": "mlp"},
+    "transformer": {"architecture": "transformer"},
+    "t2i": {"architecture": "t2i", "ch_latent": 128},
+    "t2i, SiLU": {"architecture": "t2i", "ch_latent": 128, "use_swiglu": False},
+}
+LABELS = torch.tensor([1, 3, 0])
+
+
+def _head(architecture="transformer", **changes):
+    torch.manual_seed(0)
+    values = {
+        "ch_target": 8, "ch_cond": 24, "ch_latent": 64, "depth_latent": 4, "depth_adanln": 2,
+        **HEADS[architecture], **changes,
+    }  # fmt: skip
+    head = DiffusionHead(HeadConfig(**values)).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return head
+
+
+def _patch(architecture):
+    return None if architecture == "mlp" else 4
+
+
+def _runner(network, schedule, rows, patch, dtype=torch.float32):
+    runner = HeadRunner(network, rows, patch, schedule.times, dtype)
+    runner.load()
+    return runner
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("architecture", HEADS)
+@torch.no_grad()
+def test_an_evaluation_is_that_of_the_network(architecture, at_once, monkeypatch):
+    if not at_once:
+        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
+    network, patch = _head(architecture).net.double(), _patch(architecture)
+    schedule = Schedule.of(network, 5)
+    runner = _runner(network, schedule, 6, patch, torch.float64)
+    assert runner.at_once == at_once
+    plain = PlainHead(network, schedule.times)
+    shape = (6,) if patch is None else (6, patch)
+    for rows in (6, 3):  # halves of their own, and a state for both
+        cond = torch.randn(*shape, 24, dtype=torch.float64)
+        x = torch.randn(rows, *shape[1:], 8)
+        for head in (runner, plain):
+            head.begin(cond)
+        for i in (0, 3, 5):
+            torch.testing.assert_close(runner.predict(i, x), plain.predict(i, x))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("P", [1, 4, 16])
+def test_both_modes_give_the_same_tokens(P, cfg, schedule):
+    model = tiny_model(parallel_num=P, diff_layers=2, diff_adanln_layers=2)
+    settings = {"steps": 4, "cfg_scale": cfg, "cfg_schedule": schedule, "seeds": [5, 6, 7]}
+    fast, plain = (model.sample(LABELS, **settings, mode=mode) for mode in ("fast", "plain"))
+    assert torch.equal(fast, plain)
+    assert torch.equal(model.sample(LABELS, **settings), fast)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode must be 'fast' or 'plain', got 'slow'"):
+        tiny_model().sample(LABELS[:1], seeds=[0], mode="slow")
+
+
+class _Launches(TorchDispatchMode):
+    """Names of all that would be a kernel: ops that return or write memory, views left out.
+
+    What the reference of one of our ops is made of does not count: its kernel is one launch.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.is_view or func in (
+            torch.ops.aten.empty.memory_format,
+            torch.ops.aten.detach.default,
+        ):
+            return func(*args, **(kwargs or {}))
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("architecture", "most"), [("mlp", 32), ("transformer", 56)])
+@pytest.mark.parametrize("at_once", [True, False])
+@torch.no_grad()
+def test_launches_of_an_evaluation(architecture, most, at_once, monkeypatch):
+    """Six layers with guidance: the products, the ops of this library, and three more."""
+    if not at_once:
+        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
+    network = _head(architecture, depth_latent=6).net
+    counts = []
+    for steps in (3, 4):
+        schedule = Schedule.of(network, steps)
+        patch = _patch(architecture)
+        runner = _runner(network, schedule, 4, patch)
+        cond = torch.randn(4, *([] if patch is None else [patch]), 24)
+        keys, cfg = noise_keys(0, range(2)), torch.full((), 2.0)
+        with _Launches() as launches:
+            generation.denoise(runner, schedule, cond, cfg=cfg, keys=keys)
+        counts.append(launches.names)
+    more = list(counts[1])
+    for name in counts[0]:
+        more.remove(name)  # what is left is one evaluation and its step
+    attention = architecture != "mlp"
+    own = {
+        "bitdance::adaln_norm": 1,
+        "bitdance::gated_residual_adaln": 12 if attention else 6,
+        "bitdance::swiglu": 6,
+        "bitdance::denoise_step": 1,
+        **({"bitdance::patch_attention": 6} if attention else {}),
+        "aten::addmm": (26 if attention else 14) + (not at_once),
+        "aten::copy_": 1,
+        **({} if at_once else {"aten::add": 1, "aten::silu_": 1}),
+    }
+    assert {name: more.count(name) for name in more} == own
+    assert len(more) <= most
+
+
+def test_the_memory_of_a_run_stays_where_it_is():
+    """What one image was made in serves the next: no tensor of the runner moves."""
+    model = tiny_model()
+
+    def addresses():
+        (decoding,) = model.runs._kept.values()
+        return [t.data_ptr() for t in _tensors(decoding)]
+
+    model.sample(LABELS, steps=3, cfg_scale=2.0, seeds=[0, 1, 2])
+    before = addresses()
+    assert len(before) > 30
+    model.sample(LABELS, steps=3, cfg_scale=2.0, seeds=[3, 4, 5])
+    assert addresses() == before
+    model.sample(LABELS, steps=4, cfg_scale=2.0, seeds=[3, 4, 5])
+    assert len(model.runs) == 2
+
+
+def _tensors(value, seen=None):
+    """All tensors that an object holds."""
+    seen = set() if seen is None else seen
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        children = list(value)
+    elif isinstance(value, dict):
+        children = list(value.values())
+    elif hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
+        children = list(vars(value).values())
+    else:
+        return []
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    return [tensor for child in children for tensor in _tensors(child, seen)]
+
+
+@torch.no_grad()
+def test_changed_weights_are_seen():
+    """In place, as an optimiser does, also behind autograd's back; and moved, as ``to`` does."""
+    model = tiny_model()
+    settings = {"steps": 2, "cfg_scale": 2.0, "seeds": [0, 1, 2]}
+    model.sample(LABELS, **settings)
+    head = model.head.net
+    for parameter in (
+        head.ada_ln_blocks[0].weight,
+        head.time_embed.mlp[0].weight,
+        head.res_blocks[0].w1.weight,
+        head.cond_embed.bias,
+    ):
+        parameter.data.mul_(-3)
+        tokens = model.sample(LABELS, **settings)
+        assert torch.equal(tokens, model.sample(LABELS, **settings, mode="plain"))
+    model.load_state_dict(
+        {k: v.clone() for k, v in tiny_model(1).state_dict().items()}, assign=True
+    )
+    assert torch.equal(model.sample(LABELS, **settings), tiny_model(1).sample(LABELS, **settings))
+    assert len(model.runs) == 1  # those whose memory is gone were dropped
+
+
+def test_a_model_that_has_sampled_can_be_copied_and_saved():
+    model = tiny_model()
+    settings = {"steps": 2, "cfg_scale": 2.0, "seeds": [0, 1, 2]}
+    tokens = model.sample(LABELS, **settings)
+    assert len(model.runs) == 1
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert len(other.runs) == 0
+        assert torch.equal(other.sample(LABELS, **settings), tokens)
+
+
+def test_few_runs_are_kept():
+    kept = graphs.Recent(2)
+    made = []
+
+    def get(key, owner=0):
+        return kept.get(owner, key, lambda: made.append(key) or key)
+
+    for key in "abacab":
+        assert get(key) == key
+    assert made == list("abcb")
+    assert len(kept) == 2
+    get("a", owner=1)
+    assert len(kept) == 1
+
+
+def test_weights_are_cast_once_for_autocast():
+    """Under autocast all is as if the head had been cast, and the masters are still float32."""
+    network = _head().net
+    schedule = Schedule.of(network, 3)
+    cond, keys = torch.randn(4, 4, 24), noise_keys(0, range(2))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mixed = sample_patch(network, schedule, cond, cfg=2.0, keys=keys)
+    assert network.input_proj.weight.dtype == torch.float32
+    cast = copy.deepcopy(network).to(torch.bfloat16)
+    with torch.no_grad():
+        # Norms keep float32 weights under autocast.
+        for block, original in zip(cast.res_blocks, network.res_blocks, strict=True):
+            block.norm1, block.norm2 = original.norm1, original.norm2
+        wanted = sample_patch(cast, schedule, cond.bfloat16(), cfg=2.0, keys=keys)
+    assert torch.equal(mixed, wanted)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Steps recorded op by op and replayed as a CUDA graph would: kernels on the same memory."""
+    made = []
+
+    class Recording(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            result = func(*args, **kwargs)
+            self.calls.append((func, args, kwargs, result))
+            return result
+
+    class Recorded:
+        def __init__(self):
+            self.calls, self.results, self.replays, self.warm = [], None, 0, False
+            made.append(self)
+
+        def __call__(self, step):
+            if not self.warm:
+                self.warm = True
+                return step()
+            if self.results is None:
+                # Unlike a capture a recording computes, so it is the first replay too.
+                with Recording() as recording:
+                    self.results = step()
+                self.calls = recording.calls
+                self.replays += 1
+                return self.results
+            self.replays += 1
+            for func, args, kwargs, result in self.calls:
+                again = func(*args, **kwargs)
+                for old, new in zip(_flat(result), _flat(again), strict=True):
+                    if old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+            return self.results
+
+    monkeypatch.setattr(graphs, "step_for", lambda _: Recorded())
+    return made
+
+
+def _flat(result):
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize("P", [1, 4])
+def test_replays_follow_their_inputs(P, schedule, recorded):
+    """Labels, seeds, guidance, step and cache reach a recorded step through memory alone.
+
+    The recording repeats each kernel with the tensors it had, as a graph does; so a Python number
+    that differs between AR steps or images, or a tensor made outside, would show.
+    """
+    model = tiny_model(parallel_num=P)
+    settings = {"steps": 3, "cfg_schedule": schedule}
+    runs = [
+        {"labels": LABELS, "seeds": [0, 1, 2], "cfg_scale": 3.0},
+        {"labels": LABELS.flip(0), "seeds": [7, 8, 9], "cfg_scale": 5.0},
+        {"labels": LABELS + 1, "seeds": [7, 2**63, 9], "cfg_scale": 1.5, "sample_ids": [1, 2, 3]},
+    ]
+    for run in runs:
+        results, wanted = [], []
+        tokens = model.sample(**run, **settings, on_step=results.append)
+        plain = tiny_model(parallel_num=P)
+        plain_tokens = plain.sample(**run, **settings, on_step=wanted.append, mode="plain")
+        assert torch.equal(tokens, plain_tokens)
+        for result, of_plain in zip(results, wanted, strict=True):
+            assert torch.equal(result.packed, of_plain.packed)
+            torch.testing.assert_close(result.hidden, of_plain.hidden)
+    first, later = recorded
+    assert first.replays == 2  # of three images
+    assert later.replays == 3 * (model.config.ar_steps - 1) - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("architecture", HEADS)
+def test_gradients_of_the_loss_are_those_of_plain_formulas(architecture, dtype, monkeypatch):
+    """The ops, with the gradients they register, against autograd through plain PyTorch."""
+    head, patch = _head(architecture).to(dtype), _patch(architecture)
+    shape = (3,) if patch is None else (3, patch)
+    x = torch.randn(*shape, 8).sign()
+    cond = torch.randn(*shape, 24, dtype=dtype, requires_grad=True)
+    draws = {"time_draw": torch.rand(3), "noise": torch.randn(*shape, 8)}
+
+    def gradients():
+        loss = head.loss(x, cond, **draws).mean()
+        return loss, *torch.autograd.grad(loss, [cond, *head.parameters()])
+
+    fused = gradients()
+    for name in ("adaln_norm", "gated_residual", "swiglu", "patch_attention"):
+        room = importlib.import_module(f"bitdance_kernels.denoise.{name}.reference")
+        monkeypatch.setattr(diffusion_head, name, _plainly(room.run))
+        if name == "gated_residual":
+            monkeypatch.setattr(diffusion_head, f"{name}_adaln", _plainly(room.run_adaln))
+    plain = gradients()
+    assert all(gradient.any() for gradient in plain)
+    for one, other in zip(fused, plain, strict=True):
+        # The loss is float32 whatever the head is.
+        torch.testing.assert_close(one.float(), other.float())
+
+
+def _plainly(run):
+    """A reference with the arguments of its public op."""
+
+    def op(*args, eps=None):
+        if eps is None:
+            return run(*args)
+        missing = len(inspect.signature(run).parameters) - 1 - len(args)
+        return run(*args, *[None] * missing, eps)
+
+    return op
