@@ -81,6 +81,7 @@ report: venv
 docs: venv
 	$(BIN)/python docs/build_api.py
 	$(BIN)/python docs/build_drawings.py
+	$(BIN)/python docs/make_mask_plot.py
 	$(BIN)/python -m zensical build --strict
 
 clean:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from typing import Any
 
 import torch
-import triton  # noqa: F401  (without Triton this import fails, and that is the backend's reason)
+import triton  # (without Triton this import fails, and that is the backend's reason)
 
 
 def interpreting() -> bool:
@@ -43,3 +44,12 @@ def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     if tensor.device.type == "cuda":
         return torch.cuda.device(tensor.device)
     return contextlib.nullcontext()
+
+
+@functools.cache
+def capability(device: torch.device) -> int:
+    """Compute capability of the card that kernels are launched on, such as 90; 0 without one.
+
+    Ask inside `on_device`: it is the current device's.
+    """
+    return 0 if interpreting() else int(triton.runtime.driver.active.get_current_target().arch)

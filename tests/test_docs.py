@@ -81,13 +81,23 @@ def test_make_targets_exist(page):
         assert re.search(rf"^(\S+ )*{target}( \S+)*:", makefile, re.MULTILINE), target
 
 
-def test_api_reference_is_up_to_date():
+def _script(name):
+    """A module of docs/."""
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        build_api = importlib.import_module("build_api")
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
+
+
+def test_api_reference_is_up_to_date():
+    build_api = _script("build_api")
     assert build_api.OUT.read_text() == build_api.build(), "run `make docs`"
+
+
+def test_mask_plot_is_up_to_date():
+    plot = _script("make_mask_plot")
+    assert plot.OUT.read_text() == plot.draw(plot.DOCUMENTS), "run `make docs`"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -56,6 +56,10 @@ def samples(device: torch.device) -> Iterator[Call]:
     packed = Ranges(packed.start.to(device), packed.end.to(device))
     for dtype in (F32, BF16):
         yield call(f"packed, grouped heads, {dtype}", 1, (4, 2), 64, packed, dtype=dtype)
+    # Every width of a head that has tiles of its own, whole and in part.
+    for D in (32, 48, 80, 128):
+        for dtype in (F32, BF16):
+            yield call(f"D = {D}, {dtype}", 1, (2, 1), D, imagenet, dtype=dtype)
     yield call("one query", 1, (1, 1), 8, ranges([0], [1]))
     yield call("serial, odd D", 2, (2, 1), 5, block_causal_ranges(7, 0, 1, device=device))
     yield call("scale", 1, (2, 2), 16, imagenet, scale=0.5)
@@ -76,13 +80,15 @@ def _timing(
     make_ranges: Callable[[torch.device | None], Ranges],
     dtype: torch.dtype,
     *devices: str,
+    backward: bool = False,
 ) -> Timing:
+    """Operations are those of visible pairs: two products forward, five more for the gradients."""
     H, Hkv = heads
     ranges = make_ranges(None)
     T = ranges.start.shape[0]
     pairs = int((ranges.end - ranges.start).sum())
 
-    name = f"{name}, {str(dtype).removeprefix('torch.')}"
+    name = f"{name}, {str(dtype).removeprefix('torch.')}{', with gradients' if backward else ''}"
 
     def make(device: torch.device) -> Call:
         def randn(heads: int) -> torch.Tensor:
@@ -90,8 +96,12 @@ def _timing(
 
         return Call(name, (randn(H), randn(Hkv), randn(Hkv), make_ranges(device)))
 
-    moved = 2 * B * T * (H + Hkv) * D * dtype.itemsize
-    return Timing(name, make, moved, flops=4 * B * H * D * pairs, devices=devices)
+    moved = 2 * B * T * (H + Hkv) * D * dtype.itemsize  # q, k, v, out
+    if backward:  # those and the gradient of out are read, those of q, k and v written
+        moved += B * T * (4 * H + 4 * Hkv) * D * dtype.itemsize
+    products = 7 if backward else 2
+    flops = 2 * products * B * H * D * pairs
+    return Timing(name, make, moved, flops=flops, devices=devices, backward=backward)
 
 
 def _imagenet(device: torch.device | None) -> Ranges:
@@ -99,10 +109,11 @@ def _imagenet(device: torch.device | None) -> Ranges:
 
 
 def _text_to_image(device: torch.device | None) -> Ranges:
-    """Sixteen documents, each a prompt and a 512-pixel image in patches of 64 tokens."""
-    prompt, image, P = 130, 2 + 1024, 64
-    segments = [(prompt, "causal"), (image, "parallel")] * 16
-    return packed_document_ranges([prompt + image] * 16, segments, patch_tokens=P, device=device)
+    """Fourteen documents, each a prompt and a 512-pixel image in patches of 64 tokens."""
+    documents, prompt, image, P = 14, 130, 2 + 1024, 64
+    segments = [(prompt, "causal"), (image, "parallel")] * documents
+    lengths = [prompt + image] * documents
+    return packed_document_ranges(lengths, segments, patch_tokens=P, device=device)
 
 
 def _causal(device: torch.device | None) -> Ranges:
@@ -160,51 +171,58 @@ def flex(
     return out.transpose(1, 2)
 
 
+def flash_attn_causal(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ranges: Ranges,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """FlashAttention-2 under a causal mask of T tokens: another function, to compare the speed."""
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+
+
+def flash_attn_4_causal(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ranges: Ranges,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """FlashAttention-4 (``flash-attn-4``, in CuTe) under a causal mask, as above."""
+    from flash_attn.cute import flash_attn_func
+
+    out = flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+    return out[0] if isinstance(out, tuple) else out  # some versions return the log-sum-exp too
+
+
+def _timings() -> Iterator[Timing]:
+    yield _timing("ImageNet B, 4 images", 4, (12, 12), 64, _imagenet, F32, "cpu", "cuda")
+    for backward in (False, True):
+        for name, B, heads, D, make_ranges in (
+            ("ImageNet B, 64 images", 64, (12, 12), 64, _imagenet),
+            ("ImageNet H, 64 images", 64, (20, 20), 64, _imagenet),
+            ("packed 14B, 16k tokens", 1, (40, 8), 128, _text_to_image),
+            ("causal 8k", 1, (40, 8), 128, _causal),
+        ):
+            yield _timing(name, B, heads, D, make_ranges, BF16, "cuda", backward=backward)
+
+
 CASES = (
     Case(
         op=block_causal_attention,
         rule="staged",
         samples=samples,
-        timings=(
-            _timing(
-                "ImageNet B, 4 images",
-                4,
-                (12, 12),
-                64,
-                _imagenet,
-                F32,
-                "cpu",
-                "cuda",
-            ),
-            _timing(
-                "ImageNet B, 64 images",
-                64,
-                (12, 12),
-                64,
-                _imagenet,
-                BF16,
-                "cuda",
-            ),
-            _timing(
-                "ImageNet H, 64 images",
-                64,
-                (20, 20),
-                64,
-                _imagenet,
-                BF16,
-                "cuda",
-            ),
-            _timing(
-                "packed 14B, 18k tokens",
-                1,
-                (40, 8),
-                128,
-                _text_to_image,
-                BF16,
-                "cuda",
-            ),
-            _timing("causal 8k", 1, (40, 8), 128, _causal, BF16, "cuda"),
-        ),
-        baselines={"sdpa dense mask": sdpa, "flex": flex},
+        timings=tuple(_timings()),
+        baselines={
+            "sdpa dense mask": sdpa,
+            "flex": flex,
+            "flash-attn 2, causal": flash_attn_causal,
+            "flash-attn 4, causal": flash_attn_4_causal,
+        },
     ),
 )

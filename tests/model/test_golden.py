@@ -1,8 +1,11 @@
 """Every golden case through our implementation; see `golden_cases` for what a case is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from bitdance_kernels._op import REGISTRY
 from tests.model import golden_cases
 from tests.model.golden_cases import KINDS, PENDING, RUNNERS, Case, case_names, kind_of, mismatches
 
@@ -34,6 +37,35 @@ def test_golden(name):
     case = Case.load(name)
     wrong = mismatches(case, RUNNERS[KIND_OF[name]](case))
     assert not wrong, "\n".join(wrong)
+
+
+# Blocks, and the smaller of the models: the interpreter takes seconds for each.
+WITH_ATTENTION = [name for name, kind in KIND_OF.items() if kind == "transformer block"]
+WITH_ATTENTION += [name for name in KIND_OF if name.startswith(("d4_", "e5_"))]
+
+
+@pytest.mark.parametrize("name", WITH_ATTENTION)
+def test_golden_with_the_kernels_of_attention(name, monkeypatch):
+    """The official numbers once more, with attention in Triton (its interpreter, here)."""
+    ran = set()
+    for op in ("block_causal_attention", "block_causal_attention_backward"):
+        monkeypatch.setitem(REGISTRY[op].order, "cpu", ("triton",))
+        backend = REGISTRY[op].backend("triton")
+        counted = replace(backend, run=_counted(backend.run, op, ran))
+        monkeypatch.setitem(REGISTRY[op]._loaded, "triton", counted)
+    case = Case.load(name)
+    wrong = mismatches(case, RUNNERS[KIND_OF[name]](case))
+    assert not wrong, "\n".join(wrong)
+    assert "block_causal_attention" in ran
+    assert ("block_causal_attention_backward" in ran) == (KIND_OF[name] == "model, ImageNet")
+
+
+def _counted(function, name, ran):
+    def counted(*args):
+        ran.add(name)
+        return function(*args)
+
+    return counted
 
 
 def _case(**out):

@@ -40,7 +40,7 @@ def block_causal_attention(
         ranges: ``Ranges`` of T queries: [T], or [B, T] to differ between the rows of the batch.
             An end beyond Tk means Tk.
         scale: factor on the scores; 1 / sqrt(D) by default.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "triton".
 
     Returns:
         [B, T, H, D] of the dtype of `q`, contiguous.
@@ -158,7 +158,7 @@ def _backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tens
     return dq, dk, dv, None, None, None, None
 
 
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
 
 # The second output, log(sum_j exp(scale * q_i . k_j)) as [B, H, T], serves the backward pass; it is
 # -inf where a query sees nothing.
