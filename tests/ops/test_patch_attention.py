@@ -2,9 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import patch_attention
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels import BackendError, patch_attention
+from bitdance_kernels._op import REGISTRY
+from bitdance_kernels.testing import Call, Invalid, compare
 
+OP = REGISTRY["patch_attention"]
+BACKENDS = [name for name in OP.backends if OP.unavailable(name) is None]
+EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 QKV = torch.zeros(2, 4, 48)
 INVALID = {
     "patch_attention": (
@@ -29,11 +33,36 @@ def test_equals_attention_on_separate_heads(patch, heads):
     torch.testing.assert_close(patch_attention(qkv, heads), expected)
 
 
-def test_patches_do_not_see_each_other():
+@EVERY_BACKEND
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_patches_do_not_see_each_other(backend, broken):
+    """Not even those that share a tile of the kernel."""
     qkv = torch.randn(4, 4, 48)
-    alone = patch_attention(qkv[2:3], 2)
-    qkv[[0, 1, 3]] = float("nan")
-    assert torch.equal(patch_attention(qkv, 2)[2:3], alone)
+    alone = patch_attention(qkv[2:3], 2, backend=backend)
+    qkv[[0, 1, 3]] = broken
+    out = patch_attention(qkv, 2, backend=backend)
+    assert torch.equal(out[2:3], alone)
+    assert not out[[0, 1, 3]].isfinite().any()
+
+
+@EVERY_BACKEND
+def test_every_size_of_patch_and_head(backend):
+    """Patches that fill a tile in part, heads that are no power of two."""
+    for patch in (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 64):
+        for head_dim in (1, 16, 20) if patch < 33 else (20,):
+            qkv = torch.randn(3, patch, 3 * 2 * head_dim)
+            out = patch_attention(qkv, 2, backend=backend)
+            eager = patch_attention(qkv, 2, backend="reference")
+            truth = patch_attention(qkv.double(), 2, backend="reference")
+            compare("staged", out, eager, truth, f"{patch} tokens, {head_dim} channels")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_wide_heads_are_for_the_reference(backend):
+    if backend not in BACKENDS:
+        return
+    with pytest.raises(BackendError, match="heads of at most 128 channels, got 136"):
+        patch_attention(torch.zeros(1, 4, 3 * 136), 1, backend=backend)
 
 
 def test_gradcheck():

@@ -42,8 +42,8 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
         (in gradients only on the reference).
 
     Backends:
-        reference; C++ on the CPU for float32 and heads of at most 128 channels; Triton on the GPU for heads of at most 128 channels, and in float32 for tiles
-        that fit the registers.
+        reference; C++ on the CPU for float32 and heads of at most 128 channels; Triton on the GPU
+        for heads of at most 128 channels, and in float32 for tiles that fit the registers.
     """
     return _op.call(qkv, num_heads, backend)
 
