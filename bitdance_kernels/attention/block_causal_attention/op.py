@@ -53,7 +53,8 @@ def block_causal_attention(
     Numerics:
         Scores, softmax and sums in float32 (float64 for float64), one rounding at the end. The
         backward pass recomputes the weights from the log-sum-exp of each query and is
-        deterministic.
+        deterministic. The triton backend (D up to 128, scale over 0, no float64) rounds weights
+        and their gradients to the dtype of `q` before it multiplies, as FlashAttention does.
 
     Example:
         >>> import torch

@@ -22,7 +22,6 @@ import triton.language as tl
 from bitdance_kernels import _triton
 from bitdance_kernels.attention.block_causal_attention import config
 
-_LOG2_E = math.log2(math.e)
 _SEARCHES = 128  # keys that a program of the transposition takes
 # Numbers that differ from batch to batch: a kernel is not compiled anew for those of 16 or 1.
 _CHANGING = ("T", "Tk", "H", "group")
@@ -118,6 +117,26 @@ def _scores(rows, others, first, start, end, whole_from, whole_to, OTHERS: tl.co
     return scores
 
 
+@triton.jit
+def _exp(x, like):
+    """Computes e^x in float32, where scores keep the units of the formula, and 2^x for the rest."""
+    if like.dtype == tl.float32:
+        y = tl.exp(x)
+    else:
+        y = tl.exp2(x)
+    return y
+
+
+@triton.jit
+def _exponent(lse, like):
+    """What the weights' exponents are less than: log-sum-exp in the units of `_exp`."""
+    if like.dtype == tl.float32:
+        exponent = lse
+    else:
+        exponent = lse * 1.4426950408889634
+    return exponent
+
+
 @triton.jit(do_not_specialize=_CHANGING)
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, T, Tk, H, group, factor,
@@ -150,15 +169,19 @@ def _forward_kernel(
         new_peak = tl.maximum(peak, tl.max(scores, axis=1))
         # A query that has seen no key yet has the peak -inf, and -inf - -inf would be NaN.
         base = tl.where(new_peak == float("-inf"), 0.0, new_peak * factor)
-        weights = tl.exp2(scores * factor - base[:, None])
-        shrink = tl.exp2(peak * factor - base)
+        weights = _exp(scores * factor - base[:, None], q)
+        shrink = _exp(peak * factor - base, q)
         total = total * shrink + tl.sum(weights, axis=1)
         sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
         peak = new_peak
     blind = start >= end
     total = tl.where(blind, 1.0, total)
     out = tl.where(blind[:, None], 0.0, sums / total[:, None])
-    lse = tl.where(blind, float("-inf"), (peak * factor + tl.log2(total)) * 0.6931471805599453)
+    if q.dtype == tl.float32:
+        lse = peak * factor + tl.log(total)
+    else:
+        lse = (peak * factor + tl.log2(total)) * 0.6931471805599453
+    lse = tl.where(blind, float("-inf"), lse)
     _store_rows(out_ptr + (b * T * H + h) * D, out, row, H * D, inside, D, WIDTH)
     tl.store(lse_ptr + ((b * H + h) * T + row + tl.arange(0, QUERIES)), lse, mask=inside)
 
@@ -190,7 +213,7 @@ def _of_queries_kernel(
     at = (b * H + h) * T + row + tl.arange(0, QUERIES)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
     tl.store(delta_ptr + at, delta, mask=inside)
-    lse = tl.load(lse_ptr + at, mask=sighted, other=0.0) * 1.4426950408889634
+    lse = _exponent(tl.load(lse_ptr + at, mask=sighted, other=0.0), q)
     dq = tl.zeros([QUERIES, WIDTH], tl.float32)
     for first in range(low, high, KEYS):
         key = first + tl.arange(0, KEYS)
@@ -198,7 +221,7 @@ def _of_queries_kernel(
         k = _load_rows(k_ptr, first, k_t, seen, D, WIDTH)
         v = _load_rows(v_ptr, first, v_t, seen, D, WIDTH)
         scores = _scores(q, k, first, start, end, whole_from, whole_to, KEYS)
-        weights = tl.exp2(scores * factor - lse[:, None])
+        weights = _exp(scores * factor - lse[:, None], q)
         dweights = tl.dot(grad, tl.trans(v), input_precision="ieee")
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
@@ -253,10 +276,10 @@ def _of_keys_kernel(
             seen = _seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS)
             q = _load_rows(q_head, first, q_t, seen, D, WIDTH)
             grad = _load_rows(grad_head, first, grad_t, seen, D, WIDTH)
-            lse = tl.load(lse_ptr + (of_head + row), mask=seen, other=0.0) * 1.4426950408889634
+            lse = _exponent(tl.load(lse_ptr + (of_head + row), mask=seen, other=0.0), q)
             delta = tl.load(delta_ptr + (of_head + row), mask=seen, other=0.0)
             scores = _scores(k, q, first, start, end, whole_from, whole_to, QUERIES)
-            weights = tl.exp2(scores * factor - lse[None, :])
+            weights = _exp(scores * factor - lse[None, :], q)
             dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision="ieee")
             dweights = tl.dot(v, tl.trans(grad), input_precision="ieee")
             dscores = weights * (dweights - delta[None, :])
@@ -301,7 +324,7 @@ def run(
     with _triton.on_device(q):
         tile = config.forward(width, q.element_size(), _triton.capability(q.device))
         _forward_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
-            q, k, v, start, end, out, lse, T, Tk, H, H // Hkv, scale * _LOG2_E,
+            q, k, v, start, end, out, lse, T, Tk, H, H // Hkv, _factor(scale, q),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], start.stride(0), end.stride(0),
             D=D, WIDTH=width, QUERIES=tile.queries, KEYS=tile.keys,
             num_warps=tile.warps, num_stages=tile.stages,
@@ -343,7 +366,7 @@ def run_backward(
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     delta = torch.empty_like(lse)
     numbers = (
-        T, Tk, H, H // Hkv, scale * _LOG2_E, scale, *grad.stride()[:3], *q.stride()[:3],
+        T, Tk, H, H // Hkv, _factor(scale, q), scale, *grad.stride()[:3], *q.stride()[:3],
         *k.stride()[:3], *v.stride()[:3],
     )  # fmt: skip
     width = _width(D)
@@ -382,6 +405,11 @@ def _by_row(x: torch.Tensor, B: int) -> torch.Tensor:
     """[T] or [B, T] as [B, T] with the values of a row next to each other."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     return x.expand(B, x.shape[-1])
+
+
+def _factor(scale: float, q: torch.Tensor) -> float:
+    """What makes scores exponents of `_exp`: one operation less for each weight than e^x takes."""
+    return scale if q.dtype == torch.float32 else scale * math.log2(math.e)
 
 
 def _width(D: int) -> int:
