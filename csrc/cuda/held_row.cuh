@@ -87,7 +87,6 @@ __device__ void store_packet(T* to, const float* from) {
 template <class T>
 struct Packed {
   static constexpr int kWidth = 16 / sizeof(T);
-  static constexpr bool kAhead = true;  // loads of several rows in flight at a time
   template <class Body>
   __device__ static void with_type(int, const Body& body) {
     body(T());
@@ -96,7 +95,6 @@ struct Packed {
 
 struct Single {
   static constexpr int kWidth = 1;
-  static constexpr bool kAhead = false;  // their addresses alone would take too many registers
   template <class Body>
   __device__ static void with_type(int dtype, const Body& body) {
     bdk::with_type(dtype, body);

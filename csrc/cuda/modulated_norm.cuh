@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kMostRowThreads)
       h.load(params.h, row, channels);
       gate.load(params.gate, row, channels);
     }
-    if constexpr (kNorm && Format::kAhead) {  // they arrive while the moments are computed
+    if constexpr (kNorm) {  // early: they arrive while the moments are computed
       scale.load(params.scale, row, channels);
       shift.load(params.shift, row, channels);
     }
@@ -85,10 +85,6 @@ __global__ void __launch_bounds__(kMostRowThreads)
     if constexpr (kNorm) {
       if constexpr (kSum) x.round(params.y.dtype);
       const float rstd = center(x, channels, params.eps, shared);
-      if constexpr (!Format::kAhead) {
-        scale.load(params.scale, row, channels);
-        shift.load(params.shift, row, channels);
-      }
 #pragma unroll
       for (int k = 0; k < Row::kPackets; ++k) {
         if (!Row::inside(k, channels)) continue;
@@ -146,15 +142,9 @@ __global__ void __launch_bounds__(kMostRowThreads)
     if constexpr (kNorm) {
       Row unit, of_scale;
       unit.load(params.y, row, channels);
-      if constexpr (Format::kAhead) {
-        of_x.load(params.grad_z, row, channels);
-        of_scale.load(params.scale, row, channels);
-      }
+      of_x.load(params.grad_z, row, channels);
+      of_scale.load(params.scale, row, channels);
       const float rstd = center(unit, channels, params.eps, shared);
-      if constexpr (!Format::kAhead) {
-        of_x.load(params.grad_z, row, channels);
-        of_scale.load(params.scale, row, channels);
-      }
       of_x.store(params.of_shift, row, channels);
       float sum[2] = {};  // of the gradient of unit: along 1, along unit
 #pragma unroll
