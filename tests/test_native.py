@@ -97,7 +97,7 @@ def test_cuda_row_backends_call_their_functions_as_declared(monkeypatch):
         gated_residual.run_adaln_backward: (x, x, x, x, gate, scale, shift, weight, weight, 1e-6),
     }
     for run, arguments in calls.items():
-        with pytest.raises(RuntimeError, match="driver|no CUDA-capable device"):
+        with pytest.raises(RuntimeError, match=r"driver|no CUDA-capable device"):
             run(*arguments)
 
 
