@@ -1,9 +1,10 @@
 // A row in the registers of one to sixteen warps: loads, stores and sums.
 //
-// Each warp holds kWarpChannels adjacent channels, lane l packets l, l + 32, ... of them: an
-// address a tensor and offsets known to the compiler. A packet is 16 bytes where all tensors have
-// one format and are aligned (Packed), else one value of whatever format its tensor has (Single).
-// What lies beyond the row is held as 0.
+// Each warp holds kWarpChannels adjacent channels, lane l packets l, l + 32, ... of eight: an
+// address a tensor and offsets known to the compiler. Packets are moved 16 bytes at a time where
+// all tensors have one format and are aligned (Packed), else one value at a time, in whatever
+// format its tensor has (Single). Either way a thread holds the same channels, so that sums are the
+// same bit for bit. What lies beyond the row is held as 0.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -45,68 +46,61 @@ __device__ void with_type(int dtype, const Body& body) {
   }
 }
 
-// `kBytes` (4, 8 or a multiple of 16) adjacent and aligned bytes.
-template <int kBytes>
-__device__ void copy_packet(const void* from, void* to) {
-  if constexpr (kBytes == 4) {
-    *static_cast<uint32_t*>(to) = *static_cast<const uint32_t*>(from);
-  } else if constexpr (kBytes == 8) {
-    *static_cast<uint2*>(to) = *static_cast<const uint2*>(from);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kBytes / 16; ++k) {
-      static_cast<uint4*>(to)[k] = static_cast<const uint4*>(from)[k];
-    }
-  }
-}
-
-template <class T, int kWidth>
-__device__ void load_packet(const T* from, float (&to)[kWidth]) {
-  alignas(16) T values[kWidth];
-  if constexpr (kWidth == 1) {
-    values[0] = from[0];
-  } else {
-    copy_packet<kWidth * sizeof(T)>(from, values);
-  }
-#pragma unroll
-  for (int j = 0; j < kWidth; ++j) to[j] = widen(values[j]);
-}
-
-template <class T, int kWidth>
-__device__ void store_packet(T* to, const float* from) {
-  alignas(16) T values[kWidth];
-#pragma unroll
-  for (int j = 0; j < kWidth; ++j) values[j] = narrow<T>(from[j]);
-  if constexpr (kWidth == 1) {
-    to[0] = values[0];
-  } else {
-    copy_packet<kWidth * sizeof(T)>(values, to);
-  }
-}
-
+// A packet of `count` values; fewer than kWidth of them only at the end of a row of Singles.
 template <class T>
 struct Packed {
-  static constexpr int kWidth = 16 / sizeof(T);
   template <class Body>
   __device__ static void with_type(int, const Body& body) {
     body(T());
   }
+  template <class V>
+  __device__ static void load(const V* from, int count, float* to) {
+    if (count <= 0) return;
+    alignas(16) V values[kWidth];
+#pragma unroll
+    for (int k = 0; k < kWidth * int{sizeof(V)} / 16; ++k) {
+      reinterpret_cast<uint4*>(values)[k] = reinterpret_cast<const uint4*>(from)[k];
+    }
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) to[j] = widen(values[j]);
+  }
+  template <class V>
+  __device__ static void store(V* to, int count, const float* from) {
+    if (count <= 0) return;
+    alignas(16) V values[kWidth];
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) values[j] = narrow<V>(from[j]);
+#pragma unroll
+    for (int k = 0; k < kWidth * int{sizeof(V)} / 16; ++k) {
+      reinterpret_cast<uint4*>(to)[k] = reinterpret_cast<const uint4*>(values)[k];
+    }
+  }
 };
 
 struct Single {
-  static constexpr int kWidth = 1;
   template <class Body>
   __device__ static void with_type(int dtype, const Body& body) {
     bdk::with_type(dtype, body);
+  }
+  template <class V>
+  __device__ static void load(const V* from, int count, float* to) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      if (j < count) to[j] = widen(from[j]);
+    }
+  }
+  template <class V>
+  __device__ static void store(V* to, int count, const float* from) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      if (j < count) to[j] = narrow<V>(from[j]);
+    }
   }
 };
 
 // The part of a row that one thread holds.
 template <class Format>
 struct HeldRow {
-  static constexpr int kWidth = Format::kWidth;
-  static constexpr int kPackets = kHeld / kWidth;
-
   float value[kHeld];
 
   // First channel of a packet of this thread.
@@ -114,18 +108,19 @@ struct HeldRow {
     const int thread = static_cast<int>(threadIdx.x);
     return thread / 32 * kWarpChannels + (packet * 32 + thread % 32) * kWidth;
   }
-  __device__ static bool inside(int packet, int channels) { return channel(packet) < channels; }
+  __device__ static bool inside(int e, int channels) {
+    return channel(e / kWidth) + e % kWidth < channels;
+  }
 
   __device__ void load(const bdk_rows& tensor, int64_t row, int channels) {
+#pragma unroll
+    for (int e = 0; e < kHeld; ++e) value[e] = 0.0f;
     Format::with_type(tensor.dtype, [&](auto type) {
       using T = decltype(type);
       const T* from = static_cast<const T*>(tensor.data) + row * tensor.stride;
 #pragma unroll
       for (int k = 0; k < kPackets; ++k) {
-        float packet[kWidth] = {};
-        if (inside(k, channels)) load_packet<T, kWidth>(from + channel(k), packet);
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) value[k * kWidth + j] = packet[j];
+        Format::load(from + channel(k), channels - channel(k), value + k * kWidth);
       }
     });
   }
@@ -136,7 +131,7 @@ struct HeldRow {
       T* to = static_cast<T*>(tensor.data) + row * tensor.stride;
 #pragma unroll
       for (int k = 0; k < kPackets; ++k) {
-        if (inside(k, channels)) store_packet<T, kWidth>(to + channel(k), value + k * kWidth);
+        Format::store(to + channel(k), channels - channel(k), value + k * kWidth);
       }
     });
   }
@@ -151,17 +146,15 @@ struct HeldRow {
 };
 
 // A packet of weight or bias, a vector of any dtype; `otherwise` where it is not given.
-template <int kWidth>
-__device__ void load_affine(const bdk_rows& vector, int channel, float otherwise,
+template <class Format>
+__device__ void load_affine(const bdk_rows& vector, int channel, int channels, float otherwise,
                             float (&to)[kWidth]) {
-  if (vector.data == nullptr) {
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) to[j] = otherwise;
-    return;
-  }
+  for (int j = 0; j < kWidth; ++j) to[j] = otherwise;
+  if (vector.data == nullptr) return;
   with_type(vector.dtype, [&](auto type) {
     using T = decltype(type);
-    load_packet<T, kWidth>(static_cast<const T*>(vector.data) + channel, to);
+    Format::load(static_cast<const T*>(vector.data) + channel, channels - channel, to);
   });
 }
 

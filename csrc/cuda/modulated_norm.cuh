@@ -46,7 +46,7 @@ __device__ float center(HeldRow<Format>& x, int channels, float eps, MomentSums&
   float rest[2] = {};
 #pragma unroll
   for (int e = 0; e < kHeld; ++e) {
-    const bool inside = x.inside(e / x.kWidth, channels);
+    const bool inside = x.inside(e, channels);
     x.value[e] = inside ? x.value[e] - mean : 0.0f;
     rest[0] += x.value[e];
     rest[1] += x.value[e] * x.value[e];
@@ -86,14 +86,14 @@ __global__ void __launch_bounds__(kMostRowThreads)
       if constexpr (kSum) x.round(params.y.dtype);
       const float rstd = center(x, channels, params.eps, shared);
 #pragma unroll
-      for (int k = 0; k < Row::kPackets; ++k) {
-        if (!Row::inside(k, channels)) continue;
-        float weight[Row::kWidth], bias[Row::kWidth];
-        load_affine(params.weight, Row::channel(k), 1.0f, weight);
-        load_affine(params.bias, Row::channel(k), 0.0f, bias);
+      for (int k = 0; k < kPackets; ++k) {
+        if (!Row::inside(k * kWidth, channels)) continue;
+        float weight[kWidth], bias[kWidth];
+        load_affine<Format>(params.weight, Row::channel(k), channels, 1.0f, weight);
+        load_affine<Format>(params.bias, Row::channel(k), channels, 0.0f, bias);
 #pragma unroll
-        for (int j = 0; j < Row::kWidth; ++j) {
-          const int e = k * Row::kWidth + j;
+        for (int j = 0; j < kWidth; ++j) {
+          const int e = k * kWidth + j;
           const float n = x.value[e] * rstd * weight[j] + bias[j];
           x.value[e] = n * (1.0f + scale.value[e]) + shift.value[e];
         }
@@ -123,14 +123,14 @@ __global__ void __launch_bounds__(kMostRowThreads)
   float* of_bias = of_weight + kHeld;
   if constexpr (kAffine) {
 #pragma unroll
-    for (int k = 0; k < Row::kPackets; ++k) {
-      if (!Row::inside(k, channels)) continue;
-      float weights[Row::kWidth], biases[Row::kWidth];
-      load_affine(params.weight, Row::channel(k), 1.0f, weights);
-      load_affine(params.bias, Row::channel(k), 0.0f, biases);
+    for (int k = 0; k < kPackets; ++k) {
+      if (!Row::inside(k * kWidth, channels)) continue;
+      float weights[kWidth], biases[kWidth];
+      load_affine<Format>(params.weight, Row::channel(k), channels, 1.0f, weights);
+      load_affine<Format>(params.bias, Row::channel(k), channels, 0.0f, biases);
 #pragma unroll
-      for (int j = 0; j < Row::kWidth; ++j) {
-        const int at = k * Row::kWidth + j;
+      for (int j = 0; j < kWidth; ++j) {
+        const int at = k * kWidth + j;
         weight[at] = weights[j];
         bias[at] = biases[j];
         of_weight[at] = of_bias[at] = 0.0f;
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kMostRowThreads)
       float sum[2] = {};  // of the gradient of unit: along 1, along unit
 #pragma unroll
       for (int e = 0; e < kHeld; ++e) {
-        if (kAffine && !Row::inside(e / Row::kWidth, channels)) continue;
+        if (kAffine && !Row::inside(e, channels)) continue;
         const float grad = of_x.value[e];
         const float of_n = grad * (1.0f + of_scale.value[e]);
         unit.value[e] *= rstd;
@@ -197,17 +197,18 @@ __global__ void __launch_bounds__(kMostRowThreads)
   if constexpr (kAffine) {
     float* partial = params.partial + team * 2 * channels;
 #pragma unroll
-    for (int k = 0; k < Row::kPackets; ++k) {
-      if (!Row::inside(k, channels)) continue;
-      float weights[Row::kWidth], biases[Row::kWidth];
+    for (int k = 0; k < kPackets; ++k) {
+      if (!Row::inside(k * kWidth, channels)) continue;
+      float weights[kWidth], biases[kWidth];
 #pragma unroll
-      for (int j = 0; j < Row::kWidth; ++j) {
-        const int at = k * Row::kWidth + j;
+      for (int j = 0; j < kWidth; ++j) {
+        const int at = k * kWidth + j;
         weights[j] = of_weight[at];
         biases[j] = of_bias[at];
       }
-      store_packet<float, Row::kWidth>(partial + Row::channel(k), weights);
-      store_packet<float, Row::kWidth>(partial + channels + Row::channel(k), biases);
+      const int channel = Row::channel(k);
+      Format::store(partial + channel, channels - channel, weights);
+      Format::store(partial + channels + channel, channels - channel, biases);
     }
   }
 }

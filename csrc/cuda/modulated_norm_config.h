@@ -7,6 +7,8 @@ namespace bdk {
 // every tensor is read once: rows of up to 512 channels need one warp and no barrier, wider rows
 // one more warp for each 512.
 constexpr int kHeld = 16;
+constexpr int kWidth = 8;  // adjacent channels that a thread moves together
+constexpr int kPackets = kHeld / kWidth;
 constexpr int kWarpChannels = 32 * kHeld;
 constexpr int kMostRowWarps = 16;
 constexpr int kMostRowThreads = 32 * kMostRowWarps;

@@ -28,11 +28,11 @@ template <class Body>
 void with_format(std::initializer_list<bdk_rows> tensors, const bdk_rows& weight,
                  const bdk_rows& bias, int64_t channels, const Body& body) {
   const int dtype = tensors.begin()->dtype;
-  const int64_t width = dtype == kFloat32 ? 4 : 8;
+  const int64_t width = dtype == kFloat32 ? 4 : 8;  // values of 16 bytes
   const auto aligned = [](const bdk_rows& tensor) {
     return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
   };
-  bool packed = channels % width == 0 && aligned(weight) && aligned(bias);
+  bool packed = channels % kWidth == 0 && aligned(weight) && aligned(bias);
   for (const bdk_rows& tensor : tensors) {
     packed = packed && tensor.dtype == dtype && aligned(tensor) && tensor.stride % width == 0;
   }
