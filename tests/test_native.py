@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from bitdance_kernels import _native
+from bitdance_kernels.denoise import cuda_rows
+from bitdance_kernels.denoise.adaln_norm import cuda as adaln_norm
+from bitdance_kernels.denoise.gated_residual import cuda as gated_residual
 from bitdance_kernels.testing import cpu_isas
 
 needs_cpu = pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
@@ -54,6 +57,48 @@ def test_cuda_functions_without_a_card_say_so(function):
     assert _native.cuda.device_count() == 0
     with pytest.raises(RuntimeError, match=rf"{function}: .*(driver|no CUDA-capable device)"):
         getattr(_native.cuda, function)(0, 0, 1, 8, 8, 0, 0, 0)
+
+
+@needs_cuda
+def test_cuda_row_functions_check_before_they_launch():
+    row, odd, none = (0, 8, 0), (64, 8, 7), (0, 0, 0)
+
+    def adaln_norm(x, rows, channels):
+        _native.cuda.adaln_norm(x, row, row, none, none, row, rows, channels, 1e-6, 0, 0)
+
+    with pytest.raises(RuntimeError, match=r"adaln_norm: dtype code not handled \(status -1\)"):
+        adaln_norm(odd, 1, 8)
+    for rows, channels in ((-1, 8), (1, 0), (1, cuda_rows.MOST_CHANNELS + 1)):
+        with pytest.raises(RuntimeError, match="adaln_norm: size or argument out of range"):
+            adaln_norm(row, rows, channels)
+    adaln_norm(row, 0, cuda_rows.MOST_CHANNELS)  # no row: nothing to launch, on any machine
+    affine = (64, 8, 0)
+    with pytest.raises(RuntimeError, match="adaln_norm_backward: size or argument out of range"):
+        # The sums for weight have nowhere to go.
+        _native.cuda.adaln_norm_backward(
+            *(row,) * 3, affine, none, *(row,) * 3, affine, none, 0, 1, 8, 0, 1e-6, 0, 0
+        )
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_cuda_row_backends_call_their_functions_as_declared(monkeypatch):
+    """Every argument passes the binding and the checks, up to where a card is needed."""
+    monkeypatch.setattr(_native, "stream", lambda device: (0, 0))
+    x = torch.randn(3, 8)
+    scale, shift, gate = torch.randn(3, 24, dtype=torch.bfloat16).chunk(3, dim=-1)
+    weight = torch.randn(8, dtype=torch.float16)
+    calls = {
+        adaln_norm.run: (x, scale, shift, weight, None, 1e-6),
+        adaln_norm.run_backward: (x, x, scale, shift, None, weight, 1e-6),
+        gated_residual.run: (x, x, gate),
+        gated_residual.run_backward: (x, x, x, gate),
+        gated_residual.run_adaln: (x, x, gate, scale, shift, None, None, 1e-6),
+        gated_residual.run_adaln_backward: (x, x, x, x, gate, scale, shift, weight, weight, 1e-6),
+    }
+    for run, arguments in calls.items():
+        with pytest.raises(RuntimeError, match=r"driver|no CUDA-capable device"):
+            run(*arguments)
 
 
 @needs_cuda

@@ -253,6 +253,46 @@ int bdk_denoise_step_cuda(const float* x, const void* x0, const float* table, co
 // x0: [2, values] with `cfg`, conditional half first, else [values].
 int bdk_finalize_bits_cuda(const void* x0, const float* cfg_or_null, void* signs, uint8_t* packed,
                            int64_t values, int dtype, int device, void* stream);
+// One row of values every `stride` elements, in the format of a dtype code; without data, nothing.
+typedef struct {
+  void* data;
+  int64_t stride;
+  int dtype;
+} bdk_rows;
+
+// As bdk_adaln_norm_cpu, for rows of up to 8192 channels, each tensor with a dtype of its own;
+// weight and bias are one row of adjacent values.
+int bdk_adaln_norm_cuda(bdk_rows x, bdk_rows scale, bdk_rows shift, bdk_rows weight, bdk_rows bias,
+                        bdk_rows y, int64_t rows, int64_t channels, float eps, int device,
+                        void* stream);
+
+// partial: workspace [slices, 2, channels], slices >= 1, when weight or bias is given. Sums over
+// rows run in an order that rows and slices alone decide.
+int bdk_adaln_norm_backward_cuda(bdk_rows grad, bdk_rows x, bdk_rows scale, bdk_rows weight,
+                                 bdk_rows bias, bdk_rows of_x, bdk_rows of_scale, bdk_rows of_shift,
+                                 bdk_rows of_weight, bdk_rows of_bias, float* partial, int64_t rows,
+                                 int64_t channels, int64_t slices, float eps, int device,
+                                 void* stream);
+
+// y = x + gate h.
+int bdk_gated_residual_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, int64_t rows,
+                            int64_t channels, int device, void* stream);
+int bdk_gated_residual_backward_cuda(bdk_rows grad, bdk_rows h, bdk_rows gate, bdk_rows of_x,
+                                     bdk_rows of_h, bdk_rows of_gate, int64_t rows,
+                                     int64_t channels, int device, void* stream);
+
+// y = x + gate h as it is stored, z = (weight LN(y) + bias) (1 + scale) + shift.
+int bdk_gated_residual_adaln_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows scale,
+                                  bdk_rows shift, bdk_rows weight, bdk_rows bias, bdk_rows y,
+                                  bdk_rows z, int64_t rows, int64_t channels, float eps, int device,
+                                  void* stream);
+int bdk_gated_residual_adaln_backward_cuda(bdk_rows grad_y, bdk_rows grad_z, bdk_rows y, bdk_rows h,
+                                           bdk_rows gate, bdk_rows scale, bdk_rows weight,
+                                           bdk_rows bias, bdk_rows of_x, bdk_rows of_h,
+                                           bdk_rows of_gate, bdk_rows of_scale, bdk_rows of_shift,
+                                           bdk_rows of_weight, bdk_rows of_bias, float* partial,
+                                           int64_t rows, int64_t channels, int64_t slices,
+                                           float eps, int device, void* stream);
 
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);

@@ -1,25 +1,33 @@
 // Binds a C function of bitdance_kernels.h as it is declared there: pointers become integers
-// (addresses), the GIL is released, and a status other than 0 becomes a Python IndexError or
-// RuntimeError.
+// (addresses), a bdk_rows a tuple (address, stride, dtype code), the GIL is released, and a status
+// other than 0 becomes a Python IndexError or RuntimeError.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 #include "bitdance_kernels.h"
 
 namespace bdk {
 
+using PythonRows = std::tuple<uintptr_t, int64_t, int>;
+
 template <class T>
-using PythonArgument = std::conditional_t<std::is_pointer_v<T>, uintptr_t, T>;
+using PythonArgument =
+    std::conditional_t<std::is_pointer_v<T>, uintptr_t,
+                       std::conditional_t<std::is_same_v<T, bdk_rows>, PythonRows, T>>;
 
 template <class T>
 T from_python(PythonArgument<T> value) {
   if constexpr (std::is_pointer_v<T>) {
     return reinterpret_cast<T>(value);
+  } else if constexpr (std::is_same_v<T, bdk_rows>) {
+    const auto& [data, stride, dtype] = value;
+    return {reinterpret_cast<void*>(data), stride, dtype};
   } else {
     return value;
   }

@@ -12,8 +12,14 @@ PYBIND11_MODULE(_cuda, module) {
   bind("block_decode_attention", bdk_block_decode_attention_cuda);
   bind("denoise_step", bdk_denoise_step_cuda);
   bind("finalize_bits", bdk_finalize_bits_cuda);
+  bind("adaln_norm", bdk_adaln_norm_cuda);
+  bind("adaln_norm_backward", bdk_adaln_norm_backward_cuda);
   bind("flip_bits", bdk_flip_bits_cuda);
   bind("flip_signs", bdk_flip_signs_cuda);
+  bind("gated_residual", bdk_gated_residual_cuda);
+  bind("gated_residual_adaln", bdk_gated_residual_adaln_cuda);
+  bind("gated_residual_adaln_backward", bdk_gated_residual_adaln_backward_cuda);
+  bind("gated_residual_backward", bdk_gated_residual_backward_cuda);
   bind("hamming_distance", bdk_hamming_distance_cuda);
   bind("nearest_codes", bdk_nearest_codes_cuda);
   bind("pack_signs", bdk_pack_signs_cuda);

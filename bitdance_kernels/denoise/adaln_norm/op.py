@@ -38,7 +38,7 @@ def adaln_norm(
         weight: [C] or None for 1.
         bias: [C] or None for 0.
         eps: added to the (biased) variance.
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [..., C] of the dtype of `x`, contiguous.
@@ -52,7 +52,8 @@ def adaln_norm(
         Computed in float32 (float64 for float64) and rounded once. Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32; triton (C <= 8192).
+        reference; C++ on the CPU for float32; triton and cuda (C <= 8192; float32, float16,
+        bfloat16, mixed at will).
     """
     return _op.call(x, scale, shift, weight, bias, eps, backend)
 
@@ -91,7 +92,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     setup_context=_setup_context,
     backward=_backward,
 )
@@ -123,6 +124,6 @@ _backward_op = KernelOp(
     room=__package__,
     check=_check_backward,
     fake=_fake_backward,
-    order={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     entry="_backward",
 )

@@ -12,7 +12,7 @@ from bitdance_kernels.denoise import modulated_norm
 
 __all__ = ["gated_residual", "gated_residual_adaln"]
 
-_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 
 
 def gated_residual(
@@ -24,7 +24,7 @@ def gated_residual(
         x: [..., C], floating point, any strides.
         h: of the shape of `x`, any floating dtype.
         gate: as `h`; usually a strided chunk of one [..., 6C] or [..., 3C] tensor.
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [..., C] of the dtype of `x`, contiguous.
@@ -38,7 +38,8 @@ def gated_residual(
         Computed in float32 (float64 for float64) and rounded once. Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32; triton (C <= 8192).
+        reference; C++ on the CPU for float32; triton and cuda (C <= 8192; float32, float16,
+        bfloat16, mixed at will).
     """
     return _op.call(x, h, gate, backend)
 
@@ -71,7 +72,7 @@ def gated_residual_adaln(
         weight: [C] or None for 1.
         bias: [C] or None for 0.
         eps: added to the (biased) variance.
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         (y, z), each [..., C] of the dtype of `x`, contiguous.
@@ -86,7 +87,8 @@ def gated_residual_adaln(
         Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32; triton (C <= 8192).
+        reference; C++ on the CPU for float32; triton and cuda (C <= 8192; float32, float16,
+        bfloat16, mixed at will).
     """
     return _adaln_op.call(x, h, gate, scale, shift, weight, bias, eps, backend)
 

@@ -1,0 +1,82 @@
+"""What the CUDA C++ backends of the head's row ops share: rows by address, stride and dtype."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels._rows import as_rows
+
+# What a kernel holds in registers: kMostRowChannels of csrc/cuda/modulated_norm_config.h.
+MOST_CHANNELS = 8192
+# Rows summed one after another, and sums at most, in the first stage of the gradients of weight
+# and bias. Not a property of the card, so that every card adds in the same order.
+_SLICE_ROWS = 4
+_MOST_SLICES = 1024
+
+Rows = tuple[int, int, int]
+ABSENT: Rows = (0, 0, _native.DTYPE_CODES[torch.float32])
+
+
+def unsupported(function: str, *tensors: torch.Tensor | None) -> str | None:
+    """Why the CUDA code cannot take these tensors, x first; None when it can."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    channels = given[0].shape[-1]
+    if channels > MOST_CHANNELS:
+        return f"it handles up to {MOST_CHANNELS} channels, got {channels}"
+    return _native.cuda_unsupported(function, *given) or _native.dtype_unsupported(
+        *(tensor.dtype for tensor in given)
+    )
+
+
+def rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor], list[Rows]]:
+    """Tensors [..., C] or [C] to read as rows, and each as the C functions take it.
+
+    The tensors must be kept until the launch: some are copies.
+    """
+    kept: list[torch.Tensor] = []
+    arguments: list[Rows] = []
+    for tensor in tensors:
+        if tensor is None:
+            arguments.append(ABSENT)
+            continue
+        tensor, _, stride = as_rows(tensor)
+        kept.append(tensor)
+        arguments.append((tensor.data_ptr(), stride, _native.DTYPE_CODES[tensor.dtype]))
+    return kept, arguments
+
+
+def count(x: torch.Tensor) -> int:
+    """Rows of `x` [..., C]."""
+    return x.shape[:-1].numel()
+
+
+def gradients(
+    x: torch.Tensor, *given: torch.Tensor | None
+) -> tuple[list[torch.Tensor], list[Rows]]:
+    """New tensors for the gradients of `given`, and each as the C functions take it.
+
+    As the reference has it, the gradient of an argument that is None is an empty tensor.
+    """
+    made: list[torch.Tensor] = []
+    arguments: list[Rows] = []
+    for tensor in given:
+        if tensor is None:
+            made.append(x.new_empty(0, dtype=accumulate_dtype(x)))
+            arguments.append(ABSENT)
+            continue
+        gradient = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        made.append(gradient)
+        code = _native.DTYPE_CODES[gradient.dtype]
+        arguments.append((gradient.data_ptr(), gradient.shape[-1], code))
+    return made, arguments
+
+
+def workspace(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, int]:
+    """Where the gradients of weight and bias are summed first, and in how many slices."""
+    affine = weight is not None or bias is not None
+    slices = max(1, min(-(-count(x) // _SLICE_ROWS), _MOST_SLICES)) if affine else 0
+    return x.new_empty(slices, 2, x.shape[-1], dtype=torch.float32), slices
