@@ -46,7 +46,7 @@ def of_queries(width: int, size: int, capability: int) -> Tile:
 def of_keys(width: int, size: int, capability: int) -> Tile:
     """Of the kernel for the gradients of keys and values."""
     if size == 4:
-        return Tile(64, 32, 8, 1) if width <= 64 else Tile(16, 32, 8, 1)
+        return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 32, 8, 1)
     if _large(capability):
         if width <= 64:
             return Tile(64, 128, 8, 2)
