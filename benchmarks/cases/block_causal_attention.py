@@ -134,8 +134,12 @@ def _causal(device: torch.device | None) -> Ranges:
 
 @functools.lru_cache(maxsize=2)
 def _dense(ranges: Ranges, keys: int) -> torch.Tensor:
-    """Made once and kept, as a user who trains with a dense mask would."""
-    return dense_mask(ranges, keys).unsqueeze(-3)
+    """Made once and kept, as a user who trains with a dense mask would.
+
+    [T, Tk] or [B, 1, T, Tk]: with three dimensions SDPA on the CPU writes its scores.
+    """
+    mask = dense_mask(ranges, keys)
+    return mask if mask.dim() == 2 else mask.unsqueeze(1)
 
 
 def sdpa(
