@@ -115,7 +115,9 @@ def measure(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
     labels = torch.arange(batch) % config.num_classes
     model.train()
 
-    steps = {way: functools.partial(step, way, model, tokens, labels) for way in WAYS}
+    steps: dict[str, Callable[[], object]] = {
+        way: functools.partial(step, way, model, tokens, labels) for way in WAYS
+    }
     seconds = take_turns(steps, rounds)
     with torch.no_grad():
         x, cond = model.conditions(tokens, labels)
