@@ -37,6 +37,8 @@ SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
 # -Wno-...: GCC 12 sees its own AVX-512 intrinsics use values they leave undefined on purpose.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
 WARNINGS += ["-Wno-uninitialized"] + ["-Werror"] * STRICT
+# -fno-trapping-math: without it GCC takes a clamp for control flow, and vectorises no exp.
+CXX_FLAGS = ["-std=c++17", "-O3", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden"]
 # Instruction sets by file suffix; a file is only entered where the processor has them.
 ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
@@ -137,11 +139,9 @@ class BuildNative(build_ext):
                     "-o",
                     str(target),
                     *include,
-                    "-std=c++17",
-                    "-O3",
-                    "-fPIC",
+                    *CXX_FLAGS,
                 ]
-                command += ["-fvisibility=hidden", *WARNINGS, *openmp, *SANITIZE]
+                command += [*WARNINGS, *openmp, *SANITIZE]
                 command += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
                 if X86:
                     command += ["-DBDK_X86"]
