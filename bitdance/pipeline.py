@@ -201,7 +201,7 @@ class BitDance:
         """
         numbers = [self.label(label) for label in labels]
         count = len(numbers)
-        seeds, ids = _seeds(seed, sample_ids, count)
+        seeds, ids = image_seeds(seed, sample_ids, count)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(
                 f"generate: output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}"
@@ -298,7 +298,7 @@ class BitDance:
         return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]
 
 
-def _seeds(
+def image_seeds(
     seed: int | Sequence[int], sample_ids: Sequence[int] | None, count: int
 ) -> tuple[list[int], list[int]]:
     """The seed and the sample id of each picture."""
@@ -310,7 +310,9 @@ def _seeds(
         ids = list(range(count)) if one else [0] * count
     for name, values, bits in (("seed", seeds, 64), ("sample_ids", ids, 32)):
         if len(values) != count:
-            raise ValueError(f"generate: {name} must be one per label ({count}), got {len(values)}")
+            raise ValueError(
+                f"generate: {name} must be one per picture ({count}), got {len(values)}"
+            )
         wrong = next((v for v in values if not 0 <= v < 2**bits), None)
         if wrong is not None:
             raise ValueError(f"generate: {name} must be 0 to 2^{bits} - 1, got {wrong}")
