@@ -139,9 +139,9 @@ def rope_table(tokens: int, frequencies: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
-def _rms_norm(x: torch.Tensor, norm: nn.RMSNorm) -> torch.Tensor:
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """In the dtype of `x`, which under autocast is another than that of the weight."""
-    return F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.eps)
+    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
 
 
 class _Attention(nn.Module):
@@ -203,6 +203,7 @@ class QwenBlock(nn.Module):
 
     def __init__(self, config: QwenConfig) -> None:
         super().__init__()
+        self.eps = config.rms_norm_eps
         self.self_attn = _Attention(config)
         self.mlp = _FeedForward(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -221,9 +222,9 @@ class QwenBlock(nn.Module):
         `mask` is Ranges for the first tokens of an empty cache, which see each other by them; else
         int32 [B], lengths with the new tokens, all of which every new token sees.
         """
-        h = _rms_norm(x, self.input_layernorm)
+        h = _rms_norm(x, self.input_layernorm.weight, self.eps)
         x = x + self.self_attn(h, freqs, memory, lengths, mask)
-        return x + self.mlp(_rms_norm(x, self.post_attention_layernorm))
+        return x + self.mlp(_rms_norm(x, self.post_attention_layernorm.weight, self.eps))
 
 
 class QwenTrunk(nn.Module):
@@ -282,7 +283,7 @@ class QwenTrunk(nn.Module):
                 tensor[:, :longest] = tensor[row_prompts, :longest]
         lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32)
         cache.lengths.copy_(lengths.to(x.device)[row_prompts])
-        return _rms_norm(x, self.norm)
+        return _rms_norm(x, self.norm.weight, self.config.rms_norm_eps)
 
     @torch.no_grad()
     def decode(self, x: torch.Tensor, freqs: torch.Tensor, cache: KVCache) -> torch.Tensor:
@@ -298,7 +299,7 @@ class QwenTrunk(nn.Module):
         """
         x = self._blocks(x, freqs, cache, cache.lengths + x.shape[1])
         cache.advance(x.shape[1])
-        return _rms_norm(x, self.norm)
+        return _rms_norm(x, self.norm.weight, self.config.rms_norm_eps)
 
     def _blocks(
         self, x: torch.Tensor, freqs: torch.Tensor, cache: KVCache, mask: Ranges | torch.Tensor
