@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from bitdance.prompts import image_prefix
 from bitdance.qwen import QwenConfig, QwenTrunk, rope_table
 from bitdance.recognition import (
     PatchError,
@@ -80,10 +81,7 @@ class PipelineMethods:
         height, width = (side // theirs.vae_patch_size for side in image_size)
         ps = getattr(theirs, "ps", 1)
         position = theirs.get_2d_embed(height, width, ps=ps)[None]
-        begin = self._ids(
-            "<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>",
-            *(f"<|query_{i}|>" for i in range(1, P)),
-        )  # fmt: skip
+        begin = image_prefix(theirs.tokenizer, (height, width), P)
         texts = [cond_prompt, uncond_prompt] if guided else [cond_prompt]
         device = trunk.embed_tokens.weight.device
         ids = [torch.tensor([*theirs.tokenizer.encode(t), *begin], device=device) for t in texts]
@@ -108,19 +106,6 @@ class PipelineMethods:
             made.append(tokens[:num_images])
             block = theirs.embed_vision_mlp(tokens) + here
         return theirs.decode_image(torch.cat(made, dim=1), [height, width], ps=ps)
-
-    def _ids(self, *names: str) -> list[int]:
-        """Ids of special tokens."""
-        tokenizer = self.theirs.tokenizer
-        ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
-        unknown = (None, getattr(tokenizer, "unk_token_id", None))
-        missing = [name for name, i in zip(names, ids, strict=True) if i in unknown]
-        if missing:
-            raise ValueError(
-                f"gen_image: tokenizer must have {', '.join(missing[:3])} for an image of that "
-                "size and that many tokens a step, got none"
-            )
-        return ids
 
 
 def pipeline_methods(pipeline: Any) -> Iterator[Replacement]:

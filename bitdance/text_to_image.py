@@ -10,28 +10,26 @@ conditions, and to the tokens that are fed back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from bitdance import graphs
 from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.config import AutoencoderConfig, HeadConfig
 from bitdance.diffusion_head import DiffusionHead
 from bitdance.generation import StepResult, check_noise, row_keys
 from bitdance.head_runner import compute_dtype
 from bitdance.kv_cache import KVCache
 from bitdance.projectors import TextToImageProjection, position_embedding_2d
-from bitdance.qwen import LanguageModel, QwenConfig, rope_frequencies, rope_table
+from bitdance.qwen import LanguageModel, rope_frequencies, rope_table
 from bitdance.sampler import Schedule, binarize, denoise, make_head
+from bitdance.text_to_image_config import TextToImageConfig
 from bitdance.token_order import generation_order, tokens_to_codes
 from bitdance_kernels import default_backend
 
-__all__ = ["TextToImageConfig", "TextToImageModel"]
+__all__ = ["TextToImageModel"]
 
 MOST_RUNS = 2
 """Kinds of batches whose memory and graphs a model keeps."""
@@ -39,66 +37,6 @@ MOST_RUNS = 2
 _CACHE_STEP = 256  # tokens by which the cache grows, so that prompts of similar length share one
 
 Tensors = tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
-class TextToImageConfig:
-    """Shape of a text-to-image model.
-
-    Args:
-        llm: the language model.
-        head: the diffusion head, of the "t2i" architecture.
-        autoencoder: the tokenizer.
-        parallel_num: P, tokens a step, a square number. No weight depends on it.
-
-    Raises:
-        ValueError: the parts do not fit each other.
-    """
-
-    llm: QwenConfig
-    head: HeadConfig
-    autoencoder: AutoencoderConfig
-    parallel_num: int
-
-    def __post_init__(self) -> None:
-        P, width, bits = self.parallel_num, self.llm.hidden_size, self.autoencoder.z_channels
-        square = isinstance(P, int) and P >= 1 and math.isqrt(P) ** 2 == P
-        for name, got, fulfilled, expected in (
-            ("parallel_num", P, square, "a square number"),
-            ("head.architecture", self.head.architecture, self.head.architecture == "t2i", "'t2i'"),
-            ("head.ch_cond", self.head.ch_cond, self.head.ch_cond == width, f"{width}, llm's"),
-            ("head.ch_target", self.head.ch_target, self.head.ch_target == bits, f"{bits}, a code"),
-            ("llm.hidden_size", width, width % 4 == 0, "a multiple of 4"),
-        ):
-            if not fulfilled:
-                raise ValueError(f"TextToImageConfig: {name} must be {expected}, got {got!r}")
-
-    @classmethod
-    def from_dicts(
-        cls, llm: Mapping[str, Any], head: Mapping[str, Any], autoencoder: Mapping[str, Any]
-    ) -> TextToImageConfig:
-        """Read the three configuration files of a release.
-
-        Args:
-            llm: ``config.json``.
-            head: ``vision_head_config.json``; what it leaves out has the official class's default.
-            autoencoder: ``ae_config.json``.
-
-        Raises:
-            TypeError, ValueError: a key is missing, unknown or out of range.
-        """
-        known = {field.name for field in fields(HeadConfig)} - {"architecture"}
-        shape = {name: value for name, value in head.items() if name in known}
-        defaults = {"use_swiglu": False, "P_mean": 0.0, "P_std": 1.0}
-        bits = autoencoder.get("ddconfig", autoencoder).get("z_channels", 32)
-        # The quantiser has no weights and is not used while generating, so any divisor will do.
-        groups = 4 if bits % 4 == 0 else 1
-        return cls(
-            QwenConfig.from_dict(llm),
-            HeadConfig(**{**defaults, **shape}, architecture="t2i"),
-            AutoencoderConfig.from_dict({"num_codebooks": groups, **autoencoder}),
-            head.get("parallel_num", 4),
-        )
 
 
 class TextToImageModel(nn.Module):

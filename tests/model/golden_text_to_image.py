@@ -10,7 +10,8 @@ import torch
 
 from bitdance.generation import StepResult
 from bitdance.qwen import rope_frequencies, rope_table
-from bitdance.text_to_image import TextToImageConfig, TextToImageModel
+from bitdance.text_to_image import TextToImageModel
+from bitdance.text_to_image_config import TextToImageConfig
 from bitdance.token_order import tokens_to_codes
 from tests.model.golden_cases import Case, runner
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from tests.model import lookalike
@@ -205,15 +206,19 @@ class Pipeline:
         return squares.flatten(0, 3)
 
     @torch.no_grad()
-    def generate(self, prompt, height, width, steps, cfg, num_images, seed):
+    def generate(
+        self, prompt, height=1024, width=1024, num_sampling_steps=50, guidance_scale=7.5,
+        num_images=1, seed=1234,
+    ):  # fmt: skip
         torch.manual_seed(seed)
         images = self.gen_image(
-            cond_prompt=f"user {prompt}", uncond_prompt="none", guidance_scale=cfg,
-            num_sampling_steps=steps, num_images=num_images, image_size=[height, width],
+            cond_prompt=f"user {prompt}", uncond_prompt="none", guidance_scale=guidance_scale,
+            num_sampling_steps=num_sampling_steps, num_images=num_images,
+            image_size=[height, width], show_progress=True,
             max_length=(height // self.vae_patch_size) * (width // self.vae_patch_size),
-            show_progress=False,
         )  # fmt: skip
-        return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+        grey = (127.5 * images + 128).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+        return [Image.fromarray(array) for array in grey.numpy()]
 
     @torch.no_grad()
     def gen_image(

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -45,7 +46,8 @@ def small(seed=0, noisy=False, **changes):
 
 
 def image(pipeline, cfg=3.0, size=(4, 8), steps=2):
-    return pipeline.generate("a dog", *size, steps, cfg, num_images=2, seed=5)
+    images = pipeline.generate("a dog", *size, steps, cfg, num_images=2, seed=5)
+    return torch.stack([torch.from_numpy(np.array(image)) for image in images])
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +170,7 @@ def test_the_object_stays_what_it_was():
         assert list(getattr(pipeline, name).state_dict()) == list(before[name])
 
     first, twin, other = image(pipeline), copy.deepcopy(pipeline), small(1)
-    assert first.shape == (2, 3, 4, 8)
+    assert first.shape == (2, 4, 8, 3)
     for assign in (False, True):  # values into the tensors there are, or other tensors
         for name in MODULES:
             state = copy.deepcopy(getattr(other, name).state_dict())
@@ -229,10 +231,10 @@ def test_prompts_and_sizes():
     assert pipeline.gen_image("a", **settings).shape == (1, 3, 4, 8)
     with pytest.raises(ValueError, match="uncond_prompt must be a text with guidance, got None"):
         pipeline.gen_image("a", guidance_scale=3.0, **settings)
-    with pytest.raises(ValueError, match=r"tokenizer must have <\|res_10\|> for an image of that"):
+    with pytest.raises(ValueError, match=r"tokenizer must have <\|res_10\|> for images of 2 x 10"):
         pipeline.gen_image("a", max_length=8, image_size=(4, 20))
     pipeline.tokenizer.unk_token_id = 63
-    with pytest.raises(ValueError, match=r"tokenizer must have <\|res_10\|>, <\|res_8\|> for an"):
+    with pytest.raises(ValueError, match=r"tokenizer must have <\|res_10\|>, <\|res_8\|> for"):
         pipeline.gen_image("a", max_length=8, image_size=(20, 16))
 
 

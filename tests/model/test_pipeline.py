@@ -9,8 +9,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from bitdance.batches import GenerationCancelled
 from bitdance.config import PRESETS
-from bitdance.pipeline import BitDance, GenerationCancelled
+from bitdance.pipeline import BitDance
 from bitdance.weights import CheckpointError
 from tests.model.tiny import tiny_config, tiny_pipeline
 

@@ -10,7 +10,8 @@ import torch
 from bitdance.config import AutoencoderConfig, HeadConfig
 from bitdance.generation import StepResult
 from bitdance.qwen import LanguageModel, QwenConfig, QwenTrunk, rope_frequencies, rope_table
-from bitdance.text_to_image import TextToImageConfig, TextToImageModel
+from bitdance.text_to_image import TextToImageModel
+from bitdance.text_to_image_config import TextToImageConfig
 from bitdance_kernels.testing import compare
 from tests.model.tiny import AUTOENCODER
 
