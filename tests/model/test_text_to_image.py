@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
+from bitdance import graphs
 from bitdance.config import AutoencoderConfig, HeadConfig
 from bitdance.generation import StepResult
 from bitdance.qwen import LanguageModel, QwenConfig, QwenTrunk, rope_frequencies, rope_table
 from bitdance.text_to_image import TextToImageModel
 from bitdance.text_to_image_config import TextToImageConfig
 from bitdance_kernels.testing import compare
+from tests.model.recording import recorded  # noqa: F401  (a fixture)
 from tests.model.tiny import AUTOENCODER
 
 QWEN = QwenConfig(
@@ -246,6 +248,27 @@ def test_steps_are_seen_as_they_come():
     with pytest.raises(StopError):
         sample(model, on_step=stop)
     assert torch.equal(sample(model), tokens), "a run that was stopped leaves nothing behind"
+
+
+def test_replays_follow_their_inputs(recorded):  # noqa: F811
+    """Prompts, seeds, guidance, step and cache reach a recorded step through memory alone."""
+    model = tiny()
+    runs = [
+        {"prompts": PROMPTS, "seeds": [0, 1], "cfg_scale": 3.0},
+        {"prompts": [[9], [4] * 8], "seeds": [5, 2**63], "cfg_scale": 1.5},
+        {"prompts": [[4], [4]], "seeds": [5, 5], "sample_ids": [1, 2], "negative": [3, 3]},
+    ]
+    for run in runs:
+        found, wanted = [], []
+        tokens = sample(model, **run, on_step=found.append)
+        # Each step of a first run is the function itself, not what was recorded of it.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bitdance.graphs.step_for", lambda _: graphs.EagerStep())
+            assert torch.equal(sample(tiny(), **run, on_step=wanted.append), tokens)
+        for step, of_plain in zip(found, wanted, strict=True):
+            torch.testing.assert_close(step.hidden, of_plain.hidden)
+    (steps,) = recorded
+    assert steps.replays == 3 * 6 - 1
 
 
 def test_weights_that_change_are_used():
