@@ -35,9 +35,9 @@ STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
 # For good vector loops of GCC. Nobody reads the floating-point exception flags or errno; while they
-# count, a loop with a comparison or a square root stays scalar. And the path of a clamped value must
-# not be split off: both are then computed and blended. SiLU takes seven times as long with neither
-# and twice as long with the first alone.
+# count, a loop with a comparison or a square root stays scalar. And the path of a clamped value
+# must not be split off: both are then computed and blended. SiLU takes seven times as long with
+# neither and twice as long with the first alone.
 CXX_FLAGS = [
     "-std=c++17",
     "-O3",
