@@ -9,6 +9,7 @@ The published code compiles the head's step, without CUDA graphs; so does this w
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bitdance.autoencoder_blocks import CodeStatistics, Decoder, ResBlock
 from bitdance.diffusion_head import LEAST_REMAINING, HeadNetwork
 from bitdance.generation import guidance_at
 from bitdance.model import BitDanceModel
-from bitdance_kernels import dense_mask, use_backend
+from bitdance_kernels import dense_mask
 
 _LAST = 0.95
 Cache = list[tuple[torch.Tensor, torch.Tensor]]
@@ -38,6 +40,7 @@ class Published:
         if model.config.time_shift != 1:
             raise ValueError("Published: the class-conditional models have time_shift 1")
         self.model = model
+        self.decoder = PublishedDecoder(model.vae.decoder)
         self.step: Callable[..., torch.Tensor] = euler_maruyama
         if compiled:
             self.step = torch.compile(euler_maruyama, dynamic=False)
@@ -108,9 +111,8 @@ class Published:
 
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Images, the norms as plain PyTorch."""
-        with use_backend("reference"):
-            return self.model.decode(tokens)
+        """Images of tokens [B, N, C]."""
+        return self.decoder(self.model.to_codes(tokens))
 
     def _cache(self, rows: int) -> Cache:
         layers, like = self.model.layers, self.model.norm.weight
@@ -139,6 +141,52 @@ class Published:
         t = torch.full_like(t, _LAST)
         x = x + _velocity(net, x, t, cond, scale) * (1 - _LAST)
         return torch.where(x > 0, 1.0, -1.0)
+
+
+class PublishedDecoder:
+    """Decoding as published: maps and weights are contiguous, every step is an operation.
+
+    Args:
+        decoder: whose weights are copied; a convolutional one that takes no noise.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        if decoder.config.architecture != "conv" or decoder.config.gan_decoder:
+            raise ValueError("PublishedDecoder: the decoder must be convolutional and without noise")
+        self.decoder = copy.deepcopy(decoder).to(memory_format=torch.contiguous_format)
+
+    @torch.no_grad()
+    def __call__(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images of codes [B, C, h, w]."""
+        decoder, statistics = self.decoder, CodeStatistics.of(codes)
+        h = decoder.conv_in(codes.contiguous())
+        for block in decoder.mid_block:
+            h = _residual(block, h)
+        for level in reversed(range(len(decoder.up))):
+            if level + 1 < len(decoder.up):
+                h = _depth_to_space(decoder.up[level + 1].upsample.conv1(h))
+            adaptive = decoder.adaptive[level]
+            h = F.group_norm(h, decoder.norm_out.num_groups, eps=decoder.norm_out.eps)
+            scale, shift = adaptive.gamma(statistics.std), adaptive.beta(statistics.mean)
+            h = scale[..., None, None] * h + shift[..., None, None]
+            for block in decoder.up[level].block:
+                h = _residual(block, h)
+        return decoder.conv_out(_swish(decoder.norm_out(h)))
+
+
+def _residual(block: ResBlock, x: torch.Tensor) -> torch.Tensor:
+    h = block.conv1(_swish(block.norm1(x)))
+    h = block.conv2(_swish(block.norm2(h)))
+    return h + (x if block.nin_shortcut is None else block.nin_shortcut(x))
+
+
+def _swish(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _depth_to_space(x: torch.Tensor) -> torch.Tensor:
+    blocks = x.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)  # B C H dy W dx
+    return blocks.flatten(4, 5).flatten(2, 3).contiguous()
 
 
 def euler_maruyama(
