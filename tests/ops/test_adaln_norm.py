@@ -79,6 +79,6 @@ def test_long_rows_of_halves_are_not_for_the_cpu_backend():
     x = torch.randn(2, 8200)
     adaln_norm(x, x, x, backend="cpu")
     x = x.bfloat16()
-    with pytest.raises(BackendError, match="rows of at most 8192 channels of torch.bfloat16"):
+    with pytest.raises(BackendError, match="rows of at most 8192 channels of torch"):
         adaln_norm(x, x, x, backend="cpu")
     assert adaln_norm(x, x, x).isfinite().all()
