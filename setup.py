@@ -34,9 +34,22 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
+# For good vector loops of GCC. Nobody reads the floating-point exception flags or errno; while they
+# count, a loop with a comparison or a square root stays scalar. And the path of a clamped value
+# must not be split off: both are then computed and blended. SiLU takes seven times as long with
+# neither and twice as long with the first alone.
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fno-thread-jumps",
+]
 # -Wno-...: GCC 12 sees its own AVX-512 intrinsics use values they leave undefined on purpose.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
-WARNINGS += ["-Wno-uninitialized"] + ["-Werror"] * STRICT
+WARNINGS += ["-Wno-uninitialized", "-Wno-ignored-optimization-argument"] + ["-Werror"] * STRICT
 # Instruction sets by file suffix; a file is only entered where the processor has them.
 ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
@@ -137,11 +150,9 @@ class BuildNative(build_ext):
                     "-o",
                     str(target),
                     *include,
-                    "-std=c++17",
-                    "-O3",
-                    "-fPIC",
+                    *CXX_FLAGS,
                 ]
-                command += ["-fvisibility=hidden", *WARNINGS, *openmp, *SANITIZE]
+                command += [*WARNINGS, *openmp, *SANITIZE]
                 command += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
                 if X86:
                     command += ["-DBDK_X86"]

@@ -54,7 +54,7 @@ class Target:
 
     @property
     def _less(self) -> bool:
-        return self.unit in ("us", "ms") or "products" in self.versus
+        return self.unit in ("us", "ms") or self.versus.endswith("alone")
 
 
 def table(runs: dict[str, Run]) -> str:
@@ -208,6 +208,9 @@ def _cpu() -> Iterable[Target]:
     yield Target("cpu", "whole images, bundled model", 1.15, "x", "the products alone", products)
     head = model_figure("head_sampling", "runner / products")
     yield Target("cpu", "head of B-16x, 8 images", 1.15, "x", "the products alone", head)
+    for what in ("fashion, 1 image", "fashion, 8 images", "d16c32, 1 image"):
+        decoder = model_figure("decode", f"{what}, decoder / convolutions")
+        yield Target("cpu", f"decoding, {what}", 1.15, "x", "the convolutions alone", decoder)
 
 
 def _gpu() -> Iterable[Target]:

@@ -318,4 +318,4 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point, got {images.dtype}")
-    return (127.5 * images.float() + 128).clamp_(0, 255).to(torch.uint8)
+    return (127.5 * images.float()).add_(128).clamp_(0, 255).to(torch.uint8)

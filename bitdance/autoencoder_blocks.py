@@ -58,7 +58,8 @@ def depth_to_space(x: torch.Tensor, block: int) -> torch.Tensor:
         block: side of a block.
 
     Returns:
-        [B, C, block H, block W].
+        [B, C, block H, block W], channels-last: for a channels-last `x` that is one copy of runs of
+        ``block * C`` values.
 
     Raises:
         ValueError: block^2 does not divide the number of channels.
@@ -68,7 +69,8 @@ def depth_to_space(x: torch.Tensor, block: int) -> torch.Tensor:
         raise ValueError(f"depth_to_space: x must be {expected}, got {list(x.shape)}")
     B, _, H, W = x.shape
     blocks = x.unflatten(1, (block, block, -1))  # B dy dx C H W
-    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(B, -1, block * H, block * W)
+    pixels = blocks.permute(0, 4, 1, 5, 2, 3).reshape(B, block * H, block * W, -1)
+    return pixels.permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):
@@ -88,7 +90,8 @@ class ResBlock(nn.Module):
         """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
         h = self.conv1(_apply_norm(self.norm1, x, normalize))
         h = self.conv2(_apply_norm(self.norm2, h, normalize))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return h.add_(shortcut)  # a fresh result, which the convolution's gradient does not need
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -193,6 +196,8 @@ class Decoder(nn.Module):
     """Codes to an image, in three stages: `stem` at the code's resolution, `levels`, `head`.
 
     The stages are public for the tiled decoder, which runs the first ones on the whole code.
+    Weights and maps are channels-last, the layout in which convolutions and norms are fastest, and
+    nothing between two convolutions changes it.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -211,6 +216,7 @@ class Decoder(nn.Module):
         )
         self.norm_out = _group_norm(widths[0])
         self.conv_out = _conv3x3(widths[0], config.out_ch)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """[B, z_channels, h, w] -> [B, out_ch, h * downsampling, w * downsampling]."""
@@ -220,7 +226,8 @@ class Decoder(nn.Module):
 
     def stem(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """First convolution and middle; the noise's channels follow the code's."""
-        h = self.conv_in(codes if noise is None else torch.cat([codes, noise], dim=1))
+        h = codes if noise is None else torch.cat([codes, noise], dim=1)
+        h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
         if self.config.architecture == "conv_attention":
             tokens, heads = self.register_token.weight, self.config.n_heads
             h = attend(h, tokens, self.mid_attn_blocks, heads, centre_positions)

@@ -9,6 +9,7 @@ The published code compiles the head's step, without CUDA graphs; so does this w
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bitdance.autoencoder_blocks import CodeStatistics, Decoder, ResBlock
 from bitdance.diffusion_head import LEAST_REMAINING, HeadNetwork
 from bitdance.generation import guidance_at
 from bitdance.model import BitDanceModel
-from bitdance_kernels import dense_mask, use_backend
+from bitdance_kernels import dense_mask
 
 _LAST = 0.95
 Cache = list[tuple[torch.Tensor, torch.Tensor]]
@@ -38,6 +40,7 @@ class Published:
         if model.config.time_shift != 1:
             raise ValueError("Published: the class-conditional models have time_shift 1")
         self.model = model
+        self.decoder = PublishedDecoder(model.vae.decoder)
         self.step: Callable[..., torch.Tensor] = euler_maruyama
         if compiled:
             self.step = torch.compile(euler_maruyama, dynamic=False)
@@ -98,19 +101,18 @@ class Published:
         for block, (keys, values) in zip(model.layers, cache, strict=True):
             qkv = block.attention.wqkv(block.attention_norm(x))
             q, k, v = qkv.unflatten(-1, (3, model.layers.num_heads, -1)).unbind(2)
-            keys[:, start:end] = _rotate(k, model.freqs[start:end])
+            keys[:, start:end] = rotate(k, model.freqs[start:end])
             values[:, start:end] = v
-            q = _rotate(q, model.freqs[start:end])
+            q = rotate(q, model.freqs[start:end])
             out = _attention(q, keys[:, :end].to(v.dtype), values[:, :end].to(v.dtype), mask)
             x = x + block.attention.wo(out.flatten(2))
-            x = x + _swiglu(block.feed_forward, block.ffn_norm(x))
+            x = x + swiglu(block.feed_forward, block.ffn_norm(x))
         return model.norm(x)
 
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Images, the norms as plain PyTorch."""
-        with use_backend("reference"):
-            return self.model.decode(tokens)
+        """Images of tokens [B, N, C]."""
+        return self.decoder(self.model.to_codes(tokens))
 
     def _cache(self, rows: int) -> Cache:
         layers, like = self.model.layers, self.model.norm.weight
@@ -139,6 +141,52 @@ class Published:
         t = torch.full_like(t, _LAST)
         x = x + _velocity(net, x, t, cond, scale) * (1 - _LAST)
         return torch.where(x > 0, 1.0, -1.0)
+
+
+class PublishedDecoder:
+    """Decoding as published: maps and weights are contiguous, every step is an operation.
+
+    Args:
+        decoder: whose weights are copied; a convolutional one that takes no noise.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        if decoder.config.architecture != "conv" or decoder.config.gan_decoder:
+            raise ValueError("PublishedDecoder: the decoder must be convolutional and without noise")
+        self.decoder = copy.deepcopy(decoder).to(memory_format=torch.contiguous_format)
+
+    @torch.no_grad()
+    def __call__(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images of codes [B, C, h, w]."""
+        decoder, statistics = self.decoder, CodeStatistics.of(codes)
+        h = decoder.conv_in(codes.contiguous())
+        for block in decoder.mid_block:
+            h = _residual(block, h)
+        for level in reversed(range(len(decoder.up))):
+            if level + 1 < len(decoder.up):
+                h = _depth_to_space(decoder.up[level + 1].upsample.conv1(h))
+            adaptive = decoder.adaptive[level]
+            h = F.group_norm(h, decoder.norm_out.num_groups, eps=decoder.norm_out.eps)
+            scale, shift = adaptive.gamma(statistics.std), adaptive.beta(statistics.mean)
+            h = scale[..., None, None] * h + shift[..., None, None]
+            for block in decoder.up[level].block:
+                h = _residual(block, h)
+        return decoder.conv_out(_swish(decoder.norm_out(h)))
+
+
+def _residual(block: ResBlock, x: torch.Tensor) -> torch.Tensor:
+    h = block.conv1(_swish(block.norm1(x)))
+    h = block.conv2(_swish(block.norm2(h)))
+    return h + (x if block.nin_shortcut is None else block.nin_shortcut(x))
+
+
+def _swish(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _depth_to_space(x: torch.Tensor) -> torch.Tensor:
+    blocks = x.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)  # B C H dy W dx
+    return blocks.flatten(4, 5).flatten(2, 3).contiguous()
 
 
 def euler_maruyama(
@@ -186,12 +234,12 @@ def head(net: HeadNetwork, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor)
         modulation = modulations[i * len(modulations) // len(blocks)]
         if net.config.architecture == "mlp":
             scale, shift, gate = modulation.chunk(3, dim=-1)
-            h = h + gate * _swiglu(block, block.norm(h) * (1 + scale) + shift)
+            h = h + gate * swiglu(block, block.norm(h) * (1 + scale) + shift)
             continue
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
         attended = _patch_attention(block.attn, block.norm1(h) * (1 + scale1) + shift1)
         h = h + gate1 * attended
-        h = h + gate2 * _swiglu(block, block.norm2(h) * (1 + scale2) + shift2)
+        h = h + gate2 * swiglu(block, block.norm2(h) * (1 + scale2) + shift2)
     scale, shift = net.final_layer.ada_ln_modulation(y).chunk(2, dim=-1)
     h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
     return net.final_layer.linear(h)
@@ -213,12 +261,12 @@ def _attention(
     return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
 
 
-def _swiglu(network: Any, x: torch.Tensor) -> torch.Tensor:
+def swiglu(network: Any, x: torch.Tensor) -> torch.Tensor:
     gate, value = network.w1(x).chunk(2, dim=-1)
     return network.w2(F.silu(gate) * value)
 
 
-def _rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
     """Neighbouring channels as complex numbers, turned by the angles of their position."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     turned = pairs * torch.view_as_complex(freqs)[:, None]

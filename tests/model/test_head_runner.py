@@ -7,12 +7,12 @@ import pickle
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitdance import diffusion_head, graphs, head_products, head_runner
 from bitdance.head_runner import HeadRunner, PlainHead
 from bitdance.sampler import Schedule, sample_patch
 from bitdance_kernels import noise_keys
+from tests.model.recording import recorded  # noqa: F401  (a fixture)
 from tests.model.tiny import HEADS, tiny_head, tiny_model, tiny_patch
 
 LABELS = torch.tensor([1, 3, 0])
@@ -162,60 +162,12 @@ def test_weights_are_cast_once_for_autocast():
     assert torch.equal(mixed, wanted)
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """Steps recorded op by op and replayed as a CUDA graph would: kernels on the same memory."""
-    made = []
-
-    class Recording(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.calls = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            kwargs = kwargs or {}
-            result = func(*args, **kwargs)
-            self.calls.append((func, args, kwargs, result))
-            return result
-
-    class Recorded:
-        def __init__(self):
-            self.calls, self.results, self.replays, self.warm = [], None, 0, False
-            made.append(self)
-
-        def __call__(self, step):
-            if not self.warm:
-                self.warm = True
-                return step()
-            if self.results is None:
-                # Unlike a capture a recording computes, so it is the first replay too.
-                with Recording() as recording:
-                    self.results = step()
-                self.calls = recording.calls
-                self.replays += 1
-                return self.results
-            self.replays += 1
-            for func, args, kwargs, result in self.calls:
-                again = func(*args, **kwargs)
-                for old, new in zip(_flat(result), _flat(again), strict=True):
-                    if old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
-            return self.results
-
-    monkeypatch.setattr(graphs, "step_for", lambda _: Recorded())
-    return made
-
-
-def _flat(result):
-    return list(result) if isinstance(result, (tuple, list)) else [result]
-
-
 @pytest.mark.parametrize(
     ("schedule", "products"),
     [("linear", "library"), ("constant", "library"), ("linear", "fused"), ("constant", "skinny")],
 )
 @pytest.mark.parametrize("P", [1, 4])
-def test_replays_follow_their_inputs(P, schedule, products, recorded, monkeypatch):
+def test_replays_follow_their_inputs(P, schedule, products, recorded, monkeypatch):  # noqa: F811
     """Labels, seeds, guidance, step and cache reach a recorded step through memory alone.
 
     The recording repeats each kernel with the tensors it had, as a graph does; so a Python number

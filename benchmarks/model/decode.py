@@ -1,0 +1,103 @@
+"""How near decoding comes to the time of its convolutions alone.
+
+``python -m benchmarks.model.decode`` decodes random codes to 8-bit pixels three ways that take
+turns: as the library does, as published (contiguous maps, every step an operation), and the
+convolutions alone, on tensors of the same shapes, once in each memory layout, of which the faster
+counts. The models are the one that comes with the library and, with random weights, the published
+tokenizer at 256 pixels. ``--json FILE`` writes what it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import products
+from benchmarks.machine import describe
+from benchmarks.model.head_sampling import take_turns
+from benchmarks.model.published import PublishedDecoder
+from bitdance import BitDance
+from bitdance.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.config import AUTOENCODER_PRESETS
+
+_LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+
+
+def convolutions(
+    model: BinaryAutoencoder, codes: torch.Tensor, layout: torch.memory_format
+) -> Callable[[], None]:
+    """The convolutions of a decode in their order, maps and weights in `layout`."""
+
+    def laid_out(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.contiguous(memory_format=layout)
+
+    recorded = [
+        product
+        for product in products.record(lambda: model.decode(codes), list(model.parameters()))
+        if product.function is torch.ops.aten.convolution.default
+    ]
+    changed = {id(p.args[i]): laid_out(p.args[i]) for p in recorded for i in (0, 1)}
+    alone = [
+        products.Product(
+            p.function, (changed[id(p.args[0])], changed[id(p.args[1])], *p.args[2:]), p.kwargs
+        )
+        for p in recorded
+    ]
+    return lambda: products.replay(alone)
+
+
+def measure(
+    model: BinaryAutoencoder, name: str, images: int, cells: int, rounds: int
+) -> dict[str, object]:
+    """Figures of decoding `images` images of `cells` x `cells` codes."""
+    signs = torch.rand(images, model.config.z_channels, cells, cells) > 0.5
+    codes = torch.where(signs, 1.0, -1.0)
+    plain = PublishedDecoder(model.decoder)
+    ways: dict[str, Callable[[], object]] = {
+        "decoder": lambda: to_uint8(model.decode(codes)),
+        "plain": lambda: to_uint8(plain(codes)),
+    }
+    ways |= {layout: convolutions(model, codes, _LAYOUTS[layout]) for layout in _LAYOUTS}
+    seconds = take_turns(ways, rounds)
+    alone = min(seconds[layout] for layout in _LAYOUTS)
+    ours, theirs = (to_uint8(way(codes)).int() for way in (model.decode, plain))
+    count = f"{name}, {images} image{'s' * (images > 1)}"
+    return {
+        f"{count}, seconds": seconds,
+        f"{count}, decoder / convolutions": seconds["decoder"] / alone,
+        f"{count}, plain / convolutions": seconds["plain"] / alone,
+        f"{count}, grey levels between decoder and plain": int((ours - theirs).abs().max()),
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=("fashion", "d16c32"))
+    parser.add_argument("--rounds", type=int, default=3, help="of d16c32; the other has ten times")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    models = options.models or ("fashion", "d16c32")
+    threads = torch.get_num_threads()
+    found: dict[str, object] = {"machine": describe(torch.device("cpu"), threads)}
+    torch.manual_seed(0)
+    if "fashion" in models:
+        vae = BitDance.from_pretrained("fashion").model.vae
+        for images in (1, 8):
+            found |= measure(vae, "fashion", images, 8, 10 * options.rounds)
+    if "d16c32" in models:
+        vae = BinaryAutoencoder(AUTOENCODER_PRESETS["d16c32"]).eval().requires_grad_(False)
+        found |= measure(vae, "d16c32", 1, 16, options.rounds)
+    text = json.dumps(found, indent=2)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
