@@ -30,10 +30,13 @@ def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
             return Call(name, (x, scale, shift, weight, bias, *norm))
 
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            # Each range of rows that is cut into tiles in another way.
-            for rows, channels, features in ((5, 24, 10), (30, 40, 24), (49, 64, 17), (70, 72, 24)):
+            # Each range of rows that is cut into tiles in another way; then odd sizes.
+            for rows, channels, features in (
+                (16, 64, 32), (32, 64, 32), (64, 64, 32), (128, 64, 64),
+                (5, 24, 10), (49, 41, 17), (70, 72, 24),
+            ):  # fmt: skip
                 name = f"{rows} rows, {channels} to {features}, {dtype}"
-                yield call(name, channels, features, dtype, rows, affine=rows != 30)
+                yield call(name, channels, features, dtype, rows, affine=rows != 49)
         one = call("", 7, 3, torch.float32, 2, 3, affine=True).args
         yield Call("no bias, weight alone", (*one[:4], None, one[5]))
         yield call("one row", 7, 30, torch.float32, affine=False)

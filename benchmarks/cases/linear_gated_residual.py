@@ -24,11 +24,14 @@ def samples(device: torch.device) -> Iterator[Call]:
         return Call(name, (make(*rows, channels, dtype=dtype), weight, bias, residual, gate))
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        # Each range of rows that is cut into tiles in another way.
-        for rows, channels, width in ((5, 24, 10), (30, 40, 24), (49, 64, 17), (131, 72, 40)):
-            yield call(f"{rows} rows, {channels} to {width}, {dtype}", channels, width, dtype, rows)
-        if dtype == torch.bfloat16:
-            yield call(f"700 rows, {dtype}", 72, 136, dtype, 700)
+        # Each range of rows that is cut into tiles in another way; then odd sizes.
+        for rows, channels, width in (
+            (16, 64, 32), (32, 64, 32), (64, 64, 32), (128, 64, 64), (512, 64, 64),
+            (5, 24, 10), (49, 41, 17), (131, 72, 40),
+        ):  # fmt: skip
+            if rows < 512 or dtype == torch.bfloat16:
+                name = f"{rows} rows, {channels} to {width}, {dtype}"
+                yield call(name, channels, width, dtype, rows)
     x, weight, _, residual, gate = call("", 8, 6, torch.float16, 3, 4).args
     yield Call("no bias, float32 stream", (x, weight, None, residual.float(), gate.float()))
     yield call("one row", 7, 30, torch.float32)

@@ -22,13 +22,15 @@ def samples(device: torch.device) -> Iterator[Call]:
         return weight, make(2 * hidden, dtype=dtype)
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        # Each range of rows that is cut into tiles in another way.
-        for rows, channels, hidden in ((5, 24, 10), (30, 40, 24), (49, 64, 17), (131, 72, 40)):
-            name = f"{rows} rows, {channels} to {hidden}, {dtype}"
-            yield Call(name, (make(rows, channels, dtype=dtype), *layer(hidden, channels, dtype)))
-        if dtype == torch.bfloat16:
-            arguments = (make(700, 72, dtype=dtype), *layer(72, 72, dtype))
-            yield Call(f"700 rows, {dtype}", arguments)
+        # Each range of rows that is cut into tiles in another way; then odd sizes.
+        for rows, channels, hidden in (
+            (16, 64, 32), (32, 64, 32), (64, 64, 32), (128, 64, 64), (512, 64, 64),
+            (5, 24, 10), (49, 41, 17), (131, 72, 40),
+        ):  # fmt: skip
+            if rows < 512 or dtype == torch.bfloat16:
+                x = make(rows, channels, dtype=dtype)
+                name = f"{rows} rows, {channels} to {hidden}, {dtype}"
+                yield Call(name, (x, *layer(hidden, channels, dtype)))
     yield Call("no bias", (make(3, 4, 8), layer(6, 8, torch.float32)[0]))
     yield Call("one row", (make(7), *layer(30, 7, torch.float32)))
     yield Call("no row", (make(0, 8), *layer(3, 8, torch.float32)))

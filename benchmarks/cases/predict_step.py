@@ -61,15 +61,16 @@ def samples(device: torch.device) -> Iterator[Call]:
     half, brain = torch.float16, torch.bfloat16
     # shape of the state, channels, dtype, cfg, drawn noise, time, more
     rows: tuple[tuple[tuple[int, ...], int, torch.dtype, float | None, bool, bool, dict], ...] = (
-        ((3, 4, 8), 24, torch.float32, 3.0, True, True, {}),
-        ((5, 32), 64, torch.float32, None, True, False, {}),
+        *(((2, 8, 32), 64, dtype, 4.0, True, True, {}) for dtype in (torch.float32, half, brain)),
+        ((4, 32), 192, brain, None, True, False, {}),
+        ((2, 9, 32), 192, brain, 4.0, False, True, {"squash": True}),
+        ((65, 16, 32), 64, brain, 2.0, True, True, {}),
+        ((3, 4, 8), 24, torch.float32, 3.0, True, False, {}),
         ((2, 7, 12), 40, half, 2.5, True, True, {"squash": True}),
         ((33, 5), 72, half, None, False, True, {"step": _STEPS}),
-        ((2, 9, 32), 192, brain, 4.0, True, True, {"squash": True}),
         ((1, 1), 7, torch.float32, 1.0, False, False, {}),
         ((0, 16, 32), 64, torch.float32, 3.0, True, True, {}),
         ((65, 16, 16), 64, half, None, False, True, {}),
-        ((65, 16, 32), 64, brain, 2.0, True, True, {}),
     )
     for shape, width, dtype, cfg, keys, timed, more in rows:
         name = f"{list(shape)} of {width} {dtype} cfg {cfg} {'keys' if keys else 'noise'}"

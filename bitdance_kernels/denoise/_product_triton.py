@@ -205,15 +205,16 @@ def product(
     scale, shift, norm_weight, norm_bias, eps = norm or Norm(x, x, None, None, 0.0)
     (scale, _, scale_stride), (shift, _, shift_stride) = as_rows(scale), as_rows(shift)
     (residual, _, residual_stride), (gate, _, gate_stride) = map(as_rows, gated or (x, x))
+    aligned = _aligned(x, x_stride) and _aligned(weight, weight_stride)
     cut = tiles(
         rows, features, weight.dtype,
-        norm=norm is not None, swiglu=swiglu, gated=gated is not None,
+        norm=norm is not None, swiglu=swiglu, gated=gated is not None, aligned=aligned,
     )  # fmt: skip
     programs = triton.cdiv(rows, cut.rows) * triton.cdiv(features, cut.features)
     if rows > FEW_ROWS:
         programs = min(programs, _multiprocessors(x.device))
     with _triton.on_device(x):
-        tma = _tma(x, x_stride, weight, weight_stride)
+        tma = aligned and weight.dtype.itemsize == 2 and _has_tma(x.device)
         _product_kernel[(programs,)](
             _operand(x, rows, x_stride, cut.rows, cut, tma and norm is None),
             _operand(weight, weight.shape[0], weight_stride, cut.features, cut, tma),
@@ -228,12 +229,14 @@ def product(
     return y
 
 
-def _tma(x: torch.Tensor, x_stride: int, weight: torch.Tensor, weight_stride: int) -> bool:
-    """Whether the operands come by TMA: 16-bit rows that begin at multiples of 16 bytes."""
-    if _triton.capability(x.device) < _TMA_CAPABILITY or weight.dtype.itemsize != 2:
-        return False
-    aligned = (x.data_ptr(), 2 * x_stride, weight.data_ptr(), 2 * weight_stride)
-    return _descriptor() is not None and all(a % 16 == 0 for a in aligned) and x_stride > 0
+def _aligned(tensor: torch.Tensor, stride: int) -> bool:
+    """Whether every row begins at a multiple of 16 bytes, as TMA wants it, and apart from others."""
+    size = tensor.element_size()
+    return tensor.data_ptr() % 16 == 0 and stride * size % 16 == 0 and stride > 0
+
+
+def _has_tma(device: torch.device) -> bool:
+    return _triton.capability(device) >= _TMA_CAPABILITY and _descriptor() is not None
 
 
 @functools.cache

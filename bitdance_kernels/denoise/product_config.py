@@ -38,14 +38,31 @@ class Tiles(NamedTuple):
 
 
 def tiles(
-    rows: int, features: int, dtype: torch.dtype, *, norm: bool, swiglu: bool, gated: bool
+    rows: int,
+    features: int,
+    dtype: torch.dtype,
+    *,
+    norm: bool,
+    swiglu: bool,
+    gated: bool,
+    aligned: bool,
 ) -> Tiles:
     """How a product of [rows, C] with [features, C] (twice for `swiglu`) is cut.
 
     Norms hold tiles of x, scale and shift in registers, the gated sum those of the stream and the
-    gate, float32 both operands: they take smaller tiles.
+    gate, float32 both operands, and rows that are not `aligned` to 16 bytes an offset for every
+    element: they take smaller tiles.
     """
     wide = dtype == torch.float32  # on the ordinary cores
+    cut = _aligned(rows, features, wide, norm, swiglu, gated)
+    if aligned:
+        return cut
+    return cut._replace(features=min(cut.features, 32), depth=16 if wide else 32, warps=8)
+
+
+def _aligned(
+    rows: int, features: int, wide: bool, norm: bool, swiglu: bool, gated: bool
+) -> Tiles:
     if rows <= FEW_ROWS:
         return _few(rows, features, wide, norm)
     if wide:
