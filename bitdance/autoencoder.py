@@ -187,7 +187,7 @@ class BinaryAutoencoder(nn.Module):
 
         Returns:
             [B, out_ch, h * downsampling, w * downsampling], nominally in [-1, 1] but not clamped;
-            see `to_uint8`.
+            see `to_uint8` and `decode_pixels`.
 
         Raises:
             TypeError: `codes` is neither floating point nor uint8.
@@ -196,6 +196,32 @@ class BinaryAutoencoder(nn.Module):
         """
         codes = self._unpacked(codes)
         return self.decoder(codes, self._noise(codes, noise, generator))
+
+    def decode_pixels(
+        self,
+        codes: torch.Tensor,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Decode binary codes to 8-bit images, without gradients.
+
+        Args:
+            codes: as for `decode`.
+            noise: as for `decode`.
+            generator: as for `decode`.
+
+        Returns:
+            uint8 [B, out_ch, h * downsampling, w * downsampling], channels-last: `to_uint8` of what
+            `decode` gives.
+
+        Raises:
+            TypeError, ValueError: as in `decode`.
+        """
+        # Autograd's share of a call is felt between the small maps of a small model.
+        with torch.inference_mode():
+            pixels = to_uint8(self.decode(codes, noise=noise, generator=generator))
+        return pixels.clone()  # a tensor like any other
 
     def decode_tiled(
         self,

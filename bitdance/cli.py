@@ -19,7 +19,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from bitdance import cli_bench, weights
-from bitdance.autoencoder import to_uint8
 from bitdance.cli_train import add_commands
 from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
@@ -199,7 +198,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
         images = (pixels.to(pipeline.device, DTYPES[options.dtype]) / 127.5) - 1
         with torch.inference_mode():
             packed = autoencoder.encode(images, packed=True)
-            decoded = to_uint8(autoencoder.decode(packed)).cpu()
+            decoded = autoencoder.decode_pixels(packed).cpu()
         again = Image.fromarray(decoded[0].permute(1, 2, 0).contiguous().numpy())
         error = float((decoded[0].double() - pixels[0].double()).square().mean())
         psnr = 10 * math.log10(255**2 / error) if error else math.inf

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 from bitdance import weights
-from bitdance.autoencoder import to_uint8
 from bitdance.batches import (
     Callback,
     OutputType,
@@ -274,7 +273,8 @@ class BitDance:
             for part in packed.to(self.device).split(batch_size or max(len(packed), 1)):
                 tokens = unpack_signs(part)[..., : self.config.token_bits]
                 if len(tokens):
-                    pixels.append(to_uint8(self.model.decode(tokens)).cpu())
+                    codes = self.model.to_codes(tokens)
+                    pixels.append(self.model.vae.decode_pixels(codes).cpu())
         side = self.config.resolution
         images = torch.cat(pixels) if pixels else torch.empty(0, 3, side, side, dtype=torch.uint8)
         return to_output(images, output_type)

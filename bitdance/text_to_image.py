@@ -73,10 +73,18 @@ class TextToImageModel(nn.Module):
         Raises:
             ValueError: `tokens` are not those of an image of `grid` tokens.
         """
+        return self.ae.decode(self.to_codes(tokens, grid))
+
+    def to_codes(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Tokens [B, N, bits] in generation order to the tokenizer's map [B, bits, h, w].
+
+        Raises:
+            ValueError: `tokens` are not those of an image of `grid` tokens.
+        """
         expected = (grid[0] * grid[1], self.config.autoencoder.z_channels)
         if tokens.dim() != 3 or tokens.shape[1:] != expected:
             raise ValueError(f"tokens must be {['B', *expected]}, got {list(tokens.shape)}")
-        return self.ae.decode(tokens_to_codes(tokens, 1, self.order(grid), grid))
+        return tokens_to_codes(tokens, 1, self.order(grid), grid)
 
     @torch.no_grad()
     def sample(

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from bitdance import weights
-from bitdance.autoencoder import to_uint8
 from bitdance.batches import (
     Callback,
     OutputType,
@@ -218,7 +217,8 @@ class TextToImage:
             for part in packed.to(device).split(batch_size or max(len(packed), 1)):
                 if len(part):
                     tokens = unpack_signs(part)[..., : config.z_channels]
-                    images.append(to_uint8(self.model.decode(tokens, grid)).cpu())
+                    codes = self.model.to_codes(tokens, grid)
+                    images.append(self.model.ae.decode_pixels(codes).cpu())
         return to_output(torch.cat(images), output_type)
 
 

@@ -58,7 +58,7 @@ def measure(
     codes = torch.where(signs, 1.0, -1.0)
     plain = PublishedDecoder(model.decoder)
     ways: dict[str, Callable[[], object]] = {
-        "decoder": lambda: to_uint8(model.decode(codes)),
+        "decoder": lambda: model.decode_pixels(codes),
         "plain": lambda: to_uint8(plain(codes)),
     }
     ways |= {layout: convolutions(model, codes, _LAYOUTS[layout]) for layout in _LAYOUTS}

@@ -91,7 +91,7 @@ def _of_library(
     def decode(tokens: torch.Tensor) -> torch.Tensor:
         backend = use_backend("reference") if mode else contextlib.nullcontext()
         with torch.no_grad(), _casting(model, autocast), backend:
-            return to_uint8(model.decode(tokens).float())
+            return model.vae.decode_pixels(model.to_codes(tokens))
 
     hidden = model.freqs.is_cuda and not mode
     return Path(name, sample, decode, None if hidden else (model.layers, "decode"))

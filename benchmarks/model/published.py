@@ -152,8 +152,12 @@ class PublishedDecoder:
 
     def __init__(self, decoder: Decoder) -> None:
         if decoder.config.architecture != "conv" or decoder.config.gan_decoder:
-            raise ValueError("PublishedDecoder: the decoder must be convolutional and without noise")
-        self.decoder = copy.deepcopy(decoder).to(memory_format=torch.contiguous_format)
+            raise ValueError(
+                "PublishedDecoder: the decoder must be convolutional and without noise"
+            )
+        self.decoder = copy.deepcopy(decoder)
+        for parameter in self.decoder.parameters():
+            parameter.data = parameter.data.contiguous()
 
     @torch.no_grad()
     def __call__(self, codes: torch.Tensor) -> torch.Tensor:

@@ -99,6 +99,12 @@ double or_else(const float* values, int64_t at, double otherwise) {
   return values != nullptr ? static_cast<double>(values[at]) : otherwise;
 }
 
+ChannelAffine of_channel(const NormAffine& affine, int64_t image, int64_t c, int64_t channels) {
+  const int64_t at = image * channels + c;
+  return {or_else(affine.weight, c, 1.0), or_else(affine.bias, c, 0.0),
+          or_else(affine.scale, at, 1.0), or_else(affine.shift, at, 0.0)};
+}
+
 // Mean, a and d of every channel of every image: coefficients [images, 5, channels].
 void find_coefficients(const FeatureMap& m, const NormAffine& affine, const Spread* spreads,
                        double eps, float* coefficients) {
@@ -108,12 +114,10 @@ void find_coefficients(const FeatureMap& m, const NormAffine& affine, const Spre
     float* k = coefficients + image * 5 * m.channels;
     for (int64_t c = 0; c < m.channels; ++c) {
       const Spread spread = spreads[image * stride + c / width];
-      const double rstd = 1.0 / sqrt(spread.squares / spread.count + eps);
-      const double scale = or_else(affine.scale, image * m.channels + c, 1.0);
-      const double shift = or_else(affine.shift, image * m.channels + c, 0.0);
+      const ChannelAffine numbers = of_channel(affine, image, c, m.channels);
       k[c] = static_cast<float>(spread.mean);
-      k[m.channels + c] = static_cast<float>(rstd * or_else(affine.weight, c, 1.0) * scale);
-      k[2 * m.channels + c] = static_cast<float>(or_else(affine.bias, c, 0.0) * scale + shift);
+      k[m.channels + c] = channel_slope(numbers, reciprocal_deviation(spread, eps));
+      k[2 * m.channels + c] = channel_offset(numbers);
     }
   }
 }
@@ -166,21 +170,18 @@ void find_gradients(const FeatureMap& m, const NormAffine& affine, const Spread*
     const double* of_z_x = of_z + channels;
     for (int64_t g = 0; g < m.groups; ++g) {
       const Spread spread = spreads[image * stride + g];
-      const double rstd = 1.0 / sqrt(spread.squares / spread.count + eps);
+      const double rstd = reciprocal_deviation(spread, eps);
       double along_one = 0.0, along_unit = 0.0;
       for (int64_t c = g * width; c < (g + 1) * width; ++c) {
         const int64_t at = image * channels + c;
-        const double weight = or_else(affine.weight, c, 1.0);
-        const double scale = or_else(affine.scale, at, 1.0);
-        const double with_unit = of_z_x[c] * rstd;
-        along_one += weight * scale * of_z[c];
-        along_unit += weight * scale * with_unit;
-        if (of.weight != nullptr) of.weight[at] = scale * with_unit;
-        if (of.bias != nullptr) of.bias[at] = scale * of_z[c];
-        if (of.scale != nullptr) {
-          of.scale[at] = weight * with_unit + or_else(affine.bias, c, 0.0) * of_z[c];
-        }
-        if (of.shift != nullptr) of.shift[at] = of_z[c];
+        const ChannelAffine numbers = of_channel(affine, image, c, channels);
+        const ChannelGradients found = channel_gradients(numbers, rstd, of_z[c], of_z_x[c]);
+        along_one += found.along_one;
+        along_unit += found.along_unit;
+        if (of.weight != nullptr) of.weight[at] = static_cast<float>(found.weight);
+        if (of.bias != nullptr) of.bias[at] = static_cast<float>(found.bias);
+        if (of.scale != nullptr) of.scale[at] = static_cast<float>(found.scale);
+        if (of.shift != nullptr) of.shift[at] = static_cast<float>(found.shift);
       }
       for (int64_t c = g * width; c < (g + 1) * width; ++c) {
         k[3 * channels + c] = static_cast<float>(rstd * along_one / size);

@@ -5,24 +5,13 @@
 // numbers a channel, so these loops know nothing of weights and scales.
 #pragma once
 
+#include "common/group_norm.h"
 #include "cpu/rows.h"
 
 namespace bdk {
 
 constexpr int64_t kNormMostChannels = 4096;  // of a channels-last map; their sums are on the stack
 constexpr int64_t kNormSpan = 4096;          // values whose moments are taken at a time
-
-struct Spread {  // of `count` values: mean and sum of squared distances to it
-  double count, mean, squares;
-};
-
-// Of both together (Chan, Golub and LeVeque, 1979).
-static inline Spread merge(Spread a, Spread b) {
-  if (a.count == 0.0) return b;
-  const double count = a.count + b.count, distance = b.mean - a.mean;
-  return {count, a.mean + distance * b.count / count,
-          a.squares + b.squares + distance * distance * a.count * b.count / count};
-}
 
 // What x becomes: (x - mean) a + d, and, for the gradient, less q + (x - mean) r.
 struct NormCoefficients {

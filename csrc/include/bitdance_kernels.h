@@ -286,6 +286,27 @@ int bdk_gated_residual_adaln_backward_cuda(bdk_rows grad_y, bdk_rows grad_z, bdk
                                            int64_t rows, int64_t channels, int64_t slices,
                                            float eps, int device, void* stream);
 
+// x, y: [images, positions, channels], channels-last maps; weight, bias: [channels]; scale, shift:
+// a row for each image; those without data are not there. `chunk` is how many positions a block
+// takes, n = ceil(positions / chunk). Workspace: moments [images, n, channels, 2], coefficients
+// [images, 5, channels].
+int bdk_group_norm_silu_cuda(const void* x, void* y, int64_t images, int64_t channels,
+                             int64_t positions, int64_t groups, int64_t chunk, bdk_rows weight,
+                             bdk_rows bias, bdk_rows scale, bdk_rows shift, int silu, double eps,
+                             float* moments, float* coefficients, int dtype, int device,
+                             void* stream);
+
+// The gradients of weight and bias, as those of scale and shift, are [images, channels]: still to
+// be summed over the images. More workspace: sums [images, n, channels, 2].
+int bdk_group_norm_silu_backward_cuda(const void* grad, const void* x, void* of_x, int64_t images,
+                                      int64_t channels, int64_t positions, int64_t groups,
+                                      int64_t chunk, bdk_rows weight, bdk_rows bias, bdk_rows scale,
+                                      bdk_rows shift, float* of_weight_or_null,
+                                      float* of_bias_or_null, float* of_scale_or_null,
+                                      float* of_shift_or_null, int silu, double eps, float* moments,
+                                      float* sums, float* coefficients, int dtype, int device,
+                                      void* stream);
+
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);
 

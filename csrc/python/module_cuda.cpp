@@ -20,6 +20,8 @@ PYBIND11_MODULE(_cuda, module) {
   bind("gated_residual_adaln", bdk_gated_residual_adaln_cuda);
   bind("gated_residual_adaln_backward", bdk_gated_residual_adaln_backward_cuda);
   bind("gated_residual_backward", bdk_gated_residual_backward_cuda);
+  bind("group_norm_silu", bdk_group_norm_silu_cuda);
+  bind("group_norm_silu_backward", bdk_group_norm_silu_backward_cuda);
   bind("hamming_distance", bdk_hamming_distance_cuda);
   bind("nearest_codes", bdk_nearest_codes_cuda);
   bind("pack_signs", bdk_pack_signs_cuda);

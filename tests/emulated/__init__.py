@@ -21,6 +21,8 @@ def build(name: str, folder: Path) -> ctypes.CDLL:
     """Compile `name`.cpp of this folder; warnings are errors."""
     library = folder / f"{name}.so"
     command = [CXX, "-O1", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-unknown-pragmas", "-Wno-psabi", f"-I{HERE}", f"-I{HERE.parents[1] / 'csrc'}"]
+    csrc = HERE.parents[1] / "csrc"
+    command += ["-Wno-unknown-pragmas", "-Wno-psabi"]
+    command += [f"-I{folder}" for folder in (HERE, csrc, csrc / "include")]
     subprocess.run([*command, HERE / f"{name}.cpp", "-o", library], check=True)
     return ctypes.CDLL(str(library))

@@ -384,12 +384,44 @@ def test_eight_bits_cut_off_the_fraction_and_clamp():
     assert torch.equal(to_uint8(x.bfloat16()), to_uint8(x.bfloat16().float()))
 
 
-def test_channels_last_weights_give_the_same_image():
+@EVERY_CONFIG
+def test_maps_and_weights_are_channels_last_from_end_to_end(config):
+    model, codes = _model(config), _codes()
+    layouts = []
+
+    def seen(module, args, result):
+        for tensor in (args[0], module.weight, result):
+            layouts.append(tensor.is_contiguous(memory_format=torch.channels_last))
+
+    for module in model.decoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(seen)
+    model.decode(codes, noise=_noise(config, codes))
+    assert len(layouts) > 30
+    assert all(layouts)
+
+
+def test_contiguous_weights_give_the_same_image():
     model, codes = _model(CONFIGS["plain"]), _codes()
-    contiguous = model.decode(codes)
-    last = model.to(memory_format=torch.channels_last).decode(codes)
+    last = model.decode(codes)
+    contiguous = model.to(memory_format=torch.contiguous_format).decode(codes)
     truth = model.double().decode(codes)
-    compare("staged", last.contiguous(), contiguous, truth, "channels last")
+    compare("staged", last, contiguous, truth, "channels last")
+
+
+def test_pixels_are_those_of_the_image():
+    model, codes = _model(CONFIGS["noise"]), _codes(batch=2)
+    noise = _noise(CONFIGS["noise"], codes)
+    pixels = model.decode_pixels(codes, noise=noise)
+    assert torch.equal(pixels, to_uint8(model.decode(codes, noise=noise)))
+    assert pixels.permute(0, 2, 3, 1).is_contiguous(), "a picture library takes them as they are"
+    pixels.add_(1)  # no inference tensor
+    drawn = [
+        model.decode_pixels(codes, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @EVERY_CONFIG

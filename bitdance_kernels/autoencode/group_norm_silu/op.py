@@ -47,7 +47,7 @@ def group_norm_silu(
         shift: [B, C].
         silu: whether SiLU follows.
         eps: added to the variance (biased, over C / num_groups channels and all positions).
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [B, C, H, W] of the dtype of `x`; channels-last if `x` is, else contiguous.
@@ -62,7 +62,8 @@ def group_norm_silu(
         Computed in float32 (float64 for float64) and rounded once. Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32.
+        reference; C++ on the CPU for float32; triton (any layout, at most 2048 channels a group)
+        and cuda (channels-last) for float32, float16 and bfloat16, mixed at will.
     """
     return _op.call(x, num_groups, weight, bias, scale, shift, silu, eps, backend)
 
@@ -125,7 +126,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("reference",), "cpu": ("cpu", "reference")},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     setup_context=_setup_context,
     backward=_backward,
 )
@@ -163,6 +164,6 @@ _backward_op = KernelOp(
     room=__package__,
     check=_check_backward,
     fake=_fake_backward,
-    order={"cuda": ("reference",), "cpu": ("cpu", "reference")},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     entry="_backward",
 )

@@ -1,0 +1,160 @@
+"""group_norm_silu in CUDA C++: csrc/cuda/group_norm_silu.cu."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
+
+# Chunks of all images together that fill any card, and the fewest positions of a chunk.
+_CHUNKS, _LEAST_POSITIONS = 1056, 64
+_Rows = tuple[int, int, int]  # address, stride, dtype code
+
+
+class _Map(NamedTuple):
+    """A feature map as the C functions take it."""
+
+    x: torch.Tensor
+    sizes: tuple[int, int, int, int, int]  # images, channels, positions, groups, chunk
+    chunks: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, num_groups: int) -> _Map:
+        images, channels, height, width = x.shape
+        positions = height * width
+        chunk = max(_LEAST_POSITIONS, -(-positions * images // _CHUNKS))
+        x = x.contiguous(memory_format=torch.channels_last)
+        return cls(x, (images, channels, positions, num_groups, chunk), -(-positions // chunk))
+
+    def pairs(self) -> torch.Tensor:
+        """Workspace for two numbers a chunk and channel."""
+        images, channels, *_ = self.sizes
+        return self.x.new_empty((images, self.chunks, channels, 2), dtype=torch.float32)
+
+    def coefficients(self) -> torch.Tensor:
+        images, channels, *_ = self.sizes
+        return self.x.new_empty((images, 5, channels), dtype=torch.float32)
+
+
+def unsupported(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> str | None:
+    given = [t for t in (x, weight, bias, scale, shift) if t is not None]
+    reason = _native.cuda_unsupported("group_norm_silu", *given) or _native.dtype_unsupported(
+        *(t.dtype for t in given)
+    )
+    if reason is None and memory_format(x) != torch.channels_last:
+        return "it takes channels-last maps"
+    return reason
+
+
+def run(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> torch.Tensor:
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    feature_map = _Map.of(x, num_groups)
+    moments, coefficients = feature_map.pairs(), feature_map.coefficients()
+    _kept, rows = _rows(weight, bias, scale, shift)
+    _native.cuda.group_norm_silu(
+        feature_map.x.data_ptr(),
+        y.data_ptr(),
+        *feature_map.sizes,
+        *rows,
+        int(silu),
+        eps,
+        moments.data_ptr(),
+        coefficients.data_ptr(),
+        _native.DTYPE_CODES[x.dtype],
+        *_native.stream(x.device),
+    )
+    return y
+
+
+def unsupported_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> str | None:
+    if grad.dtype != x.dtype:
+        return f"it takes a gradient of the dtype of x, got {grad.dtype} for {x.dtype}"
+    return unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)
+
+
+def run_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    of_x = torch.empty_like(x, memory_format=torch.channels_last)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    feature_map = _Map.of(x, num_groups)
+    moments, sums, coefficients = (
+        feature_map.pairs(),
+        feature_map.pairs(),
+        feature_map.coefficients(),
+    )
+    given = (weight, bias, scale, shift)
+    # Zeros, since nothing is written where there are no positions.
+    of_given = [x.new_zeros(0 if t is None else x.shape[:2], dtype=torch.float32) for t in given]
+    _kept, rows = _rows(*given)
+    _native.cuda.group_norm_silu_backward(
+        grad.data_ptr(),
+        feature_map.x.data_ptr(),
+        of_x.data_ptr(),
+        *feature_map.sizes,
+        *rows,
+        *(0 if t is None else of.data_ptr() for t, of in zip(given, of_given, strict=True)),
+        int(silu),
+        eps,
+        moments.data_ptr(),
+        sums.data_ptr(),
+        coefficients.data_ptr(),
+        _native.DTYPE_CODES[x.dtype],
+        *_native.stream(x.device),
+    )
+    gradients = (
+        of if t is None else (of.sum(0) if t.dim() == 1 else of).to(t.dtype)
+        for t, of in zip(given, of_given, strict=True)
+    )
+    return of_x, *gradients
+
+
+def _rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[_Rows]]:
+    """The tensors, to be kept while they are used, and what the C functions take of each."""
+    kept = [None if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors]
+    kept = [t if k is None else k for t, k in zip(tensors, kept, strict=True)]
+    return kept, [
+        (0, 0, _native.FLOAT32)
+        if t is None
+        else (t.data_ptr(), t.stride(0), _native.DTYPE_CODES[t.dtype])
+        for t in kept
+    ]
