@@ -17,10 +17,11 @@ from bitdance_kernels.denoise._product_triton import load_tile, modulated, momen
 from bitdance_kernels.denoise.product_config import MULTIPROCESSORS
 
 _MOST_BITS = 128
-# Untuned until a card has decided: tokens of a tile, few and many; channels of a tile; and slices
-# at most, as each computes the predictions anew.
+# Untuned until a card has decided: tokens of a tile, few and many; channels of a tile, fewer for
+# float32 and odd widths, which take more registers; and slices at most, as each computes the
+# predictions anew.
 _FEW_TOKENS, _MANY_TOKENS, _MANY = 16, 32, 1024
-_DEPTH, _DEPTH_FLOAT32 = 64, 32
+_DEPTH, _LESS_DEPTH = 64, 32
 _MOST_SLICES = 8
 
 
@@ -185,7 +186,8 @@ def run(
     (shift, _, shift_stride) = as_rows(shift)
     cond, _, cond_stride = (None, 0, 0) if cond is None else as_rows(cond)
     rows = _MANY_TOKENS if tokens >= _MANY and h.dtype.itemsize == 2 else _FEW_TOKENS
-    depth = _DEPTH_FLOAT32 if h.dtype == torch.float32 else _DEPTH
+    narrow = h.dtype.itemsize == 2 and channels % 8 == 0 and bits % 8 == 0
+    depth = _DEPTH if narrow else _LESS_DEPTH
     blocks, tiles = triton.cdiv(tokens, rows), triton.cdiv(channels, depth)
     slices = min(tiles, max(1, MULTIPROCESSORS // blocks), _MOST_SLICES)
     trips = triton.cdiv(tiles, slices)
