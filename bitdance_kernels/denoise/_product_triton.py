@@ -206,15 +206,17 @@ def product(
     (scale, _, scale_stride), (shift, _, shift_stride) = as_rows(scale), as_rows(shift)
     (residual, _, residual_stride), (gate, _, gate_stride) = map(as_rows, gated or (x, x))
     aligned = _aligned(x, x_stride) and _aligned(weight, weight_stride)
-    cut = tiles(
-        rows, features, weight.dtype,
-        norm=norm is not None, swiglu=swiglu, gated=gated is not None, aligned=aligned,
-    )  # fmt: skip
-    programs = triton.cdiv(rows, cut.rows) * triton.cdiv(features, cut.features)
-    if rows > FEW_ROWS:
-        programs = min(programs, _multiprocessors(x.device))
     with _triton.on_device(x):
-        tma = aligned and weight.dtype.itemsize == 2 and _has_tma(x.device)
+        capability = _triton.capability(x.device)
+        cut = tiles(
+            rows, features, weight.dtype, norm=norm is not None, swiglu=swiglu,
+            gated=gated is not None, aligned=aligned, capability=capability,
+        )  # fmt: skip
+        programs = triton.cdiv(rows, cut.rows) * triton.cdiv(features, cut.features)
+        if rows > FEW_ROWS:
+            programs = min(programs, _multiprocessors(x.device))
+        tma = aligned and weight.dtype.itemsize == 2 and capability >= _TMA_CAPABILITY
+        tma = tma and _descriptor() is not None
         _product_kernel[(programs,)](
             _operand(x, rows, x_stride, cut.rows, cut, tma and norm is None),
             _operand(weight, weight.shape[0], weight_stride, cut.features, cut, tma),
@@ -230,13 +232,9 @@ def product(
 
 
 def _aligned(tensor: torch.Tensor, stride: int) -> bool:
-    """Whether every row begins at a multiple of 16 bytes, as TMA wants it, and apart from others."""
+    """Whether all rows begin at multiples of 16 bytes, none where another does: TMA wants it."""
     size = tensor.element_size()
     return tensor.data_ptr() % 16 == 0 and stride * size % 16 == 0 and stride > 0
-
-
-def _has_tma(device: torch.device) -> bool:
-    return _triton.capability(device) >= _TMA_CAPABILITY and _descriptor() is not None
 
 
 @functools.cache

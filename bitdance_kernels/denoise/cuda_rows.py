@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 
 from bitdance_kernels import _native
@@ -10,6 +13,9 @@ from bitdance_kernels._rows import as_rows
 
 # What a kernel holds in registers: kMostRowChannels of csrc/cuda/modulated_norm_config.h.
 MOST_CHANNELS = 8192
+# What a block has in shared memory for the gradients of weight and bias: kAffineHeld floats of each
+# thread, a warp for every kWarpChannels channels, and the sums of its rows.
+_WARP_CHANNELS, _WARP_BYTES, _ROW_BYTES = 512, 32 * 65 * 4, 320
 # Rows summed one after another, and sums at most, in the first stage of the gradients of weight
 # and bias. Not a property of the card, so that every card adds in the same order.
 _SLICE_ROWS = 4
@@ -28,6 +34,35 @@ def unsupported(function: str, *tensors: torch.Tensor | None) -> str | None:
     return _native.cuda_unsupported(function, *given) or _native.dtype_unsupported(
         *(tensor.dtype for tensor in given)
     )
+
+
+def unsupported_backward(
+    function: str,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *others: torch.Tensor,
+) -> str | None:
+    """Why the CUDA code cannot compute these gradients; None when it can."""
+    reason = unsupported(function, x, weight, bias, *others)
+    if reason is not None or (weight is None and bias is None):
+        return reason
+    channels = x.shape[-1]
+    needed = -(-channels // _WARP_CHANNELS) * _WARP_BYTES + _ROW_BYTES
+    available = _block_memory(x.device)
+    if needed <= available:
+        return None
+    return (
+        f"gradients of weight and bias of {channels} channels take {needed} bytes of shared memory "
+        f"a block, of which this card has {available}"
+    )
+
+
+@functools.cache
+def _block_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may ask for: 99 KiB on small cards, 163 or more else."""
+    properties: Any = torch.cuda.get_device_properties(device)  # its stub does not have them all
+    return properties.shared_memory_per_block_optin
 
 
 def rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor], list[Rows]]:

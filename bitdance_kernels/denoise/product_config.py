@@ -46,23 +46,23 @@ def tiles(
     swiglu: bool,
     gated: bool,
     aligned: bool,
+    capability: int,
 ) -> Tiles:
     """How a product of [rows, C] with [features, C] (twice for `swiglu`) is cut.
 
     Norms hold tiles of x, scale and shift in registers, the gated sum those of the stream and the
     gate, float32 both operands, and rows that are not `aligned` to 16 bytes an offset for every
-    element: they take smaller tiles.
+    element: they take smaller tiles. A card of compute `capability` 8.6, 8.9 or 12.x, such as 86,
+    has 99 KB of shared memory a block, and room for two loads on their way.
     """
     wide = dtype == torch.float32  # on the ordinary cores
     cut = _aligned(rows, features, wide, norm, swiglu, gated)
-    if aligned:
-        return cut
-    return cut._replace(features=min(cut.features, 32), depth=16 if wide else 32, warps=8)
+    if not aligned:
+        cut = cut._replace(features=min(cut.features, 32), depth=16 if wide else 32, warps=8)
+    return cut._replace(stages=2) if capability in (86, 89) or capability >= 120 else cut
 
 
-def _aligned(
-    rows: int, features: int, wide: bool, norm: bool, swiglu: bool, gated: bool
-) -> Tiles:
+def _aligned(rows: int, features: int, wide: bool, norm: bool, swiglu: bool, gated: bool) -> Tiles:
     if rows <= FEW_ROWS:
         return _few(rows, features, wide, norm)
     if wide:

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from bitdance_kernels import BackendError, _native, adaln_norm
+from bitdance_kernels.denoise import cuda_rows
+from bitdance_kernels.denoise.adaln_norm import cuda
 from bitdance_kernels.testing import Call, Invalid
 
 X = torch.zeros(3, 8)
@@ -82,3 +84,20 @@ def test_long_rows_of_halves_are_not_for_the_cpu_backend():
     with pytest.raises(BackendError, match="rows of at most 8192 channels of torch"):
         adaln_norm(x, x, x, backend="cpu")
     assert adaln_norm(x, x, x).isfinite().all()
+
+
+def test_cuda_says_when_a_card_has_too_little_shared_memory(monkeypatch):
+    """99 KiB a block, as on 8.6, 8.9 and 12.0, hold the gradients of 6144 channels' weight."""
+    monkeypatch.setattr(cuda_rows, "unsupported", lambda *_: None)
+    monkeypatch.setattr(cuda_rows, "_block_memory", lambda _: 99 * 1024)
+
+    def reason(channels, *affine):
+        x = torch.zeros(1, channels)
+        weight, bias = affine or (torch.ones(channels), None)
+        return cuda.unsupported_backward(x, x, x, x, weight, bias, 1e-6)
+
+    assert reason(6144) is None
+    assert reason(8192, None, None) is None
+    assert "6145 channels take 108480 bytes of shared memory a block" in reason(6145)
+    monkeypatch.setattr(cuda_rows, "_block_memory", lambda _: 163 * 1024)
+    assert reason(8192) is None

@@ -42,7 +42,8 @@ def unsupported_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return cuda_rows.unsupported("adaln_norm_backward", grad, x, scale, shift, weight, bias)
+    function = "adaln_norm_backward"
+    return cuda_rows.unsupported_backward(function, x, weight, bias, grad, scale, shift)
 
 
 def run_backward(

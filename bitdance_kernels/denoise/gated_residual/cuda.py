@@ -83,8 +83,9 @@ def unsupported_adaln_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    tensors = (grad_total, grad_normed, total, h, gate, scale, shift, weight, bias)
-    return cuda_rows.unsupported("gated_residual_adaln_backward", *tensors)
+    function = "gated_residual_adaln_backward"
+    others = (grad_total, grad_normed, h, gate, scale, shift)
+    return cuda_rows.unsupported_backward(function, total, weight, bias, *others)
 
 
 def run_adaln_backward(
