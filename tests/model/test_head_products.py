@@ -1,9 +1,13 @@
 """The three ways to do a head's products: the same results, in fewer and fewer launches."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.model import head_plans
 from bitdance import generation, head_products, head_runner
 from bitdance.head_products import PLANS
 from bitdance.head_runner import HeadRunner, PlainHead
@@ -204,3 +208,17 @@ def test_launches_of_an_evaluation(products, architecture, at_once, monkeypatch)
             expected |= {"aten::add": 1, "aten::silu_": 1}
     assert {name: more.count(name) for name in more} == expected
     assert len(more) <= _MOST[products, architecture]
+
+
+def test_plans_are_compared(tmp_path, capsys, monkeypatch):
+    config = replace(tiny_model().config, parallel_num=4)
+    monkeypatch.setitem(head_plans.PRESETS, "B-16x", config)
+    found = tmp_path / "plans.json"
+    head_plans.main(
+        ["--presets", "B-16x", "--images", "1", "2", "--steps", "1", "--rounds", "1", "--json",
+         str(found)]
+    )  # fmt: skip
+    plans = json.loads(found.read_text())["plans"]
+    assert [row["tokens"] for row in plans] == [8, 16]
+    assert all(set(row["seconds"]) == set(PLANS) for row in plans)
+    assert "B-16x 2 images, 16 tokens: library " in capsys.readouterr().out
