@@ -200,12 +200,12 @@ def product(
     y = like.new_empty((*x.shape[:-1], features))
     if y.numel() == 0:
         return y
-    x, rows, x_stride = as_rows(x)
-    weight, _, weight_stride = as_rows(weight)
+    # Of the shape alone, so that a strided view gives the bits of what it is a view of.
+    aligned = x.shape[-1] * x.element_size() % 16 == 0
+    (x, rows, x_stride), (weight, _, weight_stride) = _rows(x, aligned), _rows(weight, aligned)
     scale, shift, norm_weight, norm_bias, eps = norm or Norm(x, x, None, None, 0.0)
     (scale, _, scale_stride), (shift, _, shift_stride) = as_rows(scale), as_rows(shift)
     (residual, _, residual_stride), (gate, _, gate_stride) = map(as_rows, gated or (x, x))
-    aligned = _aligned(x, x_stride) and _aligned(weight, weight_stride)
     with _triton.on_device(x):
         capability = _triton.capability(x.device)
         cut = tiles(
@@ -231,10 +231,16 @@ def product(
     return y
 
 
-def _aligned(tensor: torch.Tensor, stride: int) -> bool:
-    """Whether all rows begin at multiples of 16 bytes, none where another does: TMA wants it."""
-    size = tensor.element_size()
-    return tensor.data_ptr() % 16 == 0 and stride * size % 16 == 0 and stride > 0
+def _rows(tensor: torch.Tensor, aligned: bool) -> tuple[torch.Tensor, int, int]:
+    """``as_rows``; for `aligned` of a copy unless all begin at multiples of 16 bytes, as TMA wants.
+
+    (A view whose rows lie on top of one another is copied too.)
+    """
+    tensor, rows, stride = as_rows(tensor)
+    whole = stride > 0 and stride * tensor.element_size() % 16 == 0 and tensor.data_ptr() % 16 == 0
+    if whole or not aligned:
+        return tensor, rows, stride
+    return tensor.clone(memory_format=torch.contiguous_format), rows, tensor.shape[-1]
 
 
 @functools.cache
