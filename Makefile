@@ -24,6 +24,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: venv
 	$(BIN)/bitdance generate --class all --n 8 --seed 0 --batch-size 80 --zoom 2 --out out/demo.png
 
+test: export BITDANCE_BUILD_STRICT = 1
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
