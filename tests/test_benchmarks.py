@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from benchmarks import __main__ as command
 from benchmarks import cpu, plots, products, report, run, tables, targets, timing
 from benchmarks.cases import all_cases
-from benchmarks.model import measure
+from benchmarks.model import decode, measure
 from benchmarks.model.published import Published
 from bitdance_kernels import swiglu
 from bitdance_kernels.testing import Call, Case, Timing
@@ -177,7 +177,13 @@ def test_targets_of_every_unit_are_measured():
             limits=limits,
             rows=rows,
             images=images,
-            model={"head_sampling": {"runner / products": 1.1}},
+            model={
+                "head_sampling": {"runner / products": 1.1},
+                "decode": {
+                    f"{what}, decoder / convolutions": 1.1
+                    for what in ("fashion, 1 image", "fashion, 8 images", "d16c32, 1 image")
+                },
+            },
         ),
         "g": _run("cuda", limits=limits, rows=rows, images=images),
     }
@@ -279,6 +285,17 @@ def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch):
     monkeypatch.setitem(cpu.MODEL_PARTS, "nothing", ())
     cpu._model(result, "nothing", 1)
     assert result["not timed"] == {"model: nothing": "there is no such benchmark"}
+
+
+def test_decoding_is_held_against_its_convolutions_alone():
+    model = measure.random_model(measure.TINY, torch.device("cpu")).vae
+    found = decode.measure(model, "tiny", images=2, cells=4, rounds=1)
+    seconds = found["tiny, 2 images, seconds"]
+    assert set(seconds) == {"decoder", "plain", "NCHW", "NHWC"}
+    alone = min(seconds["NCHW"], seconds["NHWC"])
+    ratios = {way: found[f"tiny, 2 images, {way} / convolutions"] for way in ("decoder", "plain")}
+    assert ratios == {way: seconds[way] / alone for way in ratios}
+    assert found["tiny, 2 images, grey levels between decoder and plain"] <= 1
 
 
 def test_cpu_command_goes_on_behind_a_failure(small, tmp_path, monkeypatch, capsys):
