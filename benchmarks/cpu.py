@@ -30,6 +30,7 @@ from bitdance_kernels.testing import Case
 PARTS = ("ops", "images", "model")
 MODEL_PARTS: dict[str, tuple[str, ...]] = {
     "head_sampling": ("--images", "8", "--rounds", "5"),
+    "training": ("--rounds", "10"),
     "decode": (),
 }
 """Modules of ``benchmarks.model`` and arguments: programs that write their figures with --json."""

@@ -3,11 +3,15 @@
 ``BitDance.from_pretrained(...).generate(labels)`` is the way from a checkpoint to pictures; the
 modules below are its parts: ``autoencoder`` (the binary tokenizer), ``transformer``,
 ``diffusion_head``, ``sampler``, ``model`` (all of them together), ``weights`` and ``pipeline``.
+``TextToImage`` is the same for texts: ``qwen``, ``text_to_image`` and ``text_to_image_pipeline``.
 """
 
+from bitdance.batches import GenerationCancelled
 from bitdance.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, HeadConfig, ModelConfig
 from bitdance.patch_official import PatchError, patch_official, unpatch_official
-from bitdance.pipeline import BitDance, GenerationCancelled
+from bitdance.pipeline import BitDance
+from bitdance.text_to_image_config import TextToImageConfig
+from bitdance.text_to_image_pipeline import TextToImage
 from bitdance.weights import CheckpointError
 from bitdance_kernels import __version__
 
@@ -21,6 +25,8 @@ __all__ = [
     "HeadConfig",
     "ModelConfig",
     "PatchError",
+    "TextToImage",
+    "TextToImageConfig",
     "__version__",
     "patch_official",
     "unpatch_official",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bitdance.kv_cache import KVCache
     from bitdance.model import BitDanceModel
 
-__all__ = ["Decoding", "StepResult", "guidance_at", "sample_tokens"]
+__all__ = ["Decoding", "StepResult", "check_noise", "guidance_at", "row_keys", "sample_tokens"]
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -80,8 +80,8 @@ def sample_tokens(
     P, count = config.parallel_num, len(labels)
     guidance = _guidance(config.ar_steps, cfg_scale, cfg_schedule)
     guided = cfg_scale > 1
-    _check_noise(noise, seeds, config.ar_steps)
-    keys = None if seeds is None else _keys(seeds, sample_ids, count, guided, labels.device)
+    check_noise(noise, seeds, config.ar_steps)
+    keys = None if seeds is None else row_keys(seeds, sample_ids, count, guided, labels.device)
     decoding = _decoding(model, count, guided, guidance, steps, mode)
     decoding.start(labels, guidance, keys)
     tokens = torch.empty(count, config.tokens, config.token_bits, device=decoding.tokens.device)
@@ -219,16 +219,17 @@ def _guidance(steps: int, scale: float, schedule: str) -> list[float]:
     return [guidance_at(i, steps, scale, schedule) for i in range(steps)]
 
 
-def _check_noise(
+def check_noise(
     noise: Sequence[Sequence[torch.Tensor]] | None, seeds: Sequence[int] | None, steps: int
 ) -> None:
+    """Raise ValueError unless there are either seeds, or draws for each of `steps` AR steps."""
     if (seeds is None) == (noise is None):
         raise ValueError("sample: give either seeds or noise")
     if noise is not None and len(noise) != steps:
         raise ValueError(f"sample: noise must be of {steps} AR steps, got {len(noise)}")
 
 
-def _keys(
+def row_keys(
     seeds: Sequence[int],
     sample_ids: Sequence[int] | None,
     count: int,
@@ -239,6 +240,6 @@ def _keys(
     ids = [0] * count if sample_ids is None else sample_ids
     for name, values in (("seeds", seeds), ("sample_ids", ids)):
         if len(values) != count:
-            raise ValueError(f"sample: {name} must be {count}, one a label, got {len(values)}")
+            raise ValueError(f"sample: {name} must be {count}, one an image, got {len(values)}")
     streams = (0, 1) if guided else (0,)
     return torch.cat([noise_keys(seeds, ids, stream=s, device=device) for s in streams])

@@ -115,6 +115,10 @@ class Recent(Generic[T]):
         self._kept.move_to_end(key)
         return self._kept[key]
 
+    def clear(self) -> None:
+        """Drop all that is kept."""
+        self._kept.clear()
+
     def __len__(self) -> int:
         return len(self._kept)
 

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitdance.diffusion_head import EPS, HeadNetwork, PatchBlock, TokenBlock
-from bitdance_kernels import adaln_norm, gated_residual_adaln, patch_attention, swiglu
+from bitdance.head_products import Branch, Modulation, Product, plan
+from bitdance_kernels import adaln_norm, denoise_step, predict_step
 
-__all__ = ["Head", "HeadRunner", "LibraryProducts", "PlainHead", "compute_dtype"]
+__all__ = ["Head", "HeadRunner", "PlainHead", "Step", "compute_dtype"]
 
 MOST_TABLE_ROWS = 64
 """Tokens of a batch up to which the modulations of all evaluations of an AR step are one product.
@@ -31,6 +32,31 @@ MOST_TABLE_ROWS = 64
 So few rows wait for weights, which are then read once. More are better off with a product an
 evaluation, whose result is still in the cache where it is used.
 """
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the sampler does after an evaluation: the arguments of ``denoise_step``.
+
+    Attributes:
+        table: coefficients [S + 1, 3].
+        index: of the step, on the device.
+        cfg: guidance scale, on the device; None for none.
+        noise: of the step; or
+        keys: what it is drawn with.
+    """
+
+    table: torch.Tensor
+    index: torch.Tensor
+    cfg: torch.Tensor | None
+    noise: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """The state after `x`, of which the prediction is `x0`."""
+        return denoise_step(
+            x, x0, self.table, self.index, cfg=self.cfg, noise=self.noise, keys=self.keys
+        )
 
 
 class Head(Protocol):
@@ -52,6 +78,9 @@ class Head(Protocol):
 
         The state `x` has as many rows, or half as many, which then stand for both halves.
         """
+
+    def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``predict`` returns, and the state after the step."""
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
@@ -88,129 +117,27 @@ class PlainHead:
         x = x if len(x) == len(self.cond) else torch.cat([x, x])
         return self.network(x.to(self.cond.dtype), self.times[i].expand(len(x)), self.cond)
 
-
-class _Packed:
-    """A matrix or vector in the dtype of the products: rows of one or several parameters.
-
-    Where that is a single parameter's own dtype it is the parameter itself, which is followed
-    wherever training takes it; otherwise a copy, made anew by every ``load``.
-    """
-
-    def __init__(self, parameters: list[torch.Tensor], dtype: torch.dtype) -> None:
-        self._parameters = [parameter.detach() for parameter in parameters]
-        first = self._parameters[0]
-        self._copied = len(parameters) > 1 or first.dtype != dtype
-        self.tensor = first
-        if self._copied:
-            rows = sum(len(parameter) for parameter in parameters)
-            self.tensor = torch.empty(rows, *first.shape[1:], dtype=dtype, device=first.device)
-
-    def load(self) -> None:
-        if self._copied:
-            sizes = [len(parameter) for parameter in self._parameters]
-            for part, parameter in zip(self.tensor.split(sizes), self._parameters, strict=True):
-                part.copy_(parameter)
-
-
-class Product:
-    """x W^T + b, of one layer or of several that read the same input.
-
-    Args:
-        layers: their outputs follow one another.
-        dtype: to compute in.
-    """
-
-    def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:
-        self._packed = [
-            _Packed([layer.weight for layer in layers], dtype),
-            _Packed([layer.bias for layer in layers], dtype),
-        ]
-        self.weight, self.bias = (packed.tensor for packed in self._packed)
-        self._transposed = self.weight.t()
-
-    def load(self) -> None:
-        """Take the layers' parameters as they are now."""
-        for packed in self._packed:
-            packed.load()
-
-    def new(self, *rows: int) -> torch.Tensor:
-        """Memory for the product of as many rows."""
-        return self.weight.new_empty(*rows, len(self.weight))
-
-    def into(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Write the product [M, N] of `x` [M, K] into `out` and return it."""
-        return torch.addmm(self.bias, x, self._transposed, out=out)
+    def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Head``."""
+        x0 = self.predict(i, x)
+        return x0, step(x, x0)
 
 
 @dataclass(frozen=True)
-class Branch:
-    """x + gate last(inner(first(n))), with n the modulated norm of x: a network or an attention.
+class _Ahead:
+    """What the end of an evaluation has made for the next.
 
     Attributes:
-        norm: weight and bias of its LayerNorm.
-        first: the product that reads n.
-        inner: "swiglu", "silu" or "attention".
-        last: the product whose result is added.
+        i: which evaluation it is for.
+        state: for which state.
+        stream: its projection, for all rows.
+        y: what its modulations are made of; empty where they are in a table.
     """
 
-    norm: tuple[torch.Tensor, torch.Tensor]
-    first: Product
-    inner: str
-    last: Product
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """Views of one evaluation's modulations, each [M, C].
-
-    Attributes:
-        norms: scale and shift of every branch's norm, then the final layer's.
-        gates: of every branch.
-    """
-
-    norms: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    gates: tuple[torch.Tensor, ...]
-
-
-class LibraryProducts:
-    """The blocks by library products, with elementwise ops between them.
-
-    The end of a branch and the norm of the next are one pass. This is one plan of how products and
-    elementwise work are divided; another is a class with the same methods.
-
-    Args:
-        branches: of all blocks.
-        rows: patches R.
-        patch: tokens of a patch.
-        num_heads: of the attention.
-    """
-
-    def __init__(self, branches: list[Branch], rows: int, patch: int, num_heads: int) -> None:
-        self.branches, self.num_heads = branches, num_heads
-        self.norms = [*(branch.norm for branch in branches), (None, None)]
-        self.shape = (rows, patch)
-        # Branches of a kind take turns, so they share memory.
-        products = {n: p for b in branches for n, p in ((b.inner, b.first), ("last", b.last))}
-        self.memory = {name: product.new(rows * patch) for name, product in products.items()}
-
-    def blocks(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
-        """The stream [M, C] through all blocks, to the final layer's modulated norm [M, C]."""
-        n = adaln_norm(x, *modulation.norms[0], *self.norms[0], eps=EPS)
-        for i, branch in enumerate(self.branches):
-            h = branch.first.into(self.memory[branch.inner], n)
-            h = branch.last.into(self.memory["last"], self.inner(branch.inner, h))
-            x, n = gated_residual_adaln(
-                x, h, modulation.gates[i], *modulation.norms[i + 1], *self.norms[i + 1], eps=EPS
-            )
-        return n
-
-    def inner(self, kind: str, h: torch.Tensor) -> torch.Tensor:
-        """What stands between the two products of a branch."""
-        if kind == "swiglu":
-            return swiglu(h)
-        if kind == "silu":
-            return F.silu(h)
-        return patch_attention(h.unflatten(0, self.shape), self.num_heads).flatten(0, 1)
+    i: int
+    state: torch.Tensor
+    stream: torch.Tensor
+    y: torch.Tensor
 
 
 class HeadRunner:
@@ -222,6 +149,7 @@ class HeadRunner:
         patch: P, tokens of a patch; None for states without that dimension.
         times: [S + 1] float32, of the evaluations.
         dtype: of the products and of the stream.
+        products: how the blocks do theirs, one of ``head_products.PLANS`` or "auto".
     """
 
     def __init__(
@@ -231,11 +159,13 @@ class HeadRunner:
         patch: int | None,
         times: torch.Tensor,
         dtype: torch.dtype,
+        products: str = "auto",
     ) -> None:
         config = network.config
         self.network, self.times, self.dtype = network, times, dtype
         self.fits = (rows, patch, len(times))
         self._shape = (rows,) if patch is None else (rows, patch)
+        self._squash = config.architecture == "t2i"
         M, evaluations = rows * (patch or 1), len(times)
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
@@ -246,11 +176,11 @@ class HeadRunner:
             self.ada_ln = Product(
                 [*network.ada_ln_blocks, network.final_layer.ada_ln_modulation], dtype
             )
-            products = [p for b in branches for p in (b.first, b.last)]
+            of_blocks = [p for b in branches for p in (b.first, b.last)]
             self._loaded = [
-                *products, self.cond_embed, self.input_proj, self.final, self.ada_ln
+                *of_blocks, self.cond_embed, self.input_proj, self.final, self.ada_ln
             ]  # fmt: skip
-            self.products = LibraryProducts(branches, rows, patch or 1, config.num_heads)
+            self.products = plan(products, M)(branches, rows, patch or 1, config.num_heads)
 
             width = config.ch_latent
             new = times.new_empty
@@ -264,6 +194,7 @@ class HeadRunner:
             self._y = new(kept, M, width, dtype=dtype)
             self._table = self.ada_ln.new(kept, M)
             self._modulations = [self._views(row) for row in self._table]
+            self._ahead: _Ahead | None = None
 
     def load(self) -> None:
         """Take the network's parameters as they are now. Cheaper than to know if they changed."""
@@ -282,25 +213,60 @@ class HeadRunner:
 
     def begin(self, cond: torch.Tensor) -> None:
         """See ``Head``."""
+        self._ahead = None
         self.cond_embed.into(self._cond, cond.flatten(0, -2).to(self.dtype))
         if self.at_once:
             self._modulate(self._time)
 
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """See ``Head``; valid until the next call."""
-        # Both halves of a guided batch share the state.
-        halves = self._shape[0] // max(1, len(x))
-        self._state.view(halves, *x.shape).copy_(x)
-        if not self.at_once:
-            self._modulate(self._time[i : i + 1])
-        h = self.input_proj.into(self._stream, self._state)
-        n = self.products.blocks(h, self._modulations[i if self.at_once else 0])
+        n, modulation = self._blocks(i, x)
+        if not self.products.through_norm:
+            n = adaln_norm(n, *modulation.norms[-1], eps=EPS)
         x0 = self.final.into(self._x0, n).view(*self._shape, len(self.final.bias))
-        return 2 * torch.sigmoid(x0) - 1 if self.network.config.architecture == "t2i" else x0
+        return 2 * torch.sigmoid(x0) - 1 if self._squash else x0
 
-    def _modulate(self, time: torch.Tensor) -> None:
-        y = F.silu(torch.add(time, self._cond, out=self._y), inplace=True)
-        self.ada_ln.into(self._table.flatten(0, 1), y.flatten(0, 1))
+    def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Head``; the prediction is valid until the next call."""
+        if self.products.through_norm:
+            x0 = self.predict(i, x)
+            return x0, step(x, x0)
+        h, modulation = self._blocks(i, x)
+        scale, shift = (t.unflatten(0, self._shape) for t in modulation.norms[-1])
+        time, cond = None, None
+        if not self.at_once:
+            time, cond = self._time.squeeze(1), self._cond.unflatten(0, self._shape)
+        x0, following, stream, y = predict_step(
+            h.unflatten(0, self._shape), scale, shift, self.final.weight, self.final.bias, x,
+            step.table, step.index, self.input_proj.weight, self.input_proj.bias, time, cond,
+            cfg=step.cfg, noise=step.noise, keys=step.keys, squash=self._squash, eps=EPS,
+        )  # fmt: skip
+        if i + 1 < len(self.times):
+            self._ahead = _Ahead(i + 1, following, stream, y)
+        return x0, following
+
+    def _blocks(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, Modulation]:
+        """Through the blocks, and the modulations of this evaluation."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (ahead.i != i or ahead.state is not x):
+            ahead = None
+        if not self.at_once:
+            self._modulate(self._time[i : i + 1], None if ahead is None else ahead.y)
+        if ahead is None:
+            # Both halves of a guided batch share the state.
+            halves = self._shape[0] // max(1, len(x))
+            self._state.view(halves, *x.shape).copy_(x)
+            h = self.input_proj.into(self._stream, self._state)
+        else:
+            h = ahead.stream.flatten(0, -2)
+        modulation = self._modulations[i if self.at_once else 0]
+        return self.products.blocks(h, modulation), modulation
+
+    def _modulate(self, time: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """Fill the table with the products of `y`, made here if it is not yet."""
+        if y is None:
+            y = F.silu(torch.add(time, self._cond, out=self._y), inplace=True)
+        self.ada_ln.into(self._table.flatten(0, 1), y.flatten(0, -2))
 
     def _views(self, row: torch.Tensor) -> Modulation:
         """Of one evaluation's modulations [M, ...], one projection's after another's."""

@@ -64,7 +64,7 @@ class KVCache:
     def fits(self, rows: int, tokens: int, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether ``first(rows)`` serves a run of that size."""
         keys = self.layers[0][0]
-        enough = keys.shape[0] >= rows and keys.shape[1] == tokens
+        enough = keys.shape[0] >= rows and keys.shape[1] >= tokens
         return enough and (keys.dtype, keys.device) == (dtype, device)
 
     def first(self, rows: int) -> KVCache:

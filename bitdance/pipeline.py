@@ -5,31 +5,30 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
-from tqdm.auto import tqdm
 
 from bitdance import weights
+from bitdance.batches import (
+    Callback,
+    OutputType,
+    check_output_type,
+    generate_batches,
+    image_seeds,
+    to_output,
+)
 from bitdance.config import PRESETS, ModelConfig
 from bitdance.generation import StepResult
 from bitdance.model import BitDanceModel
-from bitdance.sampler import binarize
 from bitdance_kernels import unpack_signs
 
 FORMAT = "bitdance-1"
 BUNDLED = ("fashion",)
 """Models that come with the library, in ``assets``."""
-OutputType = Literal["pil", "np", "pt", "latent"]
-Callback = Callable[["BitDance", int, int, Mapping[str, torch.Tensor]], Any]
-
-
-class GenerationCancelled(Exception):  # noqa: N818  (no error: somebody asked for it)
-    """``generate`` was stopped, by a callback that returned False or by ``interrupt``."""
 
 
 class BitDance:
@@ -202,13 +201,8 @@ class BitDance:
         """
         numbers = [self.label(label) for label in labels]
         count = len(numbers)
-        seeds, ids = _seeds(seed, sample_ids, count)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(
-                f"generate: output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}"
-            )
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"generate: batch_size must be at least 1, got {batch_size}")
+        seeds, ids = image_seeds(seed, sample_ids, count)
+        check_output_type(output_type)
         steps = self.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"generate: steps must be at least 1, got {steps}")
@@ -222,37 +216,28 @@ class BitDance:
             )
         if mode not in ("fast", "plain"):
             raise ValueError(f"generate: mode must be 'fast' or 'plain', got {mode!r}")
-        size = batch_size or max(count, 1)
-        batches = [slice(i, min(i + size, count)) for i in range(0, count, size)]
-        total = self.config.ar_steps
-        self.interrupt = False
-        made: list[torch.Tensor] = []
-        with (
-            torch.no_grad(),
-            tqdm(total=total * len(batches), disable=not progress, unit="step") as bar,
-        ):
 
-            def on_step(result: StepResult) -> None:
-                bar.update()
-                step, wanted = result.step, True
-                if callback_on_step_end is not None:
-                    bits = {"packed": result.packed}
-                    wanted = callback_on_step_end(self, step, total, bits) is not False
-                if self.interrupt or not wanted:
-                    raise GenerationCancelled(f"stopped after AR step {step + 1} of {total}")
+        def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
+            return self.model.sample(
+                torch.tensor(numbers[batch], device=self.device),
+                steps=steps,
+                cfg_scale=cfg_scale,
+                cfg_schedule=cfg_schedule,
+                seeds=seeds[batch],
+                sample_ids=ids[batch],
+                on_step=on_step,
+                mode=mode,
+            )
 
-            for batch in batches:
-                tokens = self.model.sample(
-                    torch.tensor(numbers[batch], device=self.device),
-                    steps=steps,
-                    cfg_scale=cfg_scale,
-                    cfg_schedule=cfg_schedule,
-                    seeds=seeds[batch],
-                    sample_ids=ids[batch],
-                    on_step=on_step,
-                    mode=mode,
-                )
-                made.append(binarize(tokens)[1])
+        made = generate_batches(
+            self,
+            sample,
+            count=count,
+            ar_steps=self.config.ar_steps,
+            batch_size=batch_size,
+            callback=callback_on_step_end,
+            progress=progress,
+        )
         none = torch.empty(0, *self._latent_shape, dtype=torch.uint8)
         packed = torch.cat(made) if made else none
         if output_type == "latent":
@@ -294,29 +279,7 @@ class BitDance:
                     pixels.append(self.model.vae.decode_pixels(codes).cpu())
         side = self.config.resolution
         images = torch.cat(pixels) if pixels else torch.empty(0, 3, side, side, dtype=torch.uint8)
-        if output_type == "pt":
-            return images
-        arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-        return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]
-
-
-def _seeds(
-    seed: int | Sequence[int], sample_ids: Sequence[int] | None, count: int
-) -> tuple[list[int], list[int]]:
-    """The seed and the sample id of each picture."""
-    one = isinstance(seed, int)
-    seeds = [seed] * count if isinstance(seed, int) else [int(s) for s in seed]
-    if sample_ids is not None:
-        ids = [int(i) for i in sample_ids]
-    else:
-        ids = list(range(count)) if one else [0] * count
-    for name, values, bits in (("seed", seeds, 64), ("sample_ids", ids, 32)):
-        if len(values) != count:
-            raise ValueError(f"generate: {name} must be one per label ({count}), got {len(values)}")
-        wrong = next((v for v in values if not 0 <= v < 2**bits), None)
-        if wrong is not None:
-            raise ValueError(f"generate: {name} must be 0 to 2^{bits} - 1, got {wrong}")
-    return seeds, ids
+        return to_output(images, output_type)
 
 
 def _read_folder(folder: Path) -> tuple[ModelConfig, weights.Tensors, dict[str, Any]]:

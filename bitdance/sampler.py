@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from bitdance.diffusion_head import HeadNetwork
-from bitdance.head_runner import Head, HeadRunner, PlainHead, compute_dtype
-from bitdance_kernels import denoise_step, denoise_table, finalize_bits, use_backend
+from bitdance.head_runner import Head, HeadRunner, PlainHead, Step, compute_dtype
+from bitdance_kernels import denoise_table, finalize_bits, use_backend
 from bitdance_kernels import noise as philox_noise
 
 __all__ = ["Schedule", "binarize", "check_mode", "denoise", "make_head", "sample_patch"]
@@ -55,7 +55,12 @@ class Schedule:
 
 
 def make_head(
-    network: HeadNetwork, schedule: Schedule, rows: int, patch: int | None, mode: str
+    network: HeadNetwork,
+    schedule: Schedule,
+    rows: int,
+    patch: int | None,
+    mode: str,
+    products: str = "auto",
 ) -> Head:
     """The head as `mode` runs it, ready for patches of that size.
 
@@ -65,14 +70,15 @@ def make_head(
         rows: patches in a batch, both halves of a guided one counted.
         patch: P, or None for states [R, C].
         mode: "fast", or "plain" for the network as published.
+        products: how a fast head does its products, see ``head_products.PLANS``.
 
     Raises:
-        ValueError: `mode` is unknown.
+        ValueError: `mode` or `products` is unknown.
     """
     check_mode(mode)
     if mode == "plain":
         return PlainHead(network, schedule.times)
-    return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network))
+    return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network), products)
 
 
 def check_mode(mode: str) -> None:
@@ -146,16 +152,14 @@ def denoise(
     with head.precision():
         head.begin(cond)
         for i in range(steps + 1):
-            x0 = head.predict(i, x)
+            drawn = none if i == steps else None if noise is None else noise[i + 1]
+            step = Step(
+                schedule.table, schedule.steps[i], cfg, drawn, keys if drawn is None else None
+            )
+            x0, following = head.advance(i, x, step)
             if on_step is not None:
                 on_step(i, x, x0.clone())
-            coefficients = (schedule.table, schedule.steps[i])
-            if i == steps:
-                x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=none)
-            elif noise is not None:
-                x = denoise_step(x, x0, *coefficients, cfg=cfg, noise=noise[i + 1])
-            else:
-                x = denoise_step(x, x0, *coefficients, cfg=cfg, keys=keys)
+            x = following
     return x
 
 

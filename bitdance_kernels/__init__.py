@@ -38,11 +38,15 @@ if TYPE_CHECKING or "torch" in sys.modules:
     from bitdance_kernels.binary.pack_signs.op import pack_signs
     from bitdance_kernels.binary.packed_linear.op import packed_linear
     from bitdance_kernels.binary.unpack_signs.op import unpack_signs
+    from bitdance_kernels.denoise.adaln_linear.op import adaln_linear, adaln_linear_swiglu
     from bitdance_kernels.denoise.adaln_norm.op import adaln_norm
     from bitdance_kernels.denoise.denoise_step.op import denoise_step
     from bitdance_kernels.denoise.finalize_bits.op import finalize_bits
     from bitdance_kernels.denoise.gated_residual.op import gated_residual, gated_residual_adaln
+    from bitdance_kernels.denoise.linear_gated_residual.op import linear_gated_residual
+    from bitdance_kernels.denoise.linear_swiglu.op import linear_swiglu
     from bitdance_kernels.denoise.patch_attention.op import patch_attention
+    from bitdance_kernels.denoise.predict_step.op import predict_step
     from bitdance_kernels.denoise.swiglu.op import swiglu
     from bitdance_kernels.denoise.table import denoise_table
     from bitdance_kernels.philox import noise, noise_keys
@@ -59,6 +63,8 @@ __all__ = [
     "BackendError",
     "Ranges",
     "__version__",
+    "adaln_linear",
+    "adaln_linear_swiglu",
     "adaln_norm",
     "bit_counts",
     "block_causal_attention",
@@ -79,6 +85,8 @@ __all__ = [
     "lfq_entropy",
     "lfq_quantize",
     "lfq_quantize_commitment",
+    "linear_gated_residual",
+    "linear_swiglu",
     "nearest_codes",
     "noise",
     "noise_keys",
@@ -86,6 +94,7 @@ __all__ = [
     "packed_document_ranges",
     "packed_linear",
     "patch_attention",
+    "predict_step",
     "rope",
     "rope_append",
     "swiglu",

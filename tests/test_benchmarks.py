@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from benchmarks import __main__ as command
 from benchmarks import cpu, plots, products, report, run, tables, targets, timing
 from benchmarks.cases import all_cases
-from benchmarks.model import decode, measure
+from benchmarks.model import decode, measure, training
 from benchmarks.model.published import Published
+from bitdance.model import TrainingDraws
 from bitdance_kernels import swiglu
 from bitdance_kernels.testing import Call, Case, Timing
 
@@ -369,3 +370,35 @@ def test_compare_times_another_commit_and_cleans_up(tmp_path):
     )
     assert unknown.returncode == 2
     assert "compare: git" in unknown.stderr
+
+
+def test_training_step_is_the_same_every_way():
+    """What is timed against each other computes the same loss and gradients."""
+    torch.manual_seed(0)
+    model = measure.random_model(measure.TINY, torch.device("cpu")).requires_grad_(True).train()
+    config = measure.TINY
+    tokens = measure.random_tokens(model, 2)
+    draws = TrainingDraws(
+        flips=tuple(torch.rand_like(tokens) for _ in range(2)),
+        drop=torch.rand(2),
+        time=torch.randn(2 * config.ar_steps * config.diff_batch_mul),
+        noise=torch.randn(
+            2 * config.ar_steps * config.diff_batch_mul, config.parallel_num, config.token_bits
+        ),
+    )
+    weights = [w for w in model.parameters() if w.requires_grad]
+    results = {}
+    for way in training.WAYS:
+        with training.going(way, model):
+            loss = model(tokens, torch.tensor([0, 1]), draws)
+            results[way] = [loss, *torch.autograd.grad(loss, weights, allow_unused=True)]
+    for way in ("plain", "published"):
+        torch.testing.assert_close(results[way], results["fast"])
+
+
+def test_training_benchmark_measures(monkeypatch):
+    model = measure.random_model(measure.TINY, torch.device("cpu")).requires_grad_(True)
+    found = training.measure(model, 2, 1)
+    assert set(found["seconds"]) == set(found["head peak bytes"]) == set(training.WAYS)
+    rows, tokens, width = found["head rows"]
+    assert min(found["head peak bytes"].values()) > 4 * rows * tokens * width

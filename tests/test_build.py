@@ -1,6 +1,9 @@
 """setup.py on machines that lack a tool, or whose compiler fails."""
 
+import ast
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -87,3 +90,32 @@ def test_wrong_settings_are_refused(checkout, environment, message):
     done = _build(checkout, **environment)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def _setup_constant(name):
+    """A list or dict that setup.py defines, without running it."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    raise LookupError(name)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="GCC reports which loops it vectorised")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2")
+@pytest.mark.parametrize("op", ["adaln_norm", "gated_residual", "patch_attention", "swiglu"])
+def test_loops_over_channels_are_vectorised(op, tmp_path):
+    """One that is not takes several times as long, and nothing else tells."""
+    folder = ROOT / "csrc"
+    command = ["g++", "-c", folder / "cpu" / f"{op}_avx2.cpp", "-o", tmp_path / "out.o"]
+    command += [f"-I{folder}", f"-I{folder / 'include'}", "-fopenmp", "-fopt-info-vec-optimized"]
+    command += [*_setup_constant("CXX_FLAGS"), *_setup_constant("ISA_FLAGS")["_avx2"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"(\w+\.h):(\d+):\d+: optimized: loop vectorized", done.stderr)
+    vectorised = {int(line) for name, line in lines if name == f"{op}.h"}
+    source = (folder / "cpu" / f"{op}.h").read_text(encoding="utf-8").splitlines()
+    marked = {n + 2 for n, text in enumerate(source) if text.startswith("#pragma omp simd")}
+    assert marked
+    for line in marked:  # GCC names the loop or the first of its statements that it kept
+        assert vectorised & set(range(line, line + 3)), line

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -67,11 +69,16 @@ def test_train_tokenizer():
     assert used >= 12
 
 
-def test_speed_up_official():
+@pytest.mark.parametrize(
+    ("kind", "images", "settings"),
+    [
+        ("patch_official", 2, ("--labels", 0, 1)),
+        ("patch_text_to_image", 1, ("--size", 4, 8, "--prompt", "a dog")),
+    ],
+)
+def test_speed_up_official(kind, images, settings):
     """A look-alike stands for the authors' model."""
-    out = run(
-        "speed_up_official.py", "tests.model.test_patch_official:small",
-        "--labels", 0, 1, "--steps", 4, "--rounds", 1,
-    )  # fmt: skip
-    assert re.search(r"2 images: [\d.]+ s before, [\d.]+ s after: [\d.]+x", out)
+    build = f"tests.model.test_{kind}:small"
+    out = run("speed_up_official.py", build, *settings, "--steps", 4, "--rounds", 1)
+    assert re.search(rf"{images} images: [\d.]+ s before, [\d.]+ s after: [\d.]+x", out)
     assert float(re.search(r"([\d.]+)% of the values", out)[1]) > 99

@@ -38,6 +38,46 @@ def test_instruction_set_limit_is_checked():
             _native.cpu.set_isa_limit(limit)
 
 
+@pytest.fixture(params=range(len(_native.ISAS)), ids=_native.ISAS)
+def isa(request):
+    """Every instruction set that this machine has."""
+    if request.param > _native.cpu.isa_detected():
+        pytest.skip("this processor does not have it")
+    before = _native.cpu.isa()
+    _native.cpu.set_isa_limit(request.param)
+    yield
+    _native.cpu.set_isa_limit(before)
+
+
+@needs_cpu
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_widened_and_rounded_as_pytorch_does(dtype):
+    """y = x + gate h with nothing added: every half, and the floats at and around their middles."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    ends = halves.float()
+    middles = (ends[:-1].double() + ends[1:].double()).div(2).float()
+    odd = torch.tensor([1e-45, 65519.0, 65520.0, 3.4e38, torch.inf, torch.nan]).repeat(7)
+    floats = torch.cat([ends, middles, middles.nextafter(ends[1:]), odd, -odd])
+    for values in (halves, floats):
+        gate = torch.zeros_like(values)
+        h = -gate
+        y = torch.empty(values.shape, dtype=dtype)
+        wide = torch.empty(values.shape)
+        count = len(values)
+        for out in (y, wide):
+            arguments = [
+                (t.data_ptr(), count, _native.DTYPE_CODES[t.dtype]) for t in (values, h, gate, out)
+            ]
+            _native.cpu.gated_residual(*arguments, 1, count, 1)
+        for out in (y, wide):
+            expected = values.to(out.dtype)
+            number = ~expected.isnan()
+            assert torch.equal(out.isnan(), ~number)
+            same = torch.int16 if out.dtype == dtype else torch.int32
+            assert torch.equal(out.view(same)[number], expected.view(same)[number])
+
+
 @needs_cuda
 @pytest.mark.parametrize("function", ["pack_signs", "unpack_signs"])
 def test_cuda_functions_check_before_they_launch(function):

@@ -108,6 +108,18 @@ def _imagenet(device: torch.device | None) -> Ranges:
     return block_causal_ranges(63, 16, 16, device=device)
 
 
+def _serial(device: torch.device | None) -> Ranges:
+    return block_causal_ranges(63, 256, 1, device=device)
+
+
+def _bundled(device: torch.device | None) -> Ranges:
+    return block_causal_ranges(3, 16, 4, device=device)
+
+
+def _bundled_prefix(device: torch.device | None) -> Ranges:
+    return block_causal_ranges(3, 1, 4, device=device)
+
+
 def _text_to_image(device: torch.device | None) -> Ranges:
     """Fourteen documents, each a prompt and a 512-pixel image in patches of 64 tokens."""
     documents, prompt, image, P = 14, 130, 2 + 1024, 64
@@ -122,8 +134,12 @@ def _causal(device: torch.device | None) -> Ranges:
 
 @functools.lru_cache(maxsize=2)
 def _dense(ranges: Ranges, keys: int) -> torch.Tensor:
-    """Made once and kept, as a user who trains with a dense mask would."""
-    return dense_mask(ranges, keys).unsqueeze(-3)
+    """Made once and kept, as a user who trains with a dense mask would.
+
+    [T, Tk] or [B, 1, T, Tk]: with three dimensions SDPA on the CPU writes its scores.
+    """
+    mask = dense_mask(ranges, keys)
+    return mask if mask.dim() == 2 else mask.unsqueeze(1)
 
 
 def sdpa(
@@ -202,7 +218,15 @@ def flash_attn_4_causal(
 
 def _timings() -> Iterator[Timing]:
     yield _timing("ImageNet B, 4 images", 4, (12, 12), 64, _imagenet, F32, "cpu", "cuda")
+    yield _timing("bundled model, first patch", 2, (6, 6), 32, _bundled_prefix, F32, "cpu")
     for backward in (False, True):
+        for name, B, heads, D, make_ranges in (
+            ("ImageNet B, 1 image", 1, (12, 12), 64, _imagenet),
+            ("ImageNet B, 16 images", 16, (12, 12), 64, _imagenet),
+            ("ImageNet B-1x, 4 images", 4, (12, 12), 64, _serial),
+            ("bundled model, 32 images", 32, (6, 6), 32, _bundled),
+        ):
+            yield _timing(name, B, heads, D, make_ranges, F32, "cpu", backward=backward)
         for name, B, heads, D, make_ranges in (
             ("ImageNet B, 64 images", 64, (12, 12), 64, _imagenet),
             ("ImageNet H, 64 images", 64, (20, 20), 64, _imagenet),

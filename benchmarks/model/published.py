@@ -101,12 +101,12 @@ class Published:
         for block, (keys, values) in zip(model.layers, cache, strict=True):
             qkv = block.attention.wqkv(block.attention_norm(x))
             q, k, v = qkv.unflatten(-1, (3, model.layers.num_heads, -1)).unbind(2)
-            keys[:, start:end] = _rotate(k, model.freqs[start:end])
+            keys[:, start:end] = rotate(k, model.freqs[start:end])
             values[:, start:end] = v
-            q = _rotate(q, model.freqs[start:end])
+            q = rotate(q, model.freqs[start:end])
             out = _attention(q, keys[:, :end].to(v.dtype), values[:, :end].to(v.dtype), mask)
             x = x + block.attention.wo(out.flatten(2))
-            x = x + _swiglu(block.feed_forward, block.ffn_norm(x))
+            x = x + swiglu(block.feed_forward, block.ffn_norm(x))
         return model.norm(x)
 
     @torch.no_grad()
@@ -238,12 +238,12 @@ def head(net: HeadNetwork, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor)
         modulation = modulations[i * len(modulations) // len(blocks)]
         if net.config.architecture == "mlp":
             scale, shift, gate = modulation.chunk(3, dim=-1)
-            h = h + gate * _swiglu(block, block.norm(h) * (1 + scale) + shift)
+            h = h + gate * swiglu(block, block.norm(h) * (1 + scale) + shift)
             continue
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
         attended = _patch_attention(block.attn, block.norm1(h) * (1 + scale1) + shift1)
         h = h + gate1 * attended
-        h = h + gate2 * _swiglu(block, block.norm2(h) * (1 + scale2) + shift2)
+        h = h + gate2 * swiglu(block, block.norm2(h) * (1 + scale2) + shift2)
     scale, shift = net.final_layer.ada_ln_modulation(y).chunk(2, dim=-1)
     h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
     return net.final_layer.linear(h)
@@ -265,12 +265,12 @@ def _attention(
     return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
 
 
-def _swiglu(network: Any, x: torch.Tensor) -> torch.Tensor:
+def swiglu(network: Any, x: torch.Tensor) -> torch.Tensor:
     gate, value = network.w1(x).chunk(2, dim=-1)
     return network.w2(F.silu(gate) * value)
 
 
-def _rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
     """Neighbouring channels as complex numbers, turned by the angles of their position."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     turned = pairs * torch.view_as_complex(freqs)[:, None]

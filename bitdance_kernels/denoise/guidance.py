@@ -23,18 +23,18 @@ def scale_tensor(cfg: float | torch.Tensor | None, x0: torch.Tensor) -> torch.Te
     return torch.full((), cfg, dtype=torch.float32, device=x0.device)
 
 
-def check(op: str, x0: torch.Tensor, cfg: torch.Tensor | None) -> None:
-    """Raise TypeError or ValueError unless `x0` can be guided by `cfg`."""
-    _checks.dtype(op, "x0", x0, _checks.FLOATS)
-    _checks.rank(op, "x0", x0, 2)
+def check(op: str, x0: torch.Tensor, cfg: torch.Tensor | None, *, name: str = "x0") -> None:
+    """Raise TypeError or ValueError unless `x0`, the argument `name`, can be guided by `cfg`."""
+    _checks.dtype(op, name, x0, _checks.FLOATS)
+    _checks.rank(op, name, x0, 2)
     if cfg is None:
         return
     _checks.dtype(op, "cfg", cfg, (torch.float32, torch.float64))
     if cfg.numel() != 1:
         raise _checks.fail(op, "cfg", "of one element", f"shape {list(cfg.shape)}")
-    _checks.same_device(op, "x0", x0, cfg=cfg)
+    _checks.same_device(op, name, x0, cfg=cfg)
     if x0.shape[0] % 2 != 0:
-        raise _checks.fail(op, "x0", "[2 R, ...] when cfg is given", f"shape {list(x0.shape)}")
+        raise _checks.fail(op, name, "[2 R, ...] when cfg is given", f"shape {list(x0.shape)}")
 
 
 def rows(x0: torch.Tensor, cfg: torch.Tensor | None) -> int:

@@ -16,20 +16,27 @@ def check(
     shift: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
+    *,
+    name: str = "x",
+    prefix: str = "",
 ) -> None:
-    """Raise TypeError or ValueError unless x [..., C] can be modulated by the others."""
-    _checks.dtype(op, "x", x, _checks.FLOATS)
-    _checks.rank(op, "x", x, 1)
+    """Raise TypeError or ValueError unless x [..., C] can be modulated by the others.
+
+    The op's argument `name` is x, and `prefix` is what its "weight" and "bias" begin with.
+    """
+    _checks.dtype(op, name, x, _checks.FLOATS)
+    _checks.rank(op, name, x, 1)
     if x.shape[-1] == 0:
-        raise _checks.fail(op, "x", "[..., C] with C > 0", f"shape {list(x.shape)}")
-    for name, tensor in (("scale", scale), ("shift", shift)):
-        _checks.dtype(op, name, tensor, _checks.FLOATS)
-        _checks.shape(op, name, tensor, x.shape, "that of x")
-    for name, vector in (("weight", weight), ("bias", bias)):
+        raise _checks.fail(op, name, "[..., C] with C > 0", f"shape {list(x.shape)}")
+    for other, tensor in (("scale", scale), ("shift", shift)):
+        _checks.dtype(op, other, tensor, _checks.FLOATS)
+        _checks.shape(op, other, tensor, x.shape, f"that of {name}")
+    affine = {f"{prefix}weight": weight, f"{prefix}bias": bias}
+    for other, vector in affine.items():
         if vector is not None:
-            _checks.dtype(op, name, vector, _checks.FLOATS)
-            _checks.shape(op, name, vector, x.shape[-1:], "[C]")
-    _checks.same_device(op, "x", x, scale=scale, shift=shift, weight=weight, bias=bias)
+            _checks.dtype(op, other, vector, _checks.FLOATS)
+            _checks.shape(op, other, vector, x.shape[-1:], "[C]")
+    _checks.same_device(op, name, x, scale=scale, shift=shift, **affine)
 
 
 def forward(

@@ -13,9 +13,9 @@ struct AdalnNormRows {
   Moments (*backward)(const float* grad, const float* x, const float* scale, const float* weight,
                       const float* bias, float* of_x, float* of_scale, float* of_shift,
                       int64_t channels, float eps);
-  // Adds a row's part of the gradients of weight and bias for channels [begin, end).
+  // Adds a row's part of the gradients of weight and bias.
   void (*add_affine)(const float* grad, const float* x, Moments moments, const float* scale,
-                     float* of_weight, float* of_bias, int64_t begin, int64_t end);
+                     float* of_weight, float* of_bias, int64_t channels);
 };
 
 extern const AdalnNormRows kAdalnNormAvx2, kAdalnNormAvx512;
@@ -56,14 +56,17 @@ static inline Moments adaln_norm_backward_row(const float* grad, const float* x,
   return m;
 }
 
+// In double: the sums of few rows would else carry the roundings of every factor.
 static inline void adaln_norm_add_affine(const float* grad, const float* x, Moments m,
                                          const float* scale, float* of_weight, float* of_bias,
-                                         int64_t begin, int64_t end) {
+                                         int64_t channels) {
+  const double mean = static_cast<double>(m.mean), rstd = static_cast<double>(m.rstd);
 #pragma omp simd
-  for (int64_t c = begin; c < end; ++c) {
-    const float of_n = grad[c] * (1.0f + scale[c]);
-    of_weight[c] += of_n * (x[c] - m.mean) * m.rstd;
-    of_bias[c] += of_n;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double of_n = static_cast<double>(grad[c]) * (1.0 + static_cast<double>(scale[c]));
+    const double unit = (static_cast<double>(x[c]) - mean) * rstd;
+    of_weight[c] = static_cast<float>(static_cast<double>(of_weight[c]) + of_n * unit);
+    of_bias[c] = static_cast<float>(static_cast<double>(of_bias[c]) + of_n);
   }
 }
 

@@ -7,10 +7,9 @@ namespace bdk {
 
 struct GatedResidualRows {
   void (*forward)(const float* x, const float* h, const float* gate, float* y, int64_t channels);
-  // y and, of y, the modulated norm z.
-  void (*forward_adaln)(const float* x, const float* h, const float* gate, const float* scale,
-                        const float* shift, const float* weight, const float* bias, float* y,
-                        float* z, int64_t channels, float eps);
+  // The modulated norm z of y.
+  void (*norm)(const float* y, const float* scale, const float* shift, const float* weight,
+               const float* bias, float* z, int64_t channels, float eps);
   // Gradients of x, h and gate from that of the sum; `more` (or null) is added to the latter.
   void (*backward)(const float* grad, const float* more, const float* h, const float* gate,
                    float* of_x, float* of_h, float* of_gate, int64_t channels);
@@ -24,11 +23,9 @@ static inline void gated_residual_row(const float* x, const float* h, const floa
   for (int64_t c = 0; c < channels; ++c) y[c] = x[c] + gate[c] * h[c];
 }
 
-static inline void gated_residual_adaln_row(const float* x, const float* h, const float* gate,
-                                            const float* scale, const float* shift,
-                                            const float* weight, const float* bias, float* y,
-                                            float* z, int64_t channels, float eps) {
-  gated_residual_row(x, h, gate, y, channels);
+static inline void gated_residual_norm_row(const float* y, const float* scale, const float* shift,
+                                           const float* weight, const float* bias, float* z,
+                                           int64_t channels, float eps) {
   row_modulate(y, row_moments(y, channels, eps), scale, shift, weight, bias, z, channels);
 }
 

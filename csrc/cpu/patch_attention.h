@@ -1,10 +1,14 @@
 // Attention among the tokens of one patch and one head, float32, one pair of functions per
 // instruction set.
 //
-// Everything is a product of a tall and a flat matrix of at most 64 x 128, c[m, n] = sum over k of
-// a(k, m) b[k, n], with vectors along n; only the second factor of a product with q, k or v across
-// its channels is transposed first.
+// Sums over channels are dot products of rows, with vectors along the channels. Sums over tokens
+// are products of a tall and a flat matrix of at most 64 x 128, c[m, n] = sum over k of a(k, m)
+// b[k, n], with vectors along n. Nothing is transposed.
 #pragma once
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #include "cpu/rows.h"
 
@@ -55,7 +59,10 @@ inline void product_block(const float* a, int64_t a_step, int64_t a_row, Matrix 
   Vector sum[kRows][kVectors] = {};
   for (int k = 0; k < depth; ++k) {
     Vector v[kVectors];
-    memcpy(v, b.at + k * b.stride, sizeof v);
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {  // one by one: all at once they go through the stack
+      memcpy(&v[i], b.at + k * b.stride + i * kLanes, sizeof v[i]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -65,8 +72,10 @@ inline void product_block(const float* a, int64_t a_step, int64_t a_row, Matrix 
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) sum[r][i] *= factor;
-    memcpy(c + r * c_stride, sum[r], sizeof sum[r]);
+    for (int i = 0; i < kVectors; ++i) {
+      const Vector scaled = factor * sum[r][i];
+      memcpy(c + r * c_stride + i * kLanes, &scaled, sizeof scaled);
+    }
   }
 }
 
@@ -89,51 +98,123 @@ inline void product(const float* a, int64_t a_step, int64_t a_row, Matrix b, int
   }
 }
 
-// [patch, head_dim] with columns to a multiple of kPad: the matrix itself where it has them.
-inline Matrix with_padding(Matrix m, int patch, int head_dim, float* buffer) {
-  const int width = padded(head_dim);
-  if (width == head_dim) return m;
-  for (int t = 0; t < patch; ++t) {
-    for (int d = 0; d < width; ++d)
-      buffer[t * width + d] = d < head_dim ? m.at[t * m.stride + d] : 0;
+// The lanes of eight vectors added up.
+inline void totals_of_eight(const Vector* v, float* total) {
+#ifdef __AVX2__
+  __m256 x[8];
+  for (int i = 0; i < 8; ++i) {
+#ifdef __AVX512F__
+    const __m512 whole = (__m512)v[i];
+    x[i] = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+#else
+    x[i] = (__m256)v[i];
+#endif
   }
-  return {buffer, width};
+  const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+  _mm256_storeu_ps(total, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                                        _mm256_permute2f128_ps(low, high, 0x31)));
+#else
+  for (int i = 0; i < 8; ++i) total[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+#endif
 }
 
-// [head_dim, patch], padded with zeros.
-inline Matrix transposed(Matrix m, int patch, int head_dim, float* buffer) {
-  const int width = padded(patch);
-  for (int d = 0; d < head_dim; ++d) {
-    for (int t = 0; t < width; ++t) buffer[d * width + t] = t < patch ? m.at[t * m.stride + d] : 0;
+template <int kRows, int kColumns>
+inline void dot_block(Matrix a, Matrix b, int depth, float factor, float* c, int64_t c_stride) {
+  static_assert(kRows * kColumns <= 8, "totals_of_eight adds them up");
+  Vector sum[8] = {};
+  int k = 0;
+  for (; k + kLanes <= depth; k += kLanes) {
+    Vector x[kRows], y[kColumns];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) memcpy(&x[r], a.at + r * a.stride + k, sizeof x[r]);
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) {
+      memcpy(&y[j], b.at + j * b.stride + k, sizeof y[j]);
+#ifdef __AVX2__
+      __asm__("" : "+x"(y[j]));  // stays in a register: GCC would load it again in each product
+#endif
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) sum[r * kColumns + j] += x[r] * y[j];
+    }
+  }
+  float total[8];
+  totals_of_eight(sum, total);
+  for (; k < depth; ++k) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = 0; j < kColumns; ++j) {
+        total[r * kColumns + j] += a.at[r * a.stride + k] * b.at[j * b.stride + k];
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) c[r * c_stride + j] = factor * total[r * kColumns + j];
+  }
+}
+
+// c [patch, patch] = factor times the dot products of the rows of a and those of b.
+inline void dots(Matrix a, Matrix b, int patch, int head_dim, float factor, float* c) {
+  const auto row = [](Matrix m, int r) { return Matrix{m.at + r * m.stride, m.stride}; };
+  int j = 0;
+  for (; j + 4 <= patch; j += 4) {  // rows of b stay in the nearest cache while those of a pass by
+    int i = 0;
+    for (; i + 2 <= patch; i += 2) {
+      dot_block<2, 4>(row(a, i), row(b, j), head_dim, factor, c + i * patch + j, patch);
+    }
+    if (i < patch) {
+      dot_block<1, 4>(row(a, i), row(b, j), head_dim, factor, c + i * patch + j, patch);
+    }
+  }
+  for (; j < patch; ++j) {
+    for (int i = 0; i < patch; ++i) {
+      dot_block<1, 1>(row(a, i), row(b, j), head_dim, factor, c + i * patch + j, patch);
+    }
+  }
+}
+
+// [patch, head_dim] with columns to a multiple of kPad: the matrix itself where it has them and few
+// rows. Rows of many channels lie at the same place of the nearest cache, which holds eight of
+// them.
+inline Matrix close_together(Matrix m, int patch, int head_dim, float* buffer) {
+  constexpr int kWays = 8;
+  const int width = padded(head_dim);
+  if (width == head_dim && patch <= kWays) return m;
+  for (int t = 0; t < patch; ++t) {
+    memcpy(buffer + t * width, m.at + t * m.stride, sizeof(float) * head_dim);
+    for (int d = head_dim; d < width; ++d) buffer[t * width + d] = 0.0f;
   }
   return {buffer, width};
 }
 
 struct PatchBuffers {
-  alignas(64) float transposed[kMostHeadDim * kMostPatch];
-  alignas(64) float padded[kMostPatch * kMostHeadDim];
+  alignas(64) float factor[kMostPatch * kMostHeadDim];
   alignas(64) float result[kMostPatch * kMostHeadDim];
   alignas(64) float weights[kMostPatch * kMostPatch];
   alignas(64) float of_weights[kMostPatch * kMostPatch];
 };
 
-// The weights [patch, padded(patch)] of every token.
-inline void softmax(const PatchHead& head, PatchBuffers& buffers) {
-  const int patch = head.patch, width = padded(patch);
-  const Matrix k = transposed({head.k, head.stride}, patch, head.head_dim, buffers.transposed);
+// The weights [patch, patch] of every token.
+inline void softmax(const PatchHead& head, float* weights) {
+  const int patch = head.patch;
   const float factor = 1.0f / sqrtf(static_cast<float>(head.head_dim));
-  product(head.q, 1, head.stride, k, head.head_dim, patch, width, factor, buffers.weights, width);
+  dots({head.q, head.stride}, {head.k, head.stride}, patch, head.head_dim, factor, weights);
   for (int i = 0; i < patch; ++i) {
-    float* p = buffers.weights + i * width;
+    float* p = weights + i * patch;
     float most = p[0];
 #pragma omp simd reduction(max : most)
     for (int j = 0; j < patch; ++j) most = p[j] > most ? p[j] : most;
+#pragma omp simd
+    for (int j = 0; j < patch; ++j) p[j] -= most;
+  }
+#pragma omp simd
+  for (int j = 0; j < patch * patch; ++j) weights[j] = exp_approximate(weights[j]);
+  for (int i = 0; i < patch; ++i) {
+    float* p = weights + i * patch;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < patch; ++j) {
-      p[j] = exp_approximate(p[j] - most);
-      sum += p[j];
-    }
+    for (int j = 0; j < patch; ++j) sum += p[j];
     const float share = 1.0f / sum;
 #pragma omp simd
     for (int j = 0; j < patch; ++j) p[j] *= share;
@@ -144,7 +225,7 @@ inline void softmax(const PatchHead& head, PatchBuffers& buffers) {
 inline void tokens(const float* a, int64_t a_step, int64_t a_row, Matrix b, float factor,
                    const PatchHead& head, PatchBuffers& buffers, float* to, int64_t to_stride) {
   const int patch = head.patch, width = padded(head.head_dim);
-  b = with_padding(b, patch, head.head_dim, buffers.padded);
+  b = close_together(b, patch, head.head_dim, buffers.factor);
   if (width == head.head_dim) {
     product(a, a_step, a_row, b, patch, patch, width, factor, to, to_stride);
     return;
@@ -157,24 +238,23 @@ inline void tokens(const float* a, int64_t a_step, int64_t a_row, Matrix b, floa
 
 inline void patch_attention_forward(const PatchHead& head, float* out, int64_t out_stride) {
   PatchBuffers buffers;
-  softmax(head, buffers);
-  tokens(buffers.weights, 1, padded(head.patch), {head.v, head.stride}, 1.0f, head, buffers, out,
+  softmax(head, buffers.weights);
+  tokens(buffers.weights, 1, head.patch, {head.v, head.stride}, 1.0f, head, buffers, out,
          out_stride);
 }
 
 inline void patch_attention_backward(const PatchHead& head, const float* grad, int64_t grad_stride,
                                      float* of_q, float* of_k, float* of_v, int64_t of_stride) {
   PatchBuffers buffers;
-  softmax(head, buffers);
-  const int patch = head.patch, width = padded(patch);
-  tokens(buffers.weights, width, 1, {grad, grad_stride}, 1.0f, head, buffers, of_v, of_stride);
-  const Matrix v = transposed({head.v, head.stride}, patch, head.head_dim, buffers.transposed);
+  softmax(head, buffers.weights);
+  const int patch = head.patch;
+  tokens(buffers.weights, patch, 1, {grad, grad_stride}, 1.0f, head, buffers, of_v, of_stride);
   float* of_scores = buffers.of_weights;
-  product(grad, 1, grad_stride, v, head.head_dim, patch, width, 1.0f, of_scores, width);
+  dots({grad, grad_stride}, {head.v, head.stride}, patch, head.head_dim, 1.0f, of_scores);
   // Softmax: each row of scores moves by what its gradient has above the row's mean under p.
   for (int i = 0; i < patch; ++i) {
-    const float* p = buffers.weights + i * width;
-    float* row = of_scores + i * width;
+    const float* p = buffers.weights + i * patch;
+    float* row = of_scores + i * patch;
     float mean = 0.0f;
 #pragma omp simd reduction(+ : mean)
     for (int j = 0; j < patch; ++j) mean += p[j] * row[j];
@@ -182,8 +262,8 @@ inline void patch_attention_backward(const PatchHead& head, const float* grad, i
     for (int j = 0; j < patch; ++j) row[j] = p[j] * (row[j] - mean);
   }
   const float factor = 1.0f / sqrtf(static_cast<float>(head.head_dim));
-  tokens(of_scores, 1, width, {head.k, head.stride}, factor, head, buffers, of_q, of_stride);
-  tokens(of_scores, width, 1, {head.q, head.stride}, factor, head, buffers, of_k, of_stride);
+  tokens(of_scores, 1, patch, {head.k, head.stride}, factor, head, buffers, of_q, of_stride);
+  tokens(of_scores, patch, 1, {head.q, head.stride}, factor, head, buffers, of_k, of_stride);
 }
 
 }  // namespace

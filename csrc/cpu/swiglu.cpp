@@ -1,9 +1,9 @@
 // swiglu: entries, choice of the instruction set.
 #include "cpu/swiglu.h"
 
-#include "bitdance_kernels.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/wide_rows.h"
 
 namespace bdk {
 namespace {
@@ -23,27 +23,41 @@ const SwigluRows& choose() {
 }  // namespace
 }  // namespace bdk
 
-int bdk_swiglu_cpu(const float* h, int64_t h_stride, float* y, int64_t rows, int64_t hidden,
-                   int threads) {
+int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int threads) {
   using namespace bdk;
+  if (!are_dtypes(h, y)) return BDK_BAD_DTYPE;
   if (rows < 0 || hidden < 0 || threads < 1) return BDK_BAD_SIZE;
   const SwigluRows& kernel = choose();
+  const WideRows in(h), out(y);
   parallel_for(rows, kGrain / (hidden + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) kernel.forward(h + r * h_stride, y + r * hidden, hidden);
+    alignas(64) float buffers[3][kRowTile];
+    for_tiles(begin, end, hidden, [&](int64_t r, int64_t c, int64_t count) {
+      const float* gate = in.read(r, c, count, buffers[0]);
+      const float* value = in.read(r, hidden + c, count, buffers[1]);
+      kernel.forward(gate, value, out.place(r, c, buffers[2]), count);
+      out.put(r, c, count, buffers[2]);
+    });
   });
   return BDK_OK;
 }
 
-int bdk_swiglu_backward_cpu(const float* grad, int64_t grad_stride, const float* h,
-                            int64_t h_stride, float* of_h, int64_t rows, int64_t hidden,
+int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows of_h, int64_t rows, int64_t hidden,
                             int threads) {
   using namespace bdk;
+  if (!are_dtypes(grad, h, of_h)) return BDK_BAD_DTYPE;
   if (rows < 0 || hidden < 0 || threads < 1) return BDK_BAD_SIZE;
   const SwigluRows& kernel = choose();
+  const WideRows of_y(grad), in(h), out(of_h);
   parallel_for(rows, kGrain / (hidden + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      kernel.backward(grad + r * grad_stride, h + r * h_stride, of_h + 2 * r * hidden, hidden);
-    }
+    alignas(64) float buffers[5][kRowTile];
+    for_tiles(begin, end, hidden, [&](int64_t r, int64_t c, int64_t count) {
+      const float* gate = in.read(r, c, count, buffers[0]);
+      const float* value = in.read(r, hidden + c, count, buffers[1]);
+      kernel.backward(of_y.read(r, c, count, buffers[2]), gate, value, out.place(r, c, buffers[3]),
+                      out.place(r, hidden + c, buffers[4]), count);
+      out.put(r, c, count, buffers[3]);
+      out.put(r, hidden + c, count, buffers[4]);
+    });
   });
   return BDK_OK;
 }

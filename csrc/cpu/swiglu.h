@@ -6,29 +6,26 @@
 namespace bdk {
 
 struct SwigluRows {
-  // h: [2 * hidden], gate half first.
-  void (*forward)(const float* h, float* y, int64_t hidden);
-  void (*backward)(const float* grad, const float* h, float* of_h, int64_t hidden);
+  void (*forward)(const float* gate, const float* value, float* y, int64_t count);
+  void (*backward)(const float* grad, const float* gate, const float* value, float* of_gate,
+                   float* of_value, int64_t count);
 };
 
 extern const SwigluRows kSwigluAvx2, kSwigluAvx512;
 
-static inline void swiglu_row(const float* h, float* y, int64_t hidden) {
-  const float* value = h + hidden;
+static inline void swiglu_row(const float* gate, const float* value, float* y, int64_t count) {
 #pragma omp simd
-  for (int64_t c = 0; c < hidden; ++c) y[c] = h[c] * sigmoid(h[c]) * value[c];
+  for (int64_t c = 0; c < count; ++c) y[c] = gate[c] * sigmoid(gate[c]) * value[c];
 }
 
 // d/dg of g sigmoid(g) is sigmoid(g) (1 + g (1 - sigmoid(g))).
-static inline void swiglu_backward_row(const float* grad, const float* h, float* of_h,
-                                       int64_t hidden) {
-  const float* value = h + hidden;
-  float* of_value = of_h + hidden;
+static inline void swiglu_backward_row(const float* grad, const float* gate, const float* value,
+                                       float* of_gate, float* of_value, int64_t count) {
 #pragma omp simd
-  for (int64_t c = 0; c < hidden; ++c) {
-    const float s = sigmoid(h[c]);
-    of_h[c] = grad[c] * value[c] * s * (1.0f + h[c] * (1.0f - s));
-    of_value[c] = grad[c] * h[c] * s;
+  for (int64_t c = 0; c < count; ++c) {
+    const float s = sigmoid(gate[c]);
+    of_gate[c] = grad[c] * value[c] * s * (1.0f + gate[c] * (1.0f - s));
+    of_value[c] = grad[c] * gate[c] * s;
   }
 }
 

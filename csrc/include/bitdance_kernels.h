@@ -93,41 +93,42 @@ int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, co
 int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* key,
                        int64_t threshold, int dtype, int threads);
 
-// The head's rows, float32: `rows` rows of `channels` values, one row every `*_stride`; outputs are
-// contiguous.
+// One row of values every `stride` elements, in the format of a dtype code; without data, nothing.
+typedef struct {
+  void* data;
+  int64_t stride;
+  int dtype;
+} bdk_rows;
+
+// The head's rows: `rows` rows of `channels` values, each tensor with a dtype of its own; whole
+// rows of halves (adaln) have up to 8192 channels. Computed in float32.
 //
 // y = (weight LN(x) + bias) (1 + scale) + shift.
-int bdk_adaln_norm_cpu(const float* x, int64_t x_stride, const float* scale, int64_t scale_stride,
-                       const float* shift, int64_t shift_stride, const float* weight_or_null,
-                       const float* bias_or_null, float* y, int64_t rows, int64_t channels,
+int bdk_adaln_norm_cpu(bdk_rows x, bdk_rows scale, bdk_rows shift, const float* weight_or_null,
+                       const float* bias_or_null, bdk_rows y, int64_t rows, int64_t channels,
                        float eps, int threads);
 
 // moments: workspace [rows, 2]. of_weight, of_bias: [channels], written when either is given.
-int bdk_adaln_norm_backward_cpu(const float* grad, int64_t grad_stride, const float* x,
-                                int64_t x_stride, const float* scale, int64_t scale_stride,
-                                const float* weight_or_null, const float* bias_or_null, float* of_x,
-                                float* of_scale, float* of_shift, float* of_weight, float* of_bias,
-                                float* moments, int64_t rows, int64_t channels, float eps,
-                                int threads);
+int bdk_adaln_norm_backward_cpu(bdk_rows grad, bdk_rows x, bdk_rows scale,
+                                const float* weight_or_null, const float* bias_or_null,
+                                bdk_rows of_x, bdk_rows of_scale, bdk_rows of_shift,
+                                float* of_weight, float* of_bias, float* moments, int64_t rows,
+                                int64_t channels, float eps, int threads);
 
 // y = x + gate h.
-int bdk_gated_residual_cpu(const float* x, int64_t x_stride, const float* h, int64_t h_stride,
-                           const float* gate, int64_t gate_stride, float* y, int64_t rows,
+int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, int64_t rows,
                            int64_t channels, int threads);
 
-// y = x + gate h, z = (weight LN(y) + bias) (1 + scale) + shift.
-int bdk_gated_residual_adaln_cpu(const float* x, int64_t x_stride, const float* h, int64_t h_stride,
-                                 const float* gate, int64_t gate_stride, const float* scale,
-                                 int64_t scale_stride, const float* shift, int64_t shift_stride,
-                                 const float* weight_or_null, const float* bias_or_null, float* y,
-                                 float* z, int64_t rows, int64_t channels, float eps, int threads);
+// y = x + gate h as it is stored, z = (weight LN(y) + bias) (1 + scale) + shift.
+int bdk_gated_residual_adaln_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows scale,
+                                 bdk_rows shift, const float* weight_or_null,
+                                 const float* bias_or_null, bdk_rows y, bdk_rows z, int64_t rows,
+                                 int64_t channels, float eps, int threads);
 
 // The gradient of y is grad + more; more: [rows, channels] or null.
-int bdk_gated_residual_backward_cpu(const float* grad, int64_t grad_stride,
-                                    const float* more_or_null, const float* h, int64_t h_stride,
-                                    const float* gate, int64_t gate_stride, float* of_x,
-                                    float* of_h, float* of_gate, int64_t rows, int64_t channels,
-                                    int threads);
+int bdk_gated_residual_backward_cpu(bdk_rows grad, const float* more_or_null, bdk_rows h,
+                                    bdk_rows gate, bdk_rows of_x, bdk_rows of_h, bdk_rows of_gate,
+                                    int64_t rows, int64_t channels, int threads);
 
 // x, y: [images, channels, positions] or, channels_last, [images, positions, channels]; weight,
 // bias: [channels]; scale, shift: [images, channels]; all four may be null. `chunk` is how many
@@ -153,11 +154,9 @@ int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* o
                                      int threads);
 
 // h: rows of 2 * hidden values, gate half first; y: [rows, hidden] = silu(gate) value.
-int bdk_swiglu_cpu(const float* h, int64_t h_stride, float* y, int64_t rows, int64_t hidden,
-                   int threads);
+int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int threads);
 
-int bdk_swiglu_backward_cpu(const float* grad, int64_t grad_stride, const float* h,
-                            int64_t h_stride, float* of_h, int64_t rows, int64_t hidden,
+int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows of_h, int64_t rows, int64_t hidden,
                             int threads);
 
 // qkv: [rows, patch, 3 * heads * head_dim], one token every `stride`, patch <= 64, head_dim <= 128;
@@ -253,13 +252,6 @@ int bdk_denoise_step_cuda(const float* x, const void* x0, const float* table, co
 // x0: [2, values] with `cfg`, conditional half first, else [values].
 int bdk_finalize_bits_cuda(const void* x0, const float* cfg_or_null, void* signs, uint8_t* packed,
                            int64_t values, int dtype, int device, void* stream);
-// One row of values every `stride` elements, in the format of a dtype code; without data, nothing.
-typedef struct {
-  void* data;
-  int64_t stride;
-  int dtype;
-} bdk_rows;
-
 // As bdk_adaln_norm_cpu, for rows of up to 8192 channels, each tensor with a dtype of its own;
 // weight and bias are one row of adjacent values.
 int bdk_adaln_norm_cuda(bdk_rows x, bdk_rows scale, bdk_rows shift, bdk_rows weight, bdk_rows bias,

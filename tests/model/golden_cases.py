@@ -52,9 +52,7 @@ KINDS = {
 }
 
 # Kinds that have no runner yet.
-PENDING = {
-    "pipeline, text-to-image",
-}
+PENDING: set[str] = set()
 
 
 @dataclass(frozen=True)

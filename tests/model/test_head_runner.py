@@ -7,41 +7,15 @@ import pickle
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitdance import diffusion_head, generation, graphs, head_runner
-from bitdance.config import HeadConfig
-from bitdance.diffusion_head import DiffusionHead
+from bitdance import diffusion_head, graphs, head_products, head_runner
 from bitdance.head_runner import HeadRunner, PlainHead
 from bitdance.sampler import Schedule, sample_patch
 from bitdance_kernels import noise_keys
-from tests.model.tiny import tiny_model
+from tests.model.recording import recorded  # noqa: F401  (a fixture)
+from tests.model.tiny import HEADS, tiny_head, tiny_model, tiny_patch
 
-HEADS = {
-    "mlp": {"architecture": "mlp"},
-    "transformer": {"architecture": "transformer"},
-    "t2i": {"architecture": "t2i", "ch_latent": 128},
-    "t2i, SiLU": {"architecture": "t2i", "ch_latent": 128, "use_swiglu": False},
-}
 LABELS = torch.tensor([1, 3, 0])
-
-
-def _head(architecture="transformer", **changes):
-    torch.manual_seed(0)
-    values = {
-        "ch_target": 8, "ch_cond": 24, "ch_latent": 64, "depth_latent": 4, "depth_adanln": 2,
-        **HEADS[architecture], **changes,
-    }  # fmt: skip
-    head = DiffusionHead(HeadConfig(**values)).eval()
-    with torch.no_grad():
-        for parameter in head.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
-    return head
-
-
-def _patch(architecture):
-    return None if architecture == "mlp" else 4
 
 
 def _runner(network, schedule, rows, patch, dtype=torch.float32):
@@ -56,7 +30,7 @@ def _runner(network, schedule, rows, patch, dtype=torch.float32):
 def test_an_evaluation_is_that_of_the_network(architecture, at_once, monkeypatch):
     if not at_once:
         monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
-    network, patch = _head(architecture).net.double(), _patch(architecture)
+    network, patch = tiny_head(architecture).net.double(), tiny_patch(architecture)
     schedule = Schedule.of(network, 5)
     runner = _runner(network, schedule, 6, patch, torch.float64)
     assert runner.at_once == at_once
@@ -85,62 +59,6 @@ def test_both_modes_give_the_same_tokens(P, cfg, schedule):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode must be 'fast' or 'plain', got 'slow'"):
         tiny_model().sample(LABELS[:1], seeds=[0], mode="slow")
-
-
-class _Launches(TorchDispatchMode):
-    """Names of all that would be a kernel: ops that return or write memory, views left out.
-
-    What the reference of one of our ops is made of does not count: its kernel is one launch.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.is_view or func in (
-            torch.ops.aten.empty.memory_format,
-            torch.ops.aten.detach.default,
-        ):
-            return func(*args, **(kwargs or {}))
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("architecture", "most"), [("mlp", 32), ("transformer", 56)])
-@pytest.mark.parametrize("at_once", [True, False])
-@torch.no_grad()
-def test_launches_of_an_evaluation(architecture, most, at_once, monkeypatch):
-    """Six layers with guidance: the products, the ops of this library, and three more."""
-    if not at_once:
-        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
-    network = _head(architecture, depth_latent=6).net
-    counts = []
-    for steps in (3, 4):
-        schedule = Schedule.of(network, steps)
-        patch = _patch(architecture)
-        runner = _runner(network, schedule, 4, patch)
-        cond = torch.randn(4, *([] if patch is None else [patch]), 24)
-        keys, cfg = noise_keys(0, range(2)), torch.full((), 2.0)
-        with _Launches() as launches:
-            generation.denoise(runner, schedule, cond, cfg=cfg, keys=keys)
-        counts.append(launches.names)
-    more = list(counts[1])
-    for name in counts[0]:
-        more.remove(name)  # what is left is one evaluation and its step
-    attention = architecture != "mlp"
-    own = {
-        "bitdance::adaln_norm": 1,
-        "bitdance::gated_residual_adaln": 12 if attention else 6,
-        "bitdance::swiglu": 6,
-        "bitdance::denoise_step": 1,
-        **({"bitdance::patch_attention": 6} if attention else {}),
-        "aten::addmm": (26 if attention else 14) + (not at_once),
-        "aten::copy_": 1,
-        **({} if at_once else {"aten::add": 1, "aten::silu_": 1}),
-    }
-    assert {name: more.count(name) for name in more} == own
-    assert len(more) <= most
 
 
 def test_the_memory_of_a_run_stays_where_it_is():
@@ -229,7 +147,7 @@ def test_few_runs_are_kept():
 
 def test_weights_are_cast_once_for_autocast():
     """Under autocast all is as if the head had been cast, and the masters are still float32."""
-    network = _head().net
+    network = tiny_head().net
     schedule = Schedule.of(network, 3)
     cond, keys = torch.randn(4, 4, 24), noise_keys(0, range(2))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -244,62 +162,18 @@ def test_weights_are_cast_once_for_autocast():
     assert torch.equal(mixed, wanted)
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """Steps recorded op by op and replayed as a CUDA graph would: kernels on the same memory."""
-    made = []
-
-    class Recording(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.calls = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            kwargs = kwargs or {}
-            result = func(*args, **kwargs)
-            self.calls.append((func, args, kwargs, result))
-            return result
-
-    class Recorded:
-        def __init__(self):
-            self.calls, self.results, self.replays, self.warm = [], None, 0, False
-            made.append(self)
-
-        def __call__(self, step):
-            if not self.warm:
-                self.warm = True
-                return step()
-            if self.results is None:
-                # Unlike a capture a recording computes, so it is the first replay too.
-                with Recording() as recording:
-                    self.results = step()
-                self.calls = recording.calls
-                self.replays += 1
-                return self.results
-            self.replays += 1
-            for func, args, kwargs, result in self.calls:
-                again = func(*args, **kwargs)
-                for old, new in zip(_flat(result), _flat(again), strict=True):
-                    if old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
-            return self.results
-
-    monkeypatch.setattr(graphs, "step_for", lambda _: Recorded())
-    return made
-
-
-def _flat(result):
-    return list(result) if isinstance(result, (tuple, list)) else [result]
-
-
-@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize(
+    ("schedule", "products"),
+    [("linear", "library"), ("constant", "library"), ("linear", "fused"), ("constant", "skinny")],
+)
 @pytest.mark.parametrize("P", [1, 4])
-def test_replays_follow_their_inputs(P, schedule, recorded):
+def test_replays_follow_their_inputs(P, schedule, products, recorded, monkeypatch):  # noqa: F811
     """Labels, seeds, guidance, step and cache reach a recorded step through memory alone.
 
     The recording repeats each kernel with the tensors it had, as a graph does; so a Python number
     that differs between AR steps or images, or a tensor made outside, would show.
     """
+    monkeypatch.setattr(head_products, "FASTEST", ((0, products),))
     model = tiny_model(parallel_num=P)
     settings = {"steps": 3, "cfg_schedule": schedule}
     runs = [
@@ -325,7 +199,7 @@ def test_replays_follow_their_inputs(P, schedule, recorded):
 @pytest.mark.parametrize("architecture", HEADS)
 def test_gradients_of_the_loss_are_those_of_plain_formulas(architecture, dtype, monkeypatch):
     """The ops, with the gradients they register, against autograd through plain PyTorch."""
-    head, patch = _head(architecture).to(dtype), _patch(architecture)
+    head, patch = tiny_head(architecture).to(dtype), tiny_patch(architecture)
     shape = (3,) if patch is None else (3, patch)
     x = torch.randn(*shape, 8).sign()
     cond = torch.randn(*shape, 24, dtype=dtype, requires_grad=True)

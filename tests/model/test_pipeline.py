@@ -9,8 +9,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from bitdance.batches import GenerationCancelled
 from bitdance.config import PRESETS
-from bitdance.pipeline import BitDance, GenerationCancelled
+from bitdance.pipeline import BitDance
 from bitdance.weights import CheckpointError
 from tests.model.tiny import tiny_config, tiny_pipeline
 
@@ -92,7 +93,7 @@ def test_imagenet_has_names():
     ("options", "message"),
     [
         ({"seed": -1}, r"seed must be 0 to 2\^64 - 1, got -1"),
-        ({"seed": [1, 2, 3]}, r"seed must be one per label \(2\), got 3"),
+        ({"seed": [1, 2, 3]}, r"seed must be one per picture \(2\), got 3"),
         ({"sample_ids": [0, 2**32]}, r"sample_ids must be 0 to 2\^32 - 1, got 4294967296"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

@@ -185,7 +185,8 @@ def test_what_a_cache_fits():
         (4, 6, torch.float32, cpu, True),
         (1, 6, torch.float32, cpu, True),
         (5, 6, torch.float32, cpu, False),
-        (4, 5, torch.float32, cpu, False),
+        (4, 5, torch.float32, cpu, True),
+        (4, 7, torch.float32, cpu, False),
         (4, 6, torch.bfloat16, cpu, False),
         (4, 6, torch.float32, torch.device("meta"), False),
     ):

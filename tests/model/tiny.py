@@ -2,7 +2,8 @@
 
 import torch
 
-from bitdance.config import AutoencoderConfig, ModelConfig
+from bitdance.config import AutoencoderConfig, HeadConfig, ModelConfig
+from bitdance.diffusion_head import DiffusionHead
 from bitdance.model import BitDanceModel
 from bitdance.pipeline import BitDance
 
@@ -36,3 +37,29 @@ def tiny_pipeline(seed=0, **changes):
     classes = ("boot", "bag", "shirt", "night dress", "sneaker")
     model = tiny_model(seed, **changes)
     return BitDance(model, classes[: model.config.num_classes])
+
+
+HEADS = {
+    "mlp": {"architecture": "mlp"},
+    "transformer": {"architecture": "transformer"},
+    "t2i": {"architecture": "t2i", "ch_latent": 128},
+    "t2i, SiLU": {"architecture": "t2i", "ch_latent": 128, "use_swiglu": False},
+}
+
+
+def tiny_head(architecture="transformer", **changes):
+    torch.manual_seed(0)
+    values = {
+        "ch_target": 8, "ch_cond": 24, "ch_latent": 64, "depth_latent": 4, "depth_adanln": 2,
+        **HEADS[architecture], **changes,
+    }  # fmt: skip
+    head = DiffusionHead(HeadConfig(**values)).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return head
+
+
+def tiny_patch(architecture):
+    return None if architecture == "mlp" else 4

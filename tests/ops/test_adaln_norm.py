@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bitdance_kernels import adaln_norm
+from bitdance_kernels import BackendError, _native, adaln_norm
 from bitdance_kernels.testing import Call, Invalid
 
 X = torch.zeros(3, 8)
@@ -71,3 +71,14 @@ def test_a_large_mean_costs_no_accuracy():
     truth = _literal(x.double(), zeros.double(), zeros.double())
     error = (adaln_norm(x, zeros, zeros) - truth).abs().max()
     assert error < 1000 * 2**-20
+
+
+@pytest.mark.skipif(_native.cpu.unavailable("adaln_norm") is not None, reason="no C++ module")
+def test_long_rows_of_halves_are_not_for_the_cpu_backend():
+    """Rows of halves are widened whole, in buffers on the stack; float32 rows have no limit."""
+    x = torch.randn(2, 8200)
+    adaln_norm(x, x, x, backend="cpu")
+    x = x.bfloat16()
+    with pytest.raises(BackendError, match="rows of at most 8192 channels of torch"):
+        adaln_norm(x, x, x, backend="cpu")
+    assert adaln_norm(x, x, x).isfinite().all()

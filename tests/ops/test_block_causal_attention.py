@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -254,11 +256,55 @@ def test_chunks_change_nothing_but_rounding(fused, formula, monkeypatch):
     runs = []
     for limit in (2**24, 23 * 2 * 7):  # the second: seven queries at a time
         monkeypatch.setattr(reference, "_SCORES", limit)
-        monkeypatch.setattr(_fused_cpu, "_QUERIES", 128 if limit == 2**24 else 7)
+        if limit != 2**24:
+            for number in ("_QUERIES", "_BACKWARD_QUERIES", "_BACKWARD_WHOLE"):
+                monkeypatch.setattr(_fused_cpu, number, 7)
         out = block_causal_attention(*inputs, ranges)
         runs.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     for whole, parts in zip(*runs, strict=True):
         torch.testing.assert_close(whole, parts)
+
+
+def test_plan_is_kept_while_the_ranges_are_the_same(monkeypatch):
+    monkeypatch.setattr(_fused_cpu, "_plans", {})
+    made = []
+    original = _fused_cpu._make_plan
+    monkeypatch.setattr(_fused_cpu, "_make_plan", lambda *a: made.append(a) or original(*a))
+    inputs = _inputs(2, 11, 11, (2, 2), 8, torch.float32)
+    with torch.inference_mode():  # tensors that no later step can train with
+        block_causal_attention(*inputs, block_causal_ranges(3, 2, 4))
+    leaves = [x.requires_grad_() for x in inputs]
+    ranges = block_causal_ranges(3, 2, 4)
+    block_causal_attention(*leaves, ranges).sum().backward()
+    assert len(made) == 2  # forward and backward go by chunks of other sizes
+    tensors = [weakref.ref(x) for x in (ranges.start, ranges.end)]
+    del ranges
+    gc.collect()
+    assert [x() for x in tensors] == [None, None]
+
+
+def test_plan_follows_the_values_of_ranges(monkeypatch):
+    monkeypatch.setattr(_fused_cpu, "_plans", {})
+    q, k, v = _inputs(2, 11, 11, (2, 2), 8, torch.float32)
+    ranges = block_causal_ranges(3, 2, 4)
+    block_causal_attention(q, k, v, ranges)
+    shared = ranges.start.numpy()  # writes that no version counter sees
+    shared[5:] = 2
+    expected = _naive(q, k, v, dense_mask(ranges), 8**-0.5)
+    torch.testing.assert_close(block_causal_attention(q, k, v, ranges), expected)
+
+
+def test_plans_are_bounded(monkeypatch):
+    monkeypatch.setattr(_fused_cpu, "_plans", {})
+    monkeypatch.setattr(_fused_cpu, "_KEPT", 20 * 20)
+    for T in range(1, 30):
+        x = torch.randn(1, T, 1, 8)
+        ranges = block_causal_ranges(T, 0, 1)
+        expected = _naive(x, x, x, dense_mask(ranges), 8**-0.5)
+        torch.testing.assert_close(block_causal_attention(x, x, x, ranges), expected)
+    kept = [len(plan.start) for plan in _fused_cpu._plans.values()]
+    assert kept == list(range(30 - _fused_cpu._PLANS, 30))
+    assert [bool(plan.masks) for plan in _fused_cpu._plans.values()] == [False] * len(kept)
 
 
 def test_scores_of_a_long_sequence_are_never_all_there(monkeypatch):

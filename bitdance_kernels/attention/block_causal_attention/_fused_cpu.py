@@ -1,23 +1,36 @@
 """The formulas of ``reference`` on the CPU by PyTorch's fused attention kernel, for speed.
 
 The kernel (the one behind ``scaled_dot_product_attention`` on the CPU) takes a dense mask. It gets
-128 queries at a time with only the keys that these can see, so the mask stays small and about half
+some queries at a time with only the keys that these can see, so the mask stays small and about half
 of the work of a causal mask is not done. Values of the ranges are read here to choose the keys:
-they are in CPU memory, so nothing waits for that.
+they are in CPU memory, so nothing waits for that. All layers and steps of a model have the same
+ranges, so what follows from them is kept (``_plan``).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from bitdance_kernels.attention import _intervals
 
-# Queries at a time: the fastest of 32 to 1024 on two AVX2 cores at T = 319 and 2048, D = 64.
-_QUERIES = 128
+# Queries at a time, forward and backward: the fastest of 32 to 1024 on an AVX2 core at T from 319
+# to 2111, D = 64. The kernel takes queries in larger tiles from 192 on. Backward, each part's
+# gradients of keys and values are summed up in memory, which takes as long as what a part saves
+# among a few hundred tokens; those go whole.
+_QUERIES = 192
+_BACKWARD_QUERIES = 256
+_BACKWARD_WHOLE = 384
 # Elements of a mask, which may make that fewer: 64 MB.
 _MASK = 2**24
+
+# Plans that are kept, and the elements of the masks that one may keep (4 MB): those of 1,000
+# tokens. Masks of longer sequences take no time next to the attention.
+_PLANS = 8
+_KEPT = 2**20
 
 # Elements to which rows are aligned that are read in place.
 _VECTOR = 16
@@ -41,23 +54,22 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp."""
     B, T, H, _ = q.shape
-    start, end = torch.atleast_2d(start), torch.atleast_2d(end)
+    plan = _plan(start, end, k.shape[1], _QUERIES)
     q32 = _float(q)
-    k32, v32 = _without_unseen(start, end, _float(k), _float(v))
-    chunks = _chunks(start, end, k.shape[1])
-    if _at_once(chunks, q, k):
-        out, lse = _attend(q32, k32, v32, _mask(start, end, *chunks[0]), scale)
+    k32, v32 = plan.without_unseen(_float(k), _float(v))
+    if plan.at_once(q, k):
+        out, lse = _attend(q32, k32, v32, plan.mask(0), scale)
     else:
         out = q32.new_zeros(q.shape)
         lse = q32.new_full((B, H, T), float("-inf"))
-        for i, j in chunks:
-            mask = _mask(start, end, i, j)
+        for n, (i, j) in enumerate(plan.chunks):
+            mask = plan.mask(n)
             for h in _groups(H, k.shape[2]):
                 part, part_lse = _attend(q32[:, i, h], k32[:, j], v32[:, j], mask, scale)
                 out[:, i, h] = part
                 lse[:, h, i] = part_lse
-    blind = start >= end
-    if bool(blind.any()):  # not left to what the kernel makes of a row of -inf, or of a NaN in q
+    blind = plan.blind
+    if blind is not None:  # not left to what the kernel makes of a row of -inf, or of a NaN in q
         out.masked_fill_(blind[..., None, None], 0)
         lse.masked_fill_(blind[:, None], float("-inf"))
     return out.to(q.dtype), lse
@@ -75,24 +87,23 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v."""
-    start, end = torch.atleast_2d(start), torch.atleast_2d(end)
+    whole = q.shape[1] <= _BACKWARD_WHOLE
+    plan = _plan(start, end, k.shape[1], _BACKWARD_WHOLE if whole else _BACKWARD_QUERIES)
     grad32, q32, out32 = _float(grad), _float(q), _float(out)
-    k32, v32 = _without_unseen(start, end, _float(k), _float(v))
-    blind = start >= end
-    if bool(blind.any()):
+    k32, v32 = plan.without_unseen(_float(k), _float(v))
+    blind = plan.blind
+    if blind is not None:
         # The weights of a query that sees nothing are exp(-inf - L): 0 for a finite L, and 0 times
         # its q and gradient is 0 if those are finite too.
         lse = lse.masked_fill(blind[:, None], 0)
         q32 = q32.masked_fill(blind[..., None, None], 0)
         grad32 = grad32.masked_fill(blind[..., None, None], 0)
-    chunks = _chunks(start, end, k.shape[1])
-    if _at_once(chunks, q, k):
-        mask = _mask(start, end, *chunks[0])
-        dq, dk, dv = _attend_backward(grad32, q32, k32, v32, out32, lse, mask, scale)
+    if plan.at_once(q, k):
+        dq, dk, dv = _attend_backward(grad32, q32, k32, v32, out32, lse, plan.mask(0), scale)
     else:
         dq, dk, dv = (q32.new_zeros(x.shape) for x in (q, k, v))
-        for i, j in chunks:
-            mask = _mask(start, end, i, j)
+        for n, (i, j) in enumerate(plan.chunks):
+            mask = plan.mask(n)
             for h in _groups(q.shape[2], k.shape[2]):
                 dq[:, i, h], part_dk, part_dv = _attend_backward(
                     grad32[:, i, h],
@@ -135,28 +146,97 @@ def _attend_backward(
     return (x.transpose(1, 2).contiguous() for x in grads)
 
 
-def _chunks(start: torch.Tensor, end: torch.Tensor, Tk: int) -> list[tuple[slice, slice]]:
-    """Queries and the keys that any of them sees, without the queries that see no key at all."""
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from the values of ranges alone.
+
+    Attributes:
+        start: of the ranges, [T] or [B, T], a copy.
+        end: of the ranges, a copy.
+        keys: Tk.
+        chunks: queries and the keys that any of them sees, without the queries that see no key.
+        masks: of the chunks, if they are small enough to be kept.
+        blind: which queries see nothing, [1 or B, T]; None if none is blind.
+        unseen: which keys no query sees, [1 or B, Tk]; None if all are seen.
+    """
+
+    start: torch.Tensor
+    end: torch.Tensor
+    keys: int
+    chunks: tuple[tuple[slice, slice], ...]
+    masks: tuple[torch.Tensor, ...]
+    blind: torch.Tensor | None
+    unseen: torch.Tensor | None
+
+    def mask(self, n: int) -> torch.Tensor:
+        """Of chunk n."""
+        return self.masks[n] if self.masks else _mask(self.start, self.end, *self.chunks[n])
+
+    def at_once(self, q: torch.Tensor, k: torch.Tensor) -> bool:
+        """Whether one call of the kernel gives the whole result, so that nothing is copied."""
+        whole = ((slice(0, q.shape[1]), slice(0, self.keys)),)
+        return self.chunks == whole and q.shape[2] == k.shape[2]
+
+    def without_unseen(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with 0 where no query sees them: weights of 0 do not undo a NaN."""
+        if self.unseen is None:
+            return k, v
+        unseen = self.unseen[..., None, None]
+        return k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)
+
+
+_Key = tuple[torch.Size, int, int]
+_plans: dict[_Key, _Plan] = {}
+_lock = threading.Lock()
+
+
+def _plan(start: torch.Tensor, end: torch.Tensor, keys: int, queries: int) -> _Plan:
+    """The plan of these ranges with chunks of `queries`, from the kept ones where it is there.
+
+    Kept by what the ranges hold, of every size the last: comparing them takes two microseconds, and
+    unlike an identity or a version counter their values tell of every change. Nothing of a caller's
+    is kept alive.
+    """
+    key = (start.shape, keys, queries)
+    plan = _plans.get(key)
+    if plan is None or not (torch.equal(plan.start, start) and torch.equal(plan.end, end)):
+        with torch.inference_mode(False):  # a training step may be the next to use it
+            plan = _make_plan(start.clone(), end.clone(), keys, queries)
+        with _lock:
+            _plans.pop(key, None)
+            _plans[key] = plan
+            while len(_plans) > _PLANS:
+                del _plans[next(iter(_plans))]
+    return plan
+
+
+def _make_plan(start: torch.Tensor, end: torch.Tensor, keys: int, queries: int) -> _Plan:
+    ranges = start, end
+    start, end = torch.atleast_2d(start), torch.atleast_2d(end)
     B, T = start.shape
-    chunks: list[tuple[slice, slice]] = []
-    queries = max(1, min(_QUERIES, _MASK // max(1, B * Tk)))
+    chunks = []
+    queries = max(1, min(queries, _MASK // max(1, B * keys)))
     for first in range(0, T if B else 0, queries):
         last = min(first + queries, T) - 1
-        low, high = int(start[:, first].min()), min(int(end[:, last].max()), Tk)
+        low, high = int(start[:, first].min()), min(int(end[:, last].max()), keys)
         if low < high:
             chunks.append((slice(first, last + 1), slice(low, high)))
-    return chunks
-
-
-def _at_once(chunks: list[tuple[slice, slice]], q: torch.Tensor, k: torch.Tensor) -> bool:
-    """Whether one call of the kernel gives the whole result, so that nothing has to be copied."""
-    whole = [(slice(0, q.shape[1]), slice(0, k.shape[1]))]
-    return chunks == whole and q.shape[2] == k.shape[2]
+    elements = B * sum((i.stop - i.start) * (j.stop - j.start) for i, j in chunks)
+    masks = (_mask(start, end, *chunk) for chunk in chunks) if elements <= _KEPT else ()
+    blind, unseen = start >= end, ~_intervals.seen(start, end, keys)
+    return _Plan(
+        *ranges,
+        keys,
+        tuple(chunks),
+        tuple(masks),
+        blind if bool(blind.any()) else None,
+        unseen if bool(unseen.any()) else None,
+    )
 
 
 def _mask(start: torch.Tensor, end: torch.Tensor, i: slice, j: slice) -> torch.Tensor:
     """0 where query i sees key j, else -inf: [B or 1, 1, i, j]."""
-    start, end = (x[:, None, i] - j.start for x in (start, end))
+    start, end = (torch.atleast_2d(x)[:, None, i] - j.start for x in (start, end))
     visible = _intervals.visible(start, end, j.stop - j.start)
     mask = torch.zeros_like(visible, dtype=torch.float32)
     return mask.masked_fill_(~visible, float("-inf"))
@@ -178,13 +258,3 @@ def _float(x: torch.Tensor) -> torch.Tensor:
     steps = (x.storage_offset(), *x.stride()[:-1])
     in_place = x.stride(-1) == 1 and all(step % _VECTOR == 0 for step in steps)
     return x if in_place else x.contiguous()
-
-
-def _without_unseen(
-    start: torch.Tensor, end: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values with 0 where no query sees them: weights of 0 do not undo a NaN."""
-    unseen = ~_intervals.seen(start, end, k.shape[1])
-    if not bool(unseen.any()):
-        return k, v
-    return k.masked_fill(unseen[..., None, None], 0), v.masked_fill(unseen[..., None, None], 0)

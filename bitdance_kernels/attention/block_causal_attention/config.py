@@ -37,7 +37,7 @@ def forward(width: int, size: int, capability: int) -> Tile:
 def of_queries(width: int, size: int, capability: int) -> Tile:
     """Of the kernel for the gradient of queries."""
     if size == 4:
-        return Tile(64, 16, 8, 1) if width <= 64 else Tile(32, 32, 16, 1)
+        return Tile(32, 32, 8, 1) if width <= 64 else Tile(32, 32, 16, 1)
     if _large(capability):
         return Tile(128, 64, 8, 3) if width <= 64 else Tile(128, 64, 8, 2)
     return Tile(64, 64, 4, 2) if width <= 64 else Tile(64, 64, 8, 2)

@@ -16,7 +16,7 @@ def unsupported(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return native_rows.unsupported("adaln_norm", x, scale, shift, weight, bias)
+    return native_rows.unsupported("adaln_norm", x, scale, shift, weight, bias, whole_rows=True)
 
 
 def run(
@@ -27,15 +27,15 @@ def run(
     bias: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    y = x.new_empty(x.shape)
-    _kept, rows = native_rows.rows(x, scale, shift)
+    (y,), written = native_rows.new(x)
+    _kept, rows = native_rows.read(x, scale, shift)
     weight, of_weight = native_rows.vector(weight)
     bias, of_bias = native_rows.vector(bias)
     _native.cpu.adaln_norm(
         *rows,
         of_weight,
         of_bias,
-        y.data_ptr(),
+        *written,
         native_rows.count(x),
         x.shape[-1],
         eps,
@@ -53,7 +53,8 @@ def unsupported_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return native_rows.unsupported("adaln_norm_backward", grad, x, scale, shift, weight, bias)
+    tensors = (grad, x, scale, shift, weight, bias)
+    return native_rows.unsupported("adaln_norm_backward", *tensors, whole_rows=True)
 
 
 def run_backward(
@@ -65,4 +66,4 @@ def run_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    return native_rows.norm_backward(grad, x, scale, weight, bias, eps)
+    return native_rows.norm_backward(grad, x, scale, shift, weight, bias, eps)

@@ -52,8 +52,8 @@ def adaln_norm(
         Computed in float32 (float64 for float64) and rounded once. Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32; triton and cuda (C <= 8192; float32, float16,
-        bfloat16, mixed at will).
+        reference; C++ on the CPU (halves up to C = 8192); triton and cuda (C <= 8192). All but the
+        reference take float32, float16 and bfloat16, mixed at will.
     """
     return _op.call(x, scale, shift, weight, bias, eps, backend)
 

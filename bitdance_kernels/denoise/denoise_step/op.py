@@ -6,11 +6,9 @@ import torch
 
 from bitdance_kernels import _checks
 from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import guidance
+from bitdance_kernels.denoise import affine_step, guidance
 
 __all__ = ["denoise_step"]
-
-_STATE = (torch.float32, torch.float64)
 
 
 def denoise_step(
@@ -82,10 +80,7 @@ def denoise_step(
         >>> x.shape
         torch.Size([2, 4, 32])
     """
-    if not isinstance(step, torch.Tensor):
-        if not 0 <= step < table.shape[0]:
-            raise _checks.fail("denoise_step", "step", f"in [0, {table.shape[0]})", step)
-        step = torch.full((), step, dtype=torch.int64, device=x.device)
+    step = affine_step.step_tensor("denoise_step", step, table)
     cfg = guidance.scale_tensor(cfg, x0)
     return _op.call(x, x0, table, step, cfg, noise, keys, backend)
 
@@ -100,31 +95,13 @@ def _check(
     keys: torch.Tensor | None,
 ) -> None:
     op = "denoise_step"
-    _checks.dtype(op, "x", x, _STATE)
-    _checks.rank(op, "x", x, 2)
+    affine_step.check_state(op, x, table, step, noise, keys)
     guidance.check(op, x0, cfg)
     if cfg is None:
         _checks.shape(op, "x0", x0, x.shape)
     else:
         _checks.shape(op, "x0", x0, (2 * x.shape[0], *x.shape[1:]), "[2 R, ...]")
-    _checks.dtype(op, "table", table, (x.dtype,))
-    _checks.rank(op, "table", table, 2, 2)
-    _checks.shape(op, "table", table, (table.shape[0], 3), "[S + 1, 3]")
-    _checks.dtype(op, "step", step, (torch.int32, torch.int64))
-    if step.numel() != 1:
-        raise _checks.fail(op, "step", "of one element", f"shape {list(step.shape)}")
-    if (noise is None) == (keys is None):
-        got = "neither" if noise is None else "both"
-        raise _checks.fail(op, "noise or keys", "given, one of the two", got)
-    if noise is not None:
-        _checks.dtype(op, "noise", noise, (x.dtype,))
-        _checks.shape(op, "noise", noise, x.shape)
-    if keys is not None:
-        _checks.dtype(op, "keys", keys, (torch.int64,))
-        _checks.shape(op, "keys", keys, (x.shape[0], 3), "[R, 3]")
-        if x.shape[1:].numel() > 2**34:
-            raise _checks.fail(op, "x", "of at most 2^34 elements a row", f"{list(x.shape)}")
-    _checks.same_device(op, "x", x, x0=x0, table=table, step=step, noise=noise, keys=keys)
+    _checks.same_device(op, "x", x, x0=x0)
 
 
 def _fake(x: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:

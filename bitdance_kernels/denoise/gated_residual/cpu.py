@@ -13,12 +13,12 @@ def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | N
 
 
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    y = x.new_empty(x.shape)
+    (y,), written = native_rows.new(x)
     if y.numel() == 0:
         return y
-    _kept, rows = native_rows.rows(x, h, gate)
+    _kept, rows = native_rows.read(x, h, gate)
     _native.cpu.gated_residual(
-        *rows, y.data_ptr(), native_rows.count(x), x.shape[-1], torch.get_num_threads()
+        *rows, *written, native_rows.count(x), x.shape[-1], torch.get_num_threads()
     )
     return y
 
@@ -32,30 +32,31 @@ def unsupported_backward(
 def run_backward(
     grad: torch.Tensor, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    return _sum_backward(grad, None, h, gate)
+    return _sum_backward(grad, None, x, h, gate)
 
 
 def _sum_backward(
-    grad: torch.Tensor, more: torch.Tensor | None, h: torch.Tensor, gate: torch.Tensor
+    grad: torch.Tensor,
+    more: torch.Tensor | None,
+    x: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of x, h and gate, from `grad` + `more` of the sum."""
-    of_x, of_h, of_gate = native_rows.like(grad, 3)
+    gradients, written = native_rows.new(x, h, gate)
     if grad.numel() == 0:
-        return of_x, of_h, of_gate
-    _kept, (grad_at, grad_stride, *rest) = native_rows.rows(grad, h, gate)
+        return tuple(gradients)
+    _kept, (of_sum, *rest) = native_rows.read(grad, h, gate)
     _native.cpu.gated_residual_backward(
-        grad_at,
-        grad_stride,
+        of_sum,
         0 if more is None else more.data_ptr(),
         *rest,
-        of_x.data_ptr(),
-        of_h.data_ptr(),
-        of_gate.data_ptr(),
+        *written,
         native_rows.count(grad),
         grad.shape[-1],
         torch.get_num_threads(),
     )
-    return of_x, of_h, of_gate
+    return tuple(gradients)
 
 
 def unsupported_adaln(
@@ -68,7 +69,8 @@ def unsupported_adaln(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return native_rows.unsupported("gated_residual_adaln", x, h, gate, scale, shift, weight, bias)
+    tensors = (x, h, gate, scale, shift, weight, bias)
+    return native_rows.unsupported("gated_residual_adaln", *tensors, whole_rows=True)
 
 
 def run_adaln(
@@ -81,16 +83,15 @@ def run_adaln(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    y, z = native_rows.like(x, 2)
-    _kept, rows = native_rows.rows(x, h, gate, scale, shift)
+    (y, z), written = native_rows.new(x, x)
+    _kept, rows = native_rows.read(x, h, gate, scale, shift)
     weight, weight_at = native_rows.vector(weight)
     bias, bias_at = native_rows.vector(bias)
     _native.cpu.gated_residual_adaln(
         *rows,
         weight_at,
         bias_at,
-        y.data_ptr(),
-        z.data_ptr(),
+        *written,
         native_rows.count(x),
         x.shape[-1],
         eps,
@@ -112,7 +113,7 @@ def unsupported_adaln_backward(
     eps: float,
 ) -> str | None:
     tensors = (grad_total, grad_normed, total, h, gate, scale, shift, weight, bias)
-    return native_rows.unsupported("gated_residual_backward", *tensors)
+    return native_rows.unsupported("gated_residual_backward", *tensors, whole_rows=True)
 
 
 def run_adaln_backward(
@@ -128,6 +129,6 @@ def run_adaln_backward(
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
     through_norm, *modulation = native_rows.norm_backward(
-        grad_normed, total, scale, weight, bias, eps
+        grad_normed, total, scale, shift, weight, bias, eps, of_x_dtype=torch.float32
     )
-    return *_sum_backward(grad_total, through_norm, h, gate), *modulation
+    return *_sum_backward(grad_total, through_norm, total, h, gate), *modulation

@@ -38,8 +38,8 @@ def gated_residual(
         Computed in float32 (float64 for float64) and rounded once. Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32; triton and cuda (C <= 8192; float32, float16,
-        bfloat16, mixed at will).
+        reference; C++ on the CPU; triton and cuda (C <= 8192). All but the reference take float32,
+        float16 and bfloat16, mixed at will.
     """
     return _op.call(x, h, gate, backend)
 
@@ -87,8 +87,8 @@ def gated_residual_adaln(
         Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32; triton and cuda (C <= 8192; float32, float16,
-        bfloat16, mixed at will).
+        reference; C++ on the CPU (halves up to C = 8192); triton and cuda (C <= 8192). All but the
+        reference take float32, float16 and bfloat16, mixed at will.
     """
     return _adaln_op.call(x, h, gate, scale, shift, weight, bias, eps, backend)
 

@@ -14,7 +14,7 @@ def _unsupported(function: str, num_heads: int, *tensors: torch.Tensor) -> str |
     head_dim = tensors[-1].shape[2] // (3 * num_heads)
     if head_dim > _MOST_HEAD_DIM:
         return f"it handles heads of at most {_MOST_HEAD_DIM} channels, got {head_dim}"
-    return native_rows.unsupported(function, *tensors)
+    return native_rows.float32_unsupported(function, *tensors)
 
 
 def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:

@@ -13,13 +13,11 @@ def unsupported(h: torch.Tensor) -> str | None:
 
 
 def run(h: torch.Tensor) -> torch.Tensor:
-    y = h.new_empty((*h.shape[:-1], h.shape[-1] // 2))
+    (y,), written = native_rows.new(h[..., : h.shape[-1] // 2])
     if y.numel() == 0:
         return y
-    _kept, rows = native_rows.rows(h)
-    _native.cpu.swiglu(
-        *rows, y.data_ptr(), native_rows.count(y), y.shape[-1], torch.get_num_threads()
-    )
+    _kept, rows = native_rows.read(h)
+    _native.cpu.swiglu(*rows, *written, native_rows.count(y), y.shape[-1], torch.get_num_threads())
     return y
 
 
@@ -28,11 +26,11 @@ def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    of_h = h.new_empty(h.shape)
+    (of_h,), written = native_rows.new(h)
     if grad.numel() == 0:
         return of_h
-    _kept, rows = native_rows.rows(grad, h)
+    _kept, rows = native_rows.read(grad, h)
     _native.cpu.swiglu_backward(
-        *rows, of_h.data_ptr(), native_rows.count(grad), grad.shape[-1], torch.get_num_threads()
+        *rows, *written, native_rows.count(grad), grad.shape[-1], torch.get_num_threads()
     )
     return of_h

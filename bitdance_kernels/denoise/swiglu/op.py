@@ -33,7 +33,7 @@ def swiglu(h: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
         Computed in float32 (float64 for float64) and rounded once. Differentiable.
 
     Backends:
-        reference; C++ on the CPU for float32; Triton on the GPU.
+        reference; C++ on the CPU for float32, float16 and bfloat16; Triton on the GPU.
     """
     return _op.call(h, backend)
 

@@ -1,0 +1,96 @@
+"""adaln_linear and adaln_linear_swiglu: the first products of the head's branches, at batch 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels import adaln_linear, adaln_linear_swiglu, adaln_norm, swiglu
+from bitdance_kernels.testing import Call, Case, Timing
+
+
+def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
+    def samples(device: torch.device) -> Iterator[Call]:
+        generator = torch.Generator().manual_seed(0)
+
+        def make(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(device, dtype)
+
+        def call(
+            name: str, channels: int, features: int, dtype: torch.dtype, *rows: int, affine: bool
+        ) -> Call:
+            modulation = make(*rows, 3 * channels, dtype=dtype)
+            scale, shift = modulation[..., :channels], modulation[..., channels : 2 * channels]
+            weight = (make(halves * features, channels) / channels**0.5).to(dtype)
+            bias = make(halves * features, dtype=dtype)
+            norm = (make(channels), make(channels)) if affine else ()
+            x = make(*rows, channels, dtype=dtype)
+            return Call(name, (x, scale, shift, weight, bias, *norm))
+
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            # Each range of rows that is cut into tiles in another way; then odd sizes.
+            for rows, channels, features in (
+                (16, 64, 32), (32, 64, 32), (64, 64, 32), (128, 64, 64),
+                (5, 24, 10), (49, 41, 17), (70, 72, 24),
+            ):  # fmt: skip
+                name = f"{rows} rows, {channels} to {features}, {dtype}"
+                yield call(name, channels, features, dtype, rows, affine=rows != 49)
+        one = call("", 7, 3, torch.float32, 2, 3, affine=True).args
+        yield Call("no bias, weight alone", (*one[:4], None, one[5]))
+        yield call("one row", 7, 30, torch.float32, affine=False)
+        yield call("no row", 8, 3, torch.float32, 0, affine=True)
+
+    return samples
+
+
+def _timing(rows: int, channels: int, features: int, halves: int) -> Timing:
+    name = f"[{rows}, {channels}] to {features} bfloat16"
+
+    def make(device: torch.device) -> Call:
+        weight = torch.randn(halves * features, channels, device=device) / channels**0.5
+        modulation = torch.randn(rows, 6 * channels, device=device).bfloat16()
+        x = torch.randn(rows, channels, device=device).bfloat16()
+        scale, shift = modulation[:, :channels], modulation[:, channels : 2 * channels]
+        bias = weight[:, 0].bfloat16().contiguous()
+        norm = torch.randn(2, channels, device=device).unbind()
+        return Call(name, (x, scale, shift, weight.bfloat16(), bias, *norm))
+
+    moved = 2 * (3 * rows * channels + halves * features * (channels + 1) + rows * features)
+    flops = 2 * rows * channels * halves * features
+    return Timing(name, make, moved, flops=flops, devices=("cuda",))
+
+
+def library(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return F.linear(adaln_norm(x, scale, shift, norm_weight, norm_bias), weight, bias)
+
+
+def library_swiglu(*arguments: torch.Tensor) -> torch.Tensor:
+    return swiglu(library(*arguments))
+
+
+CASES = (
+    Case(
+        op=adaln_linear,
+        rule="staged",
+        samples=_samples(1),
+        timings=(_timing(2, 768, 2304, 1), _timing(32, 768, 2304, 1), _timing(32, 5120, 15360, 1)),
+        baselines={"adaln_norm, F.linear": library},
+    ),
+    Case(
+        op=adaln_linear_swiglu,
+        rule="staged",
+        samples=_samples(2),
+        timings=(_timing(2, 768, 1152, 2), _timing(32, 768, 1152, 2), _timing(32, 5120, 7680, 2)),
+        baselines={"adaln_norm, F.linear, swiglu": library_swiglu},
+    ),
+)

@@ -1,0 +1,79 @@
+"""linear_gated_residual: the last product of a branch of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels import gated_residual, linear_gated_residual
+from bitdance_kernels.testing import Call, Case, Timing
+
+
+def samples(device: torch.device) -> Iterator[Call]:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    def call(name: str, channels: int, width: int, dtype: torch.dtype, *rows: int) -> Call:
+        gate = make(*rows, 3 * width, dtype=dtype)[..., width : 2 * width]
+        weight = (make(width, channels) / channels**0.5).to(dtype)
+        bias, residual = make(width, dtype=dtype), make(*rows, width, dtype=dtype)
+        return Call(name, (make(*rows, channels, dtype=dtype), weight, bias, residual, gate))
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        # Each range of rows that is cut into tiles in another way; then odd sizes.
+        for rows, channels, width in (
+            (16, 64, 32), (32, 64, 32), (64, 64, 32), (128, 64, 64), (512, 64, 64),
+            (5, 24, 10), (49, 41, 17), (131, 72, 40),
+        ):  # fmt: skip
+            if rows < 512 or dtype == torch.bfloat16:
+                name = f"{rows} rows, {channels} to {width}, {dtype}"
+                yield call(name, channels, width, dtype, rows)
+    x, weight, _, residual, gate = call("", 8, 6, torch.float16, 3, 4).args
+    yield Call("no bias, float32 stream", (x, weight, None, residual.float(), gate.float()))
+    yield call("one row", 7, 30, torch.float32)
+    yield call("no row", 8, 3, torch.float32, 0)
+
+
+def _timing(rows: int, channels: int, width: int) -> Timing:
+    name = f"[{rows}, {channels}] to {width} bfloat16"
+
+    def make(device: torch.device) -> Call:
+        weight = torch.randn(width, channels, device=device) / channels**0.5
+        tensors = (torch.randn(rows, channels, device=device), weight, weight[:, 0],
+                   torch.randn(rows, width, device=device))  # fmt: skip
+        gate = torch.randn(rows, 3 * width, device=device).bfloat16()[:, width : 2 * width]
+        return Call(name, (*(t.to(torch.bfloat16).contiguous() for t in tensors), gate))
+
+    moved = 2 * (rows * channels + width * (channels + 1) + 3 * rows * width)
+    return Timing(name, make, moved, flops=2 * rows * channels * width, devices=("cuda",))
+
+
+def library(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    return gated_residual(residual, F.linear(x, weight, bias), gate)
+
+
+CASES = (
+    Case(
+        op=linear_gated_residual,
+        rule="staged",
+        samples=samples,
+        timings=(
+            _timing(32, 1152, 768),
+            _timing(2048, 1152, 768),
+            _timing(12288, 1152, 768),
+            _timing(128, 7680, 5120),
+            _timing(8192, 7680, 5120),
+        ),
+        baselines={"F.linear, gated_residual": library},
+    ),
+)

@@ -1,0 +1,71 @@
+"""linear_swiglu: the first product of a feed-forward block of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels import linear_swiglu, swiglu
+from bitdance_kernels.testing import Call, Case, Timing
+
+
+def samples(device: torch.device) -> Iterator[Call]:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    def layer(hidden: int, channels: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = (make(2 * hidden, channels) / channels**0.5).to(dtype)
+        return weight, make(2 * hidden, dtype=dtype)
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        # Each range of rows that is cut into tiles in another way; then odd sizes.
+        for rows, channels, hidden in (
+            (16, 64, 32), (32, 64, 32), (64, 64, 32), (128, 64, 64), (512, 64, 64),
+            (5, 24, 10), (49, 41, 17), (131, 72, 40),
+        ):  # fmt: skip
+            if rows < 512 or dtype == torch.bfloat16:
+                x = make(rows, channels, dtype=dtype)
+                name = f"{rows} rows, {channels} to {hidden}, {dtype}"
+                yield Call(name, (x, *layer(hidden, channels, dtype)))
+    yield Call("no bias", (make(3, 4, 8), layer(6, 8, torch.float32)[0]))
+    yield Call("one row", (make(7), *layer(30, 7, torch.float32)))
+    yield Call("no row", (make(0, 8), *layer(3, 8, torch.float32)))
+
+
+def _timing(rows: int, channels: int, hidden: int) -> Timing:
+    name = f"[{rows}, {channels}] to {hidden} bfloat16"
+
+    def make(device: torch.device) -> Call:
+        weight = torch.randn(2 * hidden, channels, device=device) / channels**0.5
+        tensors = (torch.randn(rows, channels, device=device), weight, weight[:, 0])
+        return Call(name, tuple(t.to(torch.bfloat16).contiguous() for t in tensors))
+
+    moved = 2 * (rows * channels + 2 * hidden * (channels + 1) + rows * hidden)
+    return Timing(name, make, moved, flops=4 * rows * channels * hidden, devices=("cuda",))
+
+
+def library(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    return swiglu(F.linear(x, weight, bias))
+
+
+CASES = (
+    Case(
+        op=linear_swiglu,
+        rule="staged",
+        samples=samples,
+        timings=(
+            _timing(32, 768, 1152),
+            _timing(2048, 768, 1152),
+            _timing(12288, 768, 1152),
+            _timing(128, 5120, 7680),
+            _timing(8192, 5120, 7680),
+        ),
+        baselines={"F.linear, swiglu": library},
+    ),
+)

@@ -1,0 +1,158 @@
+"""A training step of the model that comes with the library, against plain PyTorch.
+
+``python -m benchmarks.model.training`` times loss and gradients three ways that take turns: as the
+library does it ("fast"), the same with reference ops ("plain"), and as published, with a dense
+mask for the transformer and the head op by op ("published"; the mask goes to
+``scaled_dot_product_attention``, the fastest way there is to use one on a CPU). It also gives the
+most memory that a step of the head alone takes beyond its weights. ``--json FILE`` writes what it
+prints. Whole pictures are timed by ``python -m benchmarks cpu --parts images``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.machine import describe
+from benchmarks.model import published
+from benchmarks.model.head_sampling import take_turns
+from bitdance import BitDance
+from bitdance.model import BitDanceModel
+from bitdance_kernels import Ranges, dense_mask, use_backend
+
+WAYS = ("fast", "plain", "published")
+
+
+@contextlib.contextmanager
+def going(way: str, model: BitDanceModel) -> Iterator[None]:
+    """Inside, a call of `model` (its training loss) goes that way."""
+    if way == "fast":
+        yield
+        return
+    with use_backend("reference"), contextlib.ExitStack() as stack:
+        if way == "published":
+            net = model.head.net
+            mask = dense_mask(model.ranges())
+            stack.enter_context(_instead(model.layers, _dense_trunk(model, mask)))
+            stack.enter_context(_instead(net, lambda x, t, cond: published.head(net, x, t, cond)))
+        yield
+
+
+@contextlib.contextmanager
+def _instead(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Inside, calls of `module` are calls of `forward`."""
+    object.__setattr__(module, "forward", forward)
+    try:
+        yield
+    finally:
+        object.__delattr__(module, "forward")
+
+
+def _dense_trunk(model: BitDanceModel, mask: torch.Tensor) -> Callable[..., torch.Tensor]:
+    heads = model.layers.num_heads
+
+    def trunk(x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+        for block in model.layers:
+            qkv = block.attention.wqkv(block.attention_norm(x))
+            q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(2)
+            q, k = published.rotate(q, freqs), published.rotate(k, freqs)
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+            x = x + block.attention.wo(out.flatten(2))
+            x = x + published.swiglu(block.feed_forward, block.ffn_norm(x))
+        return x
+
+    return trunk
+
+
+def step(way: str, model: BitDanceModel, tokens: torch.Tensor, labels: torch.Tensor) -> float:
+    """One step without the optimizer: the loss, with the gradients in place."""
+    model.zero_grad(set_to_none=True)
+    with going(way, model):
+        loss: torch.Tensor = model(tokens, labels)
+        loss.backward()
+    return loss.item()
+
+
+def head_step(way: str, model: BitDanceModel, x: torch.Tensor, cond: torch.Tensor) -> None:
+    """The same of the head alone."""
+    model.head.zero_grad(set_to_none=True)
+    with going(way, model):
+        model.head.loss(x, cond).mean().backward()
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most bytes that PyTorch holds during `run` beyond those from before, on the CPU."""
+    run()  # first calls make what is kept
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    results: Any = profile.profiler.kineto_results
+    marks = [event for event in results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for mark in sorted(marks, key=lambda mark: mark.start_ns()):
+        held += mark.nbytes()
+        most = max(most, held)
+    return most
+
+
+def measure(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
+    """Seconds of a step and bytes of a step of the head, by way."""
+    config = model.config
+    torch.manual_seed(0)
+    signs = torch.rand(batch, config.tokens, config.token_bits) < 0.5
+    tokens = torch.where(signs, 1.0, -1.0)
+    labels = torch.arange(batch) % config.num_classes
+    model.train()
+
+    steps: dict[str, Callable[[], object]] = {
+        way: functools.partial(step, way, model, tokens, labels) for way in WAYS
+    }
+    seconds = take_turns(steps, rounds)
+    with torch.no_grad():
+        x, cond = model.conditions(tokens, labels)
+    held = {way: peak_bytes(functools.partial(head_step, way, model, x, cond)) for way in WAYS}
+    model.zero_grad(set_to_none=True)
+    return {
+        "batch": batch,
+        "seconds": seconds,
+        "published / fast": seconds["published"] / seconds["fast"],
+        "plain / fast": seconds["plain"] / seconds["fast"],
+        "head rows": list(cond.shape),
+        "head peak bytes": held,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="fashion")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    model = BitDance.from_pretrained(options.model).model.requires_grad_(True)
+    model.vae.requires_grad_(False)
+    found = {
+        "machine": describe(torch.device("cpu"), torch.get_num_threads()),
+        "model": options.model,
+        **measure(model, options.batch, options.rounds),
+    }
+    text = json.dumps(found, indent=2)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""adaln_linear in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels.denoise import modulated_norm, products
+
+
+def run(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    n = modulated_norm.forward(x, scale, shift, norm_weight, norm_bias, eps)
+    return F.linear(n, weight, bias)
+
+
+def run_swiglu(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    return products.gate(run(x, scale, shift, weight, bias, norm_weight, norm_bias, eps))

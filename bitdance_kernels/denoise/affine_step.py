@@ -1,0 +1,71 @@
+"""The sampler's affine step: checks and formula, shared by the ops that take one."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _checks, philox
+from bitdance_kernels.denoise import guidance
+
+_STATE = (torch.float32, torch.float64)
+
+
+def step_tensor(op: str, step: torch.Tensor | int, table: torch.Tensor) -> torch.Tensor:
+    """`step` as the ops take it: an integer tensor on the device of `table`."""
+    if isinstance(step, torch.Tensor):
+        return step
+    if not 0 <= step < table.shape[0]:
+        raise _checks.fail(op, "step", f"in [0, {table.shape[0]})", step)
+    return torch.full((), step, dtype=torch.int64, device=table.device)
+
+
+def check_state(
+    op: str,
+    x: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> None:
+    """Raise TypeError or ValueError unless `x` can take the step that the others describe."""
+    _checks.dtype(op, "x", x, _STATE)
+    _checks.rank(op, "x", x, 2)
+    _checks.dtype(op, "table", table, (x.dtype,))
+    _checks.rank(op, "table", table, 2, 2)
+    _checks.shape(op, "table", table, (table.shape[0], 3), "[S + 1, 3]")
+    _checks.dtype(op, "step", step, (torch.int32, torch.int64))
+    if step.numel() != 1:
+        raise _checks.fail(op, "step", "of one element", f"shape {list(step.shape)}")
+    if (noise is None) == (keys is None):
+        got = "neither" if noise is None else "both"
+        raise _checks.fail(op, "noise or keys", "given, one of the two", got)
+    if noise is not None:
+        _checks.dtype(op, "noise", noise, (x.dtype,))
+        _checks.shape(op, "noise", noise, x.shape)
+    if keys is not None:
+        _checks.dtype(op, "keys", keys, (torch.int64,))
+        _checks.shape(op, "keys", keys, (x.shape[0], 3), "[R, 3]")
+        if x.shape[1:].numel() > 2**34:
+            raise _checks.fail(op, "x", "of at most 2^34 elements a row", f"{list(x.shape)}")
+    _checks.same_device(op, "x", x, table=table, step=step, noise=noise, keys=keys)
+
+
+def forward(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    cfg: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> torch.Tensor:
+    """The next state, a x + b x0_cfg + s eps, in the dtype of `x`."""
+    step = step.reshape(1)
+    # Picked on the device: the host never learns which step this is.
+    a, b, s = table.index_select(0, step)[0].unbind()
+    if noise is None:
+        assert keys is not None
+        # Counter word 1 is 0 for the initial noise, so step i has i + 1.
+        noise = philox.noise(keys, step + 1, x.shape[1:].numel(), dtype=x.dtype).reshape(x.shape)
+    guided = guidance.combine(x0, cfg, x.dtype)
+    return (a * x + b * guided + s * noise).contiguous()

@@ -1,0 +1,27 @@
+"""linear_gated_residual in Triton; the kernel is that of denoise/_product_triton.py."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels.denoise import _product_triton
+
+
+def unsupported(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    gate: torch.Tensor,
+) -> str | None:
+    return _product_triton.unsupported(x, weight, bias, residual, gate)
+
+
+def run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    return _product_triton.product(x, weight, bias, gated=(residual, gate))

@@ -1,0 +1,67 @@
+"""linear_swiglu: the public function and the op's contract."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels._op import KernelOp
+from bitdance_kernels.denoise import products
+
+__all__ = ["linear_swiglu"]
+
+
+def linear_swiglu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """A linear layer and the SwiGLU gate of its result, which is never stored.
+
+    ::
+
+        [h1 | h2] = x W^T + b
+        y         = silu(h1) h2
+
+    Args:
+        x: [..., C], floating point, any strides.
+        weight: [2F, C] of the dtype of `x`, the gate's half first.
+        bias: [2F] of the dtype of `x`, or None for 0.
+        backend: "auto", "reference" or "triton".
+
+    Returns:
+        [..., F] of the dtype of `x`, contiguous.
+
+    Raises:
+        TypeError: `x` is not floating point, or another tensor of another dtype.
+        ValueError: shapes or devices do not fit.
+        RuntimeError: an argument requires grad. For training there are ``F.linear`` and ``swiglu``.
+        BackendError: a backend named explicitly cannot run the call.
+
+    Numerics:
+        Triton sums in float32 and rounds once at the end; the reference rounds h too.
+
+    Backends:
+        reference, which is PyTorch's product and a pass over its result; Triton, one kernel for
+        float32, float16 and bfloat16.
+    """
+    return _op.call(x, weight, bias, backend)
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    products.check("linear_swiglu", x, weight, bias, swiglu=True)
+
+
+def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0] // 2))
+
+
+_op = KernelOp(
+    "linear_swiglu",
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+)

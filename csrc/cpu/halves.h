@@ -1,0 +1,101 @@
+// float16 and bfloat16 to float32 and back, one set of loops per instruction set.
+#pragma once
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+#include <stdint.h>
+#include <string.h>
+
+namespace bdk {
+
+struct HalfLoops {
+  void (*widen)(const uint16_t* from, float* to, int64_t count);
+  void (*narrow)(const float* from, uint16_t* to, int64_t count);  // to the nearest, ties to even
+};
+
+struct Halves {
+  HalfLoops float16, bfloat16;
+};
+
+extern const Halves kHalvesAvx2, kHalvesAvx512;
+
+namespace {  // the instructions differ between the files that include this
+
+inline float of_pattern(uint32_t pattern) {
+  float value;
+  memcpy(&value, &pattern, sizeof value);
+  return value;
+}
+
+inline uint32_t pattern_of(float value) {
+  uint32_t pattern;
+  memcpy(&pattern, &value, sizeof pattern);
+  return pattern;
+}
+
+inline void widen_bfloat16(const uint16_t* from, float* to, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) to[i] = of_pattern(static_cast<uint32_t>(from[i]) << 16);
+}
+
+inline void narrow_bfloat16(const float* from, uint16_t* to, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = pattern_of(from[i]);
+    const uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+    // A NaN stays one: its upper half alone may be infinity.
+    const uint32_t kept = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits | 0x400000u : rounded;
+    to[i] = static_cast<uint16_t>(kept >> 16);
+  }
+}
+
+inline float widen_float16_one(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t size = half & 0x7FFFu;
+  if (size < 0x0400u) {  // zero and subnormals, in units of 2^-24
+    return of_pattern(sign | pattern_of(static_cast<float>(size) * 0x1p-24f));
+  }
+  // The exponent's bias grows from 15 to 127; infinity and NaN keep an exponent of ones.
+  return of_pattern(sign | ((size << 13) + (size >= 0x7C00u ? 0x70000000u : 0x38000000u)));
+}
+
+inline uint16_t narrow_float16_one(float value) {
+  const uint32_t bits = pattern_of(value), size = bits & 0x7FFFFFFFu;
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  if (size > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((size >> 13) & 0x3FFu));
+  if (size >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and more
+  if (size < 0x38800000u) {  // below 2^-14: adding 1/2 leaves multiples of 2^-24, rounded
+    const uint32_t units = pattern_of(of_pattern(size) + 0.5f) - 0x3F000000u;
+    return static_cast<uint16_t>(sign | units);
+  }
+  const uint32_t rounded = size + 0xFFFu + ((size >> 13) & 1u);
+  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+inline void widen_float16(const uint16_t* from, float* to, int64_t count) {
+  int64_t i = 0;
+#ifdef __F16C__
+  for (; i + 8 <= count; i += 8) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
+  }
+#endif
+  for (; i < count; ++i) to[i] = widen_float16_one(from[i]);
+}
+
+inline void narrow_float16(const float* from, uint16_t* to, int64_t count) {
+  int64_t i = 0;
+#ifdef __F16C__
+  for (; i + 8 <= count; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), half);
+  }
+#endif
+  for (; i < count; ++i) to[i] = narrow_float16_one(from[i]);
+}
+
+constexpr Halves kHalvesHere = {{widen_float16, narrow_float16}, {widen_bfloat16, narrow_bfloat16}};
+
+}  // namespace
+}  // namespace bdk

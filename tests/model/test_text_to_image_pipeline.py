@@ -1,0 +1,210 @@
+"""From a released folder to pictures, and what is refused on the way."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bitdance import GenerationCancelled, TextToImage
+from bitdance.weights import CheckpointError
+from tests.model.test_text_to_image import CONFIG, tiny
+
+SPECIAL = {"<|vision_start|>": 40, "<|res_4|>": 41, "<|res_6|>": 42}
+SPECIAL |= {f"<|query_{i}|>": 42 + i for i in range(1, 4)}
+SIZE = {"height": 8, "width": 12}
+
+
+class Words:
+    """Spells texts, with 30 letters."""
+
+    unk_token_id = None
+
+    def encode(self, text):
+        return [ord(letter) % 30 for letter in text]
+
+    def convert_tokens_to_ids(self, token):
+        return SPECIAL.get(token, self.unk_token_id)
+
+
+def release(folder, model, parts=1, **changes):
+    """Write a folder as published; with parts an index and as many files."""
+    config = model.config
+    llm = {"model_type": "qwen3", "hidden_act": "silu", "eos_token_id": 1, **config.llm.to_dict()}
+    head = {
+        name: getattr(config.head, name)
+        for name in ("ch_target", "ch_cond", "ch_latent", "depth_latent", "depth_adanln")
+    }
+    head |= {"use_swiglu": config.head.use_swiglu, "parallel_num": config.parallel_num}
+    ae = config.autoencoder
+    shape = {
+        name: getattr(ae, name)
+        for name in ("ch", "num_res_blocks", "z_channels", "in_channels", "out_ch")
+    }
+    shape |= {"ch_mult": list(ae.ch_mult), "double_z": False}
+    for name, content in (
+        ("config", llm | changes),
+        ("vision_head_config", head),
+        ("ae_config", {"ddconfig": shape, "gan_decoder": ae.gan_decoder}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    for name, part in (
+        ("vision_head", model.vision_head),
+        ("ae", model.ae),
+        ("projector", model.embed_vision_mlp),
+    ):
+        save_file(part.state_dict(), folder / f"{name}.safetensors")
+    state = model.llm_model.state_dict()
+    if parts == 1:
+        save_file(state, folder / "model.safetensors")
+    else:
+        files = {name: f"model-{i % parts}.safetensors" for i, name in enumerate(state)}
+        for file in set(files.values()):
+            save_file({n: state[n] for n, f in files.items() if f == file}, folder / file)
+        index = {"metadata": {"total_size": 1}, "weight_map": files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def pipeline():
+    return TextToImage(tiny(), Words())
+
+
+def draw(pipeline, prompts=("a dog", "snow"), **settings):
+    return pipeline.generate(prompts, **SIZE, **{"steps": 2, "progress": False} | settings)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_released_folder(tmp_path, parts):
+    folder = release(tmp_path, tiny(), parts)
+    loaded = TextToImage.from_pretrained(folder, words=Words())
+    assert loaded.config == dataclasses.replace(
+        CONFIG,
+        head=dataclasses.replace(CONFIG.head, P_mean=0.0, P_std=1.0),
+        autoencoder=dataclasses.replace(CONFIG.autoencoder, num_codebooks=4),
+    )
+    assert torch.equal(draw(loaded, output_type="pt"), draw(pipeline(), output_type="pt"))
+    half = TextToImage.from_pretrained(folder, words=Words(), dtype=torch.bfloat16)
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert draw(half, output_type="latent").shape == (2, 24, 1)
+
+
+def test_tied_embeddings(tmp_path):
+    model = tiny(llm=dataclasses.replace(CONFIG.llm, tie_word_embeddings=True))
+    release(tmp_path, model)
+    again = dict(model.llm_model.state_dict())
+    again["lm_head.weight"] = again["model.embed_tokens.weight"].clone()
+    for state in (model.llm_model.state_dict(), again):
+        save_file(state, tmp_path / "model.safetensors")
+        loaded = TextToImage.from_pretrained(tmp_path, words=Words())
+        assert loaded.model.llm_model.lm_head is None
+
+
+def index(folder, content):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+DAMAGES = {
+    "cut": (
+        lambda f: (f / "ae.safetensors").write_bytes((f / "ae.safetensors").read_bytes()[:900]),
+        r"ae\.safetensors is not a whole safetensors file",
+    ),
+    "missing": (
+        lambda f: save_file({"fc1.bias": torch.zeros(24)}, f / "projector.safetensors"),
+        r"projector\.safetensors does not fit .* 3 missing: fc1\.weight, fc2\.weight",
+    ),
+    "other head": (
+        lambda f: (f / "vision_head_config.json").write_text(json.dumps({"ch_target": 8})),
+        "missing .* required .* arguments",
+    ),
+    "other model": (
+        lambda f: (f / "config.json").write_text(json.dumps({"model_type": "llama"})),
+        "model_type must be 'qwen3', got 'llama'",
+    ),
+    "no JSON": (lambda f: (f / "ae_config.json").write_text("{"), r"ae_config\.json is not JSON"),
+    "empty index": (lambda f: index(f, {}), r"index\.json must map tensors to files beside it"),
+    "elsewhere": (
+        lambda f: index(f, {"weight_map": {"lm_head.weight": "../model.safetensors"}}),
+        r"index\.json must map tensors to files beside it",
+    ),
+    "a part": (
+        lambda f: index(f, {"weight_map": {"lm_head.weight": "projector.safetensors"}}),
+        "language model does not fit LanguageModel.* missing: .* unexpected: fc",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders(tmp_path, damage):
+    change, message = DAMAGES[damage]
+    change(release(tmp_path, tiny()))
+    with pytest.raises(CheckpointError, match=message):
+        TextToImage.from_pretrained(tmp_path, words=Words())
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "projector.safetensors"])
+def test_missing_files(tmp_path, name):
+    (release(tmp_path, tiny()) / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        TextToImage.from_pretrained(tmp_path, words=Words())
+
+
+def test_pictures():
+    it = pipeline()
+    packed = draw(it, output_type="latent")
+    assert (packed.shape, packed.dtype) == ((2, 24, 1), torch.uint8)
+    images = draw(it)
+    assert [image.size for image in images] == [(12, 8)] * 2
+    arrays = draw(it, output_type="np")
+    assert np.array_equal(arrays, np.stack([np.asarray(image) for image in images]))
+    assert np.array_equal(it.decode(packed, **SIZE, output_type="np"), arrays)
+    assert torch.equal(draw(it, output_type="pt").permute(0, 2, 3, 1), torch.from_numpy(arrays))
+    assert torch.equal(draw(it, batch_size=1, output_type="latent"), packed)
+    (alone,) = draw(it, "snow", seed=0, sample_ids=[1], output_type="latent")
+    assert torch.equal(alone, packed[1])
+    assert not torch.equal(draw(it, seed=[3, 4], output_type="latent"), packed)
+    assert not torch.equal(draw(it, cfg_scale=1.0, output_type="latent"), packed)
+    assert draw(it, []) == []
+
+
+def test_stopping():
+    it, seen = pipeline(), []
+
+    def stop(pipeline, step, steps, tensors):
+        assert pipeline is it
+        seen.append((step, steps, tensors["packed"].shape))
+        return step < 1
+
+    with pytest.raises(GenerationCancelled, match="stopped after AR step 2 of 6"):
+        draw(it, callback_on_step_end=stop)
+    assert seen == [(0, 6, (4, 4, 1)), (1, 6, (4, 4, 1))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"height": 6}, "height must be a multiple of 4 pixels, got 6"),
+        ({"width": 0}, "width must be a multiple of 4 pixels, got 0"),
+        ({"width": 16}, r"tokenizer must have <\|res_8\|> for images of 4 x 8 tokens, 4 a step"),
+        ({"seed": -1}, "seed must be 0 to 2"),
+        ({"seed": [1]}, r"seed must be one per picture \(2\), got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"output_type": "gif"}, "output_type must be"),
+        ({"cfg_scale": float("nan")}, "cfg_scale must be finite"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_arguments_that_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline().generate(["a", "b"], **SIZE | {"steps": 2, "progress": False} | settings)
+
+
+def test_an_unknown_token_and_other_latents_are_refused():
+    it = pipeline()
+    it.words.unk_token_id = 39
+    with pytest.raises(ValueError, match=r"tokenizer must have <\|res_8\|>"):
+        it.generate("a", height=16, width=12)
+    with pytest.raises(ValueError, match=r"packed must be uint8 \['n', 24, 1\], got"):
+        it.decode(torch.zeros(1, 20, 1, dtype=torch.uint8), **SIZE)
