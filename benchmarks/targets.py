@@ -167,6 +167,21 @@ def image_ratio(model: str, batches: tuple[int, ...], path: str, *, over: bool =
     return measure
 
 
+def decoder_ratio(model: str, batches: tuple[int, ...]) -> Measure:
+    """Of each batch the time of the published decoder over that of the default."""
+
+    def measure(run: Run) -> list[float]:
+        ratios = []
+        for batch in batches:
+            rows = (tables.image(run, model, batch, name) for name in ("fast", "published"))
+            fast, other = ((row or {}).get("parts_ms", {}).get("decoder") for row in rows)
+            if fast and other:
+                ratios.append(other / fast)
+        return ratios
+
+    return measure
+
+
 def image_time(model: str, *batches: int) -> Measure:
     """Milliseconds an image."""
 
@@ -257,6 +272,10 @@ def _gpu() -> Iterable[Target]:
     yield Target("cuda", what, 0.75, "%", copy, share(op, many, "copy_gb_s"))
     one = microseconds(op, r"ImageNet.* 1 image, bfloat16")
     yield Target("cuda", f"{op}, batch 1", 5, "us", "", one)
+    op = "group_norm_silu"
+    yield Target("cuda", f"{op}, 16 images", 0.8, "%", copy, share(op, r"^\[16,", "copy_gb_s"))
+    what, decoder = "decoder of B-16x, batch 64 and 384", decoder_ratio("B-16x", (64, 384))
+    yield Target("cuda", what, 2, "x", "the published one, autocast", decoder)
     for model, ms in (("B-16x", 42), ("B-1x", 336)):
         published = "the published path"
         what = f"whole image, {model}, batch 1"

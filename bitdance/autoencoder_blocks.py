@@ -196,8 +196,9 @@ class Decoder(nn.Module):
     """Codes to an image, in three stages: `stem` at the code's resolution, `levels`, `head`.
 
     The stages are public for the tiled decoder, which runs the first ones on the whole code.
-    Weights and maps are channels-last, the layout in which convolutions and norms are fastest, and
-    nothing between two convolutions changes it.
+    Maps are channels-last, the layout in which convolutions and norms are fastest, and nothing
+    between two convolutions changes it. Weights of that layout save a copy of them a call:
+    ``decoder.to(memory_format=torch.channels_last)``, as ``BitDance`` does.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -216,7 +217,6 @@ class Decoder(nn.Module):
         )
         self.norm_out = _group_norm(widths[0])
         self.conv_out = _conv3x3(widths[0], config.out_ch)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """[B, z_channels, h, w] -> [B, out_ch, h * downsampling, w * downsampling]."""

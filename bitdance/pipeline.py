@@ -46,6 +46,8 @@ class BitDance:
         self, model: BitDanceModel, classes: Sequence[str] | None = None, *, steps: int = 100
     ) -> None:
         self.model = model.eval()
+        # The layout that decoding works in; of the parameters' memory alone, nothing else changes.
+        model.vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = model.config
         self.steps = steps
         self.classes = tuple(classes) if classes is not None else _class_names(model.config)

@@ -136,7 +136,7 @@ def check_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> Non
 
 
 def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None:
-    """Put `tensors` into `module`, all or none, in the dtypes and layouts that the module has.
+    """Put `tensors` into `module`, all or none, cast to the dtypes that the module has.
 
     Args:
         module: the model; one on the meta device gets memory of its own, filled once.
@@ -152,10 +152,7 @@ def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None
     if on_meta:
         # Copied, since tensors of a mapped file begin at any address: products would be slower, and
         # rounded otherwise than those of the same weights from another file.
-        tensors = {
-            k: torch.empty_like(tensor, device=tensors[k].device).copy_(tensors[k])
-            for k, tensor in state.items()
-        }
+        tensors = {k: tensors[k].to(tensor.dtype, copy=True) for k, tensor in state.items()}
     module.load_state_dict(tensors, strict=True, assign=on_meta)
 
 

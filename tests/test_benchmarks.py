@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from benchmarks import __main__ as command
 from benchmarks import cpu, plots, products, report, run, tables, targets, timing
 from benchmarks.cases import all_cases
-from benchmarks.model import measure, training
+from benchmarks.model import decode, measure, training
 from benchmarks.model.published import Published
 from bitdance.model import TrainingDraws
 from bitdance_kernels import swiglu
@@ -156,7 +156,7 @@ def test_targets_are_judged_by_the_newest_result_and_the_worst_shape():
 def test_targets_of_every_unit_are_measured():
     """Each target finds its figure in a result that has it, and less is better where it is."""
     images = [
-        {"model": m, "batch": b, "path": p, "ms": ms, "parts_ms": {}}
+        {"model": m, "batch": b, "path": p, "ms": ms, "parts_ms": {"decoder": ms}}
         for m in ("fashion", "B-16x", "B-1x")
         for b in (1, 8, 64, 384)
         for p, ms in (("fast", 1.1), ("published", 22.0), ("products alone", 1.0))
@@ -178,7 +178,13 @@ def test_targets_of_every_unit_are_measured():
             limits=limits,
             rows=rows,
             images=images,
-            model={"head_sampling": {"runner / products": 1.1}},
+            model={
+                "head_sampling": {"runner / products": 1.1},
+                "decode": {
+                    f"{what}, decoder / convolutions": 1.1
+                    for what in ("fashion, 1 image", "fashion, 8 images", "d16c32, 1 image")
+                },
+            },
         ),
         "g": _run("cuda", limits=limits, rows=rows, images=images),
     }
@@ -280,6 +286,17 @@ def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch):
     monkeypatch.setitem(cpu.MODEL_PARTS, "nothing", ())
     cpu._model(result, "nothing", 1)
     assert result["not timed"] == {"model: nothing": "there is no such benchmark"}
+
+
+def test_decoding_is_held_against_its_convolutions_alone():
+    model = measure.random_model(measure.TINY, torch.device("cpu")).vae
+    found = decode.measure(model, "tiny", images=2, cells=4, rounds=1)
+    seconds = found["tiny, 2 images, seconds"]
+    assert set(seconds) == {"decoder", "plain", "NCHW", "NHWC"}
+    alone = min(seconds["NCHW"], seconds["NHWC"])
+    ratios = {way: found[f"tiny, 2 images, {way} / convolutions"] for way in ("decoder", "plain")}
+    assert ratios == {way: seconds[way] / alone for way in ratios}
+    assert found["tiny, 2 images, grey levels between decoder and plain"] <= 1
 
 
 def test_cpu_command_goes_on_behind_a_failure(small, tmp_path, monkeypatch, capsys):

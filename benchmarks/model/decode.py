@@ -92,6 +92,7 @@ def main() -> None:
             found |= measure(vae, "fashion", images, 8, 10 * options.rounds)
     if "d16c32" in models:
         vae = BinaryAutoencoder(AUTOENCODER_PRESETS["d16c32"]).eval().requires_grad_(False)
+        vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         found |= measure(vae, "d16c32", 1, 16, options.rounds)
     text = json.dumps(found, indent=2)
     print(text)

@@ -63,6 +63,7 @@ def random_model(config: ModelConfig, device: torch.device) -> BitDanceModel:
         model = BitDanceModel(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.detach(), std=0.02)
+    model.vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.requires_grad_(False)
 
 

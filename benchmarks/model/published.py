@@ -155,7 +155,7 @@ class PublishedDecoder:
             raise ValueError(
                 "PublishedDecoder: the decoder must be convolutional and without noise"
             )
-        self.decoder = copy.deepcopy(decoder)
+        self.decoder: Any = copy.deepcopy(decoder)
         for parameter in self.decoder.parameters():
             parameter.data = parameter.data.contiguous()
 

@@ -385,26 +385,26 @@ def test_eight_bits_cut_off_the_fraction_and_clamp():
 
 
 @EVERY_CONFIG
-def test_maps_and_weights_are_channels_last_from_end_to_end(config):
+def test_maps_are_channels_last_from_end_to_end(config):
     model, codes = _model(config), _codes()
     layouts = []
 
     def seen(module, args, result):
-        for tensor in (args[0], module.weight, result):
+        for tensor in (args[0], result):
             layouts.append(tensor.is_contiguous(memory_format=torch.channels_last))
 
     for module in model.decoder.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(seen)
     model.decode(codes, noise=_noise(config, codes))
-    assert len(layouts) > 30
+    assert len(layouts) > 20
     assert all(layouts)
 
 
-def test_contiguous_weights_give_the_same_image():
+def test_channels_last_weights_give_the_same_image():
     model, codes = _model(CONFIGS["plain"]), _codes()
-    last = model.decode(codes)
-    contiguous = model.to(memory_format=torch.contiguous_format).decode(codes)
+    contiguous = model.decode(codes)
+    last = model.to(memory_format=torch.channels_last).decode(codes)
     truth = model.double().decode(codes)
     compare("staged", last, contiguous, truth, "channels last")
 

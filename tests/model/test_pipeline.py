@@ -171,9 +171,15 @@ def test_dtype(saved):
     assert len(loaded.generate([1], steps=1, progress=False)) == 1
 
 
+def test_the_decoder_is_laid_out_once(pipeline):
+    weights = [p for p in pipeline.model.vae.decoder.parameters() if p.dim() == 4]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
 def test_shapes_of_no_preset_are_refused(pipeline, tmp_path):
     path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(pipeline.model.state_dict(), path)
+    safetensors.torch.save_model(pipeline.model, path)
     with pytest.raises(CheckpointError, match=r"has the shapes of no preset .* give config="):
         BitDance.from_pretrained(path)
     with pytest.raises(ValueError, match=r"config must be one of B-1x, .* got 'B-2x'"):

@@ -11,8 +11,8 @@ from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 _MOST_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu.h
 # Values of a channels-last map that are taken at a time, to stay in the first-level cache, and the
-# most positions, beyond which sums in float32 lose too much.
-_CHUNK, _MOST_POSITIONS = 8192, 64
+# most positions, beyond which sums in float32 lose too much: of moments, of gradients.
+_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 8192, 64, 32
 
 
 class _Map(NamedTuple):
@@ -23,11 +23,11 @@ class _Map(NamedTuple):
     chunks: int
 
     @classmethod
-    def of(cls, x: torch.Tensor, num_groups: int) -> _Map:
+    def of(cls, x: torch.Tensor, num_groups: int, most_positions: int) -> _Map:
         images, channels, height, width = x.shape
         layout = memory_format(x)
         last = layout == torch.channels_last
-        chunk = max(1, min(_MOST_POSITIONS, _CHUNK // channels))
+        chunk = max(1, min(most_positions, _CHUNK // channels))
         positions = height * width
         sizes = (images, channels, positions, num_groups, int(last), chunk)
         chunks = -(-positions // chunk) if last else 1
@@ -71,7 +71,7 @@ def run(
     silu: bool,
     eps: float,
 ) -> torch.Tensor:
-    feature_map = _Map.of(x, num_groups)
+    feature_map = _Map.of(x, num_groups, _MOST_POSITIONS)
     y = torch.empty_like(x, memory_format=memory_format(x))
     spreads, coefficients = feature_map.workspace()
     _kept, addresses = _addresses(weight, bias, scale, shift)
@@ -116,7 +116,7 @@ def run_backward(
     silu: bool,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    feature_map = _Map.of(x, num_groups)
+    feature_map = _Map.of(x, num_groups, _MOST_OF_GRADIENTS)
     grad = grad.contiguous(memory_format=memory_format(x))
     of_x = torch.empty_like(x, memory_format=memory_format(x))
     images, channels = x.shape[:2]

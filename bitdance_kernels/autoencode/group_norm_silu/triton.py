@@ -70,13 +70,16 @@ def _moments_kernel(
     image, chunk, group, first, last, channel, exists = _program(
         positions, chunks, tiles, CHANNELS, GROUPS, WIDTH, BLOCK, TILE
     )
+    # The divisions come first, while registers are free: in float64 they are calls.
+    count = (last - first).to(tl.float64)
+    share, in_tile = 1.0 / count, 1.0 / tl.minimum(last - first, TILE).to(tl.float32)
     # Distances to the mean of a channel's first tile: near enough to the chunk's that nothing
     # cancels, and known from the start.
     position = first + tl.arange(0, TILE)
     inside = (position < last)[:, None] & exists[None, :]
     offsets = _offsets(image, position, channel, positions, CHANNELS, LAST)
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    pivot = tl.sum(x, axis=0) / tl.minimum(last - first, TILE).to(tl.float32)
+    pivot = tl.sum(x, axis=0) * in_tile
     sums = tl.zeros((TILE, BLOCK), tl.float32)
     squares = tl.zeros((TILE, BLOCK), tl.float32)
     for _ in range(tiles):
@@ -88,12 +91,11 @@ def _moments_kernel(
         squares += distance * distance
         position += TILE
     # The rest in float64: an error here is common to all positions.
-    count = (last - first).to(tl.float64)
-    offset = tl.sum(sums, axis=0).to(tl.float64) / count  # of a channel's mean, from its pivot
+    offset = tl.sum(sums, axis=0).to(tl.float64) * share  # of a channel's mean, from its pivot
     square = tl.sum(squares, axis=0).to(tl.float64) - count * offset * offset
     mean = tl.where(exists, pivot.to(tl.float64) + offset, 0.0)
     belongs = _belongs(GROUPS, WIDTH, SLOTS, BLOCK)
-    group_mean = tl.sum(tl.where(belongs, mean[None, :], 0.0), axis=1) / WIDTH
+    group_mean = tl.sum(tl.where(belongs, mean[None, :], 0.0), axis=1) * (1.0 / WIDTH)
     between = tl.where(belongs, mean[None, :] - group_mean[:, None], 0.0)
     within = tl.sum(tl.where(belongs, square[None, :], 0.0), axis=1)
     square_of_group = within + count * tl.sum(between * between, axis=1)
@@ -205,7 +207,10 @@ def _sums_kernel(
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a chunk of the gradient of z, and of it times (x - mean): [B, chunks, 2, C], float64."""
+    """Sums over a chunk of the gradient of z, and of it times (x - mean).
+
+    sums: float64 [B, chunks, 2, C].
+    """
     image, chunk, group, first, last, channel, exists = _program(
         positions, chunks, tiles, CHANNELS, GROUPS, WIDTH, BLOCK, TILE
     )
