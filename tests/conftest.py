@@ -1,7 +1,7 @@
 import os
 
 # Before anything imports Triton: its kernels run in the interpreter, on the CPU.
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")
 # Results are judged by the errors of plain PyTorch, and the golden vectors were made by the generic
 # code of MKL. So that a pass here is a pass everywhere, the libraries take the same code on every
 # x86 machine, whatever instructions it has on top; our own kernels take the best of the machine.
