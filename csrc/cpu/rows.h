@@ -71,9 +71,9 @@ static inline float exp_approximate(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  int32_t bits;
+  uint32_t bits;  // without a sign: what comes of a NaN may overflow
   memcpy(&bits, &shifted, sizeof bits);
-  const int32_t power = (bits - 0x4B400000 + 127) << 23;  // 0x4B400000 is the pattern of kShift
+  const uint32_t power = (bits - 0x4B400000u + 127u) << 23;  // 0x4B400000 is the pattern of kShift
   float scale;
   memcpy(&scale, &power, sizeof scale);
   return p * scale;
