@@ -1,4 +1,4 @@
-"""What the products with something around them share: checks, and the gate in plain PyTorch."""
+"""What swiglu and the products with something around them share: checks, the gate in PyTorch."""
 
 from __future__ import annotations
 

@@ -59,7 +59,6 @@ struct GroupNormLaunch {
 
   template <int kVec>
   void large(void (*kernel)(const GroupNormParams)) {  // goes over the map
-
     const int vectors = params.channels / kVec;
     params.vectors = vectors < kGroupNormThreads ? vectors : kGroupNormThreads;
     params.columns = (vectors + params.vectors - 1) / params.vectors;

@@ -6,8 +6,7 @@ they were made. Nothing here or in a runner may depend on the name, the sizes or
 cases at hand.
 
 A kind of case is known by the official source its description names. To cover a kind, write a
-runner for it in a module ``golden_<family>.py`` beside this one, and take the kind out of
-`PENDING`::
+runner for it in a module ``golden_<family>.py`` beside this one::
 
     @runner("quantiser")
     def run_quantiser(case: Case) -> dict[str, torch.Tensor]:
@@ -50,9 +49,6 @@ KINDS = {
     "pipeline, text-to-image": r"t2i_pipeline\.py: BitDanceT2IPipeline",
     "utilities": r"modeling/utils\.py: ",
 }
-
-# Kinds that have no runner yet.
-PENDING: set[str] = set()
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,7 @@ def run_backward(
 
 def _rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[_Rows]]:
     """The tensors, to be kept while they are used, and what the C functions take of each."""
-    kept = [None if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors]
-    kept = [t if k is None else k for t, k in zip(tensors, kept, strict=True)]
+    kept = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors]
     return kept, [
         (0, 0, _native.FLOAT32)
         if t is None

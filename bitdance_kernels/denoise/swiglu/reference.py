@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels.denoise import products
 
 
 def run(h: torch.Tensor) -> torch.Tensor:
-    gate, value = h.to(accumulate_dtype(h)).chunk(2, dim=-1)
-    return (F.silu(gate) * value).to(h.dtype)
+    return products.gate(h)
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
