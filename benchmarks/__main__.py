@@ -169,9 +169,8 @@ def _gpu(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    budget = {**(gpu.QUICK if options.quick else gpu.BUDGET), **dict(options.budget)}
-    if options.dry_run:  # of which nobody waits for figures: each part goes to its end
-        budget = dict.fromkeys(budget, 3600.0)
+    usual = gpu.DRY_RUN if options.dry_run else gpu.QUICK if options.quick else gpu.BUDGET
+    budget = {**usual, **dict(options.budget)}
     parts = {part: budget[part] for part in gpu.PARTS if part in options.only}
     return gpu.main(
         options.ops or list(all_cases().values()),

@@ -204,7 +204,7 @@ def test_budgets_are_read(tmp_path, monkeypatch, capsys):
     base = ["gpu", "--out", str(tmp_path), "--dry-run"]
     only = ["--only", "images", "checks", "--budget", "checks=12"]
     assert command.main([*base, *only]) == 0
-    assert seen["parts"] == {"checks": 12.0, "images": gpu.BUDGET["images"]}
+    assert seen["parts"] == {"checks": 12.0, "images": gpu.DRY_RUN["images"]}
     with pytest.raises(SystemExit):
         command.main([*base, "--budget", "cheques=12"])
     assert "'cheques=12' is no PART=SECONDS" in capsys.readouterr().err
