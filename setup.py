@@ -63,7 +63,7 @@ ISA_FLAGS = {
         "-mpopcnt",
     ],
 }
-ISA_FLAGS["_vpopcnt"] = [*ISA_FLAGS["_avx512"], "-mavx512vpopcntdq"]
+ISA_FLAGS["_bitalg"] = [*ISA_FLAGS["_avx512"], "-mavx512bitalg"]
 
 
 def find_compiler() -> str | None:

@@ -9,87 +9,92 @@
 namespace bdk {
 namespace {
 
-// Words compared by a thread to be worth its start: about 10 us.
-constexpr int64_t kGrainWords = 32768;
+// Bytes of codes compared by a thread to be worth its start: about 10 us.
+constexpr int64_t kGrainBytes = int64_t{1} << 19;
+// A chunk of the codes stays in the second-level cache while the queries of a thread pass by it.
+constexpr int64_t kChunkBytes = int64_t{1} << 18;
 
-struct ScalarEight {
-  struct Values {
-    int32_t value[kBlock];
-  };
+struct ScalarBits {
+  static uint8_t ones(uint32_t byte) {
+    byte -= byte >> 1 & 0x55;
+    byte = (byte & 0x33) + (byte >> 2 & 0x33);
+    return static_cast<uint8_t>((byte + (byte >> 4)) & 0x0F);
+  }
 
-  static Values distances(const uint64_t* a, const uint64_t* block, int64_t words) {
-    Values sums = {};
-    for (int64_t w = 0; w < words; ++w) {
-      for (int i = 0; i < kBlock; ++i) {
-        sums.value[i] += __builtin_popcountll(a[w] ^ block[kBlock * w + i]);
+  template <int kQueries>
+  using Queries = BytesOfQueries<kQueries>;
+
+  template <int kQueries>
+  static void count(const Queries<kQueries>& queries, const uint8_t* block, int64_t bytes,
+                    Counts* counts) {
+    for (int q = 0; q < kQueries; ++q) {
+      const uint8_t* a = queries.a + q * queries.stride;
+      counts[q] = {};
+      for (int64_t b = 0; b < bytes; ++b) {
+        uint8_t* part = counts[q].part[b % 2];
+        for (int i = 0; i < kBlock; ++i) part[i] += ones(a[b] ^ block[kBlock * b + i]);
       }
     }
-    return sums;
-  }
-
-  static void store(const Values& values, int32_t* out) {
-    for (int i = 0; i < kBlock; ++i) out[i] = values.value[i];
-  }
-
-  static uint32_t below(const Values& values, int32_t limit) {
-    uint32_t mask = 0;
-    for (int i = 0; i < kBlock; ++i) mask |= (values.value[i] < limit ? 1u : 0u) << i;
-    return mask;
   }
 };
 
-constexpr HammingRows kScalarRows = {distance_row<ScalarEight>, nearest_rows<ScalarEight>};
+constexpr HammingRows kScalarRows = hamming_rows<ScalarBits>();
 
 const HammingRows& choose() {
 #ifdef BDK_X86
-  static const bool vpopcnt = __builtin_cpu_supports("avx512vpopcntdq");
-  if (active_isa() == kAvx512) return vpopcnt ? kHammingVpopcnt : kHammingAvx512;
+  static const bool bitalg = __builtin_cpu_supports("avx512bitalg");
+  if (active_isa() == kAvx512) return bitalg ? kHammingBitalg : kHammingAvx512;
   if (active_isa() == kAvx2) return kHammingAvx2;
 #endif
   return kScalarRows;
 }
 
-int64_t grain_rows(int64_t codes, int64_t words) { return kGrainWords / (codes * words + 1) + 1; }
+int64_t grain_rows(int64_t codes, int64_t bytes) {
+  return (kGrainBytes / (codes * bytes + 1) / kGroup + 1) * kGroup;
+}
 
-int64_t blocks_of(int64_t codes) { return (codes + kBlock - 1) / kBlock; }
+// use(first query, whether they are kGroup or one) for all of [begin, end).
+template <class Use>
+void for_groups(int64_t begin, int64_t end, const Use& use) {
+  int64_t n = begin;
+  for (; n + kGroup <= end; n += kGroup) use(n, 1);
+  for (; n < end; ++n) use(n, 0);
+}
 
 }  // namespace
 }  // namespace bdk
 
-int bdk_hamming_distance_cpu(const uint64_t* a, const uint64_t* b_blocks, int32_t* distance,
-                             int64_t queries, int64_t codes, int64_t words, int threads) {
+int bdk_hamming_distance_cpu(const uint8_t* a, const uint8_t* b_blocks, int32_t* distance,
+                             int64_t queries, int64_t codes, int64_t bytes, int threads) {
   using namespace bdk;
-  if (queries < 0 || codes < 0 || words <= 0 || threads < 1) return BDK_BAD_SIZE;
+  if (queries < 0 || codes < 0 || bytes <= 0 || threads < 1) return BDK_BAD_SIZE;
   prefer_large_pages(distance, 4 * queries * codes);
   const HammingRows& kernel = choose();
-  // A chunk of the codes stays in the second-level cache while the rows of a thread pass by it.
-  const int64_t chunk = (262144 / (8 * kBlock * words) + 1) * kBlock;
-  parallel_for(queries, grain_rows(codes, words), 1, threads, [&](int64_t begin, int64_t end) {
+  const int64_t chunk = (kChunkBytes / (kBlock * bytes) + 1) * kBlock;
+  parallel_for(queries, grain_rows(codes, bytes), kGroup, threads, [&](int64_t begin, int64_t end) {
     for (int64_t first = 0; first < codes; first += chunk) {
       const int64_t some = codes - first < chunk ? codes - first : chunk;
-      for (int64_t n = begin; n < end; ++n) {
-        kernel.distance(a + n * words, b_blocks + first * words, words, some,
-                        distance + n * codes + first);
-      }
+      for_groups(begin, end, [&](int64_t n, int group) {
+        kernel.distance[group](a + n * bytes, b_blocks + first * bytes, bytes, some,
+                               distance + n * codes + first, codes);
+      });
     }
   });
   return BDK_OK;
 }
 
-int bdk_nearest_codes_cpu(const uint64_t* a, const uint64_t* b_blocks, int64_t* index,
-                          int32_t* distance, int64_t queries, int64_t codes, int64_t words,
+int bdk_nearest_codes_cpu(const uint8_t* a, const uint8_t* b_blocks, int64_t* index,
+                          int32_t* distance, int64_t queries, int64_t codes, int64_t bytes,
                           int64_t k, int threads) {
   using namespace bdk;
-  if (queries < 0 || words <= 0 || k < 1 || k > codes || threads < 1) return BDK_BAD_SIZE;
+  if (queries < 0 || bytes <= 0 || k < 1 || k > codes || threads < 1) return BDK_BAD_SIZE;
   if (k > kMostNeighbours || codes > int64_t{1} << kIndexBits) return BDK_BAD_SIZE;
   const HammingRows& kernel = choose();
-  parallel_for(queries, grain_rows(blocks_of(codes) * kBlock, words), kGroup, threads,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t n = begin; n < end; n += kGroup) {
-                   const int some = end - n < kGroup ? static_cast<int>(end - n) : kGroup;
-                   kernel.nearest(a + n * words, some, b_blocks, words, codes, k, index + n * k,
-                                  distance + n * k);
-                 }
-               });
+  parallel_for(queries, grain_rows(codes, bytes), kGroup, threads, [&](int64_t begin, int64_t end) {
+    for_groups(begin, end, [&](int64_t n, int group) {
+      kernel.nearest[group](a + n * bytes, b_blocks, bytes, codes, k, index + n * k,
+                            distance + n * k);
+    });
+  });
   return BDK_OK;
 }

@@ -1,48 +1,174 @@
 // The inner loops of hamming_distance and nearest_codes, one set per instruction set.
 //
-// The codes that are searched come in blocks of eight, word by word: block[8 * word + code], so
-// that a vector holds the same word of eight codes and no sum runs across its lanes.
+// The codes that are searched come in blocks of 64, byte by byte: block[64 * byte + code]. So a
+// vector holds the same byte of many codes, no sum runs across its lanes, and sums of bytes are as
+// dense as vectors can be: they are widened once a code.
 #pragma once
 
 #include <stdint.h>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 namespace bdk {
 
-constexpr int kBlock = 8;
-
-// One row of distances to `count` codes in blocks.
-using DistanceRow = void (*)(const uint64_t* a, const uint64_t* blocks, int64_t words,
-                             int64_t count, int32_t* out);
-
+constexpr int kBlock = 64;
 constexpr int kGroup = 4;                 // queries that share what they read of the codes
 constexpr int64_t kMostNeighbours = 128;  // they are kept in a sorted list
 constexpr int kIndexBits = 38;            // below the distance in a neighbour's key
 
-// For each of up to kGroup queries the `k` least (distance, index) in ascending order.
-using NearestRows = void (*)(const uint64_t* a, int queries, const uint64_t* blocks, int64_t words,
-                             int64_t count, int64_t k, int64_t* index, int32_t* distance);
+// Distances of some queries (adjacent rows of a) to `count` codes in blocks; a row of `out` every
+// `out_stride`.
+using DistanceRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t bytes, int64_t count,
+                              int32_t* out, int64_t out_stride);
 
-struct HammingRows {
-  DistanceRow distance;
-  NearestRows nearest;
+// For each of some queries the `k` least (distance, index) in ascending order.
+using NearestRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t bytes, int64_t count,
+                             int64_t k, int64_t* index, int32_t* distance);
+
+struct HammingRows {  // of one query, and of kGroup
+  DistanceRows distance[2];
+  NearestRows nearest[2];
 };
 
-extern const HammingRows kHammingAvx2, kHammingAvx512, kHammingVpopcnt;
+extern const HammingRows kHammingAvx2, kHammingAvx512, kHammingBitalg;
 
-// Eight::distances(a, block, words) gives eight distances, Eight::store(values, out) keeps
-// them, Eight::below(values, limit) has a bit for each that is under the limit.
-template <class Eight>
-static inline void distance_row(const uint64_t* a, const uint64_t* blocks, int64_t words,
-                                int64_t count, int32_t* out) {
-  int64_t m = 0;
-  for (; m + kBlock <= count; m += kBlock, blocks += kBlock * words) {
-    Eight::store(Eight::distances(a, blocks, words), out + m);
+// Of a query and each code of a block the different bits of at most kMostBytes bytes, as a sum of
+// two parts that fit into bytes.
+struct Counts {
+  alignas(64) uint8_t part[2][kBlock];
+};
+constexpr int64_t kMostBytes = 62;
+
+// The bits in which half a byte differs from each other half, twice as AVX2 looks them up.
+struct DifferentBits {
+  alignas(32) uint8_t of[32];
+};
+struct AllDifferentBits {
+  DifferentBits half[16];
+
+  constexpr AllDifferentBits() : half() {
+    for (int v = 0; v < 16; ++v) {
+      for (int n = 0; n < 32; ++n) {
+        const int x = v ^ (n % 16);
+        half[v].of[n] = static_cast<uint8_t>((x & 1) + (x >> 1 & 1) + (x >> 2 & 1) + (x >> 3));
+      }
+    }
   }
-  if (m < count) {
-    alignas(32) int32_t last[kBlock];
-    Eight::store(Eight::distances(a, blocks, words), last);
-    for (int64_t i = 0; m + i < count; ++i) out[m + i] = last[i];
+};
+static constexpr AllDifferentBits kDifferentBits;
+
+// Those of the low and of the high halves of some bytes of each query, one behind the other: a
+// lookup then costs no address.
+template <int kQueries>
+struct DifferentBitsOfQueries {
+  DifferentBits half[2][kMostBytes][kQueries];
+
+  void prepare(const uint8_t* a, int64_t stride, int64_t bytes) {
+    for (int q = 0; q < kQueries; ++q, a += stride) {
+      for (int64_t b = 0; b < bytes; ++b) {
+        half[0][b][q] = kDifferentBits.half[a[b] & 15];
+        half[1][b][q] = kDifferentBits.half[a[b] >> 4];
+      }
+    }
   }
+};
+
+// The queries themselves, for an instruction set that needs no more.
+template <int kQueries>
+struct BytesOfQueries {
+  const uint8_t* a;
+  int64_t stride;
+
+  void prepare(const uint8_t* from, int64_t distance, int64_t) {
+    a = from;
+    stride = distance;
+  }
+};
+
+// Bits::Queries<kQueries>::prepare(a, stride, bytes) makes of some bytes of queries what
+// Bits::count(queries, block, bytes, counts) compares with a block.
+template <class Bits, int kQueries>
+class Comparison {
+ public:
+  Comparison(const uint8_t* a, int64_t bytes) : a_(a), bytes_(bytes) {
+    const int64_t parts = (bytes + kMostBytes - 1) / kMostBytes;
+    part_ = (bytes + parts - 1) / parts;
+  }
+
+  // Distances to the codes of adjacent blocks. Many at a time, since long codes are compared part
+  // by part, and each part of the queries has to be prepared.
+  void distances(const uint8_t* blocks, int64_t number, int32_t* out, int64_t out_stride) {
+    for (int64_t first = 0; first < bytes_; first += part_) {
+      const int64_t some = bytes_ - first < part_ ? bytes_ - first : part_;
+      if (prepared_ != first) queries_.prepare(a_ + first, bytes_, some);
+      prepared_ = first;
+      for (int64_t n = 0; n < number; ++n) {
+        Counts counts[kQueries];
+        Bits::count(queries_, blocks + kBlock * (n * bytes_ + first), some, counts);
+        for (int q = 0; q < kQueries; ++q) {
+          int32_t* to = out + q * out_stride + kBlock * n;
+          if (first == 0) {
+            put<false>(counts[q], to);
+          } else {
+            put<true>(counts[q], to);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  template <bool kMore>
+  static void put(const Counts& counts, int32_t* to) {
+    for (int i = 0; i < kBlock; ++i) {
+      const int32_t sum = static_cast<uint16_t>(counts.part[0][i] + counts.part[1][i]);
+      to[i] = kMore ? to[i] + sum : sum;
+    }
+  }
+
+  const uint8_t* a_;
+  int64_t bytes_, part_;
+  int64_t prepared_ = -1;
+  typename Bits::template Queries<kQueries> queries_;
+};
+
+template <class Bits, int kQueries>
+static inline void distance_rows(const uint8_t* a, const uint8_t* blocks, int64_t bytes,
+                                 int64_t count, int32_t* out, int64_t out_stride) {
+  Comparison<Bits, kQueries> comparison(a, bytes);
+  const int64_t whole = count / kBlock;
+  comparison.distances(blocks, whole, out, out_stride);
+  const int64_t rest = count - whole * kBlock;
+  if (rest == 0) return;
+  int32_t last[kQueries][kBlock];
+  comparison.distances(blocks + whole * kBlock * bytes, 1, last[0], kBlock);
+  for (int q = 0; q < kQueries; ++q) {
+    for (int64_t i = 0; i < rest; ++i) out[q * out_stride + whole * kBlock + i] = last[q][i];
+  }
+}
+
+// A bit for each of the values of a block that is under the limit.
+static inline uint64_t below(const int32_t* values, int32_t limit) {
+  uint64_t mask = 0;
+#if defined(__AVX512F__)
+  const __m512i limits = _mm512_set1_epi32(limit);
+  for (int i = 0; i < kBlock; i += 16) {
+    const uint64_t some = _mm512_cmplt_epi32_mask(_mm512_loadu_si512(values + i), limits);
+    mask |= some << i;
+  }
+#elif defined(__AVX2__)
+  const __m256i limits = _mm256_set1_epi32(limit);
+  for (int i = 0; i < kBlock; i += 8) {
+    const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
+    const __m256 under = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limits, eight));
+    mask |= static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_ps(under))) << i;
+  }
+#else
+  for (int i = 0; i < kBlock; ++i) mask |= static_cast<uint64_t>(values[i] < limit) << i;
+#endif
+  return mask;
 }
 
 // The nearest codes of a query so far, as ascending keys: the distance, then the index.
@@ -73,33 +199,41 @@ struct Neighbours {
   }
 };
 
-template <class Eight>
-static inline void nearest_rows(const uint64_t* a, int queries, const uint64_t* blocks,
-                                int64_t words, int64_t count, int64_t k, int64_t* index,
-                                int32_t* distance) {
-  Neighbours nearest[kGroup];
-  for (int q = 0; q < kGroup; ++q) nearest[q].clear(k);
-  for (int64_t m = 0; m < count; m += kBlock, blocks += kBlock * words) {
-    const uint32_t codes = count - m < kBlock ? (1u << (count - m)) - 1u : (1u << kBlock) - 1u;
-    for (int q = 0; q < queries; ++q) {
-      const auto found = Eight::distances(a + q * words, blocks, words);
-      uint32_t nearer = Eight::below(found, nearest[q].limit) & codes;
-      if (nearer == 0) continue;
-      alignas(32) int32_t eight[kBlock];
-      Eight::store(found, eight);
-      for (; nearer != 0; nearer &= nearer - 1) {
-        const int i = __builtin_ctz(nearer);
-        nearest[q].insert((int64_t{eight[i]} << kIndexBits) + m + i, k);
+template <class Bits, int kQueries>
+static inline void nearest_rows(const uint8_t* a, const uint8_t* blocks, int64_t bytes,
+                                int64_t count, int64_t k, int64_t* index, int32_t* distance) {
+  constexpr int64_t kTile = 8 * kBlock;
+  Comparison<Bits, kQueries> comparison(a, bytes);
+  Neighbours nearest[kQueries];
+  for (int q = 0; q < kQueries; ++q) nearest[q].clear(k);
+  for (int64_t tile = 0; tile < count; tile += kTile, blocks += kTile * bytes) {
+    alignas(64) int32_t found[kQueries][kTile];
+    const int64_t codes = count - tile < kTile ? count - tile : kTile;
+    comparison.distances(blocks, (codes + kBlock - 1) / kBlock, found[0], kTile);
+    for (int q = 0; q < kQueries; ++q) {
+      for (int64_t m = 0; m < codes; m += kBlock) {
+        uint64_t nearer = below(found[q] + m, nearest[q].limit);
+        if (codes - m < kBlock) nearer &= (uint64_t{1} << (codes - m)) - 1;
+        for (; nearer != 0; nearer &= nearer - 1) {
+          const int64_t at = m + __builtin_ctzll(nearer);
+          nearest[q].insert((int64_t{found[q][at]} << kIndexBits) + tile + at, k);
+        }
       }
     }
   }
-  for (int q = 0; q < queries; ++q) {
+  for (int q = 0; q < kQueries; ++q) {
     const int64_t* keys = nearest[q].lists[nearest[q].current] + 1;
     for (int64_t i = 0; i < k; ++i) {
       index[q * k + i] = keys[i] & ((int64_t{1} << kIndexBits) - 1);
       distance[q * k + i] = static_cast<int32_t>(keys[i] >> kIndexBits);
     }
   }
+}
+
+template <class Bits>
+constexpr HammingRows hamming_rows() {
+  return {{distance_rows<Bits, 1>, distance_rows<Bits, kGroup>},
+          {nearest_rows<Bits, 1>, nearest_rows<Bits, kGroup>}};
 }
 
 }  // namespace bdk

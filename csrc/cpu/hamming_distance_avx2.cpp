@@ -1,4 +1,6 @@
-// hamming_distance with AVX2: bits are counted by looking up half bytes.
+// hamming_distance with AVX2: half a byte of a query chooses a table of the bits in which it
+// differs from every other half, and the codes look theirs up in it. So nothing is left of the XOR,
+// and the halves of the codes serve all queries of a group.
 #include <immintrin.h>
 
 #include "cpu/hamming_distance.h"
@@ -6,57 +8,59 @@
 namespace bdk {
 namespace {
 
-// A byte counts up to 8 a word; after this many words it might overflow.
-constexpr int64_t kMostWords = 31;
+struct Bits {
+  template <int kQueries>
+  using Queries = DifferentBitsOfQueries<kQueries>;
 
-struct Eight {
-  static __m256i bytes(__m256i x) {
-    const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1,
-                                           2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-    const __m256i half = _mm256_set1_epi8(15);
-    const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, half));
-    const __m256i high =
-        _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), half));
-    return _mm256_add_epi8(low, high);
+  template <int kQueries>
+  static void count(const Queries<kQueries>& queries, const uint8_t* block, int64_t bytes,
+                    Counts* counts) {
+    count_half<0>(queries, block, bytes, counts);
+    count_half<1>(queries, block, bytes, counts);
   }
 
-  static __m256i load(const uint64_t* at) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-  }
+ private:
+  static constexpr int kVectors = kBlock / 32;
 
-  static __m256i distances(const uint64_t* a, const uint64_t* block, int64_t words) {
-    const __m256i zero = _mm256_setzero_si256();
-    __m256i low = zero, high = zero;  // sums of four codes each, 64 bits a code
-    for (int64_t first = 0; first < words; first += kMostWords) {
-      const int64_t end = words - first < kMostWords ? words : first + kMostWords;
-      __m256i low_bytes = zero, high_bytes = zero;
-      for (int64_t w = first; w < end; ++w) {
-        const __m256i word = _mm256_set1_epi64x(static_cast<int64_t>(a[w]));
-        const uint64_t* codes = block + kBlock * w;
-        low_bytes = _mm256_add_epi8(low_bytes, bytes(_mm256_xor_si256(word, load(codes))));
-        high_bytes = _mm256_add_epi8(high_bytes, bytes(_mm256_xor_si256(word, load(codes + 4))));
+  // One half after the other: with both, the sums would not fit into the registers.
+  template <int kHalf, int kQueries>
+  static void count_half(const Queries<kQueries>& queries, const uint8_t* block, int64_t bytes,
+                         Counts* counts) {
+    __m256i sum[kQueries][kVectors] = {};
+    for (int64_t b = 0; b < bytes; ++b) {
+      __m256i codes[kVectors];
+#pragma GCC unroll 2
+      for (int i = 0; i < kVectors; ++i) {
+        codes[i] = load(block + kBlock * b + 32 * i);
+        if (kHalf == 1) codes[i] = _mm256_srli_epi16(codes[i], 4);
+        codes[i] = _mm256_and_si256(codes[i], _mm256_set1_epi8(15));
       }
-      low = _mm256_add_epi64(low, _mm256_sad_epu8(low_bytes, zero));
-      high = _mm256_add_epi64(high, _mm256_sad_epu8(high_bytes, zero));
+#pragma GCC unroll 4
+      for (int q = 0; q < kQueries; ++q) {
+        const __m256i different = load(queries.half[kHalf][b][q].of);
+#pragma GCC unroll 2
+        for (int i = 0; i < kVectors; ++i) {
+          sum[q][i] = _mm256_add_epi8(sum[q][i], _mm256_shuffle_epi8(different, codes[i]));
+          __asm__("" : "+x"(sum[q][i]));  // in its register: GCC would copy every sum in every turn
+        }
+      }
     }
-    // The even 32-bit halves of both, put in order.
-    const __m256i even = _mm256_castps_si256(
-        _mm256_shuffle_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high), 0x88));
-    return _mm256_permute4x64_epi64(even, 0xD8);
+#pragma GCC unroll 4
+    for (int q = 0; q < kQueries; ++q) {
+#pragma GCC unroll 2
+      for (int i = 0; i < kVectors; ++i) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(counts[q].part[kHalf] + 32 * i), sum[q][i]);
+      }
+    }
   }
 
-  static void store(__m256i values, int32_t* out) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
-  }
-
-  static uint32_t below(__m256i values, int32_t limit) {
-    const __m256i under = _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), values);
-    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(under)));
+  static __m256i load(const uint8_t* at) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
   }
 };
 
 }  // namespace
 
-const HammingRows kHammingAvx2 = {distance_row<Eight>, nearest_rows<Eight>};
+const HammingRows kHammingAvx2 = hamming_rows<Bits>();
 
 }  // namespace bdk

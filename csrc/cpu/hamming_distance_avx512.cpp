@@ -1,5 +1,6 @@
-// hamming_distance with AVX-512: one vector holds a word of eight codes, bits are counted by
-// looking up half bytes. (Processors that count bits themselves use hamming_distance_vpopcnt.cpp.)
+// hamming_distance with AVX-512, as with AVX2: half a byte of a query chooses the table in which
+// the codes look up their bits. (Processors that count the bits of a byte themselves use
+// hamming_distance_bitalg.cpp.)
 #include <immintrin.h>
 
 #include "cpu/hamming_distance.h"
@@ -7,38 +8,43 @@
 namespace bdk {
 namespace {
 
-struct Eight {
-  static __m512i bytes(__m512i x) {
-    const __m512i table =
-        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+struct Bits {
+  template <int kQueries>
+  using Queries = DifferentBitsOfQueries<kQueries>;
+
+  template <int kQueries>
+  static void count(const Queries<kQueries>& queries, const uint8_t* block, int64_t bytes,
+                    Counts* counts) {
     const __m512i half = _mm512_set1_epi8(15);
-    const __m512i low = _mm512_shuffle_epi8(table, _mm512_and_si512(x, half));
-    const __m512i high =
-        _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(x, 4), half));
-    return _mm512_add_epi8(low, high);
-  }
-
-  static __m256i distances(const uint64_t* a, const uint64_t* block, int64_t words) {
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t w = 0; w < words; ++w) {
-      const __m512i differ = _mm512_xor_si512(_mm512_set1_epi64(static_cast<int64_t>(a[w])),
-                                              _mm512_loadu_si512(block + kBlock * w));
-      sum = _mm512_add_epi64(sum, _mm512_sad_epu8(bytes(differ), _mm512_setzero_si512()));
+    __m512i low[kQueries], high[kQueries];
+#pragma GCC unroll 4
+    for (int q = 0; q < kQueries; ++q) low[q] = high[q] = _mm512_setzero_si512();
+    for (int64_t b = 0; b < bytes; ++b) {
+      const __m512i codes = _mm512_loadu_si512(block + kBlock * b);
+      const __m512i low_half = _mm512_and_si512(codes, half);
+      const __m512i high_half = _mm512_and_si512(_mm512_srli_epi16(codes, 4), half);
+#pragma GCC unroll 4
+      for (int q = 0; q < kQueries; ++q) {
+        low[q] = _mm512_add_epi8(low[q], look_up(queries.half[0][b][q], low_half));
+        high[q] = _mm512_add_epi8(high[q], look_up(queries.half[1][b][q], high_half));
+      }
     }
-    return _mm512_cvtepi64_epi32(sum);
+#pragma GCC unroll 4
+    for (int q = 0; q < kQueries; ++q) {
+      _mm512_storeu_si512(counts[q].part[0], low[q]);
+      _mm512_storeu_si512(counts[q].part[1], high[q]);
+    }
   }
 
-  static void store(__m256i values, int32_t* out) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
-  }
-
-  static uint32_t below(__m256i values, int32_t limit) {
-    return _mm256_cmplt_epi32_mask(values, _mm256_set1_epi32(limit));
+ private:
+  static __m512i look_up(const DifferentBits& different, __m512i codes) {
+    const __m128i table = _mm_load_si128(reinterpret_cast<const __m128i*>(different.of));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes);
   }
 };
 
 }  // namespace
 
-const HammingRows kHammingAvx512 = {distance_row<Eight>, nearest_rows<Eight>};
+const HammingRows kHammingAvx512 = hamming_rows<Bits>();
 
 }  // namespace bdk

@@ -1,6 +1,8 @@
-// unpack_signs with AVX2: a byte is broadcast, each lane tests its own bit, the outcome sets the
-// sign.
+// unpack_signs with AVX2: bits are broadcast, and each lane makes a sign of its own one. As 32-bit
+// values by shifting it to the top, which takes half as long as testing it; lanes of 16 bits cannot
+// shift by different counts.
 #include <immintrin.h>
+#include <string.h>
 
 #include "common/dtype.h"
 #include "cpu/unpack_signs.h"
@@ -8,13 +10,11 @@
 namespace bdk {
 namespace {
 
-inline __m256i values_32(uint8_t byte) {
-  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i missing =
-      _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), bit), _mm256_setzero_si256());
-  // All ones where the bit is missing: shifted left, the sign bit.
-  return _mm256_or_si256(_mm256_slli_epi32(missing, 31),
-                         _mm256_set1_epi32(static_cast<int>(kOne32)));
+// The values of bits 31 - shift[lane].
+inline __m256i values_32(__m256i bits, __m256i shift) {
+  const __m256i sign = _mm256_set1_epi32(INT32_MIN);
+  const __m256i minus_one = _mm256_set1_epi32(static_cast<int>(kOne32) | INT32_MIN);
+  return _mm256_xor_si256(_mm256_and_si256(_mm256_sllv_epi32(bits, shift), sign), minus_one);
 }
 
 inline __m256i values_16(const uint8_t* packed, __m256i one) {
@@ -30,9 +30,19 @@ inline __m256i values_16(const uint8_t* packed, __m256i one) {
 }  // namespace
 
 void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; ++i, y += 8) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), values_32(packed[i]));
+  const __m256i first = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+  const auto unpack = [&](int32_t bits, int byte) {
+    const __m256i shift = _mm256_sub_epi32(first, _mm256_set1_epi32(8 * byte));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), values_32(_mm256_set1_epi32(bits), shift));
+    y += 8;
+  };
+  int64_t i = 0;
+  for (; i + 4 <= bytes; i += 4) {
+    int32_t bits;
+    memcpy(&bits, packed + i, sizeof bits);
+    for (int byte = 0; byte < 4; ++byte) unpack(bits, byte);
   }
+  for (; i < bytes; ++i) unpack(packed[i], 0);
 }
 
 void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one) {

@@ -76,14 +76,14 @@ int bdk_lfq_entropy_backward_cpu(const float* x, int64_t x_stride, int64_t token
 int bdk_bit_counts_cpu(const uint8_t* packed, int64_t* counts, int64_t rows, int64_t row_bytes,
                        int threads);
 
-// a: [queries, words]; b_blocks: [codes / 8 rounded up, words, 8], eight codes word by word, zeros
-// where there is no code; distance: [queries, codes].
-int bdk_hamming_distance_cpu(const uint64_t* a, const uint64_t* b_blocks, int32_t* distance,
-                             int64_t queries, int64_t codes, int64_t words, int threads);
+// a: [queries, bytes]; b_blocks: [codes / 64 rounded up, bytes, 64], 64 codes byte by byte,
+// anything where there is no code; distance: [queries, codes].
+int bdk_hamming_distance_cpu(const uint8_t* a, const uint8_t* b_blocks, int32_t* distance,
+                             int64_t queries, int64_t codes, int64_t bytes, int threads);
 
 // index, distance: [queries, k], ascending, equal distances by index; k is at most 128.
-int bdk_nearest_codes_cpu(const uint64_t* a, const uint64_t* b_blocks, int64_t* index,
-                          int32_t* distance, int64_t queries, int64_t codes, int64_t words,
+int bdk_nearest_codes_cpu(const uint8_t* a, const uint8_t* b_blocks, int64_t* index,
+                          int32_t* distance, int64_t queries, int64_t codes, int64_t bytes,
                           int64_t k, int threads);
 
 // key: (seed, offset); threshold: 2^15 times the rate.

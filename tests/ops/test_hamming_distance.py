@@ -124,3 +124,18 @@ def test_many_rows_and_threads(isa, threads):
     order = expected.sort(dim=1, stable=True)
     assert torch.equal(nearest[0], order.indices[:, :7])
     assert torch.equal(nearest[1], order.values[:, :7])
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("width", [31, 32, 62, 63, 64, 125, 300])
+def test_counts_of_long_codes_do_not_overflow(isa, width):
+    a = torch.cat([torch.full((3, width), 255, dtype=torch.uint8), _codes(4, width)])
+    b = torch.cat([torch.zeros(67, width, dtype=torch.uint8), _codes(600, width)])
+    expected = hamming_distance(a, b, backend="reference")
+    assert expected[0, 0] == 8 * width
+    order = expected.sort(dim=1, stable=True)
+    with cpu_isa(isa):
+        assert torch.equal(hamming_distance(a, b, backend="cpu"), expected)
+        index, distance = nearest_codes(a, b, 5, backend="cpu")
+    assert torch.equal(index, order.indices[:, :5])
+    assert torch.equal(distance, order.values[:, :5])

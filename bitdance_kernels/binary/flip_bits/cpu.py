@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 
 
 def unsupported(
@@ -27,7 +27,7 @@ def run(
     r2: torch.Tensor | None,
 ) -> torch.Tensor:
     packed, key = packed.contiguous(), key.contiguous()
-    flipped = torch.empty_like(packed)
+    flipped = _memory.empty(packed.shape, packed.dtype)
     _native.cpu.flip_bits(
         packed.data_ptr(),
         flipped.data_ptr(),
@@ -59,7 +59,7 @@ def run_signs(
     r2: torch.Tensor | None,
 ) -> torch.Tensor:
     x, key = x.contiguous(), key.contiguous()
-    y = torch.empty_like(x)
+    y = _memory.empty(x.shape, x.dtype)
     _native.cpu.flip_signs(
         x.data_ptr(),
         y.data_ptr(),

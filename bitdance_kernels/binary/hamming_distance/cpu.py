@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 
 # Codes of a block, see csrc/cpu/hamming_distance.h.
-_BLOCK = 8
+_BLOCK = 64
 # Neighbours are kept in a sorted list, which many would make slow.
 _MOST_NEIGHBOURS = 128
 
@@ -18,16 +18,16 @@ def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
 
 
 def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    distance = torch.empty((a.shape[0], b.shape[0]), dtype=torch.int32)
+    distance = _memory.empty((a.shape[0], b.shape[0]), torch.int32)
     if distance.numel() == 0:
         return distance
-    queries, blocks = _words(a), _blocks(b)
+    a, blocks = a.contiguous(), _blocks(b)
     _native.cpu.hamming_distance(
-        queries.data_ptr(),
+        a.data_ptr(),
         blocks.data_ptr(),
         distance.data_ptr(),
         *distance.shape,
-        queries.shape[1],
+        a.shape[1],
         torch.get_num_threads(),
     )
     return distance
@@ -42,28 +42,23 @@ def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
 def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     index = torch.empty((a.shape[0], k), dtype=torch.int64)
     distance = torch.empty((a.shape[0], k), dtype=torch.int32)
-    queries, blocks = _words(a), _blocks(b)
+    a, blocks = a.contiguous(), _blocks(b)
     _native.cpu.nearest_codes(
-        queries.data_ptr(),
+        a.data_ptr(),
         blocks.data_ptr(),
         index.data_ptr(),
         distance.data_ptr(),
         a.shape[0],
         b.shape[0],
-        queries.shape[1],
+        a.shape[1],
         k,
         torch.get_num_threads(),
     )
     return index, distance
 
 
-def _words(codes: torch.Tensor) -> torch.Tensor:
-    """Codes [N, W] as 64-bit words, int64 [N, ceil(W / 8)]; bytes that fill up the last are 0."""
-    return F.pad(codes, (0, -codes.shape[1] % 8)).contiguous().view(torch.int64)
-
-
 def _blocks(codes: torch.Tensor) -> torch.Tensor:
-    """The same in blocks of eight codes, word by word: int64 [M / 8, words, 8]."""
-    words = _words(codes)
-    words = F.pad(words, (0, 0, 0, -len(words) % _BLOCK))
-    return words.unflatten(0, (-1, _BLOCK)).transpose(1, 2).contiguous()
+    """Codes [M, W] in blocks of 64, byte by byte: uint8 [ceil(M / 64), W, 64], with zeros at the end."""
+    if len(codes) % _BLOCK:
+        codes = F.pad(codes, (0, 0, 0, -len(codes) % _BLOCK))
+    return codes.unflatten(0, (-1, _BLOCK)).transpose(1, 2).contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 from bitdance_kernels._rows import as_rows
 
 
@@ -13,7 +13,7 @@ def unsupported(x: torch.Tensor) -> str | None:
 
 
 def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    quantized = torch.empty(x.shape, dtype=x.dtype)
+    quantized = _memory.empty(x.shape, x.dtype)
     packed = torch.empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     _native.cpu.lfq_quantize(
@@ -38,7 +38,7 @@ def unsupported_commitment(x: torch.Tensor) -> str | None:
 
 
 def run_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    quantized = torch.empty(x.shape, dtype=x.dtype)
+    quantized = _memory.empty(x.shape, x.dtype)
     packed = torch.empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     slices = max(1, min(torch.get_num_threads(), x.numel() // _GRAIN))
@@ -61,7 +61,7 @@ def unsupported_commitment_backward(
 def run_commitment_backward(
     grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    of_x = torch.empty(x.shape, dtype=x.dtype)
+    of_x = _memory.empty(x.shape, x.dtype)
     factor = grad_commitment.item() * 2 / max(x.numel(), 1)
     grad, _, grad_stride = as_rows(grad)
     x, rows, x_stride = as_rows(x)

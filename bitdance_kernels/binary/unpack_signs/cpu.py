@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 from bitdance_kernels._rows import as_rows
 
 
@@ -13,7 +13,7 @@ def unsupported(packed: torch.Tensor, dtype: torch.dtype) -> str | None:
 
 
 def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    y = torch.empty((*packed.shape[:-1], packed.shape[-1] * 8), dtype=dtype)
+    y = _memory.empty((*packed.shape[:-1], packed.shape[-1] * 8), dtype)
     packed, rows, stride = as_rows(packed)
     _native.cpu.unpack_signs(
         packed.data_ptr(),
