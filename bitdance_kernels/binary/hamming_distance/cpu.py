@@ -58,7 +58,7 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
 
 
 def _blocks(codes: torch.Tensor) -> torch.Tensor:
-    """Codes [M, W] in blocks of 64, byte by byte: uint8 [ceil(M / 64), W, 64], with zeros at the end."""
+    """Codes [M, W] byte by byte: uint8 [ceil(M / 64), W, 64], filled up with zeros."""
     if len(codes) % _BLOCK:
         codes = F.pad(codes, (0, 0, 0, -len(codes) % _BLOCK))
     return codes.unflatten(0, (-1, _BLOCK)).transpose(1, 2).contiguous()
