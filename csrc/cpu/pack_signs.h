@@ -1,9 +1,9 @@
 // The inner loops of pack_signs, one set per instruction set: eight adjacent values to one byte.
 //
-// They walk through both halves of their range at once. Each half has the processor's prefetchers
-// to itself, so that one core keeps more cache lines on their way from memory: 5 to 10% more
-// bandwidth on an EPYC of the Zen 4 generation than from one stream, with or without software
-// prefetch.
+// They walk through four parts of their range at once. Each part has the processor's prefetchers to
+// itself, so that one core keeps more cache lines on their way from memory: on an EPYC of the Zen 3
+// generation 64 MiB take 4.7 ms as one stream, 4.0 as two, 2.9 as four and 3.0 as eight; prefetching
+// in software adds nothing.
 #pragma once
 
 #include <stdint.h>
@@ -23,17 +23,18 @@ void pack_signs_16_avx512(const uint16_t* x, uint8_t* packed, int64_t bytes, uin
 PackSigns32 choose_pack_signs_32();
 PackSigns16 choose_pack_signs_16();
 
-// Calls body(offset) for every multiple of kStep that leaves room for a step, for two equal parts
-// in turns; returns where that ends. Static: every file compiles it for its own instruction set.
+// Calls body(offset) for every multiple of kStep that leaves room for a step, for equal parts in
+// turns; returns where that ends. Static: every file compiles it for its own instruction set.
 template <int kStep, class Body>
-static inline int64_t in_two_streams(int64_t bytes, const Body& body) {
-  const int64_t half = bytes / (2 * kStep) * kStep;
-  for (int64_t i = 0; i < half; i += kStep) {
-    body(i);
-    body(half + i);
+static inline int64_t in_streams(int64_t bytes, const Body& body) {
+  constexpr int kStreams = 4;
+  const int64_t part = bytes / (kStreams * kStep) * kStep;
+  for (int64_t i = 0; i < part; i += kStep) {
+#pragma GCC unroll 4
+    for (int stream = 0; stream < kStreams; ++stream) body(stream * part + i);
   }
-  int64_t i = 2 * half;
-  for (; i + kStep <= bytes; i += kStep) body(i);  // at most one
+  int64_t i = kStreams * part;
+  for (; i + kStep <= bytes; i += kStep) body(i);  // fewer than kStreams
   return i;
 }
 

@@ -29,7 +29,7 @@ inline __m256i positive_16(const uint16_t* x, __m256i infinity) {
 
 void pack_signs_32_avx2(const uint32_t* x, uint8_t* packed, int64_t bytes) {
   const __m256i infinity = _mm256_set1_epi32(static_cast<int>(kInfinity32));
-  int64_t i = in_two_streams<8>(bytes, [&](int64_t at) {  // 256 bytes in, one 8-byte store out
+  int64_t i = in_streams<8>(bytes, [&](int64_t at) {  // 256 bytes in, one 8-byte store out
     uint64_t word = 0;
     for (int k = 0; k < 8; ++k) {
       word |= static_cast<uint64_t>(byte_32(x + 8 * (at + k), infinity)) << (8 * k);
@@ -41,7 +41,7 @@ void pack_signs_32_avx2(const uint32_t* x, uint8_t* packed, int64_t bytes) {
 
 void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity) {
   const __m256i top = _mm256_set1_epi16(static_cast<int16_t>(infinity));
-  int64_t i = in_two_streams<4>(bytes, [&](int64_t at) {
+  int64_t i = in_streams<4>(bytes, [&](int64_t at) {
     const __m256i low = positive_16(x + 8 * at, top);
     const __m256i high = positive_16(x + 8 * at + 16, top);
     // vpacksswb works on 128-bit halves and leaves the quarters in order 0 2 1 3; vpermq mends
