@@ -71,8 +71,9 @@ class _Recorder(TorchDispatchMode):
             return tensor
         key = (tensor.shape, tensor.stride(), tensor.dtype)
         if key not in self._stand_ins:
-            like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            self._stand_ins[key] = like.copy_(tensor)
+            with torch.inference_mode(False), torch.no_grad():  # for replays to write into
+                like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                self._stand_ins[key] = like.copy_(tensor)
         return self._stand_ins[key]
 
 
