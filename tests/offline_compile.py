@@ -137,7 +137,9 @@ class Compiler:
         JITFunction.run = lambda kernel, *args, **kwargs: self.launch(kernel, *args, **kwargs)
         triton.compiler.compile = self.compile
 
-    def launch(self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    def launch(
+        self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any
+    ) -> None:
         self.launches += 1
         kinds = [
             arg if parameter.is_constexpr else getattr(arg, "dtype", type(arg))

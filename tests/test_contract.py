@@ -17,7 +17,14 @@ from torch.utils import _pytree as pytree
 from benchmarks.cases import all_cases
 from bitdance_kernels import BackendError, explain, use_backend
 from bitdance_kernels._op import BACKENDS, REGISTRY, KernelOp
-from bitdance_kernels.testing import check_backend, cpu_isa, cpu_isas, poisoned_memory, strided
+from bitdance_kernels.testing import (
+    check_backend,
+    cpu_isa,
+    cpu_isas,
+    cpu_threads,
+    poisoned_memory,
+    strided,
+)
 
 CPU = torch.device("cpu")
 CASES = all_cases()
@@ -68,7 +75,7 @@ def test_every_backend_matches_the_reference(case, call):
             if isa is None:
                 check_backend(case, call, backend)
             else:
-                with cpu_isa(isa):
+                with cpu_isa(isa), cpu_threads(2):
                     check_backend(case, call, backend)
     assert "reference" in runnable
 
@@ -95,8 +102,7 @@ def _run(case, call, backend):
 
 @EVERY
 def test_same_bits_from_run_to_run(case):
-    """Threads come and go between the runs. Triton's interpreter has one, and its runs were compared
-    with each other above."""
+    """With threads. Triton's interpreter has none, and was run more than once above."""
     for call in case.samples(CPU):
         if case.mutates:
             continue  # the second run would start from the first one's result
@@ -104,7 +110,8 @@ def test_same_bits_from_run_to_run(case):
             if backend == "triton":
                 continue
             times = 3 if backend == "cpu" else 2
-            runs = [pytree.tree_leaves(_run(case, call, backend)) for _ in range(times)]
+            with cpu_threads(2):
+                runs = [pytree.tree_leaves(_run(case, call, backend)) for _ in range(times)]
             for other in runs[1:]:
                 for a, b in zip(runs[0], other, strict=True):
                     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
