@@ -25,6 +25,8 @@ _PRODUCTS = {
     ),
     _aten.convolution.default,
 }
+# In inference mode these come as they are, elsewhere as the products that they are made of.
+_MADE_OF_PRODUCTS = {_aten.conv2d.default, _aten.linear.default, _aten.matmul.default}
 # Their references do more products than the kernels must, so theirs are left out of the limit.
 _WITHIN_KERNELS = ("attention",)
 
@@ -55,6 +57,9 @@ class _Recorder(TorchDispatchMode):
             if not isinstance(reference, str):
                 with self:  # so that a product within a fused op is seen
                     return reference.run(*args[:-1])
+        if func in _MADE_OF_PRODUCTS:
+            with self:
+                return func.decompose(*args, **kwargs)
         if func in _PRODUCTS:
             kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, kwargs))
             self.products.append(Product(func, *kept))
@@ -66,8 +71,9 @@ class _Recorder(TorchDispatchMode):
             return tensor
         key = (tensor.shape, tensor.stride(), tensor.dtype)
         if key not in self._stand_ins:
-            like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            self._stand_ins[key] = like.copy_(tensor)
+            with torch.inference_mode(False), torch.no_grad():  # for replays to write into
+                like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                self._stand_ins[key] = like.copy_(tensor)
         return self._stand_ins[key]
 
 
