@@ -58,7 +58,7 @@ def test_every_width_and_strided_rows(isa, dtype, threads):
 @pytest.mark.parametrize("isa", cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_inputs(isa, dtype):
-    x = torch.randn(2**17 + 3, 8).to(dtype)  # two streams and a tail
+    x = torch.randn(2**17 + 3, 8).to(dtype)  # four streams and a tail
     with cpu_isa(isa):
         actual = pack_signs(x, backend="cpu")
         odd_start = pack_signs(x.view(-1)[1:-7], backend="cpu")

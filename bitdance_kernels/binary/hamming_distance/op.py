@@ -30,7 +30,7 @@ def hamming_distance(a: torch.Tensor, b: torch.Tensor, *, backend: str = "auto")
         BackendError: a backend named explicitly cannot run the call.
 
     Backends:
-        reference; cpu (AVX2, AVX-512, VPOPCNTDQ), cuda (popcount), triton (int8 products). All give
+        reference; cpu (AVX2, AVX-512, BITALG), cuda (popcount), triton (int8 products). All give
         equal distances.
 
     Example:
