@@ -55,6 +55,11 @@ class _Recorder(TorchDispatchMode):
             if not isinstance(reference, str):
                 with self:  # so that a product within a fused op is seen
                     return reference.run(*args[:-1])
+        if torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+        ):
+            with self:  # in inference mode a convolution arrives whole
+                return func.decompose(*args, **kwargs)
         if func in _PRODUCTS:
             kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, kwargs))
             self.products.append(Product(func, *kept))

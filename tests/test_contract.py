@@ -183,7 +183,7 @@ def test_bad_arguments_are_refused_before_anything_runs(case, invalid, monkeypat
     def launched(self, *_):
         pytest.fail(f"{self.name} went on to choose a backend")
 
-    monkeypatch.setattr(KernelOp, "_select", launched)
+    monkeypatch.setattr(KernelOp, "select", launched)
     with pytest.raises(invalid.error) as caught:
         case.op(*invalid.call.args, **invalid.call.kwargs)
     message = str(caught.value)

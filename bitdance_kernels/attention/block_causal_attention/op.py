@@ -172,6 +172,7 @@ _op = KernelOp(
     order=_ORDER,
     backward=_backward,
     setup_context=_setup_context,
+    reads_values=True,
 )
 
 _op_backward = KernelOp(
@@ -183,4 +184,5 @@ _op_backward = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
+    reads_values=True,
 )

@@ -34,7 +34,7 @@ def block_decode_attention(
         lengths: int32 [B], on the device of `q`: rows filled. Less than 0 means 0 (which gives 0),
             more than Tmax means Tmax.
         scale: factor on the scores; 1 / sqrt(D) by default.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [B, P, H, D] of the dtype of `q`, contiguous.
@@ -97,5 +97,6 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
+    reads_values=True,
 )

@@ -53,7 +53,7 @@ def rope_append(
             in Qwen3. None: no norm.
         k_norm: the same for the key heads.
         eps: of the norms.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         The rotated queries, [B, P, H, D] of the dtype of `qkv`, contiguous.
@@ -178,5 +178,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
 )
