@@ -60,9 +60,13 @@ class _Recorder(TorchDispatchMode):
         ):
             with self:  # in inference mode a convolution arrives whole
                 return func.decompose(*args, **kwargs)
-        if func in _PRODUCTS:
-            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, kwargs))
-            self.products.append(Product(func, *kept))
+        if func is _aten.convolution.out:  # no kernel of its own: the default and a copy
+            func_alone, kwargs_alone = _aten.convolution.default, {}
+        else:
+            func_alone, kwargs_alone = func, kwargs
+        if func_alone in _PRODUCTS:
+            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, kwargs_alone))
+            self.products.append(Product(func_alone, *kept))
         return func(*args, **kwargs)
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -71,8 +75,12 @@ class _Recorder(TorchDispatchMode):
             return tensor
         key = (tensor.shape, tensor.stride(), tensor.dtype)
         if key not in self._stand_ins:
-            like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            self._stand_ins[key] = like.copy_(tensor)
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # products are replayed outside of it
+                like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                self._stand_ins[key] = like.copy_(tensor)
         return self._stand_ins[key]
 
 

@@ -146,8 +146,26 @@ class KernelOp:
             torch.library.register_autograd(
                 f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
             )
-        self.call = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         REGISTRY[name] = self
+
+    def call(self, *args: Any) -> Any:
+        """Call the op; the last of `args` is the backend.
+
+        PyTorch asks a formula written in Python whether there is a gradient to take, which costs as
+        much as all else of a call; where there is none it is passed over.
+        """
+        if torch.compiler.is_compiling() or not self.differentiable or self._in_autograd(args):
+            return self.overload(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
+
+    def _in_autograd(self, args: Sequence[Any]) -> bool:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return True
+        if not torch.is_grad_enabled():
+            return False
+        return any(args[i] is not None and args[i].requires_grad for i in self._tensors)
 
     @property
     def backends(self) -> tuple[str, ...]:

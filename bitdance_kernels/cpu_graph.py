@@ -34,6 +34,7 @@ _EMPTY = {
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
+_VIEWS = {_aten._unsafe_view.default}  # of results of which nothing else is used
 
 
 class CaptureError(RuntimeError):
@@ -61,7 +62,8 @@ class CpuGraph:
 
     def __init__(self) -> None:
         self._calls: list[Callable[[], object]] = []
-        self._kept: list[Any] = []
+        self._memory = _Memory()
+        self._kept: list[torch.Tensor] = []
 
     @staticmethod
     def unavailable() -> str | None:
@@ -96,8 +98,13 @@ class CpuGraph:
             finally:
                 _compiled.cpu.stop_recording()
         self._calls = recorder.calls
-        self._kept = [recorder.memory, *recorder.kept.values()]
+        self._memory, self._kept = recorder.memory, list(recorder.kept.values())
         return results
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the memory that the graph keeps for what its step makes."""
+        return self._memory.bytes
 
     def replay(self) -> None:
         """Compute it again; the results are where they were."""
@@ -113,6 +120,10 @@ class _Memory:
         # By size: arrays that every tensor in them holds, and the memory itself, held by nobody.
         self._arrays: dict[int, list[np.ndarray]] = {}
         self._bases: dict[int, torch.Tensor] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(size * len(arrays) for size, arrays in self._arrays.items())
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
         """An empty tensor of the same kind and layout."""
@@ -178,9 +189,11 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise CaptureError(f"a graph cannot draw the random numbers of {func}")
         results = func(*args, **kwargs)
-        if any(not isinstance(r, torch.Tensor | None) for r in pytree.tree_leaves(results)):
-            raise CaptureError(f"a graph cannot ask for the value of {func}")
-        if func.is_view:
+        for result in pytree.tree_leaves(results):
+            if not isinstance(result, torch.Tensor | None):
+                raise CaptureError(f"a graph cannot ask for the value of {func}")
+            _check_device(result)
+        if func.is_view or func in _VIEWS:
             return results
         self.flush()
         args, kwargs = pytree.tree_map_only(torch.Tensor, self._later, (args, kwargs))
@@ -215,10 +228,14 @@ class _Recorder(TorchDispatchMode):
         return tensor if alias is None else alias
 
     def _keep(self, tensor: torch.Tensor) -> None:
-        if tensor.device.type != "cpu":
-            raise CaptureError(f"a graph of the CPU has nothing to do on {tensor.device}")
+        _check_device(tensor)
         if self.memory.alias(tensor) is None:
             self.kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+
+
+def _check_device(tensor: torch.Tensor | None) -> None:
+    if tensor is not None and tensor.device.type != "cpu":
+        raise CaptureError(f"a graph of the CPU has nothing to do on {tensor.device}")
 
 
 @functools.cache

@@ -66,8 +66,8 @@ void for_channels(const FeatureMap& m, int threads, const Body& body) {
                });
 }
 
-// spreads [chunks, groups] of an image: those of chunk 0 become those of all, summed up in the order
-// of the chunks, whatever thread found them, about the means of the first.
+// spreads [chunks, groups] of an image: those of chunk 0 become those of all, summed up in the
+// order of the chunks, whatever thread found them, about the means of the first.
 void merge_chunks(Spread* spreads, int64_t chunks, int64_t groups) {
   for (int64_t g = 0; g < groups; ++g) {
     const double about = spreads[g].mean;

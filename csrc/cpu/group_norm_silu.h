@@ -41,8 +41,8 @@ extern const GroupNormLoops kGroupNormAvx2, kGroupNormAvx512;
 
 namespace {  // compiled anew for each instruction set
 
-// In one pass, of distances to a value of the group, which leave the sums of squares nearly as small
-// as distances to the mean do.
+// In one pass, of distances to a value of the group, which leave the sums of squares nearly as
+// small as distances to the mean do.
 inline void norm_moments_last(const float* x, int64_t positions, int64_t channels, int64_t groups,
                               Spread* spreads) {
   float pivots[kNormMostChannels], sums[kNormMostChannels], squares[kNormMostChannels];

@@ -50,11 +50,11 @@ def block_decode_attention(
         the host does not wait for `lengths`.
 
     Backends:
-        reference; triton (D up to 128); cuda (tensor cores from sm_80 on; float16 and bfloat16, D a
-        multiple of 8 up to 128; copies `q` and caches whose heads do not lie at multiples of 16
-        bytes). Both split the cache among as many programs as fill the card, chosen from shapes
-        alone, so that a CUDA graph serves every length; a second kernel combines the parts, in a
-        fixed order.
+        reference; C++ on the CPU (float32, D up to 128); triton (D up to 128); cuda (tensor cores
+        from sm_80 on; float16 and bfloat16, D a multiple of 8 up to 128; copies `q` and caches
+        whose heads do not lie at multiples of 16 bytes). The GPU's two split the cache among as
+        many programs as fill the card, chosen from shapes alone, so that a CUDA graph serves every
+        length; a second kernel combines the parts, in a fixed order.
 
     Example:
         >>> import torch

@@ -61,6 +61,7 @@ def rope_append(
     Raises:
         TypeError: dtypes other than the above.
         ValueError: shapes or devices that do not fit together.
+        IndexError: rows outside of the caches or of `freqs`, on the CPU.
         RuntimeError: an argument requires grad; ``rope`` has a gradient.
         BackendError: a backend named explicitly cannot run the call.
 
@@ -68,8 +69,9 @@ def rope_append(
         Computed in float32 (float64 for float64) and rounded once, to the output and to the cache.
 
     Backends:
-        reference; triton (caches whose channels are adjacent); cuda (D a multiple of 8 up to 256,
-        caches whose heads lie at multiples of 16 bytes). They read `position` on the GPU.
+        reference; C++ on the CPU for float32, and triton (both: caches whose channels are
+        adjacent); cuda (D a multiple of 8 up to 256, caches whose heads lie at multiples of 16
+        bytes). A GPU's read `position` there.
 
     Example:
         >>> import torch
