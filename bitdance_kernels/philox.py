@@ -24,9 +24,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from bitdance_kernels import _checks, _native
 from bitdance_kernels._op import default_backend
+from bitdance_kernels.cpu_graph import CpuGraph
 
 __all__ = ["noise", "noise_keys", "noise_words", "philox4x32"]
 
@@ -149,8 +151,9 @@ def noise(
 
 
 def _native_can(keys: torch.Tensor) -> bool:
-    # Traced, an address means nothing.
-    here = keys.device.type == "cpu" and not torch.compiler.is_compiling()
+    # Traced, an address means nothing, and a mode that looks on would see nothing of it.
+    seen = torch.compiler.is_compiling() or bool(_get_current_dispatch_mode_stack())
+    here = keys.device.type == "cpu" and (not seen or CpuGraph.capturing())
     chosen = default_backend() in ("auto", "cpu")
     return here and chosen and _native.cpu.unavailable("noise") is None
 

@@ -12,7 +12,13 @@ namespace {
 constexpr int64_t kGrain = int64_t{1} << 19;
 constexpr DecodeLoops kScalarLoops = {decode_attend};
 
-const DecodeLoops& choose() {
+int64_t filled(int64_t length, int64_t cache_tokens) {
+  return length < 0 ? 0 : length < cache_tokens ? length : cache_tokens;
+}
+
+}  // namespace
+
+const DecodeLoops& choose_decode_loops() {
 #ifdef BDK_X86
   if (active_isa() == kAvx512) return kDecodeAvx512;
   if (active_isa() == kAvx2) return kDecodeAvx2;
@@ -20,11 +26,6 @@ const DecodeLoops& choose() {
   return kScalarLoops;
 }
 
-int64_t filled(int64_t length, int64_t cache_tokens) {
-  return length < 0 ? 0 : length < cache_tokens ? length : cache_tokens;
-}
-
-}  // namespace
 }  // namespace bdk
 
 int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const float* v_cache,
@@ -39,7 +40,7 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
       head_dim > kDecodeMostChannels || cache_tokens < 0 || threads < 1) {
     return BDK_BAD_SIZE;
   }
-  const DecodeLoops& loops = choose();
+  const DecodeLoops& loops = choose_decode_loops();
   const int64_t group = heads / kv_heads, rows = tokens * group;
   const int64_t tiles = (rows + kDecodeRows - 1) / kDecodeRows;
   int64_t longest = 0;
@@ -52,6 +53,7 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                [&](int64_t begin, int64_t end) {
                  alignas(64) float of_q[kDecodeRows * kDecodeMostChannels];
                  alignas(64) float result[kDecodeRows * kDecodeMostChannels];
+                 float lse[kDecodeRows];
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t b = i / (kv_heads * tiles), kv = i / tiles % kv_heads;
                    const int64_t first = i % tiles * kDecodeRows;
@@ -75,7 +77,7 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                             sizeof(float) * head_dim);
                    }
                    if (head.keys > 0) {
-                     loops.attend(head, of_q, some, result);
+                     loops.attend(head, of_q, some, result, lse);
                    } else {
                      memset(result, 0, sizeof(float) * some * head_dim);
                    }

@@ -24,12 +24,15 @@ struct DecodeHead {
   float scale;
 };
 
-// q, out: [rows, head_dim]; at most kDecodeRows rows and at least one key.
+// q, out: [rows, head_dim]; lse: [rows], log of the sum of the exponentials of the scores; at most
+// kDecodeRows rows and at least one key.
 struct DecodeLoops {
-  void (*attend)(const DecodeHead& head, const float* q, int rows, float* out);
+  void (*attend)(const DecodeHead& head, const float* q, int rows, float* out, float* lse);
 };
 
 extern const DecodeLoops kDecodeAvx2, kDecodeAvx512;
+
+const DecodeLoops& choose_decode_loops();
 
 namespace {  // compiled anew for each instruction set
 
@@ -53,7 +56,8 @@ inline void weigh(float* scores, int rows, int keys, float* top, float* total, f
   }
 }
 
-inline void decode_attend(const DecodeHead& head, const float* q, int rows, float* out) {
+inline void decode_attend(const DecodeHead& head, const float* q, int rows, float* out,
+                          float* lse) {
   alignas(64) float scores[kDecodeRows * kDecodeKeys], values[kDecodeKeys * kDecodeMostChannels];
   alignas(64) float sums[kDecodeRows * kDecodeMostChannels];
   alignas(64) float part[kDecodeRows * kDecodeMostChannels];
@@ -82,6 +86,7 @@ inline void decode_attend(const DecodeHead& head, const float* q, int rows, floa
   }
   for (int i = 0; i < rows; ++i) {
     const float share = 1.0f / total[i];
+    lse[i] = top[i] + logf(total[i]);
     for (int d = 0; d < D; ++d) out[i * D + d] = sums[i * width + d] * share;
   }
 }

@@ -179,6 +179,18 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                                    int64_t k_token, int64_t k_head, int64_t v_batch,
                                    int64_t v_token, int64_t v_head, float scale, int threads);
 
+// q: [batch, tokens, heads, head_dim], k, v: [batch, keys, kv_heads, head_dim], strided, with
+// adjacent channels, at most 128 of them; start, end: [tokens] every `range_batch`, the keys that a
+// query sees; out: [batch, tokens, heads, head_dim]; lse: [batch, heads, tokens].
+int bdk_block_causal_attention_cpu(const float* q, const float* k, const float* v,
+                                   const int32_t* start, const int32_t* end, int64_t range_batch,
+                                   float* out, float* lse, int64_t batch, int64_t tokens,
+                                   int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t keys,
+                                   int64_t q_batch, int64_t q_token, int64_t q_head,
+                                   int64_t k_batch, int64_t k_token, int64_t k_head,
+                                   int64_t v_batch, int64_t v_token, int64_t v_head, float scale,
+                                   int threads);
+
 // qkv: [batch, tokens, heads + 2 kv_heads, head_dim], its heads adjacent; q: [batch, tokens, heads,
 // head_dim]; k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim], written from row
 // position[b] on; freqs: [positions, head_dim / 2, 2]; norms: [head_dim]. BDK_BAD_INDEX where rows
