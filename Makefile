@@ -24,9 +24,11 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: venv
 	$(BIN)/bitdance generate --class all --n 8 --seed 0 --batch-size 80 --zoom 2 --out out/demo.png
 
+# Two workers, which divide the tests as tests/conftest.py groups them.
+SHARED = -n 2 --dist loadgroup --no-loadscope-reorder
 test: export BITDANCE_BUILD_STRICT = 1
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest $(SHARED) tests
 
 # The suite on a machine that lacks a tool: a copy of the checkout, built with the tool hidden. The slow
 # tests give the same there as in `make test`.
@@ -38,7 +40,7 @@ test-without-nvcc test-without-compiler: test-without-%: venv
 	cd build/without-$* && $(HIDE_$*) $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m bitdance_kernels
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
-		-n 2 --dist loadfile -m 'not slow' tests
+		$(SHARED) -m 'not slow' tests
 
 # The C++ kernels under AddressSanitizer and UBSan: every op's samples and own tests, scalar, AVX2
 # and AVX-512; the tests of Triton kernels, and of ops that have no others, stay out. Leaks are not

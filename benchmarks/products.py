@@ -25,6 +25,8 @@ _PRODUCTS = {
     ),
     _aten.convolution.default,
 }
+# In inference mode these come as they are, elsewhere as the products that they are made of.
+_MADE_OF_PRODUCTS = {_aten.conv2d.default, _aten.linear.default, _aten.matmul.default}
 # Their references do more products than the kernels must, so theirs are left out of the limit.
 _WITHIN_KERNELS = ("attention",)
 
@@ -55,18 +57,15 @@ class _Recorder(TorchDispatchMode):
             if not isinstance(reference, str):
                 with self:  # so that a product within a fused op is seen
                     return reference.run(*args[:-1])
-        if torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
-        ):
-            with self:  # in inference mode a convolution arrives whole
+        if func in _MADE_OF_PRODUCTS:
+            with self:
                 return func.decompose(*args, **kwargs)
-        if func is _aten.convolution.out:  # no kernel of its own: the default and a copy
-            func_alone, kwargs_alone = _aten.convolution.default, {}
-        else:
-            func_alone, kwargs_alone = func, kwargs
-        if func_alone in _PRODUCTS:
-            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, kwargs_alone))
-            self.products.append(Product(func_alone, *kept))
+        # The out= form is the default and a copy.
+        alone = _aten.convolution.default if func is _aten.convolution.out else func
+        if alone in _PRODUCTS:
+            given = kwargs if alone is func else {}
+            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, given))
+            self.products.append(Product(alone, *kept))
         return func(*args, **kwargs)
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -75,10 +74,7 @@ class _Recorder(TorchDispatchMode):
             return tensor
         key = (tensor.shape, tensor.stride(), tensor.dtype)
         if key not in self._stand_ins:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # products are replayed outside of it
+            with torch.inference_mode(False), torch.no_grad():  # for replays to write into
                 like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
                 self._stand_ins[key] = like.copy_(tensor)
         return self._stand_ins[key]

@@ -325,6 +325,17 @@ def cpu_isa(limit: str) -> Iterator[None]:
         _native.cpu.set_isa_limit(before)
 
 
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Inside, PyTorch and the C++ kernels use `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def cpu_isas() -> tuple[str, ...]:
     """The instruction sets that this processor and this build have, weakest first."""
     if _native.cpu.unavailable() is not None:

@@ -11,6 +11,11 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
 os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL AVX512_SPR")
 
+# Where workers share the cores, threads that wait for each other cost more than they bring: a test
+# of threads asks for them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -18,3 +23,20 @@ import torch
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """A file's tests share its fixtures, so one worker takes them all; of the contract's, an op's.
+
+    Files with slow tests begin, so that none is left to a single worker at the end.
+    """
+
+    def group(item):
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        of_op = case.name if item.path.name == "test_contract.py" and case else ""
+        return f"{item.path.name} {of_op}".rstrip()
+
+    slow = {group(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: group(item) not in slow)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))

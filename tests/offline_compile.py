@@ -1,31 +1,49 @@
 """Compiles every Triton kernel for a card that is not there.
 
-``python -m tests.offline_compile CC OUT.json [OP ...]``
+``python -m tests.offline_compile [OP ...] [--from-nothing]``
 
 The launchers run on the samples of the benchmark cases, on CPU tensors, under a driver that only
-pretends to be a card of compute capability CC: each launch compiles its kernel to a cubin and runs
-nothing. So every kernel is compiled with the types, alignments and constants that it is launched
-with. A process of its own, because the test process has Triton in interpreter mode.
+pretends to be a card: each launch compiles its kernel to a cubin and runs nothing. So every kernel
+is compiled with the types, alignments and constants that it is launched with. In processes of its
+own, because a test process has Triton in interpreter mode.
+
+A compilation gives the same for the same source, options and version of Triton, and all of them
+take many minutes. So RECORD keeps the digests of those that were found to be good, and what is in
+it is not compiled again, unless ``--from-nothing`` asks for it. The command leaves the record as it
+should be; the test only reads it, and compiles what it lacks.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+import triton.compiler
 from torch.utils import _pytree as pytree
 from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks.cases import all_cases
 from bitdance_kernels._op import KernelOp
+from bitdance_kernels.testing import Case
+
+ROOT = Path(__file__).parent.parent
+RECORD = Path(__file__).with_name("compiled_kernels.json")
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
+"""For each compute capability the shared memory that a block may have, in bytes."""
 
 CPU = torch.device("cpu")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -68,65 +86,165 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {k: int(v) for k, v in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", printed)}
 
 
-def describe(compiled: object, name: str) -> dict[str, object]:
-    """What the tests judge a compiled kernel by."""
-    return {
-        "kernel": name,
-        "shared": compiled.metadata.shared,
-        "narrow_offsets": narrow_offsets(compiled.asm["ttir"]),
-        **resources(compiled.asm["cubin"]),
-    }
+def faults(compiled: Any, capability: int) -> list[str]:
+    """What is wrong with a compiled kernel."""
+    found = [f"32-bit offset: {line}" for line in narrow_offsets(compiled.asm["ttir"])]
+    used = resources(compiled.asm["cubin"])
+    if used["STACK"] or used["LOCAL"]:
+        found.append(f"spills: {used}")
+    if compiled.metadata.shared > SHARED[capability]:
+        found.append(f"shared memory: {compiled.metadata.shared} bytes")
+    return [f"{compiled.metadata.name}: {fault}" for fault in found]
 
 
-def record_launches() -> dict[object, tuple[str, object]]:
-    """From now on launches compile only; returns the table that collects what they made."""
-    made: dict[object, tuple[str, object]] = {}
-    original = JITFunction.run
+def digest(source: Any, target: GPUTarget, options: dict[str, Any]) -> str:
+    """Of all that a cubin is made from, on whatever machine."""
+    parsed = make_backend(target).parse_options({**options, **source.parse_options()})
+    return hashlib.sha256(f"{source.hash()}-{parsed.hash()}".encode()).hexdigest()[:16]
 
-    def run(self, *args, grid, warmup, **kwargs):
+
+def good_kernels(capability: int) -> frozenset[str]:
+    """The digests in the record, if this version of Triton made it."""
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if record.get("triton") != triton.__version__:
+        return frozenset()
+    return frozenset(record["good"][str(capability)])
+
+
+class _Known(Exception):  # noqa: N818  (ends a launch whose kernel need not be compiled)
+    pass
+
+
+class Compiler:
+    """From its making on, launches compile only: each kernel once for its types and constants.
+
+    Args:
+        capability: of the card that is pretended to be there.
+        known: digests of kernels that need no compilation.
+
+    Attributes:
+        launches: how many there were.
+        faults: by the digest of each kernel what is wrong with it.
+    """
+
+    def __init__(self, capability: int, known: frozenset[str] = frozenset()) -> None:
+        self.capability, self.known = capability, known
+        self.launches = 0
+        self.faults: dict[str, list[str]] = {}
+        self._seen: set[tuple[Any, ...]] = set()
+        self._run, self._compile = JITFunction.run, triton.compiler.compile
+        driver.set_active(PretendedCard(capability))
+        JITFunction.run = lambda kernel, *args, **kwargs: self.launch(kernel, *args, **kwargs)
+        triton.compiler.compile = self.compile
+
+    def launch(
+        self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any
+    ) -> None:
+        self.launches += 1
         kinds = [
             arg if parameter.is_constexpr else getattr(arg, "dtype", type(arg))
-            for parameter, arg in zip(self.params, args, strict=False)
+            for parameter, arg in zip(kernel.params, args, strict=False)
         ]
-        variant = (self, *kinds, *sorted(kwargs.items()))
-        if variant not in made:
-            compiled = original(self, *args, grid=grid, warmup=True, **kwargs)
-            made[variant] = (self.__name__, compiled)
-        return made[variant][1]
+        variant = (kernel, *kinds, *sorted(kwargs.items()))
+        if variant not in self._seen:
+            self._seen.add(variant)
+            with contextlib.suppress(_Known):
+                self._run(kernel, *args, grid=grid, warmup=True, **kwargs)
 
-    JITFunction.run = run
+    def compile(self, source: Any, target: GPUTarget, options: dict[str, Any]) -> Any:
+        key = digest(source, target, options)
+        if key in self.known:
+            self.faults[key] = []
+            raise _Known
+        compiled = self._compile(source, target=target, options=options)
+        self.faults[key] = faults(compiled, self.capability)
+        return compiled
+
+
+def launch_all(case: Case) -> None:
+    """Launch each kernel of an op, forward and backward, with everything that it is made for."""
+    calls = list(case.samples(CPU))
+    # A kernel's float16 and bfloat16 forms differ in how values are converted, and in no more.
+    halves = any(t.dtype == torch.bfloat16 for call in calls for t in call.tensors())
+    for call in calls:
+        if halves and any(t.dtype == torch.float16 for t in call.tensors()):
+            continue
+        call = call.map(lambda t: t.detach().clone())
+        leaves = [t for t in call.tensors() if t.is_floating_point()]
+        if case.kernel_op.differentiable:
+            leaves = [t.requires_grad_() for t in leaves]
+        results = case.op(*call.args, **call.kwargs, backend="triton")
+        outputs = [t for t in pytree.tree_leaves(results) if getattr(t, "requires_grad", False)]
+        if outputs:
+            torch.autograd.grad([t.float().sum() for t in outputs], leaves, allow_unused=True)
+
+
+def report(capability: int, ops: list[str], known: frozenset[str]) -> dict[str, Any]:
+    """How often each op launches, and for the digest of each kernel what is wrong with it."""
+    compiler = Compiler(capability, known)
+    # The backends refuse CPU tensors, and the launches compute nothing: go past the refusal.
+    KernelOp.reason = lambda self, name, inputs: None  # type: ignore[method-assign]
+    launches = {}
+    for name, case in all_cases().items():
+        if "triton" in case.kernel_op.backends and (not ops or name in ops):
+            before = compiler.launches
+            launch_all(case)
+            launches[name] = compiler.launches - before
+    return {"launches": launches, "faults": compiler.faults}
+
+
+def reports(*arguments: str) -> dict[int, dict[str, Any]]:
+    """The report for each capability, made side by side; the arguments are the command's."""
+    command = [sys.executable, "-m", "tests.offline_compile", *arguments]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    made = {}
+    with tempfile.TemporaryDirectory() as folder:
+        running = {
+            capability: subprocess.Popen(
+                [*command, "--worker", str(capability), f"{folder}/{capability}"],
+                cwd=ROOT,
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for capability in SHARED
+        }
+        for capability, process in running.items():
+            _, errors = process.communicate()
+            if process.returncode != 0:
+                raise RuntimeError(errors[-4000:])
+            made[capability] = json.loads(Path(folder, str(capability)).read_text())
     return made
 
 
-def main(capability: int, out: Path, ops: list[str]) -> None:
-    driver.set_active(PretendedCard(capability))
-    made = record_launches()
-    # The backends refuse CPU tensors, and the launches compute nothing: go past the refusal.
-    KernelOp.reason = lambda self, name, inputs: None
-    report: dict[str, list[dict[str, object]]] = {}
-    for name, case in all_cases().items():
-        if ops and name not in ops:
-            continue
-        if "triton" not in case.kernel_op.backends:
-            continue
-        made.clear()
-        calls = list(case.samples(CPU))
-        # A kernel's float16 and bfloat16 forms differ in how values are converted, and in no more.
-        kinds = {t.dtype for call in calls for t in call.tensors()}
-        for call in calls:
-            if torch.bfloat16 in kinds and any(t.dtype == torch.float16 for t in call.tensors()):
-                continue
-            call = call.map(lambda t: t.detach().clone())
-            leaves = [t for t in call.tensors() if t.is_floating_point()]
-            if case.kernel_op.differentiable:
-                leaves = [t.requires_grad_() for t in leaves]
-            results = case.op(*call.args, **call.kwargs, backend="triton")
-            outputs = [t for t in pytree.tree_leaves(results) if getattr(t, "requires_grad", False)]
-            if outputs:
-                torch.autograd.grad([t.float().sum() for t in outputs], leaves, allow_unused=True)
-        report[name] = [describe(compiled, kernel) for kernel, compiled in made.values()]
-    out.write_text(json.dumps(report, indent=1))
+def main() -> int:
+    """The command; returns its exit status, 1 if anything is wrong with a kernel."""
+    parser = argparse.ArgumentParser(prog="python -m tests.offline_compile")
+    parser.add_argument("ops", nargs="*", metavar="OP")
+    parser.add_argument("--from-nothing", action="store_true", help="compile what is recorded too")
+    parser.add_argument("--worker", nargs=2, metavar=("CC", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        capability, out = int(options.worker[0]), Path(options.worker[1])
+        known = frozenset() if options.from_nothing else good_kernels(capability)
+        out.write_text(json.dumps(report(capability, options.ops, known)))
+        return 0
+    made = reports(*sys.argv[1:])
+    bad = [
+        f"sm_{capability} {fault}"
+        for capability, of_capability in made.items()
+        for faults_of_one in of_capability["faults"].values()
+        for fault in faults_of_one
+    ]
+    print(*bad, sep="\n", end="\n" * bool(bad))
+    if not options.ops:
+        good = {
+            str(capability): sorted(k for k, wrong in of_capability["faults"].items() if not wrong)
+            for capability, of_capability in made.items()
+        }
+        RECORD.write_text(json.dumps({"triton": triton.__version__, "good": good}, indent=0) + "\n")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    sys.exit(main())

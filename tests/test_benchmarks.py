@@ -209,10 +209,12 @@ def test_images_against_their_products_alone(tmp_path):
     assert "products alone" in (tmp_path / "tiny.images.svg").read_text()
 
 
-def test_products_are_recorded_and_replayed():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_products_are_recorded_and_replayed(mode):
     weight = torch.randn(5, 3)
     out = torch.empty(2, 5)
 
+    @mode()
     def work():
         x = torch.randn(2, 3)
         torch.addmm(torch.zeros(5), x, weight.t(), out=out)

@@ -15,9 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from benchmarks.cases import all_cases
-from bitdance_kernels import BackendError, use_backend
+from bitdance_kernels import BackendError, explain, use_backend
 from bitdance_kernels._op import BACKENDS, REGISTRY, KernelOp
-from bitdance_kernels.testing import check_backend, cpu_isa, cpu_isas, poisoned_memory, strided
+from bitdance_kernels.testing import (
+    check_backend,
+    cpu_isa,
+    cpu_isas,
+    cpu_threads,
+    poisoned_memory,
+    strided,
+)
 
 CPU = torch.device("cpu")
 CASES = all_cases()
@@ -31,17 +38,10 @@ def _invalid(case):
     return importlib.import_module(f"tests.ops.test_{_room(case)}").INVALID[case.name]
 
 
-def _runnable(case):
-    call = next(iter(case.samples(CPU)))
-    return [name for name in BACKENDS if _reason(case, call, name) is None]
-
-
-def _reason(case, call, backend):
-    try:
-        case.op(*call.args, **call.kwargs, backend=backend)
-    except BackendError as error:
-        return str(error)
-    return None
+def _runnable(case, call):
+    """The backends that can run the call, reference first; nothing is computed for it."""
+    reasons = explain(case.op, *call.args, **call.kwargs)
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -69,18 +69,15 @@ def _contiguous(value):
 
 @EVERY_SAMPLE
 def test_every_backend_matches_the_reference(case, call):
-    ran = 0
-    for backend in case.kernel_op.backends:
-        if _reason(case, call, backend) is not None:
-            continue
+    runnable = _runnable(case, call)
+    for backend in runnable:
         for isa in cpu_isas() if backend == "cpu" else (None,):
             if isa is None:
                 check_backend(case, call, backend)
             else:
-                with cpu_isa(isa):
+                with cpu_isa(isa), cpu_threads(2):
                     check_backend(case, call, backend)
-        ran += 1
-    assert ran >= 1
+    assert "reference" in runnable
 
 
 @EVERY_SAMPLE
@@ -89,9 +86,7 @@ def test_strided_arguments_give_the_same(case, call):
     written = {id(call.args[i]) for i in case.mutates}
     if case.mutates:
         call = call.map(lambda t: t if id(t) in written else t.clone())
-    for backend in case.kernel_op.backends:
-        if _reason(case, call, backend) is not None:
-            continue
+    for backend in _runnable(case, call):
         plain = [t.clone() for t in pytree.tree_leaves(_run(case, call, backend))]
         view = call.map(lambda t: t if id(t) in written else strided(t))
         gaps = pytree.tree_leaves(_run(case, view, backend))
@@ -107,14 +102,16 @@ def _run(case, call, backend):
 
 @EVERY
 def test_same_bits_from_run_to_run(case):
+    """With threads. Triton's interpreter has none, and was run more than once above."""
     for call in case.samples(CPU):
         if case.mutates:
             continue  # the second run would start from the first one's result
-        for backend in _runnable(case):
-            if _reason(case, call, backend) is not None:
+        for backend in _runnable(case, call):
+            if backend == "triton":
                 continue
-            times = 3 if backend == "cpu" else 2  # which has threads
-            runs = [pytree.tree_leaves(_run(case, call, backend)) for _ in range(times)]
+            times = 3 if backend == "cpu" else 2
+            with cpu_threads(2):
+                runs = [pytree.tree_leaves(_run(case, call, backend)) for _ in range(times)]
             for other in runs[1:]:
                 for a, b in zip(runs[0], other, strict=True):
                     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -207,7 +204,7 @@ def test_a_backend_that_cannot_run_raises_with_the_reason(case):
     with pytest.raises(ValueError, match=unknown):
         case.op(*call.args, **call.kwargs, backend="gpu")
     for backend in BACKENDS:
-        if backend in _runnable(case):
+        if backend in _runnable(case, call):
             continue
         expected = rf"{case.name}: backend '{backend}' cannot run this call: "
         with pytest.raises(BackendError, match=expected):

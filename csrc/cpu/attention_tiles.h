@@ -1,9 +1,9 @@
 // Matrix products of attention, float32: tiles of at most a few dozen tokens and one head, with the
 // vectors of the instruction set that the including file is compiled for.
 //
-// Sums over channels are dot products of rows, with vectors along the channels. Sums over tokens
-// are products of a tall and a flat matrix, c[m, n] = sum over k of a(k, m) b[k, n], with vectors
-// along n. Nothing is transposed.
+// Sums over tokens are products of a tall and a flat matrix, c[m, n] = sum over k of a(k, m) b[k,
+// n], with vectors along n. So are sums over channels, where 16 tokens can be transposed to stand
+// side by side; for the others they are dot products of rows, with vectors along the channels.
 #pragma once
 
 #include <stdint.h>
@@ -15,7 +15,8 @@
 
 namespace bdk {
 
-constexpr int kPad = 16;  // columns come in multiples of this many
+constexpr int kPad = 16;            // columns come in multiples of this many
+constexpr int kMostChannels = 128;  // of a head
 
 namespace {  // the vectors differ between the files that include this
 
@@ -136,6 +137,47 @@ inline void dot_block(Matrix a, Matrix b, int depth, float factor, float* c, int
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < kColumns; ++j) c[r * c_stride + j] = factor * total[r * kColumns + j];
+  }
+}
+
+#ifdef __AVX2__
+// to[column * kPad + row] = from[row * stride + column] for eight rows and columns.
+inline void transpose_eight(const float* from, int64_t stride, float* to) {
+  __m256 pair[8], four[8];
+#pragma GCC unroll 4
+  for (int r = 0; r < 8; r += 2) {
+    const __m256 x = _mm256_loadu_ps(from + r * stride);
+    const __m256 y = _mm256_loadu_ps(from + (r + 1) * stride);
+    pair[r] = _mm256_unpacklo_ps(x, y);  // columns 0, 1 and 4, 5 of two rows
+    pair[r + 1] = _mm256_unpackhi_ps(x, y);
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < 8; r += 4) {  // columns c and c + 4 of four rows
+    four[r] = _mm256_shuffle_ps(pair[r], pair[r + 2], 0x44);
+    four[r + 1] = _mm256_shuffle_ps(pair[r], pair[r + 2], 0xEE);
+    four[r + 2] = _mm256_shuffle_ps(pair[r + 1], pair[r + 3], 0x44);
+    four[r + 3] = _mm256_shuffle_ps(pair[r + 1], pair[r + 3], 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    _mm256_storeu_ps(to + c * kPad, _mm256_permute2f128_ps(four[c], four[c + 4], 0x20));
+    _mm256_storeu_ps(to + (c + 4) * kPad, _mm256_permute2f128_ps(four[c], four[c + 4], 0x31));
+  }
+}
+#endif
+
+// to [columns, kPad]: kPad rows of m side by side.
+inline void transpose(Matrix m, int columns, float* to) {
+  int c = 0;
+#ifdef __AVX2__
+  for (; c + 8 <= columns; c += 8) {
+    for (int r = 0; r < kPad; r += 8) {
+      transpose_eight(m.at + r * m.stride + c, m.stride, to + c * kPad + r);
+    }
+  }
+#endif
+  for (; c < columns; ++c) {
+    for (int r = 0; r < kPad; ++r) to[c * kPad + r] = m.at[r * m.stride + c];
   }
 }
 

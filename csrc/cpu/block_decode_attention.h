@@ -14,7 +14,7 @@ namespace bdk {
 
 constexpr int kDecodeRows = 16;  // query rows of a tile
 constexpr int kDecodeKeys = 64;
-constexpr int kDecodeMostChannels = 128;
+constexpr int kDecodeMostChannels = kMostChannels;
 
 struct DecodeHead {
   const float *k, *v;  // one token every `k_stride`, `v_stride`

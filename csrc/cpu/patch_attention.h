@@ -8,7 +8,7 @@
 namespace bdk {
 
 constexpr int kMostPatch = 64;
-constexpr int kMostHeadDim = 128;
+constexpr int kMostHeadDim = kMostChannels;
 
 struct PatchHead {
   const float *q, *k, *v;  // [patch, head_dim], one token every `stride`

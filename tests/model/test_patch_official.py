@@ -46,15 +46,6 @@ def small(seed=0, noisy=False, **changes):
     return model.eval()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The models are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 KINDS = {"serial": {"parallel_num": None}, "parallel": {}}
 KIND = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 

@@ -50,15 +50,6 @@ def image(pipeline, cfg=3.0, size=(4, 8), steps=2):
     return torch.stack([torch.from_numpy(np.array(image)) for image in images])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The models are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def of_case(case, P):
     params = case.params
     texts = {"user": case["in.prompt_ids"].tolist(), "none": case["in.uncond_ids"].tolist()}

@@ -1,5 +1,6 @@
 """Training end to end on a data set of 60 tiny pictures, and what may go wrong on the way."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -25,6 +26,9 @@ from bitdance.weights import CheckpointError
 from tests.model.tiny_images import CLASSES, write_data_set
 
 ROOT = Path(__file__).parent.parent.parent
+# Its processes begin where all is imported, what an optimiser imports too.
+READY = multiprocessing.get_context("forkserver")
+READY.set_forkserver_preload(["bitdance.cli", "torch._dynamo"])
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +172,17 @@ def test_killed_at_random_moments(data, tmp_path):
     kills = 0
     while kills < 20:
         before = {p.name for p in killed.glob("checkpoint-*")} if killed.exists() else set()
-        process = start("train", "tokenizer", path, "--out", killed, "--quiet")
+        arguments = ["train", "tokenizer", str(path), "--out", str(killed), "--quiet"]
+        process = READY.Process(target=main, args=(arguments,))
+        process.start()
         end = time.monotonic() + 120
         # From when it trains on: what came before is the same in each start.
-        while {p.name for p in killed.glob("checkpoint-*")} == before and process.poll() is None:
+        while {p.name for p in killed.glob("checkpoint-*")} == before and process.is_alive():
             assert time.monotonic() < end
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.15))
         process.kill()
-        process.communicate()
+        process.join()
         kills += 1
         state = checkpoint.newest(killed)
         assert state is not None

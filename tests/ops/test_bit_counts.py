@@ -4,7 +4,7 @@ import torch
 
 from bitdance_kernels import bit_counts, pack_signs
 from bitdance_kernels._op import REGISTRY
-from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 P = torch.zeros(3, 4, dtype=torch.uint8)
 INVALID = {
@@ -43,11 +43,6 @@ def test_more_rows_than_the_small_counters_hold(shape):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_add_up(isa, threads):
     packed = torch.randint(256, (100_003, 6), dtype=torch.uint8)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with cpu_isa(isa):
-            counts = bit_counts(packed, backend="cpu")
-    finally:
-        torch.set_num_threads(before)
+    with cpu_isa(isa), cpu_threads(threads):
+        counts = bit_counts(packed, backend="cpu")
     assert torch.equal(counts, bit_counts(packed, backend="reference"))

@@ -4,7 +4,7 @@ import torch
 from bitdance_kernels import denoise_step, denoise_table, noise, noise_keys
 from bitdance_kernels._op import REGISTRY
 from bitdance_kernels.denoise.denoise_step import reference
-from bitdance_kernels.testing import Call, Invalid, compare, cpu_isa, cpu_isas
+from bitdance_kernels.testing import Call, Invalid, compare, cpu_isa, cpu_isas, cpu_threads
 
 META = torch.device("meta")
 EVERY_BACKEND = pytest.mark.parametrize(
@@ -240,15 +240,11 @@ def test_threads_and_tiles_do_not_change_the_noise(isa):
     """A row of many tiles equals its beginning alone, on one thread and on two."""
     keys = noise_keys(3, range(40))
     x, x0 = torch.randn(2, 40, 1030)
-    before = torch.get_num_threads()
-    with cpu_isa(isa):
+    with cpu_isa(isa), cpu_threads(1):
         long = denoise_step(x, x0, TABLE, 1, keys=keys, backend="cpu")
         short = denoise_step(x[:, :30], x0[:, :30], TABLE, 1, keys=keys, backend="cpu")
-        try:
-            torch.set_num_threads(3 - min(before, 2))
+        with cpu_threads(2):
             again = denoise_step(x, x0, TABLE, 1, keys=keys, backend="cpu")
-        finally:
-            torch.set_num_threads(before)
     assert torch.equal(long[:, :30], short)
     assert torch.equal(long, again)
 

@@ -3,7 +3,7 @@ import torch
 
 from bitdance_kernels import hamming_distance, nearest_codes, unpack_signs
 from bitdance_kernels._op import REGISTRY
-from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 A = torch.zeros(3, 4, dtype=torch.uint8)
 _SHARED = (
@@ -111,15 +111,10 @@ def test_many_rows_and_threads(isa, threads):
     """Streaming stores, several chunks of codes, a block that is not full."""
     a, b = _codes(1500, 9), _codes(2001, 9)
     expected = hamming_distance(a, b, backend="reference")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with cpu_isa(isa):
-            assert torch.equal(hamming_distance(a, b, backend="cpu"), expected)
-            even = hamming_distance(a, b[:2000], backend="cpu")
-            nearest = nearest_codes(a, b, 7, backend="cpu")
-    finally:
-        torch.set_num_threads(before)
+    with cpu_isa(isa), cpu_threads(threads):
+        assert torch.equal(hamming_distance(a, b, backend="cpu"), expected)
+        even = hamming_distance(a, b[:2000], backend="cpu")
+        nearest = nearest_codes(a, b, 7, backend="cpu")
     assert torch.equal(even, expected[:, :2000])
     order = expected.sort(dim=1, stable=True)
     assert torch.equal(nearest[0], order.indices[:, :7])

@@ -9,7 +9,7 @@ from torch.multiprocessing import spawn
 
 from benchmarks.cases.lfq_entropy import all_codes
 from bitdance_kernels import lfq_entropy
-from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 X = torch.zeros(3, 8)
 INVALID = {
@@ -107,14 +107,10 @@ def test_every_width_and_instruction_set(isa, bits):
 
 def test_one_thread_and_two_agree():
     x = 0.03 * torch.randn(5000, 16)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    results = []
+    for threads in (1, 2):
+        with cpu_threads(threads):
             results.append(lfq_entropy(x, 8))
-    finally:
-        torch.set_num_threads(before)
     torch.testing.assert_close(*results)
 
 

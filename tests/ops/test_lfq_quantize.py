@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import lfq_quantize, lfq_quantize_commitment, pack_signs
-from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 X = torch.zeros(3, 8)
 _SHARED = (
@@ -35,21 +35,16 @@ def test_the_gradient_goes_straight_through():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_width_and_strided_rows(isa, dtype, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with cpu_isa(isa):
-            shapes = [(5, channels) for channels in range(8, 264, 8)]
-            for rows, channels in [*shapes, (3000, 256)]:  # the last enough for several threads
-                x = torch.randn(rows, channels + 3).to(dtype)[:, 1 : channels + 1]
-                for actual, expected in zip(
-                    lfq_quantize(x, backend="cpu"),
-                    lfq_quantize(x, backend="reference"),
-                    strict=True,
-                ):
-                    assert torch.equal(actual, expected)
-    finally:
-        torch.set_num_threads(before)
+    with cpu_isa(isa), cpu_threads(threads):
+        shapes = [(5, channels) for channels in range(8, 264, 8)]
+        for rows, channels in [*shapes, (3000, 256)]:  # the last enough for several threads
+            x = torch.randn(rows, channels + 3).to(dtype)[:, 1 : channels + 1]
+            for actual, expected in zip(
+                lfq_quantize(x, backend="cpu"),
+                lfq_quantize(x, backend="reference"),
+                strict=True,
+            ):
+                assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("isa", cpu_isas())
@@ -81,20 +76,15 @@ def test_commitment_and_its_gradient():
 @pytest.mark.parametrize("isa", cpu_isas())
 @pytest.mark.parametrize("threads", [1, 2])
 def test_commitment_of_many_strided_rows(isa, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with cpu_isa(isa):
-            for rows, channels in ((5, 8), (3, 2056), (900, 264)):
-                x = torch.randn(rows, channels + 3)[:, 1 : channels + 1].requires_grad_()
-                quantized, packed, commitment = lfq_quantize_commitment(x, backend="cpu")
-                assert torch.equal(quantized, lfq_quantize(x)[0])
-                assert torch.equal(packed, lfq_quantize(x)[1])
-                expected = F.mse_loss(x.double(), quantized.detach().double())
-                torch.testing.assert_close(commitment.double(), expected, rtol=2e-7, atol=0)
-                of_x = torch.autograd.grad(commitment + quantized[:, ::2].sum(), x)[0]
-                of_expected = torch.autograd.grad(expected, x)[0]
-                of_expected[:, ::2] += 1
-                torch.testing.assert_close(of_x, of_expected)
-    finally:
-        torch.set_num_threads(before)
+    with cpu_isa(isa), cpu_threads(threads):
+        for rows, channels in ((5, 8), (3, 2056), (900, 264)):
+            x = torch.randn(rows, channels + 3)[:, 1 : channels + 1].requires_grad_()
+            quantized, packed, commitment = lfq_quantize_commitment(x, backend="cpu")
+            assert torch.equal(quantized, lfq_quantize(x)[0])
+            assert torch.equal(packed, lfq_quantize(x)[1])
+            expected = F.mse_loss(x.double(), quantized.detach().double())
+            torch.testing.assert_close(commitment.double(), expected, rtol=2e-7, atol=0)
+            of_x = torch.autograd.grad(commitment + quantized[:, ::2].sum(), x)[0]
+            of_expected = torch.autograd.grad(expected, x)[0]
+            of_expected[:, ::2] += 1
+            torch.testing.assert_close(of_x, of_expected)

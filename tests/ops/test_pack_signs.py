@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bitdance_kernels import bit_counts, pack_signs
-from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, specials
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads, specials
 
 INVALID = {
     "pack_signs": (
@@ -47,19 +47,12 @@ def test_every_16_bit_pattern(isa, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_width_and_strided_rows(isa, dtype, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with cpu_isa(isa):
-            for channels in range(8, 264, 8):
-                x = torch.randn(5, channels + 3).to(dtype)[:, 1 : channels + 1]
-                assert torch.equal(pack_signs(x, backend="cpu"), pack_signs(x, backend="reference"))
-            large = torch.randn(1000, 3, 264).to(dtype)[:, :, :256]  # enough for several threads
-            assert torch.equal(
-                pack_signs(large, backend="cpu"), pack_signs(large, backend="reference")
-            )
-    finally:
-        torch.set_num_threads(before)
+    with cpu_isa(isa), cpu_threads(threads):
+        for channels in range(8, 264, 8):
+            x = torch.randn(5, channels + 3).to(dtype)[:, 1 : channels + 1]
+            assert torch.equal(pack_signs(x, backend="cpu"), pack_signs(x, backend="reference"))
+        large = torch.randn(1000, 3, 264).to(dtype)[:, :, :256]  # enough for several threads
+        assert torch.equal(pack_signs(large, backend="cpu"), pack_signs(large, backend="reference"))
 
 
 @pytest.mark.parametrize("isa", cpu_isas())
