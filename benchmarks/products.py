@@ -60,9 +60,12 @@ class _Recorder(TorchDispatchMode):
         if func in _MADE_OF_PRODUCTS:
             with self:
                 return func.decompose(*args, **kwargs)
-        if func in _PRODUCTS:
-            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, kwargs))
-            self.products.append(Product(func, *kept))
+        # The out= form is the default and a copy.
+        alone = _aten.convolution.default if func is _aten.convolution.out else func
+        if alone in _PRODUCTS:
+            given = kwargs if alone is func else {}
+            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, given))
+            self.products.append(Product(alone, *kept))
         return func(*args, **kwargs)
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:

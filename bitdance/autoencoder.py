@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from bitdance import graphs
 from bitdance.autoencoder_blocks import Decoder, Encoder
 from bitdance.autoencoder_tiling import decode_tiles
 from bitdance.config import AutoencoderConfig
 from bitdance.quantizer import BinaryQuantizer, QuantizerOutput, pack_codes, unpack_codes
 from bitdance.token_order import codes_to_tokens, generation_order
+from bitdance_kernels import default_backend
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
+
+MOST_CAPTURED_PIXELS = 2**14
+"""Pixels of a batch up to which decoding on the CPU is captured as a graph."""
 
 
 class BinaryAutoencoder(nn.Module):
@@ -48,6 +53,7 @@ class BinaryAutoencoder(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantizer = BinaryQuantizer(config.z_channels, config.num_codebooks)
+        self._graphs: graphs.Recent[Callable[..., torch.Tensor]] = graphs.Recent(1)
 
     def forward(
         self,
@@ -220,8 +226,22 @@ class BinaryAutoencoder(nn.Module):
         """
         # Autograd's share of a call is felt between the small maps of a small model.
         with torch.inference_mode():
-            pixels = to_uint8(self.decode(codes, noise=noise, generator=generator))
+            codes = self._unpacked(codes)
+            noise = self._noise(codes, noise, generator)
+            pixels = self._caller(codes)(self._pixels, codes, noise)
         return pixels.clone()  # a tensor like any other
+
+    def _pixels(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        return to_uint8(self.decoder(codes, noise))
+
+    def _caller(self, codes: torch.Tensor) -> Callable[..., torch.Tensor]:
+        """How to decode so many codes: small maps, between which time is lost, from a graph."""
+        pixels = codes[:, 0].numel() * self.config.downsampling**2
+        if pixels > MOST_CAPTURED_PIXELS or torch.is_autocast_enabled(codes.device.type):
+            return graphs.call
+        memory = (codes.device, *(p.data_ptr() for p in self.decoder.parameters()))
+        key = default_backend()
+        return self._graphs.get(memory, key, lambda: graphs.call_for(codes.device))
 
     def decode_tiled(
         self,

@@ -154,6 +154,7 @@ class Decoding:
             self.tokens = torch.zeros(rows, P, config.token_bits, device=device)
         make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
         self._first, self._next = make(), make()
+        self._call = graphs.call_for(device) if mode == "fast" else graphs.call
 
     def start(self, labels: torch.Tensor, guidance: list[float], keys: torch.Tensor | None) -> None:
         """Begin with a batch's labels [count], guidance of all steps and, if any, keys of rows."""
@@ -194,15 +195,14 @@ class Decoding:
         hidden = model.norm(model.layers.decode(model.emb_norm(x), model.freqs, self.cache, mask))
         patches = model.pos_for_diff.weight.unflatten(0, (-1, P))
         cond = hidden[:, -P:] + patches.index_select(0, self.step)
+        cond = cond if P > 1 else cond.squeeze(1)
+        cfg = self.guidance.index_select(0, self.step) if shared else None
         drawing = self.count if shared else len(x)
-        prediction = denoise(
-            self.head,
-            self.schedule,
-            cond if P > 1 else cond.squeeze(1),
-            cfg=self.guidance.index_select(0, self.step) if shared else None,
-            keys=self.keys[:drawing] if noise is None else None,
-            noise=noise,
-        ).view(drawing, *self.tokens.shape[1:])
+        if noise is None:
+            prediction = self._call(self._drawn, cond, cfg)
+        else:
+            prediction = denoise(self.head, self.schedule, cond, cfg=cfg, noise=noise)
+        prediction = prediction.view(drawing, *self.tokens.shape[1:])
         if shared:
             prediction = torch.cat([prediction, prediction])
         tokens, packed = binarize(prediction)
@@ -210,6 +210,11 @@ class Decoding:
         self.step += 1
         self.keys[:, 1] += 2  # the same stream of the next AR step
         return hidden, prediction, tokens, packed
+
+    def _drawn(self, cond: torch.Tensor, cfg: torch.Tensor | None) -> torch.Tensor:
+        """The prediction, from noise that is drawn."""
+        keys = self.keys if cfg is None else self.keys[: self.count]
+        return denoise(self.head, self.schedule, cond, cfg=cfg, keys=keys)
 
 
 def _guidance(steps: int, scale: float, schedule: str) -> list[float]:

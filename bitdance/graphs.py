@@ -1,21 +1,37 @@
-"""Captured steps: the one place of the model layer that knows of CUDA graphs.
+"""Captured steps: the one place of the model layer that knows of graphs.
 
 A step is a function without arguments. What it reads and writes lies in memory that stays where it
-is, so that replaying its kernels is as good as calling it, and costs the host nothing.
+is, so that replaying its kernels is as good as calling it, and costs the host nothing. On the CPU,
+where some steps look at values and cannot be captured, a part of such a step still can.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 
-__all__ = ["CapturedStep", "EagerStep", "Recent", "step_for"]
+from bitdance_kernels import CaptureError, CpuGraph
+
+__all__ = [
+    "CapturedStep",
+    "EagerStep",
+    "Recent",
+    "RecordedCall",
+    "RecordedStep",
+    "call",
+    "call_for",
+    "step_for",
+]
 
 Step = Callable[[], tuple[torch.Tensor, ...]]
 T = TypeVar("T")
+
+MOST_KINDS = 2
+"""Kinds of arguments, guided and not, for which a recorded call keeps a graph."""
 
 
 class EagerStep:
@@ -84,9 +100,102 @@ class CapturedStep:
         return graph, results
 
 
-def step_for(device: torch.device) -> EagerStep | CapturedStep:
+def step_for(device: torch.device) -> EagerStep | CapturedStep | RecordedStep:
     """How a step runs on `device`."""
-    return CapturedStep(device) if device.type == "cuda" else EagerStep()
+    if device.type == "cuda":
+        return CapturedStep(device)
+    return RecordedStep() if _captures(device) else EagerStep()
+
+
+class RecordedStep:
+    """A step on the CPU that is captured at its first call and replayed from then on.
+
+    A step that no graph can repeat is called, every time.
+    """
+
+    def __init__(self) -> None:
+        self._call = RecordedCall()
+
+    def __call__(self, step: Step) -> tuple[torch.Tensor, ...]:
+        """The step's results, overwritten by the next call.
+
+        Args:
+            step: as for ``CapturedStep``. Where it cannot be captured it is begun twice, and must
+                give the same then.
+        """
+        return self._call(step)
+
+
+class RecordedCall:
+    """A function of tensors on the CPU: captured when it is first called with tensors of a kind.
+
+    What a graph cannot capture is called, every time.
+    """
+
+    def __init__(self) -> None:
+        self._captured: Recent[_Captured | None] = Recent(MOST_KINDS)
+
+    def __call__(self, function: Callable[..., T], *inputs: torch.Tensor | None) -> T:
+        """The function's result, overwritten by the next call.
+
+        Args:
+            function: the same one in every call, as for ``CapturedStep``.
+            inputs: its arguments.
+        """
+        if CpuGraph.capturing():
+            return function(*inputs)
+        # How many threads a kernel takes is in its recorded call.
+        threads = torch.get_num_threads()
+        kind = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+        first: list[_Captured | None] = []
+
+        def make() -> _Captured | None:
+            first.append(_capture(function, inputs))
+            return first[0]
+
+        captured = self._captured.get(threads, kind, make)
+        if captured is None:
+            return function(*inputs)
+        if not first:  # else it has just been carried out
+            for kept, given in zip(captured.inputs, inputs, strict=True):
+                if kept is not None and given is not None:
+                    kept.copy_(given)
+            captured.graph.replay()
+        return captured.result
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: CpuGraph
+    inputs: tuple[torch.Tensor | None, ...]
+    result: Any
+
+
+def _capture(
+    function: Callable[..., Any], inputs: tuple[torch.Tensor | None, ...]
+) -> _Captured | None:
+    # Made in inference mode, memory could not be written outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        kept = tuple(None if x is None else torch.empty_like(x).copy_(x) for x in inputs)
+    graph = CpuGraph()
+    try:
+        return _Captured(graph, kept, graph.capture(lambda: function(*kept)))
+    except CaptureError:
+        return None
+
+
+def call(function: Callable[..., T], *inputs: torch.Tensor | None) -> T:
+    """Call it."""
+    return function(*inputs)
+
+
+def call_for(device: torch.device) -> Callable[..., Any]:
+    """How a part of a step on `device` is called: f(function, *inputs)."""
+    return RecordedCall() if _captures(device) else call
+
+
+def _captures(device: torch.device) -> bool:
+    return device.type == "cpu" and CpuGraph.unavailable() is None
 
 
 class Recent(Generic[T]):

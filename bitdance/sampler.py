@@ -176,4 +176,4 @@ def binarize(prediction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _initial(keys: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
     assert keys is not None
-    return philox_noise(keys, 0, math.prod(shape[1:])).view(shape)
+    return philox_noise(keys, 0, math.prod(shape[1:]), backend="auto").view(shape)

@@ -234,6 +234,7 @@ class _Decoding:
             weight = model.llm_model.model.embed_tokens.weight
             self.block = weight.new_zeros(rows, P, llm.hidden_size, requires_grad=False)
         self._step = graphs.step_for(device)
+        self._call = graphs.call_for(device)
 
     def start(
         self,
@@ -270,14 +271,11 @@ class _Decoding:
         """Sample the patch that follows the block, and make it the next block."""
         hidden = model.llm_model.model.decode(self.block, self.freqs, self.cache)
         position = self.positions.index_select(0, self.step)
-        prediction = denoise(
-            self.head,
-            self.schedule,
-            hidden + position,
-            cfg=self.guidance if self.guided else None,
-            keys=self.keys if noise is None else None,
-            noise=noise,
-        )
+        cond, cfg = hidden + position, self.guidance if self.guided else None
+        if noise is None:
+            prediction = self._call(self._drawn, cond, cfg)
+        else:
+            prediction = denoise(self.head, self.schedule, cond, cfg=cfg, noise=noise)
         if self.guided:
             prediction = torch.cat([prediction, prediction])
         tokens, packed = binarize(prediction)
@@ -286,3 +284,7 @@ class _Decoding:
         self.step += 1
         self.keys[:, 1] += 2  # the same stream of the next AR step
         return hidden, prediction, tokens, packed
+
+    def _drawn(self, cond: torch.Tensor, cfg: torch.Tensor | None) -> torch.Tensor:
+        """The prediction, from noise that is drawn."""
+        return denoise(self.head, self.schedule, cond, cfg=cfg, keys=self.keys)

@@ -38,6 +38,7 @@ if TYPE_CHECKING or "torch" in sys.modules:
     from bitdance_kernels.binary.pack_signs.op import pack_signs
     from bitdance_kernels.binary.packed_linear.op import packed_linear
     from bitdance_kernels.binary.unpack_signs.op import unpack_signs
+    from bitdance_kernels.cpu_graph import CaptureError, CpuGraph
     from bitdance_kernels.denoise.adaln_linear.op import adaln_linear, adaln_linear_swiglu
     from bitdance_kernels.denoise.adaln_norm.op import adaln_norm
     from bitdance_kernels.denoise.denoise_step.op import denoise_step
@@ -61,6 +62,8 @@ else:
 
 __all__ = [
     "BackendError",
+    "CaptureError",
+    "CpuGraph",
     "Ranges",
     "__version__",
     "adaln_linear",

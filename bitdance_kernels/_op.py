@@ -101,6 +101,8 @@ class KernelOp:
         backward: gradient formula as for ``torch.library.register_autograd``; without one the op
             refuses arguments that require grad.
         setup_context: saves what `backward` needs.
+        reads_values: whether the reference looks at values on the CPU to choose what it does, which
+            a captured graph would not do anew.
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class KernelOp:
         entry: str = "",
         backward: Callable[..., Any] | None = None,
         setup_context: Callable[..., None] | None = None,
+        reads_values: bool = False,
     ) -> None:
         self.name = name
         self.room = room
         self.order = {device: tuple(backends) for device, backends in order.items()}
         self.entry = entry
         self.differentiable = backward is not None
+        self.reads_values = reads_values
         self._check = check
         self._fake = fake
         self._loaded: dict[str, _Backend | str] = {}
@@ -136,14 +140,32 @@ class KernelOp:
         self._device_argument = next(i for i in self._tensors if not kinds[i].endswith("?"))
 
         _library.define(f"{name}({arguments}, str backend) -> {results.strip()}")
-        _library.impl(name, self._run, "CompositeExplicitAutograd")
+        _library.impl(name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", self._run_fake, lib=_library)
         if backward is not None:
             torch.library.register_autograd(
                 f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
             )
-        self.call = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         REGISTRY[name] = self
+
+    def call(self, *args: Any) -> Any:
+        """Call the op; the last of `args` is the backend.
+
+        PyTorch asks a formula written in Python whether there is a gradient to take, which costs as
+        much as all else of a call; where there is none it is passed over.
+        """
+        if torch.compiler.is_compiling() or not self.differentiable or self._in_autograd(args):
+            return self.overload(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
+
+    def _in_autograd(self, args: Sequence[Any]) -> bool:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return True
+        if not torch.is_grad_enabled():
+            return False
+        return any(args[i] is not None and args[i].requires_grad for i in self._tensors)
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -181,10 +203,11 @@ class KernelOp:
             return _Backend(run, lambda *_: None)
         return _Backend(run, getattr(module, f"unsupported{self.entry}"))
 
-    def _run(self, *args: Any) -> Any:
+    def run(self, *args: Any) -> Any:
+        """What is below the boundary; the last of `args` is the backend."""
         inputs = args[:-1]
         self._check_all(inputs)
-        result = self._select(args[-1], inputs).run(*inputs)
+        result = self.select(args[-1], inputs).run(*inputs)
         if self._written:
             # Autograd then notices when a tensor that it saved was written by a kernel.
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])
@@ -205,7 +228,8 @@ class KernelOp:
                         "requires grad; call it under torch.no_grad() or pass a detached tensor"
                     )
 
-    def _select(self, requested: str, inputs: Sequence[Any]) -> _Backend:
+    def select(self, requested: str, inputs: Sequence[Any]) -> _Backend:
+        """The backend that runs a call, `requested` by name or "auto"."""
         if requested == "auto":
             requested = _default.get()
         device = inputs[self._device_argument].device.type

@@ -24,8 +24,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from bitdance_kernels import _checks
+from bitdance_kernels import _checks, _native
+from bitdance_kernels._op import default_backend
+from bitdance_kernels.cpu_graph import CpuGraph
 
 __all__ = ["noise", "noise_keys", "noise_words", "philox4x32"]
 
@@ -93,6 +96,7 @@ def noise(
     elements: int,
     *,
     dtype: torch.dtype = torch.float32,
+    backend: str = "reference",
 ) -> torch.Tensor:
     """Standard normals, a pure function of key, step and element.
 
@@ -112,12 +116,15 @@ def noise(
         elements: P * C, the size of a row's block.
         dtype: float32, or float64 for the same normals with the logarithm, the root, sine and
             cosine in float64 (what the float32 ones are checked against).
+        backend: "reference" for the formula in PyTorch, which the kernels are checked against, or
+            "auto": in C++ for float32 on the CPU, where it is built and ``use_backend`` names no
+            other.
 
     Returns:
         `dtype` [R, elements], contiguous.
 
     Raises:
-        TypeError, ValueError: as ``noise_words``; also another `dtype`.
+        TypeError, ValueError: as ``noise_words``; also another `dtype` or `backend`.
 
     Numerics:
         The words are equal on every backend and device; the normals agree to a few units in the
@@ -130,6 +137,10 @@ def noise(
     """
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"noise: dtype must be float32 or float64, got {dtype}")
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"noise: backend must be auto or reference, got {backend!r}")
+    if backend == "auto" and dtype == torch.float32 and _native_can(keys):
+        return _native_noise(keys, step, elements)
     words = _blocks(keys, step, elements).unflatten(-1, (2, 2))
     uniform = ((words >> 8).to(torch.float32) + 0.5) * 2.0**-24
     uniform = uniform.to(dtype)
@@ -137,6 +148,27 @@ def noise(
     theta = 2 * math.pi * uniform[..., 1]
     normals = torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), dim=-1)
     return normals.flatten(1)[:, :elements].contiguous()
+
+
+def _native_can(keys: torch.Tensor) -> bool:
+    # Traced, an address means nothing, and a mode that looks on would see nothing of it.
+    seen = torch.compiler.is_compiling() or bool(_get_current_dispatch_mode_stack())
+    here = keys.device.type == "cpu" and (not seen or CpuGraph.capturing())
+    chosen = default_backend() in ("auto", "cpu")
+    return here and chosen and _native.cpu.unavailable("noise") is None
+
+
+def _native_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
+    _check(keys, step, elements)
+    normals = torch.empty(keys.shape[0], elements)
+    if not isinstance(step, torch.Tensor):
+        step = torch.full((), step, dtype=torch.int64)
+    keys, step = keys.contiguous(), step.to(torch.int64)
+    _native.cpu.noise(
+        keys.data_ptr(), keys.shape[0], elements, step.data_ptr(), normals.data_ptr(), 0,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return normals
 
 
 def noise_keys(
@@ -196,8 +228,7 @@ def _in_range(argument: str, value: object, bits: int) -> None:
         raise _checks.fail("noise_keys", argument, f"in [0, 2^{bits})", value)
 
 
-def _blocks(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
-    """Words [R, ceil(elements / 4), 4]."""
+def _check(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> None:
     _checks.dtype("noise", "keys", keys, (torch.int64,))
     _checks.rank("noise", "keys", keys, 2, 2)
     _checks.shape("noise", "keys", keys, (keys.shape[0], 3), "[R, 3]")
@@ -208,9 +239,15 @@ def _blocks(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torc
         _checks.same_device("noise", "keys", keys, step=step)
         if step.numel() != 1:
             raise _checks.fail("noise", "step", "of one element", f"shape {list(step.shape)}")
-        step = step.reshape(()).to(torch.int64) & _MASK
     elif not 0 <= step < 2**32:
         raise _checks.fail("noise", "step", "in [0, 2^32)", step)
+
+
+def _blocks(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
+    """Words [R, ceil(elements / 4), 4]."""
+    _check(keys, step, elements)
+    if isinstance(step, torch.Tensor):
+        step = step.reshape(()).to(torch.int64) & _MASK
     else:
         step = torch.full((), step, dtype=torch.int64, device=keys.device)
     seed, ar_step, sample = keys.unbind(1)

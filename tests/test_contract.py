@@ -122,7 +122,7 @@ def test_opcheck(case, monkeypatch):
     """PyTorch's own checks of schema, fake kernel, autograd registration and tracing."""
     recorded = []
     call = next(iter(case.samples(CPU)))
-    original = KernelOp._run
+    original = KernelOp.run
 
     def record(self, *args):
         recorded.append((self, args))
@@ -180,7 +180,7 @@ def test_bad_arguments_are_refused_before_anything_runs(case, invalid, monkeypat
     def launched(self, *_):
         pytest.fail(f"{self.name} went on to choose a backend")
 
-    monkeypatch.setattr(KernelOp, "_select", launched)
+    monkeypatch.setattr(KernelOp, "select", launched)
     with pytest.raises(invalid.error) as caught:
         case.op(*invalid.call.args, **invalid.call.kwargs)
     message = str(caught.value)

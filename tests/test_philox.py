@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bitdance_kernels
-from bitdance_kernels import _native, noise, noise_keys
+from bitdance_kernels import _native, noise, noise_keys, use_backend
 from bitdance_kernels.philox import noise_words, philox4x32
 from bitdance_kernels.testing import compare
 
@@ -189,6 +189,21 @@ def test_native_noise_of_many_blocks():
     compare("rounded", alone, noise(keys, 4, 1023), wide, "native noise")
     assert torch.equal(_native_noise(keys, 4, 1023, threads=2, words=False)[0], alone)
     assert torch.equal(_native_noise(keys, 4, 0)[0], torch.empty(300, 0))
+
+
+@NATIVE_CPU
+@pytest.mark.parametrize("step", [3, torch.tensor(3), torch.tensor([3], dtype=torch.int32)])
+def test_noise_of_the_best_backend(step):
+    keys = noise_keys([0, 9], [1, 2])
+    native = _native_noise(keys, 3, 37)[0]
+    assert torch.equal(noise(keys, step, 37, backend="auto"), native)
+    with use_backend("reference"):
+        assert torch.equal(noise(keys, step, 37, backend="auto"), noise(keys, step, 37))
+    assert noise(keys, step, 5, dtype=torch.float64, backend="auto").dtype == torch.float64
+    with pytest.raises(ValueError, match="noise: backend must be auto or reference, got 'cpu'"):
+        noise(keys, step, 37, backend="cpu")
+    with pytest.raises(ValueError, match=r"noise: keys must be of shape \[R, 3\]"):
+        noise(keys[:, :2], step, 37, backend="auto")
 
 
 @NATIVE_CPU

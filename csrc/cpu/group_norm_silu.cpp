@@ -66,6 +66,24 @@ void for_channels(const FeatureMap& m, int threads, const Body& body) {
                });
 }
 
+// spreads [chunks, groups] of an image: those of chunk 0 become those of all, summed up in the
+// order of the chunks, whatever thread found them, about the means of the first.
+void merge_chunks(Spread* spreads, int64_t chunks, int64_t groups) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const double about = spreads[g].mean;
+    double count = 0.0, sum = 0.0, squares = 0.0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Spread of = spreads[chunk * groups + g];
+      const double distance = of.mean - about;
+      count += of.count;
+      sum += of.count * distance;
+      squares += of.squares + of.count * distance * distance;
+    }
+    const double shift = sum / count, rest = squares - sum * shift;
+    spreads[g] = {count, about + shift, rest < 0.0 ? 0.0 : rest};
+  }
+}
+
 // spreads: [images, chunks or 1, groups]; what is found is in those of chunk 0.
 void find_moments(const FeatureMap& m, const float* x, Spread* spreads, int threads) {
   const GroupNormLoops& loops = choose();
@@ -75,15 +93,12 @@ void find_moments(const FeatureMap& m, const float* x, Spread* spreads, int thre
       loops.moments_last(x + offset, some, m.channels, m.groups,
                          spreads + (image * chunks + chunk) * m.groups);
     });
-    // In the order of the chunks, whatever thread found them.
-    for (int64_t image = 0; image < m.images; ++image) {
-      Spread* first = spreads + image * chunks * m.groups;
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-        for (int64_t g = 0; g < m.groups; ++g) {
-          first[g] = merge(first[g], first[chunk * m.groups + g]);
-        }
-      }
-    }
+    parallel_for(m.images, 1 + kGrain / (chunks * m.groups + 1), 1, threads,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t image = begin; image < end; ++image) {
+                     merge_chunks(spreads + image * chunks * m.groups, chunks, m.groups);
+                   }
+                 });
     return;
   }
   const int64_t span = m.channels / m.groups * m.positions;

@@ -41,37 +41,39 @@ extern const GroupNormLoops kGroupNormAvx2, kGroupNormAvx512;
 
 namespace {  // compiled anew for each instruction set
 
+// In one pass, of distances to a value of the group, which leave the sums of squares nearly as
+// small as distances to the mean do.
 inline void norm_moments_last(const float* x, int64_t positions, int64_t channels, int64_t groups,
                               Spread* spreads) {
-  float sums[kNormMostChannels], means[kNormMostChannels];
-  for (int64_t c = 0; c < channels; ++c) sums[c] = 0.0f;
-  for (int64_t p = 0; p < positions; ++p) {
-    const float* from = x + p * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) sums[c] += from[c];
-  }
+  float pivots[kNormMostChannels], sums[kNormMostChannels], squares[kNormMostChannels];
   const int64_t width = channels / groups;
-  const double count = static_cast<double>(positions * width);
+  const float* middle = x + positions / 2 * channels;
   for (int64_t g = 0; g < groups; ++g) {
-    double sum = 0.0;
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += static_cast<double>(sums[c]);
-    spreads[g] = {count, sum / count, 0.0};
+    float sum = 0.0f;
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += middle[c];
     for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      means[c] = static_cast<float>(spreads[g].mean);
-      sums[c] = 0.0f;
+      pivots[c] = sum / static_cast<float>(width);
+      sums[c] = squares[c] = 0.0f;
     }
   }
   for (int64_t p = 0; p < positions; ++p) {
     const float* from = x + p * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      sums[c] += (from[c] - means[c]) * (from[c] - means[c]);
+      const float distance = from[c] - pivots[c];
+      sums[c] += distance;
+      squares[c] += distance * distance;
     }
   }
+  const double count = static_cast<double>(positions * width);
   for (int64_t g = 0; g < groups; ++g) {
+    double sum = 0.0, square = 0.0;
     for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      spreads[g].squares += static_cast<double>(sums[c]);
+      sum += static_cast<double>(sums[c]);
+      square += static_cast<double>(squares[c]);
     }
+    const double shift = sum / count, rest = square - sum * shift;
+    spreads[g] = {count, static_cast<double>(pivots[g * width]) + shift, rest < 0.0 ? 0.0 : rest};
   }
 }
 
@@ -98,7 +100,7 @@ inline Spread norm_moments_span(const float* x, int64_t count) {
 template <bool kSilu>
 inline float norm_value(float x, float mean, float a, float d) {
   const float z = (x - mean) * a + d;
-  return kSilu ? z * sigmoid(z) : z;
+  return kSilu ? z / (1.0f + exp_approximate(-z)) : z;
 }
 
 // Gradient of z: silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z).

@@ -168,6 +168,41 @@ int bdk_patch_attention_backward_cpu(const float* grad, int64_t grad_stride, con
                                      int64_t stride, float* of_qkv, int64_t rows, int64_t patch,
                                      int64_t heads, int64_t head_dim, int threads);
 
+// q: [batch, tokens, heads, head_dim], k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim],
+// both strided, with adjacent channels, at most 128 of them; of the cache the first lengths[b]
+// tokens are read; out: [batch, tokens, heads, head_dim].
+int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const float* v_cache,
+                                   const int32_t* lengths, float* out, int64_t batch,
+                                   int64_t tokens, int64_t heads, int64_t kv_heads,
+                                   int64_t head_dim, int64_t cache_tokens, int64_t q_batch,
+                                   int64_t q_token, int64_t q_head, int64_t k_batch,
+                                   int64_t k_token, int64_t k_head, int64_t v_batch,
+                                   int64_t v_token, int64_t v_head, float scale, int threads);
+
+// q: [batch, tokens, heads, head_dim], k, v: [batch, keys, kv_heads, head_dim], strided, with
+// adjacent channels, at most 128 of them; start, end: [tokens] every `range_batch`, the keys that a
+// query sees; out: [batch, tokens, heads, head_dim]; lse: [batch, heads, tokens].
+int bdk_block_causal_attention_cpu(const float* q, const float* k, const float* v,
+                                   const int32_t* start, const int32_t* end, int64_t range_batch,
+                                   float* out, float* lse, int64_t batch, int64_t tokens,
+                                   int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t keys,
+                                   int64_t q_batch, int64_t q_token, int64_t q_head,
+                                   int64_t k_batch, int64_t k_token, int64_t k_head,
+                                   int64_t v_batch, int64_t v_token, int64_t v_head, float scale,
+                                   int threads);
+
+// qkv: [batch, tokens, heads + 2 kv_heads, head_dim], its heads adjacent; q: [batch, tokens, heads,
+// head_dim]; k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim], written from row
+// position[b] on; freqs: [positions, head_dim / 2, 2]; norms: [head_dim]. BDK_BAD_INDEX where rows
+// lie outside of the cache or of freqs; nothing is written then.
+int bdk_rope_append_cpu(const float* qkv, float* q, float* k_cache, float* v_cache,
+                        const int32_t* position, const float* freqs, const float* q_norm_or_null,
+                        const float* k_norm_or_null, int64_t batch, int64_t tokens, int64_t heads,
+                        int64_t kv_heads, int64_t head_dim, int64_t cache_tokens, int64_t positions,
+                        int64_t qkv_batch, int64_t qkv_token, int64_t k_batch, int64_t k_token,
+                        int64_t k_head, int64_t v_batch, int64_t v_token, int64_t v_head, float eps,
+                        int interleaved, int threads);
+
 // keys: [rows, 3] = (seed, 2 * AR step + stream, sample id); step: one value, counter word 1;
 // normals: [rows, elements]; words_or_null: [rows, elements] or null, the words they were made of.
 int bdk_noise_cpu(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_cpu, module) {
   const auto bind = [&](const char* name, auto* function) {
     bdk::bind(module, name, function, bdk_cpu_status_string);
   };
+  bdk::bind_recording(module);
   module.def("isa_detected", &bdk_cpu_isa_detected);
   module.def("isa", &bdk_cpu_isa);
   bind("set_isa_limit", bdk_cpu_set_isa_limit);
@@ -13,6 +14,8 @@ PYBIND11_MODULE(_cpu, module) {
   bind("adaln_norm", bdk_adaln_norm_cpu);
   bind("adaln_norm_backward", bdk_adaln_norm_backward_cpu);
   bind("bit_counts", bdk_bit_counts_cpu);
+  bind("block_causal_attention", bdk_block_causal_attention_cpu);
+  bind("block_decode_attention", bdk_block_decode_attention_cpu);
   bind("denoise_step", bdk_denoise_step_cpu);
   bind("finalize_bits", bdk_finalize_bits_cpu);
   bind("flip_bits", bdk_flip_bits_cpu);
@@ -24,6 +27,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("group_norm_silu_backward", bdk_group_norm_silu_backward_cpu);
   bind("patch_attention", bdk_patch_attention_cpu);
   bind("patch_attention_backward", bdk_patch_attention_backward_cpu);
+  bind("rope_append", bdk_rope_append_cpu);
   bind("swiglu", bdk_swiglu_cpu);
   bind("swiglu_backward", bdk_swiglu_backward_cpu);
   bind("hamming_distance", bdk_hamming_distance_cpu);

@@ -1,12 +1,14 @@
 """Sampling: guidance, noise, the cache, and arguments that make no sense."""
 
+import copy
+
 import pytest
 import torch
 
 from bitdance.config import AutoencoderConfig
 from bitdance.generation import guidance_at
 from bitdance.model import BitDanceModel
-from bitdance_kernels import noise, noise_keys
+from bitdance_kernels import CpuGraph, noise, noise_keys
 from tests.model.tiny import tiny_model
 
 LABELS = torch.tensor([1, 3])
@@ -134,6 +136,37 @@ def test_the_cache_is_reused():
     assert torch.equal(first[:1], alone)
     _sample(model, cfg_scale=2.0)
     assert model._cache is not cache
+
+
+@pytest.mark.skipif(CpuGraph.unavailable() is not None, reason=str(CpuGraph.unavailable()))
+def test_replayed_steps_follow_labels_seeds_weights_and_threads(monkeypatch):
+    model, threads, replays = tiny_model(), torch.get_num_threads(), []
+    replay = CpuGraph.replay
+    monkeypatch.setattr(CpuGraph, "replay", lambda self: (replays.append(self), replay(self)))
+
+    def check(**changes):
+        new = copy.deepcopy(model)  # which has captured nothing
+        expected, steps = _sample(new, cfg_scale=2.0, **changes)
+        tokens, replayed = _sample(model, cfg_scale=2.0, **changes)
+        assert torch.equal(tokens, expected)
+        for a, b in zip(steps, replayed, strict=True):
+            torch.testing.assert_close(a.hidden, b.hidden)
+            torch.testing.assert_close(a.prediction, b.prediction)
+
+    _sample(model, cfg_scale=2.0)
+    replays.clear()
+    try:
+        check(seeds=[8, 9], labels=torch.tensor([0, 2]))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        check()
+        torch.set_num_threads(3 - threads if threads < 3 else 1)
+        check()
+    finally:
+        torch.set_num_threads(threads)
+    # All steps of the transformer but the first, which looks at its ranges, and all of the head's.
+    assert len(replays) >= 2 * model.config.ar_steps
 
 
 def test_low_precision_models_sample():

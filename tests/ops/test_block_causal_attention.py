@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitdance_kernels import Ranges, block_causal_attention, block_causal_ranges, dense_mask
+from bitdance_kernels import (
+    Ranges,
+    block_causal_attention,
+    block_causal_ranges,
+    dense_mask,
+    use_backend,
+)
 from bitdance_kernels.attention.block_causal_attention import _fused_cpu, op, reference
 from bitdance_kernels.testing import Call, Invalid, compare
 from tests.test_ranges import monotone_ranges
@@ -161,14 +167,16 @@ def test_a_default_scale_as_in_pytorch():
 
 
 FORMULAS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-FUSED = pytest.mark.parametrize("fused", [True, False])
+FUSED = pytest.mark.parametrize("fused", [True, False, None], ids=["fused", "formula", "auto"])
 
 
 @pytest.fixture
 def formula(fused, monkeypatch):
-    """The reference with or without PyTorch's fused kernel."""
-    if not fused:
+    """The reference with or without PyTorch's fused kernel, or the best backend."""
+    if fused is False:
         monkeypatch.setattr(_fused_cpu, "applies", lambda q: False)
+    with use_backend("auto" if fused is None else "reference"):
+        yield
 
 
 @FUSED
@@ -259,7 +267,7 @@ def test_chunks_change_nothing_but_rounding(fused, formula, monkeypatch):
         if limit != 2**24:
             for number in ("_QUERIES", "_BACKWARD_QUERIES", "_BACKWARD_WHOLE"):
                 monkeypatch.setattr(_fused_cpu, number, 7)
-        out = block_causal_attention(*inputs, ranges)
+        out = block_causal_attention(*inputs, ranges, backend="reference")
         runs.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     for whole, parts in zip(*runs, strict=True):
         torch.testing.assert_close(whole, parts)
@@ -271,11 +279,12 @@ def test_plan_is_kept_while_the_ranges_are_the_same(monkeypatch):
     original = _fused_cpu._make_plan
     monkeypatch.setattr(_fused_cpu, "_make_plan", lambda *a: made.append(a) or original(*a))
     inputs = _inputs(2, 11, 11, (2, 2), 8, torch.float32)
+    kept = {"backend": "reference"}
     with torch.inference_mode():  # tensors that no later step can train with
-        block_causal_attention(*inputs, block_causal_ranges(3, 2, 4))
+        block_causal_attention(*inputs, block_causal_ranges(3, 2, 4), **kept)
     leaves = [x.requires_grad_() for x in inputs]
     ranges = block_causal_ranges(3, 2, 4)
-    block_causal_attention(*leaves, ranges).sum().backward()
+    block_causal_attention(*leaves, ranges, **kept).sum().backward()
     assert len(made) == 2  # forward and backward go by chunks of other sizes
     tensors = [weakref.ref(x) for x in (ranges.start, ranges.end)]
     del ranges
@@ -287,11 +296,12 @@ def test_plan_follows_the_values_of_ranges(monkeypatch):
     monkeypatch.setattr(_fused_cpu, "_plans", {})
     q, k, v = _inputs(2, 11, 11, (2, 2), 8, torch.float32)
     ranges = block_causal_ranges(3, 2, 4)
-    block_causal_attention(q, k, v, ranges)
+    block_causal_attention(q, k, v, ranges, backend="reference")
     shared = ranges.start.numpy()  # writes that no version counter sees
     shared[5:] = 2
     expected = _naive(q, k, v, dense_mask(ranges), 8**-0.5)
-    torch.testing.assert_close(block_causal_attention(q, k, v, ranges), expected)
+    found = block_causal_attention(q, k, v, ranges, backend="reference")
+    torch.testing.assert_close(found, expected)
 
 
 def test_plans_are_bounded(monkeypatch):
@@ -301,7 +311,8 @@ def test_plans_are_bounded(monkeypatch):
         x = torch.randn(1, T, 1, 8)
         ranges = block_causal_ranges(T, 0, 1)
         expected = _naive(x, x, x, dense_mask(ranges), 8**-0.5)
-        torch.testing.assert_close(block_causal_attention(x, x, x, ranges), expected)
+        found = block_causal_attention(x, x, x, ranges, backend="reference")
+        torch.testing.assert_close(found, expected)
     kept = [len(plan.start) for plan in _fused_cpu._plans.values()]
     assert kept == list(range(30 - _fused_cpu._PLANS, 30))
     assert [bool(plan.masks) for plan in _fused_cpu._plans.values()] == [False] * len(kept)

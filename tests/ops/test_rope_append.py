@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdance_kernels import rope, rope_append
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isas
 
 QKV = torch.zeros(2, 3, 8 * 4)  # H = 4, Hkv = 2, D = 4
 C = torch.zeros(2, 5, 2, 4)
@@ -213,6 +213,15 @@ def test_same_bits_as_rope():
     q, k, _ = qkv.unflatten(-1, (3, 4)).unsqueeze(3).unbind(2)
     assert torch.equal(out, rope(q, freqs[1:3]))
     assert torch.equal(k_cache[:, 1:3], rope(k, freqs[1:3]))
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+@pytest.mark.parametrize("first", [-1, 3])
+def test_rows_outside_of_the_cache_are_refused_on_the_cpu(first):
+    qkv, k_cache, v_cache, position, freqs = _small()
+    with pytest.raises(IndexError, match="rope_append: index out of range"):
+        rope_append(qkv, k_cache, v_cache, position.fill_(first), freqs, num_heads=1, backend="cpu")
+    assert not k_cache.any()
 
 
 def test_cache_may_be_a_part_of_a_larger_tensor():

@@ -40,7 +40,7 @@ def block_causal_attention(
         ranges: ``Ranges`` of T queries: [T], or [B, T] to differ between the rows of the batch.
             An end beyond Tk means Tk.
         scale: factor on the scores; 1 / sqrt(D) by default.
-        backend: "auto", "reference" or "triton".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [B, T, H, D] of the dtype of `q`, contiguous.
@@ -55,6 +55,10 @@ def block_causal_attention(
         backward pass recomputes the weights from the log-sum-exp of each query and is
         deterministic. The triton backend (D up to 128, scale over 0, no float64) rounds weights
         and their gradients to the dtype of `q` before it multiplies, as FlashAttention does.
+
+    Backends:
+        reference, on the CPU by PyTorch's fused kernel; C++ on the CPU for float32, D up to 128 and
+        up to 128 tokens, of which more are faster on the reference; triton.
 
     Example:
         >>> import torch
@@ -159,7 +163,7 @@ def _backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tens
     return dq, dk, dv, None, None, None, None
 
 
-_ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 
 # The second output, log(sum_j exp(scale * q_i . k_j)) as [B, H, T], serves the backward pass; it is
 # -inf where a query sees nothing.
@@ -172,6 +176,7 @@ _op = KernelOp(
     order=_ORDER,
     backward=_backward,
     setup_context=_setup_context,
+    reads_values=True,
 )
 
 _op_backward = KernelOp(
@@ -183,4 +188,5 @@ _op_backward = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
+    reads_values=True,
 )

@@ -34,7 +34,7 @@ def block_decode_attention(
         lengths: int32 [B], on the device of `q`: rows filled. Less than 0 means 0 (which gives 0),
             more than Tmax means Tmax.
         scale: factor on the scores; 1 / sqrt(D) by default.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [B, P, H, D] of the dtype of `q`, contiguous.
@@ -50,11 +50,11 @@ def block_decode_attention(
         the host does not wait for `lengths`.
 
     Backends:
-        reference; triton (D up to 128); cuda (tensor cores from sm_80 on; float16 and bfloat16, D a
-        multiple of 8 up to 128; copies `q` and caches whose heads do not lie at multiples of 16
-        bytes). Both split the cache among as many programs as fill the card, chosen from shapes
-        alone, so that a CUDA graph serves every length; a second kernel combines the parts, in a
-        fixed order.
+        reference; C++ on the CPU (float32, D up to 128); triton (D up to 128); cuda (tensor cores
+        from sm_80 on; float16 and bfloat16, D a multiple of 8 up to 128; copies `q` and caches
+        whose heads do not lie at multiples of 16 bytes). The GPU's two split the cache among as
+        many programs as fill the card, chosen from shapes alone, so that a CUDA graph serves every
+        length; a second kernel combines the parts, in a fixed order.
 
     Example:
         >>> import torch
@@ -97,5 +97,6 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
+    reads_values=True,
 )

@@ -53,7 +53,7 @@ def rope_append(
             in Qwen3. None: no norm.
         k_norm: the same for the key heads.
         eps: of the norms.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         The rotated queries, [B, P, H, D] of the dtype of `qkv`, contiguous.
@@ -61,6 +61,7 @@ def rope_append(
     Raises:
         TypeError: dtypes other than the above.
         ValueError: shapes or devices that do not fit together.
+        IndexError: rows outside of the caches or of `freqs`, on the CPU.
         RuntimeError: an argument requires grad; ``rope`` has a gradient.
         BackendError: a backend named explicitly cannot run the call.
 
@@ -68,8 +69,9 @@ def rope_append(
         Computed in float32 (float64 for float64) and rounded once, to the output and to the cache.
 
     Backends:
-        reference; triton (caches whose channels are adjacent); cuda (D a multiple of 8 up to 256,
-        caches whose heads lie at multiples of 16 bytes). They read `position` on the GPU.
+        reference; C++ on the CPU for float32, and triton (both: caches whose channels are
+        adjacent); cuda (D a multiple of 8 up to 256, caches whose heads lie at multiples of 16
+        bytes). A GPU's read `position` there.
 
     Example:
         >>> import torch
@@ -178,5 +180,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
 )

@@ -10,9 +10,10 @@ from bitdance_kernels import _native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 _MOST_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu.h
-# Values of a channels-last map that are taken at a time, to stay in the first-level cache, and the
-# most positions, beyond which sums in float32 lose too much: of moments, of gradients.
-_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 8192, 64, 32
+# Values of a channels-last map that are summed up at a time, after which every channel costs some
+# work, and the most positions, beyond which sums in float32 lose too much: of moments, of
+# gradients.
+_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 32768, 64, 32
 
 
 class _Map(NamedTuple):

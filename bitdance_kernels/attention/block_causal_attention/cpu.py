@@ -1,0 +1,101 @@
+"""block_causal_attention of short sequences in C++: csrc/cpu/block_causal_attention.cpp.
+
+Longer ones are left to PyTorch's fused kernel, which the reference calls: its matrix products are
+faster, and the hundred microseconds that it takes to begin do not matter there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.attention._heads import unit_channels
+from bitdance_kernels.attention.block_causal_attention import reference
+
+_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention.h
+_MOST_TOKENS = 128
+
+
+def unsupported(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> str | None:
+    reason = _native.cpu_unsupported("block_causal_attention", q)
+    if reason is not None:
+        return reason
+    if q.dtype != torch.float32:
+        return f"it handles float32 alone, got {q.dtype}"
+    if q.shape[3] > _MOST_CHANNELS:
+        return f"it takes heads of at most {_MOST_CHANNELS} channels, got D = {q.shape[3]}"
+    if max(q.shape[1], k.shape[1]) > _MOST_TOKENS:
+        return f"it takes at most {_MOST_TOKENS} tokens, got T, Tk = {q.shape[1]}, {k.shape[1]}"
+    return None
+
+
+def run(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    B, T, H, D = q.shape
+    out, lse = q.new_empty(B, T, H, D), q.new_empty(B, H, T)
+    q, k, v = map(unit_channels, (q, k, v))
+    start, end = start.contiguous(), end.contiguous()
+    _native.cpu.block_causal_attention(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        start.data_ptr(),
+        end.data_ptr(),
+        T if start.dim() == 2 else 0,
+        out.data_ptr(),
+        lse.data_ptr(),
+        B,
+        T,
+        H,
+        k.shape[2],
+        D,
+        k.shape[1],
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        scale,
+        torch.get_num_threads(),
+    )
+    return out, lse
+
+
+def unsupported_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> str | None:
+    return unsupported(q, k, v, start, end, scale)
+
+
+def run_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # PyTorch's fused kernel; gradients of so few tokens are asked for in tests alone.
+    return reference.run_backward(grad, q, k, v, out, lse, start, end, scale)

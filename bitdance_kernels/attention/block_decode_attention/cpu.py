@@ -1,0 +1,59 @@
+"""block_decode_attention in C++: csrc/cpu/block_decode_attention*.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.attention._heads import unit_channels
+
+_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention.h
+
+
+def unsupported(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+) -> str | None:
+    reason = _native.cpu_unsupported("block_decode_attention", q)
+    if reason is not None:
+        return reason
+    if q.dtype != torch.float32:
+        return f"it handles float32 alone, got {q.dtype}"
+    if q.shape[3] > _MOST_CHANNELS:
+        return f"it takes heads of at most {_MOST_CHANNELS} channels, got D = {q.shape[3]}"
+    return None
+
+
+def run(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    B, P, H, D = q.shape
+    out = q.new_empty(B, P, H, D)
+    q, k_cache, v_cache = map(unit_channels, (q, k_cache, v_cache))
+    lengths = lengths.contiguous()
+    _native.cpu.block_decode_attention(
+        q.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        lengths.data_ptr(),
+        out.data_ptr(),
+        B,
+        P,
+        H,
+        k_cache.shape[2],
+        D,
+        k_cache.shape[1],
+        *q.stride()[:3],
+        *k_cache.stride()[:3],
+        *v_cache.stride()[:3],
+        scale,
+        torch.get_num_threads(),
+    )
+    return out

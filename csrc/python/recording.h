@@ -1,0 +1,47 @@
+// Calls of C functions kept while they are made, to be made again without Python around them.
+#pragma once
+
+#include <functional>
+#include <utility>
+#include <vector>
+
+namespace bdk {
+
+// A call that raises as it did the first time: all its arguments are in it.
+using RecordedCall = std::function<void()>;
+
+class Recording {
+ public:
+  explicit Recording(std::vector<RecordedCall> calls) : calls_(std::move(calls)) {}
+  void replay() const {
+    for (const RecordedCall& call : calls_) call();
+  }
+  size_t size() const { return calls_.size(); }
+
+ private:
+  std::vector<RecordedCall> calls_;
+};
+
+// Of this thread; null when nothing is recorded.
+inline std::vector<RecordedCall>*& recorded_calls() {
+  static thread_local std::vector<RecordedCall>* calls = nullptr;
+  return calls;
+}
+
+inline void start_recording() {
+  if (recorded_calls() == nullptr) recorded_calls() = new std::vector<RecordedCall>();
+}
+
+// What this thread has called since the start or since the last time this was called.
+inline Recording take_recording() {
+  std::vector<RecordedCall> taken;
+  if (recorded_calls() != nullptr) taken.swap(*recorded_calls());
+  return Recording(std::move(taken));
+}
+
+inline void stop_recording() {
+  delete recorded_calls();
+  recorded_calls() = nullptr;
+}
+
+}  // namespace bdk
