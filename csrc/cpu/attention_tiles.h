@@ -183,10 +183,15 @@ inline void transpose(Matrix m, int columns, float* to) {
 
 // c [rows, columns] = factor times the dot products of the rows of a and those of b.
 inline void dots(Matrix a, int rows, Matrix b, int columns, int head_dim, float factor, float* c) {
+  constexpr int kRowsThatPay = 8;  // for transposing what they are multiplied with
   const auto row = [](Matrix m, int r) { return Matrix{m.at + r * m.stride, m.stride}; };
+  alignas(64) float side_by_side[kMostChannels * kPad];
   int j = 0;
-  for (; j + 4 <= columns;
-       j += 4) {  // rows of b stay in the nearest cache while those of a pass by
+  for (; rows >= kRowsThatPay && j + kPad <= columns; j += kPad) {
+    transpose(row(b, j), head_dim, side_by_side);
+    product(a.at, 1, a.stride, {side_by_side, kPad}, head_dim, rows, kPad, factor, c + j, columns);
+  }
+  for (; j + 4 <= columns; j += 4) {  // rows of b stay in the nearest cache while a's pass by
     int i = 0;
     for (; i + 2 <= rows; i += 2) {
       dot_block<2, 4>(row(a, i), row(b, j), head_dim, factor, c + i * columns + j, columns);
