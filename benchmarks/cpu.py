@@ -161,6 +161,7 @@ def images(
     weights = list(model.parameters())
     sampled = products.record(lambda: ways[0].sample(labels, None), weights)
     decoded = products.record(lambda: ways[0].decode(tokens), weights)
+    trunk = measure.captured_trunk_step(model, batch)
     times: dict[str, list[Result]] = {way.name: [] for way in ways}
     alone: list[Result] = []
     start = time.perf_counter()
@@ -171,6 +172,8 @@ def images(
             break
         for way in ways:
             once = measure.sampling(way, labels, config.ar_steps, float("inf"))
+            if way.trunk is None:
+                once["trunk"] = config.ar_steps * trunk()
             times[way.name].append(once | {"decoder": measure.decoding(way, tokens)})
         alone.append({"sampling": _seconds(sampled), "decoder": _seconds(decoded)})
     common = {"model": name, "batch": batch, "device": "cpu", "steps": steps}

@@ -30,15 +30,20 @@ class NativeModule:
         self._missing = missing
         self._module: ModuleType | None = None
         self._reason: str | None = None
+        self._functions: set[str] = set()  # that were found
 
     def unavailable(self, function: str | None = None) -> str | None:
         """Why the module (or one `function` of it) cannot be called; None when it can."""
+        if function in self._functions:
+            return None
         if self._module is None and self._reason is None:
             self._load()
         if self._module is None:
             return self._reason
         if function is not None and not hasattr(self._module, function):
             return f"the compiled module {self.name} is older than this code: build it again"
+        if function is not None:
+            self._functions.add(function)
         return None
 
     def __getattr__(self, function: str) -> Any:

@@ -42,7 +42,7 @@ def cpu_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
     if reason is not None:
         return reason
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"it needs CPU tensors, got {tensor.device}"
     return None
 

@@ -147,15 +147,14 @@ class KernelOp:
                 f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
             )
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        # The last argument is the backend.
+        self.call: Callable[..., Any] = self._call if self.differentiable else self.overload
         REGISTRY[name] = self
 
-    def call(self, *args: Any) -> Any:
-        """Call the op; the last of `args` is the backend.
-
-        PyTorch asks a formula written in Python whether there is a gradient to take, which costs as
-        much as all else of a call; where there is none it is passed over.
-        """
-        if torch.compiler.is_compiling() or not self.differentiable or self._in_autograd(args):
+    def _call(self, *args: Any) -> Any:
+        # PyTorch asks a formula written in Python whether there is a gradient to take, which costs
+        # as much as all else of a call; where there is none it is passed over.
+        if torch.compiler.is_compiling() or self._in_autograd(args):
             return self.overload(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args)
@@ -232,10 +231,10 @@ class KernelOp:
         """The backend that runs a call, `requested` by name or "auto"."""
         if requested == "auto":
             requested = _default.get()
-        device = inputs[self._device_argument].device.type
         if requested == "auto":
+            device = inputs[self._device_argument].device.type
             for name in self.order.get(device, ("reference",)):
-                backend = self.backend(name)
+                backend = self._loaded.get(name) or self.backend(name)
                 if not isinstance(backend, str) and backend.unsupported(*inputs) is None:
                     return backend
         if requested == _EXPLAIN:

@@ -25,6 +25,7 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items):
     """A file's tests share its fixtures, so one worker takes them all; of the contract's, an op's.
 

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import timing
 from benchmarks.model import paths
+from bitdance import graphs
 from bitdance.config import AutoencoderConfig, ModelConfig
 from bitdance.model import BitDanceModel
 
@@ -125,19 +126,35 @@ def _scaled(values: Sequence[float], count: int) -> float:
     return sum(values) + missing * statistics.fmean(values[1:] or values)
 
 
-def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], None]:
+def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[torch.Tensor, ...]]:
     """The transformer's part of an AR step in the middle of a guided batch of images."""
     config, like = model.config, model.norm.weight
     rows, middle = 2 * batch, len(model.freqs) // 2
     cache = model.reserve_cache(rows)
     x = torch.randn(rows, config.parallel_num, config.dim, device=like.device).to(like.dtype)
 
-    def step() -> None:
+    def step() -> tuple[torch.Tensor, ...]:
         cache.lengths.fill_(middle)
         with torch.no_grad():
-            model.norm(model.layers.decode(model.emb_norm(x), model.freqs, cache, None))
+            return (model.norm(model.layers.decode(model.emb_norm(x), model.freqs, cache, None)),)
 
     return step
+
+
+def captured_trunk_step(model: BitDanceModel, batch: int) -> Callable[[], float]:
+    """Seconds of ``trunk_step`` as a captured step has it, measured by calling what is returned."""
+    step, run = trunk_step(model, batch), graphs.step_for(model.freqs.device)
+
+    def seconds() -> float:
+        clock = Clock(model.freqs.device)
+        begin = clock.mark()
+        run(step)
+        end = clock.mark()
+        clock.finish()
+        return clock.between(begin, end)
+
+    seconds()
+    return seconds
 
 
 def decoding(way: paths.Path, tokens: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.model.published import Published
 from bitdance.autoencoder import to_uint8
 from bitdance.model import BitDanceModel
-from bitdance_kernels import use_backend
+from bitdance_kernels import CpuGraph, use_backend
 
 OnStep = Callable[[int], None]
 
@@ -93,7 +93,8 @@ def _of_library(
         with torch.no_grad(), _casting(model, autocast), backend:
             return model.vae.decode_pixels(model.to_codes(tokens))
 
-    hidden = model.freqs.is_cuda and not mode
+    captured = model.freqs.is_cuda or CpuGraph.unavailable() is None
+    hidden = captured and not mode
     return Path(name, sample, decode, None if hidden else (model.layers, "decode"))
 
 

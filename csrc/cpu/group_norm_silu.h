@@ -41,18 +41,22 @@ extern const GroupNormLoops kGroupNormAvx2, kGroupNormAvx512;
 
 namespace {  // compiled anew for each instruction set
 
-// In one pass, of distances to a value of the group, which leave the sums of squares nearly as
-// small as distances to the mean do.
+// In one pass, of distances to the mean of some values of the group, which leave the sums of
+// squares nearly as small as distances to the mean of all do.
+constexpr int64_t kPivotSamples = 8;
+
 inline void norm_moments_last(const float* x, int64_t positions, int64_t channels, int64_t groups,
                               Spread* spreads) {
   float pivots[kNormMostChannels], sums[kNormMostChannels], squares[kNormMostChannels];
   const int64_t width = channels / groups;
-  const float* middle = x + positions / 2 * channels;
   for (int64_t g = 0; g < groups; ++g) {
     float sum = 0.0f;
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += middle[c];
+    for (int64_t sample = 0; sample < kPivotSamples; ++sample) {
+      const float* from = x + positions * sample / kPivotSamples * channels;
+      for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += from[c];
+    }
     for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      pivots[c] = sum / static_cast<float>(width);
+      pivots[c] = sum / static_cast<float>(kPivotSamples * width);
       sums[c] = squares[c] = 0.0f;
     }
   }

@@ -13,7 +13,7 @@ _MOST_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu.h
 # Values of a channels-last map that are summed up at a time, after which every channel costs some
 # work, and the most positions, beyond which sums in float32 lose too much: of moments, of
 # gradients.
-_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 32768, 64, 32
+_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 32768, 64, 16
 
 
 class _Map(NamedTuple):
