@@ -168,7 +168,9 @@ def test_b_16x_from_an_official_checkpoint_and_from_our_folder(tmp_path):
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     torch.save({"ema": state, "epoch": 1}, tmp_path / "BitDance_B_16x.pt")
     del model, state
-    BitDance.from_pretrained(tmp_path / "BitDance_B_16x.pt").save_pretrained(tmp_path / "folder")
+    pipeline = BitDance.from_pretrained(tmp_path / "BitDance_B_16x.pt", dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "folder")
+    del pipeline
     images, bits = [], []
     for source in ("BitDance_B_16x.pt", "folder"):
         out = tmp_path / f"{source}.png"

@@ -48,7 +48,9 @@ def test_patches_do_not_see_each_other(backend, broken):
 @EVERY_BACKEND
 def test_every_size_of_patch_and_head(backend):
     """Patches that fill a tile in part, heads that are no power of two."""
-    for patch in (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 64):
+    sizes = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 64)
+    # Triton's tiles are powers of two, and its interpreter is slow.
+    for patch in sizes if backend == "cpu" else sizes[::3]:
         for head_dim in (1, 16, 20) if patch < 33 else (20,):
             # Many tokens, so that the largest error is no matter of luck.
             qkv = torch.randn(8 + 512 // patch, patch, 3 * 2 * head_dim)
