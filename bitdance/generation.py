@@ -154,7 +154,7 @@ class Decoding:
             self.tokens = torch.zeros(rows, P, config.token_bits, device=device)
         make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
         self._first, self._next = make(), make()
-        self._call = graphs.call_for(device) if mode == "fast" else graphs.call
+        self._call = graphs.call_for(device, within=True) if mode == "fast" else graphs.call
 
     def start(self, labels: torch.Tensor, guidance: list[float], keys: torch.Tensor | None) -> None:
         """Begin with a batch's labels [count], guidance of all steps and, if any, keys of rows."""

@@ -33,6 +33,12 @@ T = TypeVar("T")
 MOST_KINDS = 2
 """Kinds of arguments, guided and not, for which a recorded call keeps a graph."""
 
+CALLS_BEFORE_CAPTURE = 4
+"""Calls on the CPU after which a function is captured.
+
+A capture takes as long as some four calls of a small model; a single image would not earn it back.
+"""
+
 
 class EagerStep:
     """A step that is called."""
@@ -108,7 +114,7 @@ def step_for(device: torch.device) -> EagerStep | CapturedStep | RecordedStep:
 
 
 class RecordedStep:
-    """A step on the CPU that is captured at its first call and replayed from then on.
+    """A step on the CPU that is captured after some calls and replayed from then on.
 
     A step that no graph can repeat is called, every time.
     """
@@ -127,13 +133,17 @@ class RecordedStep:
 
 
 class RecordedCall:
-    """A function of tensors on the CPU: captured when it is first called with tensors of a kind.
+    """A function of tensors on the CPU: captured when it is called often with tensors of a kind.
 
     What a graph cannot capture is called, every time.
+
+    Args:
+        after: how many calls it is captured after.
     """
 
-    def __init__(self) -> None:
-        self._captured: Recent[_Captured | None] = Recent(MOST_KINDS)
+    def __init__(self, after: int | None = None) -> None:
+        self._after = CALLS_BEFORE_CAPTURE if after is None else after
+        self._kinds: Recent[_Kind] = Recent(MOST_KINDS)
 
     def __call__(self, function: Callable[..., T], *inputs: torch.Tensor | None) -> T:
         """The function's result, overwritten by the next call.
@@ -147,21 +157,26 @@ class RecordedCall:
         # How many threads a kernel takes is in its recorded call.
         threads = torch.get_num_threads()
         kind = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
-        first: list[_Captured | None] = []
-
-        def make() -> _Captured | None:
-            first.append(_capture(function, inputs))
-            return first[0]
-
-        captured = self._captured.get(threads, kind, make)
-        if captured is None:
-            return function(*inputs)
-        if not first:  # else it has just been carried out
+        of_kind = self._kinds.get(threads, kind, _Kind)
+        captured = of_kind.captured
+        if captured is not None:
             for kept, given in zip(captured.inputs, inputs, strict=True):
                 if kept is not None and given is not None:
                     kept.copy_(given)
             captured.graph.replay()
-        return captured.result
+            return captured.result
+        of_kind.calls += 1
+        if of_kind.calls == self._after + 1:
+            of_kind.captured = _capture(function, inputs)  # which carries it out
+            if of_kind.captured is not None:
+                return of_kind.captured.result
+        return function(*inputs)
+
+
+@dataclass
+class _Kind:
+    calls: int = 0
+    captured: _Captured | None = None
 
 
 @dataclass(frozen=True)
@@ -189,9 +204,15 @@ def call(function: Callable[..., T], *inputs: torch.Tensor | None) -> T:
     return function(*inputs)
 
 
-def call_for(device: torch.device) -> Callable[..., Any]:
-    """How a part of a step on `device` is called: f(function, *inputs)."""
-    return RecordedCall() if _captures(device) else call
+def call_for(device: torch.device, *, within: bool = False) -> Callable[..., Any]:
+    """How a function on `device` is called: f(function, *inputs).
+
+    Args:
+        device: of its tensors.
+        within: a step that ``step_for`` calls. It is captured later then, if the step was not.
+    """
+    after = CALLS_BEFORE_CAPTURE * (2 if within else 1)
+    return RecordedCall(after) if _captures(device) else call
 
 
 def _captures(device: torch.device) -> bool:

@@ -234,7 +234,7 @@ class _Decoding:
             weight = model.llm_model.model.embed_tokens.weight
             self.block = weight.new_zeros(rows, P, llm.hidden_size, requires_grad=False)
         self._step = graphs.step_for(device)
-        self._call = graphs.call_for(device)
+        self._call = graphs.call_for(device, within=True)
 
     def start(
         self,

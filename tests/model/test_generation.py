@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from bitdance import graphs
 from bitdance.config import AutoencoderConfig
 from bitdance.generation import guidance_at
 from bitdance.model import BitDanceModel
@@ -142,6 +143,7 @@ def test_the_cache_is_reused():
 def test_replayed_steps_follow_labels_seeds_weights_and_threads(monkeypatch):
     model, threads, replays = tiny_model(), torch.get_num_threads(), []
     replay = CpuGraph.replay
+    monkeypatch.setattr(graphs, "CALLS_BEFORE_CAPTURE", 0)
     monkeypatch.setattr(CpuGraph, "replay", lambda self: (replays.append(self), replay(self)))
 
     def check(**changes):
