@@ -119,7 +119,9 @@ class BuildNative(build_ext):
         cxx = find_compiler()
         openmp = self._openmp(cxx)
         nvcc = find_nvcc()
-        build = Path(self.build_temp) / ext.name
+        # Not self.build_temp: pip's is another one each time, and nothing would be used again.
+        tag = f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+        build = ROOT / "build" / tag / ext.name
         build.mkdir(parents=True, exist_ok=True)
         headers = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), Path(__file__)]
         newest_header = max(path.stat().st_mtime for path in headers)
@@ -127,10 +129,6 @@ class BuildNative(build_ext):
         def compile_one(source: str) -> str:
             path = Path(source)
             target = build / (path.name + ".o")
-            if target.exists() and target.stat().st_mtime > max(
-                newest_header, path.stat().st_mtime
-            ):
-                return str(target)
             if path.suffix == ".cu":
                 command = [
                     nvcc,
@@ -158,7 +156,11 @@ class BuildNative(build_ext):
                     command += ["-DBDK_X86"]
                 for suffix, flags in ISA_FLAGS.items():
                     command += flags if path.stem.endswith(suffix) else []
-            run(command)
+            made_by, newest = Path(f"{target}.txt"), max(newest_header, path.stat().st_mtime)
+            current = target.exists() and target.stat().st_mtime > newest and made_by.exists()
+            if not (current and made_by.read_text() == " ".join(command)):
+                run(command)
+                made_by.write_text(" ".join(command))
             return str(target)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
