@@ -24,8 +24,8 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: venv
 	$(BIN)/bitdance generate --class all --n 8 --seed 0 --batch-size 80 --zoom 2 --out out/demo.png
 
-# Two workers, which divide the tests as tests/conftest.py groups them.
-SHARED = -n 2 --dist loadgroup --no-loadscope-reorder
+# Two workers, which take a file at a time in the order of tests/conftest.py.
+SHARED = -n 2 --dist loadfile --no-loadscope-reorder
 test: export BITDANCE_BUILD_STRICT = 1
 test: venv
 	$(BIN)/python -m pytest $(SHARED) tests

@@ -1,3 +1,4 @@
+import collections
 import os
 
 # Before anything imports Triton: its kernels run in the interpreter, on the CPU.
@@ -25,19 +26,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items):
-    """A file's tests share its fixtures, so one worker takes them all; of the contract's, an op's.
-
-    Files with slow tests begin, so that none is left to a single worker at the end.
-    """
-
-    def group(item):
-        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        of_op = case.name if item.path.name == "test_contract.py" and case else ""
-        return f"{item.path.name} {of_op}".rstrip()
-
-    slow = {group(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: group(item) not in slow)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+    """Files with slow tests begin, then those with many, so that none is left over at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    count = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
