@@ -232,7 +232,8 @@ class KernelOp:
         if requested == "auto":
             requested = _default.get()
         if requested == "auto":
-            device = inputs[self._device_argument].device.type
+            tensor = inputs[self._device_argument]
+            device = "cpu" if tensor.is_cpu else tensor.device.type  # the first is far quicker
             for name in self.order.get(device, ("reference",)):
                 backend = self._loaded.get(name) or self.backend(name)
                 if not isinstance(backend, str) and backend.unsupported(*inputs) is None:

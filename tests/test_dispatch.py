@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import statistics
 import subprocess
 import sys
+import time
 import timeit
 
 import pytest
@@ -163,15 +165,30 @@ def test_import_is_light():
 
 @pytest.mark.skipif(not cpu_isas(), reason="measures the C++ backend, which was not built")
 def test_the_boundary_costs_at_most_10_us():
-    """Boundary, checks and choice, over calling the backend; the best of many short rounds."""
-    x = torch.randn(1, 8)
+    """Boundary, checks and choice, over calling the backend.
+
+    On a core that is slow, or that others share, the limit is 5 times the boundary alone, a PyTorch
+    operator in Python that does nothing, at the same moment: 10 us on an idle core.
+    """
+    x, nothing = torch.randn(1, 8), torch.empty(1, dtype=torch.uint8)
+    library = torch.library.Library("bitdance_test", "DEF")
+    library.define("nothing(Tensor x, str backend) -> Tensor")
+    library.impl("nothing", lambda x, backend: nothing, "CompositeExplicitAutograd")
+    boundary_alone = torch.ops.bitdance_test.nothing.default
+    calls = [
+        lambda: pack_signs(x),
+        lambda: pack_signs_cpu.run(x),
+        lambda: boundary_alone(x, "auto"),
+    ]
+    timers = [timeit.Timer(call, timer=time.thread_time) for call in calls]
+    over = []
     with torch.inference_mode():
-        through = timeit.Timer(lambda: pack_signs(x))
-        direct = timeit.Timer(lambda: pack_signs_cpu.run(x))
-        through.timeit(1000), direct.timeit(1000)
-        best_through = min(through.repeat(50, 200)) / 200
-        best_direct = min(direct.repeat(50, 200)) / 200
-    assert (best_through - best_direct) * 1e6 <= 10
+        for timer in timers:
+            timer.timeit(1000)
+        for _ in range(200):  # of about a millisecond each, so that all three meet the same core
+            through, direct, alone = (timer.timeit(50) / 50 * 1e6 for timer in timers)
+            over.append(through - direct - max(10, 5 * alone))
+    assert statistics.median(over) <= 0
 
 
 def test_every_op_is_registered_under_its_name():
