@@ -7,17 +7,25 @@ NATIVE = setup.py $(shell find csrc -type f)
 
 .PHONY: venv demo test test-without-nvcc test-without-compiler sanitize check format bench report docs clean
 
-venv: $(VENV)/.built
+# The packages and the native modules side by side: pip leaves a core free most of the time.
+venv:
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.installed $(VENV)/.built
 
-# The library in editable mode, with everything that tests and benchmarks need.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the native modules are built with.
+$(VENV)/.made: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt 'setuptools>=77' wheel 'pybind11>=2.13'
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+# The library in editable mode, with everything that tests and benchmarks need. Pip has no compiler:
+# the native modules are the next rule's.
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	BITDANCE_BUILD_CUDA=0 CXX=/hidden/c++ \
+		$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 # The native modules, again whenever their sources change.
-$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+$(VENV)/.built: $(VENV)/.made $(NATIVE)
 	$(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 

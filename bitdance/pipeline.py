@@ -107,9 +107,9 @@ class BitDance:
                 tensors |= _read_tokenizer(Path(tokenizer))
             model_config, extra = _find_config(tensors, config, path), {}
         with torch.device("meta"):
-            model = BitDanceModel(model_config)
+            model = BitDanceModel(model_config).to(dtype)
         weights.load_weights(model, tensors, str(path))
-        return cls(model.to(device=device, dtype=dtype), **extra)
+        return cls(model.to(device), **extra)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and the weights (safetensors) into `folder`.

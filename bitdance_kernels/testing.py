@@ -127,10 +127,15 @@ class Invalid:
     match: str
 
 
-def check_backend(case: Case, call: Call, backend: str, *, gradients: bool = True) -> None:
+def check_backend(
+    case: Case, call: Call, backend: str, *, gradients: bool = True
+) -> dict[str, torch.Tensor]:
     """Run `call` on `backend` in poisoned memory and hold every output against the reference.
 
     Gradients of all floating-point arguments are compared too where the op has a backward.
+
+    Returns:
+        What the backend gave, by name: outputs, arguments changed in place, gradients.
 
     Raises:
         AssertionError: an output (or gradient, or argument changed in place) is wrong.
@@ -160,6 +165,7 @@ def check_backend(case: Case, call: Call, backend: str, *, gradients: bool = Tru
         where = f"{case.name} [{call.name}] {backend}: {name}"
         rule = "staged" if name.startswith("gradient") else case.rule
         compare(rule, actual[name], eager[name], truth[name], where)
+    return actual
 
 
 def compare(

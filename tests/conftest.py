@@ -20,6 +20,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+from tests.interpreter import quicken
+
+quicken()
+
 
 @pytest.fixture(autouse=True)
 def _seed():

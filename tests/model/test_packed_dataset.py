@@ -2,11 +2,8 @@
 
 import errno
 import json
-import os
 import pickle
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +22,7 @@ from bitdance.packed_dataset import (
     ShuffledBatches,
     is_packed,
 )
+from tests.forked import READY
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -265,10 +263,10 @@ def test_a_writer_that_lost_images_stays_broken(tmp_path, monkeypatch):
 
 
 WRITE = """
-import sys, numpy as np
+import numpy as np
 from bitdance.packed_dataset import PackedWriter
-print("ready", flush=True)
-with PackedWriter(sys.argv[1], tokens=16, channels=64, shard_size=50) as writer:
+ready.set()
+with PackedWriter(folder, tokens=16, channels=64, shard_size=50) as writer:
     for i in range(20):
         writer.write(np.full((50, 16, 8), i, np.uint8), [i] * 50)
 """
@@ -280,15 +278,14 @@ def test_killed_writers_leave_all_or_nothing(tmp_path):
     outcomes = set()
     for i in range(8):
         folder = tmp_path / str(i)
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITE, str(folder)], stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.readline()
+        ready = READY.Event()
+        scope = {"folder": str(folder), "ready": ready}
+        process = READY.Process(target=exec, args=(WRITE, scope))
+        process.start()
+        assert ready.wait(120)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()
-        process.communicate()
+        process.join()
         outcomes.add(folder.exists())
         if folder.exists():
             assert len(PackedDataset(folder)) == 1000

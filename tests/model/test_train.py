@@ -1,6 +1,5 @@
 """Training end to end on a data set of 60 tiny pictures, and what may go wrong on the way."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -23,12 +22,10 @@ from bitdance.train.log import Log
 from bitdance.train.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.train.trainer import Trainer
 from bitdance.weights import CheckpointError
+from tests.forked import READY
 from tests.model.tiny_images import CLASSES, write_data_set
 
 ROOT = Path(__file__).parent.parent.parent
-# Its processes begin where all is imported, what an optimiser imports too.
-READY = multiprocessing.get_context("forkserver")
-READY.set_forkserver_preload(["bitdance.cli", "torch._dynamo"])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,52 @@
+"""Triton's interpreter with the same results in half of the time."""
+
+import functools
+import importlib.util
+import inspect
+
+
+def quicken():
+    """Leave out what the interpreter repeats; one that is built otherwise stays as it is."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    used = {"InterpretedFunction", "ReduceOps", "_get_np_dtype", "_patch_lang"}
+    if not used <= vars(interpreter).keys():
+        return
+    patch, np_dtype = interpreter._patch_lang, functools.cache(interpreter._get_np_dtype)
+    reduce = interpreter.ReduceOps.apply_impl
+
+    def call(self, *args, **kwargs):
+        """A device function. The language is patched already, all but always."""
+        if self not in languages:
+            languages[self] = [
+                module
+                for module in self.fn.__globals__.values()
+                if inspect.ismodule(module) and module in (tl, tl.core)
+            ]
+        if any(tl.core.is_builtin(module.load) for module in languages[self]):
+            patch(self.fn)
+        try:
+            return self.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    def apply(self, input):
+        """Also exclusive or, which sorting needs, as one operation."""
+        if self.combine_fn is not tl.standard._xor_combine:
+            return reduce(self, input)
+        data = np.bitwise_xor.reduce(
+            input[0].handle.data, axis=self.axis, keepdims=bool(self.keep_dims)
+        )
+        return self.to_tensor(data, input[0].dtype)
+
+    def dtype_of(kind):
+        return np.dtype(np.uint64) if kind.scalar.is_ptr() else np_dtype(kind.scalar)
+
+    languages = {}
+    interpreter.InterpretedFunction.__call__ = call
+    interpreter.ReduceOps.apply_impl = apply
+    interpreter._get_np_dtype = dtype_of
