@@ -2,11 +2,12 @@
 
 Metadata is in pyproject.toml. Environment:
 
-BITDANCE_BUILD_CUDA   auto (default: when nvcc is found), 0 or 1 (fail without nvcc)
-BITDANCE_CUDA_ARCHS   compute capabilities, default "80 90 100"; the last one is also kept as PTX
-BITDANCE_BUILD_SANITIZE 1: the CPU module with AddressSanitizer and UBSan, see `make sanitize`
-BITDANCE_BUILD_STRICT 1: warnings are errors, and so is a module that fails to build (for
-developers) CXX, NVCC             the compilers, default c++ / g++ / clang++ and nvcc on the PATH
+* BITDANCE_BUILD_CUDA: auto (default: when nvcc is found), 0 or 1 (fail without nvcc)
+* BITDANCE_CUDA_ARCHS: compute capabilities, default "80 90 100"; the PTX of the last is kept too
+* BITDANCE_BUILD_SANITIZE: 1: the CPU module with AddressSanitizer and UBSan, see `make sanitize`
+* BITDANCE_BUILD_STRICT: 1: warnings are errors, and so is a module that fails to build (for
+  developers)
+* CXX, NVCC: the compilers, default c++ / g++ / clang++ and nvcc on the PATH
 
 Where no C++ compiler is found, or a native module fails to build in auto mode, the package installs
 without it: the ops run on PyTorch and Triton, and `python -m bitdance_kernels` says what is
@@ -99,6 +100,10 @@ def cuda_archs() -> list[str]:
 
 class BuildNative(build_ext):
     """Compiles each source with the flags its name asks for, and links with the C++ compiler."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = True  # both modules at once, so that only one of them has a last file
 
     def build_extension(self, ext: Extension) -> None:
         try:
@@ -204,9 +209,13 @@ def nvcc_flags() -> list[str]:
         "-fPIC,-Wall,-Wextra,-fvisibility=hidden",
     ]
     flags += ["-Werror", "all-warnings", "-Xptxas", "-warn-spills,-Werror"] if STRICT else []
+    # The cards before Blackwell share one translation to PTX, for the oldest of them. The machine
+    # code for Hopper is the same as from its own, but for how bfloat16 is widened.
+    shared = [arch for arch in archs if arch.isdigit() and 80 <= int(arch) < 100]
     for arch in archs:
-        flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-    flags += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+        ptx = min(shared, key=int) if arch in shared else arch
+        flags += ["-gencode", f"arch=compute_{ptx},code=sm_{arch}"]
+    flags += ["-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
     return flags
 
 
