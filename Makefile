@@ -17,11 +17,11 @@ $(VENV)/.made: constraints.txt
 	$(BIN)/pip install -q -c constraints.txt 'setuptools>=77' wheel 'pybind11>=2.13'
 	touch $@
 
-# The library in editable mode, with everything that tests and benchmarks need. Pip has no compiler:
-# the native modules are the next rule's.
+# The library in editable mode, with everything that tests and benchmarks need. Pip has no compiler,
+# since the native modules are the next rule's; and Python compiles of the packages what it imports.
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
 	BITDANCE_BUILD_CUDA=0 CXX=/hidden/c++ \
-		$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+		$(BIN)/pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 # The native modules, again whenever their sources change.
