@@ -360,7 +360,7 @@ def test_compare_times_another_commit_and_cleans_up(tmp_path):
     call = [sys.executable, "-m", "benchmarks", "compare"]
     options = ["--rounds", "1", "--seconds", "0.01"]
     done = subprocess.run(
-        [*call, "HEAD", "bit_counts", *options],
+        [*call, "HEAD", "rope_append", *options],
         cwd=clone, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
