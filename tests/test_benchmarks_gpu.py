@@ -152,8 +152,8 @@ def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
     monkeypatch.setattr(gpu, "_POLL", 0.05)
     code = WORKER.format(path=str(path), hang=hang)
     start = time.monotonic()
-    gpu.supervise([sys.executable, "-c", code], path, 10.0)
-    assert time.monotonic() - start < 12
+    gpu.supervise([sys.executable, "-c", code], path, 16.0)
+    assert time.monotonic() - start < 50  # it hangs for a minute
     result = json.loads(path.read_text())
     assert result["done"] == ["one", "crash", "hang", "last"]
     expected = {"crash": "the process ended with status 139 in this step"}
@@ -188,8 +188,8 @@ def test_what_a_check_raises_is_recorded(tmp_path):
 def test_a_worker_that_never_starts_is_given_up(tmp_path):
     path = tmp_path / "gpu.json"
     start = time.monotonic()
-    gpu.supervise([sys.executable, "-c", "import sys; sys.exit(1)"], path, 30.0)
-    assert time.monotonic() - start < 20
+    gpu.supervise([sys.executable, "-c", "import sys; sys.exit(1)"], path, 200.0)
+    assert time.monotonic() - start < 100
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")

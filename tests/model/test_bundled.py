@@ -40,11 +40,12 @@ def test_its_pictures_are_of_their_kind(pipeline):
 
 
 def test_one_command_makes_sixteen_pictures(tmp_path, capsys):
-    begin = time.monotonic()
+    begin = time.process_time()
     arguments = ["--class", "sneaker", "--n", "16", "--seed", "0", "--quiet"]
     assert main(["generate", *arguments, "--out", str(tmp_path / "x.png")]) == 0
     assert Image.open(tmp_path / "x.png").size == (4 * 32 + 6, 4 * 32 + 6)
-    assert time.monotonic() - begin < 30  # 2 to 3 seconds on two idle cores
+    # 4 seconds of a core's time, which others on the machine do not add to as they do to the clock.
+    assert time.process_time() - begin < 30
 
 
 def test_every_class_at_once(tmp_path, capsys):
