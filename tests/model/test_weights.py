@@ -1,8 +1,6 @@
 import argparse
 import os
 import pickle
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
