@@ -209,13 +209,9 @@ def nvcc_flags() -> list[str]:
         "-fPIC,-Wall,-Wextra,-fvisibility=hidden",
     ]
     flags += ["-Werror", "all-warnings", "-Xptxas", "-warn-spills,-Werror"] if STRICT else []
-    # The cards before Blackwell share one translation to PTX, for the oldest of them. The machine
-    # code for Hopper is the same as from its own, but for how bfloat16 is widened.
-    shared = [arch for arch in archs if arch.isdigit() and 80 <= int(arch) < 100]
     for arch in archs:
-        ptx = min(shared, key=int) if arch in shared else arch
-        flags += ["-gencode", f"arch=compute_{ptx},code=sm_{arch}"]
-    flags += ["-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
+        flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    flags += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
     return flags
 
 

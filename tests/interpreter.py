@@ -13,8 +13,14 @@ def quicken():
     import triton.language as tl
     from triton.runtime import interpreter
 
-    used = {"InterpretedFunction", "ReduceOps", "_get_np_dtype", "_patch_lang"}
-    if not used <= vars(interpreter).keys():
+    used = {
+        interpreter: {"InterpretedFunction", "InterpreterError", "ReduceOps", "_get_np_dtype",
+                      "_patch_lang"},
+        interpreter.InterpretedFunction: {"rewrite"},
+        interpreter.ReduceOps: {"apply_impl", "to_tensor"},
+        tl.standard: {"_xor_combine"},
+    }  # fmt: skip
+    if not all(hasattr(where, name) for where, names in used.items() for name in names):
         return
     patch, np_dtype = interpreter._patch_lang, functools.cache(interpreter._get_np_dtype)
     reduce = interpreter.ReduceOps.apply_impl
