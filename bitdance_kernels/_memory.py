@@ -1,28 +1,86 @@
-"""Memory of large results on the CPU."""
+"""Memory of large results on the CPU, used again by later ones."""
 
 from __future__ import annotations
 
+import mmap
+import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-# glibc maps what is larger than this anew for each request, and unmaps it when it is freed.
+# From this size on glibc maps memory anew for each request and unmaps it when it is freed. The
+# system then clears every page first, which takes longer than the kernels take to write it.
 _MAPPED_BYTES = 32 << 20
 _LARGE_PAGE = 2 << 20
+_MOST_UNUSED_BYTES = 512 << 20
+
+
+class _Unused:
+    """Mappings whose results are gone, the latest last, for results of the same size.
+
+    Without a lock: a result may go at any moment, also while this thread holds one.
+    """
+
+    def __init__(self) -> None:
+        self._mappings: list[mmap.mmap] = []
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(mapping) for mapping in self._mappings]
+
+    def take(self, size: int) -> mmap.mmap | None:
+        for mapping in reversed(self._mappings.copy()):
+            if len(mapping) == size:
+                try:
+                    self._mappings.remove(mapping)
+                except ValueError:
+                    continue  # another thread was quicker
+                return mapping
+        return None
+
+    def give(self, mapping: mmap.mmap) -> None:
+        if len(mapping) > _MOST_UNUSED_BYTES:
+            return
+        # The system may take the pages while they lie here, should it need memory.
+        mapping.madvise(mmap.MADV_FREE)
+        self._mappings.append(mapping)
+        while sum(self.sizes) > _MOST_UNUSED_BYTES:
+            self._mappings.pop(0)
+
+
+unused = _Unused()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """``torch.empty``; a result that is mapped anew begins with a page of 2 MiB.
+    """``torch.empty`` on the CPU; a large result lies where an earlier one of its size lay.
 
-    The kernels ask the system for such pages. Where a result begins inside of one, its two ends lie
-    on pages of 4 KiB instead, whose 512 faults take a fifth of the time of 64 MiB. What lies before
-    the first large page is never touched and takes no memory.
+    Up to 512 MiB of freed results are held for that, on loan: the system may take them back. A
+    large result begins with a page of 2 MiB, which the kernels ask the system for: where it began
+    inside of one, its two ends would lie on pages of 4 KiB, whose 512 faults take a fifth of the
+    time of 64 MiB. What lies before the first large page is never touched and takes no memory.
     """
     size = torch.Size(shape)
     used = size.numel() * dtype.itemsize
-    if used < _MAPPED_BYTES:
+    if used < _MAPPED_BYTES or not _may_map():
         return torch.empty(size, dtype=dtype)
-    spacious = torch.empty(used + _LARGE_PAGE, dtype=torch.uint8)
-    skipped = -spacious.data_ptr() % _LARGE_PAGE
-    # Through numpy, so that the result's storage begins and ends with it.
-    return torch.from_numpy(spacious.numpy()[skipped : skipped + used]).view(dtype).view(size)
+    mapping = unused.take(used + _LARGE_PAGE)
+    if mapping is None:
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapping = mmap.mmap(-1, used + _LARGE_PAGE, flags=private)
+    memory = np.frombuffer(mapping, dtype=np.uint8)
+    skipped = -memory.ctypes.data % _LARGE_PAGE
+    memory = memory[skipped : skipped + used]
+    # The tensor holds this array, so that its storage begins and ends with it.
+    weakref.finalize(memory, unused.give, mapping).atexit = False
+    return torch.from_numpy(memory).view(dtype).view(size)
+
+
+def _may_map() -> bool:
+    """Whether the system has such mappings, and nobody wants to know of allocations."""
+    return (
+        hasattr(mmap, "MADV_FREE")
+        and not torch.are_deterministic_algorithms_enabled()  # which fill new memory
+        and not _get_current_dispatch_mode_stack()
+    )

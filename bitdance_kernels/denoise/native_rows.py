@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 from bitdance_kernels._rows import as_rows
 
 _MOST_HALVES = 8192
@@ -64,7 +64,7 @@ def read(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[Rows]]:
 
 def new(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[Rows]]:
     """For each tensor [..., C] a new contiguous one, and those as the C functions take them."""
-    made = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
+    made = [_memory.empty(tensor.shape, tensor.dtype) for tensor in tensors]
     return made, [(t.data_ptr(), t.shape[-1], _native.DTYPE_CODES[t.dtype]) for t in made]
 
 
