@@ -1,6 +1,8 @@
 // gated_residual: entries, choice of the instruction set.
 #include "cpu/gated_residual.h"
 
+#include <atomic>
+
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/wide_rows.h"
@@ -10,7 +12,9 @@ namespace {
 
 // Elements a thread must have to be worth starting: about 10 us.
 constexpr int64_t kGrain = 16384;
-constexpr GatedResidualRows kScalarRows = {gated_residual_row, gated_residual_norm_row,
+// Bytes of an output that no core's own caches hold.
+constexpr int64_t kStreamed = 2 << 20;
+constexpr GatedResidualRows kScalarRows = {gated_residual_row, nullptr, gated_residual_norm_row,
                                            gated_residual_backward_row};
 
 const GatedResidualRows& choose() {
@@ -31,13 +35,17 @@ int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, in
   if (rows < 0 || channels < 0 || threads < 1) return BDK_BAD_SIZE;
   const GatedResidualRows& kernel = choose();
   const WideRows in_x(x), in_h(h), in_gate(gate), out(y);
+  const bool streamed = kernel.stream != nullptr && streaming_pays() && out.wide() &&
+                        4 * rows * channels >= kStreamed;
+  const auto forward = streamed ? kernel.stream : kernel.forward;
   parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[4][kRowTile];
     for_tiles(begin, end, channels, [&](int64_t r, int64_t c, int64_t count) {
-      kernel.forward(in_x.read(r, c, count, buffers[0]), in_h.read(r, c, count, buffers[1]),
-                     in_gate.read(r, c, count, buffers[2]), out.place(r, c, buffers[3]), count);
+      forward(in_x.read(r, c, count, buffers[0]), in_h.read(r, c, count, buffers[1]),
+              in_gate.read(r, c, count, buffers[2]), out.place(r, c, buffers[3]), count);
       out.put(r, c, count, buffers[3]);
     });
+    if (streamed) std::atomic_thread_fence(std::memory_order_seq_cst);
   });
   return BDK_OK;
 }

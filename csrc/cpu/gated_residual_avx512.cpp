@@ -3,7 +3,8 @@
 
 namespace bdk {
 
-const GatedResidualRows kGatedResidualAvx512 = {gated_residual_row, gated_residual_norm_row,
+const GatedResidualRows kGatedResidualAvx512 = {gated_residual_row, gated_residual_stream_row,
+                                                gated_residual_norm_row,
                                                 gated_residual_backward_row};
 
 }  // namespace bdk

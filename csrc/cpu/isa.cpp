@@ -29,6 +29,15 @@ Isa active_isa() {
   return cap < kDetected ? static_cast<Isa>(cap) : kDetected;
 }
 
+bool streaming_pays() {
+#ifdef BDK_X86
+  static const bool amd = __builtin_cpu_is("amd");
+  return amd;
+#else
+  return false;
+#endif
+}
+
 }  // namespace bdk
 
 int bdk_cpu_isa_detected(void) { return bdk::kDetected; }

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bitdance_kernels import adaln_norm, gated_residual, gated_residual_adaln
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 X = torch.zeros(3, 8)
 _SHARED = (
@@ -53,6 +53,20 @@ def test_fusing_changes_no_bit(dtype):
     total, normed = gated_residual_adaln(x, h, gate, scale, shift)
     assert torch.equal(total, gated_residual(x, h, gate))
     assert torch.equal(normed, adaln_norm(total, scale, shift))
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_size_changes_no_bit(isa, threads):
+    """Large sums of float32 may be written past the caches, from an address within a vector on."""
+    x, h, gate = torch.randn(3, 577, 1001).unbind()  # 2.3 MB each
+    with cpu_isa(isa), cpu_threads(threads):
+        whole = gated_residual(x, h, gate, backend="cpu")
+        parts = [
+            gated_residual(*rows, backend="cpu")
+            for rows in zip(x.split(50), h.split(50), gate.split(50), strict=True)
+        ]
+    assert torch.equal(whole, torch.cat(parts))
 
 
 @pytest.mark.parametrize("used", [0, 1])
