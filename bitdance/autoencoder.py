@@ -10,6 +10,7 @@ from torch import nn
 
 from bitdance import graphs
 from bitdance.autoencoder_blocks import Decoder, Encoder
+from bitdance.autoencoder_packed import can_pack, packed
 from bitdance.autoencoder_tiling import decode_tiles
 from bitdance.config import AutoencoderConfig
 from bitdance.quantizer import BinaryQuantizer, QuantizerOutput, pack_codes, unpack_codes
@@ -19,7 +20,8 @@ from bitdance_kernels import default_backend
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
 MOST_CAPTURED_PIXELS = 2**14
-"""Pixels of a batch up to which decoding on the CPU is captured as a graph."""
+"""Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the
+decoder's weights that is packed for its convolutions."""
 
 
 class BinaryAutoencoder(nn.Module):
@@ -53,7 +55,7 @@ class BinaryAutoencoder(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantizer = BinaryQuantizer(config.z_channels, config.num_codebooks)
-        self._graphs: graphs.Recent[Callable[..., torch.Tensor]] = graphs.Recent(1)
+        self._graphs: graphs.Recent[_Pixels] = graphs.Recent(graphs.MOST_KINDS)
 
     def forward(
         self,
@@ -228,20 +230,21 @@ class BinaryAutoencoder(nn.Module):
         with torch.inference_mode():
             codes = self._unpacked(codes)
             noise = self._noise(codes, noise, generator)
-            pixels = self._caller(codes)(self._pixels, codes, noise)
+            pixels = self._pixels_of(codes)(codes, noise)
         return pixels.clone()  # a tensor like any other
 
-    def _pixels(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        return to_uint8(self.decoder(codes, noise))
-
-    def _caller(self, codes: torch.Tensor) -> Callable[..., torch.Tensor]:
-        """How to decode so many codes: small maps, between which time is lost, from a graph."""
-        pixels = codes[:, 0].numel() * self.config.downsampling**2
+    def _pixels_of(self, codes: torch.Tensor) -> _Pixels:
+        """How to decode such codes: small maps, between which time is lost, from a graph."""
+        B, _, h, w = codes.shape
+        pixels = B * h * w * self.config.downsampling**2
         if pixels > MOST_CAPTURED_PIXELS or torch.is_autocast_enabled(codes.device.type):
-            return graphs.call
-        memory = (codes.device, *(p.data_ptr() for p in self.decoder.parameters()))
-        key = default_backend()
-        return self._graphs.get(memory, key, lambda: graphs.call_for(codes.device))
+            return _Pixels(self.decoder, graphs.call)
+        weights = (codes.device, *graphs.memory(self.decoder))
+        return self._graphs.get(
+            weights,
+            (default_backend(), codes.shape),
+            lambda: _Pixels(self.decoder, graphs.call_for(codes.device)),
+        )
 
     def decode_tiled(
         self,
@@ -348,6 +351,28 @@ class BinaryAutoencoder(nn.Module):
                 f"noise must be {list(codes.shape)} like codes, got {list(noise.shape)}"
             )
         return noise.to(codes)
+
+
+class _Pixels:
+    """A decoder with 8-bit results.
+
+    Args:
+        decoder: packed before it is captured, where it can be; for fewer calls that would not pay.
+        call: of ``graphs``, for codes of one shape.
+    """
+
+    def __init__(self, decoder: Decoder, call: Callable[..., torch.Tensor]) -> None:
+        self._decoder, self._call, self._calls = decoder, call, 0
+
+    def __call__(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """uint8 [B, out_ch, H, W], overwritten by the next call."""
+        self._calls += 1
+        if self._calls == graphs.CALLS_BEFORE_CAPTURE and can_pack(self._decoder):
+            self._decoder = packed(self._decoder)
+        return self._call(self._decode, codes, noise)
+
+    def _decode(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        return to_uint8(self._decoder(codes, noise))
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ works at ``1 / 2^i`` of the image's resolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, cast
 
@@ -23,7 +23,15 @@ from bitdance.autoencoder_attention import (
 from bitdance.config import NORM_GROUPS, AutoencoderConfig
 from bitdance_kernels import group_norm_silu
 
-__all__ = ["AdaptiveGroupNorm", "CodeStatistics", "Decoder", "Encoder", "depth_to_space"]
+__all__ = [
+    "AdaptiveGroupNorm",
+    "CodeStatistics",
+    "Convolution",
+    "Decoder",
+    "Encoder",
+    "Modulation",
+    "depth_to_space",
+]
 
 _EPS = 1e-6
 
@@ -44,6 +52,13 @@ class CodeStatistics(NamedTuple):
         wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
         variance, mean = torch.var_mean(wide, dim=(2, 3), correction=1)
         return cls(mean.to(codes.dtype), (variance + _EPS).sqrt().to(codes.dtype))
+
+
+class Modulation(NamedTuple):
+    """What an adaptive norm multiplies a map's channels by and adds to them, each [B, channels]."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
 
 def depth_to_space(x: torch.Tensor, block: int) -> torch.Tensor:
@@ -73,6 +88,15 @@ def depth_to_space(x: torch.Tensor, block: int) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
+class Convolution(nn.Conv2d):
+    """``nn.Conv2d`` that adds a map of its result's shape to it."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H', W']."""
+        h = super().forward(x)
+        return h if residual is None else h.add_(residual)  # no gradient needs the result alone
+
+
 class ResBlock(nn.Module):
     """Two times norm, SiLU and 3x3 convolution, added to the input."""
 
@@ -84,14 +108,13 @@ class ResBlock(nn.Module):
         self.conv2 = _conv3x3(out_channels, out_channels, bias=False)
         self.nin_shortcut: nn.Module | None = None
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.nin_shortcut = Convolution(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: torch.Tensor, normalize: Normalize = group_norm_silu) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
         h = self.conv1(_apply_norm(self.norm1, x, normalize))
-        h = self.conv2(_apply_norm(self.norm2, h, normalize))
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return h.add_(shortcut)  # a fresh result, which the convolution's gradient does not need
+        return self.conv2(_apply_norm(self.norm2, h, normalize), shortcut)
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -105,12 +128,15 @@ class AdaptiveGroupNorm(nn.Module):
         self.gamma = nn.Linear(z_channels, channels)
         self.beta = nn.Linear(z_channels, channels)
 
+    def modulation(self, statistics: CodeStatistics) -> Modulation:
+        """What the norm takes of a code."""
+        return Modulation(self.gamma(statistics.std), self.beta(statistics.mean))
+
     def forward(
-        self, x: torch.Tensor, statistics: CodeStatistics, normalize: Normalize = group_norm_silu
+        self, x: torch.Tensor, modulation: Modulation, normalize: Normalize = group_norm_silu
     ) -> torch.Tensor:
         """[B, channels, H, W] -> the same shape."""
-        scale, shift = self.gamma(statistics.std), self.beta(statistics.mean)
-        return normalize(x, NORM_GROUPS, scale=scale, shift=shift, silu=False, eps=_EPS)
+        return normalize(x, NORM_GROUPS, **modulation._asdict(), silu=False, eps=_EPS)
 
 
 class _Down(nn.Module):
@@ -220,9 +246,19 @@ class Decoder(nn.Module):
 
     def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """[B, z_channels, h, w] -> [B, out_ch, h * downsampling, w * downsampling]."""
+        modulations = self.modulations(codes)
         h = self.stem(codes, noise)
-        h = self.levels(h, CodeStatistics.of(codes), reversed(range(len(self.up))))
+        h = self.levels(h, modulations, reversed(range(len(self.up))))
         return self.head(h)
+
+    def modulations(self, codes: torch.Tensor) -> list[Modulation]:
+        """What the adaptive norm of every level takes of a code.
+
+        All at once: one by one, between large maps, such small products take twice as long on the
+        CPU, whose caches have forgotten how.
+        """
+        statistics = CodeStatistics.of(codes)
+        return [cast(AdaptiveGroupNorm, norm).modulation(statistics) for norm in self.adaptive]
 
     def stem(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """First convolution and middle; the noise's channels follow the code's."""
@@ -238,7 +274,7 @@ class Decoder(nn.Module):
     def levels(
         self,
         h: torch.Tensor,
-        statistics: CodeStatistics,
+        modulations: Sequence[Modulation],
         levels: Iterable[int],
         normalize: Normalize = group_norm_silu,
     ) -> torch.Tensor:
@@ -251,7 +287,7 @@ class Decoder(nn.Module):
                 upsample = cast(_Up, self.up[level + 1]).upsample
                 assert upsample is not None  # only level 0 has none
                 h = upsample(h)
-            h = self.adaptive[level](h, statistics, normalize)
+            h = self.adaptive[level](h, modulations[level], normalize)
             h = self.up[level](h, normalize)
         return h
 
@@ -270,8 +306,8 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=_EPS)
 
 
-def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> Convolution:
+    return Convolution(in_channels, out_channels, 3, padding=1, bias=bias)
 
 
 def _res_blocks(count: int, in_channels: int, out_channels: int) -> nn.ModuleList:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from bitdance.autoencoder_blocks import CodeStatistics, Decoder
+from bitdance.autoencoder_blocks import Decoder, Modulation
 
 __all__ = ["decode_tiles"]
 
@@ -51,10 +51,10 @@ def decode_tiles(
     images = []
     for i in range(codes.shape[0]):
         one = slice(i, i + 1)
-        statistics = CodeStatistics.of(codes[one])
+        modulations = decoder.modulations(codes[one])
         coarse = decoder.stem(codes[one], None if noise is None else noise[one])
-        coarse = decoder.levels(coarse, statistics, whole_levels)
-        tail = _Tail(decoder, statistics, tiled_levels)
+        coarse = decoder.levels(coarse, modulations, whole_levels)
+        tail = _Tail(decoder, modulations, tiled_levels)
         images.append(tail.run(coarse, tile_size, exact))
     return torch.cat(images)
 
@@ -78,9 +78,9 @@ class _Span(NamedTuple):
 class _Tail:
     """The levels that run in tiles, for one image."""
 
-    def __init__(self, decoder: Decoder, statistics: CodeStatistics, tiled_levels: int) -> None:
+    def __init__(self, decoder: Decoder, modulations: list[Modulation], tiled_levels: int) -> None:
         self.decoder = decoder
-        self.statistics = statistics
+        self.modulations = modulations
         self.levels = range(tiled_levels - 1, -1, -1)
         upsamplings = min(tiled_levels, len(decoder.up) - 1)
         self.factor = 2**upsamplings
@@ -123,7 +123,7 @@ class _Tail:
             ..., rows.border_start : rows.border_stop, columns.border_start : columns.border_stop
         ]
         try:
-            h = self.decoder.levels(h, self.statistics, self.levels, norm)
+            h = self.decoder.levels(h, self.modulations, self.levels, norm)
             return self.decoder.head(h, norm)
         except _Reached:
             return None

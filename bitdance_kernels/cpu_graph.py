@@ -135,6 +135,8 @@ class _Memory:
 
     def alias(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The same values for later, without keeping the memory from other tensors until then."""
+        if tensor.is_mkldnn:  # a weight in oneDNN's own order, which has no address
+            return None
         base = self._bases.get(tensor.untyped_storage().data_ptr())
         if base is None:
             return None
@@ -230,7 +232,8 @@ class _Recorder(TorchDispatchMode):
     def _keep(self, tensor: torch.Tensor) -> None:
         _check_device(tensor)
         if self.memory.alias(tensor) is None:
-            self.kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+            key = id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
+            self.kept.setdefault(key, tensor)
 
 
 def _check_device(tensor: torch.Tensor | None) -> None:

@@ -3,8 +3,9 @@
 ``python -m benchmarks.model.decode`` decodes random codes to 8-bit pixels three ways that take
 turns: as the library does, as published (contiguous maps, every step an operation), and the
 convolutions alone, on tensors of the same shapes, once in each memory layout, of which the faster
-counts. The models are the one that comes with the library and, with random weights, the published
-tokenizer at 256 pixels. ``--json FILE`` writes what it prints.
+counts: PyTorch's own, on weights as the model has them, while the library packs the weights of
+small maps once for all calls. The models are the one that comes with the library and, with random
+weights, the published tokenizer at 256 pixels. ``--json FILE`` writes what it prints.
 """
 
 from __future__ import annotations

@@ -49,16 +49,17 @@ inline void norm_moments_last(const float* x, int64_t positions, int64_t channel
                               Spread* spreads) {
   float pivots[kNormMostChannels], sums[kNormMostChannels], squares[kNormMostChannels];
   const int64_t width = channels / groups;
+  for (int64_t c = 0; c < channels; ++c) pivots[c] = sums[c] = squares[c] = 0.0f;
+  for (int64_t sample = 0; sample < kPivotSamples; ++sample) {
+    const float* from = x + positions * sample / kPivotSamples * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) pivots[c] += from[c];
+  }
   for (int64_t g = 0; g < groups; ++g) {
     float sum = 0.0f;
-    for (int64_t sample = 0; sample < kPivotSamples; ++sample) {
-      const float* from = x + positions * sample / kPivotSamples * channels;
-      for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += from[c];
-    }
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      pivots[c] = sum / static_cast<float>(kPivotSamples * width);
-      sums[c] = squares[c] = 0.0f;
-    }
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += pivots[c];
+    const float pivot = sum / static_cast<float>(kPivotSamples * width);
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) pivots[c] = pivot;
   }
   for (int64_t p = 0; p < positions; ++p) {
     const float* from = x + p * channels;

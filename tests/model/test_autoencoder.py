@@ -1,5 +1,6 @@
 """The binary autoencoder beyond its golden vectors: inputs, randomness, tiles, gradients, sizes."""
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitdance import graphs
 from bitdance.autoencoder import BinaryAutoencoder, to_uint8
-from bitdance.autoencoder_blocks import depth_to_space
+from bitdance.autoencoder_blocks import Convolution, depth_to_space
+from bitdance.autoencoder_packed import PackedConvolution, can_pack, packed
 from bitdance.config import AUTOENCODER_PRESETS, AutoencoderConfig
 from bitdance.quantizer import BinaryQuantizer, pack_codes, unpack_codes
 from bitdance_kernels.testing import compare, specials
@@ -422,6 +425,42 @@ def test_pixels_are_those_of_the_image():
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def _distance(model, codes):
+    """Grey levels between pixels and the image, at most."""
+    pixels, expected = model.decode_pixels(codes), to_uint8(model.decode(codes))
+    return (pixels.int() - expected.int()).abs().max().item()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_pixels_come_from_packed_weights_that_follow_the_others():
+    model = _model(CONFIGS["plain"])
+    wide, narrow = _codes(batch=3), _codes(batch=1)
+    for _ in range(2 * graphs.CALLS_BEFORE_CAPTURE):
+        assert max(_distance(model, wide), _distance(model, narrow)) <= 1
+    for parameter in model.decoder.parameters():
+        parameter.mul_(1.1)
+    before = to_uint8(model.decode(wide))
+    model.decoder.conv_out = copy.deepcopy(model.decoder.conv_out)
+    model.decoder.conv_out.weight.neg_()
+    assert not torch.equal(before, to_uint8(model.decode(wide)))
+    for _ in range(2 * graphs.CALLS_BEFORE_CAPTURE):
+        assert _distance(model, wide) <= 1
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_a_packed_decoder_shares_all_but_its_convolutions_weights():
+    model, codes = _model(CONFIGS["plain"]).requires_grad_(True), _codes(batch=2)
+    assert not can_pack(model.decoder), "what is trained is not packed"
+    model.requires_grad_(False)
+    assert can_pack(model.decoder)
+    decoder = packed(model.decoder)
+    convolutions = [m for m in decoder.modules() if isinstance(m, PackedConvolution)]
+    assert len(convolutions) == sum(isinstance(m, Convolution) for m in model.decoder.modules())
+    shared = {id(p) for p in model.decoder.parameters()}
+    assert {id(p) for p in decoder.parameters()} == shared
+    torch.testing.assert_close(decoder(codes), model.decoder(codes))
 
 
 @EVERY_CONFIG
