@@ -26,7 +26,6 @@ from bitdance_kernels import group_norm_silu
 __all__ = [
     "AdaptiveGroupNorm",
     "CodeStatistics",
-    "Convolution",
     "Decoder",
     "Encoder",
     "Modulation",
@@ -88,15 +87,6 @@ def depth_to_space(x: torch.Tensor, block: int) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-class Convolution(nn.Conv2d):
-    """``nn.Conv2d`` that adds a map of its result's shape to it."""
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, in_channels, H, W] -> [B, out_channels, H', W']."""
-        h = super().forward(x)
-        return h if residual is None else h.add_(residual)  # no gradient needs the result alone
-
-
 class ResBlock(nn.Module):
     """Two times norm, SiLU and 3x3 convolution, added to the input."""
 
@@ -108,13 +98,16 @@ class ResBlock(nn.Module):
         self.conv2 = _conv3x3(out_channels, out_channels, bias=False)
         self.nin_shortcut: nn.Module | None = None
         if in_channels != out_channels:
-            self.nin_shortcut = Convolution(in_channels, out_channels, 1, bias=False)
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: torch.Tensor, normalize: Normalize = group_norm_silu) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
         h = self.conv1(_apply_norm(self.norm1, x, normalize))
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return self.conv2(_apply_norm(self.norm2, h, normalize), shortcut)
+        h = _apply_norm(self.norm2, h, normalize)
+        if isinstance(self.conv2, nn.Conv2d):
+            return self.conv2(h).add_(shortcut)  # a fresh result, which no gradient needs
+        return self.conv2(h, shortcut)  # packed: see autoencoder_packed
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -306,8 +299,8 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=_EPS)
 
 
-def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> Convolution:
-    return Convolution(in_channels, out_channels, 3, padding=1, bias=bias)
+def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
 
 
 def _res_blocks(count: int, in_channels: int, out_channels: int) -> nn.ModuleList:

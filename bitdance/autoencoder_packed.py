@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import nn
 
-from bitdance.autoencoder_blocks import Convolution, Decoder
+from bitdance.autoencoder_blocks import Decoder
 from bitdance_kernels import CpuGraph
 
 __all__ = ["PackedConvolution", "can_pack", "packed"]
@@ -40,7 +40,7 @@ def packed(decoder: Decoder) -> Decoder:
     result = copy.deepcopy(decoder, shared)
     for module in list(result.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Convolution):
+            if isinstance(child, nn.Conv2d):
                 setattr(module, name, PackedConvolution(child))
     return result
 
@@ -55,13 +55,13 @@ class PackedConvolution(nn.Module):
         convolution: whose weights it has.
     """
 
-    def __init__(self, convolution: Convolution) -> None:
+    def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
         self._weight: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """As `Convolution`; the sum is made where the convolution is."""
+        """The convolution of `x`, and `residual` of its shape added where it is made."""
         layer, ops = self.convolution, torch.ops.mkldnn
         shape = (layer.padding, layer.stride, layer.dilation, layer.groups)
         if self._weight is None:
