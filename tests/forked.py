@@ -1,7 +1,27 @@
 """Processes that begin with everything imported, which takes a new Python with torch seconds."""
 
 import multiprocessing
+import os
+import runpy
+import sys
+from pathlib import Path
 
 READY = multiprocessing.get_context("forkserver")
 # What an optimiser imports too. The server is one for all test files of a worker.
 READY.set_forkserver_preload(["bitdance.cli", "bitdance.packed_dataset", "torch._dynamo"])
+
+
+def run_script(path: Path, arguments: list[str], output: Path) -> int:
+    """``python path arguments``, all that it prints to a file; its exit status."""
+    process = READY.Process(target=_script, args=(str(path), arguments, str(output)))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _script(path, arguments, output):
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")

@@ -119,3 +119,10 @@ def test_loops_over_channels_are_vectorised(op, tmp_path):
     assert marked
     for line in marked:  # GCC names the loop or the first of its statements that it kept
         assert vectorised & set(range(line, line + 3)), line
+
+
+def test_no_source_asks_for_a_card_before_blackwell():
+    """They share one PTX, so that what only Hopper has would be left out without a word."""
+    for path in (ROOT / "csrc").rglob("*"):
+        if path.is_file():
+            assert not re.search(r"__CUDA_ARCH__\s*[<>=]", path.read_text()), path

@@ -1,25 +1,26 @@
 """The examples run, at small sizes, and show what they say."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked import run_script
+
 ROOT = Path(__file__).parent.parent
 
 
-def run(name, *arguments):
+@pytest.fixture
+def run(tmp_path):
     """Output of an example."""
-    command = [sys.executable, ROOT / "examples" / name, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+    def run(name, *arguments):
+        output = tmp_path / "output"
+        status = run_script(ROOT / "examples" / name, [*map(str, arguments)], output)
+        assert status == 0, output.read_text()
+        return output.read_text()
+
+    return run
 
 
 def test_every_example_has_a_test():
@@ -28,7 +29,7 @@ def test_every_example_has_a_test():
         assert path.name in here, f"no test runs examples/{path.name}"
 
 
-def test_packed_to_parquet(tmp_path):
+def test_packed_to_parquet(run, tmp_path):
     out = run("packed_to_parquet.py", "--out", tmp_path / "out", "--images", 600)
     assert "600 images of 16 tokens of 64 bits" in out
     assert "the most frequent class: " in out
@@ -41,7 +42,7 @@ def test_packed_to_parquet(tmp_path):
     assert share > 3 * chance
 
 
-def test_code_search():
+def test_code_search(run):
     out = run("code_search.py", "--codes", 3000, "--queries", 50)
     assert "50 changed copies among 3000 codes of 64 bits" in out
     found = [float(x) for x in re.findall(r"changed: +([\d.]+)% nearest", out)]
@@ -49,7 +50,7 @@ def test_code_search():
     assert found == sorted(found, reverse=True)
 
 
-def test_block_causal_attention():
+def test_block_causal_attention(run):
     out = run("block_causal_attention.py", "--steps", 80, "--patches", 3)
     losses = [float(x) for x in re.findall(r"loss ([\d.]+)", out)]
     assert losses[0] > 0.6
@@ -59,7 +60,7 @@ def test_block_causal_attention():
     assert same == 100
 
 
-def test_train_tokenizer():
+def test_train_tokenizer(run):
     out = run("train_tokenizer.py", "--steps", 120, "--batch-size", 64)
     errors = [float(x) for x in re.findall(r"error ([\d.]+)", out)]
     assert errors[-1] < 0.4 * errors[0]
@@ -76,7 +77,7 @@ def test_train_tokenizer():
         ("patch_text_to_image", 1, ("--size", 4, 8, "--prompt", "a dog")),
     ],
 )
-def test_speed_up_official(kind, images, settings):
+def test_speed_up_official(run, kind, images, settings):
     """A look-alike stands for the authors' model."""
     build = f"tests.model.test_{kind}:small"
     out = run("speed_up_official.py", build, *settings, "--steps", 4, "--rounds", 1)

@@ -1,15 +1,15 @@
 import datetime
 import math
-import multiprocessing
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from benchmarks.cases.lfq_entropy import all_codes
 from bitdance_kernels import lfq_entropy
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
+from tests.forked import READY
 
 X = torch.zeros(3, 8)
 INVALID = {
@@ -139,9 +139,9 @@ def _halves():
 @pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no distributed package")
 def test_processes_share_one_codebook_term(tmp_path):
     """Each has the value of all tokens, and averaged gradients are that value's."""
-    with multiprocessing.get_context("spawn").Manager() as manager:
+    with READY.Manager() as manager:
         results = manager.dict()
-        spawn(_in_process, (str(tmp_path), results), nprocs=2)
+        start_processes(_in_process, (str(tmp_path), results), 2, start_method="forkserver")
         results = dict(results)
     alone = lfq_entropy(_halves()[1], 4)[1]
     torch.testing.assert_close(results[0], alone)
