@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     card.add_argument("--quick", action="store_true", help="short timings, two minutes in all")
     card.add_argument("--dry-run", action="store_true", help="the same code on the CPU")
-    card.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    card.add_argument("--worker", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
     card.set_defaults(run=_gpu)
 
     tables = commands.add_parser("report", help="tables and plots from the results")
@@ -178,7 +178,8 @@ def _gpu(options: argparse.Namespace) -> int:
         parts,
         quick=options.quick,
         dry_run=options.dry_run,
-        worker=options.worker,
+        worker=options.worker is not None,
+        share=tuple(options.worker or (0, 1)),
     )
 
 

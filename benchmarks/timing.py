@@ -18,6 +18,8 @@ Seconds = dict[str, list[float]]
 _LEAST_ROUNDS = 5
 # A measurement is at least this long, so that the clock and the call of a lambda do not matter.
 _LEAST_SECONDS = 2e-3
+# Of a graph's replay: three rounds are enough then.
+_SLOW = 0.05
 
 
 def functions(
@@ -96,7 +98,8 @@ def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds
     device = torch.device("cuda")
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     sets = min(64, max(2, -(-2 * cache // max(timing.bytes, 1))))
-    calls = [timing.make(device) for _ in range(sets)]
+    with torch.inference_mode(False):  # gradients may be asked for
+        calls = [timing.make(device) for _ in range(sets)]
     graphs: dict[str, torch.cuda.CUDAGraph] = {}
     failed: dict[str, str] = {}
     for name, function in timed.items():
@@ -106,16 +109,18 @@ def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             torch.cuda.synchronize()
     times: Seconds = {name: [] for name in graphs}
-    start = time.perf_counter()
+    start, rounds = time.perf_counter(), 0
     while graphs:
         for name, graph in graphs.items():
+            if len(times[name]) >= 3 and sets * times[name][-1] > _SLOW:
+                continue
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             graph.replay()
             end.record()
             end.synchronize()
             times[name].append(begin.elapsed_time(end) / 1e3 / sets)
-        rounds = len(next(iter(times.values())))
+        rounds += 1
         if rounds >= 3 * _LEAST_ROUNDS and time.perf_counter() - start > seconds:
             break
     return times, failed

@@ -164,11 +164,50 @@ def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
 @pytest.mark.slow
 def test_the_worker_understands_its_command(tmp_path):
     """On the CPU, where the real one would have the card."""
-    command = gpu.worker_command(["swiglu"], tmp_path, {"machine": 9.0, "checks": 30.0}, quick=True)
+    command = gpu.worker_command(
+        ["swiglu"], tmp_path, {"checks": 30.0, "large": 9.0}, quick=True, share=(1, 2)
+    )
     gpu.supervise([*command, "--dry-run"], tmp_path / "dry-run.json", 60.0)
     result = json.loads((tmp_path / "dry-run.json").read_text())
     assert result["failed"] == {}
-    assert result["done"][-2:] == ["checks: swiglu", "checks: swiglu, past 2^31"]
+    assert result["done"] == ["checks: swiglu", "large: swiglu"]
+    assert {check["check"] for check in result["checks"]} == {"past 2^31"}  # of one sample, half
+
+
+def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatch):
+    ran = []
+
+    def supervise(command, path, seconds):
+        at = command.index("--worker")
+        i, count = map(int, command[at + 1 : at + 3])
+        ran.append((i, count))
+        if i == 2:
+            return  # it never began
+        path.parent.mkdir()
+        found = {"checks": [{"op": "x", "wrong": None}] * i, "failed": {}, "not run": {}}
+        found |= {"failed": {"checks: x": "slow"} if i == 1 else {}, "rows": [], "done": ["x"]}
+        path.write_text(json.dumps(found))
+
+    monkeypatch.setattr(gpu, "supervise", supervise)
+    monkeypatch.setattr(gpu, "_CHECKERS", 4)
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
+    gpu.check_in_parallel(["x"], tmp_path / "gpu.json", 5.0)
+    assert sorted(ran) == [(i, 4) for i in range(4)]
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(result["checks"]) == 0 + 1 + 3
+    assert result["failed"] == {
+        "checks: x": "slow", "checks": "1 of 4 processes never began",
+    }  # fmt: skip
+
+
+def test_sums_that_are_divided_otherwise_may_round_otherwise():
+    expected = torch.tensor([[1.0, -300.0, 0.004]]).bfloat16()
+    near, far = expected.clone(), expected.clone()
+    near[0, 1] += 2
+    far[0, 0] += 5
+    assert large._differing(expected, near, 1, 0) == 1
+    assert large._differing(expected, near, 1, 2) == 0
+    assert large._differing(expected, far, 1, 2) == 1
 
 
 def test_what_a_check_raises_is_recorded(tmp_path):

@@ -83,7 +83,7 @@ def torch_expression(
     keys: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The affine step op by op; without explicit noise, PyTorch's own generator draws it."""
-    a, b, s = table[step]
+    a, b, s = table.index_select(0, step.view(1))[0]  # table[step] would wait for the card
     conditional, unconditional = x0.float().chunk(2)
     guided = torch.lerp(unconditional, conditional, cfg)
     return a * x + b * guided + s * (torch.randn_like(x) if noise is None else noise)
@@ -100,7 +100,7 @@ def official_update(
     keys: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Velocities, guidance, score and Euler-Maruyama step, as the published sampler writes them."""
-    a, b, s = table[step]
+    a, b, s = table.index_select(0, step.view(1))[0]  # table[step] would wait for the card
     dt = 1 - a - b
     t = 1 - s.square() / (2 * dt)
     both = torch.cat((x, x))

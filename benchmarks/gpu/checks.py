@@ -19,21 +19,21 @@ _SLEEP = 20_000_000  # cycles, some 10 ms: a launch on another stream would come
 
 
 def steps(context: Context) -> Sequence[Step]:
-    """A step per op, then one per op for tensors past 2^31 elements."""
+    """A step per op."""
 
     def check(case: Case) -> Callable[[], None]:
         return lambda: _check(context, case)
 
-    def check_large(case: Case) -> Callable[[], None]:
+    return [(case.name, check(case)) for case in context.cases]
+
+
+def large_steps(context: Context) -> Sequence[Step]:
+    """A step per op for tensors past 2^31 elements."""
+
+    def check(case: Case) -> Callable[[], None]:
         return lambda: _check_large(context, case)
 
-    small = [(case.name, check(case)) for case in context.cases]
-    wide = [
-        (f"{case.name}, past 2^31", check_large(case))
-        for case in context.cases
-        if case.name in large.SHAPES
-    ]
-    return [*small, *wide]
+    return [(case.name, check(case)) for case in context.cases if case.name in large.SHAPES]
 
 
 KINDS: dict[str, Callable[[Case, Call, str], None]] = {}
@@ -52,7 +52,10 @@ def _check(context: Context, case: Case) -> None:
     calls = list(case.samples(context.device))
     if context.dry_run:  # the interpreter is slow, and the tests run all samples in it
         calls = [next(call for call in calls if all(t.numel() for t in call.tensors()))]
+    mine, processes = context.share
     for i, call in enumerate(calls):
+        if i % processes != mine:
+            continue
         if context.left("checks") <= 0:
             why = f"samples {i} to {len(calls) - 1}: the time was used up"
             context.result["not run"][f"checks: {case.name}"] = why
@@ -61,6 +64,7 @@ def _check(context: Context, case: Case) -> None:
             if why_not is None:
                 for kind, function in KINDS.items():
                     _record(context, case, call.name, backend, kind, function, call)
+        context.save()  # which also says that this process is not stuck
 
 
 def _record(
@@ -153,7 +157,7 @@ def _check_large(context: Context, case: Case) -> None:
     """Every element of results past 2^31 elements, against the same rows on their own."""
     built = large.build(case.name, context.device, 2**12 if context.dry_run else 2**31)
     if isinstance(built, str):
-        context.result["not run"][f"checks: {case.name}, past 2^31"] = built
+        context.result["not run"][f"large: {case.name}"] = built
         return
     for backend, why_not in run.runnable(case, built.block, ()).items():
         if why_not is None and (backend != "reference" or context.dry_run):

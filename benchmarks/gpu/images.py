@@ -52,13 +52,12 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
     master = measure.random_model(config, context.device)
     half = torch.float32 if context.dry_run else torch.bfloat16
     autocast = None if context.dry_run else half
-    ways: dict[str, Callable[[], Way | str]] = {
+    ways: dict[str, Callable[[], Way]] = {
         "fast": lambda: _fast(copy.deepcopy(master).to(half), denoising),
         "published": lambda: (
             paths.published(master, denoising, compiled=not context.dry_run, autocast=autocast),
             master,
         ),
-        "plain": lambda: _plain(master, denoising, autocast),
     }
     measured = _limits(context)
     least = {} if measured is None else bound.seconds(config, batch, measured)
@@ -66,17 +65,12 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
     for i, (path, make) in enumerate(ways.items()):
         label = f"images: {name}, batch {batch}: {path}"
         try:
-            made = make()
-            if isinstance(made, str):
-                context.result["not timed"][label] = made
-                continue
             seconds = (end - time.monotonic()) / (len(ways) - i)
-            figures = _time(context, *made, batch, seconds, rounds=_rounds(context))
+            figures = _time(context, *make(), batch, seconds, rounds=_rounds(context))
         except torch.OutOfMemoryError as error:
             context.result["not timed"][label] = str(error).splitlines()[0]
             continue
         finally:
-            made = ""
             _forget(context)
         context.result["images"].append(
             {
@@ -94,11 +88,6 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
 
 def _fast(model: BitDanceModel, denoising: int) -> Way:
     return paths.fast(model, denoising), model
-
-
-def _plain(model: BitDanceModel, denoising: int, autocast: torch.dtype | None) -> Way | str:
-    way = paths.plain(model, denoising, autocast=autocast)
-    return way if isinstance(way, str) else (way, model)
 
 
 def _forget(context: Context) -> None:
@@ -135,9 +124,10 @@ def _time(
     labels = torch.arange(batch, device=model.freqs.device) % config.num_classes
     tokens = measure.random_tokens(model, batch)
     begin = time.monotonic()
-    # The first calls compile, capture and allocate.
-    measure.sampling(way, labels, config.ar_steps, 0.0, most=measure.LEAST_AR_STEPS)
-    measure.decoding(way, tokens)
+    # The first calls compile and allocate, the second ones of a path with graphs capture them.
+    for _ in range(2 if way.trunk is None else 1):
+        measure.sampling(way, labels, config.ar_steps, 0.0, most=measure.LEAST_AR_STEPS)
+        measure.decoding(way, tokens)
     first = time.monotonic() - begin
     end = begin + max(seconds, first + 1.0)
     ran: list[dict[str, Any]] = []

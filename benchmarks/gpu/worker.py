@@ -37,6 +37,7 @@ class Context:
         quick: short timings.
         dry_run: on the CPU, at tiny sizes.
         result: content of the result file.
+        share: (i, n): of the checks' samples only those of the i-th of n processes.
     """
 
     cases: Sequence[Case]
@@ -45,6 +46,7 @@ class Context:
     quick: bool
     dry_run: bool
     result: dict[str, Any]
+    share: tuple[int, int] = (0, 1)
 
     @classmethod
     def open(
@@ -55,6 +57,7 @@ class Context:
         *,
         quick: bool,
         dry_run: bool,
+        share: tuple[int, int] = (0, 1),
     ) -> Context:
         """A run's state, from its file if there is one."""
         if path.exists():
@@ -77,7 +80,7 @@ class Context:
                 "done": [],
                 "doing": None,
             }
-        return cls(cases, path, parts, quick, dry_run, result)
+        return cls(cases, path, parts, quick, dry_run, result, share)
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +129,10 @@ def _do(context: Context, key: str, function: Callable[[], None]) -> bool:
         if not context.dry_run:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-    except RuntimeError as error:  # after an illegal access every call of this process fails
+            torch.rand(1, device="cuda")
+    # After an illegal access every call of this process fails, and after a capture that drew random
+    # numbers and failed, every call that draws some.
+    except RuntimeError as error:
         result["failed"].setdefault(key, f"{type(error).__name__}: {error}")
         usable = False
     result["done"].append(key)

@@ -64,5 +64,5 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
+    order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
 )
