@@ -210,8 +210,8 @@ def nvcc_flags() -> list[str]:
     ]
     flags += ["-Werror", "all-warnings", "-Xptxas", "-warn-spills,-Werror"] if STRICT else []
     # The cards before Blackwell share one translation to PTX, that for the oldest of them: no
-    # source asks for what only some have, and Hopper's machine code is the same but for how
-    # bfloat16 is widened. It saves a quarter of the time.
+    # source asks for what only some have, and Hopper's machine code is nearly the same, mostly but
+    # for how bfloat16 is widened. It saves one of three translations.
     shared = [arch for arch in archs if arch.isdigit() and 80 <= int(arch) < 100]
     for arch in archs:
         ptx = min(shared, key=int) if arch in shared else arch

@@ -137,6 +137,8 @@ def check_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> Non
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     """Whether no value is infinite or NaN: a single pass, in a tenth of the time of isfinite."""
+    if tensor.element_size() == 1:  # PyTorch orders no 8-bit floats
+        tensor = tensor.float()
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
 
 

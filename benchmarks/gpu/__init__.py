@@ -93,8 +93,9 @@ def main(
         return 1
     result = json.loads(path.read_text())
     result["cuda module"] = problem or "built"
-    run.save(result, path)
-    return summary(result, path)
+    status = summary(result, path)
+    run.save(condensed(result), path)
+    return status
 
 
 def worker_command(
@@ -207,6 +208,17 @@ def _blame(path: Path, how: str, crashes: int) -> int:
     result["doing"] = None
     run.save(result, path)
     return 0
+
+
+def condensed(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result with the checks that passed as their number by op, backend and kind."""
+    passed: dict[str, int] = {}
+    for check in result["checks"]:
+        if check["wrong"] is None:
+            name = f"{check['op']}, {check['backend']}, {check['check']}"
+            passed[name] = passed.get(name, 0) + 1
+    wrong = [check for check in result["checks"] if check["wrong"] is not None]
+    return {**result, "checks": wrong, "passed": dict(sorted(passed.items()))}
 
 
 def summary(result: Mapping[str, Any], path: Path) -> int:

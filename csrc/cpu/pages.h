@@ -13,9 +13,9 @@ namespace bdk {
 // the system, and its first writes then cost one page fault in 512: on an EPYC in a virtual machine
 // 64 MiB take 6 instead of 25 ms. A hint: where it cannot be had, nothing changes.
 //
-// Such outputs are written through the caches nevertheless: the system has just cleared their
-// pages, so their lines are there. On the EPYC streaming stores took 7 ms; on a Xeon in a virtual
-// machine four times as long, and two to three times into memory that had been used before.
+// Fresh outputs are written through the caches: the system has just cleared their pages, so their
+// lines are there. On the EPYC streaming stores took 7 ms; on a Xeon in a virtual machine four times
+// as long. Outputs in memory that has been used before are another case: streaming_pays() in isa.h.
 inline void prefer_large_pages(void* output, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

@@ -148,6 +148,14 @@ def test_load_is_whole(module, state):
     _assert_unchanged(target, state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_floats_are_looked_through(dtype):
+    values = torch.tensor([1.0, -2.0]).to(dtype)
+    assert weights._is_finite(values)
+    values[1] = float("nan")
+    assert not weights._is_finite(values)
+
+
 def test_every_problem_is_reported_at_once(module, state):
     target = _module()
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}

@@ -2,9 +2,9 @@
 
 Both ends of a query's interval never decrease. So a tile of queries sees one stretch of keys, from
 the start of its first row to the end of its last, and all its rows see the keys from the start of
-the last to the end of the first. Tiles of keys in there are whole: a loop of their own takes them,
-without masks and branches, so that loads and products overlap. Another takes those at the borders,
-and those outside the stretch are never visited.
+the last to the end of the first: tiles of keys in there are not compared with the intervals, and
+those outside the stretch are never visited. Forward, a loop of its own takes the tiles that all
+rows see, without masks and branches, so that loads and products overlap.
 
 The backward pass needs no atomic operation, so it gives the same bits each time: one kernel keeps a
 tile of queries and sums over keys, the other keeps a tile of keys and sums over the queries of its
@@ -48,19 +48,6 @@ def _load_rows(x_ptr, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr)
 
 
 @triton.jit
-def _load_tile(
-    x_ptr, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr
-):
-    """``_load_rows``; with WHOLE all rows are kept, and nothing is compared."""
-    if WHOLE and D == WIDTH:
-        row = first + tl.arange(0, keep.shape[0]).to(tl.int64)
-        x = tl.load(x_ptr + (row[:, None] * stride + tl.arange(0, WIDTH)[None, :]))
-    else:
-        x = _load_rows(x_ptr, first, stride, keep, D, WIDTH)
-    return x
-
-
-@triton.jit
 def _store_rows(x_ptr, x, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr):
     row = first + tl.arange(0, keep.shape[0]).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -90,24 +77,6 @@ def _intervals(start_ptr, end_ptr, first, count, others, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _stretches(low, high, whole_from, whole_to, STEP: tl.constexpr):
-    """Of the tiles of STEP others from `low` on: where the whole ones begin and stop.
-
-    Then how many are at the borders: before them, and all together.
-    """
-    begin = low + tl.cdiv(tl.maximum(whole_from - low, 0), STEP) * STEP
-    stop = begin + tl.maximum(whole_to - begin, 0) // STEP * STEP
-    before = tl.cdiv(tl.maximum(tl.minimum(begin, high) - low, 0), STEP)
-    return begin, stop, before, before + tl.cdiv(tl.maximum(high - stop, 0), STEP)
-
-
-@triton.jit
-def _at_border(i, low, stop, before, STEP: tl.constexpr):
-    """Where the i-th tile at the borders begins."""
-    return tl.where(i < before, low + i * STEP, stop + (i - before) * STEP)
-
-
-@triton.jit
 def _count(values_ptr, count, bound, TRIPS: tl.constexpr):
     """How many of the `count` values, which never decrease, are at most `bound`; for each bound."""
     low = tl.zeros_like(bound)
@@ -122,15 +91,13 @@ def _count(values_ptr, count, bound, TRIPS: tl.constexpr):
 
 
 @triton.jit
-def _seen(
-    start_ptr, end_ptr, first, count, other, high, gaps, ROWS: tl.constexpr, WHOLE: tl.constexpr
-):
+def _seen(start_ptr, end_ptr, first, count, other, high, gaps, ROWS: tl.constexpr):
     """Whether any of the ROWS rows from `first` on sees each `other`.
 
     What none sees is read as 0: a weight of 0 would not undo a NaN.
     """
     seen = other < high
-    if not WHOLE and gaps:  # seldom; and a search needs fewer registers than a look at every pair
+    if gaps:  # seldom; and a search needs fewer registers than a look at every pair
         TRIPS: tl.constexpr = 8
         tl.static_assert(ROWS < 2**TRIPS)
         rows = tl.minimum(count - first, ROWS)
@@ -141,10 +108,11 @@ def _seen(
 
 
 @triton.jit
-def _scores(rows, others, other, start, end, WHOLE: tl.constexpr):
-    """Products of rows and others; -inf where a row does not see the number `other`."""
+def _scores(rows, others, first, start, end, whole_from, whole_to, OTHERS: tl.constexpr):
+    """Products of rows and others; -inf where a row does not see one of OTHERS from `first` on."""
     scores = tl.dot(rows, tl.trans(others), input_precision="ieee")
-    if not WHOLE:
+    if (first < whole_from) | (first + OTHERS > whole_to):
+        other = first + tl.arange(0, OTHERS)
         visible = (other[None, :] >= start[:, None]) & (other[None, :] < end[:, None])
         scores = tl.where(visible, scores, float("-inf"))
     return scores
@@ -171,17 +139,44 @@ def _exponent(lse, like):
 
 
 @triton.jit
+def _stretches(low, high, whole_from, whole_to, STEP: tl.constexpr):
+    """Of the tiles of STEP others from `low` on: where the whole ones begin and stop.
+
+    Then how many are at the borders: before them, and all together.
+    """
+    begin = low + tl.cdiv(tl.maximum(whole_from - low, 0), STEP) * STEP
+    stop = begin + tl.maximum(whole_to - begin, 0) // STEP * STEP
+    before = tl.cdiv(tl.maximum(tl.minimum(begin, high) - low, 0), STEP)
+    return begin, stop, before, before + tl.cdiv(tl.maximum(high - stop, 0), STEP)
+
+
+@triton.jit
+def _at_border(i, low, stop, before, STEP: tl.constexpr):
+    """Where the i-th tile at the borders begins."""
+    return tl.where(i < before, low + i * STEP, stop + (i - before) * STEP)
+
+
+@triton.jit
+def _load_whole(x_ptr, first, stride, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
+    """``_load_rows`` where all ROWS rows are there."""
+    if D == WIDTH:
+        row = first + tl.arange(0, ROWS).to(tl.int64)
+        x = tl.load(x_ptr + (row[:, None] * stride + tl.arange(0, WIDTH)[None, :]))
+    else:
+        x = _load_rows(x_ptr, first, stride, tl.full([ROWS], 1, tl.int1), D, WIDTH)
+    return x
+
+
+@triton.jit
 def _attend(
-    peak, total, sums, q, k_ptr, v_ptr, k_t, v_t, first, start_ptr, end_ptr, row, T, start, end,
-    high, gaps, factor, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, WHOLE: tl.constexpr,
+    peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys more."""
-    key = first + tl.arange(0, KEYS)
-    seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES, WHOLE)
-    k = _load_tile(k_ptr, first, k_t, seen, D, WIDTH, WHOLE)
-    v = _load_tile(v_ptr, first, v_t, seen, D, WIDTH, WHOLE)
-    scores = _scores(q, k, key, start, end, WHOLE)
+    """One tile of keys more, from key `first` on; with WHOLE every query sees all of it."""
+    if WHOLE:
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    else:
+        scores = _scores(q, k, first, start, end, whole_from, whole_to, k.shape[0])
     new_peak = tl.maximum(peak, tl.max(scores, axis=1))
     base = new_peak * factor
     if not WHOLE:  # a query that has seen no key yet has the peak -inf, and -inf - -inf is NaN
@@ -217,17 +212,25 @@ def _forward_kernel(
     total = tl.zeros([QUERIES], tl.float32)
     sums = tl.zeros([QUERIES, WIDTH], tl.float32)
     begin, stop, before, borders = _stretches(low, high, whole_from, whole_to, KEYS)
-    for first in range(begin, stop, KEYS):
-        peak, total, sums = _attend(
-            peak, total, sums, q, k_ptr, v_ptr, k_t, v_t, first, start_ptr, end_ptr, row, T, start,
-            end, high, gaps, factor, D, WIDTH, QUERIES, KEYS, WHOLE=True,
-        )  # fmt: skip
+    if q.dtype == tl.float32:  # two loops would not leave enough registers
+        stop, before, borders = low, 0, tl.cdiv(tl.maximum(high - low, 0), KEYS)
+    else:
+        for first in range(begin, stop, KEYS):
+            k = _load_whole(k_ptr, first, k_t, KEYS, D, WIDTH)
+            v = _load_whole(v_ptr, first, v_t, KEYS, D, WIDTH)
+            peak, total, sums = _attend(
+                peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor,
+                WHOLE=True,
+            )  # fmt: skip
     for i in range(borders):
         first = _at_border(i, low, stop, before, KEYS)
+        key = first + tl.arange(0, KEYS)
+        seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
+        k = _load_rows(k_ptr, first, k_t, seen, D, WIDTH)
+        v = _load_rows(v_ptr, first, v_t, seen, D, WIDTH)
         peak, total, sums = _attend(
-            peak, total, sums, q, k_ptr, v_ptr, k_t, v_t, first, start_ptr, end_ptr, row, T, start,
-            end, high, gaps, factor, D, WIDTH, QUERIES, KEYS, WHOLE=False,
-        )  # fmt: skip
+            peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor, WHOLE=False
+        )
     blind = start >= end
     total = tl.where(blind, 1.0, total)
     out = tl.where(blind[:, None], 0.0, sums / total[:, None])
@@ -238,24 +241,6 @@ def _forward_kernel(
     lse = tl.where(blind, float("-inf"), lse)
     _store_rows(out_ptr + (b * T * H + h) * D, out, row, H * D, inside, D, WIDTH)
     tl.store(lse_ptr + ((b * H + h) * T + row + tl.arange(0, QUERIES)), lse, mask=inside)
-
-
-@triton.jit
-def _add_to_dq(
-    dq, q, grad, lse, delta, k_ptr, v_ptr, k_t, v_t, first, start_ptr, end_ptr, row, T, start, end,
-    high, gaps, factor, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """What one tile of keys gives."""
-    key = first + tl.arange(0, KEYS)
-    seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES, WHOLE)
-    k = _load_tile(k_ptr, first, k_t, seen, D, WIDTH, WHOLE)
-    v = _load_tile(v_ptr, first, v_t, seen, D, WIDTH, WHOLE)
-    scores = _scores(q, k, key, start, end, WHOLE)
-    weights = _exp(scores * factor - lse[:, None], q)
-    dweights = tl.dot(grad, tl.trans(v), input_precision="ieee")
-    dscores = weights * (dweights - delta[:, None])
-    return tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -287,18 +272,16 @@ def _of_queries_kernel(
     tl.store(delta_ptr + at, delta, mask=inside)
     lse = _exponent(tl.load(lse_ptr + at, mask=sighted, other=0.0), q)
     dq = tl.zeros([QUERIES, WIDTH], tl.float32)
-    begin, stop, before, borders = _stretches(low, high, whole_from, whole_to, KEYS)
-    for first in range(begin, stop, KEYS):
-        dq = _add_to_dq(
-            dq, q, grad, lse, delta, k_ptr, v_ptr, k_t, v_t, first, start_ptr, end_ptr, row, T,
-            start, end, high, gaps, factor, D, WIDTH, QUERIES, KEYS, WHOLE=True,
-        )  # fmt: skip
-    for i in range(borders):
-        first = _at_border(i, low, stop, before, KEYS)
-        dq = _add_to_dq(
-            dq, q, grad, lse, delta, k_ptr, v_ptr, k_t, v_t, first, start_ptr, end_ptr, row, T,
-            start, end, high, gaps, factor, D, WIDTH, QUERIES, KEYS, WHOLE=False,
-        )  # fmt: skip
+    for first in range(low, high, KEYS):
+        key = first + tl.arange(0, KEYS)
+        seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
+        k = _load_rows(k_ptr, first, k_t, seen, D, WIDTH)
+        v = _load_rows(v_ptr, first, v_t, seen, D, WIDTH)
+        scores = _scores(q, k, first, start, end, whole_from, whole_to, KEYS)
+        weights = _exp(scores * factor - lse[:, None], q)
+        dweights = tl.dot(grad, tl.trans(v), input_precision="ieee")
+        dscores = weights * (dweights - delta[:, None])
+        dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
     # The scale is that of the scores; a query that sees nothing takes part in nothing.
     dq = tl.where(sighted[:, None], dq * scale, 0.0)
     _store_rows(dq_ptr + of_out, dq, row, H * D, inside, D, WIDTH)
@@ -316,29 +299,6 @@ def _transpose_kernel(
     past = _count(start_ptr + b * start_b, T, key, TRIPS)
     tl.store(first_ptr + (b * Tk + key), first, mask=key < Tk)
     tl.store(past_ptr + (b * Tk + key), past, mask=key < Tk)
-
-
-@triton.jit
-def _add_to_dk_dv(
-    dk, dv, k, v, q_ptr, grad_ptr, lse_ptr, delta_ptr, q_t, grad_t, first, first_ptr, past_ptr,
-    key, Tk, start, end, high, gaps, factor, D: tl.constexpr, WIDTH: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """What one tile of queries gives."""
-    row = first + tl.arange(0, QUERIES)
-    seen = _seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS, WHOLE)
-    q = _load_tile(q_ptr, first, q_t, seen, D, WIDTH, WHOLE)
-    grad = _load_tile(grad_ptr, first, grad_t, seen, D, WIDTH, WHOLE)
-    at = row.to(tl.int64)
-    lse = _exponent(tl.load(lse_ptr + at, mask=seen, other=0.0), q)
-    delta = tl.load(delta_ptr + at, mask=seen, other=0.0)
-    scores = _scores(k, q, row, start, end, WHOLE)
-    weights = _exp(scores * factor - lse[None, :], q)
-    dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision="ieee")
-    dweights = tl.dot(v, tl.trans(grad), input_precision="ieee")
-    dscores = weights * (dweights - delta[None, :])
-    dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision="ieee")
-    return dk, dv
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -364,24 +324,23 @@ def _of_keys_kernel(
     v = _load_rows(v_ptr + (b * v_b + head * v_h), key, v_t, sighted, D, WIDTH)
     dk = tl.zeros([KEYS, WIDTH], tl.float32)
     dv = tl.zeros([KEYS, WIDTH], tl.float32)
-    begin, stop, before, borders = _stretches(low, high, whole_from, whole_to, QUERIES)
     for h in range(head * group, head * group + group):
         q_head = q_ptr + (b * q_b + h * q_h)
         grad_head = grad_ptr + (b * grad_b + h * grad_h)
         of_head = (b * H + h) * T
-        for first in range(begin, stop, QUERIES):
-            dk, dv = _add_to_dk_dv(
-                dk, dv, k, v, q_head, grad_head, lse_ptr + of_head, delta_ptr + of_head, q_t,
-                grad_t, first, first_ptr, past_ptr, key, Tk, start, end, high, gaps, factor, D,
-                WIDTH, QUERIES, KEYS, WHOLE=True,
-            )  # fmt: skip
-        for i in range(borders):
-            first = _at_border(i, low, stop, before, QUERIES)
-            dk, dv = _add_to_dk_dv(
-                dk, dv, k, v, q_head, grad_head, lse_ptr + of_head, delta_ptr + of_head, q_t,
-                grad_t, first, first_ptr, past_ptr, key, Tk, start, end, high, gaps, factor, D,
-                WIDTH, QUERIES, KEYS, WHOLE=False,
-            )  # fmt: skip
+        for first in range(low, high, QUERIES):
+            row = first + tl.arange(0, QUERIES)
+            seen = _seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS)
+            q = _load_rows(q_head, first, q_t, seen, D, WIDTH)
+            grad = _load_rows(grad_head, first, grad_t, seen, D, WIDTH)
+            lse = _exponent(tl.load(lse_ptr + (of_head + row), mask=seen, other=0.0), q)
+            delta = tl.load(delta_ptr + (of_head + row), mask=seen, other=0.0)
+            scores = _scores(k, q, first, start, end, whole_from, whole_to, QUERIES)
+            weights = _exp(scores * factor - lse[None, :], q)
+            dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision="ieee")
+            dweights = tl.dot(v, tl.trans(grad), input_precision="ieee")
+            dscores = weights * (dweights - delta[None, :])
+            dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision="ieee")
     of_head = (b * Tk * heads + head) * D
     _store_rows(dk_ptr + of_head, dk * scale, key, heads * D, inside, D, WIDTH)
     _store_rows(dv_ptr + of_head, dv, key, heads * D, inside, D, WIDTH)

@@ -11,7 +11,7 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["flip_bits", "flip_signs"]
 
-_ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 
 
 def flip_bits(
