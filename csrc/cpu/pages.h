@@ -14,8 +14,9 @@ namespace bdk {
 // 64 MiB take 6 instead of 25 ms. A hint: where it cannot be had, nothing changes.
 //
 // Fresh outputs are written through the caches: the system has just cleared their pages, so their
-// lines are there. On the EPYC streaming stores took 7 ms; on a Xeon in a virtual machine four times
-// as long. Outputs in memory that has been used before are another case: streaming_pays() in isa.h.
+// lines are there. On the EPYC streaming stores took 7 ms; on a Xeon in a virtual machine four
+// times as long. Outputs in memory that has been used before are another case: streaming_pays() in
+// isa.h.
 inline void prefer_large_pages(void* output, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

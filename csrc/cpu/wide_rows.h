@@ -48,8 +48,8 @@ class WideRows {
   }
 
   // Fetches where the next row begins: a row of a chunk of a wide tensor lies on another page than
-  // the last, which no processor foresees. On an EPYC that saves gated_residual a seventh of its time
-  // on such chunks. No row has to be there; what is fetched is not read.
+  // the last, which no processor foresees. On an EPYC that saves gated_residual a seventh of its
+  // time on such chunks. No row has to be there; what is fetched is not read.
   void expect(int64_t r, int64_t c) const {
     const int64_t offset = (r * rows_.stride + c) * (wide() ? 4 : 2);
     const uintptr_t next = reinterpret_cast<uintptr_t>(rows_.data) + static_cast<uintptr_t>(offset);
