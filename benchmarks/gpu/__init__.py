@@ -81,9 +81,7 @@ def main(
     if problem:
         print(f"gpu: without the cuda backends: {problem}", file=sys.stderr)
     names = [case.name for case in cases]
-    if "checks" in parts:
-        out.mkdir(parents=True, exist_ok=True)
-        check_in_parallel(names, path, parts["checks"])
+    missing = check_in_parallel(names, path, parts["checks"]) if "checks" in parts else None
     rest = {part: seconds for part, seconds in parts.items() if part != "checks"}
     if rest:
         command = worker_command(names, out, rest, quick=quick)
@@ -93,6 +91,8 @@ def main(
         return 1
     result = json.loads(path.read_text())
     result["cuda module"] = problem or "built"
+    if missing:
+        result["failed"]["checks"] = missing
     status = summary(result, path)
     run.save(condensed(result), path)
     return status
@@ -113,10 +113,13 @@ def worker_command(
     return [*command, *["--quick"] * quick]
 
 
-def check_in_parallel(ops: Sequence[str], path: Path, seconds: float) -> None:
+def check_in_parallel(ops: Sequence[str], path: Path, seconds: float) -> str | None:
     """The checks, by several processes that each take a share of every op's samples.
 
     Begins the result file at `path`, as a run whose other parts are yet to come.
+
+    Returns:
+        How many of the processes never began, for people; None if all did.
     """
     count = min(_CHECKERS, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
@@ -124,27 +127,24 @@ def check_in_parallel(ops: Sequence[str], path: Path, seconds: float) -> None:
         def check(i: int) -> dict[str, Any]:
             out, parts = Path(folder, str(i)), {"checks": seconds}
             command = worker_command(ops, out, parts, quick=False, share=(i, count))
-            supervise(command, out / path.name, seconds + _GRACE)
             found = out / path.name
+            supervise(command, found, seconds + _GRACE)
             return json.loads(found.read_text()) if found.exists() else {}
 
-        merge(list(pool.map(check, range(count))), path)
+        begun = [share for share in pool.map(check, range(count)) if share]
+    if begun:
+        run.save(merged(begun), path)
+    missing = count - len(begun)
+    return f"{missing} of {count} processes never began" if missing else None
 
 
-def merge(shares: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One result file of what processes found that checked side by side."""
-    begun = [share for share in shares if share]
-    if not begun:
-        return
-    result = {**begun[0], "started": time.time()}
-    result["checks"] = [check for share in begun for check in share["checks"]]
-    for share in begun[1:]:
-        for kind in ("failed", "not run"):
-            result[kind] = {**share[kind], **result[kind]}
-    if len(begun) < len(shares):
-        missing = f"{len(shares) - len(begun)} of {len(shares)} processes never began"
-        result["failed"]["checks"] = missing
-    run.save(result, path)
+def merged(shares: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One result of what processes found that checked side by side."""
+    result = {**shares[0], "started": time.time()}
+    result["checks"] = [check for share in shares for check in share["checks"]]
+    for kind in ("failed", "not run"):
+        result[kind] = {name: why for share in shares for name, why in share[kind].items()}
+    return result
 
 
 def build() -> str | None:

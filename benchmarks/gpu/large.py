@@ -15,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from bitdance_kernels import denoise_table, noise_keys
-from bitdance_kernels.testing import Call, Case, poisoned_memory
+from bitdance_kernels.testing import Call, Case, compare, poisoned_memory
 
 _BF16 = torch.bfloat16
 _CHUNK = 2**27  # elements compared at a time
@@ -31,7 +31,7 @@ class Shape:
             dimension of the others is rows.
         summed: the results are sums over rows.
         divided: how a row's sum is divided among programs depends on how many rows there are, so
-            its rounding may be another one.
+            it is rounded otherwise than in the block, and is held by the rule of its case.
     """
 
     make: Callable[[torch.device], Call]
@@ -179,17 +179,19 @@ def check(case: Case, built: Built, backend: str) -> None:
     """Run the large call and hold every element against the block's.
 
     Raises:
-        AssertionError: how many elements differ.
+        AssertionError: how many elements differ, or how far off they are.
     """
     small = _leaves(case.op(*built.block.args, **built.block.kwargs, backend=backend))
     with poisoned_memory():
         wide = _leaves(case.op(*built.large.args, **built.large.kwargs, backend=backend))
+    if built.shape.divided:
+        _by_rule(case, built, wide, f"{case.name} [{built.block.name}] {backend}, many times over")
+        return
     for i, (expected, actual) in enumerate(zip(small, wide, strict=True)):
         if built.shape.summed:
             wrong = int((actual != expected * built.times).sum())
         else:
-            ulps = 2 if built.shape.divided else 0
-            wrong = _differing(expected, actual, built.times, ulps)
+            wrong = _differing(expected, actual, built.times)
         if wrong:
             raise AssertionError(
                 f"output {i} of {list(actual.shape)}: {wrong} elements are not those of the same "
@@ -197,19 +199,27 @@ def check(case: Case, built: Built, backend: str) -> None:
             )
 
 
-def _differing(expected: torch.Tensor, actual: torch.Tensor, times: int, ulps: int) -> int:
-    """How many elements are further than `ulps` units in the last place from the block's."""
+def _differing(expected: torch.Tensor, actual: torch.Tensor, times: int) -> int:
     blocks = actual.view(times, *expected.shape)
     step = max(1, _CHUNK // max(expected.numel(), 1))
-    if ulps == 0:
-        return sum(int((part != expected).sum()) for part in blocks.split(step))
-    # Sums that cancel are as inexact as their terms are large, hence the mean beside the element.
-    size = expected.float().abs()
-    allowed = ulps * torch.finfo(expected.dtype).eps * (size + size.mean())
-    return sum(
-        int(((part.float() - expected.float()).abs() > allowed).sum())
-        for part in blocks.split(step)
+    return sum(int((part != expected).sum()) for part in blocks.split(step))
+
+
+def _by_rule(case: Case, built: Built, wide: Sequence[torch.Tensor], where: str) -> None:
+    """Hold every block of `wide` by the rule of the case.
+
+    Raises:
+        AssertionError: with `where` and the figures.
+    """
+    exact = built.block.map(lambda t: t.double() if t.is_floating_point() else t)
+    eager, truth = (
+        _leaves(case.op(*call.args, **call.kwargs, backend="reference"))
+        for call in (built.block, exact)
     )
+    for usual, true, actual in zip(eager, truth, wide, strict=True):
+        step = max(1, _CHUNK // 16 // max(usual.numel(), 1))  # float64, several times over
+        for part in actual.view(built.times, *usual.shape).split(step):
+            compare(case.rule, part, usual.expand_as(part), true.expand_as(part), where)
 
 
 def _leaves(results: Any) -> Sequence[torch.Tensor]:

@@ -155,11 +155,14 @@ def test_gradients_are_the_same_bits_each_time():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_values_out_of_range_are_not_followed():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("turn", range(6))
+def test_values_out_of_range_are_not_followed(dtype, turn):
     """Unvalidated ranges that make no sense give some numbers, from within the tensors."""
-    wild = torch.tensor([-7, 900, 3, -(2**31), 2**31 - 1, 12], dtype=torch.int32)
+    wild = torch.tensor([-7, 900, 3, -(2**31), 2**31 - 1, 12], dtype=torch.int32).roll(turn)
     ranges = Ranges(wild, wild.flip(0), validate=False)
-    for result in _with_gradients(*_inputs(1, 6, 20, (1, 1), 16), ranges):
+    inputs = [x.to(dtype) for x in _inputs(1, 6, 20, (1, 1), 16)]
+    for result in _with_gradients(*inputs, ranges):
         assert result.shape[0] == 1
 
 

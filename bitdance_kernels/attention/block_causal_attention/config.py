@@ -1,7 +1,7 @@
 """Tile sizes of the Triton kernels, by head dimension, bytes of a value and compute capability.
 
 The largest of the usual ones that compile without spills for 8.0, 9.0 and 10.0. The forward ones of
-9.0 are the fastest of those on an H100 with Triton 3.6; the others are not tuned on cards.
+9.0 are among the fastest of those on an H100 with Triton 3.6; the others are not tuned on cards.
 `width` is the head dimension as a power of two, `size` the bytes of a value, `capability` such as
 90. A block has 163 KB of shared memory on 8.0 and 227 KB on 9.0 and 10.x, but 99 KB on 8.6, 8.9 and
 12.0, which also multiply matrices as 8.0 does.

@@ -144,7 +144,11 @@ def _stretches(low, high, whole_from, whole_to, STEP: tl.constexpr):
 
     Then how many are at the borders: before them, and all together.
     """
-    begin = low + tl.cdiv(tl.maximum(whole_from - low, 0), STEP) * STEP
+    # Values that make no sense lead nowhere else: what is whole lies in [low, high), and no
+    # difference wraps around.
+    whole_from = tl.minimum(tl.maximum(whole_from, low), tl.maximum(high, low))
+    whole_to = tl.minimum(tl.maximum(whole_to, low), high)
+    begin = low + tl.cdiv(whole_from - low, STEP) * STEP
     stop = begin + tl.maximum(whole_to - begin, 0) // STEP * STEP
     before = tl.cdiv(tl.maximum(tl.minimum(begin, high) - low, 0), STEP)
     return begin, stop, before, before + tl.cdiv(tl.maximum(high - stop, 0), STEP)
