@@ -1,10 +1,10 @@
 """Data sets of packed codes: what is written is read, what is damaged is refused."""
 
 import errno
+import itertools
 import json
 import pickle
-import random
-import time
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -263,37 +263,48 @@ def test_a_writer_that_lost_images_stays_broken(tmp_path, monkeypatch):
 
 
 WRITE = """
+import os, signal, sys
 import numpy as np
 from bitdance.packed_dataset import PackedWriter
-ready.set()
+
+calls = 0
+
+def hook(event, arguments):
+    global calls
+    if event in ("open", "shutil.rmtree") or event.startswith("os."):
+        calls += 1
+        if calls == killed_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
 with PackedWriter(folder, tokens=16, channels=64, shard_size=50) as writer:
-    for i in range(20):
+    for i in range(3):
         writer.write(np.full((50, 16, 8), i, np.uint8), [i] * 50)
 """
 
 
 @pytest.mark.slow
 def test_killed_writers_leave_all_or_nothing(tmp_path):
-    moments = random.Random(0)
-    outcomes = set()
-    for i in range(8):
+    """Killed before each of its calls that touch files, one after the other."""
+    outcomes = []
+    for i in itertools.count(1):
         folder = tmp_path / str(i)
-        ready = READY.Event()
-        scope = {"folder": str(folder), "ready": ready}
+        scope = {"folder": str(folder), "killed_before": i}
         process = READY.Process(target=exec, args=(WRITE, scope))
         process.start()
-        assert ready.wait(120)
-        time.sleep(moments.uniform(0, 0.1))
-        process.kill()
-        process.join()
-        outcomes.add(folder.exists())
+        process.join(120)
+        outcomes.append(folder.exists())
         if folder.exists():
-            assert len(PackedDataset(folder)) == 1000
+            assert len(PackedDataset(folder)) == 150
         else:  # the next writer has the place, and removes what the killed one left
             make(folder)
             assert len(PackedDataset(folder)) == 23
         assert not list(tmp_path.glob(f".{i}.*"))
-    assert False in outcomes
+        if process.exitcode != -signal.SIGKILL:
+            break
+    assert process.exitcode == 0, "the last one reached its end"
+    assert outcomes == sorted(outcomes), "nothing until one call, and then all"
+    assert outcomes.index(True) > 10
 
 
 def test_the_work_of_a_living_writer_is_no_leftover(tmp_path):
