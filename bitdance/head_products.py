@@ -20,6 +20,7 @@ from bitdance_kernels import (
     adaln_linear_swiglu,
     adaln_norm,
     gated_residual_adaln,
+    linear,
     linear_gated_residual,
     linear_swiglu,
     patch_attention,
@@ -75,7 +76,6 @@ class Product:
             _Packed([layer.bias for layer in layers], dtype),
         ]
         self.weight, self.bias = (packed.tensor for packed in self._packed)
-        self._transposed = self.weight.t()
 
     def load(self) -> None:
         """Take the layers' parameters as they are now."""
@@ -88,7 +88,7 @@ class Product:
 
     def into(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Write the product [M, N] of `x` [M, K] into `out` and return it."""
-        return torch.addmm(self.bias, x, self._transposed, out=out)
+        return linear(x, self.weight, self.bias, out=out)
 
 
 @dataclass(frozen=True)

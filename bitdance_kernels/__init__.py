@@ -44,6 +44,7 @@ if TYPE_CHECKING or "torch" in sys.modules:
     from bitdance_kernels.denoise.denoise_step.op import denoise_step
     from bitdance_kernels.denoise.finalize_bits.op import finalize_bits
     from bitdance_kernels.denoise.gated_residual.op import gated_residual, gated_residual_adaln
+    from bitdance_kernels.denoise.linear.op import linear
     from bitdance_kernels.denoise.linear_gated_residual.op import linear_gated_residual
     from bitdance_kernels.denoise.linear_swiglu.op import linear_swiglu
     from bitdance_kernels.denoise.patch_attention.op import patch_attention
@@ -88,6 +89,7 @@ __all__ = [
     "lfq_entropy",
     "lfq_quantize",
     "lfq_quantize_commitment",
+    "linear",
     "linear_gated_residual",
     "linear_swiglu",
     "nearest_codes",

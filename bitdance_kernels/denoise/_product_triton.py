@@ -4,9 +4,9 @@ One kernel with switches computes, tile by tile,
 
     y = epilogue(prologue(x) W^T + b)
 
-for linear_swiglu, linear_gated_residual and adaln_linear. The prologue is nothing or the modulated
-LayerNorm of the rows; the epilogue nothing, the gate of a SwiGLU network (the tiles of both halves
-are one program's) or the gated sum. Sums are float32 and the result is rounded once.
+for linear, linear_swiglu, linear_gated_residual and adaln_linear. The prologue is nothing or the
+modulated LayerNorm of the rows; the epilogue nothing, the gate of a SwiGLU network (the tiles of
+both halves are one program's) or the gated sum. Sums are float32 and the result is rounded once.
 
 With many rows the programs are as many as multiprocessors, and each goes on from tile to tile; the
 operands come by TMA where the card has it. With few rows there is a program for every tile, and
@@ -184,6 +184,7 @@ def product(
     norm: Norm | None = None,
     swiglu: bool = False,
     gated: tuple[torch.Tensor, torch.Tensor] | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The product of `x` [..., C] and `weight` [N, C], [2N, C] for `swiglu`: [..., N].
 
@@ -194,10 +195,11 @@ def product(
         norm: what x goes through first.
         swiglu: silu(h1) h2 of the result h = [h1 | h2].
         gated: (residual, gate), for residual + gate h, of the dtype of `residual`.
+        out: contiguous, where the result goes; None for a new tensor.
     """
     features = weight.shape[0] // 2 if swiglu else weight.shape[0]
     like = x if gated is None else gated[0]
-    y = like.new_empty((*x.shape[:-1], features))
+    y = like.new_empty((*x.shape[:-1], features)) if out is None else out
     if y.numel() == 0:
         return y
     # Of the shape alone, so that a strided view gives the bits of what it is a view of.

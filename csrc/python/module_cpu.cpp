@@ -25,6 +25,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("gated_residual_backward", bdk_gated_residual_backward_cpu);
   bind("group_norm_silu", bdk_group_norm_silu_cpu);
   bind("group_norm_silu_backward", bdk_group_norm_silu_backward_cpu);
+  bind("linear", bdk_linear_cpu);
   bind("patch_attention", bdk_patch_attention_cpu);
   bind("patch_attention_backward", bdk_patch_attention_backward_cpu);
   bind("rope_append", bdk_rope_append_cpu);

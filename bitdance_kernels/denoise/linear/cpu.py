@@ -1,0 +1,38 @@
+"""linear in C++: csrc/cpu/linear*.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels import _native
+from bitdance_kernels.denoise import native_rows
+
+MOST_ROWS = 512
+"""Rows up to which it is at least as fast as a library's product, see the tables of results."""
+
+
+def unsupported(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> str | None:
+    reason = native_rows.float32_unsupported("linear", x)
+    if reason is not None:
+        return reason
+    rows = native_rows.count(x)
+    if rows > MOST_ROWS:
+        return f"it is for at most {MOST_ROWS} rows, got {rows}"
+    if not out.is_contiguous() and (out.dim() != 2 or out.stride(1) != 1):
+        return "it writes rows whose features are adjacent"
+    return None
+
+
+def run(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    features = weight.shape[0]
+    _kept, rows = native_rows.rows(x, weight)
+    bias = None if bias is None else bias.contiguous()
+    stride = features if out.is_contiguous() else out.stride(0)
+    _native.cpu.linear(
+        *rows, 0 if bias is None else bias.data_ptr(), out.data_ptr(), stride,
+        native_rows.count(x), x.shape[-1], features, torch.get_num_threads(),
+    )  # fmt: skip

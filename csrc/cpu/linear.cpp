@@ -1,0 +1,38 @@
+// linear: the entry, choice of the instruction set.
+#include "cpu/linear.h"
+
+#include "bitdance_kernels.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+
+namespace bdk {
+namespace {
+
+// Multiply-adds a thread must have to be worth starting: about 3 us.
+constexpr int64_t kGrain = int64_t{1} << 17;
+constexpr LinearLoops kScalarLoops = {linear_features};
+
+const LinearLoops& choose() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kLinearAvx512;
+  if (active_isa() == kAvx2) return kLinearAvx2;
+#endif
+  return kScalarLoops;
+}
+
+}  // namespace
+}  // namespace bdk
+
+int bdk_linear_cpu(const float* x, int64_t x_stride, const float* weight, int64_t weight_stride,
+                   const float* bias_or_null, float* y, int64_t y_stride, int64_t rows,
+                   int64_t channels, int64_t features, int threads) {
+  using namespace bdk;
+  if (rows < 0 || channels < 1 || features < 0 || threads < 1) return BDK_BAD_SIZE;
+  const LinearLoops& loops = choose();
+  const Linear linear = {x, x_stride, weight, weight_stride, bias_or_null,
+                         y, y_stride, rows,   channels};
+  const int64_t grain = kGrain / (rows * channels + 1) + 1;
+  parallel_for(features, grain, kBlockFeatures, threads,
+               [&](int64_t begin, int64_t end) { loops.features(linear, begin, end); });
+  return BDK_OK;
+}
