@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bitdance.layers import Linear
 from bitdance_kernels import swiglu
 
 __all__ = ["InputProjection", "TextToImageProjection", "position_embedding_2d"]
@@ -22,8 +23,8 @@ class InputProjection(nn.Module):
     def __init__(self, bits: int, dim: int) -> None:
         super().__init__()
         hidden = int(1.5 * dim)
-        self.w1 = nn.Linear(bits, 2 * hidden)
-        self.w2 = nn.Linear(hidden, dim)
+        self.w1 = Linear(bits, 2 * hidden)
+        self.w2 = Linear(hidden, dim)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[..., bits] to [..., dim]."""
@@ -40,8 +41,8 @@ class TextToImageProjection(nn.Module):
 
     def __init__(self, bits: int, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(bits, dim)
-        self.fc2 = nn.Linear(dim, dim)
+        self.fc1 = Linear(bits, dim)
+        self.fc2 = Linear(dim, dim)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[..., bits] to [..., dim]."""

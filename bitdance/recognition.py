@@ -12,6 +12,7 @@ from torch import nn
 from bitdance.autoencoder_blocks import Decoder
 from bitdance.config import NORM_GROUPS, AutoencoderConfig, HeadConfig
 from bitdance.diffusion_head import HeadNetwork
+from bitdance.layers import Linear
 from bitdance.official_methods import DecoderMethods, HeadMethods
 
 __all__ = [
@@ -128,8 +129,8 @@ def same_layer(where: str, expected: nn.Module, found: Any) -> None:
     Raises:
         PatchError: they differ.
     """
-    same_type = isinstance(found, type(expected))
-    if not same_type or (type(found) is type(expected) and repr(found) != repr(expected)):
+    kind = nn.Linear if isinstance(expected, Linear) else type(expected)
+    if not isinstance(found, kind) or (type(found) is kind and repr(found) != repr(expected)):
         raise PatchError(f"patch_official: {where} must be {expected}, got {found}")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bitdance.kv_cache import KVCache
+from bitdance.layers import Linear
 from bitdance_kernels import (
     Ranges,
     block_causal_attention,
@@ -64,8 +65,8 @@ class _Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
+        self.wqkv = Linear(dim, 3 * dim, bias=False)
+        self.wo = Linear(dim, dim, bias=False)
 
     def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
         """A whole sequence [B, T, C] under an interval mask."""
@@ -99,8 +100,8 @@ class _FeedForward(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         hidden = -(-int(8 / 3 * dim) // 256) * 256  # rounded up to a multiple of 256
-        self.w1 = nn.Linear(dim, 2 * hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w1 = Linear(dim, 2 * hidden, bias=False)
+        self.w2 = Linear(hidden, dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.w2(swiglu(self.w1(x)))

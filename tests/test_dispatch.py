@@ -197,4 +197,4 @@ def test_every_op_is_registered_under_its_name():
         assert op.name == name
         assert hasattr(torch.ops.bitdance, name)
         for order in op.order.values():
-            assert order[-1] == "reference"  # so that auto always finds one
+            assert "reference" in order  # so that auto always finds one

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 def run(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    if x.dim() == 2 and bias is not None:
-        torch.addmm(bias, x, weight.t(), out=out)
-    else:
+    if not out.is_contiguous():
         out.copy_(F.linear(x, weight, bias))
+        return
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    written = out.view(len(rows), len(weight))
+    if bias is None:
+        torch.mm(rows, weight.t(), out=written)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=written)
