@@ -21,6 +21,7 @@ from bitdance.autoencoder_attention import (
     edge_positions,
 )
 from bitdance.config import NORM_GROUPS, AutoencoderConfig
+from bitdance.layers import Linear
 from bitdance_kernels import group_norm_silu
 
 __all__ = [
@@ -48,9 +49,11 @@ class CodeStatistics(NamedTuple):
     @classmethod
     def of(cls, codes: torch.Tensor) -> CodeStatistics:
         """Statistics of `codes` [B, C, h, w]: std = sqrt(unbiased variance + 1e-6)."""
-        wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, dim=(2, 3), correction=1)
-        return cls(mean.to(codes.dtype), (variance + _EPS).sqrt().to(codes.dtype))
+        # Not by torch.var_mean, which takes the values one by one on the CPU.
+        wide = codes.to(torch.promote_types(codes.dtype, torch.float32)).flatten(2)
+        mean = wide.mean(dim=-1, keepdim=True)
+        variance = (wide - mean).square().sum(dim=-1) / (wide.shape[-1] - 1)
+        return cls(mean.squeeze(-1).to(codes.dtype), (variance + _EPS).sqrt().to(codes.dtype))
 
 
 class Modulation(NamedTuple):
@@ -107,7 +110,7 @@ class ResBlock(nn.Module):
         h = _apply_norm(self.norm2, h, normalize)
         if isinstance(self.conv2, nn.Conv2d):
             return self.conv2(h).add_(shortcut)  # a fresh result, which no gradient needs
-        return self.conv2(h, shortcut)  # packed: see autoencoder_packed
+        return self.conv2(h, shortcut)  # packed, and written into the shortcut
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -118,8 +121,8 @@ class AdaptiveGroupNorm(nn.Module):
 
     def __init__(self, z_channels: int, channels: int) -> None:
         super().__init__()
-        self.gamma = nn.Linear(z_channels, channels)
-        self.beta = nn.Linear(z_channels, channels)
+        self.gamma = Linear(z_channels, channels)
+        self.beta = Linear(z_channels, channels)
 
     def modulation(self, statistics: CodeStatistics) -> Modulation:
         """What the norm takes of a code."""

@@ -61,7 +61,7 @@ class PackedConvolution(nn.Module):
         self._weight: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """The convolution of `x`, and `residual` of its shape added where it is made."""
+        """The convolution of `x`; added to `residual`, of its shape, where one is given."""
         layer, ops = self.convolution, torch.ops.mkldnn
         shape = (layer.padding, layer.stride, layer.dilation, layer.groups)
         if self._weight is None:
@@ -69,4 +69,4 @@ class PackedConvolution(nn.Module):
         weights = (self._weight, layer.bias, *shape)
         if residual is None:
             return ops._convolution_pointwise(x, *weights, "none", [], "")
-        return ops._convolution_pointwise(x, residual, *weights, "add", None, None, [], None)
+        return ops._convolution_pointwise_(residual, x, *weights, "add", None, None, [], None)

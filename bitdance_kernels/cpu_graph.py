@@ -209,7 +209,10 @@ class _Recorder(TorchDispatchMode):
             self.calls.append(functools.partial(out, *args, **kwargs, out=into))
         else:
             again = functools.partial(func, *args, **kwargs)
-            self.calls.append(functools.partial(_copy_results, again, pytree.tree_leaves(into)))
+            if isinstance(into, torch.Tensor):
+                self.calls.append(functools.partial(_copy_result, again, into))
+            else:
+                self.calls.append(functools.partial(_copy_results, again, pytree.tree_leaves(into)))
         return made
 
     def _own(self, result: torch.Tensor) -> torch.Tensor:
@@ -251,6 +254,10 @@ def _out_variant(func: Any) -> Any | None:
         if last.name == "out" and [(a.name, str(a.type)) for a in others] == wanted:
             return overload
     return None
+
+
+def _copy_result(function: Callable[[], torch.Tensor], target: torch.Tensor) -> None:
+    target.copy_(function())
 
 
 def _copy_results(function: Callable[[], Any], targets: list[Any]) -> None:
