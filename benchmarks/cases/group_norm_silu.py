@@ -30,6 +30,8 @@ def samples(device: torch.device) -> Iterator[Call]:
     yield Call("one position", (make((2, 8, 1, 1)), 2))
     yield Call("one channel a group, weight alone", (make((1, 3, 4, 4)), 3, make((3,))))
     yield Call("no image", (make((0, 8, 4, 4)), 2, make((8,)), make((8,))))
+    many = make((2, 8, 19, 15)).contiguous(memory_format=torch.channels_last)
+    yield Call("chunks of many positions", (5 + many, 4, make((8,)), make((8,))))
 
 
 def _timing(batch: int, channels: int, size: int, dtype: torch.dtype, *devices: str) -> Timing:

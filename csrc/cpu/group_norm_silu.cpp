@@ -9,8 +9,8 @@
 namespace bdk {
 namespace {
 
-// Values a thread must have to be worth starting: about 10 us.
-constexpr int64_t kGrain = 16384;
+// Values a thread must have to be worth starting: about 5 us.
+constexpr int64_t kGrain = 8192;
 
 struct FeatureMap {
   int64_t images, channels, positions, groups;

@@ -41,15 +41,39 @@ extern const GroupNormLoops kGroupNormAvx2, kGroupNormAvx512;
 
 namespace {  // compiled anew for each instruction set
 
+// Positions that a loop over channels takes at once: it is short, and what it begins with, and the
+// loads of what there is once a channel, cost as much as several of them.
+constexpr int kTogether = 4;
+
+template <int kPositions>
+inline void add_moments(const float* x, int64_t channels, const float* pivots, float* sums,
+                        float* squares) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    float sum = 0.0f, square = 0.0f;
+    for (int i = 0; i < kPositions; ++i) {
+      const float distance = x[i * channels + c] - pivots[c];
+      sum += distance;
+      square += distance * distance;
+    }
+    sums[c] += sum;
+    squares[c] += square;
+  }
+}
+
 // In one pass, of distances to the mean of some values of the group, which leave the sums of
 // squares nearly as small as distances to the mean of all do.
 constexpr int64_t kPivotSamples = 8;
+// Positions whose sums are float32: those of more would lose too much.
+constexpr int64_t kFloatPositions = 64;
 
 inline void norm_moments_last(const float* x, int64_t positions, int64_t channels, int64_t groups,
                               Spread* spreads) {
   float pivots[kNormMostChannels], sums[kNormMostChannels], squares[kNormMostChannels];
+  double all_sums[kNormMostChannels], all_squares[kNormMostChannels];
   const int64_t width = channels / groups;
-  for (int64_t c = 0; c < channels; ++c) pivots[c] = sums[c] = squares[c] = 0.0f;
+  for (int64_t c = 0; c < channels; ++c) pivots[c] = 0.0f;
+  for (int64_t c = 0; c < channels; ++c) all_sums[c] = all_squares[c] = 0.0;
   for (int64_t sample = 0; sample < kPivotSamples; ++sample) {
     const float* from = x + positions * sample / kPivotSamples * channels;
 #pragma omp simd
@@ -61,21 +85,25 @@ inline void norm_moments_last(const float* x, int64_t positions, int64_t channel
     const float pivot = sum / static_cast<float>(kPivotSamples * width);
     for (int64_t c = g * width; c < (g + 1) * width; ++c) pivots[c] = pivot;
   }
-  for (int64_t p = 0; p < positions; ++p) {
-    const float* from = x + p * channels;
+  for (int64_t p = 0; p < positions;) {
+    const int64_t end = p + kFloatPositions < positions ? p + kFloatPositions : positions;
+    for (int64_t c = 0; c < channels; ++c) sums[c] = squares[c] = 0.0f;
+    for (; p + kTogether <= end; p += kTogether) {
+      add_moments<kTogether>(x + p * channels, channels, pivots, sums, squares);
+    }
+    for (; p < end; ++p) add_moments<1>(x + p * channels, channels, pivots, sums, squares);
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      const float distance = from[c] - pivots[c];
-      sums[c] += distance;
-      squares[c] += distance * distance;
+      all_sums[c] += static_cast<double>(sums[c]);
+      all_squares[c] += static_cast<double>(squares[c]);
     }
   }
   const double count = static_cast<double>(positions * width);
   for (int64_t g = 0; g < groups; ++g) {
     double sum = 0.0, square = 0.0;
     for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      sum += static_cast<double>(sums[c]);
-      square += static_cast<double>(squares[c]);
+      sum += all_sums[c];
+      square += all_squares[c];
     }
     const double shift = sum / count, rest = square - sum * shift;
     spreads[g] = {count, static_cast<double>(pivots[g * width]) + shift, rest < 0.0 ? 0.0 : rest};
@@ -117,15 +145,24 @@ inline float norm_slope(float grad, float x, float mean, float a, float d) {
   return grad * s * (1.0f + z * (1.0f - s));
 }
 
+template <bool kSilu, int kPositions>
+inline void apply_to(const float* x, int64_t channels, NormCoefficients k, float* y) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int i = 0; i < kPositions; ++i) {
+      y[i * channels + c] = norm_value<kSilu>(x[i * channels + c], k.mean[c], k.a[c], k.d[c]);
+    }
+  }
+}
+
 template <bool kSilu>
 inline void apply_last(const float* x, int64_t positions, int64_t channels, NormCoefficients k,
                        float* y) {
-  for (int64_t p = 0; p < positions; ++p, x += channels, y += channels) {
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      y[c] = norm_value<kSilu>(x[c], k.mean[c], k.a[c], k.d[c]);
-    }
+  int64_t p = 0;
+  for (; p + kTogether <= positions; p += kTogether) {
+    apply_to<kSilu, kTogether>(x + p * channels, channels, k, y + p * channels);
   }
+  for (; p < positions; ++p) apply_to<kSilu, 1>(x + p * channels, channels, k, y + p * channels);
 }
 
 inline void norm_apply_last(const float* x, int64_t positions, int64_t channels, NormCoefficients k,

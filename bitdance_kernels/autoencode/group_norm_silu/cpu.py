@@ -10,10 +10,10 @@ from bitdance_kernels import _native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 _MOST_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu.h
-# Values of a channels-last map that are summed up at a time, after which every channel costs some
-# work, and the most positions, beyond which sums in float32 lose too much: of moments, of
-# gradients.
-_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 32768, 64, 16
+# Values of a channels-last map that a thread takes at a time, each of which begins and ends with
+# some work for every channel, and the most positions: of moments, and of gradients, whose sums in
+# float32 lose too much beyond.
+_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 32768, 256, 16
 
 
 class _Map(NamedTuple):
