@@ -8,8 +8,8 @@
 namespace bdk {
 namespace {
 
-// Elements a thread must have to be worth starting: about 10 us.
-constexpr int64_t kGrain = 16384;
+// Elements a thread must have to be worth starting: about 3 us.
+constexpr int64_t kGrain = 4096;
 constexpr AdalnNormRows kScalarRows = {adaln_norm_row, adaln_norm_backward_row,
                                        adaln_norm_add_affine};
 

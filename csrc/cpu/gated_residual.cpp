@@ -10,8 +10,8 @@
 namespace bdk {
 namespace {
 
-// Elements a thread must have to be worth starting: about 10 us.
-constexpr int64_t kGrain = 16384;
+// Elements a thread must have to be worth starting: about 3 us.
+constexpr int64_t kGrain = 4096;
 // Bytes of an output that no core's own caches hold.
 constexpr int64_t kStreamed = 2 << 20;
 constexpr GatedResidualRows kScalarRows = {gated_residual_row, nullptr, gated_residual_norm_row,

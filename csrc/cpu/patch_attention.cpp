@@ -8,8 +8,8 @@
 namespace bdk {
 namespace {
 
-// Multiply-adds a thread must have to be worth starting: about 20 us.
-constexpr int64_t kGrain = int64_t{1} << 19;
+// Multiply-adds a thread must have to be worth starting: about 3 us.
+constexpr int64_t kGrain = int64_t{1} << 15;
 constexpr PatchAttentionLoops kScalarLoops = {patch_attention_forward, patch_attention_backward};
 
 const PatchAttentionLoops& choose() {

@@ -8,8 +8,8 @@
 namespace bdk {
 namespace {
 
-// Results a thread must have to be worth starting: about 10 us.
-constexpr int64_t kGrain = 16384;
+// Results a thread must have to be worth starting: about 3 us.
+constexpr int64_t kGrain = 4096;
 constexpr SwigluRows kScalarRows = {swiglu_row, swiglu_backward_row};
 
 const SwigluRows& choose() {
