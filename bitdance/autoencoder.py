@@ -19,6 +19,8 @@ from bitdance_kernels import default_backend
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
+_MIDDLE = torch.tensor(128.0)  # grey
+
 MOST_CAPTURED_PIXELS = 2**14
 """Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the
 decoder's weights that is packed for its convolutions."""
@@ -389,4 +391,4 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point, got {images.dtype}")
-    return (127.5 * images.float()).add_(128).clamp_(0, 255).to(torch.uint8)
+    return torch.add(_MIDDLE, images.float(), alpha=127.5).clamp_(0, 255).to(torch.uint8)

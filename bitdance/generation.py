@@ -101,7 +101,7 @@ def _decoding(
     """That of an earlier run of the same kind, if all memory is where it was then."""
     rows = 2 * count if guided else count
     cache = model.reserve_cache(rows)
-    memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in model.parameters()))
+    memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in graphs.parameters(model)))
     # Where cfg is 1 (step 0 of the linear schedule) the halves go on independently.
     shared = guided and guidance[0] > 1
     kind = (rows, guided, shared, steps, mode, cache.lengths.device, default_backend())

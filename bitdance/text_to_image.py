@@ -188,7 +188,7 @@ class TextToImageModel(nn.Module):
             self.runs.clear()
             self._cache = trunk.allocate(rows, -(-tokens // _CACHE_STEP) * _CACHE_STEP)
         cache = self._cache.first(rows)
-        memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in self.parameters()))
+        memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in graphs.parameters(self)))
         kind = (rows, grid, guided, steps, self.config.parallel_num, device, default_backend())
         return self.runs.get(
             memory,
