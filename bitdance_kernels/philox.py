@@ -117,8 +117,8 @@ def noise(
         dtype: float32, or float64 for the same normals with the logarithm, the root, sine and
             cosine in float64 (what the float32 ones are checked against).
         backend: "reference" for the formula in PyTorch, which the kernels are checked against, or
-            "auto": in C++ for float32 on the CPU, where it is built and ``use_backend`` names no
-            other.
+            "auto": for float32 in C++ on the CPU and in Triton on a GPU, where they are there and
+            ``use_backend`` names no other.
 
     Returns:
         `dtype` [R, elements], contiguous.
@@ -139,8 +139,11 @@ def noise(
         raise TypeError(f"noise: dtype must be float32 or float64, got {dtype}")
     if backend not in ("auto", "reference"):
         raise ValueError(f"noise: backend must be auto or reference, got {backend!r}")
-    if backend == "auto" and dtype == torch.float32 and _native_can(keys):
-        return _native_noise(keys, step, elements)
+    if backend == "auto" and dtype == torch.float32 and not _traced(keys):
+        if _native_can(keys):
+            return _native_noise(keys, step, elements)
+        if _triton_can(keys):
+            return _triton_noise(keys, step, elements)
     words = _blocks(keys, step, elements).unflatten(-1, (2, 2))
     uniform = ((words >> 8).to(torch.float32) + 0.5) * 2.0**-24
     uniform = uniform.to(dtype)
@@ -150,25 +153,52 @@ def noise(
     return normals.flatten(1)[:, :elements].contiguous()
 
 
+def _traced(keys: torch.Tensor) -> bool:
+    """Whether somebody looks on: an address then means nothing, and a kernel would not be seen."""
+    if torch.compiler.is_compiling():
+        return True
+    captured = keys.is_cpu and CpuGraph.capturing()
+    return bool(_get_current_dispatch_mode_stack()) and not captured
+
+
 def _native_can(keys: torch.Tensor) -> bool:
-    # Traced, an address means nothing, and a mode that looks on would see nothing of it.
-    seen = torch.compiler.is_compiling() or bool(_get_current_dispatch_mode_stack())
-    here = keys.device.type == "cpu" and (not seen or CpuGraph.capturing())
     chosen = default_backend() in ("auto", "cpu")
-    return here and chosen and _native.cpu.unavailable("noise") is None
+    return keys.is_cpu and chosen and _native.cpu.unavailable("noise") is None
 
 
 def _native_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
     _check(keys, step, elements)
     normals = torch.empty(keys.shape[0], elements)
-    if not isinstance(step, torch.Tensor):
-        step = torch.full((), step, dtype=torch.int64)
-    keys, step = keys.contiguous(), step.to(torch.int64)
+    keys, step = keys.contiguous(), _step_tensor(keys, step)
     _native.cpu.noise(
         keys.data_ptr(), keys.shape[0], elements, step.data_ptr(), normals.data_ptr(), 0,
         torch.get_num_threads(),
     )  # fmt: skip
     return normals
+
+
+def _triton_can(keys: torch.Tensor) -> bool:
+    chosen = default_backend()
+    if chosen != "triton" and not (chosen == "auto" and keys.is_cuda):
+        return False
+    try:
+        from bitdance_kernels import _triton
+    except ImportError:
+        return False
+    return _triton.unsupported(keys) is None
+
+
+def _triton_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
+    from bitdance_kernels import _philox_triton
+
+    _check(keys, step, elements)
+    return _philox_triton.noise(keys, _step_tensor(keys, step), elements)
+
+
+def _step_tensor(keys: torch.Tensor, step: torch.Tensor | int) -> torch.Tensor:
+    if isinstance(step, torch.Tensor):
+        return step.to(torch.int64)
+    return torch.full((), step, dtype=torch.int64, device=keys.device)
 
 
 def noise_keys(
@@ -246,10 +276,7 @@ def _check(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> None:
 def _blocks(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
     """Words [R, ceil(elements / 4), 4]."""
     _check(keys, step, elements)
-    if isinstance(step, torch.Tensor):
-        step = step.reshape(()).to(torch.int64) & _MASK
-    else:
-        step = torch.full((), step, dtype=torch.int64, device=keys.device)
+    step = _step_tensor(keys, step).reshape(()) & _MASK
     seed, ar_step, sample = keys.unbind(1)
     key = torch.stack((seed & _MASK, seed >> 32 & _MASK), dim=-1)
     block = torch.arange((elements + 3) // 4, dtype=torch.int64, device=keys.device)

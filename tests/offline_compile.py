@@ -37,6 +37,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks.cases import all_cases
+from bitdance_kernels import _philox_triton, noise_keys
 from bitdance_kernels._op import KernelOp
 from bitdance_kernels.testing import Case
 
@@ -190,6 +191,11 @@ def report(capability: int, ops: list[str], known: frozenset[str]) -> dict[str, 
             before = compiler.launches
             launch_all(case)
             launches[name] = compiler.launches - before
+    if not ops or "noise" in ops:  # which is no op
+        before = compiler.launches
+        for elements in (512, 7):
+            _philox_triton.noise(noise_keys(0, range(3)), torch.tensor(0), elements)
+        launches["noise"] = compiler.launches - before
     return {"launches": launches, "faults": compiler.faults}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bitdance_kernels
-from bitdance_kernels import _native, noise, noise_keys, use_backend
+from bitdance_kernels import _native, denoise_step, noise, noise_keys, use_backend
 from bitdance_kernels.philox import noise_words, philox4x32
 from bitdance_kernels.testing import compare
 
@@ -145,6 +145,43 @@ def test_neighbours_are_uncorrelated(neighbour):
     a, b = draw(**base), draw(**base | {neighbour: base[neighbour] + 1})
     for x, y in ((a, b), (a.square() - 1, b.square() - 1)):
         assert abs((x * y).mean() / (x.norm() * y.norm() / n)) < 5 / math.sqrt(n)
+
+
+def _triton_noise(keys, step, elements):
+    with use_backend("triton"):
+        return noise(keys, step, elements, backend="auto")
+
+
+@pytest.mark.parametrize("elements", [0, 1, 3, 4, 6, 37, 520])
+def test_normals_of_the_kernel_are_within_rounding(elements):
+    keys = noise_keys([0, 2**64 - 1, 12345], [0, 2**32 - 1, 6], ar_step=2**31 - 1, stream=1)
+    for step in (0, 101, 2**32 - 1):
+        normals = _triton_noise(keys, step, elements)
+        formula = noise(keys, step, elements)
+        assert normals.is_contiguous()
+        assert elements == 0 or not torch.equal(normals, formula), "the kernel's own roundings"
+        wide = noise(keys, step, elements, dtype=torch.float64)
+        compare("rounded", normals, formula, wide, "noise in Triton")
+        assert torch.equal(_triton_noise(keys, torch.tensor([step]), elements), normals)
+    columns = keys.t().contiguous().t()
+    assert torch.equal(_triton_noise(columns, 2**32 - 1, elements), normals)
+    assert _triton_noise(keys[:0], 0, elements).shape == (0, elements)
+
+
+def test_the_kernel_draws_what_a_step_draws():
+    keys, table = noise_keys([3, 8], [1, 0]), torch.tensor([[0.0, 0.0, 1.0]])
+    x = torch.zeros(2, 3, 8)
+    drawn = denoise_step(x, x, table, 0, keys=keys, backend="triton")
+    assert torch.equal(_triton_noise(keys, 1, 24).view(2, 3, 8), drawn)
+
+
+def test_what_is_traced_is_the_formula():
+    keys = noise_keys(4, range(3))
+    with use_backend("triton"):
+        compiled = torch.compile(
+            lambda keys: noise(keys, 2, 20, backend="auto"), fullgraph=True, backend="aot_eager"
+        )
+        assert torch.equal(compiled(keys), noise(keys, 2, 20))
 
 
 NATIVE_CPU = pytest.mark.skipif(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from bitdance_kernels import _triton
-from bitdance_kernels.denoise._noise_triton import four_normals
+from bitdance_kernels._philox_triton import four_normals
 
 # Counters a program. Some hundred instructions a counter hide every load.
 _BLOCK = 128

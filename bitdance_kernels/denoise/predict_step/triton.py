@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from bitdance_kernels import _triton
+from bitdance_kernels._philox_triton import four_normals
 from bitdance_kernels._rows import as_rows
-from bitdance_kernels.denoise._noise_triton import four_normals
 from bitdance_kernels.denoise._product_triton import load_tile, modulated, moments, store_tile
 from bitdance_kernels.denoise.product_config import MULTIPROCESSORS
 

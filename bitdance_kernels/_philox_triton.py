@@ -1,9 +1,15 @@
-"""Triton code of the sampler's noise: Philox words to normals, four a counter."""
+"""The sampler's noise in Triton: Philox words to normals, four a counter."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+from bitdance_kernels import _triton
+
+# Counters a program, as in denoise_step.
+_BLOCK = 128
 
 
 @triton.jit
@@ -56,3 +62,39 @@ def four_normals(keys_ptr, row, block, step, BLOCK: tl.constexpr):
     z0, z1 = _normals(w0, w1)
     z2, z3 = _normals(w2, w3)
     return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK, 4))
+
+
+@triton.jit
+def _noise_kernel(
+    keys_ptr, step_ptr, y_ptr, elements, row_blocks, total_blocks,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0)
+    if WIDE:  # a division of 64 bits costs as much as Philox does
+        i = i.to(tl.int64)
+    i = i * BLOCK + tl.arange(0, BLOCK)
+    # Lanes past the end draw for the first row, whose key exists.
+    row = tl.where(i < total_blocks, i // row_blocks, 0)
+    block = tl.where(i < total_blocks, i - row * row_blocks, 0)
+    row = row.to(tl.int64)
+    step = tl.load(step_ptr).to(tl.int64)
+    normals = four_normals(keys_ptr, row, block, step, BLOCK)
+    in_row = block.to(tl.int64)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    inside = (i < total_blocks)[:, None] & (in_row < elements)
+    tl.store(y_ptr + (row[:, None] * elements + in_row), normals, mask=inside)
+
+
+def noise(keys: torch.Tensor, step: torch.Tensor, elements: int) -> torch.Tensor:
+    """float32 [R, elements], see ``bitdance_kernels.noise``; `step` is a tensor beside `keys`."""
+    y = torch.empty(len(keys), elements, device=keys.device)
+    if y.numel() == 0:
+        return y
+    row_blocks = triton.cdiv(elements, 4)
+    blocks = len(keys) * row_blocks
+    with _triton.on_device(keys):
+        _noise_kernel[(triton.cdiv(blocks, _BLOCK),)](
+            keys.contiguous(), step, y, elements, row_blocks, blocks,
+            WIDE=blocks + _BLOCK >= 2**31, BLOCK=_BLOCK,
+            enable_fp_fusion=False,  # as in denoise_step, so that normals are the same to the bit
+        )  # fmt: skip
+    return y
