@@ -330,7 +330,7 @@ class BinaryAutoencoder(nn.Module):
                 f"h, w = {list(codes.shape[2:])}"
             )
         # One memory layout, so that the same codes give the same image however they came.
-        return codes.to(self._dtype).contiguous()
+        return codes.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def _noise(
         self,

@@ -50,10 +50,10 @@ class CodeStatistics(NamedTuple):
     def of(cls, codes: torch.Tensor) -> CodeStatistics:
         """Statistics of `codes` [B, C, h, w]: std = sqrt(unbiased variance + 1e-6)."""
         # Not by torch.var_mean, which takes the values one by one on the CPU.
-        wide = codes.to(torch.promote_types(codes.dtype, torch.float32)).flatten(2)
-        mean = wide.mean(dim=-1, keepdim=True)
-        variance = (wide - mean).square().sum(dim=-1) / (wide.shape[-1] - 1)
-        return cls(mean.squeeze(-1).to(codes.dtype), (variance + _EPS).sqrt().to(codes.dtype))
+        wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
+        mean = wide.mean(dim=(2, 3), keepdim=True)
+        variance = (wide - mean).square().sum(dim=(2, 3)) / (codes.shape[2] * codes.shape[3] - 1)
+        return cls(mean[:, :, 0, 0].to(codes.dtype), (variance + _EPS).sqrt().to(codes.dtype))
 
 
 class Modulation(NamedTuple):
