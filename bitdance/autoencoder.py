@@ -19,7 +19,7 @@ from bitdance_kernels import default_backend
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
-_MIDDLE = torch.tensor(128.0)  # grey
+_MIDDLE = torch.tensor(128.0, device="cpu")  # a sum that begins with it is one pass
 
 MOST_CAPTURED_PIXELS = 2**14
 """Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the

@@ -44,7 +44,7 @@ def _unit(x, inside, channels, eps):
 
 
 @triton.jit
-def _forward_kernel(
+def _norm_forward_kernel(
     x_ptr, h_ptr, gate_ptr, scale_ptr, shift_ptr, weight_ptr, bias_ptr, total_ptr, normed_ptr,
     rows, channels, x_stride, h_stride, gate_stride, scale_stride, shift_stride, eps,
     GATED: tl.constexpr, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
@@ -73,7 +73,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _norm_backward_kernel(
     grad_total_ptr, grad_ptr, x_ptr, h_ptr, gate_ptr, scale_ptr, weight_ptr, bias_ptr,
     of_x_ptr, of_h_ptr, of_gate_ptr, of_scale_ptr, of_shift_ptr, of_weight_ptr, of_bias_ptr,
     rows, channels, repeats, grad_total_stride, grad_stride, x_stride, h_stride, gate_stride,
@@ -174,7 +174,7 @@ def forward(
     (scale, _, scale_stride), (shift, _, shift_stride) = map(as_rows, modulation or (x, x))
     launch = _Launch.of(rows, channels)
     with _triton.on_device(x):
-        _forward_kernel[(triton.cdiv(rows, launch.rows),)](
+        _norm_forward_kernel[(triton.cdiv(rows, launch.rows),)](
             x, h, gate, scale, shift, _vector(weight, x), _vector(bias, x),
             x if total is None else total, x if normed is None else normed, rows, channels,
             x_stride, h_stride, gate_stride, scale_stride, shift_stride, eps,
@@ -221,7 +221,7 @@ def backward(
         of_h, of_gate = of_gated or (x, x)
         of_scale, of_shift = of_modulation or (x, x)
         with _triton.on_device(x):
-            _backward_kernel[(programs,)](
+            _norm_backward_kernel[(programs,)](
                 total_grad, norm_grad, x, h, gate, scale, _vector(weight, x), _vector(bias, x),
                 of_x, of_h, of_gate, of_scale, of_shift, *sums, rows, channels, repeats,
                 total_stride, norm_stride, x_stride, h_stride, gate_stride, scale_stride, eps,

@@ -6,12 +6,7 @@
 // side by side; for the others they are dot products of rows, with vectors along the channels.
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include "cpu/vectors.h"
 
 namespace bdk {
 
@@ -20,15 +15,7 @@ constexpr int kMostChannels = 128;  // of a head
 
 namespace {  // the vectors differ between the files that include this
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
 constexpr int kVectors = kPad / kLanes;
-using Vector = float __attribute__((vector_size(4 * kLanes)));
 
 // Rows of floats, one every `stride`.
 struct Matrix {
@@ -88,14 +75,7 @@ inline void product(const float* a, int64_t a_step, int64_t a_row, Matrix b, int
 inline void totals_of_eight(const Vector* v, float* total) {
 #ifdef __AVX2__
   __m256 x[8];
-  for (int i = 0; i < 8; ++i) {
-#ifdef __AVX512F__
-    const __m512 whole = (__m512)v[i];
-    x[i] = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
-#else
-    x[i] = (__m256)v[i];
-#endif
-  }
+  for (int i = 0; i < 8; ++i) x[i] = eight_lanes(v[i]);
   const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
   const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
   _mm256_storeu_ps(total, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),

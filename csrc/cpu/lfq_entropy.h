@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/rows.h"
+#include "cpu/vectors.h"
 
 namespace bdk {
 
@@ -51,15 +52,8 @@ extern const LfqEntropyLoops kLfqEntropyAvx2, kLfqEntropyAvx512;
 
 namespace {  // the vectors differ between the files that include this
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16, kRows = 8;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kRows = 4;
-#else
-constexpr int kLanes = 4, kRows = 2;
-#endif
+constexpr int kRows = kLanes / 2;
 constexpr int kVectors = kEntropyPad / kLanes;
-using Vector = float __attribute__((vector_size(4 * kLanes)));
 
 inline Vector load(const float* values) {
   Vector v;

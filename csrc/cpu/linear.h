@@ -6,12 +6,7 @@
 // end, when the lanes are added up, is an eighth of what they cost at 192 channels.
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include "cpu/vectors.h"
 
 namespace bdk {
 
@@ -35,16 +30,9 @@ extern const LinearLoops kLinearAvx2, kLinearAvx512;
 
 namespace {  // compiled anew for each instruction set
 
-// A block is kBlockRows rows by kBlockFeatures features: as many sums as there are registers for.
-#ifdef __AVX512F__
-constexpr int kLanes = 16, kBlockRows = 4;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kBlockRows = 3;
-#else
-constexpr int kLanes = 4, kBlockRows = 3;
-#endif
+// A block is kBlockRows rows by kBlockFeatures features; its sums stay in registers.
+constexpr int kBlockRows = kLanes == 16 ? 4 : 3;
 constexpr int kBlockFeatures = 4;
-using Vector = float __attribute__((vector_size(4 * kLanes)));
 using Four = float __attribute__((vector_size(16)));
 
 // What is used again lies in a cache meanwhile: a few rows of x, 16 KiB of them, in the nearest one
@@ -58,14 +46,7 @@ inline Four totals(const Vector* v) {
   if constexpr (kCount == 4) {
     __m256 x[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-#ifdef __AVX512F__
-      const __m512 whole = (__m512)v[i];
-      x[i] = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
-#else
-      x[i] = (__m256)v[i];
-#endif
-    }
+    for (int i = 0; i < 4; ++i) x[i] = eight_lanes(v[i]);
     const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
     return (Four)_mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
   }

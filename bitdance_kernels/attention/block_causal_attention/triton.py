@@ -193,7 +193,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=_CHANGING)
-def _forward_kernel(
+def _block_causal_forward_kernel(
     q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, T, Tk, H, group, factor,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, start_b, end_b,
     D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -248,7 +248,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=_CHANGING)
-def _of_queries_kernel(
+def _block_causal_of_queries_kernel(
     grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, start_ptr, end_ptr, dq_ptr, delta_ptr,
     T, Tk, H, group, factor, scale, grad_b, grad_t, grad_h, q_b, q_t, q_h, k_b, k_t, k_h,
     v_b, v_t, v_h, start_b, end_b,
@@ -292,7 +292,7 @@ def _of_queries_kernel(
 
 
 @triton.jit(do_not_specialize=_CHANGING)
-def _transpose_kernel(
+def _block_causal_transpose_kernel(
     start_ptr, end_ptr, first_ptr, past_ptr, T, Tk, start_b, end_b, TRIPS: tl.constexpr,
     KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -306,7 +306,7 @@ def _transpose_kernel(
 
 
 @triton.jit(do_not_specialize=_CHANGING)
-def _of_keys_kernel(
+def _block_causal_of_keys_kernel(
     grad_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, first_ptr, past_ptr, dk_ptr, dv_ptr,
     T, Tk, H, group, factor, scale, grad_b, grad_t, grad_h, q_b, q_t, q_h, k_b, k_t, k_h,
     v_b, v_t, v_h, first_b, past_b,
@@ -384,7 +384,7 @@ def run(
     width = _width(D)
     with _triton.on_device(q):
         tile = config.forward(width, q.element_size(), _triton.capability(q.device))
-        _forward_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
+        _block_causal_forward_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
             q, k, v, start, end, out, lse, T, Tk, H, H // Hkv, _factor(scale, q),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], start.stride(0), end.stride(0),
             D=D, WIDTH=width, QUERIES=tile.queries, KEYS=tile.keys,
@@ -435,7 +435,7 @@ def run_backward(
         capability = _triton.capability(q.device)
         if dq.numel():
             tile = config.of_queries(width, q.element_size(), capability)
-            _of_queries_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
+            _block_causal_of_queries_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
                 grad, q, k, v, out, lse, start, end, dq, delta, *numbers, start.stride(0),
                 end.stride(0),
                 D=D, WIDTH=width, QUERIES=tile.queries, KEYS=tile.keys,
@@ -444,12 +444,12 @@ def run_backward(
         if dk.numel():
             tile = config.of_keys(width, q.element_size(), capability)
             first, past = start.new_empty((2, 1 if shared else B, Tk))
-            _transpose_kernel[(triton.cdiv(Tk, _SEARCHES), len(first))](
+            _block_causal_transpose_kernel[(triton.cdiv(Tk, _SEARCHES), len(first))](
                 start, end, first, past, T, Tk, start.stride(0), end.stride(0),
                 TRIPS=T.bit_length(), KEYS=_SEARCHES,
             )  # fmt: skip
             step = 0 if shared else Tk
-            _of_keys_kernel[(triton.cdiv(Tk, tile.keys) * B * Hkv,)](
+            _block_causal_of_keys_kernel[(triton.cdiv(Tk, tile.keys) * B * Hkv,)](
                 grad, q, k, v, lse, delta, first, past, dk, dv, *numbers, step, step,
                 D=D, WIDTH=width, QUERIES=tile.queries, KEYS=tile.keys,
                 num_warps=tile.warps, num_stages=tile.stages,

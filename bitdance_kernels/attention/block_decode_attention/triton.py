@@ -28,7 +28,7 @@ def _share(length, splits, KEYS: tl.constexpr):
 
 
 @triton.jit
-def _attend_kernel(
+def _block_decode_attend_kernel(
     q_ptr, k_ptr, v_ptr, lengths_ptr, out_ptr, sums_ptr, top_ptr, total_ptr, scale, P, Tmax, Hkv,
     row_tiles, splits, q_batch_stride, q_token_stride, q_head_stride,
     k_batch_stride, k_token_stride, k_head_stride, v_batch_stride, v_token_stride, v_head_stride,
@@ -99,7 +99,7 @@ def _attend_kernel(
 
 
 @triton.jit
-def _combine_kernel(
+def _block_decode_combine_kernel(
     lengths_ptr, sums_ptr, top_ptr, total_ptr, out_ptr, Tmax, rows, splits,
     D: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -162,14 +162,14 @@ def run(
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)
     with _triton.on_device(q):
-        _attend_kernel[(programs * splits,)](
+        _block_decode_attend_kernel[(programs * splits,)](
             q, k_cache, v_cache, lengths, out, sums, top, total, scale * _LOG2_E, P, Tmax, Hkv,
             row_tiles, splits, *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3],
             GROUP=group, D=D, CHANNELS=channels, ROWS=rows, KEYS=keys, SPLIT=splits > 1,
             num_warps=4, num_stages=3,
         )  # fmt: skip
         if splits > 1:
-            _combine_kernel[(B * P * H,)](
+            _block_decode_combine_kernel[(B * P * H,)](
                 lengths, sums, top, total, out, Tmax, P * H, splits, D=D, CHANNELS=channels,
                 KEYS=keys, PARTS=triton.next_power_of_2(splits), num_warps=2,
             )  # fmt: skip

@@ -58,7 +58,7 @@ def _belongs(GROUPS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BLO
 
 
 @triton.jit
-def _moments_kernel(
+def _group_norm_moments_kernel(
     x_ptr, moments_ptr, positions, chunks, tiles,
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, LAST: tl.constexpr,
@@ -157,7 +157,7 @@ def _affine(
 
 
 @triton.jit
-def _forward_kernel(
+def _group_norm_forward_kernel(
     x_ptr, moments_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, y_ptr,
     positions, chunks, tiles, eps,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, ADAPTIVE: tl.constexpr, SILU: tl.constexpr,
@@ -200,7 +200,7 @@ def _of_z(grad, centred, slope, offset, SILU: tl.constexpr):
 
 
 @triton.jit
-def _sums_kernel(
+def _group_norm_sums_kernel(
     grad_ptr, x_ptr, moments_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, sums_ptr,
     positions, chunks, tiles, eps,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, ADAPTIVE: tl.constexpr, SILU: tl.constexpr,
@@ -242,7 +242,7 @@ def _sums_kernel(
 
 
 @triton.jit
-def _channels_kernel(
+def _group_norm_channels_kernel(
     moments_ptr, sums_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, along_ptr,
     of_weight_ptr, of_bias_ptr, of_scale_ptr, of_shift_ptr, positions, chunks, tiles, eps,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, ADAPTIVE: tl.constexpr,
@@ -296,7 +296,7 @@ def _channels_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _group_norm_backward_kernel(
     grad_ptr, x_ptr, moments_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, along_ptr, of_x_ptr,
     positions, chunks, tiles, eps,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, ADAPTIVE: tl.constexpr, SILU: tl.constexpr,
@@ -402,7 +402,7 @@ def run(
     launch, last = _Launch.of(x, num_groups), layout == torch.channels_last
     with _triton.on_device(x):
         moments = _moments(x, num_groups, launch, last)
-        _forward_kernel[launch.grid](
+        _group_norm_forward_kernel[launch.grid](
             x, moments, *vectors, y, *launch.sizes, eps, **given, SILU=silu, **launch.joining,
             LAST=last,
         )  # fmt: skip
@@ -452,15 +452,15 @@ def run_backward(
         along = x.new_empty((images, 2, channels), dtype=torch.float32)
         with _triton.on_device(x):
             moments = _moments(x, num_groups, launch, last)
-            _sums_kernel[launch.grid](
+            _group_norm_sums_kernel[launch.grid](
                 grad, x, moments, *vectors, sums, *launch.sizes, eps, **given, SILU=silu,
                 **launch.joining, LAST=last,
             )  # fmt: skip
-            _channels_kernel[(launch.images * launch.blocks,)](
+            _group_norm_channels_kernel[(launch.images * launch.blocks,)](
                 moments, sums, *vectors, along, *of_affine, *of_adaptive, *launch.sizes, eps,
                 **given, **launch.joining,
             )  # fmt: skip
-            _backward_kernel[launch.grid](
+            _group_norm_backward_kernel[launch.grid](
                 grad, x, moments, *vectors, along, of_x, *launch.sizes, eps, **given, SILU=silu,
                 **launch.joining, LAST=last,
             )  # fmt: skip
@@ -474,7 +474,9 @@ def run_backward(
 def _moments(x: torch.Tensor, num_groups: int, launch: _Launch, last: bool) -> torch.Tensor:
     shape = (launch.images, launch.sizes[1], 2, num_groups)
     moments = x.new_empty(shape, dtype=torch.float64)
-    _moments_kernel[launch.grid](x, moments, *launch.sizes, **launch.constants, LAST=last)
+    _group_norm_moments_kernel[launch.grid](
+        x, moments, *launch.sizes, **launch.constants, LAST=last
+    )
     return moments
 
 

@@ -48,7 +48,7 @@ def _distances(
 
 
 @triton.jit
-def _hamming_kernel(
+def _hamming_distance_kernel(
     a_ptr, b_ptr, distance_ptr, n, m, width, a_stride, b_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
@@ -64,7 +64,7 @@ def _hamming_kernel(
 
 
 @triton.jit
-def _nearest_kernel(
+def _nearest_codes_kernel(
     a_ptr, b_ptr, index_ptr, distance_ptr, n, m, width, a_stride, b_stride, k,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BYTES: tl.constexpr, KEPT: tl.constexpr,
     INDEX_BITS: tl.constexpr,
@@ -111,7 +111,7 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     (a, _, a_stride), (b, _, b_stride) = as_rows(a), as_rows(b)
     width = a.shape[1]
     with _triton.on_device(a):
-        _hamming_kernel[(triton.cdiv(n, _ROWS) * triton.cdiv(m, _COLUMNS),)](
+        _hamming_distance_kernel[(triton.cdiv(n, _ROWS) * triton.cdiv(m, _COLUMNS),)](
             a, b, distance, n, m, width, a_stride, b_stride,
             ROWS=_ROWS, COLUMNS=_COLUMNS, BYTES=_bytes(width),
         )  # fmt: skip
@@ -136,7 +136,7 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
     width = a.shape[1]
     kept = max(triton.next_power_of_2(k), 2)
     with _triton.on_device(a):
-        _nearest_kernel[(triton.cdiv(n, _QUERIES),)](
+        _nearest_codes_kernel[(triton.cdiv(n, _QUERIES),)](
             a, b, index, distance, n, m, width, a_stride, b_stride, k,
             ROWS=_QUERIES, COLUMNS=max(_CANDIDATES, kept), BYTES=_bytes(width), KEPT=kept,
             INDEX_BITS=_INDEX_BITS,

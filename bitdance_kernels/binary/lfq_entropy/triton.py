@@ -40,7 +40,7 @@ def _half_codes(
 
 
 @triton.jit
-def _distribution_kernel(
+def _lfq_entropy_distribution_kernel(
     x_ptr, sums_ptr, tokens, x_stride, groups, scale, trips,
     PER_GROUP: tl.constexpr, LOW_BITS: tl.constexpr, HIGH_BITS: tl.constexpr, LOW: tl.constexpr,
     HIGH: tl.constexpr, TOKENS: tl.constexpr,
@@ -72,7 +72,9 @@ def _distribution_kernel(
 
 
 @triton.jit
-def _bits_kernel(x_ptr, sums_ptr, values, row_values, x_stride, scale, VALUES: tl.constexpr):
+def _lfq_entropy_bits_kernel(
+    x_ptr, sums_ptr, values, row_values, x_stride, scale, VALUES: tl.constexpr
+):
     """The sum of the entropies of VALUES bits."""
     program = tl.program_id(0).to(tl.int64)
     value = program * VALUES + tl.arange(0, VALUES)
@@ -113,7 +115,7 @@ def _bits_of(codes):
 
 
 @triton.jit
-def _backward_kernel(
+def _lfq_entropy_backward_kernel(
     x_ptr, of_p_ptr, share_ptr, of_x_ptr, tokens, x_stride, channels, scale,
     PER_GROUP: tl.constexpr, LOW_BITS: tl.constexpr, HIGH_BITS: tl.constexpr, LOW: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -175,7 +177,7 @@ def run(
     sums = torch.empty(programs, dtype=torch.float32, device=x.device)
     if values:
         with _triton.on_device(x):
-            _bits_kernel[(programs,)](
+            _lfq_entropy_bits_kernel[(programs,)](
                 rows, sums, values, x.shape[-1], stride, 4 / temperature, VALUES=_VALUES
             )
     per_sample = sums.sum(dtype=torch.float64) / (tokens * (x.shape[-1] // group_bits))
@@ -205,7 +207,7 @@ def run_backward(
     share = grad_sample.float() / (tokens * groups)
     low_bits = (group_bits + 1) // 2
     with _triton.on_device(x):
-        _backward_kernel[(triton.cdiv(tokens, _TOKENS), groups)](
+        _lfq_entropy_backward_kernel[(triton.cdiv(tokens, _TOKENS), groups)](
             rows, of_p.contiguous(), share, of_x, tokens, stride, x.shape[-1], 4 / temperature,
             PER_GROUP=per_group, LOW_BITS=low_bits, HIGH_BITS=group_bits // 2,
             LOW=max(2**low_bits, _LEAST), TOKENS=_TOKENS,
@@ -229,7 +231,7 @@ def _distribution(
     shape = (pieces, tables, 2**high_bits, 2**low_bits)
     sums = torch.empty(shape, dtype=torch.float32, device=x.device)
     with _triton.on_device(x):
-        _distribution_kernel[(tiles, tables, pieces)](
+        _lfq_entropy_distribution_kernel[(tiles, tables, pieces)](
             rows, sums, tokens, stride, groups, 4 / temperature, trips, PER_GROUP=per_group,
             LOW_BITS=low_bits, HIGH_BITS=high_bits, LOW=low, HIGH=high, TOKENS=_TOKENS,
         )  # fmt: skip

@@ -50,7 +50,7 @@ def _lfq_quantize_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _lfq_quantize_backward_kernel(
     grad_ptr, grad_commitment_ptr, x_ptr, of_x_ptr, total, channels, grad_stride, x_stride, share,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -116,7 +116,7 @@ def run_commitment_backward(
         return of_x
     (grad, _, grad_stride), (x, _, x_stride) = as_rows(grad), as_rows(x)
     with _triton.on_device(x):
-        _backward_kernel[(triton.cdiv(total, 2 * _BLOCK),)](
+        _lfq_quantize_backward_kernel[(triton.cdiv(total, 2 * _BLOCK),)](
             grad, grad_commitment, x, of_x, total, x.shape[-1], grad_stride, x_stride, 2 / total,
             BLOCK=2 * _BLOCK,
         )  # fmt: skip

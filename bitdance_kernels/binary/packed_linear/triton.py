@@ -56,7 +56,7 @@ def _packed_linear_kernel(
 
 
 @triton.jit
-def _of_weight_kernel(
+def _packed_linear_of_weight_kernel(
     grad_ptr, packed_ptr, of_weight_ptr, rows, features, width, grad_stride, packed_stride, trips,
     ROWS: tl.constexpr, FEATURES: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +133,7 @@ def run_backward(
     pieces = triton.cdiv(blocks, trips)
     parts = torch.empty(pieces, features, 8 * width, dtype=torch.float32, device=grad.device)
     with _triton.on_device(grad):
-        _of_weight_kernel[(tiles, pieces)](
+        _packed_linear_of_weight_kernel[(tiles, pieces)](
             grad, packed, parts, rows, features, width, grad_stride, packed_stride, trips,
             ROWS=_GRADIENT_ROWS, FEATURES=_GRADIENT_FEATURES, BYTES=_bytes(width),
         )  # fmt: skip

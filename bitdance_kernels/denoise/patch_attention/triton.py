@@ -61,7 +61,7 @@ def _exponentials(q, k, scale, PATCH: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def _patch_attention_forward_kernel(
     qkv_ptr, out_ptr, stride, channels, total, heads, scale,
     PATCH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -86,7 +86,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _patch_attention_backward_kernel(
     grad_ptr, qkv_ptr, of_qkv_ptr, grad_stride, stride, channels, total, heads, scale, factor,
     PATCH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -157,7 +157,7 @@ def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     qkv, total, stride = as_rows(qkv)
     scale = (channels // num_heads) ** -0.5 * _LOG2_E
     with _triton.on_device(qkv):
-        _forward_kernel[(programs,)](
+        _patch_attention_forward_kernel[(programs,)](
             qkv, out, stride, channels, total, num_heads, scale, **constants
         )
     return out
@@ -176,7 +176,7 @@ def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch
     channels = qkv.shape[2] // 3
     factor = (channels // num_heads) ** -0.5
     with _triton.on_device(qkv):
-        _backward_kernel[(programs,)](
+        _patch_attention_backward_kernel[(programs,)](
             grad, qkv, of_qkv, grad_stride, stride, channels, total, num_heads,
             factor * _LOG2_E, factor, **constants,
         )  # fmt: skip

@@ -26,7 +26,7 @@ def _where(rows, hidden, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def _swiglu_forward_kernel(
     h_ptr, y_ptr, h_stride, rows, hidden, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     row, channel, inside = _where(rows, hidden, ROWS, CHANNELS)
@@ -38,7 +38,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _swiglu_backward_kernel(
     grad_ptr, h_ptr, of_h_ptr, grad_stride, h_stride, rows, hidden,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -78,7 +78,7 @@ def run(h: torch.Tensor) -> torch.Tensor:
     hidden = y.shape[-1]
     grid, constants = _launch(rows, hidden)
     with _triton.on_device(h):
-        _forward_kernel[grid](h, y, stride, rows, hidden, **constants)
+        _swiglu_forward_kernel[grid](h, y, stride, rows, hidden, **constants)
     return y
 
 
@@ -94,5 +94,7 @@ def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     hidden = grad.shape[-1]
     grid, constants = _launch(rows, hidden)
     with _triton.on_device(h):
-        _backward_kernel[grid](grad, h, of_h, grad_stride, h_stride, rows, hidden, **constants)
+        _swiglu_backward_kernel[grid](
+            grad, h, of_h, grad_stride, h_stride, rows, hidden, **constants
+        )
     return of_h
