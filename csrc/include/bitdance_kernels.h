@@ -153,8 +153,8 @@ int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* o
                                      double* sums, float* coefficients, float* chunk_sums,
                                      int threads);
 
-// y = x weight^T + bias; x: [rows, channels], weight: [features, channels], y: [rows, features], one
-// row every `*_stride`.
+// y = x weight^T + bias; x: [rows, channels], weight: [features, channels], y: [rows, features],
+// one row every `*_stride`.
 int bdk_linear_cpu(const float* x, int64_t x_stride, const float* weight, int64_t weight_stride,
                    const float* bias_or_null, float* y, int64_t y_stride, int64_t rows,
                    int64_t channels, int64_t features, int threads);
