@@ -15,7 +15,7 @@ from torch import nn
 
 from bitdance.autoencoder_blocks import Decoder
 from bitdance.diffusion_head import HeadNetwork
-from bitdance.graphs import Recent
+from bitdance.graphs import Recent, parameters
 from bitdance.head_runner import Head, compute_dtype
 from bitdance.sampler import Schedule, denoise, make_head
 from bitdance_kernels import (
@@ -352,7 +352,7 @@ class HeadMethods:
             schedule = Schedule.of(self.ours, steps, shift)
             return make_head(self.ours, schedule, len(z), patch, "fast"), schedule
 
-        weights = tuple(p.data_ptr() for p in self.ours.parameters())
+        weights = tuple(p.data_ptr() for p in parameters(self.ours))
         return self.heads.get(
             weights, (len(z), patch, steps, shift, compute_dtype(self.ours)), make
         )

@@ -8,7 +8,7 @@
 namespace bdk {
 namespace {
 
-// Elements a thread must have to be worth starting: about 3 us.
+// Elements a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
 constexpr AdalnNormRows kScalarRows = {adaln_norm_row, adaln_norm_backward_row,
                                        adaln_norm_add_affine};

@@ -10,7 +10,7 @@
 namespace bdk {
 namespace {
 
-// Elements a thread must have to be worth starting: about 3 us.
+// Elements a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
 // Bytes of an output that no core's own caches hold.
 constexpr int64_t kStreamed = 2 << 20;

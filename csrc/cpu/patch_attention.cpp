@@ -8,7 +8,7 @@
 namespace bdk {
 namespace {
 
-// Multiply-adds a thread must have to be worth starting: about 3 us.
+// Multiply-adds a thread must have to be worth starting: about 5 us.
 constexpr int64_t kGrain = int64_t{1} << 15;
 constexpr PatchAttentionLoops kScalarLoops = {patch_attention_forward, patch_attention_backward};
 

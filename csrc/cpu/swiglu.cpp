@@ -8,7 +8,7 @@
 namespace bdk {
 namespace {
 
-// Results a thread must have to be worth starting: about 3 us.
+// Results a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
 constexpr SwigluRows kScalarRows = {swiglu_row, swiglu_backward_row};
 

@@ -8,7 +8,7 @@ from bitdance_kernels import _native
 from bitdance_kernels.denoise import native_rows
 
 MOST_ROWS = 512
-"""Rows up to which it is at least as fast as a library's product, see the tables of results."""
+"""Rows that it is for; with more a library's product has time to lay out its operands."""
 
 
 def unsupported(

@@ -21,8 +21,8 @@ def linear(
 ) -> torch.Tensor:
     """A linear layer: y = x W^T + b.
 
-    A library's product spends its time on bringing matrices into another order, which does not pay
-    where rows are few, as they are in a step of a sampler. Here the C++ product is for those.
+    A library's product brings matrices into another order first, which pays for many rows. The C++
+    product here does not, and is for few, such as those of a step of a sampler.
 
     Args:
         x: [..., C], floating point, any strides.
