@@ -46,7 +46,7 @@ def shape(
 
     `letters` names the dimensions for the message, for example "[B, P, C]".
     """
-    if tuple(tensor.shape) != tuple(expected):
+    if tensor.shape != expected and list(tensor.shape) != list(expected):
         wanted = f"{letters} = {list(expected)}" if letters else f"{list(expected)}"
         raise fail(op, argument, f"of shape {wanted}", f"{list(tensor.shape)}")
 

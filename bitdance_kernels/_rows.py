@@ -19,6 +19,10 @@ def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     rows = x.numel() // width if width else 0
     if x.is_contiguous():
         return x, rows, width
+    if x.dim() == 2:  # a chunk of a wider tensor: the usual case, and looked at in every call
+        across, along = x.stride()
+        if along == 1:
+            return x, rows, across
     stride = _row_stride(x)
     if stride is None:
         return x.contiguous(), rows, width

@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 import timeit
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitdance_kernels import BackendError, explain, pack_signs, use_backend
+from bitdance_kernels import BackendError, explain, pack_signs, swiglu, use_backend
 from bitdance_kernels._op import REGISTRY, KernelOp
 from bitdance_kernels.binary.pack_signs import cpu as pack_signs_cpu
 from bitdance_kernels.testing import cpu_isas
@@ -189,6 +193,67 @@ def test_the_boundary_costs_at_most_10_us():
             through, direct, alone = (timer.timeit(50) / 50 * 1e6 for timer in timers)
             over.append(through - direct - max(10, 5 * alone))
     assert statistics.median(over) <= 0
+
+
+def _negated(x):
+    return torch._neg_view(-x)  # what is in memory is -x, and the tensor knows
+
+
+class _Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("make", [_negated, lambda x: x.as_subclass(_Subclass), torch.nn.Parameter])
+def test_tensors_that_are_more_than_their_memory(make):
+    """PyTorch deals with pending negations and with subclasses, as for its own operators."""
+    x = torch.randn(3, 16)
+    with torch.no_grad():
+        result = swiglu(make(x))
+        expected = F.silu(make(x)[:, :8]) * make(x)[:, 8:]
+    assert type(result) is (_Subclass if type(make(x)) is _Subclass else torch.Tensor)
+    torch.testing.assert_close(result, expected)
+
+
+class _Names(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class _FunctionNames(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_watches_pytorch_sees_the_op(inference):
+    x = torch.randn(3, 16)
+    with torch.inference_mode(inference):
+        for mode in (_Names(), _FunctionNames()):
+            with mode:
+                swiglu(x)
+            assert any("bitdance" in name and "swiglu" in name for name in mode.names)
+        with torch.profiler.profile() as profile:
+            swiglu(x)
+        assert "bitdance::swiglu" in {event.name for event in profile.events()}
+
+
+def test_a_trace_has_the_op_in_it():
+    x = torch.randn(3, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still used
+        traced = torch.jit.trace(lambda h: swiglu(h), x)
+    assert "bitdance::swiglu" in str(traced.graph)
+    torch.testing.assert_close(traced(2 * x), swiglu(2 * x))
 
 
 def test_every_op_is_registered_under_its_name():

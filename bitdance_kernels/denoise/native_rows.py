@@ -64,7 +64,7 @@ def read(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[Rows]]:
 
 def new(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[Rows]]:
     """For each tensor [..., C] a new contiguous one, and those as the C functions take them."""
-    made = [_memory.empty(tensor.shape, tensor.dtype) for tensor in tensors]
+    made = [_memory.empty_like(tensor) for tensor in tensors]
     return made, [(t.data_ptr(), t.shape[-1], _native.DTYPE_CODES[t.dtype]) for t in made]
 
 

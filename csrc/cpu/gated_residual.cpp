@@ -12,10 +12,8 @@ namespace {
 
 // Elements a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
-// Bytes of an output that no core's own caches hold.
-constexpr int64_t kStreamed = 2 << 20;
-constexpr GatedResidualRows kScalarRows = {gated_residual_row, nullptr, gated_residual_norm_row,
-                                           gated_residual_backward_row};
+constexpr GatedResidualRows kScalarRows = {gated_residual_row<false>, nullptr,
+                                           gated_residual_norm_row, gated_residual_backward_row};
 
 const GatedResidualRows& choose() {
 #ifdef BDK_X86
@@ -35,8 +33,8 @@ int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, in
   if (rows < 0 || channels < 0 || threads < 1) return BDK_BAD_SIZE;
   const GatedResidualRows& kernel = choose();
   const WideRows in_x(x), in_h(h), in_gate(gate), out(y);
-  const bool streamed = kernel.stream != nullptr && streaming_pays() && out.wide() &&
-                        4 * rows * channels >= kStreamed;
+  const bool streamed =
+      kernel.stream != nullptr && streaming_pays(4 * rows * channels) && out.wide();
   const auto forward = streamed ? kernel.stream : kernel.forward;
   parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[4][kRowTile];

@@ -133,7 +133,7 @@ inline Spread norm_moments_span(const float* x, int64_t count) {
 template <bool kSilu>
 inline float norm_value(float x, float mean, float a, float d) {
   const float z = (x - mean) * a + d;
-  return kSilu ? z / (1.0f + exp_approximate(-z)) : z;
+  return kSilu ? silu(z) : z;
 }
 
 // Gradient of z: silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z).

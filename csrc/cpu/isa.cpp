@@ -29,11 +29,13 @@ Isa active_isa() {
   return cap < kDetected ? static_cast<Isa>(cap) : kDetected;
 }
 
-bool streaming_pays() {
+bool streaming_pays(int64_t bytes) {
 #ifdef BDK_X86
+  constexpr int64_t kLeast = 4 << 20;
   static const bool amd = __builtin_cpu_is("amd");
-  return amd;
+  return amd && bytes >= kLeast;
 #else
+  (void)bytes;
   return false;
 #endif
 }

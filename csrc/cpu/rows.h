@@ -6,7 +6,33 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 namespace bdk {
+
+// y[c] = value(c) for all c. Streamed, y goes to memory past the caches; what reads it in another
+// thread must wait for a fence. It goes there as it is computed: tiles of 4 KB that were filled
+// first took longer than stores through the caches.
+template <bool kStreamed, class Value>
+static inline void write_row(float* y, int64_t count, const Value& value) {
+  int64_t c = 0;
+#ifdef __AVX2__
+  if (kStreamed) {
+    constexpr int kBlock = 32;  // computed in registers
+    for (; c < count && reinterpret_cast<uintptr_t>(y + c) % 32 != 0; ++c) y[c] = value(c);
+    for (; c + kBlock <= count; c += kBlock) {
+      alignas(64) float block[kBlock];
+#pragma omp simd
+      for (int i = 0; i < kBlock; ++i) block[i] = value(c + i);
+      for (int i = 0; i < kBlock; i += 8) _mm256_stream_ps(y + c + i, _mm256_load_ps(block + i));
+    }
+  }
+#endif
+#pragma omp simd
+  for (int64_t i = c; i < count; ++i) y[i] = value(i);
+}
 
 struct Moments {
   float mean, rstd;
@@ -70,7 +96,8 @@ static inline float exp_approximate(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
   uint32_t bits;  // without a sign: what comes of a NaN may overflow
   memcpy(&bits, &shifted, sizeof bits);
   const uint32_t power = (bits - 0x4B400000u + 127u) << 23;  // 0x4B400000 is the pattern of kShift
@@ -80,5 +107,7 @@ static inline float exp_approximate(float x) {
 }
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_approximate(-x)); }
+
+static inline float silu(float x) { return x / (1.0f + exp_approximate(-x)); }
 
 }  // namespace bdk

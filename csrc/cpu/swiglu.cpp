@@ -1,6 +1,8 @@
 // swiglu: entries, choice of the instruction set.
 #include "cpu/swiglu.h"
 
+#include <atomic>
+
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/wide_rows.h"
@@ -10,7 +12,7 @@ namespace {
 
 // Results a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
-constexpr SwigluRows kScalarRows = {swiglu_row, swiglu_backward_row};
+constexpr SwigluRows kScalarRows = {swiglu_row<false>, nullptr, swiglu_backward_row};
 
 const SwigluRows& choose() {
 #ifdef BDK_X86
@@ -29,14 +31,17 @@ int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int thr
   if (rows < 0 || hidden < 0 || threads < 1) return BDK_BAD_SIZE;
   const SwigluRows& kernel = choose();
   const WideRows in(h), out(y);
+  const bool streamed = kernel.stream != nullptr && streaming_pays(4 * rows * hidden) && out.wide();
+  const auto forward = streamed ? kernel.stream : kernel.forward;
   parallel_for(rows, kGrain / (hidden + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[3][kRowTile];
     for_tiles(begin, end, hidden, [&](int64_t r, int64_t c, int64_t count) {
       const float* gate = in.read(r, c, count, buffers[0]);
       const float* value = in.read(r, hidden + c, count, buffers[1]);
-      kernel.forward(gate, value, out.place(r, c, buffers[2]), count);
+      forward(gate, value, out.place(r, c, buffers[2]), count);
       out.put(r, c, count, buffers[2]);
     });
+    if (streamed) std::atomic_thread_fence(std::memory_order_seq_cst);
   });
   return BDK_OK;
 }

@@ -3,6 +3,6 @@
 
 namespace bdk {
 
-const SwigluRows kSwigluAvx2 = {swiglu_row, swiglu_backward_row};
+const SwigluRows kSwigluAvx2 = {swiglu_row<false>, swiglu_row<true>, swiglu_backward_row};
 
 }  // namespace bdk

@@ -59,7 +59,7 @@ def test_fusing_changes_no_bit(dtype):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_size_changes_no_bit(isa, threads):
     """Large sums of float32 may be written past the caches, from an address within a vector on."""
-    x, h, gate = torch.randn(3, 577, 1001).unbind()  # 2.3 MB each
+    x, h, gate = torch.randn(3, 1057, 1001).unbind()  # more than 4 MiB each
     with cpu_isa(isa), cpu_threads(threads):
         whole = gated_residual(x, h, gate, backend="cpu")
         parts = [

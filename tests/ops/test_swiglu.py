@@ -1,8 +1,9 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import swiglu
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 INVALID = {
     "swiglu": (
@@ -30,3 +31,14 @@ def test_saturated_gates_have_finite_gradients():
     h = torch.tensor([[-1e4, -100.0, 100.0, 1e4] * 2], requires_grad=True)
     swiglu(h).sum().backward()
     assert h.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_size_changes_no_bit(isa, threads):
+    """Large results of float32 may be written past the caches, from within a vector on."""
+    h = torch.randn(1057, 2 * 1001)  # results of more than 4 MiB
+    with cpu_isa(isa), cpu_threads(threads):
+        whole = swiglu(h, backend="cpu")
+        parts = [swiglu(rows, backend="cpu") for rows in h.split(50)]
+    assert torch.equal(whole, torch.cat(parts))
