@@ -176,8 +176,7 @@ class KernelOp:
     def call(self, *args: Any) -> Any:
         """The op, as the room's public function calls it; the last of `args` is the backend."""
         # Across PyTorch's dispatcher a call takes 3 us more, and 7 us where that asks a formula in
-        # Python for a gradient. What nothing in PyTorch would act on, to ask which takes 2 us, stays
-        # on this side.
+        # Python for a gradient. What nothing in PyTorch would act on stays on this side.
         if torch.compiler.is_compiling() or self._concerns_pytorch(args):
             return self.overload(*args)
         return self.run(*args)

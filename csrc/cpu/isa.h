@@ -11,10 +11,9 @@ enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
 Isa active_isa();
 
 // Whether stores past the caches are quicker than stores through them for an output of `bytes` in
-// memory that has been used before. On an EPYC by a seventh from where inputs and output outgrow
-// the caches that cores share; below, what reads the output finds it there, and memory takes it at
-// 28 GB/s where the caches of two cores take 50. On a Xeon in a virtual machine they took two to
-// three times as long.
+// memory that has been used before. On an EPYC they are from where inputs and output outgrow the
+// caches that cores share; what fits there is found there by what reads it, and takes longer to
+// memory. On a Xeon in a virtual machine they took two to three times as long.
 bool streaming_pays(int64_t bytes);
 
 }  // namespace bdk

@@ -272,6 +272,12 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
                                     int64_t v_head, float scale, int dtype, int device,
                                     void* stream);
 
+// As bdk_patch_attention_cpu; head_dim is a multiple of 4, and every token starts at a multiple of
+// 16 bytes.
+int bdk_patch_attention_cuda(const float* qkv, int64_t stride, float* out, int64_t rows,
+                             int64_t patch, int64_t heads, int64_t head_dim, int device,
+                             void* stream);
+
 // qkv: [batch, tokens, heads + 2 kv_heads, head_dim], its heads adjacent; q: [batch, tokens, heads,
 // head_dim]; k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim], written from row
 // position[b] on; freqs: [positions, head_dim / 2, 2]; norms: [head_dim]. head_dim is a multiple of

@@ -25,6 +25,7 @@ PYBIND11_MODULE(_cuda, module) {
   bind("hamming_distance", bdk_hamming_distance_cuda);
   bind("nearest_codes", bdk_nearest_codes_cuda);
   bind("pack_signs", bdk_pack_signs_cuda);
+  bind("patch_attention", bdk_patch_attention_cuda);
   bind("rope_append", bdk_rope_append_cuda);
   bind("unpack_signs", bdk_unpack_signs_cuda);
   bind("noise", bdk_noise_cuda);

@@ -28,6 +28,10 @@ struct alignas(8) float2 {
   float x, y;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 struct Index {
   unsigned int x = 0;
 };
@@ -91,6 +95,7 @@ struct ThreadIndex {
 inline ThreadIndex threadIdx;
 
 inline void __syncthreads() { emulated::meet(emulated::block.all); }
+inline void __syncwarp() { emulated::meet(emulated::block.warps[emulated::warp()]); }
 
 inline float __shfl_sync(uint32_t, float value, int source) {
   return emulated::exchange(value, [&](const auto& given) { return given[source]; });

@@ -11,7 +11,8 @@ from bitdance_kernels._op import KernelOp
 
 __all__ = ["patch_attention"]
 
-_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
+_BACKWARD_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 _MOST_TOKENS = 64
 
 
@@ -26,7 +27,7 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
         qkv: [R, P, 3C], floating point, any strides: queries, keys and values of the P <= 64 tokens
             of R patches, each third with its heads side by side, D = C / `num_heads` each.
         num_heads: divides C.
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [R, P, C] of the dtype of `qkv`, contiguous.
@@ -43,7 +44,9 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
 
     Backends:
         reference; C++ on the CPU for float32 and heads of at most 128 channels; Triton on the GPU
-        for heads of at most 128 channels, and in float32 for tiles that fit the registers.
+        for heads of at most 128 channels, and in float32 for tiles that fit the registers; CUDA
+        C++ for float32 and heads of at most 128 channels, a multiple of 4 (the gradient of its
+        result is that of Triton or the reference).
     """
     return _op.call(qkv, num_heads, backend)
 
@@ -107,6 +110,6 @@ _backward_op = KernelOp(
     room=__package__,
     check=_check_backward,
     fake=_fake_backward,
-    order=_ORDER,
+    order=_BACKWARD_ORDER,
     entry="_backward",
 )
