@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import weakref
 from collections.abc import Sequence
@@ -61,10 +62,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     inside of one, its two ends would lie on pages of 4 KiB, whose 512 faults take a fifth of the
     time of 64 MiB. What lies before the first large page is never touched and takes no memory.
     """
-    size = torch.Size(shape)
-    used = size.numel() * dtype.itemsize
+    used = math.prod(shape) * dtype.itemsize
     if used < _MAPPED_BYTES or not _may_map():
-        return torch.empty(size, dtype=dtype)
+        return torch.empty(shape, dtype=dtype)
     mapping = unused.take(used + _LARGE_PAGE)
     if mapping is None:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -74,7 +74,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     memory = memory[skipped : skipped + used]
     # The tensor holds this array, so that its storage begins and ends with it.
     weakref.finalize(memory, unused.give, mapping).atexit = False
-    return torch.from_numpy(memory).view(dtype).view(size)
+    return torch.from_numpy(memory).view(dtype).view(torch.Size(shape))
 
 
 def empty_like(tensor: torch.Tensor) -> torch.Tensor:

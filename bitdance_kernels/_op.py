@@ -41,6 +41,7 @@ class BackendError(RuntimeError):
 class _Backend:
     """The two functions of a backend module that serve one op."""
 
+    name: str
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]
 
@@ -109,6 +110,22 @@ _ORDINARY_TENSORS = {
     for rest in ((), ("ADInplaceOrView", f"Autograd{device}"))
 }
 _ORDINARY_TYPES = {torch.Tensor, torch.nn.Parameter}
+_MOST_SIGNATURES = 256  # of one op
+
+
+def _is_watched() -> bool:
+    """Whether a mode, a transform or the profiler has a part in every call."""
+    return (
+        _state_keys().raw_repr() not in _ORDINARY_STATES or _is_function_mode() or _is_profiling()
+    )
+
+
+@functools.cache
+def _signer() -> Callable[[tuple[Any, ...], bool], bytes | None]:
+    """What tells calls apart: see csrc/python/signature.h; without that module, nothing does."""
+    if _native.cpu.unavailable("signature") is not None:
+        return lambda inputs, gradients: None
+    return _native.cpu.signature
 
 
 class KernelOp:
@@ -152,6 +169,7 @@ class KernelOp:
         self._check = check
         self._fake = fake
         self._loaded: dict[str, _Backend | str] = {}
+        self._chosen: dict[bytes, str] = {}  # by signature of a call: the backend that "auto" took
 
         arguments, results = schema.split("->")
         arguments = arguments.strip().removeprefix("(").removesuffix(")")
@@ -176,19 +194,31 @@ class KernelOp:
     def call(self, *args: Any) -> Any:
         """The op, as the room's public function calls it; the last of `args` is the backend."""
         # Across PyTorch's dispatcher a call takes 3 us more, and 7 us where that asks a formula in
-        # Python for a gradient. What nothing in PyTorch would act on stays on this side.
-        if torch.compiler.is_compiling() or self._concerns_pytorch(args):
+        # Python for a gradient. What nothing in PyTorch would act on stays on this side. And a call
+        # like one before, which is the rule, is neither checked again nor is a backend sought.
+        if torch.compiler.is_compiling() or _is_watched():
             return self.overload(*args)
-        return self.run(*args)
+        if args[-1] != "auto" or _default.get() != "auto":
+            return self._call_anew(args)
+        inputs = args[:-1]
+        signature = _signer()(inputs, torch.is_grad_enabled())
+        if signature is None:
+            return self._call_anew(args)
+        name = self._chosen.get(signature)
+        if name is not None:
+            return self._run_on(self._loaded[name], inputs)  # type: ignore[arg-type]
+        self._check_all(inputs)
+        backend = self.select("auto", inputs)
+        if len(self._chosen) >= _MOST_SIGNATURES:
+            self._chosen.clear()
+        self._chosen[signature] = backend.name
+        return self._run_on(backend, inputs)
+
+    def _call_anew(self, args: Sequence[Any]) -> Any:
+        return self.overload(*args) if self._concerns_pytorch(args) else self.run(*args)
 
     def _concerns_pytorch(self, args: Sequence[Any]) -> bool:
-        """Whether a mode, transform, profiler, gradient or special tensor has a part in it."""
-        if (
-            _state_keys().raw_repr() not in _ORDINARY_STATES
-            or _is_function_mode()
-            or _is_profiling()
-        ):
-            return True
+        """Whether a gradient is wanted, or a tensor is more than values in memory."""
         gradients = torch.is_grad_enabled()
         for i in self._tensors:
             tensor = args[i]
@@ -233,14 +263,17 @@ class KernelOp:
             return f"its module cannot be imported ({error})"
         run = getattr(module, f"run{self.entry}")
         if name == "reference":
-            return _Backend(run, lambda *_: None)
-        return _Backend(run, getattr(module, f"unsupported{self.entry}"))
+            return _Backend(name, run, lambda *_: None)
+        return _Backend(name, run, getattr(module, f"unsupported{self.entry}"))
 
     def run(self, *args: Any) -> Any:
         """What is below the boundary; the last of `args` is the backend."""
         inputs = args[:-1]
         self._check_all(inputs)
-        result = self.select(args[-1], inputs).run(*inputs)
+        return self._run_on(self.select(args[-1], inputs), inputs)
+
+    def _run_on(self, backend: _Backend, inputs: Sequence[Any]) -> Any:
+        result = backend.run(*inputs)
         if self._written:
             # Autograd then notices when a tensor that it saved was written by a kernel.
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])

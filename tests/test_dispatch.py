@@ -1,5 +1,6 @@
 """How a backend is chosen, and what the choice costs."""
 
+import dataclasses
 import importlib
 import os
 import statistics
@@ -35,7 +36,7 @@ def chosen(monkeypatch):
             calls.append(name)
             return run(*args)
 
-        monkeypatch.setitem(op._loaded, name, type(backend)(run, backend.unsupported))
+        monkeypatch.setitem(op._loaded, name, dataclasses.replace(backend, run=run))
     return calls
 
 
@@ -87,6 +88,7 @@ def test_a_broken_compiled_module_is_reported_at_first_use(monkeypatch):
     )  # of which `fail` knows nothing
     monkeypatch.setattr(_compiled.importlib, "import_module", fail)
     monkeypatch.setattr(_native, "cpu", _native.NativeModule("_cpu", "it was not built"))
+    monkeypatch.setattr(REGISTRY["pack_signs"], "_chosen", {})  # of a process that had the module
     with pytest.raises(BackendError, match=r"_cpu failed to load \(libgomp.so.1: cannot open"):
         pack_signs(torch.randn(8), backend="cpu")
     expected = pack_signs(torch.ones(8))  # auto goes on without it
@@ -195,12 +197,130 @@ def test_the_boundary_costs_at_most_10_us():
     assert statistics.median(over) <= 0
 
 
-def _negated(x):
-    return torch._neg_view(-x)  # what is in memory is -x, and the tensor knows
+needs_signatures = pytest.mark.skipif(
+    not cpu_isas(), reason="the C++ module, which tells calls apart, was not built"
+)
+
+
+@needs_signatures
+def test_a_call_like_one_before_is_not_checked_again(monkeypatch, chosen):
+    op, checked = REGISTRY["pack_signs"], []
+    check = op._check
+    monkeypatch.setattr(op, "_chosen", {})
+    monkeypatch.setattr(op, "_check", lambda x: (checked.append(x.shape), check(x)))
+    for x in (torch.ones(2, 8), torch.zeros(2, 8), torch.ones(3, 8), torch.ones(2, 8)):
+        assert torch.equal(pack_signs(x), pack_signs(x, backend="reference"))
+    with pytest.raises(ValueError, match=r"pack_signs: x must be \[..., C\] with C a positive"):
+        pack_signs(torch.ones(2, 7))
+    with use_backend("reference"):
+        pack_signs(torch.ones(2, 8))
+    auto = [[2, 8], [3, 8], [2, 7]]
+    named = [[2, 8], [2, 8], [3, 8], [2, 8], [2, 8]]
+    assert sorted(checked) == sorted(map(torch.Size, auto + named))
+    assert chosen == ["cpu", "reference"] * 4 + ["reference"]
+
+
+@needs_signatures
+def test_few_calls_are_remembered(monkeypatch):
+    op = REGISTRY["pack_signs"]
+    monkeypatch.setattr(op, "_chosen", {})
+    for rows in range(1, 1000):
+        pack_signs(torch.ones(rows, 8))
+        assert 1 <= len(op._chosen) <= 256
+
+
+def _signature(*arguments, gradients=False):
+    from bitdance_kernels import _native
+
+    return _native.cpu.signature(arguments, gradients)
+
+
+@needs_signatures
+def test_signatures_tell_apart_what_a_check_can_see():
+    x = torch.randn(4, 6, 8)
+    different = [
+        (x,),
+        (x, None),
+        (x, x),
+        (x[:2],),
+        (x[:, :, ::2],),
+        (x[..., :4],),
+        (x[..., :4].contiguous(),),
+        (x.transpose(0, 1),),
+        (x.flatten(),),
+        (x.flatten()[1:],),
+        (x.flatten()[2:-1], 1),
+        (x.flatten()[1:-2], 1),  # of the same size, elsewhere
+        (x.half(),),
+        (x.bfloat16(),),
+        (x.double(),),
+        (x.int(),),
+        (x.bool(),),
+        *((x, value) for value in (0, 1, 0.0, 1.0, False, True, -1, 2**40)),
+        *((x, dtype) for dtype in (torch.float32, torch.float16)),
+    ]
+    signatures = [_signature(*arguments) for arguments in different]
+    assert None not in signatures
+    assert len(set(signatures)) == len(different)
+    again = [_signature(x.clone(), *rest) for x, *rest in different]
+    alike = [x.stride() == x.clone().stride() and x.data_ptr() % 16 == 0 for x, *_ in different]
+    assert sum(alike) > 20
+    for first, second, is_alike in zip(signatures, again, alike, strict=True):
+        assert (first == second) == is_alike
+    assert _signature(torch.nn.Parameter(x)) == _signature(x)
 
 
 class _Subclass(torch.Tensor):
     pass
+
+
+class _Integer(int):
+    pass
+
+
+def _seen_by_vmap(x):
+    seen = []
+    torch.func.vmap(lambda row: (seen.append(row), row)[1])(x)
+    return seen[0]
+
+
+@needs_signatures
+@pytest.mark.filterwarnings("ignore")  # sparse CSR and nested tensors: are in beta
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch._neg_view,
+        lambda x: torch._efficientzerotensor(4, 4),
+        torch._to_functional_tensor,
+        _seen_by_vmap,
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        torch.Tensor.to_mkldnn,
+        lambda x: torch.nested.nested_tensor([x]),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        lambda x: x.to("meta"),
+        lambda x: x[:0],
+        lambda x: x.as_subclass(_Subclass),
+        lambda x: 2**64,
+        lambda x: _Integer(1),
+        lambda x: "auto",
+        lambda x: [1],
+    ],
+)
+def test_what_is_not_known_through_and_through_has_no_signature(make):
+    assert _signature(make(torch.randn(4, 4))) is None
+
+
+@needs_signatures
+def test_a_signature_is_of_calls_without_gradient():
+    x = torch.randn(4, 4, requires_grad=True)
+    assert _signature(x, gradients=True) is None
+    assert _signature(x) == _signature(x.detach(), gradients=True) == _signature(x.detach())
+    assert _signature(*[x.detach()] * 100) is None  # longer than anything that is kept
+
+
+def _negated(x):
+    return torch._neg_view(-x)  # what is in memory is -x, and the tensor knows
 
 
 @pytest.mark.parametrize("make", [_negated, lambda x: x.as_subclass(_Subclass), torch.nn.Parameter])

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bitdance_kernels import _native
+from bitdance_kernels import _native, pack_signs
+from bitdance_kernels._rows import as_rows
 from bitdance_kernels.denoise import cuda_rows
 from bitdance_kernels.denoise.adaln_norm import cuda as adaln_norm
 from bitdance_kernels.denoise.gated_residual import cuda as gated_residual
@@ -29,6 +32,49 @@ def test_cpu_functions_refuse_what_they_cannot_do(function):
         call(0, 0, 1, 8, 8, 0, 0)  # no thread
     with pytest.raises(TypeError):
         call(0, 0, 1, 8, 8, 0)  # an argument is missing
+
+
+@needs_cpu
+def test_tensors_stand_for_rows_and_for_addresses():
+    """Rows as a tensor or as (address, stride, dtype code); a pointer as a tensor or an address."""
+    x, h, gate = torch.randn(3, 4, 8), torch.randn(4, 8).expand(3, 4, 8), torch.randn(3, 4, 24)
+    expected = x + gate[..., 8:16] * h
+    rows = [t.reshape(12, -1)[:, :8] for t in (x, h.contiguous(), gate[..., 8:])]
+    tuples = [(t.data_ptr(), t.stride(0), _native.FLOAT32) for t in rows]
+    for arguments in (rows, tuples, [x, h.contiguous(), gate[..., 8:16]]):
+        y = torch.empty(3, 4, 8)
+        _native.cpu.gated_residual(*arguments, y, 12, 8, 1)
+        torch.testing.assert_close(y, expected)
+    assert not _native.cpu.evenly_spaced(x, h)
+    with pytest.raises(ValueError, match="the rows of a tensor must be evenly spaced"):
+        _native.cpu.gated_residual(x, h, gate, x, 12, 8, 1)
+    with pytest.raises(RuntimeError, match="gated_residual: dtype code not handled"):
+        _native.cpu.gated_residual(x.double(), x, x, x, 12, 8, 1)
+    with pytest.raises(TypeError, match="must be a tensor, an address or None"):
+        _native.cpu.gated_residual(x, "h", x, x, 12, 8, 1)
+
+    signs, packed = torch.randn(2, 8), torch.zeros(2, dtype=torch.uint8)
+    _native.cpu.pack_signs(signs, packed.data_ptr(), 2, 8, 8, _native.FLOAT32, 1)
+    assert torch.equal(packed, pack_signs(signs)[:, 0])
+
+
+_SIZES = st.lists(st.sampled_from([1, 1, 2, 3]), min_size=1, max_size=4)
+
+
+@needs_cpu
+@given(sizes=_SIZES, steps=st.lists(st.integers(0, 4), min_size=4, max_size=4), data=st.data())
+def test_rows_are_read_where_they_are_as_in_python(sizes, steps, data):
+    """evenly_spaced and as_rows say the same of any layout, and find the same rows."""
+    memory = torch.arange(200.0)
+    strides = [data.draw(st.sampled_from([1, sizes[-1], steps[i]])) for i in range(len(sizes))]
+    x = memory.as_strided(sizes, strides)
+    view, rows, _ = as_rows(x)
+    evenly = view.data_ptr() == x.data_ptr()
+    assert _native.cpu.evenly_spaced(x) == evenly
+    if evenly:
+        y = torch.empty(sizes)
+        _native.cpu.gated_residual(x, torch.zeros(sizes), torch.zeros(sizes), y, rows, sizes[-1], 1)
+        assert torch.equal(y, x)
 
 
 @needs_cpu
@@ -66,10 +112,7 @@ def test_halves_are_widened_and_rounded_as_pytorch_does(dtype):
         wide = torch.empty(values.shape)
         count = len(values)
         for out in (y, wide):
-            arguments = [
-                (t.data_ptr(), count, _native.DTYPE_CODES[t.dtype]) for t in (values, h, gate, out)
-            ]
-            _native.cpu.gated_residual(*arguments, 1, count, 1)
+            _native.cpu.gated_residual(values, h, gate, out, 1, count, 1)
         for out in (y, wide):
             expected = values.to(out.dtype)
             number = ~expected.isnan()

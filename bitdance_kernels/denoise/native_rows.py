@@ -1,4 +1,4 @@
-"""What the C++ backends of the head's row ops share: rows, given by address, stride and dtype."""
+"""What the C++ backends of the head's row ops share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from bitdance_kernels import _memory, _native
 from bitdance_kernels._rows import as_rows
 
 _MOST_HALVES = 8192
-
-Rows = tuple[int, int, int]
 
 
 def unsupported(
@@ -48,51 +46,22 @@ def float32_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
     return None
 
 
-def read(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[Rows]]:
-    """Tensors [..., C] to read as rows, and each as the C functions take it.
-
-    The tensors must be kept while the addresses are used: some are copies.
-    """
-    kept: list[torch.Tensor] = []
-    arguments: list[Rows] = []
-    for tensor in tensors:
-        tensor, _, stride = as_rows(tensor)
-        kept.append(tensor)
-        arguments.append((tensor.data_ptr(), stride, _native.DTYPE_CODES[tensor.dtype]))
-    return kept, arguments
+def spaced(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors [..., C], with copies of those whose rows cannot be read where they are."""
+    if _native.cpu.evenly_spaced(*tensors):
+        return tensors
+    return tuple(as_rows(tensor)[0] for tensor in tensors)
 
 
-def new(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[Rows]]:
-    """For each tensor [..., C] a new contiguous one, and those as the C functions take them."""
-    made = [_memory.empty_like(tensor) for tensor in tensors]
-    return made, [(t.data_ptr(), t.shape[-1], _native.DTYPE_CODES[t.dtype]) for t in made]
+def vector(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """A vector [C] or None as the C functions take it: contiguous, in float32."""
+    return None if tensor is None else tensor.to(torch.float32).contiguous()
 
 
-def rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
-    """Tensors [..., C] to read as rows, and for each its address and its stride, flattened.
-
-    The tensors must be kept while the addresses are used: some are copies.
-    """
-    kept: list[torch.Tensor] = []
-    arguments: list[int] = []
-    for tensor in tensors:
-        tensor, _, stride = as_rows(tensor)
-        kept.append(tensor)
-        arguments += [tensor.data_ptr(), stride]
-    return kept, arguments
-
-
-def vector(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
-    """A vector [C] or None as contiguous float32, and its address (0 for None)."""
-    if tensor is None:
-        return None, 0
-    tensor = tensor.to(torch.float32).contiguous()
-    return tensor, tensor.data_ptr()
-
-
-def count(x: torch.Tensor) -> int:
-    """Rows of `x` [..., C]."""
-    return x.shape[:-1].numel()
+def size(x: torch.Tensor) -> tuple[int, int]:
+    """Rows of `x` [..., C] (none where C is 0), and C."""
+    channels = x.shape[-1]
+    return x.numel() // (channels or 1), channels
 
 
 def norm_backward(
@@ -111,23 +80,19 @@ def norm_backward(
     Each is of the dtype of its tensor, that of x of `of_x_dtype` if given.
     """
     like_x = x if of_x_dtype is None else x.new_empty((), dtype=of_x_dtype).expand(x.shape)
-    (of_x, of_scale, of_shift), written = new(like_x, scale, shift)
-    number, channels = count(x), x.shape[-1]
+    gradients = [_memory.empty_like(tensor) for tensor in (like_x, scale, shift)]
+    rows, channels = size(x)
     affine = weight is not None or bias is not None
     sums = torch.empty(2, channels if affine else 0)
-    moments = torch.empty(number, 2)
-    _kept, arguments = read(grad, x, scale)
-    _kept_weight, weight_at = vector(weight)
-    _kept_bias, bias_at = vector(bias)
+    moments = torch.empty(rows, 2)
     _native.cpu.adaln_norm_backward(
-        *arguments,
-        weight_at,
-        bias_at,
-        *written,
-        sums[0].data_ptr(),
-        sums[1].data_ptr(),
-        moments.data_ptr(),
-        number,
+        *spaced(grad, x, scale),
+        vector(weight),
+        vector(bias),
+        *gradients,
+        *sums,
+        moments,
+        rows,
         channels,
         eps,
         torch.get_num_threads(),
@@ -136,4 +101,4 @@ def norm_backward(
         x.new_empty(0) if given is None else of_given.to(given.dtype, copy=True)
         for of_given, given in zip(sums.unbind(), (weight, bias), strict=True)
     )
-    return of_x, of_scale, of_shift, of_weight, of_bias
+    return *gradients, of_weight, of_bias

@@ -4,6 +4,7 @@
 #include "bitdance_kernels.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/wide_rows.h"
 
 namespace bdk {
 namespace {
@@ -23,14 +24,21 @@ const LinearLoops& choose() {
 }  // namespace
 }  // namespace bdk
 
-int bdk_linear_cpu(const float* x, int64_t x_stride, const float* weight, int64_t weight_stride,
-                   const float* bias_or_null, float* y, int64_t y_stride, int64_t rows,
+int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_rows y, int64_t rows,
                    int64_t channels, int64_t features, int threads) {
   using namespace bdk;
+  if (!all_wide(x, weight, y)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels < 1 || features < 0 || threads < 1) return BDK_BAD_SIZE;
   const LinearLoops& loops = choose();
-  const Linear linear = {x, x_stride, weight, weight_stride, bias_or_null,
-                         y, y_stride, rows,   channels};
+  const Linear linear = {static_cast<const float*>(x.data),
+                         x.stride,
+                         static_cast<const float*>(weight.data),
+                         weight.stride,
+                         bias_or_null,
+                         static_cast<float*>(y.data),
+                         y.stride,
+                         rows,
+                         channels};
   const int64_t grain = kGrain / (rows * channels + 1) + 1;
   parallel_for(features, grain, kBlockFeatures, threads,
                [&](int64_t begin, int64_t end) { loops.features(linear, begin, end); });

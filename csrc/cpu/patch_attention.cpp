@@ -4,6 +4,7 @@
 #include "bitdance_kernels.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/wide_rows.h"
 
 namespace bdk {
 namespace {
@@ -28,16 +29,16 @@ bool in_range(int64_t rows, int64_t patch, int64_t heads, int64_t head_dim, int 
 // use(head, token, channel) for every patch and head: the first token of the patch, the first
 // channel of the head.
 template <class Use>
-void for_all_heads(const float* qkv, int64_t stride, int64_t rows, int64_t patch, int64_t heads,
-                   int64_t head_dim, int threads, const Use& use) {
+void for_all_heads(bdk_rows qkv, int64_t rows, int64_t patch, int64_t heads, int64_t head_dim,
+                   int threads, const Use& use) {
   const int64_t channels = heads * head_dim;
   const int64_t grain = kGrain / (2 * patch * patch * head_dim) + 1;
   parallel_for(rows * heads, grain, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / heads * patch;
       const int64_t channel = i % heads * head_dim;
-      const float* q = qkv + token * stride + channel;
-      use(PatchHead{q, q + channels, q + 2 * channels, stride, static_cast<int>(patch),
+      const float* q = static_cast<const float*>(qkv.data) + token * qkv.stride + channel;
+      use(PatchHead{q, q + channels, q + 2 * channels, qkv.stride, static_cast<int>(patch),
                     static_cast<int>(head_dim)},
           token, channel);
     }
@@ -47,33 +48,35 @@ void for_all_heads(const float* qkv, int64_t stride, int64_t rows, int64_t patch
 }  // namespace
 }  // namespace bdk
 
-int bdk_patch_attention_cpu(const float* qkv, int64_t stride, float* out, int64_t rows,
-                            int64_t patch, int64_t heads, int64_t head_dim, int threads) {
+int bdk_patch_attention_cpu(bdk_rows qkv, float* out, int64_t rows, int64_t patch, int64_t heads,
+                            int64_t head_dim, int threads) {
   using namespace bdk;
+  if (!all_wide(qkv)) return BDK_BAD_DTYPE;
   if (!in_range(rows, patch, heads, head_dim, threads)) return BDK_BAD_SIZE;
   if (patch == 0) return BDK_OK;
   const PatchAttentionLoops& loops = choose();
   const int64_t channels = heads * head_dim;
-  for_all_heads(qkv, stride, rows, patch, heads, head_dim, threads,
+  for_all_heads(qkv, rows, patch, heads, head_dim, threads,
                 [&](const PatchHead& head, int64_t token, int64_t channel) {
                   loops.forward(head, out + token * channels + channel, channels);
                 });
   return BDK_OK;
 }
 
-int bdk_patch_attention_backward_cpu(const float* grad, int64_t grad_stride, const float* qkv,
-                                     int64_t stride, float* of_qkv, int64_t rows, int64_t patch,
-                                     int64_t heads, int64_t head_dim, int threads) {
+int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* of_qkv, int64_t rows,
+                                     int64_t patch, int64_t heads, int64_t head_dim, int threads) {
   using namespace bdk;
+  if (!all_wide(grad, qkv)) return BDK_BAD_DTYPE;
   if (!in_range(rows, patch, heads, head_dim, threads)) return BDK_BAD_SIZE;
   if (patch == 0) return BDK_OK;
   const PatchAttentionLoops& loops = choose();
   const int64_t channels = heads * head_dim;
-  for_all_heads(qkv, stride, rows, patch, heads, head_dim, threads,
+  for_all_heads(qkv, rows, patch, heads, head_dim, threads,
                 [&](const PatchHead& head, int64_t token, int64_t channel) {
                   float* of_q = of_qkv + token * 3 * channels + channel;
-                  loops.backward(head, grad + token * grad_stride + channel, grad_stride, of_q,
-                                 of_q + channels, of_q + 2 * channels, 3 * channels);
+                  const float* of_out = static_cast<const float*>(grad.data) + token * grad.stride;
+                  loops.backward(head, of_out + channel, grad.stride, of_q, of_q + channels,
+                                 of_q + 2 * channels, 3 * channels);
                 });
   return BDK_OK;
 }

@@ -155,8 +155,7 @@ int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* o
 
 // y = x weight^T + bias; x: [rows, channels], weight: [features, channels], y: [rows, features],
 // one row every `*_stride`.
-int bdk_linear_cpu(const float* x, int64_t x_stride, const float* weight, int64_t weight_stride,
-                   const float* bias_or_null, float* y, int64_t y_stride, int64_t rows,
+int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_rows y, int64_t rows,
                    int64_t channels, int64_t features, int threads);
 
 // h: rows of 2 * hidden values, gate half first; y: [rows, hidden] = silu(gate) value.
@@ -167,12 +166,11 @@ int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows of_h, int64_t ro
 
 // qkv: [rows, patch, 3 * heads * head_dim], one token every `stride`, patch <= 64, head_dim <= 128;
 // out: [rows, patch, heads * head_dim].
-int bdk_patch_attention_cpu(const float* qkv, int64_t stride, float* out, int64_t rows,
-                            int64_t patch, int64_t heads, int64_t head_dim, int threads);
+int bdk_patch_attention_cpu(bdk_rows qkv, float* out, int64_t rows, int64_t patch, int64_t heads,
+                            int64_t head_dim, int threads);
 
-int bdk_patch_attention_backward_cpu(const float* grad, int64_t grad_stride, const float* qkv,
-                                     int64_t stride, float* of_qkv, int64_t rows, int64_t patch,
-                                     int64_t heads, int64_t head_dim, int threads);
+int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* of_qkv, int64_t rows,
+                                     int64_t patch, int64_t heads, int64_t head_dim, int threads);
 
 // q: [batch, tokens, heads, head_dim], k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim],
 // both strided, with adjacent channels, at most 128 of them; of the cache the first lengths[b]

@@ -1,5 +1,5 @@
-// Binds a C function of bitdance_kernels.h as it is declared there: pointers become integers
-// (addresses), a bdk_rows a tuple (address, stride, dtype code), the GIL is released, and a status
+// Binds a C function of bitdance_kernels.h as it is declared there: where it has a pointer or a
+// bdk_rows, Python gives a tensor (see tensors.h for what else), the GIL is released, and a status
 // other than 0 becomes a Python IndexError or RuntimeError. Calls can be recorded, see recording.h.
 #pragma once
 
@@ -12,23 +12,20 @@
 
 #include "bitdance_kernels.h"
 #include "recording.h"
+#include "tensors.h"
 
 namespace bdk {
 
-using PythonRows = std::tuple<uintptr_t, int64_t, int>;
-
 template <class T>
 using PythonArgument =
-    std::conditional_t<std::is_pointer_v<T>, uintptr_t,
-                       std::conditional_t<std::is_same_v<T, bdk_rows>, PythonRows, T>>;
+    std::conditional_t<std::is_pointer_v<T> || std::is_same_v<T, bdk_rows>, pybind11::handle, T>;
 
 template <class T>
 T from_python(PythonArgument<T> value) {
   if constexpr (std::is_pointer_v<T>) {
-    return reinterpret_cast<T>(value);
+    return static_cast<T>(address_of(value));
   } else if constexpr (std::is_same_v<T, bdk_rows>) {
-    const auto& [data, stride, dtype] = value;
-    return {reinterpret_cast<void*>(data), stride, dtype};
+    return rows_of(value);
   } else {
     return value;
   }
@@ -46,8 +43,9 @@ template <class... Args>
 void bind(pybind11::module_& module, const char* name, int (*function)(Args...),
           const char* (*status_string)(int)) {
   module.def(name, [=](PythonArgument<Args>... args) {
+    const std::tuple<Args...> converted(from_python<Args>(args)...);
     const auto call = [=] {
-      const int status = function(from_python<Args>(args)...);
+      const int status = std::apply(function, converted);
       if (status != BDK_OK) raise(name, status, status_string);
     };
     {
@@ -56,6 +54,15 @@ void bind(pybind11::module_& module, const char* name, int (*function)(Args...),
     }
     if (recorded_calls() != nullptr) recorded_calls()->push_back(call);
   });
+}
+
+// Adds a function that takes Python objects as they are, by the calling convention with the least
+// around it.
+inline void bind_objects(pybind11::module_& module, PyMethodDef* method) {
+  pybind11::object function =
+      pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(method, nullptr));
+  if (!function) throw pybind11::error_already_set();
+  module.attr(method->ml_name) = function;
 }
 
 // Adds the recording of what `bind` has bound.

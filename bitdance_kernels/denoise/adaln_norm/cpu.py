@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 from bitdance_kernels.denoise import native_rows
 
 
@@ -27,17 +27,13 @@ def run(
     bias: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    (y,), written = native_rows.new(x)
-    _kept, rows = native_rows.read(x, scale, shift)
-    weight, of_weight = native_rows.vector(weight)
-    bias, of_bias = native_rows.vector(bias)
+    y = _memory.empty_like(x)
     _native.cpu.adaln_norm(
-        *rows,
-        of_weight,
-        of_bias,
-        *written,
-        native_rows.count(x),
-        x.shape[-1],
+        *native_rows.spaced(x, scale, shift),
+        native_rows.vector(weight),
+        native_rows.vector(bias),
+        y,
+        *native_rows.size(x),
         eps,
         torch.get_num_threads(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 from bitdance_kernels.denoise import native_rows
 
 
@@ -13,12 +13,12 @@ def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | N
 
 
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    (y,), written = native_rows.new(x)
-    if y.numel() == 0:
-        return y
-    _kept, rows = native_rows.read(x, h, gate)
+    y = _memory.empty_like(x)
     _native.cpu.gated_residual(
-        *rows, *written, native_rows.count(x), x.shape[-1], torch.get_num_threads()
+        *native_rows.spaced(x, h, gate),
+        y,
+        *native_rows.size(x),
+        torch.get_num_threads(),
     )
     return y
 
@@ -43,20 +43,17 @@ def _sum_backward(
     gate: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of x, h and gate, from `grad` + `more` of the sum."""
-    gradients, written = native_rows.new(x, h, gate)
-    if grad.numel() == 0:
-        return tuple(gradients)
-    _kept, (of_sum, *rest) = native_rows.read(grad, h, gate)
+    gradients = tuple(_memory.empty_like(tensor) for tensor in (x, h, gate))
+    of_sum, *others = native_rows.spaced(grad, h, gate)
     _native.cpu.gated_residual_backward(
         of_sum,
-        0 if more is None else more.data_ptr(),
-        *rest,
-        *written,
-        native_rows.count(grad),
-        grad.shape[-1],
+        more,
+        *others,
+        *gradients,
+        *native_rows.size(grad),
         torch.get_num_threads(),
     )
-    return tuple(gradients)
+    return gradients
 
 
 def unsupported_adaln(
@@ -83,17 +80,14 @@ def run_adaln(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    (y, z), written = native_rows.new(x, x)
-    _kept, rows = native_rows.read(x, h, gate, scale, shift)
-    weight, weight_at = native_rows.vector(weight)
-    bias, bias_at = native_rows.vector(bias)
+    y, z = _memory.empty_like(x), _memory.empty_like(x)
     _native.cpu.gated_residual_adaln(
-        *rows,
-        weight_at,
-        bias_at,
-        *written,
-        native_rows.count(x),
-        x.shape[-1],
+        *native_rows.spaced(x, h, gate, scale, shift),
+        native_rows.vector(weight),
+        native_rows.vector(bias),
+        y,
+        z,
+        *native_rows.size(x),
         eps,
         torch.get_num_threads(),
     )

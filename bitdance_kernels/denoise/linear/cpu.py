@@ -17,7 +17,7 @@ def unsupported(
     reason = native_rows.float32_unsupported("linear", x)
     if reason is not None:
         return reason
-    rows = native_rows.count(x)
+    rows, _ = native_rows.size(x)
     if rows > MOST_ROWS:
         return f"it is for at most {MOST_ROWS} rows, got {rows}"
     if not out.is_contiguous() and (out.dim() != 2 or out.stride(1) != 1):
@@ -28,11 +28,11 @@ def unsupported(
 def run(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    features = weight.shape[0]
-    _kept, rows = native_rows.rows(x, weight)
-    bias = None if bias is None else bias.contiguous()
-    stride = features if out.is_contiguous() else out.stride(0)
     _native.cpu.linear(
-        *rows, 0 if bias is None else bias.data_ptr(), out.data_ptr(), stride,
-        native_rows.count(x), x.shape[-1], features, torch.get_num_threads(),
-    )  # fmt: skip
+        *native_rows.spaced(x, weight),
+        None if bias is None else bias.contiguous(),
+        out,
+        *native_rows.size(x),
+        weight.shape[0],
+        torch.get_num_threads(),
+    )

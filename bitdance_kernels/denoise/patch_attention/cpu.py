@@ -24,10 +24,9 @@ def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
 def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     rows, patch, width = qkv.shape
     out = qkv.new_empty(rows, patch, width // 3)
-    _kept, arguments = native_rows.rows(qkv)
     _native.cpu.patch_attention(
-        *arguments,
-        out.data_ptr(),
+        *native_rows.spaced(qkv),
+        out,
         rows,
         patch,
         num_heads,
@@ -44,10 +43,9 @@ def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) 
 def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     rows, patch, width = qkv.shape
     of_qkv = qkv.new_empty(qkv.shape)
-    _kept, arguments = native_rows.rows(grad, qkv)
     _native.cpu.patch_attention_backward(
-        *arguments,
-        of_qkv.data_ptr(),
+        *native_rows.spaced(grad, qkv),
+        of_qkv,
         rows,
         patch,
         num_heads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _memory, _native
 from bitdance_kernels.denoise import native_rows
 
 
@@ -13,11 +13,9 @@ def unsupported(h: torch.Tensor) -> str | None:
 
 
 def run(h: torch.Tensor) -> torch.Tensor:
-    (y,), written = native_rows.new(h[..., : h.shape[-1] // 2])
-    if y.numel() == 0:
-        return y
-    _kept, rows = native_rows.read(h)
-    _native.cpu.swiglu(*rows, *written, native_rows.count(y), y.shape[-1], torch.get_num_threads())
+    *rows, width = h.shape
+    y = _memory.empty((*rows, width // 2), h.dtype)
+    _native.cpu.swiglu(*native_rows.spaced(h), y, *native_rows.size(y), torch.get_num_threads())
     return y
 
 
@@ -26,11 +24,11 @@ def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    (of_h,), written = native_rows.new(h)
-    if grad.numel() == 0:
-        return of_h
-    _kept, rows = native_rows.read(grad, h)
+    of_h = _memory.empty_like(h)
     _native.cpu.swiglu_backward(
-        *rows, *written, native_rows.count(grad), grad.shape[-1], torch.get_num_threads()
+        *native_rows.spaced(grad, h),
+        of_h,
+        *native_rows.size(grad),
+        torch.get_num_threads(),
     )
     return of_h

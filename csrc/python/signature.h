@@ -1,0 +1,104 @@
+// What an op's checks and its choice of a backend can depend on, as bytes: equal for two calls, the
+// second is as good as the first, and goes to the same backend.
+#pragma once
+
+#include <string.h>
+
+#include "tensors.h"
+
+namespace bdk {
+
+// Bytes of limited number, written one value after the other.
+class SignatureWriter {
+ public:
+  template <class T>
+  void write(T value) {
+    write(&value, 1);
+  }
+
+  template <class T>
+  void write(const T* values, int64_t count) {
+    const size_t bytes = sizeof(T) * static_cast<size_t>(count);
+    if (bytes > sizeof bytes_ - size_) {
+      full_ = true;
+      return;
+    }
+    memcpy(bytes_ + size_, values, bytes);
+    size_ += bytes;
+  }
+
+  bool full() const { return full_; }
+  PyObject* bytes() const {
+    return PyBytes_FromStringAndSize(bytes_, static_cast<Py_ssize_t>(size_));
+  }
+
+ private:
+  char bytes_[2048];
+  size_t size_ = 0;
+  bool full_ = false;
+};
+
+// False for a tensor that is more than dense memory on the CPU or a CUDA card, or whose gradient is
+// asked for.
+inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out) {
+  const Pytorch& pytorch = Pytorch::get();
+  dlpack::Tensor tensor;
+  if (!pytorch.is_plain_tensor(object) || !pytorch.borrow(object, &tensor)) return false;
+  const bool known_device =
+      tensor.device.type == dlpack::kCpu || tensor.device.type == dlpack::kCuda;
+  // Without memory: empty, or a tensor that only behaves as if it had values.
+  if (!known_device || tensor.data == nullptr || pytorch.is_negated(object)) return false;
+  if (gradients && pytorch.requires_grad(object)) return false;
+  out.write('t');
+  out.write(tensor.dtype.code);
+  out.write(tensor.dtype.bits);
+  out.write(tensor.dtype.lanes);
+  out.write(tensor.device.type);
+  out.write(tensor.device.index);
+  out.write(static_cast<uint8_t>(reinterpret_cast<uintptr_t>(tensor.data) % 16));
+  out.write(tensor.dims);
+  out.write(tensor.shape, tensor.dims);
+  out.write(tensor.strides, tensor.dims);
+  return true;
+}
+
+inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& out) {
+  if (object == Py_None) {
+    out.write('n');
+  } else if (PyBool_Check(object)) {
+    out.write(object == Py_True ? 'y' : 'f');
+  } else if (PyFloat_CheckExact(object)) {
+    out.write('d');
+    out.write(PyFloat_AS_DOUBLE(object));
+  } else if (PyLong_CheckExact(object)) {
+    int overflow;
+    const long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (overflow != 0) return false;
+    out.write('i');
+    out.write(value);
+  } else if (Py_TYPE(object) == Pytorch::get().dtype()) {
+    out.write('D');
+    out.write(object);  // there is one object per dtype, for ever
+  } else {
+    return write_tensor(object, gradients, out);
+  }
+  return true;
+}
+
+// signature(arguments, gradients): of a tuple of arguments; gradients: whether they are recorded.
+// None for arguments of which not everything is known.
+inline PyObject* signature(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyTuple_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "signature(arguments: tuple, gradients: bool)");
+    return nullptr;
+  }
+  const bool gradients = arguments[1] != Py_False;
+  SignatureWriter out;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arguments[0]); ++i) {
+    if (!write_argument(PyTuple_GET_ITEM(arguments[0], i), gradients, out)) Py_RETURN_NONE;
+  }
+  if (out.full()) Py_RETURN_NONE;
+  return out.bytes();
+}
+
+}  // namespace bdk

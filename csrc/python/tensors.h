@@ -1,0 +1,144 @@
+// PyTorch's tensors as arguments, read through DLPack.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <string.h>
+
+#include "bitdance_kernels.h"
+#include "common/dtype.h"
+#include "dlpack.h"
+
+namespace bdk {
+
+// What is needed of PyTorch, looked up with the first tensor; never destroyed.
+class Pytorch {
+ public:
+  static const Pytorch& get() {
+    static const Pytorch* const found = new Pytorch();
+    return *found;
+  }
+
+  // Whether it is a tensor and nothing derived from one.
+  bool is_plain_tensor(PyObject* object) const {
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    return type == tensor_.ptr() || type == parameter_.ptr();
+  }
+
+  // False for anything whose values do not simply lie in memory; no Python exception is left.
+  bool borrow(PyObject* object, dlpack::Tensor* out) const {
+    if (api_->borrow(object, out) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+  // Whether what lies in memory is still to be negated.
+  bool is_negated(PyObject* tensor) const { return is_true(PyObject_CallOneArg(is_neg_, tensor)); }
+
+  PyTypeObject* dtype() const { return reinterpret_cast<PyTypeObject*>(dtype_.ptr()); }
+
+  bool requires_grad(PyObject* tensor) const {
+    return is_true(PyObject_GetAttr(tensor, requires_grad_));
+  }
+
+ private:
+  Pytorch() {
+    const auto torch = pybind11::module_::import("torch");
+    tensor_ = torch.attr("Tensor");
+    parameter_ = torch.attr("nn").attr("Parameter");
+    dtype_ = torch.attr("dtype");
+    is_neg_ = pybind11::object(tensor_.attr("is_neg")).release().ptr();
+    requires_grad_ = PyUnicode_InternFromString("requires_grad");
+    const pybind11::object capsule = tensor_.attr("__dlpack_c_exchange_api__");
+    api_ = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
+    if (api_ == nullptr) throw pybind11::error_already_set();
+    while (api_ != nullptr && api_->major != dlpack::kMajorVersion) api_ = api_->older;
+    if (api_ == nullptr || api_->borrow == nullptr) {
+      throw pybind11::import_error("PyTorch does not offer its tensors by DLPack 1");
+    }
+  }
+
+  // Of a new reference, which is given up; an exception counts as true and is cleared.
+  static bool is_true(PyObject* value) {
+    if (value == nullptr) PyErr_Clear();
+    Py_XDECREF(value);  // True and False live on
+    return value != Py_False;
+  }
+
+  pybind11::object tensor_, parameter_, dtype_;
+  PyObject *is_neg_, *requires_grad_;
+  const dlpack::ExchangeApi* api_;
+};
+
+inline dlpack::Tensor borrow(pybind11::handle object) {
+  dlpack::Tensor tensor;
+  if (!Pytorch::get().borrow(object.ptr(), &tensor)) {
+    throw pybind11::type_error("an argument must be a tensor, an address or None");
+  }
+  return tensor;
+}
+
+inline int dtype_code(dlpack::DataType dtype) {
+  if (dtype.code == dlpack::kFloat && dtype.bits == 32) return kFloat32;
+  if (dtype.code == dlpack::kFloat && dtype.bits == 16) return kFloat16;
+  if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return kBFloat16;
+  return -1;
+}
+
+// Elements from each row of a tensor [..., C] to the next; false if they are not evenly spaced or
+// the elements of a row are not adjacent.
+inline bool row_stride(const dlpack::Tensor& tensor, int64_t* stride) {
+  const int last = tensor.dims - 1;
+  if (last < 0 || (tensor.strides[last] != 1 && tensor.shape[last] != 1)) return false;
+  *stride = tensor.shape[last];
+  bool first = true;
+  int64_t span = 0;  // how far the next outer dimension must step to go on evenly
+  for (int i = last - 1; i >= 0; --i) {
+    const int64_t size = tensor.shape[i], step = tensor.strides[i];
+    if (size == 0) return true;
+    if (size == 1) continue;
+    if (first) {
+      *stride = step;
+      first = false;
+    } else if (step != span) {
+      return false;
+    }
+    span = step * size;
+  }
+  return true;
+}
+
+// A tensor [..., C] with evenly spaced rows, a tuple (address, stride, dtype code), or None.
+inline bdk_rows rows_of(pybind11::handle object) {
+  if (object.is_none()) return {nullptr, 0, kFloat32};
+  if (PyTuple_Check(object.ptr())) {
+    const auto [data, stride, dtype] = object.cast<std::tuple<uintptr_t, int64_t, int>>();
+    return {reinterpret_cast<void*>(data), stride, dtype};
+  }
+  const dlpack::Tensor tensor = borrow(object);
+  bdk_rows rows = {tensor.data, 0, dtype_code(tensor.dtype)};
+  if (!row_stride(tensor, &rows.stride)) {
+    throw pybind11::value_error("the rows of a tensor must be evenly spaced");
+  }
+  return rows;
+}
+
+// The memory of a tensor, an address, or null for None.
+inline void* address_of(pybind11::handle object) {
+  if (object.is_none()) return nullptr;
+  if (PyLong_Check(object.ptr())) return reinterpret_cast<void*>(object.cast<uintptr_t>());
+  return borrow(object).data;
+}
+
+// evenly_spaced(*tensors): whether the rows of each tensor [..., C] can be read where they are.
+inline PyObject* evenly_spaced(PyObject*, PyObject* const* tensors, Py_ssize_t count) {
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    dlpack::Tensor tensor;
+    int64_t stride;
+    if (!Pytorch::get().borrow(tensors[i], &tensor) || !row_stride(tensor, &stride)) {
+      Py_RETURN_FALSE;
+    }
+  }
+  Py_RETURN_TRUE;
+}
+
+}  // namespace bdk
