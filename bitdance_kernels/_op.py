@@ -41,7 +41,6 @@ class BackendError(RuntimeError):
 class _Backend:
     """The two functions of a backend module that serve one op."""
 
-    name: str
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]
 
@@ -136,6 +135,8 @@ class KernelOp:
         schema: arguments and results as PyTorch writes them, without defaults and without backend.
         room: package of the op's room, whose modules are its backends.
         check: raises TypeError or ValueError on bad arguments; runs for real and for fake tensors.
+            It, like `unsupported` of a backend, depends on nothing but what a call's signature
+            has (csrc/python/signature.h), since it is not asked for a call like one before.
         fake: makes empty outputs of the right shape, dtype and device; allocates nothing real.
         order: for each device type the backends that ``auto`` tries, best first.
         entry: a backend module serves the op by ``run<entry>`` and ``unsupported<entry>``.
@@ -169,7 +170,7 @@ class KernelOp:
         self._check = check
         self._fake = fake
         self._loaded: dict[str, _Backend | str] = {}
-        self._chosen: dict[bytes, str] = {}  # by signature of a call: the backend that "auto" took
+        self._chosen: dict[bytes, _Backend] = {}  # by signature of a call, for "auto"
 
         arguments, results = schema.split("->")
         arguments = arguments.strip().removeprefix("(").removesuffix(")")
@@ -198,24 +199,19 @@ class KernelOp:
         # like one before, which is the rule, is neither checked again nor is a backend sought.
         if torch.compiler.is_compiling() or _is_watched():
             return self.overload(*args)
-        if args[-1] != "auto" or _default.get() != "auto":
-            return self._call_anew(args)
-        inputs = args[:-1]
-        signature = _signer()(inputs, torch.is_grad_enabled())
+        inputs, signature = args[:-1], None
+        if args[-1] == _default.get() == "auto":
+            signature = _signer()(inputs, torch.is_grad_enabled())
         if signature is None:
-            return self._call_anew(args)
-        name = self._chosen.get(signature)
-        if name is not None:
-            return self._run_on(self._loaded[name], inputs)  # type: ignore[arg-type]
-        self._check_all(inputs)
-        backend = self.select("auto", inputs)
-        if len(self._chosen) >= _MOST_SIGNATURES:
-            self._chosen.clear()
-        self._chosen[signature] = backend.name
+            return self.overload(*args) if self._concerns_pytorch(args) else self.run(*args)
+        backend = self._chosen.get(signature)
+        if backend is None:
+            self._check_all(inputs)
+            backend = self.select("auto", inputs)
+            if len(self._chosen) >= _MOST_SIGNATURES:
+                self._chosen.clear()
+            self._chosen[signature] = backend
         return self._run_on(backend, inputs)
-
-    def _call_anew(self, args: Sequence[Any]) -> Any:
-        return self.overload(*args) if self._concerns_pytorch(args) else self.run(*args)
 
     def _concerns_pytorch(self, args: Sequence[Any]) -> bool:
         """Whether a gradient is wanted, or a tensor is more than values in memory."""
@@ -263,8 +259,8 @@ class KernelOp:
             return f"its module cannot be imported ({error})"
         run = getattr(module, f"run{self.entry}")
         if name == "reference":
-            return _Backend(name, run, lambda *_: None)
-        return _Backend(name, run, getattr(module, f"unsupported{self.entry}"))
+            return _Backend(run, lambda *_: None)
+        return _Backend(run, getattr(module, f"unsupported{self.entry}"))
 
     def run(self, *args: Any) -> Any:
         """What is below the boundary; the last of `args` is the backend."""

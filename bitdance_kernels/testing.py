@@ -342,6 +342,20 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def only_backend(name: str, ops: Iterable[str], device: str = "cpu") -> Iterator[None]:
+    """Inside, "auto" knows no other backend for these ops on tensors of `device`."""
+    found = [REGISTRY[op] for op in ops]
+    before = [(op.order, op._chosen) for op in found]
+    for op in found:
+        op.order, op._chosen = {**op.order, device: (name,)}, {}
+    try:
+        yield
+    finally:
+        for op, (order, chosen) in zip(found, before, strict=True):
+            op.order, op._chosen = order, chosen
+
+
 def cpu_isas() -> tuple[str, ...]:
     """The instruction sets that this processor and this build have, weakest first."""
     if _native.cpu.unavailable() is not None:

@@ -201,7 +201,7 @@ def test_images_against_their_products_alone(tmp_path):
     assert {"fast", "published", "products alone"} <= {row["path"] for row in rows}
     fast = next(row for row in rows if row["path"] == "fast")
     alone = next(row for row in rows if row["path"] == "products alone")
-    assert fast["ms"] > alone["ms"] > 0
+    assert min(fast["ms"], alone["ms"]) > 0  # either may be less: `linear` is no product of theirs
     assert set(fast["parts_ms"]) == {"trunk", "head", "decoder"}
     run = _run(images=rows)
     assert f"| {fast['ms'] / alone['ms']:.2f} |" in tables.images(run)

@@ -89,7 +89,7 @@ def _check_strided(case, call, backend, results):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-def _run(case, call, backend):
+def _run(case, call, backend="auto"):
     with torch.no_grad(), poisoned_memory():
         result = case.op(*call.args, **call.kwargs, backend=backend)
     return result, [call.args[i] for i in case.mutates]
@@ -110,6 +110,18 @@ def test_same_bits_from_run_to_run(case):
             for other in runs[1:]:
                 for a, b in zip(runs[0], other, strict=True):
                     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@EVERY
+def test_calls_like_one_before_give_the_same(case, monkeypatch):
+    """The second time they are not checked again and go where the first went."""
+    monkeypatch.setattr(case.kernel_op, "_chosen", {})
+    for call in case.samples(CPU):
+        if case.mutates:
+            continue
+        for a, b in zip(*(pytree.tree_leaves(_run(case, call)) for _ in range(2)), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    assert case.kernel_op._chosen or case.mutates or not cpu_isas()
 
 
 @EVERY

@@ -37,6 +37,7 @@ def chosen(monkeypatch):
             return run(*args)
 
         monkeypatch.setitem(op._loaded, name, dataclasses.replace(backend, run=run))
+    monkeypatch.setattr(op, "_chosen", {})
     return calls
 
 
@@ -206,7 +207,6 @@ needs_signatures = pytest.mark.skipif(
 def test_a_call_like_one_before_is_not_checked_again(monkeypatch, chosen):
     op, checked = REGISTRY["pack_signs"], []
     check = op._check
-    monkeypatch.setattr(op, "_chosen", {})
     monkeypatch.setattr(op, "_check", lambda x: (checked.append(x.shape), check(x)))
     for x in (torch.ones(2, 8), torch.zeros(2, 8), torch.ones(3, 8), torch.ones(2, 8)):
         assert torch.equal(pack_signs(x), pack_signs(x, backend="reference"))

@@ -56,13 +56,28 @@ void bind(pybind11::module_& module, const char* name, int (*function)(Args...),
   });
 }
 
-// Adds a function that takes Python objects as they are, by the calling convention with the least
-// around it.
-inline void bind_objects(pybind11::module_& module, PyMethodDef* method) {
-  pybind11::object function =
-      pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(method, nullptr));
-  if (!function) throw pybind11::error_already_set();
-  module.attr(method->ml_name) = function;
+// A function of Python objects as they are, called by the convention with the least around it.
+template <pybind11::object (*function)(PyObject* const*, Py_ssize_t)>
+PyObject* call_with_objects(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    return function(arguments, count).release().ptr();
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+  } catch (const pybind11::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+template <pybind11::object (*function)(PyObject* const*, Py_ssize_t)>
+void bind_objects(pybind11::module_& module, const char* name) {
+  // METH_FASTCALL functions have another type than the table says.
+  const auto call = reinterpret_cast<void (*)()>(&call_with_objects<function>);
+  static PyMethodDef method = {name, reinterpret_cast<PyCFunction>(call), METH_FASTCALL, nullptr};
+  module.attr(name) =
+      pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, nullptr));
 }
 
 // Adds the recording of what `bind` has bound.

@@ -3,28 +3,13 @@
 #include "bitdance_kernels.h"
 #include "signature.h"
 
-namespace {
-
-// METH_FASTCALL functions have another type than the table says.
-template <class Function>
-PyMethodDef method(const char* name, Function* function) {
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
-          METH_FASTCALL, nullptr};
-}
-
-PyMethodDef methods[] = {
-    method("evenly_spaced", bdk::evenly_spaced),
-    method("signature", bdk::signature),
-};
-
-}  // namespace
-
 PYBIND11_MODULE(_cpu, module) {
   const auto bind = [&](const char* name, auto* function) {
     bdk::bind(module, name, function, bdk_cpu_status_string);
   };
   bdk::bind_recording(module);
-  for (PyMethodDef& with_objects : methods) bdk::bind_objects(module, &with_objects);
+  bdk::bind_objects<bdk::evenly_spaced>(module, "evenly_spaced");
+  bdk::bind_objects<bdk::signature>(module, "signature");
   module.def("isa_detected", &bdk_cpu_isa_detected);
   module.def("isa", &bdk_cpu_isa);
   bind("set_isa_limit", bdk_cpu_set_isa_limit);

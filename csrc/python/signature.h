@@ -28,9 +28,7 @@ class SignatureWriter {
   }
 
   bool full() const { return full_; }
-  PyObject* bytes() const {
-    return PyBytes_FromStringAndSize(bytes_, static_cast<Py_ssize_t>(size_));
-  }
+  pybind11::bytes bytes() const { return {bytes_, size_}; }
 
  private:
   char bytes_[2048];
@@ -87,18 +85,16 @@ inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& ou
 
 // signature(arguments, gradients): of a tuple of arguments; gradients: whether they are recorded.
 // None for arguments of which not everything is known.
-inline PyObject* signature(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2 || !PyTuple_Check(arguments[0])) {
-    PyErr_SetString(PyExc_TypeError, "signature(arguments: tuple, gradients: bool)");
-    return nullptr;
+    throw pybind11::type_error("signature(arguments: tuple, gradients: bool)");
   }
   const bool gradients = arguments[1] != Py_False;
   SignatureWriter out;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arguments[0]); ++i) {
-    if (!write_argument(PyTuple_GET_ITEM(arguments[0], i), gradients, out)) Py_RETURN_NONE;
+    if (!write_argument(PyTuple_GET_ITEM(arguments[0], i), gradients, out)) return pybind11::none();
   }
-  if (out.full()) Py_RETURN_NONE;
-  return out.bytes();
+  return out.full() ? pybind11::object(pybind11::none()) : out.bytes();
 }
 
 }  // namespace bdk

@@ -14,7 +14,10 @@ namespace bdk {
 class Pytorch {
  public:
   static const Pytorch& get() {
-    static const Pytorch* const found = new Pytorch();
+    // The GIL guards it: a guard of C++ would be held while Python runs, where another thread may
+    // wait for it with the GIL.
+    static const Pytorch* found = nullptr;
+    if (found == nullptr) found = new Pytorch();
     return *found;
   }
 
@@ -130,15 +133,12 @@ inline void* address_of(pybind11::handle object) {
 }
 
 // evenly_spaced(*tensors): whether the rows of each tensor [..., C] can be read where they are.
-inline PyObject* evenly_spaced(PyObject*, PyObject* const* tensors, Py_ssize_t count) {
+inline pybind11::object evenly_spaced(PyObject* const* tensors, Py_ssize_t count) {
   for (Py_ssize_t i = 0; i < count; ++i) {
-    dlpack::Tensor tensor;
     int64_t stride;
-    if (!Pytorch::get().borrow(tensors[i], &tensor) || !row_stride(tensor, &stride)) {
-      Py_RETURN_FALSE;
-    }
+    if (!row_stride(borrow(tensors[i]), &stride)) return pybind11::bool_(false);
   }
-  Py_RETURN_TRUE;
+  return pybind11::bool_(true);
 }
 
 }  // namespace bdk

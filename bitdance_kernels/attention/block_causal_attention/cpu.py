@@ -49,14 +49,14 @@ def run(
     q, k, v = map(unit_channels, (q, k, v))
     start, end = start.contiguous(), end.contiguous()
     _native.cpu.block_causal_attention(
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        start.data_ptr(),
-        end.data_ptr(),
+        q,
+        k,
+        v,
+        start,
+        end,
         T if start.dim() == 2 else 0,
-        out.data_ptr(),
-        lse.data_ptr(),
+        out,
+        lse,
         B,
         T,
         H,

@@ -39,11 +39,11 @@ def run(
     q, k_cache, v_cache = map(unit_channels, (q, k_cache, v_cache))
     lengths = lengths.contiguous()
     _native.cpu.block_decode_attention(
-        q.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        lengths.data_ptr(),
-        out.data_ptr(),
+        q,
+        k_cache,
+        v_cache,
+        lengths,
+        out,
         B,
         P,
         H,

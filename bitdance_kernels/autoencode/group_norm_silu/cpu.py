@@ -75,16 +75,15 @@ def run(
     feature_map = _Map.of(x, num_groups, _MOST_POSITIONS)
     y = torch.empty_like(x, memory_format=memory_format(x))
     spreads, coefficients = feature_map.workspace()
-    _kept, addresses = _addresses(weight, bias, scale, shift)
     _native.cpu.group_norm_silu(
-        feature_map.x.data_ptr(),
-        y.data_ptr(),
+        feature_map.x,
+        y,
         *feature_map.sizes,
-        *addresses,
+        *_contiguous(weight, bias, scale, shift),
         int(silu),
         eps,
-        spreads.data_ptr(),
-        coefficients.data_ptr(),
+        spreads,
+        coefficients,
         torch.get_num_threads(),
     )
     return y
@@ -126,20 +125,19 @@ def run_backward(
     spreads, coefficients = feature_map.workspace()
     sums = x.new_empty(images, 2, channels, dtype=torch.float64)
     chunk_sums = x.new_empty(images, feature_map.chunks, 2, channels)
-    _kept, addresses = _addresses(*given)
     _native.cpu.group_norm_silu_backward(
-        grad.data_ptr(),
-        feature_map.x.data_ptr(),
-        of_x.data_ptr(),
+        grad,
+        feature_map.x,
+        of_x,
         *feature_map.sizes,
-        *addresses,
-        *(0 if t is None else of.data_ptr() for t, of in zip(given, of_given, strict=True)),
+        *_contiguous(*given),
+        *(None if t is None else of for t, of in zip(given, of_given, strict=True)),
         int(silu),
         eps,
-        spreads.data_ptr(),
-        sums.data_ptr(),
-        coefficients.data_ptr(),
-        chunk_sums.data_ptr(),
+        spreads,
+        sums,
+        coefficients,
+        chunk_sums,
         torch.get_num_threads(),
     )
     of_weight, of_bias, *of_adaptive = of_given
@@ -150,7 +148,5 @@ def run_backward(
     return of_x, *affine, *of_adaptive
 
 
-def _addresses(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[int]]:
-    """The tensors, contiguous, to be kept while their addresses (0 for None) are used."""
-    kept = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-    return kept, [0 if tensor is None else tensor.data_ptr() for tensor in kept]
+def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]

@@ -15,11 +15,5 @@ def run(packed: torch.Tensor) -> torch.Tensor:
     width = packed.shape[-1]
     counts = torch.empty(8 * width, dtype=torch.int64)
     packed = packed.contiguous()
-    _native.cpu.bit_counts(
-        packed.data_ptr(),
-        counts.data_ptr(),
-        packed.numel() // width,
-        width,
-        torch.get_num_threads(),
-    )
+    _native.cpu.bit_counts(packed, counts, packed.numel() // width, width, torch.get_num_threads())
     return counts

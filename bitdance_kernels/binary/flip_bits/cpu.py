@@ -29,12 +29,7 @@ def run(
     packed, key = packed.contiguous(), key.contiguous()
     flipped = _memory.empty(packed.shape, packed.dtype)
     _native.cpu.flip_bits(
-        packed.data_ptr(),
-        flipped.data_ptr(),
-        packed.numel(),
-        key.data_ptr(),
-        round(rate * 2**15),
-        torch.get_num_threads(),
+        packed, flipped, packed.numel(), key, round(rate * 2**15), torch.get_num_threads()
     )
     return flipped
 
@@ -61,10 +56,10 @@ def run_signs(
     x, key = x.contiguous(), key.contiguous()
     y = _memory.empty(x.shape, x.dtype)
     _native.cpu.flip_signs(
-        x.data_ptr(),
-        y.data_ptr(),
+        x,
+        y,
         x.numel(),
-        key.data_ptr(),
+        key,
         round(rate * 2**15),
         _native.DTYPE_CODES[x.dtype],
         torch.get_num_threads(),

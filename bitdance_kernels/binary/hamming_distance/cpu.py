@@ -23,12 +23,7 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return distance
     a, blocks = a.contiguous(), _blocks(b)
     _native.cpu.hamming_distance(
-        a.data_ptr(),
-        blocks.data_ptr(),
-        distance.data_ptr(),
-        *distance.shape,
-        a.shape[1],
-        torch.get_num_threads(),
+        a, blocks, distance, *distance.shape, a.shape[1], torch.get_num_threads()
     )
     return distance
 
@@ -44,15 +39,7 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
     distance = torch.empty((a.shape[0], k), dtype=torch.int32)
     a, blocks = a.contiguous(), _blocks(b)
     _native.cpu.nearest_codes(
-        a.data_ptr(),
-        blocks.data_ptr(),
-        index.data_ptr(),
-        distance.data_ptr(),
-        a.shape[0],
-        b.shape[0],
-        a.shape[1],
-        k,
-        torch.get_num_threads(),
+        a, blocks, index, distance, a.shape[0], b.shape[0], a.shape[1], k, torch.get_num_threads()
     )
     return index, distance
 

@@ -26,7 +26,7 @@ def run(
     codes = _Codes(x, group_bits, temperature, per_group)
     sums = torch.zeros(codes.slices, codes.tables, codes.high, codes.low)
     entropy = torch.zeros(codes.slices, dtype=torch.float64)
-    _native.cpu.lfq_entropy(*codes.arguments, sums.data_ptr(), entropy.data_ptr(), codes.slices)
+    _native.cpu.lfq_entropy(*codes.arguments, sums, entropy, codes.slices)
     p = sums.double().sum(0)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
     parts = codes.tokens * codes.groups
     return (entropy.sum() / parts).to(x.dtype), p / (parts // codes.tables)
@@ -56,10 +56,7 @@ def run_backward(
     of_p = F.pad(of_p, (0, codes.low - of_p.shape[2], 0, codes.high - of_p.shape[1])).contiguous()
     transposed = of_p.mT.contiguous()
     share = grad_sample.item() / (codes.tokens * codes.groups)
-    _native.cpu.lfq_entropy_backward(
-        *codes.arguments, of_p.data_ptr(), transposed.data_ptr(), share, of_x.data_ptr(),
-        codes.slices,
-    )  # fmt: skip
+    _native.cpu.lfq_entropy_backward(*codes.arguments, of_p, transposed, share, of_x, codes.slices)
     return of_x.to(x.dtype)
 
 
@@ -70,13 +67,18 @@ class _Codes:
         self, x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
     ) -> None:
         self.groups = x.shape[-1] // group_bits
-        self.rows, self.tokens, stride = as_rows(x.float())  # kept: the arguments hold its address
+        rows, self.tokens, stride = as_rows(x.float())
         self.low = max(2 ** ((group_bits + 1) // 2), _PAD)
         self.high = max(2 ** (group_bits // 2), _PAD)
         self.tables = self.groups if per_group else 1
         self.arguments = (
-            self.rows.data_ptr(), stride, self.tokens, self.groups, group_bits, 4 / temperature,
+            rows,
+            stride,
+            self.tokens,
+            self.groups,
+            group_bits,
+            4 / temperature,
             int(per_group),
-        )  # fmt: skip
+        )
         work = self.tokens * self.groups * self.low * self.high
         self.slices = max(1, min(torch.get_num_threads(), work // _GRAIN))

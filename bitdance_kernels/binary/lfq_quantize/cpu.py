@@ -17,9 +17,9 @@ def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     packed = torch.empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     _native.cpu.lfq_quantize(
-        x.data_ptr(),
-        quantized.data_ptr(),
-        packed.data_ptr(),
+        x,
+        quantized,
+        packed,
         rows,
         x.shape[-1],
         stride,
@@ -44,9 +44,8 @@ def run_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     slices = max(1, min(torch.get_num_threads(), x.numel() // _GRAIN))
     sums = torch.empty(slices, dtype=torch.float64)
     _native.cpu.lfq_quantize_commitment(
-        x.data_ptr(), quantized.data_ptr(), packed.data_ptr(), sums.data_ptr(), rows, x.shape[-1],
-        stride, slices,
-    )  # fmt: skip
+        x, quantized, packed, sums, rows, x.shape[-1], stride, slices
+    )
     return quantized, packed, (sums.sum() / x.numel()).float()
 
 
@@ -66,9 +65,8 @@ def run_commitment_backward(
     grad, _, grad_stride = as_rows(grad)
     x, rows, x_stride = as_rows(x)
     _native.cpu.lfq_quantize_commitment_backward(
-        grad.data_ptr(), grad_stride, x.data_ptr(), x_stride, factor, of_x.data_ptr(), rows,
-        x.shape[-1], torch.get_num_threads(),
-    )  # fmt: skip
+        grad, grad_stride, x, x_stride, factor, of_x, rows, x.shape[-1], torch.get_num_threads()
+    )
     return of_x
 
 

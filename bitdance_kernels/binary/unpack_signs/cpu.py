@@ -16,12 +16,6 @@ def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     y = _memory.empty((*packed.shape[:-1], packed.shape[-1] * 8), dtype)
     packed, rows, stride = as_rows(packed)
     _native.cpu.unpack_signs(
-        packed.data_ptr(),
-        y.data_ptr(),
-        rows,
-        y.shape[-1],
-        stride,
-        _native.DTYPE_CODES[dtype],
-        torch.get_num_threads(),
+        packed, y, rows, y.shape[-1], stride, _native.DTYPE_CODES[dtype], torch.get_num_threads()
     )
     return y

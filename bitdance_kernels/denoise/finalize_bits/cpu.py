@@ -18,13 +18,11 @@ def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch
     packed = x0.new_empty((*shape[:-1], shape[-1] // 8), dtype=torch.uint8)
     x0 = x0.contiguous()
     code, threads = _native.DTYPE_CODES[x0.dtype], torch.get_num_threads()
-    outputs = (signs.data_ptr(), packed.data_ptr())
+    outputs = (signs, packed)
     if cfg is None:
         count, width = packed[..., 0].numel(), shape[-1]
-        _native.cpu.lfq_quantize(x0.data_ptr(), *outputs, count, width, width, code, threads)
+        _native.cpu.lfq_quantize(x0, *outputs, count, width, width, code, threads)
     else:
         cfg = cfg.to(torch.float32)
-        _native.cpu.finalize_bits(
-            x0.data_ptr(), cfg.data_ptr(), *outputs, signs.numel(), code, threads
-        )
+        _native.cpu.finalize_bits(x0, cfg, *outputs, signs.numel(), code, threads)
     return signs, packed

@@ -15,10 +15,7 @@ def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | N
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     y = _memory.empty_like(x)
     _native.cpu.gated_residual(
-        *native_rows.spaced(x, h, gate),
-        y,
-        *native_rows.size(x),
-        torch.get_num_threads(),
+        *native_rows.spaced(x, h, gate), y, *native_rows.size(x), torch.get_num_threads()
     )
     return y
 
@@ -46,12 +43,7 @@ def _sum_backward(
     gradients = tuple(_memory.empty_like(tensor) for tensor in (x, h, gate))
     of_sum, *others = native_rows.spaced(grad, h, gate)
     _native.cpu.gated_residual_backward(
-        of_sum,
-        more,
-        *others,
-        *gradients,
-        *native_rows.size(grad),
-        torch.get_num_threads(),
+        of_sum, more, *others, *gradients, *native_rows.size(grad), torch.get_num_threads()
     )
     return gradients
 

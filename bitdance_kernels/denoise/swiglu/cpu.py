@@ -26,9 +26,6 @@ def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     of_h = _memory.empty_like(h)
     _native.cpu.swiglu_backward(
-        *native_rows.spaced(grad, h),
-        of_h,
-        *native_rows.size(grad),
-        torch.get_num_threads(),
+        *native_rows.spaced(grad, h), of_h, *native_rows.size(grad), torch.get_num_threads()
     )
     return of_h
