@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from benchmarks import run
 from benchmarks.gpu import large
 from benchmarks.gpu.worker import Context, Step
-from bitdance_kernels.testing import Call, Case, check_backend, strided
+from bitdance_kernels.testing import Call, Case, check_backend, only_backend, strided
 
 _REPLAYS = {"cuda": 5, "cpu": 2}  # a dry run repeats what it must to be told from one run
 _SLEEP = 20_000_000  # cycles, some 10 ms: a launch on another stream would come first
@@ -118,6 +118,16 @@ def _repeated(case: Case, call: Call, backend: str) -> None:
     first = results(case, _own(case, call), backend)
     for _ in range(_replays(call) - 1):
         assert_same(first, results(case, _own(case, call), backend), "a repeated run differs")
+
+
+@_kind("like before")
+def _like_before(case: Case, call: Call, backend: str) -> None:
+    """Where the backend is chosen and not named, and the second time not even sought."""
+    expected = results(case, _own(case, call), backend)
+    with only_backend(backend, [case.kernel_op.name], call.tensors()[0].device.type):
+        for _ in range(2):
+            actual = results(case, _own(case, call), "auto")
+            assert_same(actual, expected, "a call like one before differs")
 
 
 @_kind("graph")
