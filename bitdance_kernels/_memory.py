@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-# From 32 MiB on glibc maps memory anew for each request and unmaps it when it is freed; with less it
-# does so, or gives the end of its heap back, depending on what else lies there. The system then
+# From 32 MiB on glibc maps memory anew for each request and unmaps it when it is freed; with less
+# it does so, or gives the end of its heap back, depending on what else lies there. The system then
 # clears every page first, which takes longer than the kernels take to write it. Ours costs 20 us.
 _MAPPED_BYTES = 8 << 20
 _LARGE_PAGE = 2 << 20
