@@ -153,8 +153,8 @@ int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* o
                                      double* sums, float* coefficients, float* chunk_sums,
                                      int threads);
 
-// y = x weight^T + bias; x: [rows, channels], weight: [features, channels], y: [rows, features],
-// one row every `*_stride`.
+// y = x weight^T + bias in float32; x: [rows, channels], weight: [features, channels],
+// y: [rows, features].
 int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_rows y, int64_t rows,
                    int64_t channels, int64_t features, int threads);
 
@@ -164,8 +164,8 @@ int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int thr
 int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows of_h, int64_t rows, int64_t hidden,
                             int threads);
 
-// qkv: [rows, patch, 3 * heads * head_dim], one token every `stride`, patch <= 64, head_dim <= 128;
-// out: [rows, patch, heads * head_dim].
+// In float32; qkv: [rows, patch, 3 * heads * head_dim], a row for every token, patch <= 64,
+// head_dim <= 128; out: [rows, patch, heads * head_dim].
 int bdk_patch_attention_cpu(bdk_rows qkv, float* out, int64_t rows, int64_t patch, int64_t heads,
                             int64_t head_dim, int threads);
 
@@ -270,8 +270,8 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
                                     int64_t v_head, float scale, int dtype, int device,
                                     void* stream);
 
-// As bdk_patch_attention_cpu; head_dim is a multiple of 4, and every token starts at a multiple of
-// 16 bytes.
+// As bdk_patch_attention_cpu, with a token every `stride` values; head_dim is a multiple of 4, and
+// every token starts at a multiple of 16 bytes.
 int bdk_patch_attention_cuda(const float* qkv, int64_t stride, float* out, int64_t rows,
                              int64_t patch, int64_t heads, int64_t head_dim, int device,
                              void* stream);

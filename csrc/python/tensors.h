@@ -2,7 +2,8 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
-#include <string.h>
+
+#include <tuple>
 
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
