@@ -19,7 +19,9 @@ from bitdance_kernels import default_backend
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
-_MIDDLE = torch.tensor(128.0, device="cpu")  # a sum that begins with it is one pass
+_MIDDLE = torch.tensor(
+    128.0, dtype=torch.float32, device="cpu"
+)  # a sum that begins with it is one pass
 
 MOST_CAPTURED_PIXELS = 2**14
 """Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the
@@ -347,7 +349,9 @@ class BinaryAutoencoder(nn.Module):
         if noise is None:
             device = codes.device if generator is None else generator.device
             # Drawn in float32 on the generator's device: the same for every model dtype and device.
-            noise = torch.randn(codes.shape, generator=generator, device=device)
+            noise = torch.randn(
+                codes.shape, generator=generator, dtype=torch.float32, device=device
+            )
         elif noise.shape != codes.shape:
             raise ValueError(
                 f"noise must be {list(codes.shape)} like codes, got {list(noise.shape)}"

@@ -61,10 +61,13 @@ def attend(
 
 def edge_positions(size: int) -> torch.Tensor:
     """The encoder's: the first and last cell lie on the first and last centre of the grid."""
-    return torch.arange(size).float() * ((_REFERENCE_GRID - 1) / (size - 1)) + 0.5
+    return (
+        torch.arange(size, dtype=torch.float32, device="cpu") * ((_REFERENCE_GRID - 1) / (size - 1))
+        + 0.5
+    )
 
 
 def centre_positions(size: int) -> torch.Tensor:
     """The decoder's: cell centres, the last one on the last centre of the grid."""
-    centres = torch.arange(size) + 0.5
+    centres = torch.arange(size, dtype=torch.float32, device="cpu") + 0.5
     return centres * ((_REFERENCE_GRID - 0.5) / (size - 0.5))

@@ -90,7 +90,8 @@ def measure(
     packed = generate(labels)
     pixels = pipeline.decode(packed, output_type="pt")
     images = pixels.to(device, pipeline.model.norm.weight.dtype) / 127.5 - 1
-    signs = torch.where(torch.randn(_BITS, device=device) > 0, 1.0, -1.0)
+    noise = torch.randn(_BITS, dtype=torch.float32, device=device)
+    signs = torch.where(noise > 0, 1.0, -1.0)
     bits = pack_signs(signs)
     things: list[tuple[str, Callable[[], Any], float, str]] = [
         ("generate, 1 image", lambda: generate(labels[:1]), config.tokens, "tokens"),

@@ -263,7 +263,7 @@ class DiffusionHead(nn.Module):
         normal = config.time_schedule == "logit_normal"
         if time_draw is None:
             draw = torch.randn if normal else torch.rand
-            time_draw = draw(x.shape[0], device=x.device)
+            time_draw = draw(x.shape[0], dtype=torch.float32, device=x.device)
         noise = torch.randn_like(x, dtype=torch.float32) if noise is None else noise
         t = torch.sigmoid(config.P_std * time_draw + config.P_mean) if normal else time_draw
         t = shift_time(t, config.time_shift)

@@ -84,7 +84,7 @@ def sample_tokens(
     keys = None if seeds is None else row_keys(seeds, sample_ids, count, guided, labels.device)
     decoding = _decoding(model, count, guided, guidance, steps, mode)
     decoding.start(labels, guidance, keys)
-    tokens = torch.empty(count, config.tokens, config.token_bits, device=decoding.tokens.device)
+    tokens = decoding.tokens.new_empty(count, config.tokens, config.token_bits)
     with use_backend("reference") if mode == "plain" else nullcontext():
         for i, cfg in enumerate(guidance):
             made = decoding.advance(model, i, None if noise is None else noise[i])
@@ -147,11 +147,15 @@ class Decoding:
             self.schedule = Schedule.of(model.head.net, steps)
             self.head = make_head(model.head.net, self.schedule, rows, P if P > 1 else None, mode)
             self.mask = model.ranges(patches=1)
-            self.labels = torch.full((rows,), config.num_classes, device=device)  # no class
+            self.labels = torch.full(
+                (rows,), config.num_classes, dtype=torch.int64, device=device
+            )  # no class
             self.keys = torch.zeros(rows, 3, dtype=torch.int64, device=device)
-            self.guidance = torch.zeros(config.ar_steps, device=device)
+            self.guidance = torch.zeros(config.ar_steps, dtype=torch.float32, device=device)
             self.step = torch.zeros(1, dtype=torch.int64, device=device)
-            self.tokens = torch.zeros(rows, P, config.token_bits, device=device)
+            self.tokens = torch.zeros(
+                (rows, P, config.token_bits), dtype=torch.float32, device=device
+            )
         make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
         self._first, self._next = make(), make()
         self._call = graphs.call_for(device, within=True) if mode == "fast" else graphs.call
@@ -159,7 +163,7 @@ class Decoding:
     def start(self, labels: torch.Tensor, guidance: list[float], keys: torch.Tensor | None) -> None:
         """Begin with a batch's labels [count], guidance of all steps and, if any, keys of rows."""
         self.labels[: self.count] = labels
-        self.guidance.copy_(torch.tensor(guidance))
+        self.guidance.copy_(torch.tensor(guidance, dtype=torch.float32, device="cpu"))
         if keys is not None:
             self.keys.copy_(keys)
         self.step.zero_()

@@ -67,7 +67,9 @@ def perturb(
     Raises:
         ValueError: `rate` is out of range, or shapes do not fit.
     """
-    r1, r2 = uniforms or (torch.rand(tokens.shape, device=tokens.device) for _ in range(2))
+    r1, r2 = uniforms or (
+        torch.rand(tokens.shape, dtype=torch.float32, device=tokens.device) for _ in range(2)
+    )
     if r1.shape != tokens.shape or r2.shape != tokens.shape:
         raise ValueError(
             f"perturb: uniforms must be two of shape {list(tokens.shape)}, got {list(r1.shape)} "
@@ -276,7 +278,8 @@ class BitDanceModel(nn.Module):
         if self.training:
             fed = perturb(tokens, config.perturb_rate, draws.flips)
             drop = draws.drop
-            drop = torch.rand(len(labels), device=labels.device) if drop is None else drop
+            if drop is None:
+                drop = torch.rand(len(labels), dtype=torch.float32, device=labels.device)
             labels = torch.where(drop < config.class_dropout_prob, config.num_classes, labels)
         fed = self.embed(fed[:, : config.tokens - config.parallel_num])
         sequence = self.emb_norm(torch.cat([self.prefix(labels), fed], dim=1))

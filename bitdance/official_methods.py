@@ -50,7 +50,7 @@ def interval_ends(mask: torch.Tensor) -> torch.Tensor | None:
         return None
     host = mask[0, 0].detach().cpu()
     ends = (host == 0).sum(-1)
-    seen = torch.arange(host.shape[1]) < ends[:, None]
+    seen = torch.arange(host.shape[1], dtype=torch.int64, device="cpu") < ends[:, None]
     expected = torch.where(seen, 0.0, -torch.inf).to(host.dtype)
     ordered = bool((ends[1:] >= ends[:-1]).all())
     return ends.int() if ordered and torch.equal(host, expected) else None
@@ -78,7 +78,8 @@ class Masks:
         """Ranges of ``attn_mask``."""
         if device not in self._ranges:
             P, causal = self.model.parallel_num, self.model.cls_token_num - 1
-            index = torch.arange(self.model.attn_mask.shape[-1], dtype=torch.int32)
+            length = self.model.attn_mask.shape[-1]
+            index = torch.arange(length, dtype=torch.int32, device="cpu")
             ends = torch.where(index < causal, index + 1, index + P - (index - causal) % P)
             with torch.inference_mode(False):
                 ends = ends.int().to(device)
@@ -376,4 +377,4 @@ class DecoderMethods:
 
 def draw(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Normals of the sampler from torch's generator of the device, float32."""
-    return torch.randn(shape, device=device)
+    return torch.randn(shape, dtype=torch.float32, device=device)

@@ -84,10 +84,14 @@ class PipelineMethods:
         begin = image_prefix(theirs.tokenizer, (height, width), P)
         texts = [cond_prompt, uncond_prompt] if guided else [cond_prompt]
         device = trunk.embed_tokens.weight.device
-        ids = [torch.tensor([*theirs.tokenizer.encode(t), *begin], device=device) for t in texts]
+        ids = [
+            torch.tensor([*theirs.tokenizer.encode(t), *begin], dtype=torch.int64, device=device)
+            for t in texts
+        ]
         embedded = [trunk.embed_tokens(row) for row in ids]
 
-        rows = torch.arange(len(texts), device=device).repeat_interleave(num_images)
+        rows = torch.arange(len(texts), dtype=torch.int64, device=device)
+        rows = rows.repeat_interleave(num_images)
         steps = max_length // P
         # The last patch is not fed back.
         longest = max(map(len, ids)) + max(0, steps - 1) * P
@@ -147,7 +151,7 @@ def _trunk(where: str, theirs: Any) -> QwenTrunk:
         )
         ours = QwenTrunk(config)
     graft(where, ours, theirs, _same_layer)
-    probe = torch.linspace(-4, 4, 9)
+    probe = torch.linspace(-4, 4, 9, dtype=torch.float32, device="cpu")
     for i, layer in enumerate(theirs.layers):
         require_value(
             f"{where}.layers.{i}.self_attn", layer.self_attn, attention_dropout=0,

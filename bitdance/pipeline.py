@@ -219,7 +219,7 @@ class BitDance:
 
         def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
             return self.model.sample(
-                torch.tensor(numbers[batch], device=self.device),
+                torch.tensor(numbers[batch], dtype=torch.int64, device=self.device),
                 steps=steps,
                 cfg_scale=cfg_scale,
                 cfg_schedule=cfg_schedule,
@@ -238,7 +238,7 @@ class BitDance:
             callback=callback_on_step_end,
             progress=progress,
         )
-        none = torch.empty(0, *self._latent_shape, dtype=torch.uint8)
+        none = torch.empty((0, *self._latent_shape), dtype=torch.uint8, device="cpu")
         packed = torch.cat(made) if made else none
         if output_type == "latent":
             return packed
@@ -278,7 +278,8 @@ class BitDance:
                     codes = self.model.to_codes(tokens)
                     pixels.append(self.model.vae.decode_pixels(codes).cpu())
         side = self.config.resolution
-        images = torch.cat(pixels) if pixels else torch.empty(0, 3, side, side, dtype=torch.uint8)
+        none = torch.empty((0, 3, side, side), dtype=torch.uint8, device="cpu")
+        images = torch.cat(pixels) if pixels else none
         return to_output(images, output_type)
 
 

@@ -67,7 +67,9 @@ def position_embedding_2d(order: torch.Tensor, width: int, dim: int) -> torch.Te
     if dim % 4 != 0:
         raise ValueError(f"position_embedding_2d: dim must be a multiple of 4, got {dim}")
     quarter = dim // 4
-    frequencies = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    frequencies = 1.0 / 10000 ** (
+        torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter
+    )
     halves = []
     for position in (order % width, order // width):
         angles = position.double().cpu()[:, None] * frequencies

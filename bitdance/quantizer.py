@@ -150,7 +150,7 @@ class BinaryQuantizer(nn.Module):
             return packed.flatten(0, -2).T.long()
         bits = unpack_signs(packed)[..., : self.dim].flatten(0, -2) > 0
         groups = bits.unflatten(-1, (self.num_codebooks, self.code_bits))
-        place = torch.arange(self.code_bits, device=packed.device)
+        place = torch.arange(self.code_bits, dtype=torch.int64, device=packed.device)
         return (groups.long() << place).sum(-1).T
 
     def from_indices(
@@ -165,7 +165,7 @@ class BinaryQuantizer(nn.Module):
         Returns:
             [positions, C], +1 or -1.
         """
-        place = torch.arange(self.code_bits, device=indices.device)
+        place = torch.arange(self.code_bits, dtype=torch.int64, device=indices.device)
         bits = (indices.T.unsqueeze(-1) >> place) & 1
         return (2 * bits - 1).flatten(-2).to(dtype)
 
@@ -199,7 +199,7 @@ def unpack_codes(
 
 
 def _no_losses(device: torch.device) -> QuantizerLosses:
-    zero = torch.zeros((), device=device)
+    zero = torch.zeros((), dtype=torch.float32, device=device)
     return QuantizerLosses(zero, zero, zero, zero)
 
 

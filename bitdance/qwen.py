@@ -121,7 +121,9 @@ class QwenConfig:
 
 def rope_frequencies(head_dim: int, theta: float) -> torch.Tensor:
     """Angle of each pair of channels per position, theta^(-2 i / D): float32 [D / 2]."""
-    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    return 1.0 / theta ** (
+        torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    )
 
 
 def rope_table(tokens: int, frequencies: torch.Tensor) -> torch.Tensor:
@@ -281,7 +283,7 @@ class QwenTrunk(nn.Module):
         for memory in cache.layers:
             for tensor in memory:
                 tensor[:, :longest] = tensor[row_prompts, :longest]
-        lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32, device="cpu")
         cache.lengths.copy_(lengths.to(x.device)[row_prompts])
         return _rms_norm(x, self.norm.weight, self.config.rms_norm_eps)
 

@@ -50,7 +50,7 @@ class Schedule:
         table, times = denoise_table(steps, time_shift=shift)
         device = network.cond_embed.weight.device
         times = times.to(device)
-        index = torch.arange(steps + 1, device=device)
+        index = torch.arange(steps + 1, dtype=torch.int64, device=device)
         return cls(table.to(device), times, index)
 
 

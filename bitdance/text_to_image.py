@@ -137,7 +137,7 @@ class TextToImageModel(nn.Module):
         count, ar_steps = len(prompts), grid[0] * grid[1] // P
         check_noise(noise, seeds, ar_steps)
         keys = None if seeds is None else row_keys(seeds, sample_ids, count, False, device)
-        tokens = torch.empty(count, ar_steps * P, bits, device=device)
+        tokens = torch.empty((count, ar_steps * P, bits), dtype=torch.float32, device=device)
         if count == 0:
             return tokens
         decoding = self._decoding(len(texts), max(map(len, texts)), grid, guided, steps)
@@ -228,7 +228,7 @@ class _Decoding:
             frequencies = rope_frequencies(llm.head_dim, llm.rope_theta)
             self.freqs = rope_table(longest, frequencies.to(device))
             self.positions = model.positions(grid).unflatten(0, (-1, P))
-            self.guidance = torch.zeros(1, device=device)
+            self.guidance = torch.zeros(1, dtype=torch.float32, device=device)
             self.step = torch.zeros(1, dtype=torch.int64, device=device)
             self.keys = torch.zeros(count, 3, dtype=torch.int64, device=device)
             weight = model.llm_model.model.embed_tokens.weight
@@ -246,8 +246,10 @@ class _Decoding:
         """Begin with the ids of all rows; returns the outputs of the different prompts."""
         trunk, device, P = model.llm_model.model, self.keys.device, self.block.shape[1]
         different = list(dict.fromkeys(texts))
-        rows = torch.tensor([different.index(text) for text in texts], device=device)
-        embedded = [trunk.embed_tokens(torch.tensor(text, device=device)) for text in different]
+        index = {text: i for i, text in enumerate(different)}
+        rows = torch.tensor([index[text] for text in texts], dtype=torch.int64, device=device)
+        ids = [torch.tensor(text, dtype=torch.int64, device=device) for text in different]
+        embedded = [trunk.embed_tokens(row) for row in ids]
         outputs = trunk.prefill([x[:-P] for x in embedded], rows, self.freqs, self.cache)
         self.block.copy_(torch.stack([x[-P:] for x in embedded])[rows])
         self.guidance.fill_(cfg)

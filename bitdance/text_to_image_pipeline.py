@@ -172,7 +172,7 @@ class TextToImage:
             callback=callback_on_step_end,
             progress=progress,
         )
-        none = torch.empty(0, *self._latent_shape(grid), dtype=torch.uint8)
+        none = torch.empty((0, *self._latent_shape(grid)), dtype=torch.uint8, device="cpu")
         packed = torch.cat(made) if made else none
         if output_type == "latent":
             return packed
@@ -212,7 +212,8 @@ class TextToImage:
                 f"{list(packed.shape)}"
             )
         device, config = self.model.ae.decoder.conv_in.weight.device, self.config.autoencoder
-        images = [torch.empty(0, config.out_ch, height, width, dtype=torch.uint8)]
+        none = (0, config.out_ch, height, width)
+        images = [torch.empty(none, dtype=torch.uint8, device="cpu")]
         with torch.no_grad():
             for part in packed.to(device).split(batch_size or max(len(packed), 1)):
                 if len(part):

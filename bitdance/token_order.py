@@ -15,7 +15,7 @@ __all__ = ["codes_to_tokens", "generation_order", "tokens_to_codes"]
 
 
 def generation_order(
-    grid: tuple[int, int], patch_tokens: int, mode: str, device: torch.device | str | None = None
+    grid: tuple[int, int], patch_tokens: int, mode: str, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Raster index of the k-th token that is generated.
 
@@ -32,7 +32,7 @@ def generation_order(
         ValueError: `mode` is unknown, or squares of P tokens do not tile the grid.
     """
     height, width = grid
-    raster = torch.arange(height * width, device=device)
+    raster = torch.arange(height * width, dtype=torch.int64, device=device)
     if mode == "standard":
         return raster
     if mode != "patch":

@@ -31,7 +31,8 @@ _ROPE_BASE = 10000.0
 
 def cell_centres(height: int, width: int) -> torch.Tensor:
     """Centres (x, y) of the cells of a grid in raster order, [H W, 2] float32."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    sides = (torch.arange(side, dtype=torch.float32, device="cpu") for side in (height, width))
+    y, x = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=-1) + 0.5
 
 
@@ -55,7 +56,8 @@ def rope_table_2d(centres: torch.Tensor, head_dim: int, prefix: int = 0) -> torc
     if head_dim % 4 != 0:
         raise ValueError(f"rope_table_2d: head_dim must be a multiple of 4, got {head_dim}")
     half = head_dim // 2
-    frequencies = _ROPE_BASE ** (-torch.arange(0, half, 2).float() / half)  # [D / 4]
+    channel = torch.arange(0, half, 2, dtype=torch.float32, device=centres.device)
+    frequencies = _ROPE_BASE ** (-channel / half)  # [D / 4]
     angles = ((centres + 1)[:, :, None] * frequencies).flatten(1)  # [N, D / 2]: of x, then of y
     angles = torch.cat([angles.new_zeros(prefix, half), angles])
     return torch.stack([torch.cos(angles), torch.sin(angles)], dim=-1)

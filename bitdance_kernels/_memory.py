@@ -18,6 +18,8 @@ _MAPPED_BYTES = 8 << 20
 _LARGE_PAGE = 2 << 20
 _MOST_UNUSED_BYTES = 512 << 20
 
+_CPU = torch.device("cpu")  # takes less of a call than its name does
+
 
 class _Unused:
     """Mappings whose results are gone, the latest last, for results of the same size.
@@ -65,7 +67,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """
     used = math.prod(shape) * dtype.itemsize
     if used < _MAPPED_BYTES or not _may_map():
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=_CPU)
     mapping = unused.take(used + _LARGE_PAGE)
     if mapping is None:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

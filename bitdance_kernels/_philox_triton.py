@@ -86,7 +86,7 @@ def _noise_kernel(
 
 def noise(keys: torch.Tensor, step: torch.Tensor, elements: int) -> torch.Tensor:
     """float32 [R, elements], see ``bitdance_kernels.noise``; `step` is a tensor beside `keys`."""
-    y = torch.empty(len(keys), elements, device=keys.device)
+    y = torch.empty((len(keys), elements), dtype=torch.float32, device=keys.device)
     if y.numel() == 0:
         return y
     row_blocks = triton.cdiv(elements, 4)

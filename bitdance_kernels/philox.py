@@ -168,7 +168,7 @@ def _native_can(keys: torch.Tensor) -> bool:
 
 def _native_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
     _check(keys, step, elements)
-    normals = torch.empty(keys.shape[0], elements)
+    normals = torch.empty((keys.shape[0], elements), dtype=torch.float32, device=keys.device)
     keys, step = keys.contiguous(), _step_tensor(keys, step)
     _native.cpu.noise(
         keys.data_ptr(), keys.shape[0], elements, step.data_ptr(), normals.data_ptr(), 0,
@@ -207,7 +207,7 @@ def noise_keys(
     *,
     ar_step: int = 0,
     stream: int = 0,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """The keys under which the rows of a batch draw their noise.
 

@@ -291,3 +291,17 @@ def test_compiles_without_a_host_read():
 
 def test_exported():
     assert {"noise", "noise_keys"} <= set(bitdance_kernels.__all__)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_noise_is_float32_whatever_the_default_dtype(dtype):
+    keys = noise_keys(7, range(3))
+    good = noise(keys, 1, 101, backend="auto")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        made = noise(noise_keys(7, range(3)), 1, 101, backend="auto")
+    finally:
+        torch.set_default_dtype(before)
+    assert made.dtype == torch.float32
+    assert torch.equal(made, good)

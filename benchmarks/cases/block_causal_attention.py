@@ -77,14 +77,14 @@ def _timing(
     B: int,
     heads: tuple[int, int],
     D: int,
-    make_ranges: Callable[[torch.device | None], Ranges],
+    make_ranges: Callable[[torch.device | str], Ranges],
     dtype: torch.dtype,
     *devices: str,
     backward: bool = False,
 ) -> Timing:
     """Operations are those of visible pairs: two products forward, five more for the gradients."""
     H, Hkv = heads
-    ranges = make_ranges(None)
+    ranges = make_ranges("cpu")
     T = ranges.start.shape[0]
     pairs = int((ranges.end - ranges.start).sum())
 
@@ -104,23 +104,23 @@ def _timing(
     return Timing(name, make, moved, flops=flops, devices=devices, backward=backward)
 
 
-def _imagenet(device: torch.device | None) -> Ranges:
+def _imagenet(device: torch.device | str) -> Ranges:
     return block_causal_ranges(63, 16, 16, device=device)
 
 
-def _serial(device: torch.device | None) -> Ranges:
+def _serial(device: torch.device | str) -> Ranges:
     return block_causal_ranges(63, 256, 1, device=device)
 
 
-def _bundled(device: torch.device | None) -> Ranges:
+def _bundled(device: torch.device | str) -> Ranges:
     return block_causal_ranges(3, 16, 4, device=device)
 
 
-def _bundled_prefix(device: torch.device | None) -> Ranges:
+def _bundled_prefix(device: torch.device | str) -> Ranges:
     return block_causal_ranges(3, 1, 4, device=device)
 
 
-def _text_to_image(device: torch.device | None) -> Ranges:
+def _text_to_image(device: torch.device | str) -> Ranges:
     """Fourteen documents, each a prompt and a 512-pixel image in patches of 64 tokens."""
     documents, prompt, image, P = 14, 130, 2 + 1024, 64
     segments = [(prompt, "causal"), (image, "parallel")] * documents
@@ -128,7 +128,7 @@ def _text_to_image(device: torch.device | None) -> Ranges:
     return packed_document_ranges(lengths, segments, patch_tokens=P, device=device)
 
 
-def _causal(device: torch.device | None) -> Ranges:
+def _causal(device: torch.device | str) -> Ranges:
     return block_causal_ranges(8192, 0, 1, device=device)
 
 

@@ -190,12 +190,13 @@ class FolderImages:
 def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:
     """Mirror and move images [B, 3, H, W] at random, by PyTorch's current random state."""
     if flip:
-        mirrored = torch.rand(len(images)) < 0.5
+        mirrored = torch.rand(len(images), dtype=torch.float32, device="cpu") < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     if shift:
         height, width = images.shape[2:]
         padded = F.pad(images.float(), (shift,) * 4, mode="replicate").to(images.dtype)
-        offsets = torch.randint(2 * shift + 1, (len(images), 2)).tolist()
+        shape = (len(images), 2)
+        offsets = torch.randint(2 * shift + 1, shape, dtype=torch.int64, device="cpu").tolist()
         images = torch.stack(
             [p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)]
         )

@@ -101,7 +101,7 @@ class Trainer:
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
         self._optimizer = _optimizer(self._parameters, config, task.no_decay)
         self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
-        self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64)
+        self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64, device="cpu")
         self._signal = 0
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = optim.learning_rate(self.step)
         items = self._batches.batch(self.step)
-        total = torch.zeros(len(self._sums) - 1, dtype=torch.float64)
+        total = torch.zeros(len(self._sums) - 1, dtype=torch.float64, device="cpu")
         for part, some in enumerate(np.split(items, optim.accumulate)):
             _seed(optim.seed, self.step, part)
             with self._autocast():

@@ -114,7 +114,7 @@ def block_causal_ranges(
     patch_tokens: int,
     *,
     tokens: int | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Ranges:
     """Ranges of a sequence of `prefix` causal tokens followed by patches.
 
@@ -172,7 +172,7 @@ def packed_document_ranges(
     segments: Iterable[tuple[int, str]],
     *,
     patch_tokens: int,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Ranges:
     """Ranges of several documents of text and images packed into one sequence.
 
@@ -214,12 +214,12 @@ def packed_document_ranges(
     if covered != total:
         raise _checks.fail(op, "segments", f"{total} tokens long like the documents", covered)
 
-    i = torch.arange(total)
+    i = torch.arange(total, dtype=torch.int64, device="cpu")
     start, document_end = _spread(documents)
     segment_start, segment_end = _spread([length for length, _ in segments])
     parallel = torch.repeat_interleave(
-        torch.tensor([mode == "parallel" for _, mode in segments], dtype=torch.bool),
-        torch.tensor([length for length, _ in segments], dtype=torch.int64),
+        torch.tensor([mode == "parallel" for _, mode in segments], dtype=torch.bool, device="cpu"),
+        torch.tensor([length for length, _ in segments], dtype=torch.int64, device="cpu"),
     )
     first = segment_start + _CAUSAL_HEAD
     block = torch.div(i - first, patch_tokens, rounding_mode="floor")
@@ -233,7 +233,7 @@ def packed_document_ranges(
 
 def _spread(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """For every token the first token of its stretch, and the one after the last."""
-    size = torch.tensor(lengths, dtype=torch.int64)
+    size = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     end = torch.repeat_interleave(size.cumsum(0), size)
     return end - torch.repeat_interleave(size, size), end
 

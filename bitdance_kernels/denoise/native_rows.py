@@ -83,8 +83,8 @@ def norm_backward(
     gradients = [_memory.empty_like(tensor) for tensor in (like_x, scale, shift)]
     rows, channels = size(x)
     affine = weight is not None or bias is not None
-    sums = torch.empty(2, channels if affine else 0)
-    moments = torch.empty(rows, 2)
+    sums = x.new_empty(2, channels if affine else 0, dtype=torch.float32)
+    moments = x.new_empty(rows, 2, dtype=torch.float32)
     _native.cpu.adaln_norm_backward(
         *spaced(grad, x, scale),
         vector(weight),

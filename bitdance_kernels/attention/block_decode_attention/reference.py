@@ -39,7 +39,7 @@ def attend(
     batches = max(1, _SCORES // max(1, H * P * Tmax))
     for first in range(0, B, batches):
         b = slice(first, first + batches)
-        empty = torch.arange(Tmax, device=q.device) >= lengths[b, None]
+        empty = torch.arange(Tmax, dtype=torch.int32, device=q.device) >= lengths[b, None]
         keys = k_cache[b].to(wide).transpose(1, 2)
         # A weight of 0 does not undo a NaN, so values beyond the length are cleared too.
         values = v_cache[b].to(wide).masked_fill(empty[..., None, None], 0).transpose(1, 2)

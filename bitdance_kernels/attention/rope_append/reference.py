@@ -25,12 +25,14 @@ def run(
     heads = qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, -1))
     q, k, v = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=2)
 
-    rows = position.long()[:, None] + torch.arange(P, device=qkv.device)  # [B, P]
+    rows = position.long()[:, None] + torch.arange(
+        P, dtype=torch.int64, device=qkv.device
+    )  # [B, P]
     angles = freqs[rows].to(wide)[:, :, None]  # one row of the table for all heads of a token
     q = rotate(_normalised(q.to(wide), q_norm, eps), angles, interleaved)
     k = rotate(_normalised(k.to(wide), k_norm, eps), angles, interleaved)
 
-    batch = torch.arange(B, device=qkv.device)[:, None]
+    batch = torch.arange(B, dtype=torch.int64, device=qkv.device)[:, None]
     k_cache[batch, rows] = k.to(k_cache.dtype)
     v_cache[batch, rows] = v
     return q.to(qkv.dtype).contiguous()

@@ -13,7 +13,7 @@ def unsupported(packed: torch.Tensor) -> str | None:
 
 def run(packed: torch.Tensor) -> torch.Tensor:
     width = packed.shape[-1]
-    counts = torch.empty(8 * width, dtype=torch.int64)
+    counts = packed.new_empty(8 * width, dtype=torch.int64)
     packed = packed.contiguous()
     _native.cpu.bit_counts(packed, counts, packed.numel() // width, width, torch.get_num_threads())
     return counts

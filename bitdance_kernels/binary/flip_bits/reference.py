@@ -45,7 +45,7 @@ def _flips(
     if r1 is not None and r2 is not None:
         return r1 < rate * r2
     count = torch.Size(shape).numel() // 8
-    byte = torch.arange(count, device=key.device)
+    byte = torch.arange(count, dtype=torch.int64, device=key.device)
     seed, offset = key.unbind()
     domain = torch.full_like(byte, DOMAIN)
     counter = torch.stack(

@@ -35,8 +35,8 @@ def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
 
 
 def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    index = torch.empty((a.shape[0], k), dtype=torch.int64)
-    distance = torch.empty((a.shape[0], k), dtype=torch.int32)
+    index = a.new_empty((a.shape[0], k), dtype=torch.int64)
+    distance = a.new_empty((a.shape[0], k), dtype=torch.int32)
     a, blocks = a.contiguous(), _blocks(b)
     _native.cpu.nearest_codes(
         a, blocks, index, distance, a.shape[0], b.shape[0], a.shape[1], k, torch.get_num_threads()

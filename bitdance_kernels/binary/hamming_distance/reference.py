@@ -28,9 +28,10 @@ def _nearest_rows(a: torch.Tensor, b: torch.Tensor, k: int) -> torch.Tensor:
     best = a.new_empty((a.shape[0], 0), dtype=torch.int64)
     start = 0
     for columns in b.split(_COLUMNS):
-        index = torch.arange(start, start + columns.shape[0], device=b.device)
+        end = start + columns.shape[0]
+        index = torch.arange(start, end, dtype=torch.int64, device=b.device)
         ranks = run(a, columns).to(torch.int64) * b.shape[0] + index
         together = torch.cat([best, ranks], dim=1)
         best = together.topk(min(k, together.shape[1]), largest=False, sorted=True).values
-        start += columns.shape[0]
+        start = end
     return best

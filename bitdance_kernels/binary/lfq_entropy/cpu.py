@@ -24,8 +24,8 @@ def run(
     x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     codes = _Codes(x, group_bits, temperature, per_group)
-    sums = torch.zeros(codes.slices, codes.tables, codes.high, codes.low)
-    entropy = torch.zeros(codes.slices, dtype=torch.float64)
+    sums = x.new_zeros(codes.slices, codes.tables, codes.high, codes.low, dtype=torch.float32)
+    entropy = x.new_zeros(codes.slices, dtype=torch.float64)
     _native.cpu.lfq_entropy(*codes.arguments, sums, entropy, codes.slices)
     p = sums.double().sum(0)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
     parts = codes.tokens * codes.groups
@@ -49,7 +49,7 @@ def run_backward(
     per_group: bool,
 ) -> torch.Tensor:
     codes = _Codes(x, group_bits, temperature, per_group)
-    of_x = torch.empty(x.shape, dtype=torch.float32)
+    of_x = x.new_empty(x.shape, dtype=torch.float32)
     if codes.tokens == 0:
         return of_x.to(x.dtype)
     of_p = (grad_p / (codes.tokens * codes.groups // codes.tables)).float()

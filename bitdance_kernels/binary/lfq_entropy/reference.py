@@ -95,6 +95,6 @@ def _through_distribution(logits: torch.Tensor, of_p: torch.Tensor) -> torch.Ten
 def _bit_table(part: torch.Tensor) -> torch.Tensor:
     """[codes, h]: bit i of every code."""
     codes = part.shape[-1]
-    index = torch.arange(codes, device=part.device)
-    shifts = torch.arange(codes.bit_length() - 1, device=part.device)
+    index = torch.arange(codes, dtype=torch.int64, device=part.device)
+    shifts = torch.arange(codes.bit_length() - 1, dtype=torch.int64, device=part.device)
     return ((index[:, None] >> shifts) & 1).to(part.dtype)

@@ -14,7 +14,7 @@ def unsupported(x: torch.Tensor) -> str | None:
 
 def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     quantized = _memory.empty(x.shape, x.dtype)
-    packed = torch.empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
+    packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     _native.cpu.lfq_quantize(
         x,
@@ -39,10 +39,10 @@ def unsupported_commitment(x: torch.Tensor) -> str | None:
 
 def run_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     quantized = _memory.empty(x.shape, x.dtype)
-    packed = torch.empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
+    packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     slices = max(1, min(torch.get_num_threads(), x.numel() // _GRAIN))
-    sums = torch.empty(slices, dtype=torch.float64)
+    sums = x.new_empty(slices, dtype=torch.float64)
     _native.cpu.lfq_quantize_commitment(
         x, quantized, packed, sums, rows, x.shape[-1], stride, slices
     )

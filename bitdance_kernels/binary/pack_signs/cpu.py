@@ -13,7 +13,7 @@ def unsupported(x: torch.Tensor) -> str | None:
 
 
 def run(x: torch.Tensor) -> torch.Tensor:
-    packed = torch.empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
+    packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     _native.cpu.pack_signs(
         x, packed, rows, x.shape[-1], stride, _native.DTYPE_CODES[x.dtype], torch.get_num_threads()
