@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,8 +15,10 @@ from bitdance.autoencoder_blocks import Decoder, Encoder
 from bitdance.autoencoder_packed import can_pack, packed
 from bitdance.autoencoder_tiling import decode_tiles
 from bitdance.config import AutoencoderConfig
+from bitdance.finite import NotFiniteError, largest
 from bitdance.quantizer import BinaryQuantizer, QuantizerOutput, pack_codes, unpack_codes
 from bitdance.token_order import codes_to_tokens, generation_order
+from bitdance.workspace import Pool
 from bitdance_kernels import default_backend
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
@@ -59,7 +63,7 @@ class BinaryAutoencoder(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantizer = BinaryQuantizer(config.z_channels, config.num_codebooks)
-        self._graphs: graphs.Recent[_Pixels] = graphs.Recent(graphs.MOST_KINDS)
+        self._graphs: Pool[graphs.Recent[_Pixels]] = Pool(partial(graphs.Recent, graphs.MOST_KINDS))
 
     def forward(
         self,
@@ -229,22 +233,28 @@ class BinaryAutoencoder(nn.Module):
 
         Raises:
             TypeError, ValueError: as in `decode`.
+            NotFiniteError: an image holds NaN or infinity. To know it, the host waits for a GPU.
         """
-        # Autograd's share of a call is felt between the small maps of a small model.
-        with torch.inference_mode():
-            codes = self._unpacked(codes)
-            noise = self._noise(codes, noise, generator)
-            pixels = self._pixels_of(codes)(codes, noise)
-        return pixels.clone()  # a tensor like any other
+        with self._graphs.lease() as kept:
+            # Autograd's share of a call is felt between the small maps of a small model.
+            with torch.inference_mode():
+                codes = self._unpacked(codes)
+                noise = self._noise(codes, noise, generator)
+                pixels, peaks = self._pixels_of(kept, codes)(codes, noise)
+            if not peaks.is_meta:  # which has no values
+                faults = [i for i, peak in enumerate(peaks.tolist()) if not math.isfinite(peak)]
+                if faults:
+                    raise NotFiniteError("decode_pixels", dict.fromkeys(faults))
+            return pixels.clone()  # a tensor like any other
 
-    def _pixels_of(self, codes: torch.Tensor) -> _Pixels:
+    def _pixels_of(self, kept: graphs.Recent[_Pixels], codes: torch.Tensor) -> _Pixels:
         """How to decode such codes: small maps, between which time is lost, from a graph."""
         B, _, h, w = codes.shape
         pixels = B * h * w * self.config.downsampling**2
         if pixels > MOST_CAPTURED_PIXELS or torch.is_autocast_enabled(codes.device.type):
             return _Pixels(self.decoder, graphs.call)
         weights = (codes.device, *graphs.memory(self.decoder))
-        return self._graphs.get(
+        return kept.get(
             weights,
             (default_backend(), codes.shape),
             lambda: _Pixels(self.decoder, graphs.call_for(codes.device)),
@@ -359,6 +369,9 @@ class BinaryAutoencoder(nn.Module):
         return noise.to(codes)
 
 
+_PixelsAndPeaks = tuple[torch.Tensor, torch.Tensor]
+
+
 class _Pixels:
     """A decoder with 8-bit results.
 
@@ -367,18 +380,19 @@ class _Pixels:
         call: of ``graphs``, for codes of one shape.
     """
 
-    def __init__(self, decoder: Decoder, call: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, decoder: Decoder, call: Callable[..., _PixelsAndPeaks]) -> None:
         self._decoder, self._call, self._calls = decoder, call, 0
 
-    def __call__(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """uint8 [B, out_ch, H, W], overwritten by the next call."""
+    def __call__(self, codes: torch.Tensor, noise: torch.Tensor | None) -> _PixelsAndPeaks:
+        """uint8 [B, out_ch, H, W] and ``largest`` [B], both overwritten by the next call."""
         self._calls += 1
         if self._calls == graphs.CALLS_BEFORE_CAPTURE and can_pack(self._decoder):
             self._decoder = packed(self._decoder)
         return self._call(self._decode, codes, noise)
 
-    def _decode(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        return to_uint8(self._decoder(codes, noise))
+    def _decode(self, codes: torch.Tensor, noise: torch.Tensor | None) -> _PixelsAndPeaks:
+        images = self._decoder(codes, noise)
+        return to_uint8(images), largest(images)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

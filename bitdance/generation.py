@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from bitdance import graphs
+from bitdance.finite import check_predictions, largest
 from bitdance.head_runner import compute_dtype
 from bitdance.sampler import Schedule, binarize, check_mode, denoise, make_head
 from bitdance_kernels import Ranges, default_backend, noise_keys, use_backend
@@ -22,6 +23,7 @@ from bitdance_kernels import Ranges, default_backend, noise_keys, use_backend
 if TYPE_CHECKING:
     from bitdance.kv_cache import KVCache
     from bitdance.model import BitDanceModel
+    from bitdance.workspace import Workspace
 
 __all__ = ["Decoding", "StepResult", "check_noise", "guidance_at", "row_keys", "sample_tokens"]
 
@@ -82,31 +84,41 @@ def sample_tokens(
     guided = cfg_scale > 1
     check_noise(noise, seeds, config.ar_steps)
     keys = None if seeds is None else row_keys(seeds, sample_ids, count, guided, labels.device)
-    decoding = _decoding(model, count, guided, guidance, steps, mode)
-    decoding.start(labels, guidance, keys)
-    tokens = decoding.tokens.new_empty(count, config.tokens, config.token_bits)
-    with use_backend("reference") if mode == "plain" else nullcontext():
+    with (
+        model.workspaces.lease() as workspace,
+        use_backend("reference") if mode == "plain" else nullcontext(),
+    ):
+        decoding = _decoding(workspace, model, count, guided, guidance, steps, mode)
+        decoding.start(labels, guidance, keys)
+        tokens = decoding.tokens.new_empty(count, config.tokens, config.token_bits)
         for i, cfg in enumerate(guidance):
             made = decoding.advance(model, i, None if noise is None else noise[i])
             tokens[:, i * P : (i + 1) * P] = made[2][:count]
             if on_step is not None:
                 # Of their own: those of a replayed step are overwritten by the next one.
                 on_step(StepResult(i, cfg, *(tensor.clone() for tensor in made)))
+        check_predictions("sample", decoding.peaks, count)
     return tokens
 
 
 def _decoding(
-    model: BitDanceModel, count: int, guided: bool, guidance: list[float], steps: int, mode: str
+    workspace: Workspace[Decoding],
+    model: BitDanceModel,
+    count: int,
+    guided: bool,
+    guidance: list[float],
+    steps: int,
+    mode: str,
 ) -> Decoding:
     """That of an earlier run of the same kind, if all memory is where it was then."""
     rows = 2 * count if guided else count
-    cache = model.reserve_cache(rows)
+    cache = model.reserve_cache(workspace, rows)
     memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in graphs.parameters(model)))
     # Where cfg is 1 (step 0 of the linear schedule) the halves go on independently.
     shared = guided and guidance[0] > 1
     kind = (rows, guided, shared, steps, mode, cache.lengths.device, default_backend())
     dtype = compute_dtype(model.head.net)
-    return model.runs.get(
+    return workspace.runs.get(
         memory,
         (*kind, dtype),
         lambda: Decoding(model, cache, guided=guided, shared=shared, steps=steps, mode=mode),
@@ -156,6 +168,8 @@ class Decoding:
             self.tokens = torch.zeros(
                 (rows, P, config.token_bits), dtype=torch.float32, device=device
             )
+            # Of the predictions.
+            self.peaks = torch.zeros((config.ar_steps, rows), dtype=torch.float32, device=device)
         make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
         self._first, self._next = make(), make()
         self._call = graphs.call_for(device, within=True) if mode == "fast" else graphs.call
@@ -211,6 +225,7 @@ class Decoding:
             prediction = torch.cat([prediction, prediction])
         tokens, packed = binarize(prediction)
         self.tokens.copy_(tokens)
+        self.peaks.index_copy_(0, self.step, largest(prediction)[None])
         self.step += 1
         self.keys[:, 1] += 2  # the same stream of the next AR step
         return hidden, prediction, tokens, packed

@@ -7,6 +7,7 @@ where some steps look at values and cannot be captured, a part of such a step st
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ CALLS_BEFORE_CAPTURE = 4
 
 A capture takes as long as some four calls of a small model; a single image would not earn it back.
 """
+
+
+_CAPTURE = threading.Lock()
+"""Held by the thread that captures a CUDA graph: PyTorch has one stream for captures."""
 
 
 class EagerStep:
@@ -102,7 +107,7 @@ class CapturedStep:
         torch.set_autocast_cache_enabled(False)
         try:
             # Other threads may use the device meanwhile, a data loader's for example.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _CAPTURE, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 results = step()
         finally:
             torch.set_autocast_cache_enabled(cached)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,12 @@ from bitdance.autoencoder import BinaryAutoencoder
 from bitdance.config import ModelConfig
 from bitdance.diffusion_head import DiffusionHead
 from bitdance.generation import Decoding, StepResult, sample_tokens
-from bitdance.graphs import Recent
 from bitdance.head_runner import compute_dtype
 from bitdance.kv_cache import KVCache
 from bitdance.projectors import InputProjection
 from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
 from bitdance.transformer import Transformer, cell_centres, rope_table_2d
+from bitdance.workspace import Pool, Workspace
 from bitdance_kernels import Ranges, block_causal_ranges, flip_signs
 
 __all__ = ["BitDanceModel", "TrainingDraws", "perturb"]
@@ -108,8 +109,7 @@ class BitDanceModel(nn.Module):
         nn.init.normal_(self.cls_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_for_diff.weight, std=0.02)
 
-        self.runs: Recent[Decoding] = Recent(MOST_RUNS)
-        self._cache: KVCache | None = None
+        self.workspaces: Pool[Workspace[Decoding]] = Pool(partial(Workspace, MOST_RUNS))
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -312,6 +312,8 @@ class BitDanceModel(nn.Module):
     ) -> torch.Tensor:
         """Generate the tokens of one image per label.
 
+        Any number of calls may run at a time, in threads and in `on_step` of another call.
+
         With guidance the batch holds 2 B rows, conditional first. Where the guidance of a step is 1
         although the scale is more (step 0 of the linear schedule), both halves draw noise of their
         own and go on with tokens of their own; at the other steps they share them. This is the
@@ -337,6 +339,7 @@ class BitDanceModel(nn.Module):
         Raises:
             TypeError: `steps` or a seed is not an int.
             ValueError: an argument is out of range, or there is not one seed for each label.
+            NotFiniteError: a prediction holds NaN or infinity; known after the last step.
         """
         return sample_tokens(
             self,
@@ -351,20 +354,16 @@ class BitDanceModel(nn.Module):
             mode=mode,
         )
 
-    def reserve_cache(self, rows: int) -> KVCache:
-        """Rows of the last run's cache if it is large enough, else of a new one; empty."""
+    def reserve_cache(self, workspace: Workspace[Decoding], rows: int) -> KVCache:
+        """Empty cache of `rows` rows in a workspace, for sequences of the model's length."""
         tokens, device = len(self.freqs), self.freqs.device
         dtype = compute_dtype(self.layers)
-        if self._cache is None or not self._cache.fits(rows, tokens, dtype, device):
-            self._cache = KVCache.allocate(
-                self.config.n_layer,
-                rows,
-                tokens,
-                self.layers.num_heads,
-                self.layers.head_dim,
-                dtype=dtype,
-                device=device,
-            )
-        cache = self._cache.first(rows)
-        cache.reset()
-        return cache
+        layers = self.layers
+
+        def allocate() -> KVCache:
+            return KVCache.allocate(
+                len(layers), rows, tokens, layers.num_heads, layers.head_dim,
+                dtype=dtype, device=device,
+            )  # fmt: skip
+
+        return workspace.reserve(rows, tokens, dtype, device, allocate)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["exact_int", "shown"]
+__all__ = ["exact_int", "finite_number", "is_one", "listed", "shown"]
 
 
 def exact_int(
@@ -39,6 +42,47 @@ def exact_int(
         raise kind(f"{function}: {name} must be {wanted}, got {shown(value)}")
     assert isinstance(number, int)
     return number
+
+
+def finite_number(function: str, name: str, value: object) -> float:
+    """`value` as a float, where it is a finite real number: of Python, NumPy or one element.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is NaN or infinite.
+    """
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{function}: {name} must be a number, got {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{function}: {name} must be finite, got {shown(value)}")
+    return number
+
+
+def is_one(value: object) -> bool:
+    """Whether an argument is a single number or text, and no sequence of them."""
+    single = isinstance(value, str | bytes) or not isinstance(value, Iterable)
+    return single or getattr(value, "ndim", 1) == 0  # an array of one number
+
+
+def listed(function: str, name: str, values: object) -> list[Any]:
+    """`values` as a list: what one array, tensor or other sequence holds.
+
+    Raises:
+        TypeError: it is no sequence, or an array of more than one dimension.
+    """
+    if isinstance(values, torch.Tensor | np.ndarray) and values.ndim == 1:
+        return values.tolist()
+    if isinstance(values, Iterable) and not isinstance(
+        values, str | bytes | torch.Tensor | np.ndarray
+    ):
+        return list(values)
+    raise TypeError(f"{function}: {name} must be a sequence, got {shown(values)}")
 
 
 def shown(value: object) -> str:

@@ -18,6 +18,7 @@ from bitdance.diffusion_head import HeadNetwork
 from bitdance.graphs import Recent, parameters
 from bitdance.head_runner import Head, compute_dtype
 from bitdance.sampler import Schedule, denoise, make_head
+from bitdance.workspace import Pool
 from bitdance_kernels import (
     Ranges,
     block_causal_attention,
@@ -313,7 +314,8 @@ class HeadMethods:
 
     def __init__(self, theirs: Any, ours: HeadNetwork) -> None:
         self.theirs, self.ours = theirs, ours
-        self.heads: Recent[tuple[Head, Schedule]] = Recent(2)  # of the last kinds of batches
+        # Of the last kinds of batches.
+        self.heads: Pool[Recent[tuple[Head, Schedule]]] = Pool(functools.partial(Recent, 2))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Of ``net``: clean bits of the noisy `x` at times `t` under conditions `c`."""
@@ -336,15 +338,18 @@ class HeadMethods:
         """
         guided = cfg > 1
         rows = len(z) // 2 if guided else len(z)
-        head, schedule = self._ready(z, num_sampling_steps)
         shape = (rows, *z.shape[1:-1], self.theirs.ch_target)
         # The order of draws of the original, so that a seed gives the same image.
         noise = [draw(shape, z.device) for _ in range(num_sampling_steps + 1)]
-        head.load()
-        x = denoise(head, schedule, z, cfg=cfg if guided else None, noise=noise)
+        with self.heads.lease() as heads:
+            head, schedule = self._ready(heads, z, num_sampling_steps)
+            head.load()
+            x = denoise(head, schedule, z, cfg=cfg if guided else None, noise=noise)
         return torch.cat([x, x]) if guided else x
 
-    def _ready(self, z: torch.Tensor, steps: int) -> tuple[Head, Schedule]:
+    def _ready(
+        self, heads: Recent[tuple[Head, Schedule]], z: torch.Tensor, steps: int
+    ) -> tuple[Head, Schedule]:
         """What serves conditions like `z`: that of the last call, in an image of many."""
         patch = z.shape[1] if z.dim() > 2 else None
         shift = self.theirs.time_shift
@@ -354,9 +359,7 @@ class HeadMethods:
             return make_head(self.ours, schedule, len(z), patch, "fast"), schedule
 
         weights = tuple(p.data_ptr() for p in parameters(self.ours))
-        return self.heads.get(
-            weights, (len(z), patch, steps, shift, compute_dtype(self.ours)), make
-        )
+        return heads.get(weights, (len(z), patch, steps, shift, compute_dtype(self.ours)), make)
 
 
 class DecoderMethods:

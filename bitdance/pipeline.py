@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,8 +14,11 @@ import torch
 from bitdance import weights
 from bitdance.batches import (
     Callback,
+    Interruptible,
     OutputType,
+    check_latents,
     check_output_type,
+    decode_latents,
     generate_batches,
     image_seeds,
     to_output,
@@ -24,34 +26,36 @@ from bitdance.batches import (
 from bitdance.config import PRESETS, ModelConfig
 from bitdance.generation import StepResult
 from bitdance.model import BitDanceModel
-from bitdance_kernels import unpack_signs
+from bitdance.numbers import exact_int, finite_number, is_one, listed, shown
 
 FORMAT = "bitdance-1"
 BUNDLED = ("fashion",)
 """Models that come with the library, in ``assets``."""
 
 
-class BitDance:
+class BitDance(Interruptible):
     """A class-conditional BitDance model with its tokenizer.
+
+    Any number of threads may use one object at a time, and a callback may generate with it too:
+    each call has memory of its own, and every picture has the bits that it has alone.
 
     Attributes:
         model: the network, a ``torch.nn.Module`` with the official parameter names.
         config: its configuration.
         classes: names of the classes, "" where a class has none.
         steps: denoising steps per patch that ``generate`` takes by default.
-        interrupt: set to True, from a callback or another thread, to stop ``generate``.
     """
 
     def __init__(
         self, model: BitDanceModel, classes: Sequence[str] | None = None, *, steps: int = 100
     ) -> None:
+        super().__init__()
         self.model = model.eval()
         # The layout that decoding works in; of the parameters' memory alone, nothing else changes.
         model.vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = model.config
         self.steps = steps
         self.classes = tuple(classes) if classes is not None else _class_names(model.config)
-        self.interrupt = False
 
     @property
     def device(self) -> torch.device:
@@ -143,24 +147,29 @@ class BitDance:
         """Number of a class given by name or number.
 
         Raises:
+            TypeError: `name` is neither text nor an integer.
             ValueError: there is no such class.
         """
         count = self.config.num_classes
-        text = str(name).strip()
-        if text.lstrip("-").isdigit():
-            if 0 <= int(text) < count:
-                return int(text)
-            raise ValueError(f"class must be 0 to {count - 1} or a name, got {name}")
-        lower = [c.lower() for c in self.classes]
-        if text.lower() in lower:
-            return lower.index(text.lower())
-        near = [c for c in self.classes if text.lower() in c.lower()][:5]
-        hint = f"; perhaps {', '.join(near)}?" if near else ""
-        raise ValueError(f"class must be 0 to {count - 1} or a name, got {name!r}{hint}")
+        if isinstance(name, str):
+            text = name.strip().lower()
+            lower = [c.lower() for c in self.classes]
+            if text and text in lower:  # a name may look like a number
+                return lower.index(text)
+            near = [c for c in self.classes if text and text in c.lower()][:5]
+            number = int(text) if text.removeprefix("-").isdecimal() else None
+        else:
+            number, near = exact_int("label", "class", name), []
+        if number is None or not 0 <= number < count:
+            hint = f"; perhaps {', '.join(near)}?" if near else ""
+            raise ValueError(
+                f"label: class must be 0 to {count - 1} or a name, got {shown(name)}{hint}"
+            )
+        return number
 
     def generate(
         self,
-        labels: Sequence[int | str],
+        labels: int | str | Sequence[int | str] | torch.Tensor,
         *,
         seed: int | Sequence[int] = 0,
         sample_ids: Sequence[int] | None = None,
@@ -179,7 +188,7 @@ class BitDance:
         bit for bit the same alone and in any batch, the picture the same within rounding.
 
         Args:
-            labels: class numbers or names.
+            labels: class numbers or names, or a single one.
             seed: one 64-bit seed for all pictures, or one per picture.
             sample_ids: tells pictures of one seed apart; by default 0, 1, 2, ... with one seed, and
                 0 for every picture with a seed of its own.
@@ -196,20 +205,19 @@ class BitDance:
             mode: "plain" runs reference ops and the head as published, for comparison.
 
         Raises:
+            TypeError: an argument is of another kind; nothing is computed.
             ValueError: an argument is out of range; nothing is computed.
+            NotFiniteError: the model computes NaN or infinity; it names the pictures.
             GenerationCancelled: a callback returned False, or ``interrupt`` was set.
         """
-        numbers = [self.label(label) for label in labels]
+        given: list[Any] = [labels] if is_one(labels) else listed("generate", "labels", labels)
+        numbers = [self.label(label) for label in given]
         count = len(numbers)
-        seeds, ids = image_seeds(seed, sample_ids, count)
-        check_output_type(output_type)
-        steps = self.steps if steps is None else steps
-        if steps < 1:
-            raise ValueError(f"generate: steps must be at least 1, got {steps}")
-        if cfg_scale is None:
-            cfg_scale = self.config.cfg_scale
-        if not math.isfinite(cfg_scale):
-            raise ValueError(f"generate: cfg_scale must be finite, got {cfg_scale}")
+        seeds, ids = image_seeds("generate", seed, sample_ids, count)
+        check_output_type("generate", output_type)
+        count_of_steps = exact_int("generate", "steps", self.steps if steps is None else steps, 1)
+        scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
+        scale = finite_number("generate", "cfg_scale", scale)
         if cfg_schedule not in ("linear", "constant"):
             raise ValueError(
                 f"generate: cfg_schedule must be 'linear' or 'constant', got {cfg_schedule!r}"
@@ -220,8 +228,8 @@ class BitDance:
         def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
             return self.model.sample(
                 torch.tensor(numbers[batch], dtype=torch.int64, device=self.device),
-                steps=steps,
-                cfg_scale=cfg_scale,
+                steps=count_of_steps,
+                cfg_scale=scale,
                 cfg_schedule=cfg_schedule,
                 seeds=seeds[batch],
                 sample_ids=ids[batch],
@@ -242,7 +250,9 @@ class BitDance:
         packed = torch.cat(made) if made else none
         if output_type == "latent":
             return packed
-        return self.decode(packed, batch_size=batch_size, output_type=output_type)
+        return self.decode(
+            packed, seed=seeds, sample_ids=ids, batch_size=batch_size, output_type=output_type
+        )
 
     @property
     def _latent_shape(self) -> tuple[int, int]:
@@ -252,6 +262,8 @@ class BitDance:
         self,
         packed: torch.Tensor,
         *,
+        seed: int | Sequence[int] = 0,
+        sample_ids: Sequence[int] | None = None,
         batch_size: int | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
     ) -> Any:
@@ -259,24 +271,27 @@ class BitDance:
 
         Args:
             packed: uint8 [n, tokens, C / 8] in generation order.
+            seed: as for ``generate``; of a decoder that takes noise.
+            sample_ids: as for ``generate``.
             batch_size: pictures at a time; by default all.
             output_type: as for ``generate``.
 
         Raises:
+            NotFiniteError: the decoder computes NaN or infinity; it names the pictures.
+            TypeError: `packed` is no tensor.
             ValueError: `packed` is of another dtype or shape.
         """
-        if packed.dtype != torch.uint8 or packed.shape[1:] != self._latent_shape:
-            raise ValueError(
-                f"decode: packed must be uint8 {['n', *self._latent_shape]}, got {packed.dtype} "
-                f"{list(packed.shape)}"
-            )
-        pixels = []
-        with torch.no_grad():
-            for part in packed.to(self.device).split(batch_size or max(len(packed), 1)):
-                tokens = unpack_signs(part)[..., : self.config.token_bits]
-                if len(tokens):
-                    codes = self.model.to_codes(tokens)
-                    pixels.append(self.model.vae.decode_pixels(codes).cpu())
+        check_latents(packed, self._latent_shape)
+        check_output_type("decode", output_type, ("pil", "np", "pt"))
+        pixels = decode_latents(
+            self.model.vae,
+            packed,
+            lambda tokens: self.model.to_codes(tokens[..., : self.config.token_bits]),
+            seed=seed,
+            sample_ids=sample_ids,
+            ar_steps=self.config.ar_steps,
+            batch_size=batch_size,
+        )
         side = self.config.resolution
         none = torch.empty((0, 3, side, side), dtype=torch.uint8, device="cpu")
         images = torch.cat(pixels) if pixels else none

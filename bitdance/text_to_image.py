@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch import nn
 from bitdance import graphs
 from bitdance.autoencoder import BinaryAutoencoder
 from bitdance.diffusion_head import DiffusionHead
+from bitdance.finite import check_predictions, largest
 from bitdance.generation import StepResult, check_noise, row_keys
 from bitdance.head_runner import compute_dtype
 from bitdance.kv_cache import KVCache
@@ -27,6 +29,7 @@ from bitdance.qwen import LanguageModel, rope_frequencies, rope_table
 from bitdance.sampler import Schedule, binarize, denoise, make_head
 from bitdance.text_to_image_config import TextToImageConfig
 from bitdance.token_order import generation_order, tokens_to_codes
+from bitdance.workspace import Pool, Workspace
 from bitdance_kernels import default_backend
 
 __all__ = ["TextToImageModel"]
@@ -55,8 +58,7 @@ class TextToImageModel(nn.Module):
         self.embed_vision_mlp = TextToImageProjection(
             config.autoencoder.z_channels, config.llm.hidden_size
         )
-        self.runs: graphs.Recent[_Decoding] = graphs.Recent(MOST_RUNS)
-        self._cache: KVCache | None = None
+        self.workspaces: Pool[Workspace[_Decoding]] = Pool(partial(Workspace, MOST_RUNS))
 
     def order(self, grid: tuple[int, int]) -> torch.Tensor:
         """Raster index of the k-th token of an image of `grid` tokens (height, width)."""
@@ -93,7 +95,7 @@ class TextToImageModel(nn.Module):
         image_prefix: Sequence[int],
         *,
         grid: tuple[int, int],
-        negative: Sequence[int] | None = None,
+        negative: Sequence[int] | Sequence[Sequence[int]] | None = None,
         steps: int = 50,
         cfg_scale: float = 7.5,
         seeds: Sequence[int] | None = None,
@@ -111,7 +113,8 @@ class TextToImageModel(nn.Module):
             prompts: token ids of B texts.
             image_prefix: ids of <|vision_start|>, height, width and P - 1 queries.
             grid: tokens vertically and horizontally, multiples of the root of P.
-            negative: token ids of the unconditional text; needed with guidance.
+            negative: token ids of the unconditional text, or of one for each prompt; needed with
+                guidance.
             steps: noisy denoising steps per patch.
             cfg_scale: guidance, the same at all steps; at most 1 is none.
             seeds: one per image, as in ``BitDanceModel.sample``.
@@ -133,30 +136,33 @@ class TextToImageModel(nn.Module):
         if not math.isfinite(cfg_scale):
             raise ValueError(f"sample: cfg_scale must be finite, got {cfg_scale}")
         guided = cfg_scale > 1
-        texts = self._texts(prompts, image_prefix, negative if guided else (), guided)
+        texts = self._texts(prompts, image_prefix, negative if guided else None, guided)
         count, ar_steps = len(prompts), grid[0] * grid[1] // P
         check_noise(noise, seeds, ar_steps)
         keys = None if seeds is None else row_keys(seeds, sample_ids, count, False, device)
         tokens = torch.empty((count, ar_steps * P, bits), dtype=torch.float32, device=device)
         if count == 0:
             return tokens
-        decoding = self._decoding(len(texts), max(map(len, texts)), grid, guided, steps)
-        outputs = decoding.start(self, texts, cfg_scale, keys)
-        if on_prefill is not None:
-            on_prefill(outputs)
-        for i in range(ar_steps):
-            made = decoding.advance(self, None if noise is None else noise[i])
-            tokens[:, i * P : (i + 1) * P] = made[2][:count]
-            if on_step is not None:
-                # Of their own: those of a replayed step are overwritten by the next one.
-                on_step(StepResult(i, cfg_scale, *(tensor.clone() for tensor in made)))
+        with self.workspaces.lease() as workspace:
+            longest = max(map(len, texts))
+            decoding = self._decoding(workspace, len(texts), longest, grid, guided, steps)
+            outputs = decoding.start(self, texts, cfg_scale, keys)
+            if on_prefill is not None:
+                on_prefill(outputs)
+            for i in range(ar_steps):
+                made = decoding.advance(self, None if noise is None else noise[i])
+                tokens[:, i * P : (i + 1) * P] = made[2][:count]
+                if on_step is not None:
+                    # Of their own: those of a replayed step are overwritten by the next one.
+                    on_step(StepResult(i, cfg_scale, *(tensor.clone() for tensor in made)))
+            check_predictions("sample", decoding.peaks, count)
         return tokens
 
     def _texts(
         self,
         prompts: Sequence[Sequence[int]],
         image_prefix: Sequence[int],
-        negative: Sequence[int] | None,
+        negative: Sequence[int] | Sequence[Sequence[int]] | None,
         guided: bool,
     ) -> list[tuple[int, ...]]:
         """Ids of every row up to the first patch."""
@@ -166,9 +172,18 @@ class TextToImageModel(nn.Module):
                 f"sample: image_prefix must be {P + 2} ids, of <|vision_start|>, height, width and "
                 f"{P - 1} queries, got {len(image_prefix)}"
             )
-        if negative is None:
-            raise ValueError("sample: negative must be given with cfg_scale > 1, got None")
-        rows = [*prompts, *([negative] * len(prompts) if guided else [])]
+        rows = list(prompts)
+        if guided:
+            if negative is None:
+                raise ValueError("sample: negative must be given with cfg_scale > 1, got None")
+            for_each = len(negative) > 0 and isinstance(negative[0], Sequence)
+            negatives: Any = negative if for_each else [negative] * len(prompts)
+            rows += negatives
+            if len(rows) != 2 * len(prompts):
+                raise ValueError(
+                    f"sample: negative must be {len(prompts)} texts, one a prompt, got "
+                    f"{len(rows) - len(prompts)}"
+                )
         texts = [tuple(int(i) for i in (*row, *image_prefix)) for row in rows]
         wrong = next((i for text in texts for i in text if not 0 <= i < vocabulary), None)
         if wrong is not None:
@@ -176,21 +191,26 @@ class TextToImageModel(nn.Module):
         return texts
 
     def _decoding(
-        self, rows: int, longest: int, grid: tuple[int, int], guided: bool, steps: int
+        self,
+        workspace: Workspace[_Decoding],
+        rows: int,
+        longest: int,
+        grid: tuple[int, int],
+        guided: bool,
+        steps: int,
     ) -> _Decoding:
         """That of an earlier run of the same kind, if all memory is where it was then."""
         trunk = self.llm_model.model
         # The last patch is not fed back.
         tokens = longest + grid[0] * grid[1] - self.config.parallel_num
         dtype, device = compute_dtype(trunk.layers), trunk.norm.weight.device
-        if self._cache is None or not self._cache.fits(rows, tokens, dtype, device):
-            self._cache = None  # with all that refers to it, so that the new one has the room
-            self.runs.clear()
-            self._cache = trunk.allocate(rows, -(-tokens // _CACHE_STEP) * _CACHE_STEP)
-        cache = self._cache.first(rows)
+        rounded = -(-tokens // _CACHE_STEP) * _CACHE_STEP
+        cache = workspace.reserve(
+            rows, tokens, dtype, device, lambda: trunk.allocate(rows, rounded)
+        )
         memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in graphs.parameters(self)))
         kind = (rows, grid, guided, steps, self.config.parallel_num, device, default_backend())
-        return self.runs.get(
+        return workspace.runs.get(
             memory,
             (*kind, dtype, compute_dtype(self.vision_head.net)),
             lambda: _Decoding(self, cache, grid=grid, guided=guided, steps=steps),
@@ -231,6 +251,10 @@ class _Decoding:
             self.guidance = torch.zeros(1, dtype=torch.float32, device=device)
             self.step = torch.zeros(1, dtype=torch.int64, device=device)
             self.keys = torch.zeros(count, 3, dtype=torch.int64, device=device)
+            # Of the predictions; both halves of a guided batch have the same.
+            self.peaks = torch.zeros(
+                (len(self.positions), count), dtype=torch.float32, device=device
+            )
             weight = model.llm_model.model.embed_tokens.weight
             self.block = weight.new_zeros(rows, P, llm.hidden_size, requires_grad=False)
         self._step = graphs.step_for(device)
@@ -278,6 +302,7 @@ class _Decoding:
             prediction = self._call(self._drawn, cond, cfg)
         else:
             prediction = denoise(self.head, self.schedule, cond, cfg=cfg, noise=noise)
+        self.peaks.index_copy_(0, self.step, largest(prediction)[None])
         if self.guided:
             prediction = torch.cat([prediction, prediction])
         tokens, packed = binarize(prediction)

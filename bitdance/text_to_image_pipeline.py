@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,30 @@ from torch import nn
 from bitdance import weights
 from bitdance.batches import (
     Callback,
+    Interruptible,
     OutputType,
+    check_latents,
     check_output_type,
+    decode_latents,
     generate_batches,
     image_seeds,
     to_output,
 )
 from bitdance.generation import StepResult
-from bitdance.prompts import NO_PROMPT, PROMPT, Words, image_prefix
+from bitdance.numbers import exact_int, finite_number, is_one, listed, shown
+from bitdance.prompts import NO_PROMPT, PROMPT, Words, image_prefix, token_ids
 from bitdance.text_to_image import TextToImageModel
 from bitdance.text_to_image_config import TextToImageConfig
-from bitdance_kernels import unpack_signs
 
 __all__ = ["TextToImage"]
 
 
-class TextToImage:
+class TextToImage(Interruptible):
     """A text-to-image model with its tokenizers: one of images, in the model, and one of texts.
+
+    Any number of threads may use one object at a time, and a callback may generate with it too:
+    each call has memory of its own, and every picture has the bits that it has alone. Calls take
+    turns at `words`, which need not be safe for threads.
 
     Args:
         model: the network.
@@ -39,13 +47,19 @@ class TextToImage:
         model: the network, a ``torch.nn.Module`` with the official parameter names.
         config: its configuration.
         words: see above.
-        interrupt: set to True, from a callback or another thread, to stop ``generate``.
     """
 
     def __init__(self, model: TextToImageModel, words: Words) -> None:
+        super().__init__()
         self.model, self.words = model.eval(), words
         self.config = model.config
-        self.interrupt = False
+        self._reading = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in super().__getstate__().items() if name != "_reading"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _reading=threading.Lock())
 
     @classmethod
     def from_pretrained(
@@ -92,19 +106,24 @@ class TextToImage:
         """Tokens of an image of that many pixels, vertically and horizontally.
 
         Raises:
+            TypeError: a side is no integer.
             ValueError: it is not made of whole patches.
         """
         factor = self.config.autoencoder.downsampling
         side = factor * math.isqrt(self.config.parallel_num)
-        for name, pixels in (("height", height), ("width", width)):
+        sides = []
+        for name, value in (("height", height), ("width", width)):
+            pixels = exact_int("grid", name, value)
             if pixels < side or pixels % side:
                 raise ValueError(f"{name} must be a multiple of {side} pixels, got {pixels}")
-        return height // factor, width // factor
+            sides.append(pixels // factor)
+        return sides[0], sides[1]
 
     def generate(
         self,
         prompts: str | Sequence[str],
         *,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int = 1024,
         width: int = 1024,
         seed: int | Sequence[int] = 0,
@@ -123,6 +142,9 @@ class TextToImage:
 
         Args:
             prompts: what to draw, one text or several.
+            negative_prompt: what guidance leads away from, one text for all pictures or one per
+                picture. By default, and where it is empty, the text that training put in place of
+                a prompt.
             height: in pixels.
             width: in pixels.
             seed: one 64-bit seed for all pictures, or one per picture.
@@ -138,26 +160,42 @@ class TextToImage:
             progress: show a progress bar.
 
         Raises:
-            ValueError: an argument is out of range, or the tokenizer does not know images of that
-                size; nothing is computed.
+            TypeError: an argument is of another kind; nothing is computed.
+            ValueError: an argument is out of range, the tokenizer does not know images of that
+                size, or a prompt is longer than the model; nothing is computed.
+            NotFiniteError: the model computes NaN or infinity; it names the pictures.
             GenerationCancelled: a callback returned False, or ``interrupt`` was set.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = _texts("prompts", prompts)
         grid, count = self.grid(height, width), len(texts)
-        seeds, ids = image_seeds(seed, sample_ids, count)
-        check_output_type(output_type)
-        prefix = image_prefix(self.words, grid, self.config.parallel_num)
-        encoded = [self.words.encode(PROMPT.format(text)) for text in texts]
-        negative = self.words.encode(NO_PROMPT)
+        negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            negatives *= count
+        if len(negatives) != count:
+            raise ValueError(
+                f"generate: negative_prompt must be one text, or one per picture ({count}), got "
+                f"{len(negatives)}"
+            )
+        seeds, ids = image_seeds("generate", seed, sample_ids, count)
+        check_output_type("generate", output_type)
+        count_of_steps = exact_int("generate", "steps", steps, 1)
+        scale = finite_number("generate", "cfg_scale", cfg_scale)
+        with self._reading:
+            prefix = image_prefix(self.words, grid, self.config.parallel_num)
+            encoded = [token_ids(self.words, PROMPT.format(text)) for text in texts]
+            avoided = [
+                token_ids(self.words, PROMPT.format(text) if text else NO_PROMPT)
+                for text in negatives
+            ]
 
         def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
             return self.model.sample(
                 encoded[batch],
                 prefix,
                 grid=grid,
-                negative=negative,
-                steps=steps,
-                cfg_scale=cfg_scale,
+                negative=avoided[batch],
+                steps=count_of_steps,
+                cfg_scale=scale,
                 seeds=seeds[batch],
                 sample_ids=ids[batch],
                 on_step=on_step,
@@ -177,7 +215,13 @@ class TextToImage:
         if output_type == "latent":
             return packed
         return self.decode(
-            packed, height=height, width=width, batch_size=batch_size, output_type=output_type
+            packed,
+            height=height,
+            width=width,
+            seed=seeds,
+            sample_ids=ids,
+            batch_size=batch_size,
+            output_type=output_type,
         )
 
     def _latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
@@ -189,6 +233,8 @@ class TextToImage:
         *,
         height: int = 1024,
         width: int = 1024,
+        seed: int | Sequence[int] = 0,
+        sample_ids: Sequence[int] | None = None,
         batch_size: int | None = None,
         output_type: OutputType = "pil",
     ) -> Any:
@@ -198,29 +244,41 @@ class TextToImage:
             packed: uint8 [n, tokens, C / 8] in generation order.
             height: in pixels.
             width: in pixels.
+            seed: as for ``generate``; of a decoder that takes noise.
+            sample_ids: as for ``generate``.
             batch_size: pictures at a time; by default all.
             output_type: as for ``generate``.
 
         Raises:
+            NotFiniteError: the decoder computes NaN or infinity; it names the pictures.
+            TypeError: `packed` is no tensor.
             ValueError: `packed` is of another dtype, or not of images of that size.
         """
         grid = self.grid(height, width)
-        expected = self._latent_shape(grid)
-        if packed.dtype != torch.uint8 or packed.shape[1:] != expected:
-            raise ValueError(
-                f"decode: packed must be uint8 {['n', *expected]}, got {packed.dtype} "
-                f"{list(packed.shape)}"
-            )
-        device, config = self.model.ae.decoder.conv_in.weight.device, self.config.autoencoder
-        none = (0, config.out_ch, height, width)
-        images = [torch.empty(none, dtype=torch.uint8, device="cpu")]
-        with torch.no_grad():
-            for part in packed.to(device).split(batch_size or max(len(packed), 1)):
-                if len(part):
-                    tokens = unpack_signs(part)[..., : config.z_channels]
-                    codes = self.model.to_codes(tokens, grid)
-                    images.append(self.model.ae.decode_pixels(codes).cpu())
+        check_latents(packed, self._latent_shape(grid))
+        check_output_type("decode", output_type, ("pil", "np", "pt"))
+        config = self.config.autoencoder
+        images = decode_latents(
+            self.model.ae,
+            packed,
+            lambda tokens: self.model.to_codes(tokens[..., : config.z_channels], grid),
+            seed=seed,
+            sample_ids=sample_ids,
+            ar_steps=grid[0] * grid[1] // self.config.parallel_num,
+            batch_size=batch_size,
+        )
+        if not images:
+            images = [torch.empty(0, config.out_ch, height, width, dtype=torch.uint8)]
         return to_output(torch.cat(images), output_type)
+
+
+def _texts(name: str, given: str | Sequence[str]) -> list[str]:
+    """One text or several as a list."""
+    texts: list[Any] = [given] if is_one(given) else listed("generate", name, given)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"generate: {name} must be text, one or several, got {shown(text)}")
+    return texts
 
 
 def _read_config(folder: Path) -> TextToImageConfig:

@@ -86,7 +86,7 @@ def _sample(
         image = model.decode(tokens, grid)
         # The official code also runs the language model on the last patch, to no purpose.
         last = model.embed_vision_mlp(results[-1].tokens) + positions[-1]
-        cache, llm = model._cache.first(len(last)), model.config.llm
+        cache, llm = model.workspaces.idle[0].cache.first(len(last)), model.config.llm
         longest = int(cache.lengths.max()) + P
         freqs = rope_table(longest, rope_frequencies(llm.head_dim, llm.rope_theta))
         hidden.append(model.llm_model.model.decode(last, freqs, cache))

@@ -129,14 +129,14 @@ def test_tokens_need_not_fill_bytes():
 def test_the_cache_is_reused():
     model = tiny_model()
     first, _ = _sample(model)
-    cache = model._cache
+    cache = model.workspaces.idle[0].cache
     again, _ = _sample(model)
     alone, _ = _sample(model, LABELS[:1])
-    assert model._cache is cache
+    assert model.workspaces.idle[0].cache is cache
     assert torch.equal(first, again)
     assert torch.equal(first[:1], alone)
     _sample(model, cfg_scale=2.0)
-    assert model._cache is not cache
+    assert model.workspaces.idle[0].cache is not cache
 
 
 @pytest.mark.skipif(CpuGraph.unavailable() is not None, reason=str(CpuGraph.unavailable()))
@@ -176,7 +176,7 @@ def test_low_precision_models_sample():
     tokens, results = _sample(model, cfg_scale=2.0)
     assert tokens.abs().eq(1).all()
     assert results[0].hidden.dtype == torch.bfloat16
-    assert model._cache.layers[0][0].dtype == torch.bfloat16
+    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
     assert model.decode(tokens).isfinite().all()
 
 
@@ -186,7 +186,7 @@ def test_sampling_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         tokens, results = _sample(model, cfg_scale=2.0)
     assert tokens.abs().eq(1).all()
-    assert model._cache.layers[0][0].dtype == torch.bfloat16
+    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
     assert {result.hidden.dtype for result in results} == {torch.float32}
     assert {result.prediction.dtype for result in results} == {torch.float32}
 

@@ -69,7 +69,7 @@ def test_all_give_the_tokens_of_the_plain_path(P, cfg, products, monkeypatch):
     settings = {"steps": 4, "cfg_scale": cfg, "cfg_schedule": "linear", "seeds": [5, 6, 7]}
     labels = torch.tensor([1, 3, 0])
     tokens = model.sample(labels, **settings)
-    (decoding,) = model.runs._kept.values()
+    (decoding,) = model.workspaces.idle[0].runs._kept.values()
     assert type(decoding.head.products) is PLANS[products]
     assert torch.equal(tokens, model.sample(labels, **settings, mode="plain"))
 

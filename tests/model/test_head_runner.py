@@ -67,7 +67,7 @@ def test_the_memory_of_a_run_stays_where_it_is(monkeypatch):
     model = tiny_model()
 
     def addresses():
-        (decoding,) = model.runs._kept.values()
+        (decoding,) = model.workspaces.idle[0].runs._kept.values()
         return [t.data_ptr() for t in _tensors(decoding)]
 
     model.sample(LABELS, steps=3, cfg_scale=2.0, seeds=[0, 1, 2])
@@ -76,7 +76,7 @@ def test_the_memory_of_a_run_stays_where_it_is(monkeypatch):
     model.sample(LABELS, steps=3, cfg_scale=2.0, seeds=[3, 4, 5])
     assert addresses() == before
     model.sample(LABELS, steps=4, cfg_scale=2.0, seeds=[3, 4, 5])
-    assert len(model.runs) == 2
+    assert len(model.workspaces.idle[0].runs) == 2
 
 
 def _tensors(value, seen=None):
@@ -118,16 +118,16 @@ def test_changed_weights_are_seen():
         {k: v.clone() for k, v in tiny_model(1).state_dict().items()}, assign=True
     )
     assert torch.equal(model.sample(LABELS, **settings), tiny_model(1).sample(LABELS, **settings))
-    assert len(model.runs) == 1  # those whose memory is gone were dropped
+    assert len(model.workspaces.idle[0].runs) == 1  # those whose memory is gone were dropped
 
 
 def test_a_model_that_has_sampled_can_be_copied_and_saved():
     model = tiny_model()
     settings = {"steps": 2, "cfg_scale": 2.0, "seeds": [0, 1, 2]}
     tokens = model.sample(LABELS, **settings)
-    assert len(model.runs) == 1
+    assert len(model.workspaces.idle[0].runs) == 1
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert len(other.runs) == 0
+        assert other.workspaces.idle == []
         assert torch.equal(other.sample(LABELS, **settings), tokens)
 
 

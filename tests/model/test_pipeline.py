@@ -76,7 +76,7 @@ def test_classes_by_name_and_number(pipeline):
     ):
         pipeline.label("dress")
     for wrong in (5, -1, "7"):
-        with pytest.raises(ValueError, match=f"class must be 0 to 4 or a name, got {wrong}"):
+        with pytest.raises(ValueError, match=f"class must be 0 to 4 or a name, got {wrong!r}"):
             pipeline.label(wrong)
 
 
@@ -92,11 +92,11 @@ def test_imagenet_has_names():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": -1}, r"seed must be 0 to 2\^64 - 1, got -1"),
+        ({"seed": -1}, r"seed must be an integer from 0 to 2\^64 - 1, got -1"),
         ({"seed": [1, 2, 3]}, r"seed must be one per picture \(2\), got 3"),
-        ({"sample_ids": [0, 2**32]}, r"sample_ids must be 0 to 2\^32 - 1, got 4294967296"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"sample_ids": [0, 2**32]}, r"sample_ids must be an integer from 0 to 2\^32 - 1, got 4294967296"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"cfg_scale": float("nan")}, "cfg_scale must be finite, got nan"),
         ({"cfg_schedule": "cosine"}, "cfg_schedule must be 'linear' or 'constant', got 'cosine'"),
         ({"output_type": "jpg"}, "output_type must be 'pil', 'np', 'pt' or 'latent', got 'jpg'"),

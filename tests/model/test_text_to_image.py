@@ -216,12 +216,12 @@ def test_an_image_is_the_same_in_every_batch(cfg):
 def test_the_cache_grows_and_is_kept():
     model = tiny()
     first = sample(model)
-    cache = model._cache
+    cache = model.workspaces.idle[0].cache
     long = [[3] * 300, [4]]
     sample(model, [[4]], seeds=[1])
-    assert model._cache is cache
+    assert model.workspaces.idle[0].cache is cache
     with_long = sample(model, long)
-    assert model._cache is not cache
+    assert model.workspaces.idle[0].cache is not cache
     # In a cache of another size, and beside another prompt.
     assert torch.equal(sample(model, [[4]], seeds=[1])[0], with_long[1])
     assert torch.equal(sample(model), first)
@@ -299,10 +299,10 @@ def test_under_autocast():
     model = tiny()
     with torch.autocast("cpu", torch.bfloat16):
         tokens = sample(model)
-    assert model._cache.layers[0][0].dtype == torch.bfloat16
+    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
     assert set(tokens.unique().tolist()) == {-1.0, 1.0}
     sample(model)
-    assert model._cache.layers[0][0].dtype == torch.float32
+    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""NaN and infinity in what a model draws: found on the device, reported once a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+__all__ = ["NotFiniteError", "check_predictions", "largest"]
+
+
+class NotFiniteError(RuntimeError):
+    """A model computed NaN or infinity where a picture was asked for.
+
+    Attributes:
+        images: number of every picture concerned, and the first AR step whose prediction is not
+            finite; None where it is the decoder's result.
+    """
+
+    def __init__(self, function: str, images: Mapping[int, int | None]) -> None:
+        self.function, self.images = function, dict(images)
+        named = [
+            f"{image} (the decoder)" if step is None else f"{image} (from AR step {step})"
+            for image, step in list(self.images.items())[:8]
+        ]
+        more = f" and {len(self.images) - len(named)} more" if len(self.images) > 8 else ""
+        super().__init__(
+            f"{function}: predictions must be finite, got NaN or infinity in image "
+            f"{', '.join(named)}{more}; look for NaN in the weights, or for an overflow of float16"
+        )
+
+    def numbered(self, function: str, images: Sequence[int]) -> NotFiniteError:
+        """The same error of the picture `images[i]` in place of each picture i."""
+        return NotFiniteError(function, {images[i]: step for i, step in self.images.items()})
+
+
+def largest(x: torch.Tensor) -> torch.Tensor:
+    """Largest magnitude of each row of `x` [B, ...], float32 [B]; NaN in a row that has one."""
+    return torch.linalg.vector_norm(x.float(), math.inf, dim=tuple(range(1, x.dim())))
+
+
+def check_predictions(function: str, peaks: torch.Tensor, count: int) -> None:
+    """Raise NotFiniteError if a prediction is not finite. Waits for the device.
+
+    Args:
+        function: that is asked for pictures, for the error.
+        peaks: ``largest`` of the predictions of every AR step, [steps, rows].
+        count: pictures; row r belongs to picture r % count.
+    """
+    if peaks.is_meta or not peaks.numel():  # a model on the meta device has no values
+        return
+    faults = ~torch.isfinite(peaks.cpu())
+    first: dict[int, int] = {}
+    for step, row in faults.nonzero().tolist():  # in order of the steps
+        first.setdefault(row % count, step)
+    if first:
+        raise NotFiniteError(function, {image: first[image] for image in sorted(first)})
