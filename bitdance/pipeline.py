@@ -157,7 +157,8 @@ class BitDance(Interruptible):
             if text and text in lower:  # a name may look like a number
                 return lower.index(text)
             near = [c for c in self.classes if text and text in c.lower()][:5]
-            number = int(text) if text.removeprefix("-").isdecimal() else None
+            digits = text.removeprefix("-")
+            number = int(text) if digits.isdecimal() and len(digits) < 20 else None
         else:
             number, near = exact_int("label", "class", name), []
         if number is None or not 0 <= number < count:

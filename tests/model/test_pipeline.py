@@ -94,7 +94,10 @@ def test_imagenet_has_names():
     [
         ({"seed": -1}, r"seed must be an integer from 0 to 2\^64 - 1, got -1"),
         ({"seed": [1, 2, 3]}, r"seed must be one per picture \(2\), got 3"),
-        ({"sample_ids": [0, 2**32]}, r"sample_ids must be an integer from 0 to 2\^32 - 1, got 4294967296"),
+        (
+            {"sample_ids": [0, 2**32]},
+            r"sample_ids must be an integer from 0 to 2\^32 - 1, got 4294967296",
+        ),
         ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"cfg_scale": float("nan")}, "cfg_scale must be finite, got nan"),
