@@ -40,19 +40,20 @@ def largest(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x.float(), math.inf, dim=tuple(range(1, x.dim())))
 
 
-def check_predictions(function: str, peaks: torch.Tensor, count: int) -> None:
+def check_predictions(function: str, predictions: torch.Tensor, count: int) -> None:
     """Raise NotFiniteError if a prediction is not finite. Waits for the device.
 
     Args:
         function: that is asked for pictures, for the error.
-        peaks: ``largest`` of the predictions of every AR step, [steps, rows].
+        predictions: of every AR step, [steps, rows, P, C].
         count: pictures; row r belongs to picture r % count.
     """
-    if peaks.is_meta or not peaks.numel():  # a model on the meta device has no values
+    if predictions.is_meta or not predictions.numel():  # the meta device has no values
         return
-    faults = ~torch.isfinite(peaks.cpu())
+    steps, rows = predictions.shape[:2]
+    peaks = largest(predictions.flatten(0, 1)).view(steps, rows).cpu()
     first: dict[int, int] = {}
-    for step, row in faults.nonzero().tolist():  # in order of the steps
+    for step, row in (~peaks.isfinite()).nonzero().tolist():  # in order of the steps
         first.setdefault(row % count, step)
     if first:
         raise NotFiniteError(function, {image: first[image] for image in sorted(first)})

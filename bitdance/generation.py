@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from bitdance import graphs
-from bitdance.finite import check_predictions, largest
+from bitdance.finite import check_predictions
 from bitdance.head_runner import compute_dtype
 from bitdance.sampler import Schedule, binarize, check_mode, denoise, make_head
 from bitdance_kernels import Ranges, default_backend, noise_keys, use_backend
@@ -97,7 +97,7 @@ def sample_tokens(
             if on_step is not None:
                 # Of their own: those of a replayed step are overwritten by the next one.
                 on_step(StepResult(i, cfg, *(tensor.clone() for tensor in made)))
-        check_predictions("sample", decoding.peaks, count)
+        check_predictions("sample", decoding.predictions, count)
     return tokens
 
 
@@ -168,8 +168,9 @@ class Decoding:
             self.tokens = torch.zeros(
                 (rows, P, config.token_bits), dtype=torch.float32, device=device
             )
-            # Of the predictions.
-            self.peaks = torch.zeros((config.ar_steps, rows), dtype=torch.float32, device=device)
+            self.predictions = torch.zeros(
+                (config.ar_steps, *self.tokens.shape), dtype=torch.float32, device=device
+            )
         make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
         self._first, self._next = make(), make()
         self._call = graphs.call_for(device, within=True) if mode == "fast" else graphs.call
@@ -225,7 +226,7 @@ class Decoding:
             prediction = torch.cat([prediction, prediction])
         tokens, packed = binarize(prediction)
         self.tokens.copy_(tokens)
-        self.peaks.index_copy_(0, self.step, largest(prediction)[None])
+        self.predictions.index_copy_(0, self.step, prediction[None])
         self.step += 1
         self.keys[:, 1] += 2  # the same stream of the next AR step
         return hidden, prediction, tokens, packed

@@ -20,7 +20,7 @@ from torch import nn
 from bitdance import graphs
 from bitdance.autoencoder import BinaryAutoencoder
 from bitdance.diffusion_head import DiffusionHead
-from bitdance.finite import check_predictions, largest
+from bitdance.finite import check_predictions
 from bitdance.generation import StepResult, check_noise, row_keys
 from bitdance.head_runner import compute_dtype
 from bitdance.kv_cache import KVCache
@@ -155,7 +155,7 @@ class TextToImageModel(nn.Module):
                 if on_step is not None:
                     # Of their own: those of a replayed step are overwritten by the next one.
                     on_step(StepResult(i, cfg_scale, *(tensor.clone() for tensor in made)))
-            check_predictions("sample", decoding.peaks, count)
+            check_predictions("sample", decoding.predictions, count)
         return tokens
 
     def _texts(
@@ -251,9 +251,10 @@ class _Decoding:
             self.guidance = torch.zeros(1, dtype=torch.float32, device=device)
             self.step = torch.zeros(1, dtype=torch.int64, device=device)
             self.keys = torch.zeros(count, 3, dtype=torch.int64, device=device)
-            # Of the predictions; both halves of a guided batch have the same.
-            self.peaks = torch.zeros(
-                (len(self.positions), count), dtype=torch.float32, device=device
+            steps, bits = len(self.positions), model.config.autoencoder.z_channels
+            # Both halves of a guided batch have the same.
+            self.predictions = torch.zeros(
+                (steps, count, P, bits), dtype=torch.float32, device=device
             )
             weight = model.llm_model.model.embed_tokens.weight
             self.block = weight.new_zeros(rows, P, llm.hidden_size, requires_grad=False)
@@ -302,7 +303,7 @@ class _Decoding:
             prediction = self._call(self._drawn, cond, cfg)
         else:
             prediction = denoise(self.head, self.schedule, cond, cfg=cfg, noise=noise)
-        self.peaks.index_copy_(0, self.step, largest(prediction)[None])
+        self.predictions.index_copy_(0, self.step, prediction[None])
         if self.guided:
             prediction = torch.cat([prediction, prediction])
         tokens, packed = binarize(prediction)

@@ -100,10 +100,11 @@ def test_large_numbers_are_finite():
     assert peaks[0] == 3e38
     assert peaks[1].isnan()
     assert peaks[2] == float("inf")
-    check_predictions("f", peaks[:1, None], 1)
+    predictions = x.view(1, 4, 1, 2)
+    check_predictions("f", predictions[:, :1], 1)
     with pytest.raises(NotFiniteError) as error:
-        check_predictions("f", peaks[None], 4)
+        check_predictions("f", predictions, 4)
     assert error.value.images == {1: 0, 2: 0}
-    many = torch.full((1, 20), float("nan"))
+    many = torch.full((1, 20, 1, 1), float("nan"))
     with pytest.raises(NotFiniteError, match=r"7 \(from AR step 0\) and 12 more; look for NaN"):
         check_predictions("f", many, 20)
