@@ -9,8 +9,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
+
+from bitdance.numbers import shown
+from bitdance.settings import (
+    Depth,
+    Flag,
+    Integer,
+    Listed,
+    NotNegative,
+    Number,
+    Positive,
+    Share,
+    Size,
+    invalid,
+    parse,
+    settings,
+    wrong,
+)
 
 __all__ = [
     "AUTOENCODER_PRESETS",
@@ -19,6 +38,7 @@ __all__ = [
     "AutoencoderConfig",
     "HeadConfig",
     "ModelConfig",
+    "ModelShape",
 ]
 
 NORM_GROUPS = 32
@@ -27,18 +47,7 @@ NORM_GROUPS = 32
 Architecture = Literal["conv", "conv_attention"]
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _error(TypeError, name, "an integer", value)
-    if value < least:
-        raise _error(ValueError, name, f"at least {least}", value)
-
-
-def _error(kind: type[Exception], name: str, expected: str, got: object) -> Exception:
-    return kind(f"AutoencoderConfig: {name} must be {expected}, got {got!r}")
-
-
-@dataclass(frozen=True)
+@settings
 class AutoencoderConfig:
     """Shape of the binary autoencoder.
 
@@ -57,75 +66,52 @@ class AutoencoderConfig:
         architecture: "conv" is BitDance's tokenizer. "conv_attention" is UniWeTok: transformer
             blocks instead of the encoder's middle and before the decoder's, a strided convolution
             that also changes the width, and an encoder bounded to (-1, 1).
-        attn_blocks: transformer blocks a side ("conv_attention" only).
-        n_heads: attention heads of these blocks ("conv_attention" only).
+        attn_blocks: transformer blocks a side; of "conv_attention".
+        n_heads: attention heads of these blocks; of "conv_attention".
 
     Raises:
-        TypeError: a field has a value of the wrong type.
-        ValueError: a field is out of range, or two fields do not fit each other.
+        ValueError: a field has the wrong type or is out of range, or two do not fit each other.
     """
 
-    ch: int = 256
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 4
-    z_channels: int = 32
-    in_channels: int = 3
-    out_ch: int = 3
-    num_codebooks: int = 4
-    gan_decoder: bool = False
+    ch: Size = 256
+    ch_mult: Annotated[tuple[Size, ...], Listed, Field(min_length=1, max_length=12)] = (
+        1, 1, 2, 2, 4,
+    )  # fmt: skip
+    num_res_blocks: Depth = 4
+    z_channels: Size = 32
+    in_channels: Size = 3
+    out_ch: Size = 3
+    num_codebooks: Size = 4
+    gan_decoder: Flag = False
     architecture: Architecture = "conv"
-    attn_blocks: int = 2
-    n_heads: int = 16
+    attn_blocks: Annotated[Integer, Field(ge=0, le=2**12)] = 2
+    n_heads: Size = 16
 
     def __post_init__(self) -> None:
-        if isinstance(self.ch_mult, list):  # what JSON has
-            object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        if not isinstance(self.ch_mult, tuple) or not self.ch_mult:
-            raise _error(TypeError, "ch_mult", "a non-empty sequence of integers", self.ch_mult)
-        counts = {
-            name: getattr(self, name)
-            for name in (
-                "ch",
-                "num_res_blocks",
-                "z_channels",
-                "in_channels",
-                "out_ch",
-                "num_codebooks",
-            )
-        }
-        counts |= {f"ch_mult[{i}]": multiple for i, multiple in enumerate(self.ch_mult)}
-        for name, value in counts.items():
-            _check_integer(name, value, least=1)
-        if not isinstance(self.gan_decoder, bool):
-            raise _error(TypeError, "gan_decoder", "a bool", self.gan_decoder)
-        if self.architecture not in get_args(Architecture):
-            known = " or ".join(repr(name) for name in get_args(Architecture))
-            raise _error(ValueError, "architecture", known, self.architecture)
-        for name, width in {
-            "ch": self.ch,
-            **{f"ch * {m}": self.ch * m for m in self.ch_mult},
-        }.items():
-            if width % NORM_GROUPS != 0:
-                raise _error(
-                    ValueError, name, f"a multiple of the {NORM_GROUPS} norm groups", width
-                )
+        if self.ch % NORM_GROUPS != 0:
+            raise invalid(self, "ch", f"a multiple of the {NORM_GROUPS} norm groups")
+        if self.ch * max(self.ch_mult) > 2**20:
+            raise invalid(self, "ch_mult", f"at most {2**20 // self.ch} for ch = {self.ch}")
         if self.z_channels % self.num_codebooks != 0:
-            expected = f"a divisor of z_channels = {self.z_channels}"
-            raise _error(ValueError, "num_codebooks", expected, self.num_codebooks)
+            raise invalid(self, "num_codebooks", f"a divisor of z_channels = {self.z_channels}")
         if self.architecture == "conv_attention":
             self._check_attention()
+            return
+        for name in ("attn_blocks", "n_heads"):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                expected = f"left out ({default}) with architecture 'conv', which has no attention"
+                raise invalid(self, name, expected)
 
     def _check_attention(self) -> None:
-        _check_integer("attn_blocks", self.attn_blocks, least=0)
-        _check_integer("n_heads", self.n_heads, least=1)
         if self.ch_mult[0] != 1:
             # Its residual blocks keep the width and the first of them sits right after conv_in.
-            raise _error(ValueError, "ch_mult[0]", "1 for 'conv_attention'", self.ch_mult[0])
+            raise invalid(self, "ch_mult", "a list that begins with 1 for 'conv_attention'")
         width = self.ch * self.ch_mult[-1]
         if width % (4 * self.n_heads) != 0:
             # Two axes of rotated pairs share a head.
             expected = f"such that 4 * n_heads divides the middle's width {width}"
-            raise _error(ValueError, "n_heads", expected, self.n_heads)
+            raise invalid(self, "n_heads", expected)
 
     @property
     def downsampling(self) -> int:
@@ -151,32 +137,41 @@ class AutoencoderConfig:
             values: the configuration as read from JSON.
 
         Raises:
-            TypeError: a value has the wrong type.
-            ValueError: an unknown key, a value out of range, or ``double_z`` true.
+            ValueError: an unknown key, a value of the wrong type or out of range, or ``double_z``
+                true.
         """
+        return parse(cls, values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, values: Any) -> Any:
+        if isinstance(values, ArgsKwargs) or not isinstance(values, Mapping):
+            return values
         flat = dict(values)
         nested = flat.pop("ddconfig", {})
         if not isinstance(nested, Mapping):
-            raise _error(TypeError, "ddconfig", "a mapping", nested)
-        if nested and {"attn_blocks", "n_heads"} & set(nested):
+            raise wrong("ddconfig", "a section of keys and values", nested)
+        if {"attn_blocks", "n_heads"} & set(nested):
             flat.setdefault("architecture", "conv_attention")
-        flat = {**nested, **flat}
+        for name in set(nested) & set(flat):
+            if nested[name] != flat[name]:
+                raise wrong(name, f"{shown(flat[name])} in ddconfig too", nested[name])
+        flat |= nested
         if flat.get("architecture") == "conv_attention":
             flat.setdefault("gan_decoder", True)
-        if flat.pop("double_z", False):
-            raise _error(ValueError, "double_z", "false: a binary code has no variance", True)
+        double = flat.pop("double_z", False)
+        if double is not False:
+            raise wrong("double_z", "false, since a binary code has no variance", double)
         for name in ("resolution", "checkpoint"):
             flat.pop(name, None)
-        flat = {name: value for name, value in flat.items() if not name.startswith("_")}
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(flat) - set(known))
-        if unknown:
-            raise _error(ValueError, "keys", f"among {', '.join(known)}", ", ".join(unknown))
-        return cls(**flat)
+        return {name: value for name, value in flat.items() if not str(name).startswith("_")}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them; `from_dict` is the inverse."""
-        return {**dataclasses.asdict(self), "ch_mult": list(self.ch_mult)}
+        values = {**dataclasses.asdict(self), "ch_mult": list(self.ch_mult)}
+        if self.architecture == "conv":
+            del values["attn_blocks"], values["n_heads"]
+        return values
 
 
 AUTOENCODER_PRESETS = {
@@ -198,25 +193,7 @@ HeadArchitecture = Literal["mlp", "transformer", "t2i"]
 TimeSchedule = Literal["logit_normal", "uniform"]
 
 
-def _require(config: object, name: str, fulfilled: bool, expected: str) -> None:
-    if not fulfilled:
-        got = getattr(config, name)
-        raise ValueError(f"{type(config).__name__}: {name} must be {expected}, got {got!r}")
-
-
-def _at_least_one(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        _require(config, name, whole and value >= 1, "an integer of at least 1")
-
-
-def _check_choice(config: object, name: str, choices: Any) -> None:
-    known = get_args(choices)
-    _require(config, name, getattr(config, name) in known, f"one of {', '.join(known)}")
-
-
-@dataclass(frozen=True)
+@settings
 class HeadConfig:
     """Shape of the binary diffusion head, and the times it is trained at.
 
@@ -237,39 +214,29 @@ class HeadConfig:
         P_std: its standard deviation.
 
     Raises:
-        ValueError: a field is out of range, or there are more adaLN projections than blocks.
+        ValueError: a field has the wrong type or is out of range, or there are more adaLN
+            projections than blocks.
     """
 
-    ch_target: int
-    ch_cond: int
-    ch_latent: int
-    depth_latent: int
-    depth_adanln: int
+    ch_target: Size
+    ch_cond: Size
+    ch_latent: Size
+    depth_latent: Depth
+    depth_adanln: Depth
     architecture: HeadArchitecture = "mlp"
-    use_swiglu: bool = True
-    time_shift: float = 1.0
+    use_swiglu: Flag = True
+    time_shift: Positive = 1.0
     time_schedule: TimeSchedule = "logit_normal"
-    P_mean: float = -0.8
-    P_std: float = 0.8
+    P_mean: Number = -0.8
+    P_std: NotNegative = 0.8
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "ch_target", "ch_cond", "ch_latent", "depth_latent", "depth_adanln")
-        _require(
-            self,
-            "depth_adanln",
-            self.depth_adanln <= self.depth_latent,
-            f"at most depth_latent = {self.depth_latent}",
-        )
-        _check_choice(self, "architecture", HeadArchitecture)
-        _check_choice(self, "time_schedule", TimeSchedule)
-        _require(self, "time_shift", self.time_shift > 0, "greater than 0")
-        _require(self, "P_std", self.P_std >= 0, "0 or more")
-        _require(
-            self,
-            "ch_latent",
-            self.architecture == "mlp" or self.ch_latent % self.num_heads == 0,
-            f"a multiple of its {self.num_heads} attention heads",
-        )
+        if self.depth_adanln > self.depth_latent:
+            raise invalid(self, "depth_adanln", f"at most depth_latent = {self.depth_latent}")
+        if self.architecture != "t2i" and not self.use_swiglu:
+            raise invalid(self, "use_swiglu", f"true with architecture {self.architecture!r}")
+        if self.architecture != "mlp" and self.ch_latent % self.num_heads != 0:
+            raise invalid(self, "ch_latent", f"a multiple of its {self.num_heads} attention heads")
 
     @property
     def num_heads(self) -> int:
@@ -277,8 +244,45 @@ class HeadConfig:
         return max(1, self.ch_latent // (128 if self.architecture == "t2i" else 64))
 
 
-@dataclass(frozen=True)
-class ModelConfig:
+@settings
+class ModelShape:
+    """What of a class-conditional model does not follow from its tokenizer and its pictures.
+
+    Field names are the official ones; see ``ModelConfig``.
+    """
+
+    dim: Size
+    n_layer: Depth
+    n_head: Size
+    diff_layers: Depth
+    diff_dim: Size
+    diff_adanln_layers: Depth
+    parallel_num: Size = 1
+    parallel_mode: Literal["patch", "standard"] = "patch"
+    patch_size: Size = 1
+    num_classes: Size = 1000
+    cls_token_num: Size = 64
+    time_shift: Positive = 1.0
+    time_schedule: TimeSchedule = "logit_normal"
+    P_mean: Number = -0.8
+    P_std: NotNegative = 0.8
+    diff_batch_mul: Size = 4
+    perturb_rate: Share = 0.1
+    class_dropout_prob: Share = 0.1
+    cfg_scale: Number = 1.0
+
+    def __post_init__(self) -> None:
+        if self.dim % (4 * self.n_head) != 0:
+            raise invalid(self, "dim", f"a multiple of 4 * {self.n_head}")
+        if self.diff_adanln_layers > self.diff_layers:
+            raise invalid(self, "diff_adanln_layers", f"at most diff_layers = {self.diff_layers}")
+        heads = max(1, self.diff_dim // 64)
+        if self.parallel_num > 1 and self.diff_dim % heads != 0:
+            raise invalid(self, "diff_dim", f"a multiple of the head's {heads} attention heads")
+
+
+@settings
+class ModelConfig(ModelShape):
     """Shape of a class-conditional BitDance model; field names are the official ones.
 
     Args:
@@ -308,64 +312,31 @@ class ModelConfig:
         autoencoder: the tokenizer.
 
     Raises:
-        ValueError: a field is out of range, or two do not fit each other.
+        ValueError: a field has the wrong type or is out of range, or two do not fit each other.
     """
 
-    dim: int
-    n_layer: int
-    n_head: int
-    diff_layers: int
-    diff_dim: int
-    diff_adanln_layers: int
-    parallel_num: int = 1
-    parallel_mode: Literal["patch", "standard"] = "patch"
-    patch_size: int = 1
-    latent_dim: int = 32
-    down_size: int = 16
-    resolution: int = 256
-    num_classes: int = 1000
-    cls_token_num: int = 64
-    time_shift: float = 1.0
-    time_schedule: TimeSchedule = "logit_normal"
-    P_mean: float = -0.8
-    P_std: float = 0.8
-    diff_batch_mul: int = 4
-    perturb_rate: float = 0.1
-    class_dropout_prob: float = 0.1
-    cfg_scale: float = 1.0
+    latent_dim: Size = 32
+    down_size: Size = 16
+    resolution: Annotated[Size, Field(le=2**16)] = 256
     autoencoder: AutoencoderConfig = AutoencoderConfig()
 
     def __post_init__(self) -> None:
-        whole = (
-            "dim",
-            "n_layer",
-            "n_head",
-            "parallel_num",
-            "patch_size",
-            "latent_dim",
-            "down_size",
-        )
-        _at_least_one(self, *whole, "resolution", "num_classes", "cls_token_num", "diff_batch_mul")
-        _check_choice(self, "parallel_mode", Literal["patch", "standard"])
-        _require(self, "dim", self.dim % (4 * self.n_head) == 0, f"a multiple of 4 * {self.n_head}")
+        super().__post_init__()
         side = self.down_size * self.patch_size
-        _require(self, "resolution", self.resolution % side == 0, f"a multiple of {side}")
-        groups = f"such that {self.tokens} tokens make whole groups"
-        _require(self, "parallel_num", self.tokens % self.parallel_num == 0, groups)
-        if self.parallel_mode == "patch":
-            root = math.isqrt(self.parallel_num)
-            square = root * root == self.parallel_num and self.grid % root == 0
+        if self.resolution % side != 0:
+            raise invalid(self, "resolution", f"a multiple of {side}")
+        if self.tokens % self.parallel_num != 0:
+            raise invalid(self, "parallel_num", f"such that {self.tokens} tokens make whole groups")
+        root = math.isqrt(self.parallel_num)
+        square = root * root == self.parallel_num and self.grid % root == 0
+        if self.parallel_mode == "patch" and not square:
             expected = f"a square whose root divides the grid of {self.grid} (or use 'standard')"
-            _require(self, "parallel_num", square, expected)
-        for name in ("perturb_rate", "class_dropout_prob"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        _require(
-            self,
-            "latent_dim",
-            self.latent_dim == self.autoencoder.z_channels,
-            f"the autoencoder's z_channels = {self.autoencoder.z_channels}",
-        )
-        self.head  # noqa: B018  (raises if the head's fields are wrong)
+            raise invalid(self, "parallel_num", expected)
+        if self.latent_dim != self.autoencoder.z_channels:
+            bits = self.autoencoder.z_channels
+            raise invalid(self, "latent_dim", f"the autoencoder's z_channels = {bits}")
+        if self.token_bits > 2**20:
+            raise invalid(self, "patch_size", f"such that a token has at most {2**20} bits")
 
     @property
     def grid(self) -> int:
@@ -413,19 +384,9 @@ class ModelConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: an unknown or missing key, or a value out of range.
+            ValueError: an unknown or missing key, or a value of the wrong type or out of range.
         """
-        values = dict(values)
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"ModelConfig: unknown keys {', '.join(unknown)}")
-        if "autoencoder" in values:
-            values["autoencoder"] = AutoencoderConfig.from_dict(values["autoencoder"])
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"ModelConfig: {error}") from error
+        return parse(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["exact_int", "finite_number", "is_one", "listed", "shown"]
+__all__ = ["as_number", "exact_int", "finite_number", "is_one", "listed", "shown"]
 
 
 def exact_int(
@@ -32,7 +32,7 @@ def exact_int(
         TypeError: the value is no number.
         ValueError: it has a fraction, is infinite or NaN, or is out of range.
     """
-    number = _scalar(value)
+    number = as_number(value)
     fits = False
     if isinstance(number, int):
         fits = (least is None or number >= least) and (most is None or number <= most)
@@ -94,7 +94,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _scalar(value: Any) -> int | float | None:
+def as_number(value: Any) -> int | float | None:
     """The number as an int where it is one, as a float where it has a fraction; None for others."""
     if hasattr(value, "ndim") and hasattr(value, "dtype"):
         real = not value.dtype.is_complex if torch.is_tensor(value) else value.dtype.kind in "iuf"

@@ -6,29 +6,50 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from bitdance.config import AutoencoderConfig, ModelConfig
+import tomli_w
+from pydantic import BeforeValidator, Field
+
+from bitdance.config import AutoencoderConfig, ModelConfig, ModelShape
+from bitdance.numbers import shown
+from bitdance.settings import (
+    Count,
+    Flag,
+    Integer,
+    Listed,
+    Location,
+    NotNegative,
+    Number,
+    Positive,
+    Size,
+    Text,
+    invalid,
+    parse,
+    settings,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["DataConfig", "LossConfig", "OptimConfig", "RunConfig", "dump_toml", "read_config"]
-
-Section = TypeVar("Section")
+__all__ = ["DataConfig", "LossConfig", "OptimConfig", "RunConfig", "read_config"]
 
 
-def _require(section: object, name: str, fulfilled: bool, expected: str) -> None:
-    if not fulfilled:
-        got = getattr(section, name)
-        raise ValueError(f"{type(section).__name__}: {name} must be {expected}, got {got!r}")
+def _function_name(name: object) -> object:
+    module, colon, function = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not (module and colon and function.isidentifier()):
+        raise ValueError(f"must be named module:function, got {shown(name)}")
+    return name
 
 
-@dataclass(frozen=True)
+BelowOne = Annotated[Number, Field(ge=0, lt=1)]
+FunctionName = Annotated[str, BeforeValidator(_function_name)]
+
+
+@settings
 class DataConfig:
     """What a run sees.
 
@@ -40,19 +61,18 @@ class DataConfig:
         classes: names, for data without any.
     """
 
-    path: str
-    size: int
-    flip: bool = False
-    shift: int = 0
-    classes: tuple[str, ...] = ()
+    path: Annotated[Location, Field(min_length=1)]
+    size: Annotated[Size, Field(le=2**16)]
+    flip: Flag = False
+    shift: Annotated[Integer, Field(ge=0)] = 0
+    classes: Annotated[tuple[Text, ...], Listed] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))
-        _require(self, "size", self.size >= 1, "at least 1")
-        _require(self, "shift", 0 <= self.shift < self.size, "0 or more, and less than size")
+        if self.shift >= self.size:
+            raise invalid(self, "shift", f"less than size = {self.size}")
 
 
-@dataclass(frozen=True)
+@settings
 class LossConfig:
     """Weights of the tokenizer's loss terms.
 
@@ -70,21 +90,18 @@ class LossConfig:
             One with ``state_dict`` and ``load_state_dict`` is saved with every checkpoint.
     """
 
-    l1: float = 0.0
-    l2: float = 1.0
-    entropy: float = 0.02
-    sample_entropy: float = 1.0
-    codebook_entropy: float = 1.0
-    temperature: float = 0.01
-    per_group: bool = False
-    commitment: float = 0.05
-    extra: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _require(self, "temperature", self.temperature > 0, "greater than 0")
+    l1: NotNegative = 0.0
+    l2: NotNegative = 1.0
+    entropy: NotNegative = 0.02
+    sample_entropy: NotNegative = 1.0
+    codebook_entropy: NotNegative = 1.0
+    temperature: Positive = 0.01
+    per_group: Flag = False
+    commitment: NotNegative = 0.05
+    extra: dict[FunctionName, Number] = dataclasses.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@settings
 class OptimConfig:
     """How a run optimises; steps are optimizer steps.
 
@@ -108,41 +125,30 @@ class OptimConfig:
         keep: newest checkpoints kept.
     """
 
-    steps: int
-    batch_size: int = 64
-    accumulate: int = 1
-    lr: float = 6e-4
-    lr_end: float = 1e-5
-    warmup: int = 100
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    grad_clip: float = 1.0
-    ema_decay: float = 0.9999
+    steps: Annotated[Integer, Field(ge=1, le=99_999_999)]  # names of files have eight digits
+    batch_size: Size = 64
+    accumulate: Size = 1
+    lr: Positive = 6e-4
+    lr_end: NotNegative = 1e-5
+    warmup: Annotated[Integer, Field(ge=0)] = 100
+    betas: Annotated[tuple[BelowOne, BelowOne], Listed] = (0.9, 0.95)
+    weight_decay: NotNegative = 0.05
+    grad_clip: Positive = 1.0
+    ema_decay: BelowOne = 0.9999
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    picture_every: int = 500
-    keep: int = 2
+    seed: Annotated[Integer, Field(ge=0, le=2**64 - 1)] = 0
+    log_every: Count = 20
+    save_every: Count = 200
+    picture_every: Count = 500
+    keep: Count = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name in (
-            "steps", "batch_size", "accumulate", "log_every", "save_every", "picture_every", "keep",
-        ):  # fmt: skip
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        parts = self.batch_size % self.accumulate == 0
-        _require(self, "accumulate", parts, f"a divisor of batch_size = {self.batch_size}")
-        _require(self, "lr", self.lr > 0, "greater than 0")
-        _require(self, "lr_end", 0 <= self.lr_end <= self.lr, "0 to lr")
-        _require(self, "warmup", 0 <= self.warmup < self.steps, "0 or more, and less than steps")
-        betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(self, "betas", betas, "two numbers in [0, 1)")
-        _require(self, "weight_decay", self.weight_decay >= 0, "0 or more")
-        _require(self, "grad_clip", self.grad_clip > 0, "greater than 0")
-        _require(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
-        _require(self, "autocast", self.autocast in ("auto", "off", "bfloat16"), "auto, off, ...")
-        _require(self, "seed", 0 <= self.seed < 2**64, "0 to 2^64 - 1")
+        if self.batch_size % self.accumulate != 0:
+            raise invalid(self, "accumulate", f"a divisor of batch_size = {self.batch_size}")
+        if self.lr_end > self.lr:
+            raise invalid(self, "lr_end", f"at most lr = {self.lr:g}")
+        if self.warmup >= self.steps:
+            raise invalid(self, "warmup", f"less than steps = {self.steps}")
 
     def learning_rate(self, step: int) -> float:
         """Of step `step` (from 0): linear warm-up, then a cosine down to `lr_end`."""
@@ -152,7 +158,7 @@ class OptimConfig:
         return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """Everything that decides a run; one section of the TOML file each.
 
@@ -161,23 +167,38 @@ class RunConfig:
         optim: see ``OptimConfig``.
         tokenizer: the autoencoder that is trained; None when a model is.
         loss: of the autoencoder.
-        model: what ``ModelConfig`` is made of, but for the tokenizer, which comes with its file;
-            None when a tokenizer is trained.
+        model: what of ``ModelConfig`` does not follow from tokenizer and data; None when a
+            tokenizer is trained.
         tokenizer_path: folder of the trained tokenizer, for a model.
         sample_steps: denoising steps of a model's sample pictures, saved with it as its default.
+        init: a checkpoint whose weights the run begins with: a run's folder, what it exported, or
+            an official file. By default weights are drawn.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range, values that do not fit each other, or
+            one that this kind of run does not use.
     """
 
     data: DataConfig
     optim: OptimConfig
     tokenizer: AutoencoderConfig | None = None
     loss: LossConfig = LossConfig()
-    model: Mapping[str, Any] | None = None
-    tokenizer_path: str = ""
-    sample_steps: int = 20
+    model: ModelShape | None = None
+    tokenizer_path: Location = ""
+    sample_steps: Size = 20
+    init: Location = ""
 
     def __post_init__(self) -> None:
-        if (self.tokenizer is None) == (self.model is None):
-            raise ValueError("a configuration must have either [tokenizer] or [model]")
+        given = {name: value for name, value in vars(self).items() if value != _default(self, name)}
+        if self.model is not None:
+            shape = vars(self.model).items()
+            given["model"] = {k: v for k, v in shape if v != _default(self.model, k)}
+        _refuse_unused(given)
+        if self.model is not None and not self.tokenizer_path:
+            raise invalid(self, "tokenizer_path", "the folder of a trained tokenizer")
+        if self.tokenizer is not None and self.data.size % self.tokenizer.downsampling != 0:
+            expected = f"a multiple of the tokenizer's {self.tokenizer.downsampling} pixels a code"
+            raise invalid(self, "data.size", expected)
 
     def model_config(self, autoencoder: AutoencoderConfig) -> ModelConfig:
         """The model's configuration with a given tokenizer.
@@ -186,135 +207,152 @@ class RunConfig:
             ValueError: they do not fit.
         """
         assert self.model is not None
-        shape = {
-            "latent_dim": autoencoder.z_channels,
-            "down_size": autoencoder.downsampling,
-            "resolution": self.data.size,
-            "autoencoder": autoencoder.to_dict(),
-        }
-        return ModelConfig.from_dict({**self.model, **shape})
+        side = autoencoder.downsampling * self.model.patch_size
+        if self.data.size % side != 0:
+            raise ValueError(f"data.size must be a multiple of {side}, got {self.data.size}")
+        return ModelConfig(
+            **dataclasses.asdict(self.model),
+            latent_dim=autoencoder.z_channels,
+            down_size=autoencoder.downsampling,
+            resolution=self.data.size,
+            autoencoder=autoencoder,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As TOML can hold it; ``from_dict`` is the inverse."""
-        content: dict[str, Any] = {}
+        content: dict[str, Any] = {"init": self.init} if self.init else {}
         if self.model is not None:
             content |= {"tokenizer_path": self.tokenizer_path, "sample_steps": self.sample_steps}
-        content |= {
-            "data": dataclasses.asdict(self.data),
-            "optim": dataclasses.asdict(self.optim),
-        }
+        content |= {"data": dataclasses.asdict(self.data), "optim": dataclasses.asdict(self.optim)}
         if self.tokenizer is not None:
-            content |= {"tokenizer": self.tokenizer.to_dict(), "loss": _plain(self.loss)}
+            content |= {
+                "tokenizer": self.tokenizer.to_dict(),
+                "loss": dataclasses.asdict(self.loss),
+            }
         if self.model is not None:
-            content["model"] = dict(self.model)
+            content["model"] = dataclasses.asdict(self.model)
+        for name, _ in _unused(content):
+            _take(content, name)
         return content
 
+    def to_toml(self) -> str:
+        """The text of a file that ``read_config`` reads."""
+        return tomli_w.dumps(self.to_dict())
+
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
+    def from_dict(cls, content: Mapping[str, Any], source: str = "") -> RunConfig:
         """Build a configuration from nested dicts.
 
+        Args:
+            content: sections and their values.
+            source: what it is called in errors.
+
         Raises:
-            ValueError: an unknown or missing key, or a value out of range or of the wrong type.
+            ValueError: as the class; also for a key that the run would not use, whatever its value.
         """
-        content = dict(content)
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(content) - known)
-        if unknown:
-            raise ValueError(
-                f"unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        values: dict[str, Any] = {k: content[k] for k in content if k not in _SECTIONS}
-        for name, kind in _SECTIONS.items():
-            if name in content:
-                values[name] = _section(kind, name, content[name])
-        if "tokenizer" in content:
-            values["tokenizer"] = AutoencoderConfig.from_dict(content["tokenizer"])
-        missing = [name for name in ("data", "optim") if name not in values]
-        if missing:
-            raise ValueError(f"missing section [{missing[0]}]")
-        return cls(**values)
+        try:
+            _refuse_unused(content)
+        except ValueError as error:
+            raise ValueError(f"{source or cls.__name__}: {error}") from None
+        return parse(cls, content, source)
 
 
-_SECTIONS: dict[str, type] = {"data": DataConfig, "optim": OptimConfig, "loss": LossConfig}
+def _default(config: Any, name: str) -> Any:
+    return type(config).__dataclass_fields__[name].default
 
 
-def _section(kind: type[Section], name: str, values: Any) -> Section:
-    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(values, Mapping):
-        raise ValueError(f"[{name}] must be a section, got {values!r}")
-    unknown = sorted(set(values) - fields)
-    if unknown:
-        raise ValueError(f"[{name}] has unknown keys {', '.join(unknown)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"[{name}]: {error}") from error
+def _unused(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys (as section.key) that a run of this content passes over, and why."""
+    found = []
+    if "tokenizer" in content:
+        found += [(name, "it is a model's") for name in ("tokenizer_path", "sample_steps")]
+    if "model" in content:
+        found += [("loss", "it is a tokenizer's")]
+    tokenizer, model = (content.get(name) for name in ("tokenizer", "model"))
+    if isinstance(tokenizer, Mapping) and tokenizer.get("architecture", "conv") == "conv":
+        attention = "architecture 'conv' has no attention"
+        found += [(f"tokenizer.{name}", attention) for name in ("attn_blocks", "n_heads")]
+    if isinstance(model, Mapping) and model.get("time_schedule") == "uniform":
+        found += [(f"model.{name}", "uniform times have none") for name in ("P_mean", "P_std")]
+    return found
 
 
-def _plain(loss: LossConfig) -> dict[str, Any]:
-    return {**dataclasses.asdict(loss), "extra": dict(loss.extra)}
+def _take(content: dict[str, Any], name: str) -> Any:
+    """Remove section.key, and return its value; None where there is none."""
+    *sections, key = name.split(".")
+    for section in sections:
+        content = content[section]
+    return content.pop(key, None)
 
 
-def read_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file.
+def _refuse_unused(content: Mapping[str, Any]) -> None:
+    if ("tokenizer" in content) == ("model" in content):
+        got = "both" if "model" in content else "neither"
+        raise ValueError(f"there must be either a section [tokenizer] or [model], got {got}")
+    for name, reason in _unused(content):
+        *sections, key = name.split(".")
+        values = content[sections[0]] if sections else content
+        if key in values:
+            raise ValueError(f"{name} must be left out ({reason}), got {shown(values[key])}")
+
+
+def read_config(
+    path: Path, changes: Sequence[str] = (), values: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Read a TOML file. What it names in ``[loss.extra]`` is code that a run calls.
 
     Args:
         path: the file.
         changes: "section.key=value" each, with a TOML value (or a bare word as a string), which
             replace what the file says.
+        values: by name, what to put in the place of top-level keys and of section.key as it is.
 
     Raises:
-        FileNotFoundError: no such file.
+        OSError: no such file, or it cannot be read.
         ValueError: not TOML, or not a run's configuration.
     """
+    text = path.read_bytes()
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        for change in changes:
-            _apply(content, change)
-        return RunConfig.from_dict(content)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        content = tomllib.loads(text.decode("utf-8-sig"))
+        merged: dict[str, Any] = {}
+        for change in [
+            *map(_parsed, changes),
+            *(_nested(*item) for item in (values or {}).items()),
+        ]:
+            _merge(merged, change, once=True)
+        _merge(content, merged, once=False)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    return RunConfig.from_dict(content, str(path))
 
 
-def _apply(content: dict[str, Any], change: str) -> None:
+def _parsed(change: str) -> dict[str, Any]:
+    """A change as nested dicts."""
     name, equals, text = change.partition("=")
-    if not equals or not name.strip():
-        raise ValueError(f"a change must be section.key=value, got {change!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, key = name.strip().split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise ValueError(f"a change must be section.key=value, got {change!r}")
-    content[key] = value
+    for value in (text, tomli_w.dumps({"v": text}).removeprefix("v =")):
+        try:
+            found = tomllib.loads(f"{name} ={value}") if equals else {}
+        except (tomllib.TOMLDecodeError, RecursionError):
+            continue
+        if len(found) == 1 and "\n" not in change:
+            return found
+    raise ValueError(f"a change must be section.key=value, got {shown(change)}")
 
 
-def dump_toml(content: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested dicts of numbers, strings, booleans and lists as TOML."""
-    plain = {k: v for k, v in content.items() if not isinstance(v, Mapping)}
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in plain.items()]
-    for name, section in content.items():
-        if isinstance(section, Mapping) and section:
-            full = f"{prefix}{_key(name)}"
-            lines += ["", f"[{full}]", dump_toml(section, f"{full}.").strip()]
-    return "\n".join(lines).strip() + "\n"
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
 
 
-def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() else _value(name)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_value(v) for v in value)}]"
-    raise TypeError(f"TOML cannot hold {type(value).__name__}")
+def _merge(content: dict[str, Any], change: Mapping[str, Any], *, once: bool, at: str = "") -> None:
+    """Put what `change` has into `content`; with `once`, nothing may be there already."""
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(content.get(key, {}), Mapping):
+            _merge(content.setdefault(key, {}), value, once=once, at=f"{at}{key}.")
+        elif once and key in content:
+            raise ValueError(
+                f"{at}{key} must be changed once, got {shown(content[key])} and {shown(value)}"
+            )
+        else:
+            content[key] = value

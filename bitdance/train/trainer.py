@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from bitdance.train import checkpoint
 from bitdance.train.batches import ShuffledBatches
-from bitdance.train.config import RunConfig, dump_toml
+from bitdance.train.config import RunConfig
 from bitdance.train.log import Log
 from bitdance.weights import CheckpointError, check_weights, write_text
 
@@ -226,7 +226,7 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _check_config(self) -> None:
-        path, text = self.folder / "config.toml", dump_toml(self.config.to_dict())
+        path, text = self.folder / "config.toml", self.config.to_toml()
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise ValueError(
                 f"{path} is of a run with another configuration; continue that one with it, or "

@@ -78,34 +78,32 @@ def test_official_configuration_files_are_understood():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"ch": 40}, ValueError, "ch must be a multiple of the 32 norm groups, got 40"),
-        ({"ch": 0}, ValueError, "ch must be at least 1, got 0"),
-        ({"ch": 32.0}, TypeError, "ch must be an integer, got 32.0"),
-        ({"ch_mult": []}, TypeError, "ch_mult must be a non-empty sequence"),
-        ({"ch_mult": [1, 0]}, ValueError, r"ch_mult[1] must be at least 1, got 0"),
-        ({"num_codebooks": 5}, ValueError, "num_codebooks must be a divisor of z_channels = 12"),
-        ({"gan_decoder": 1}, TypeError, "gan_decoder must be a bool, got 1"),
-        ({"architecture": "vit"}, ValueError, "architecture must be 'conv' or 'conv_attention'"),
-        ({"double_z": True}, ValueError, "double_z must be false"),
-        ({"channels": 3}, ValueError, "keys must be among ch, "),
-        ({"ddconfig": 3}, TypeError, "ddconfig must be a mapping, got 3"),
+        ({"ch": 40}, "ch must be a multiple of the 32 norm groups, got 40"),
+        ({"ch": 0}, "ch must be at least 1, got 0"),
+        ({"ch": 32.5}, "ch must be an integer, got 32.5"),
+        ({"ch_mult": []}, "ch_mult must be not empty"),
+        ({"ch_mult": [1, 0]}, r"ch_mult[1] must be at least 1, got 0"),
+        ({"num_codebooks": 5}, "num_codebooks must be a divisor of z_channels = 12"),
+        ({"gan_decoder": 1}, "gan_decoder must be true or false, got 1"),
+        ({"architecture": "vit"}, "architecture must be 'conv' or 'conv_attention'"),
+        ({"double_z": True}, "double_z must be false"),
+        ({"channels": 3}, "unknown key channels"),
+        ({"ddconfig": 3}, "ddconfig must be a section of keys and values, got 3"),
         (
             {"architecture": "conv_attention", "ch_mult": [2, 2]},
-            ValueError,
-            "ch_mult[0] must be 1 for 'conv_attention', got 2",
+            "ch_mult must be a list that begins with 1 for 'conv_attention', got (2, 2)",
         ),
         (
             {"architecture": "conv_attention", "n_heads": 5},
-            ValueError,
             "n_heads must be such that 4 * n_heads divides the middle's width 128, got 5",
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_a_bad_configuration_is_refused_in_words(change, error, message):
-    with pytest.raises(error, match=re.escape(message)):
+def test_a_bad_configuration_is_refused_in_words(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         AutoencoderConfig.from_dict({**SHAPE, **change})
 
 

@@ -62,14 +62,14 @@ def test_presets_survive_json():
     ("changes", "message"),
     [
         ({"dim": 30}, r"dim must be a multiple of 4 \* 2, got 30"),
-        ({"n_layer": 0}, "n_layer must be an integer of at least 1, got 0"),
+        ({"n_layer": 0}, "n_layer must be at least 1, got 0"),
         ({"parallel_num": 8}, "parallel_num must be a square whose root"),
         ({"parallel_num": 5, "parallel_mode": "standard"}, "such that 16 tokens make"),
-        ({"parallel_mode": "spiral"}, "parallel_mode must be one of patch, standard, got 'spiral'"),
+        ({"parallel_mode": "spiral"}, "parallel_mode must be 'patch' or 'standard', got 'spiral'"),
         ({"resolution": 9}, "resolution must be a multiple of 2, got 9"),
         ({"latent_dim": 16}, "latent_dim must be the autoencoder's z_channels = 8, got 16"),
-        ({"perturb_rate": 1.5}, r"perturb_rate must be in \[0, 1\], got 1.5"),
-        ({"diff_adanln_layers": 3}, "depth_adanln must be at most depth_latent = 2, got 3"),
+        ({"perturb_rate": 1.5}, "perturb_rate must be at most 1, got 1.5"),
+        ({"diff_adanln_layers": 3}, "diff_adanln_layers must be at most diff_layers = 2, got 3"),
         ({"time_shift": 0.0}, "time_shift must be greater than 0, got 0.0"),
     ],
 )
@@ -79,9 +79,9 @@ def test_impossible_configurations_are_refused(changes, message):
 
 
 def test_unknown_configuration_keys_are_refused():
-    with pytest.raises(ValueError, match="unknown keys colour"):
+    with pytest.raises(ValueError, match="unknown key colour"):
         ModelConfig.from_dict({**tiny_config().to_dict(), "colour": 3})
-    with pytest.raises(ValueError, match=r"missing .* 'dim'"):
+    with pytest.raises(ValueError, match="dim is missing"):
         ModelConfig.from_dict({k: v for k, v in tiny_config().to_dict().items() if k != "dim"})
 
 

@@ -117,7 +117,7 @@ DAMAGES = {
     ),
     "other head": (
         lambda f: (f / "vision_head_config.json").write_text(json.dumps({"ch_target": 8})),
-        "missing .* required .* arguments",
+        "HeadConfig: ch_cond is missing",
     ),
     "other model": (
         lambda f: (f / "config.json").write_text(json.dumps({"model_type": "llama"})),
