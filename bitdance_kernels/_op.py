@@ -93,11 +93,20 @@ _state_keys = torch._C._dispatch_tls_local_include_set
 _tensor_keys = torch._C._dispatch_keys
 _is_function_mode = torch._C._is_torch_function_mode_enabled
 _is_profiling = torch._C._autograd._profiler_enabled
+_is_autocast = torch._C._is_any_autocast_enabled
+
+
+def _key_set(*names: str) -> torch._C.DispatchKeySet:
+    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return functools.reduce(operator.or_, keys)
 
 
 def _keys(*names: str) -> int:
-    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
-    return functools.reduce(operator.or_, keys).raw_repr()
+    return _key_set(*names).raw_repr()
+
+
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # key of a device type
+_AUTOCAST_KEYS = _key_set(*_AUTOCAST.values())
 
 
 # Dispatch keys of a thread without modes and transforms, in inference mode and elsewhere, and of
@@ -145,6 +154,8 @@ class KernelOp:
         setup_context: saves what `backward` needs.
         reads_values: whether the reference looks at values on the CPU to choose what it does, which
             a captured graph would not do anew.
+        autocast: names of the tensors that autocast casts, as it casts those of ``F.linear``. An op
+            without any computes under autocast what it does elsewhere.
     """
 
     def __init__(
@@ -160,6 +171,7 @@ class KernelOp:
         backward: Callable[..., Any] | None = None,
         setup_context: Callable[..., None] | None = None,
         reads_values: bool = False,
+        autocast: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.room = room
@@ -180,6 +192,7 @@ class KernelOp:
         self._tensors = tuple(i for i, kind in enumerate(kinds) if kind.startswith("Tensor"))
         self._written = tuple(i for i in self._tensors if "!" in kinds[i])
         self._argument_names = [argument.split()[1] for argument in arguments.split(",")]
+        self._cast = tuple(map(self._argument_names.index, autocast))
         self._device_argument = next(i for i in self._tensors if not kinds[i].endswith("?"))
 
         _library.define(f"{name}({arguments}, str backend) -> {results.strip()}")
@@ -189,6 +202,9 @@ class KernelOp:
             torch.library.register_autograd(
                 f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
             )
+        if autocast:
+            for device, key in _AUTOCAST.items():
+                _library.impl(name, functools.partial(self._run_autocast, device), key)
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         REGISTRY[name] = self
 
@@ -197,7 +213,7 @@ class KernelOp:
         # Across PyTorch's dispatcher a call takes 3 us more, and 7 us where that asks a formula in
         # Python for a gradient. What nothing in PyTorch would act on stays on this side. And a call
         # like one before, which is the rule, is neither checked again nor is a backend sought.
-        if torch.compiler.is_compiling() or _is_watched():
+        if torch.compiler.is_compiling() or _is_watched() or (self._cast and _is_autocast()):
             return self.overload(*args)
         inputs, signature = args[:-1], None
         if args[-1] == _default.get() == "auto":
@@ -268,8 +284,23 @@ class KernelOp:
         self._check_all(inputs)
         return self._run_on(self.select(args[-1], inputs), inputs)
 
+    def _run_autocast(self, device: str, *args: Any) -> Any:
+        """What autocast does: PyTorch's rule for its products and attention."""
+        dtype, cast = torch.get_autocast_dtype(device), list(args)
+        for i in self._cast:
+            tensor = cast[i]
+            eligible = tensor is not None and tensor.device.type == device
+            if eligible and tensor.is_floating_point() and tensor.dtype != torch.float64:
+                cast[i] = tensor.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            return self.overload(*cast)
+
     def _run_on(self, backend: _Backend, inputs: Sequence[Any]) -> Any:
-        result = backend.run(*inputs)
+        if _is_autocast():  # dtypes are settled; PyTorch's functions here shall not choose others
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+                result = backend.run(*inputs)
+        else:
+            result = backend.run(*inputs)
         if self._written:
             # Autograd then notices when a tensor that it saved was written by a kernel.
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])

@@ -103,9 +103,18 @@ def test_autograd_notices_what_is_written():
         y.backward()
 
 
-def test_has_no_gradient():
-    with pytest.raises(RuntimeError, match="linear: has no gradient, but weight requires"):
-        linear(X, W.clone().requires_grad_())
+def test_has_the_gradient_of_f_linear_and_none_with_out():
+    for shape in ((6, 24), (24,), (2, 3, 24), (0, 24)):
+        x, weight, bias = torch.randn(shape), torch.randn(10, 24), torch.randn(10)
+        leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+        assert torch.autograd.gradcheck(linear, leaves)
+        grads = [
+            torch.autograd.grad(function(*leaves).sum(), leaves) for function in (linear, F.linear)
+        ]
+        for ours, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    with pytest.raises(RuntimeError, match="linear_out: has no gradient, but weight requires"):
+        linear(X, W.clone().requires_grad_(), out=torch.zeros(3, 5))
 
 
 def test_is_compiled_and_captured():

@@ -55,6 +55,7 @@ def block_causal_attention(
         backward pass recomputes the weights from the log-sum-exp of each query and is
         deterministic. The triton backend (D up to 128, scale over 0, no float64) rounds weights
         and their gradients to the dtype of `q` before it multiplies, as FlashAttention does.
+        Autocast casts `q`, `k` and `v` to its dtype.
 
     Backends:
         reference, on the CPU by PyTorch's fused kernel; C++ on the CPU for float32, D up to 128 and
@@ -177,6 +178,7 @@ _op = KernelOp(
     backward=_backward,
     setup_context=_setup_context,
     reads_values=True,
+    autocast=("q", "k", "v"),
 )
 
 _op_backward = KernelOp(

@@ -47,7 +47,7 @@ def block_decode_attention(
 
     Numerics:
         Scores, softmax and sums in float32 (float64 for float64), one rounding at the end. On a GPU
-        the host does not wait for `lengths`.
+        the host does not wait for `lengths`. Autocast casts `q` and both caches to its dtype.
 
     Backends:
         reference; C++ on the CPU (float32, D up to 128); triton (D up to 128); cuda (tensor cores
@@ -99,4 +99,5 @@ _op = KernelOp(
     fake=_fake,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     reads_values=True,
+    autocast=("q", "k_cache", "v_cache"),
 )

@@ -39,7 +39,7 @@ def packed_linear(
 
     Numerics:
         Sums in float32 (float64 for float64), rounded at the end. Small-integer weights give exact
-        results. Differentiable in `weight` and `bias`.
+        results. Differentiable in `weight` and `bias`, which autocast casts to its dtype.
 
     Backends:
         reference, which stores the unpacked signs; Triton, which does not.
@@ -87,6 +87,7 @@ _op = KernelOp(
     order=_ORDER,
     setup_context=_setup_context,
     backward=_backward,
+    autocast=("weight", "bias"),
 )
 
 

@@ -57,7 +57,8 @@ def adaln_linear(
 
     Numerics:
         n is rounded to the dtype of `x`, as by ``adaln_norm``; sums are float32 (float64 for
-        float64), rounded once.
+        float64), rounded once. Autocast casts `x`, `weight` and `bias` to its dtype first; to norm a
+        float32 `x` under it, call ``adaln_norm`` and ``linear``.
 
     Backends:
         reference, which is two passes; Triton, one kernel for float32, float16 and bfloat16.
@@ -138,9 +139,17 @@ _SCHEMA = (
 )
 _ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
 
+_CAST = ("x", "weight", "bias")
+
 _op = KernelOp(
-    "adaln_linear", _SCHEMA, room=__package__, check=_check, fake=_fake, order=_ORDER
-)  # fmt: skip
+    "adaln_linear",
+    _SCHEMA,
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order=_ORDER,
+    autocast=_CAST,
+)
 
 
 def _check_swiglu(*arguments: Any) -> None:
@@ -160,5 +169,6 @@ _swiglu_op = KernelOp(
     check=_check_swiglu,
     fake=_fake_swiglu,
     order=_ORDER,
+    autocast=_CAST,
     entry="_swiglu",
 )

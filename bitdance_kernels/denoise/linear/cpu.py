@@ -11,21 +11,34 @@ MOST_ROWS = 512
 """Rows that it is for; with more a library's product has time to lay out its operands."""
 
 
-def unsupported(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
-) -> str | None:
+def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
     reason = native_rows.float32_unsupported("linear", x)
     if reason is not None:
         return reason
     rows, _ = native_rows.size(x)
     if rows > MOST_ROWS:
         return f"it is for at most {MOST_ROWS} rows, got {rows}"
+    return None
+
+
+def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    run_out(x, weight, bias, out)
+    return out
+
+
+def unsupported_out(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> str | None:
+    reason = unsupported(x, weight, bias)
+    if reason is not None:
+        return reason
     if not out.is_contiguous() and (out.dim() != 2 or out.stride(1) != 1):
         return "it writes rows whose features are adjacent"
     return None
 
 
-def run(
+def run_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
     _native.cpu.linear(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels import _checks
@@ -29,7 +31,8 @@ def linear(
         weight: [F, C] of the dtype of `x`.
         bias: [F] of the dtype of `x`, or None for 0.
         out: [..., F] of the dtype of `x`, where the result goes; it must not overlap the others.
-            None for a new tensor.
+            None for a new tensor. As PyTorch's own functions with ``out=``, the call has no
+            gradient then and takes no part in autocast.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -38,13 +41,14 @@ def linear(
     Raises:
         TypeError: `x` is not floating point, or another tensor of another dtype.
         ValueError: shapes or devices do not fit.
-        RuntimeError: an argument requires grad. For training there is ``F.linear``.
+        RuntimeError: with `out`, an argument requires grad.
         BackendError: a backend named explicitly cannot run the call.
 
     Numerics:
         C++ sums in float32, in an order that depends on the width of the processor's vectors but
         not on the number of rows or threads: a row of a batch is the row alone. Triton sums in
-        float32 and rounds once.
+        float32 and rounds once. Differentiable in `x`, `weight` and `bias`, by PyTorch's products.
+        Under autocast the three are cast to its dtype, as by ``F.linear``.
 
     Backends:
         reference, which is PyTorch's product; C++ on the CPU for float32 and up to 512 rows; Triton
@@ -56,31 +60,72 @@ def linear(
         tensor([[3., 4.]])
     """
     if out is None:
-        out = x.new_empty((*x.shape[:-1], *weight.shape[:1]))
-    _op.call(x, weight, bias, out, backend)
+        return _op.call(x, weight, bias, backend)
+    _out_op.call(x, weight, bias, out, backend)
     return out
 
 
-def _check(
+def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    products.check("linear", x, weight, bias)
+
+
+def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """By the library's products, as the backward of ``F.linear``."""
+    x, weight = ctx.saved_tensors
+    rows, of_x, of_weight = grad[None].flatten(0, -2), None, None
+    if ctx.needs_input_grad[0]:
+        of_x = grad @ weight
+    if ctx.needs_input_grad[1]:
+        of_weight = rows.t() @ x[None].flatten(0, -2)
+    of_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
+    return of_x, of_weight, of_bias, None
+
+
+_ORDER = {"cuda": ("reference", "triton"), "cpu": ("cpu", "reference")}
+
+_op = KernelOp(
+    "linear",
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    room=__package__,
+    check=_check,
+    fake=_fake,
+    order=_ORDER,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast=("x", "weight", "bias"),
+)
+
+
+def _check_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    products.check("linear", x, weight, bias)
+    _check(x, weight, bias)
     _checks.dtype("linear", "out", out, (x.dtype,))
     _checks.shape("linear", "out", out, (*x.shape[:-1], weight.shape[0]), "[..., F]")
     _checks.same_device("linear", "x", x, out=out)
 
 
-def _fake(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
-) -> None:
+def _fake_out(*_: Any) -> None:
     return None
 
 
-_op = KernelOp(
-    "linear",
+# An op of its own: with a result, the other one can stand in a program that knows no memory.
+_out_op = KernelOp(
+    "linear_out",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",
     room=__package__,
-    check=_check,
-    fake=_fake,
-    order={"cuda": ("reference", "triton"), "cpu": ("cpu", "reference")},
+    check=_check_out,
+    fake=_fake_out,
+    order=_ORDER,
+    entry="_out",
 )

@@ -42,6 +42,8 @@ def linear_gated_residual(
 
     Numerics:
         Triton sums in float32 and rounds once at the end; the reference rounds the product too.
+        Autocast casts `x`, `weight` and `bias` to its dtype; `residual`, and with it the result,
+        keep theirs.
 
     Backends:
         reference, which is PyTorch's product and a pass over its result; Triton, one kernel for
@@ -82,4 +84,5 @@ _op = KernelOp(
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+    autocast=("x", "weight", "bias"),
 )

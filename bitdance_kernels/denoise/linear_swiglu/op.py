@@ -41,6 +41,7 @@ def linear_swiglu(
 
     Numerics:
         Triton sums in float32 and rounds once at the end; the reference rounds h too.
+        Autocast casts all three tensors to its dtype.
 
     Backends:
         reference, which is PyTorch's product and a pass over its result; Triton, one kernel for
@@ -64,4 +65,5 @@ _op = KernelOp(
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+    autocast=("x", "weight", "bias"),
 )

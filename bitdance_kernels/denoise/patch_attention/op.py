@@ -40,7 +40,7 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
     Numerics:
         Scores and sums in float32 (float64 for float64). Differentiable in `qkv`; the backward
         computes the scores anew. Patches are independent: what is not finite in one stays there
-        (in gradients only on the reference).
+        (in gradients only on the reference). Autocast casts `qkv` to its dtype.
 
     Backends:
         reference; C++ on the CPU for float32 and heads of at most 128 channels; Triton on the GPU
@@ -87,6 +87,7 @@ _op = KernelOp(
     check=_check,
     fake=_fake,
     order=_ORDER,
+    autocast=("qkv",),
     setup_context=_setup_context,
     backward=_backward,
 )

@@ -80,6 +80,7 @@ def predict_step(
     Numerics:
         Norms and x0 are rounded to the dtype of `h`, x' is computed in that of `x` as by
         ``denoise_step``, and enters the product of h' in the dtype of `h`. Sums are float32.
+        Autocast casts what has to be of the dtype of `h`, and `h`, to its own.
 
     Backends:
         reference, which is a dozen launches; Triton, one, for float32, float16 and bfloat16, a
@@ -153,4 +154,5 @@ _op = KernelOp(
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+    autocast=("h", "weight", "bias", "in_weight", "in_bias", "time", "cond"),
 )
