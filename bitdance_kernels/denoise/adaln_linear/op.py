@@ -57,8 +57,8 @@ def adaln_linear(
 
     Numerics:
         n is rounded to the dtype of `x`, as by ``adaln_norm``; sums are float32 (float64 for
-        float64), rounded once. Autocast casts `x`, `weight` and `bias` to its dtype first; to norm a
-        float32 `x` under it, call ``adaln_norm`` and ``linear``.
+        float64), rounded once. Autocast casts `x`, `weight` and `bias` to its dtype first; to norm
+        a float32 `x` under it, call ``adaln_norm`` and ``linear``.
 
     Backends:
         reference, which is two passes; Triton, one kernel for float32, float16 and bfloat16.
