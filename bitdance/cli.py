@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
-from bitdance import cli_bench, weights
+from bitdance import cli_bench, cli_reconstruct, weights
 from bitdance.cli_train import add_commands
+from bitdance.outputs import check_file, check_folder, save_image
 from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
 from bitdance_kernels import __version__
@@ -85,19 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--quiet", action="store_true", help="no progress bar")
     generate.set_defaults(run=_generate)
 
-    reconstruct = commands.add_parser(
-        "reconstruct",
-        help="send images through the tokenizer",
-        description="Encode images to bits and decode them again; each original and its "
-        "reconstruction are written side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    _add_model(reconstruct)
-    reconstruct.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    reconstruct.add_argument("--size", type=_positive, help="resize the shorter side to this")
-    reconstruct.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
-    reconstruct.set_defaults(run=_reconstruct)
-
+    cli_reconstruct.add_command(commands, _add_model, _load, _positive)
     info = commands.add_parser(
         "info",
         help="what a checkpoint holds",
@@ -151,7 +139,12 @@ def _load(options: argparse.Namespace) -> BitDance:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    _check_writable(options.out)
+    sheet = options.out.suffix.lower() in IMAGE_SUFFIXES
+    (check_file if sheet else check_folder)(options.out)
+    if options.bits is not None:
+        check_file(options.bits)
+        if options.bits.resolve() == options.out.resolve():
+            raise ValueError(f"--bits must be another file than --out, got {options.bits}")
     pipeline = _load(options)
     wanted = options.classes
     if wanted == ["all"]:
@@ -168,43 +161,18 @@ def _generate(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     if options.bits is not None:
+        options.bits.parent.mkdir(parents=True, exist_ok=True)
         with weights.replace_file(options.bits) as temporary, temporary.open("wb") as file:
             np.save(file, packed.cpu().numpy())
     images = pipeline.decode(packed, batch_size=options.batch_size)
-    if options.out.suffix.lower() in IMAGE_SUFFIXES:
+    if sheet:
         columns = options.n if len(wanted) > 1 else math.ceil(math.sqrt(options.n))
-        _save(grid(images, columns, options.zoom), options.out)
+        save_image(grid(images, columns, options.zoom), options.out)
         print(f"{len(images)} images, seed {options.seed}: {options.out}")
         return
-    options.out.mkdir(parents=True, exist_ok=True)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        _save(image, options.out / f"{i:05d}-class{label}.png")
+        save_image(image, options.out / f"{i:05d}-class{label}.png")
     print(f"{len(images)} images, seed {options.seed}: {options.out}/")
-
-
-def _reconstruct(options: argparse.Namespace) -> None:
-    pictures = [_open(path, options.size) for path in options.images]
-    options.out.mkdir(parents=True, exist_ok=True)
-    pipeline = _load(options)
-    autoencoder = pipeline.model.vae
-    for path, picture in zip(options.images, pictures, strict=True):
-        factor = autoencoder.config.downsampling
-        width, height = (side // factor * factor for side in picture.size)
-        if width == 0 or height == 0:
-            raise ValueError(f"{path} is smaller than {factor} pixels; use --size")
-        left, top = (picture.width - width) // 2, (picture.height - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-        images = (pixels.to(pipeline.device, DTYPES[options.dtype]) / 127.5) - 1
-        with torch.inference_mode():
-            packed = autoencoder.encode(images, packed=True)
-            decoded = autoencoder.decode_pixels(packed).cpu()
-        again = Image.fromarray(decoded[0].permute(1, 2, 0).contiguous().numpy())
-        error = float((decoded[0].double() - pixels[0].double()).square().mean())
-        psnr = 10 * math.log10(255**2 / error) if error else math.inf
-        target = options.out / f"{path.stem}-reconstructed.png"
-        _save(grid([picture, again], 2), target)
-        print(f"{path}: {packed.numel()} bytes of bits, {psnr:.2f} dB: {target}")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -243,29 +211,3 @@ def _info(options: argparse.Namespace) -> None:
     print(f"                   = {report['bits_per_image'] // 8:,} bytes packed")
     print(f"  AR steps         {config.ar_steps}, {config.tokens // config.ar_steps} tokens a step")
     print(f"  classes          {config.num_classes}")
-
-
-def _open(path: Path, size: int | None) -> Image.Image:
-    try:
-        picture = Image.open(path).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no image") from error
-    if size is None:
-        return picture
-    scale = size / min(picture.size)
-    sides = [round(side * scale) for side in picture.size]
-    return picture.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
-
-
-def _check_writable(out: Path) -> None:
-    """Fail before the work, not after it."""
-    folder = out.parent if out.suffix.lower() in IMAGE_SUFFIXES else out
-    folder.mkdir(parents=True, exist_ok=True)
-    with weights.replace_file(folder / ".bitdance-probe") as probe:
-        probe.write_bytes(b"")
-    (folder / ".bitdance-probe").unlink()
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    with weights.replace_file(path) as temporary:
-        image.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])

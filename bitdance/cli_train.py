@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from bitdance import evaluate
+from bitdance.cli_reconstruct import add_image_options
+from bitdance.image_files import printable
+from bitdance.image_folders import class_names
+from bitdance.outputs import check_folder
 from bitdance.packed_dataset import PackedWriter
 from bitdance.pipeline import BitDance
 from bitdance.train.config import read_config
-from bitdance.train.images import open_images, to_float
+from bitdance.train.images import OnError, is_idx, open_images, to_float
 from bitdance.train.model import ModelTask
 from bitdance.train.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.train.trainer import Task, Trainer
@@ -63,7 +68,11 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     tokenize.add_argument("--tokenizer", required=True, help="folder of its training")
     tokenize.add_argument("--size", type=positive, required=True, help="pixels a side")
     tokenize.add_argument("--split", choices=("train", "test"), default="train", help="which part")
-    tokenize.add_argument("--classes", nargs="+", default=[], help="names, for IDX files")
+    tokenize.add_argument(
+        "--classes", nargs="+", default=[],
+        help="names for IDX files; of image files, the class folders to take and their order",
+    )  # fmt: skip
+    add_image_options(tokenize, get_args(OnError))
     tokenize.add_argument("--out", type=Path, required=True, help="folder to write")
     tokenize.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     tokenize.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -78,6 +87,11 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     )
     judge.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")
     judge.add_argument("--model", default="fashion", help="as for generate")
+    judge.add_argument(
+        "--split", choices=("test", "train"), default="test",
+        help="part whose images are reconstructed and compared with samples",
+    )  # fmt: skip
+    add_image_options(judge, get_args(OnError))
     judge.add_argument("--samples", type=positive, default=1000, help="images to generate")
     judge.add_argument("--seed", type=int, default=0, help="random seed")
     judge.add_argument("--steps", type=positive, help="denoising steps (default: the model's own)")
@@ -116,7 +130,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _tokenize(options: argparse.Namespace) -> None:
-    images = open_images(options.data, options.size, split=options.split, classes=options.classes)
+    images = open_images(
+        options.data, options.size, split=options.split, classes=options.classes,
+        background=options.background, on_error=options.on_error,
+    )  # fmt: skip
     tokenizer = load_tokenizer(options.tokenizer).to(options.device)
     config = tokenizer.config
     metadata = {"classes": list(images.classes), "size": options.size}
@@ -134,16 +151,38 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    check_folder(options.out)
     pipeline = BitDance.from_pretrained(options.model, device=options.device)
-    size, classes = pipeline.config.resolution, pipeline.classes
-    train, test = (
-        open_images(options.data, size, split=split, classes=classes)
-        for split in ("train", "test")
+    size, classes = pipeline.config.resolution, _classes_of(options.data, pipeline)
+    train, judged = (
+        open_images(
+            options.data, size, split=split, classes=classes, background=options.background,
+            on_error=options.on_error,
+        )
+        for split in ("train", options.split)
     )  # fmt: skip
     found, picture = evaluate.evaluate(
-        pipeline, train, test, samples=options.samples, seed=options.seed, steps=options.steps,
+        pipeline, train, judged, samples=options.samples, seed=options.seed, steps=options.steps,
         cfg_scale=options.cfg, progress=not options.quiet,
     )  # fmt: skip
+    found = dataclasses.replace(found, split=options.split)
     evaluate.write(found, picture, options.out)
     print(found.table(), end="")
     print(f"{options.out}/evaluation.json, .md, .png")
+
+
+def _classes_of(data: Path, pipeline: BitDance) -> tuple[str, ...]:
+    """The model's classes as the data name them, in the model's order."""
+    names = pipeline.classes if all(pipeline.classes) else ()
+    if is_idx(data) or not data.is_dir():
+        return names
+    folders = class_names(data)
+    if set(names) & set(folders):
+        return names
+    if names and folders:
+        print(
+            f"bitdance evaluate: {printable(data)} does not have the model's names of classes: "
+            f"{folders[0]!r} is taken for {names[0]!r}, and so on in alphabetic order",
+            file=sys.stderr,
+        )
+    return ()

@@ -46,6 +46,7 @@ class Evaluation:
         frechet_real: of as many real training images to them.
         bits_real: share of ones in each channel of the codes of test images.
         bits_samples: in those of the samples.
+        split: part of the data set that "test images" are of.
     """
 
     psnr_db: float
@@ -58,16 +59,18 @@ class Evaluation:
     frechet_real: float
     bits_real: list[float]
     bits_samples: list[float]
+    split: str = "test"
 
     def table(self) -> str:
         """Markdown."""
+        of = {"train": "training"}.get(self.split, self.split)
         rows = {
-            f"reconstruction of {self.test_images:,} test images": f"{self.psnr_db:.2f} dB",
-            "accuracy of the classifier on real test images": f"{self.classifier_accuracy:.1%}",
+            f"reconstruction of {self.test_images:,} {of} images": f"{self.psnr_db:.2f} dB",
+            f"accuracy of the classifier on real {of} images": f"{self.classifier_accuracy:.1%}",
             f"{self.samples:,} samples taken for their class": f"{self.sample_accuracy:.1%}",
-            "Fréchet distance, samples to test images": f"{self.frechet:.2f}",
-            "Fréchet distance, as many training images to test images": f"{self.frechet_real:.2f}",
-            "share of ones in a channel, test images": _span(self.bits_real),
+            f"Fréchet distance, samples to {of} images": f"{self.frechet:.2f}",
+            f"Fréchet distance, as many training images to {of} images": f"{self.frechet_real:.2f}",
+            f"share of ones in a channel, {of} images": _span(self.bits_real),
             "share of ones in a channel, samples": _span(self.bits_samples),
         }
         rows |= {f"samples of {k}": f"{v:.1%}" for k, v in self.sample_accuracy_by_class.items()}

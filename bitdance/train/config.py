@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BeforeValidator, Field
 
 from bitdance.config import AutoencoderConfig, ModelConfig, ModelShape
+from bitdance.image_files import parse_color
 from bitdance.numbers import shown
 from bitdance.settings import (
     Count,
@@ -29,6 +30,7 @@ from bitdance.settings import (
     parse,
     settings,
 )
+from bitdance.train.images import OnError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,7 +60,10 @@ class DataConfig:
         size: pixels a side of the square that images are padded (IDX) or resized to.
         flip: mirror images at random.
         shift: move images by up to so many pixels at random; what comes in repeats the edge.
-        classes: names, for data without any.
+        classes: names for IDX files; of image files, the class folders to take and their order.
+        background: color behind transparent pixels of image files.
+        on_error: "raise" where an image file cannot be read, "check" all before the first step, or
+            "skip" those that cannot be read.
     """
 
     path: Annotated[Location, Field(min_length=1)]
@@ -66,8 +71,14 @@ class DataConfig:
     flip: Flag = False
     shift: Annotated[Integer, Field(ge=0)] = 0
     classes: Annotated[tuple[Text, ...], Listed] = ()
+    background: Text = "white"
+    on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
+        try:
+            parse_color(self.background)
+        except ValueError:
+            raise invalid(self, "background", "an opaque color such as 'white'") from None
         if self.shift >= self.size:
             raise invalid(self, "shift", f"less than size = {self.size}")
 

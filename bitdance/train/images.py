@@ -1,24 +1,35 @@
-"""Labelled images from IDX files or from a folder with a sub-folder a class."""
+"""Labelled images from IDX files or from folders of image files."""
 
 from __future__ import annotations
 
 import gzip
+import logging
 import math
+import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from bitdance.image_files import ImageError, parse_color, printable, read_image, scaled
+from bitdance.image_folders import (
+    FoundImages,
+    Split,
+    find_images,
+    find_labelled_images,
+    find_part,
+)
 
 __all__ = ["FolderImages", "IdxImages", "LabelledImages", "augment", "open_images", "to_float"]
 
-Split = Literal["train", "test"]
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+OnError = Literal["raise", "check", "skip"]
+_LOG = logging.getLogger(__name__)
 _IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 
 
@@ -36,28 +47,41 @@ class LabelledImages(Protocol):
 
 
 def open_images(
-    path: str | Path, size: int, *, split: Split = "train", classes: Sequence[str] = ()
-) -> LabelledImages:
+    path: str | Path, size: int, *, split: Split = "train", classes: Sequence[str] = (),
+    labelled: bool = True, background: str = "white", on_error: OnError = "raise",
+) -> LabelledImages:  # fmt: skip
     """Open a data set.
 
     Args:
         path: a folder. With IDX files in it ("train-images-idx3-ubyte", "t10k-...", packed with
-            gzip or not) these are read; else its sub-folders are the classes, below "train" and
-            "test" (or "val") where it has these.
+            gzip or not) these are read; else its image files, see ``FolderImages``.
         size: pixels a side of what comes out.
         split: which part.
-        classes: names of the classes, for IDX files.
+        classes: names of the classes of IDX files; for image files, which class folders to take,
+            in which order.
+        labelled: whether classes are needed; see ``FolderImages``.
+        background: color behind transparent pixels.
+        on_error: what to do about files that cannot be read: "raise", "check" or "skip".
 
     Raises:
         FileNotFoundError: there is no such folder, or no images in it.
-        ValueError: a file is damaged, or names and labels do not fit.
+        ImageError: a file is damaged.
+        ValueError: names and labels do not fit.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder of images")
-    if any(folder.glob("*-images-idx3-ubyte*")):
+        raise FileNotFoundError(f"{printable(folder)} is no folder of images")
+    if is_idx(folder):
         return IdxImages(folder, size, split, classes)
-    return FolderImages(folder, size, split)
+    return FolderImages(
+        folder, size, split, classes=classes, labelled=labelled, background=background,
+        on_error=on_error,
+    )  # fmt: skip
+
+
+def is_idx(folder: Path) -> bool:
+    """Whether a folder holds images in IDX files."""
+    return any(path.name[0] != "." for path in folder.glob("*-images-idx3-ubyte*"))
 
 
 class IdxImages:
@@ -135,32 +159,56 @@ class FolderImages:
     """The image files of a folder, read when they are asked for.
 
     Args:
-        folder: with a sub-folder a class, in alphabetic order, or with "train" and "test" (or
-            "val") that have these.
+        folder: as ``find_labelled_images`` takes it.
         size: pixels a side: images are resized so that the shorter side has them, then cut.
-        split: which part; a folder without parts is "train".
+        split: which part.
+        classes: names of the class folders to take, which also gives their order.
+        labelled: False takes all images of the part, whatever folders they are in, as one class
+            without a name, unless `classes` choose.
+        background: color behind transparent pixels.
+        on_error: "raise": a file that cannot be read raises when it is asked for, one that must not
+            be opened (a pipe, a broken link) now. "check": all files are read now. "skip": so they
+            are, and what cannot be read is left out.
+
+    What is left out is logged as a warning, with counts.
+
+    Raises:
+        FileNotFoundError: there is no such part, or no image in it.
+        ImageError: a file must not be opened, or with "check" one cannot be read.
+        ValueError: parts have other classes, `classes` are not those of the folder, or an argument
+            is out of range.
     """
 
-    def __init__(self, folder: Path, size: int, split: Split = "train") -> None:
-        names = {"train": ("train",), "test": ("test", "val")}[split]
-        parts = [folder / name for name in names if (folder / name).is_dir()]
-        if split == "test" and not parts:
-            raise FileNotFoundError(f"{folder} has no sub-folder 'test' or 'val'")
-        root = parts[0] if parts else folder
-        folders = sorted(p for p in root.iterdir() if p.is_dir())
-        self._files: list[Path] = []
-        labels: list[int] = []
-        for label, path in enumerate(folders):
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES)
-            self._files += files
-            labels += [label] * len(files)
-        if not labels:
-            raise FileNotFoundError(f"{root} has no sub-folders with images")
-        self.classes = tuple(path.name for path in folders)
-        self.labels = np.array(labels, np.int64)
+    def __init__(
+        self, folder: Path, size: int, split: Split = "train", *, classes: Sequence[str] = (),
+        labelled: bool = True, background: str = "white", on_error: OnError = "raise",
+    ) -> None:  # fmt: skip
+        if on_error not in get_args(OnError):
+            raise ValueError(
+                f"FolderImages: on_error must be one of {', '.join(get_args(OnError))}, got "
+                f"{on_error!r}"
+            )
+        parse_color(background)
+        self._size, self._background = size, background
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        if labelled or classes:
+            found = find_labelled_images(folder, split, classes)
+        else:
+            found = find_images(find_part(folder, split))
+        if on_error != "raise":
+            self._check(found)
+        if found.refused and on_error != "skip":
+            more = f" (and {len(found.refused) - 1} more)" if len(found.refused) > 1 else ""
+            raise ImageError(f"{found.refused[0]}{more}")
+        left_out = found.left_out()
+        if left_out:
+            _LOG.warning("%s: %d images; left out: %s", folder, len(found.files), left_out)
+        if not found.files:
+            raise FileNotFoundError(f"{printable(folder)} has no images")
+        self._files = found.files
+        self.labels = np.array(found.labels, np.int64)
+        self.classes = found.classes
         self.source = (size, size)
-        self._size = size
-        self._pool = ThreadPoolExecutor(8)  # decoders release Python's lock
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -169,22 +217,49 @@ class FolderImages:
         """Images of these numbers, uint8 [n, 3, size, size].
 
         Raises:
-            ValueError: a file is no image.
+            ImageError: a file cannot be read.
         """
-        return torch.stack(list(self._pool.map(self._read, indices.tolist())))
+        files = [self._files[index] for index in indices.tolist()]
+        return torch.stack(list(self._threads().map(self._read, files)))
 
-    def _read(self, index: int) -> torch.Tensor:
-        path, size = self._files[index], self._size
-        try:
-            picture = Image.open(path).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path} is no whole image: {error}") from error
-        scale = size / min(picture.size)
-        width, height = (max(size, round(side * scale)) for side in picture.size)
+    def _threads(self) -> ThreadPoolExecutor:
+        """Threads to decode with, which release Python's lock; a forked process gets its own."""
+        if os.getpid() not in self._pools:
+            self._pools = {os.getpid(): ThreadPoolExecutor(8)}
+        return self._pools[os.getpid()]
+
+    def _read(self, path: Path) -> torch.Tensor:
+        size = self._size
+        picture = read_image(path, background=self._background)
+        width, height = scaled(picture.size, size)
+        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            # Of a strip of a few pixels' width, only what is about the middle.
+            picture = _middle(picture, 3 * min(picture.size))
+            width, height = scaled(picture.size, size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        left, top = (width - size) // 2, (height - size) // 2
-        picture = picture.crop((left, top, left + size, top + size))
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(_middle(picture, size))).permute(2, 0, 1).contiguous()
+
+    def _check(self, found: FoundImages) -> None:
+        """Read all files; those that fail are moved to the refused ones."""
+        errors = list(self._threads().map(self._error_of, found.files))
+        found.refused += [error for error in errors if error]
+        whole = [i for i, error in enumerate(errors) if not error]
+        found.files = [found.files[i] for i in whole]
+        found.labels = [found.labels[i] for i in whole]
+
+    def _error_of(self, path: Path) -> ImageError | None:
+        try:
+            read_image(path)
+        except ImageError as error:
+            return error
+        return None
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    """At most `side` x `side` pixels from the middle."""
+    width, height = (min(side, full) for full in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:

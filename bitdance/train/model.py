@@ -50,7 +50,10 @@ class ModelTask:
             self.labels = self._packed.labels
             classes = self._packed.metadata.get("classes", data.classes)
         else:
-            self._images = open_images(data.path, data.size, classes=data.classes)
+            self._images = open_images(
+                data.path, data.size, classes=data.classes, background=data.background,
+                on_error=data.on_error,
+            )  # fmt: skip
             self.labels, classes = self._images.labels, self._images.classes
         self.size = len(self.labels)
         torch.manual_seed(config.optim.seed)

@@ -51,7 +51,10 @@ class TokenizerTask:
     ) -> None:
         assert config.tokenizer is not None
         data = config.data
-        self.images = images or open_images(data.path, data.size, classes=data.classes)
+        self.images = images or open_images(
+            data.path, data.size, classes=data.classes, labelled=False, background=data.background,
+            on_error=data.on_error,
+        )  # fmt: skip
         self.size = len(self.images)
         torch.manual_seed(config.optim.seed)
         self.module = BinaryAutoencoder(config.tokenizer).to(device)

@@ -120,7 +120,7 @@ def test_reconstruct(saved, tmp_path, capsys):
     assert " dB: " in capsys.readouterr().out
     (tmp_path / "text.png").write_text("no image")
     assert main(["reconstruct", "--model", str(saved), str(tmp_path / "text.png")]) == 1
-    assert "text.png is no image" in capsys.readouterr().err
+    assert "text.png is no whole image" in capsys.readouterr().err
 
 
 def test_info(saved, capsys):

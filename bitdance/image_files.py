@@ -1,0 +1,286 @@
+"""Images from files, as an image viewer shows them: upright, opaque, 8-bit sRGB."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError, features
+
+__all__ = [
+    "ImageError",
+    "is_image",
+    "parse_color",
+    "printable",
+    "read_image",
+    "refusal",
+    "resize_shorter",
+    "scaled",
+]
+
+_LOG = logging.getLogger(__name__)
+_ORIENTATION = 0x0112
+# What undoes an EXIF orientation. ImageOps.exif_transpose also writes the EXIF data anew, which
+# fails where a camera's are odd.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Formats that Pillow names but cannot decode by itself, or only by starting another program (EPS).
+_UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class ImageError(ValueError):
+    """A file that cannot be read as an image; the message begins with its name."""
+
+
+def read_image(path: str | Path, *, background: str = "white") -> Image.Image:
+    """Read an image file of any format that Pillow decodes.
+
+    The format is told by the content. The first frame is turned upright by its EXIF orientation;
+    transparent pixels are blended with `background`; embedded ICC profiles are converted to sRGB;
+    more than 8 bits a channel are scaled. 16 bits have a white of 65535. 32-bit numbers have none:
+    it is 255 or 65535 for integers and 1 or 255 for floats, the least that no pixel exceeds, or
+    else the largest pixel; negative numbers and NaN are black.
+
+    Args:
+        path: a regular file, or a link to one.
+        background: color behind transparent pixels, any that ``parse_color`` takes.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ImageError: the file is missing, is no regular file, is damaged, is too large
+            (``PIL.Image.MAX_IMAGE_PIXELS``), or is no image.
+        ValueError: `background` is no opaque color.
+    """
+    color = parse_color(background)
+    try:
+        if error := refusal(path):
+            raise error
+        with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+            raw_mode = str(image.tile[0][3]) if image.tile else ""
+            image.load()
+            return _shown(image, raw_mode, color)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise nearly everything for damaged files
+        raise ImageError(f"{printable(path)} is no whole image: {_reason(error)}") from error
+
+
+def refusal(path: str | Path) -> ImageError | None:
+    """Why a path is not even to be opened, None where it may be.
+
+    Opening a pipe would wait for ever, and a device may do anything.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        return ImageError(f"{printable(path)} is no image file: {_reason(error)}")
+    if stat.S_ISREG(mode):
+        return None
+    kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return ImageError(f"{printable(path)} is no image file but {kind}")
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the first bytes of a regular file are those of an image format."""
+    try:
+        # Formats without such a mark would take anything.
+        formats = [name for name in _formats() if Image.OPEN[name][1] is not None]
+        with open(path, "rb") as file, Image.open(file, formats=formats):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+    except Exception:
+        return False
+
+
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Red, green and blue of a color: a name of CSS, "#rrggbb", "rgb(...)" or "hsl(...)".
+
+    Raises:
+        ValueError: the text is no opaque color.
+    """
+    try:
+        color = ImageColor.getrgb(text)
+        if len(color) == 3:
+            return color
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise ValueError(f"background must be an opaque color such as 'white', got {text!r}")
+
+
+def resize_shorter(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    """The image with `size` pixels on its shorter side, in its own proportions.
+
+    Raises:
+        ValueError: the result has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    width, height = scaled(image.size, size)
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"resized to {width} x {height}, it has more than {Image.MAX_IMAGE_PIXELS} pixels"
+        )
+    return image.resize((width, height), filter)
+
+
+def printable(path: str | Path) -> str:
+    """A file's name for messages: bytes that are no text are escaped."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _formats() -> list[str]:
+    Image.preinit()  # the common ones first
+    Image.init()
+    return [name for name in list(Image.OPEN) if name not in _UNREADABLE]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _shown(image: Image.Image, raw_mode: str, background: tuple[int, int, int]) -> Image.Image:
+    orientation = _orientation(image)
+    profile = image.info.get("icc_profile")
+    image = _plain(image, raw_mode)
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    colors = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
+    if profile:
+        colors = _to_srgb(colors, profile)
+    colors = colors.convert("RGB")
+    if alpha is not None:
+        colors = Image.composite(colors, Image.new("RGB", colors.size, background), alpha)
+    return colors.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else colors
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF data leave the pixels whole
+        return None
+
+
+def _plain(image: Image.Image, raw_mode: str) -> Image.Image:
+    """Without palette, more than 8 bits, a transparent color or premultiplied alpha."""
+    key = image.info.get("transparency")
+    if image.mode[0] == "I" or image.mode == "F":
+        return _to_8_bits(image, key)
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode in ("La", "RGBa"):
+        return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if key is not None and image.mode in ("1", "L", "RGB"):
+        image.info["transparency"] = _scaled_key(key, raw_mode)
+        return image.convert("RGBA")
+    return image
+
+
+def _scaled_key(key: Any, raw_mode: str) -> Any:
+    """The transparent color of a PNG, which has the bits of the file, in those of the image."""
+    if raw_mode in ("L;2", "L;4"):
+        return key * {"L;2": 85, "L;4": 17}[raw_mode]
+    if raw_mode == "RGB;16B":
+        return tuple(value >> 8 for value in key)
+    return key
+
+
+def _to_8_bits(image: Image.Image, key: Any) -> Image.Image:
+    """A grey image of 16 or 32 bits as L, or LA where a color is transparent."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and tags.get(339) == (1,):  # SampleFormat: unsigned
+        values = values.view(np.uint32)
+    clear = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype("u1"))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = tags.get(258, 16)  # BitsPerSample: some have 12
+        white = 2.0 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
+    else:
+        white = _white(values)
+    shares = np.nan_to_num(values / np.float64(white), nan=0.0, posinf=1.0, neginf=0.0)
+    if tags.get(262) == 0:  # PhotometricInterpretation: white is zero
+        shares = 1 - shares
+    grey = Image.fromarray((shares.clip(0, 1) * 255).round().astype(np.uint8))
+    return grey if clear is None else Image.merge("LA", (grey, clear))
+
+
+def _white(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    top = float(finite.max()) if finite.size else 0.0
+    usual = (255.0, 65535.0) if values.dtype.kind in "iu" else (1.0, 255.0)
+    return next((white for white in usual if top <= white), top)
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colors by their ICC profile; one that is damaged or of another kind of image is ignored."""
+    if not features.check("littlecms2"):
+        _warn_of_profiles()
+        return image
+    transform = _transform(profile, image.mode)
+    return image if transform is None else transform.apply(image)
+
+
+@functools.lru_cache(maxsize=1)
+def _warn_of_profiles() -> None:
+    _LOG.warning("this Pillow is built without LittleCMS: ICC profiles of images are ignored")
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    spaces = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+    try:
+        source = ImageCms.getOpenProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != spaces.get(mode):
+            return None
+        # Without the cache of the last pixel, so that threads can share it.
+        transform = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
+        )
+        # Most profiles are sRGB themselves: their pixels stay as they are, to the bit.
+        return None if _is_identity(transform, mode) else transform
+    except Exception:
+        return None
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    levels = np.linspace(0, 255, 16).round().astype(np.uint8)
+    if mode == "L":
+        probe = Image.fromarray(levels[None])
+    elif mode == "RGB":
+        cube = np.stack(np.meshgrid(levels, levels, levels), -1)
+        probe = Image.fromarray(cube.reshape(1, -1, 3))
+    else:
+        return False
+    before, after = (
+        np.asarray(i.convert("RGB"), np.int16) for i in (probe, transform.apply(probe))
+    )
+    return bool(abs(after - before).max() <= 2)
+
+
+def scaled(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Width and height with `shorter` pixels on the shorter side."""
+    scale = shorter / min(size)
+    return max(shorter, round(size[0] * scale)), max(shorter, round(size[1] * scale))
