@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,7 @@ class BinaryAutoencoder(nn.Module):
 
     Args:
         config: shape of the model.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
 
     Example:
         >>> import torch
@@ -57,11 +59,11 @@ class BinaryAutoencoder(nn.Module):
         (torch.Size([1, 4, 4, 4]), torch.Size([1, 3, 8, 8]))
     """
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, **factory)
+        self.decoder = Decoder(config, **factory)
         self.quantizer = BinaryQuantizer(config.z_channels, config.num_codebooks)
         self._graphs: Pool[graphs.Recent[_Pixels]] = Pool(partial(graphs.Recent, graphs.MOST_KINDS))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +20,10 @@ REGISTER_TOKENS = 4
 _REFERENCE_GRID = 8
 
 
-def attention_blocks(config: AutoencoderConfig, channels: int) -> nn.ModuleList:
+def attention_blocks(config: AutoencoderConfig, channels: int, **factory: Any) -> nn.ModuleList:
     """The blocks of one side of the autoencoder, at width `channels`."""
     return nn.ModuleList(
-        TransformerBlock(channels, config.n_heads) for _ in range(config.attn_blocks)
+        TransformerBlock(channels, config.n_heads, **factory) for _ in range(config.attn_blocks)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -93,15 +93,15 @@ def depth_to_space(x: torch.Tensor, block: int) -> torch.Tensor:
 class ResBlock(nn.Module):
     """Two times norm, SiLU and 3x3 convolution, added to the input."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
         super().__init__()
-        self.norm1 = _group_norm(in_channels)
-        self.norm2 = _group_norm(out_channels)
-        self.conv1 = _conv3x3(in_channels, out_channels, bias=False)
-        self.conv2 = _conv3x3(out_channels, out_channels, bias=False)
+        self.norm1 = _group_norm(in_channels, **factory)
+        self.norm2 = _group_norm(out_channels, **factory)
+        self.conv1 = _conv3x3(in_channels, out_channels, bias=False, **factory)
+        self.conv2 = _conv3x3(out_channels, out_channels, bias=False, **factory)
         self.nin_shortcut: nn.Module | None = None
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False, **factory)
 
     def forward(self, x: torch.Tensor, normalize: Normalize = group_norm_silu) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
@@ -119,10 +119,10 @@ class AdaptiveGroupNorm(nn.Module):
     The scale is not offset by 1.
     """
 
-    def __init__(self, z_channels: int, channels: int) -> None:
+    def __init__(self, z_channels: int, channels: int, **factory: Any) -> None:
         super().__init__()
-        self.gamma = Linear(z_channels, channels)
-        self.beta = Linear(z_channels, channels)
+        self.gamma = Linear(z_channels, channels, **factory)
+        self.beta = Linear(z_channels, channels, **factory)
 
     def modulation(self, statistics: CodeStatistics) -> Modulation:
         """What the norm takes of a code."""
@@ -138,17 +138,17 @@ class AdaptiveGroupNorm(nn.Module):
 class _Down(nn.Module):
     """A level of the encoder: residual blocks, then, but on the last level, half the resolution."""
 
-    def __init__(self, config: AutoencoderConfig, level: int) -> None:
+    def __init__(self, config: AutoencoderConfig, level: int, **factory: Any) -> None:
         super().__init__()
         widths = [config.ch * multiple for multiple in config.ch_mult]
         # Who changes the width: BitDance's first residual block, or UniWeTok's strided convolution.
         attention = config.architecture == "conv_attention"
         before = widths[level] if attention else [config.ch, *widths][level]
-        self.block = _res_blocks(config.num_res_blocks, before, widths[level])
+        self.block = _res_blocks(config.num_res_blocks, before, widths[level], **factory)
         self.downsample: nn.Module | None = None
         if level + 1 < len(widths):
             after = widths[level + 1] if attention else widths[level]
-            self.downsample = nn.Conv2d(widths[level], after, 3, stride=2, padding=1)
+            self.downsample = nn.Conv2d(widths[level], after, 3, stride=2, padding=1, **factory)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         for block in self.block:
@@ -159,20 +159,20 @@ class _Down(nn.Module):
 class Encoder(nn.Module):
     """Image to one real number a bit; its sign is the bit."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
         levels = len(config.ch_mult)
         channels = config.ch * config.ch_mult[-1]
-        self.conv_in = _conv3x3(config.in_channels, config.ch, bias=False)
-        self.down = nn.ModuleList(_Down(config, level) for level in range(levels))
+        self.conv_in = _conv3x3(config.in_channels, config.ch, bias=False, **factory)
+        self.down = nn.ModuleList(_Down(config, level, **factory) for level in range(levels))
         if config.architecture == "conv_attention":
-            self.register_token = nn.Embedding(REGISTER_TOKENS, channels)
-            self.mid_attn_blocks = attention_blocks(config, channels)
+            self.register_token = nn.Embedding(REGISTER_TOKENS, channels, **factory)
+            self.mid_attn_blocks = attention_blocks(config, channels, **factory)
         else:
-            self.mid_block = _res_blocks(config.num_res_blocks, channels, channels)
-        self.norm_out = _group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, config.z_channels, 1)
+            self.mid_block = _res_blocks(config.num_res_blocks, channels, channels, **factory)
+        self.norm_out = _group_norm(channels, **factory)
+        self.conv_out = nn.Conv2d(channels, config.z_channels, 1, **factory)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, z_channels, H / downsampling, W / downsampling]."""
@@ -190,9 +190,9 @@ class Encoder(nn.Module):
 
 
 class _Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(channels, 4 * channels)
+        self.conv1 = _conv3x3(channels, 4 * channels, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return depth_to_space(self.conv1(x), 2)
@@ -201,12 +201,12 @@ class _Upsample(nn.Module):
 class _Up(nn.Module):
     """A level of the decoder: residual blocks; `upsample` leads into the next finer level."""
 
-    def __init__(self, config: AutoencoderConfig, level: int) -> None:
+    def __init__(self, config: AutoencoderConfig, level: int, **factory: Any) -> None:
         super().__init__()
         widths = [config.ch * multiple for multiple in config.ch_mult]
         before = [*widths, widths[-1]][level + 1]
-        self.block = _res_blocks(config.num_res_blocks, before, widths[level])
-        self.upsample: nn.Module | None = _Upsample(widths[level]) if level > 0 else None
+        self.block = _res_blocks(config.num_res_blocks, before, widths[level], **factory)
+        self.upsample: nn.Module | None = _Upsample(widths[level], **factory) if level > 0 else None
 
     def forward(self, h: torch.Tensor, normalize: Normalize) -> torch.Tensor:
         for block in self.block:
@@ -223,22 +223,23 @@ class Decoder(nn.Module):
     ``decoder.to(memory_format=torch.channels_last)``, as ``BitDance`` does.
     """
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
         widths = [config.ch * multiple for multiple in config.ch_mult]
         in_channels = config.z_channels * (2 if config.gan_decoder else 1)
-        self.conv_in = _conv3x3(in_channels, widths[-1])
+        self.conv_in = _conv3x3(in_channels, widths[-1], **factory)
         if config.architecture == "conv_attention":
-            self.register_token = nn.Embedding(REGISTER_TOKENS, widths[-1])
-            self.mid_attn_blocks = attention_blocks(config, widths[-1])
-        self.mid_block = _res_blocks(config.num_res_blocks, widths[-1], widths[-1])
-        self.up = nn.ModuleList(_Up(config, level) for level in range(len(widths)))
+            self.register_token = nn.Embedding(REGISTER_TOKENS, widths[-1], **factory)
+            self.mid_attn_blocks = attention_blocks(config, widths[-1], **factory)
+        self.mid_block = _res_blocks(config.num_res_blocks, widths[-1], widths[-1], **factory)
+        self.up = nn.ModuleList(_Up(config, level, **factory) for level in range(len(widths)))
         self.adaptive = nn.ModuleList(
-            AdaptiveGroupNorm(config.z_channels, width) for width in [*widths[1:], widths[-1]]
+            AdaptiveGroupNorm(config.z_channels, width, **factory)
+            for width in [*widths[1:], widths[-1]]
         )
-        self.norm_out = _group_norm(widths[0])
-        self.conv_out = _conv3x3(widths[0], config.out_ch)
+        self.norm_out = _group_norm(widths[0], **factory)
+        self.conv_out = _conv3x3(widths[0], config.out_ch, **factory)
 
     def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """[B, z_channels, h, w] -> [B, out_ch, h * downsampling, w * downsampling]."""
@@ -298,15 +299,15 @@ def _apply_norm(
     return normalize(x, norm.num_groups, norm.weight, norm.bias, silu=silu, eps=norm.eps)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=_EPS)
+def _group_norm(channels: int, **factory: Any) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=_EPS, **factory)
 
 
-def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+def _conv3x3(in_channels: int, out_channels: int, bias: bool = True, **factory: Any) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias, **factory)
 
 
-def _res_blocks(count: int, in_channels: int, out_channels: int) -> nn.ModuleList:
+def _res_blocks(count: int, in_channels: int, out_channels: int, **factory: Any) -> nn.ModuleList:
     """`count` blocks, the first of which changes the width."""
     widths = [in_channels] + [out_channels] * count
-    return nn.ModuleList(ResBlock(*pair) for pair in pairwise(widths))
+    return nn.ModuleList(ResBlock(*pair, **factory) for pair in pairwise(widths))

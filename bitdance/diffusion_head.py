@@ -9,6 +9,8 @@ official ones.
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +49,10 @@ def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
 
 
 class _TimeEmbedding(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, **factory: Any) -> None:
         super().__init__()
-        first, second = nn.Linear(_FREQUENCIES, width), nn.Linear(width, width)
+        first = nn.Linear(_FREQUENCIES, width, **factory)
+        second = nn.Linear(width, width, **factory)
         self.mlp = nn.Sequential(first, nn.SiLU(), second)
         nn.init.normal_(first.weight, std=0.02)
         nn.init.normal_(second.weight, std=0.02)
@@ -62,11 +65,11 @@ class _TimeEmbedding(nn.Module):
 class PatchAttention(nn.Module):
     """Full attention among the tokens of a patch: no mask and no position."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, **factory: Any) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.wqkv = nn.Linear(dim, 3 * dim)
-        self.wo = nn.Linear(dim, dim)
+        self.wqkv = nn.Linear(dim, 3 * dim, **factory)
+        self.wo = nn.Linear(dim, dim, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[R, P, C] to [R, P, C]."""
@@ -76,12 +79,12 @@ class PatchAttention(nn.Module):
 class TokenBlock(nn.Module):
     """Block of the head for one token: a modulated SwiGLU network."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, **factory: Any) -> None:
         super().__init__()
         hidden = int(1.5 * width)
-        self.norm = nn.LayerNorm(width, eps=EPS)
-        self.w1 = nn.Linear(width, 2 * hidden)
-        self.w2 = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width, eps=EPS, **factory)
+        self.w1 = nn.Linear(width, 2 * hidden, **factory)
+        self.w2 = nn.Linear(hidden, width, **factory)
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         scale, shift, gate = modulation.chunk(3, dim=-1)
@@ -92,18 +95,20 @@ class TokenBlock(nn.Module):
 class PatchBlock(nn.Module):
     """Block of the head for a patch: modulated attention, then a modulated network."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, **factory: Any) -> None:
         super().__init__()
         width = config.ch_latent
         hidden = int(1.5 * width)
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attn = PatchAttention(width, config.num_heads)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.norm1 = nn.LayerNorm(width, eps=EPS, **factory)
+        self.attn = PatchAttention(width, config.num_heads, **factory)
+        self.norm2 = nn.LayerNorm(width, eps=EPS, **factory)
         if config.use_swiglu:
-            self.w1 = nn.Linear(width, 2 * hidden)
-            self.w2 = nn.Linear(hidden, width)
+            self.w1 = nn.Linear(width, 2 * hidden, **factory)
+            self.w2 = nn.Linear(hidden, width, **factory)
         else:
-            self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width))
+            self.mlp = nn.Sequential(
+                nn.Linear(width, hidden, **factory), nn.SiLU(), nn.Linear(hidden, width, **factory)
+            )
         self.use_swiglu = config.use_swiglu
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
@@ -124,10 +129,10 @@ def _zeros(linear: nn.Linear) -> nn.Linear:
 
 
 class _FinalLayer(nn.Module):
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, **factory: Any) -> None:
         super().__init__()
-        self.ada_ln_modulation = _zeros(nn.Linear(width, 2 * width))
-        self.linear = _zeros(nn.Linear(width, out))
+        self.ada_ln_modulation = _zeros(nn.Linear(width, 2 * width, **factory))
+        self.linear = _zeros(nn.Linear(width, out, **factory))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         scale, shift = self.ada_ln_modulation(y).chunk(2, dim=-1)
@@ -141,22 +146,20 @@ class HeadNetwork(nn.Module):
     ``input_proj`` is the same for both halves of a guided batch.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
         width = config.ch_latent
         chunks = 3 if config.architecture == "mlp" else 6
-        self.time_embed = _TimeEmbedding(width)
-        self.cond_embed = nn.Linear(config.ch_cond, width)
-        self.input_proj = nn.Linear(config.ch_target, width)
-        self.res_blocks = nn.ModuleList(
-            TokenBlock(width) if config.architecture == "mlp" else PatchBlock(config)
-            for _ in range(config.depth_latent)
-        )
+        self.time_embed = _TimeEmbedding(width, **factory)
+        self.cond_embed = nn.Linear(config.ch_cond, width, **factory)
+        self.input_proj = nn.Linear(config.ch_target, width, **factory)
+        block = partial(TokenBlock, width) if chunks == 3 else partial(PatchBlock, config)
+        self.res_blocks = nn.ModuleList(block(**factory) for _ in range(config.depth_latent))
         self.ada_ln_blocks = nn.ModuleList(
-            _zeros(nn.Linear(width, chunks * width)) for _ in range(config.depth_adanln)
+            _zeros(nn.Linear(width, chunks * width, **factory)) for _ in range(config.depth_adanln)
         )
-        self.final_layer = _FinalLayer(width, config.ch_target)
+        self.final_layer = _FinalLayer(width, config.ch_target, **factory)
 
     def denoise(self, h: torch.Tensor, time: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """Clean bits from the projected state.
@@ -188,12 +191,13 @@ class DiffusionHead(nn.Module):
 
     Args:
         config: its shape.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
-        self.net = HeadNetwork(config)
+        self.net = HeadNetwork(config, **factory)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """Predict the clean bits.
@@ -262,8 +266,8 @@ class DiffusionHead(nn.Module):
         config = self.config
         normal = config.time_schedule == "logit_normal"
         if time_draw is None:
-            draw = torch.randn if normal else torch.rand
-            time_draw = draw(x.shape[0], dtype=torch.float32, device=x.device)
+            time_draw = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+            time_draw = time_draw.normal_() if normal else time_draw.uniform_()
         noise = torch.randn_like(x, dtype=torch.float32) if noise is None else noise
         t = torch.sigmoid(config.P_std * time_draw + config.P_mean) if normal else time_draw
         t = shift_time(t, config.time_shift)

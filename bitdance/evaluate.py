@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,20 +198,22 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 class _Classifier(nn.Module):
     """Three convolutions and a hidden layer, whose 128 values are the features."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, **factory: Any) -> None:
         super().__init__()
         widths = (3, 32, 64, 128)
         self.body = nn.Sequential(
             *(
                 layer
                 for a, b in itertools.pairwise(widths)
-                for layer in (nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(),
-                              nn.MaxPool2d(2))
+                for layer in (
+                    nn.Conv2d(a, b, 3, padding=1, **factory), nn.BatchNorm2d(b, **factory),
+                    nn.ReLU(), nn.MaxPool2d(2),
+                )
             ),
-            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(16 * widths[-1], 128),
-            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3),
+            nn.Linear(16 * widths[-1], 128, **factory), nn.ReLU(),
         )  # fmt: skip
-        self.last = nn.Linear(128, classes)
+        self.last = nn.Linear(128, classes, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.body(x))
@@ -226,7 +229,7 @@ def _train_classifier(
     progress: bool,
 ) -> _Classifier:  # fmt: skip
     torch.manual_seed(seed)
-    model = _Classifier(classes).to(device).train()
+    model = _Classifier(classes, dtype=torch.float32, device="cpu").to(device).train()
     batches = ShuffledBatches(len(images), min(128, len(images)), seed=seed)
     steps = epochs * batches.per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
@@ -237,7 +240,8 @@ def _train_classifier(
         labels = torch.from_numpy(images.labels[items]).to(device)
         optimizer.zero_grad()
         F.cross_entropy(model(x), labels, label_smoothing=0.05).backward()
-        optimizer.step()
+        with torch.device(device):  # where AdamW then counts its steps
+            optimizer.step()
         schedule.step()
     return model.eval()
 

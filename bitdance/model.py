@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,22 +91,27 @@ class BitDanceModel(nn.Module):
 
     Args:
         config: its shape.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
         dim = config.dim
-        self.vae = BinaryAutoencoder(config.autoencoder).requires_grad_(False)
+        self.vae = BinaryAutoencoder(config.autoencoder, **factory).requires_grad_(False)
         if config.parallel_num > 1:
-            self.query_token = nn.Parameter(0.02 * torch.randn(1, config.parallel_num - 1, dim))
-        self.cls_embedding = nn.Embedding(config.num_classes + 1, dim * config.cls_token_num)
-        self.proj_in = InputProjection(config.token_bits, dim)
-        self.emb_norm = nn.RMSNorm(dim, eps=_EPS)
-        self.layers = Transformer(config.n_layer, dim, config.n_head)
-        self.norm = nn.RMSNorm(dim, eps=_EPS)
-        self.pos_for_diff = nn.Embedding(config.tokens, dim)
-        self.head = DiffusionHead(config.head)
+            queries = (1, config.parallel_num - 1, dim)
+            drawn = torch.randn(queries, dtype=factory.get("dtype"), device=factory.get("device"))
+            self.query_token = nn.Parameter(0.02 * drawn)
+        self.cls_embedding = nn.Embedding(
+            config.num_classes + 1, dim * config.cls_token_num, **factory
+        )
+        self.proj_in = InputProjection(config.token_bits, dim, **factory)
+        self.emb_norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.layers = Transformer(config.n_layer, dim, config.n_head, **factory)
+        self.norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.pos_for_diff = nn.Embedding(config.tokens, dim, **factory)
+        self.head = DiffusionHead(config.head, **factory)
         nn.init.normal_(self.cls_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_for_diff.weight, std=0.02)
 

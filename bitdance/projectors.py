@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,13 +20,14 @@ class InputProjection(nn.Module):
     Args:
         bits: of a token.
         dim: of the transformer.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, bits: int, dim: int) -> None:
+    def __init__(self, bits: int, dim: int, **factory: Any) -> None:
         super().__init__()
         hidden = int(1.5 * dim)
-        self.w1 = Linear(bits, 2 * hidden)
-        self.w2 = Linear(hidden, dim)
+        self.w1 = Linear(bits, 2 * hidden, **factory)
+        self.w2 = Linear(hidden, dim, **factory)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[..., bits] to [..., dim]."""
@@ -37,12 +40,13 @@ class TextToImageProjection(nn.Module):
     Args:
         bits: of a token.
         dim: of the language model.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, bits: int, dim: int) -> None:
+    def __init__(self, bits: int, dim: int, **factory: Any) -> None:
         super().__init__()
-        self.fc1 = Linear(bits, dim)
-        self.fc2 = Linear(dim, dim)
+        self.fc1 = Linear(bits, dim, **factory)
+        self.fc2 = Linear(dim, dim, **factory)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[..., bits] to [..., dim]."""

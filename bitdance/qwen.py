@@ -147,16 +147,16 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: QwenConfig) -> None:
+    def __init__(self, config: QwenConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
         C, D, bias = config.hidden_size, config.head_dim, config.attention_bias
-        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=bias)
-        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
-        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=bias)
-        self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=bias, **factory)
+        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias, **factory)
+        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias, **factory)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=bias, **factory)
+        self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps, **factory)
+        self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps, **factory)
 
     def forward(
         self,
@@ -183,12 +183,12 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, config: QwenConfig) -> None:
+    def __init__(self, config: QwenConfig, **factory: Any) -> None:
         super().__init__()
         C, hidden = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(C, hidden, bias=False)
-        self.up_proj = nn.Linear(C, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, C, bias=False)
+        self.gate_proj = nn.Linear(C, hidden, bias=False, **factory)
+        self.up_proj = nn.Linear(C, hidden, bias=False, **factory)
+        self.down_proj = nn.Linear(hidden, C, bias=False, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Two projections, as published: to put their results side by side for ``swiglu`` would
@@ -201,15 +201,18 @@ class QwenBlock(nn.Module):
 
     Args:
         config: of the model.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: QwenConfig) -> None:
+    def __init__(self, config: QwenConfig, **factory: Any) -> None:
         super().__init__()
         self.eps = config.rms_norm_eps
-        self.self_attn = _Attention(config)
-        self.mlp = _FeedForward(config)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = _Attention(config, **factory)
+        self.mlp = _FeedForward(config, **factory)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+        self.post_attention_layernorm = nn.RMSNorm(
+            config.hidden_size, eps=config.rms_norm_eps, **factory
+        )
 
     def forward(
         self,
@@ -234,14 +237,17 @@ class QwenTrunk(nn.Module):
 
     Args:
         config: its shape.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: QwenConfig) -> None:
+    def __init__(self, config: QwenConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(QwenBlock(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.layers = nn.ModuleList(
+            QwenBlock(config, **factory) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
 
     def allocate(self, rows: int, tokens: int) -> KVCache:
         """An empty cache for `tokens` tokens of `rows` rows, in the dtype of the products."""
@@ -317,12 +323,13 @@ class LanguageModel(nn.Module):
 
     Args:
         config: its shape.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: QwenConfig) -> None:
+    def __init__(self, config: QwenConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
-        self.model = QwenTrunk(config)
+        self.model = QwenTrunk(config, **factory)
         self.lm_head: nn.Linear | None = None
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)

@@ -47,16 +47,17 @@ class TextToImageModel(nn.Module):
 
     Args:
         config: its shape.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: TextToImageConfig) -> None:
+    def __init__(self, config: TextToImageConfig, **factory: Any) -> None:
         super().__init__()
         self.config = config
-        self.llm_model = LanguageModel(config.llm)
-        self.vision_head = DiffusionHead(config.head)
-        self.ae = BinaryAutoencoder(config.autoencoder)
+        self.llm_model = LanguageModel(config.llm, **factory)
+        self.vision_head = DiffusionHead(config.head, **factory)
+        self.ae = BinaryAutoencoder(config.autoencoder, **factory)
         self.embed_vision_mlp = TextToImageProjection(
-            config.autoencoder.z_channels, config.llm.hidden_size
+            config.autoencoder.z_channels, config.llm.hidden_size, **factory
         )
         self.workspaces: Pool[Workspace[_Decoding]] = Pool(partial(Workspace, MOST_RUNS))
 

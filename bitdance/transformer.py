@@ -7,7 +7,7 @@ other. In training one pass over the sequence does the same under interval masks
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -64,11 +64,11 @@ def rope_table_2d(centres: torch.Tensor, head_dim: int, prefix: int = 0) -> torc
 
 
 class _Attention(nn.Module):
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, **factory: Any) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.wqkv = Linear(dim, 3 * dim, bias=False)
-        self.wo = Linear(dim, dim, bias=False)
+        self.wqkv = Linear(dim, 3 * dim, bias=False, **factory)
+        self.wo = Linear(dim, dim, bias=False, **factory)
 
     def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
         """A whole sequence [B, T, C] under an interval mask."""
@@ -99,11 +99,11 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, **factory: Any) -> None:
         super().__init__()
         hidden = -(-int(8 / 3 * dim) // 256) * 256  # rounded up to a multiple of 256
-        self.w1 = Linear(dim, 2 * hidden, bias=False)
-        self.w2 = Linear(hidden, dim, bias=False)
+        self.w1 = Linear(dim, 2 * hidden, bias=False, **factory)
+        self.w2 = Linear(hidden, dim, bias=False, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.w2(swiglu(self.w1(x)))
@@ -115,14 +115,15 @@ class TransformerBlock(nn.Module):
     Args:
         dim: C.
         num_heads: H, with C / H a multiple of 4.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, **factory: Any) -> None:
         super().__init__()
-        self.attention = _Attention(dim, num_heads)
-        self.feed_forward = _FeedForward(dim)
-        self.attention_norm = nn.RMSNorm(dim, eps=_EPS)
-        self.ffn_norm = nn.RMSNorm(dim, eps=_EPS)
+        self.attention = _Attention(dim, num_heads, **factory)
+        self.feed_forward = _FeedForward(dim, **factory)
+        self.attention_norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.ffn_norm = nn.RMSNorm(dim, eps=_EPS, **factory)
 
     def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
         """A whole sequence [B, T, C] to [B, T, C], under an interval mask."""
@@ -149,10 +150,11 @@ class Transformer(nn.ModuleList):
         depth: blocks.
         dim: C.
         num_heads: H.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, depth: int, dim: int, num_heads: int) -> None:
-        super().__init__(TransformerBlock(dim, num_heads) for _ in range(depth))
+    def __init__(self, depth: int, dim: int, num_heads: int, **factory: Any) -> None:
+        super().__init__(TransformerBlock(dim, num_heads, **factory) for _ in range(depth))
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
 

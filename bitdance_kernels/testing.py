@@ -143,7 +143,7 @@ def check_backend(
     arguments = call.tensors()
     before = [t.clone() for t in arguments]
     gradients = gradients and case.kernel_op.differentiable
-    seed = torch.Generator().manual_seed(len(call.name))
+    seed = torch.Generator(device="cpu").manual_seed(len(call.name))
     with poisoned_memory():
         actual = _outputs(case, call, backend, gradients, seed)
     allowed = {id(t) for i in case.mutates for t in [call.args[i]]}
@@ -276,13 +276,16 @@ def _outputs(
     if gradients:
         differentiable = [t for t in outputs.values() if t.requires_grad]
         seed.manual_seed(seed.initial_seed())
-        # Sixteenths, which every dtype holds exactly: truth and backend get the same cotangent.
-        cotangents = [
-            torch.randint(-32, 33, t.shape, generator=seed).to(t) / 16 for t in differentiable
-        ]
+        cotangents = [_sixteenths(t, seed) for t in differentiable]
         grads = torch.autograd.grad(differentiable, leaves, cotangents, allow_unused=True)
         outputs |= {f"gradient {i}": g for i, g in enumerate(grads) if g is not None}
     return {name: t.detach() for name, t in outputs.items()}
+
+
+def _sixteenths(like: torch.Tensor, seed: torch.Generator) -> torch.Tensor:
+    """Random numbers that every dtype holds exactly: truth and backend get the same cotangent."""
+    drawn = torch.randint(-32, 33, like.shape, generator=seed, dtype=torch.int64, device="cpu")
+    return drawn.to(like) / 16
 
 
 def _own_mutated(case: Case, call: Call) -> Call:

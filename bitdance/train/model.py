@@ -58,7 +58,7 @@ class ModelTask:
         self.size = len(self.labels)
         torch.manual_seed(config.optim.seed)
         model_config = config.model_config(tokenizer.config)
-        self.module = BitDanceModel(model_config)
+        self.module = BitDanceModel(model_config, dtype=torch.float32, device="cpu")
         self.module.vae.load_state_dict(tokenizer.state_dict())
         self.module.to(device)
         self.classes = tuple(classes) or ("",) * model_config.num_classes

@@ -57,7 +57,8 @@ class TokenizerTask:
         )  # fmt: skip
         self.size = len(self.images)
         torch.manual_seed(config.optim.seed)
-        self.module = BinaryAutoencoder(config.tokenizer).to(device)
+        own = BinaryAutoencoder(config.tokenizer, dtype=torch.float32, device="cpu")
+        self.module = own.to(device)
         quantizer = self.module.quantizer
         quantizer.sample_weight = config.loss.sample_entropy
         quantizer.codebook_weight = config.loss.codebook_entropy
@@ -142,7 +143,7 @@ def load_tokenizer(folder: str | Path) -> BinaryAutoencoder:
         config = AutoencoderConfig.from_dict(weights.read_json(folder / CONFIG))
     except (TypeError, ValueError) as error:
         raise weights.CheckpointError(f"{folder / CONFIG} is damaged: {error}") from error
-    model = BinaryAutoencoder(config)
+    model = BinaryAutoencoder(config, dtype=torch.float32, device="cpu")
     weights.load_weights(model, weights.read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
     return model.eval().requires_grad_(False)
 

@@ -1,0 +1,25 @@
+"""Foreign defaults: a default dtype and device that somebody else has set."""
+
+import contextlib
+
+import pytest
+import torch
+
+KINDS = ("bfloat16, within meta", "float64", "float16, meta")
+FOREIGN = pytest.mark.parametrize("kind", KINDS)
+
+
+@contextlib.contextmanager
+def foreign_defaults(kind):
+    """One of KINDS: the default dtype, and the default device or an active ``torch.device``."""
+    dtype, _, device = kind.partition(", ")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        if device == "meta":
+            torch.set_default_device("meta")
+        with torch.device("meta") if device == "within meta" else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before)
