@@ -268,7 +268,9 @@ class TextToImage(Interruptible):
             batch_size=batch_size,
         )
         if not images:
-            images = [torch.empty(0, config.out_ch, height, width, dtype=torch.uint8)]
+            images = [
+                torch.empty((0, config.out_ch, height, width), dtype=torch.uint8, device="cpu")
+            ]
         return to_output(torch.cat(images), output_type)
 
 

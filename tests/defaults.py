@@ -5,13 +5,13 @@ import contextlib
 import pytest
 import torch
 
-KINDS = ("bfloat16, within meta", "float64", "float16, meta")
+KINDS = ("bfloat16, within meta", "float64")
 FOREIGN = pytest.mark.parametrize("kind", KINDS)
 
 
 @contextlib.contextmanager
 def foreign_defaults(kind):
-    """One of KINDS: the default dtype, and the default device or an active ``torch.device``."""
+    """Within: the default dtype, and the default device or an active ``torch.device``."""
     dtype, _, device = kind.partition(", ")
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))

@@ -9,7 +9,7 @@ from benchmarks.cases import all_cases
 from bitdance_kernels import testing
 from bitdance_kernels.binary import numpy as front
 from bitdance_kernels.philox import noise_words
-from tests.defaults import FOREIGN, foreign_defaults
+from tests.defaults import KINDS, foreign_defaults
 from tests.test_contract import _runnable
 
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ def test_ops_give_the_same_under_foreign_defaults(case):
     able = [(call, backend) for call in samples for backend in _runnable(case, call)]
     # The interpreter is slow: one small call that has something to do.
     slow = [(call, b) for call, b in able if b == "triton" and _size(call)][:1]
-    quick = [(call, b) for call, b in able if b != "triton"]
-    for kind, calls in (("bfloat16, within meta", slow + quick), ("float64", quick)):
+    named = slow + [(call, b) for call, b in able if b != "triton"]
+    for kind, calls in zip(KINDS, (named, [(call, "auto") for call in samples]), strict=True):
         wanted = _results(case, calls)
         case.kernel_op._chosen.clear()  # a call like one before is not asked what it needs
         with foreign_defaults(kind):
@@ -75,7 +75,7 @@ def _what_is_no_op():
     ]
 
 
-@FOREIGN
+@pytest.mark.parametrize("kind", [*KINDS, "float16, meta"])
 def test_noise_keys_ranges_and_tables_are_the_same_under_foreign_defaults(kind):
     wanted = _what_is_no_op()
     with foreign_defaults(kind):
