@@ -21,7 +21,8 @@ from bitdance.outputs import check_folder
 from bitdance.packed_dataset import PackedWriter
 from bitdance.pipeline import BitDance
 from bitdance.train.config import read_config
-from bitdance.train.images import OnError, is_idx, open_images, to_float
+from bitdance.train.idx import is_idx
+from bitdance.train.images import OnError, open_images, to_float
 from bitdance.train.model import ModelTask
 from bitdance.train.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.train.trainer import Task, Trainer

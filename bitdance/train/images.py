@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
 import os
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +23,12 @@ from bitdance.image_folders import (
     find_labelled_images,
     find_part,
 )
+from bitdance.train.idx import IdxImages, is_idx
 
 __all__ = ["FolderImages", "IdxImages", "LabelledImages", "augment", "open_images", "to_float"]
 
 OnError = Literal["raise", "check", "skip"]
 _LOG = logging.getLogger(__name__)
-_IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 
 
 class LabelledImages(Protocol):
@@ -77,82 +75,6 @@ def open_images(
         folder, size, split, classes=classes, labelled=labelled, background=background,
         on_error=on_error,
     )  # fmt: skip
-
-
-def is_idx(folder: Path) -> bool:
-    """Whether a folder holds images in IDX files."""
-    return any(path.name[0] != "." for path in folder.glob("*-images-idx3-ubyte*"))
-
-
-class IdxImages:
-    """The images of a pair of IDX files, padded with black to a square.
-
-    Args:
-        folder: holds "<split>-images-idx3-ubyte" and "<split>-labels-idx1-ubyte", perhaps ".gz".
-        size: pixels a side, at least the images'.
-        split: "train" or "test" (files named "t10k-..." or "test-...").
-        classes: names; by default the numbers.
-    """
-
-    def __init__(
-        self, folder: Path, size: int, split: Split = "train", classes: Sequence[str] = ()
-    ) -> None:
-        images = read_idx(_find_idx(folder, split, "images-idx3-ubyte"))
-        labels = read_idx(_find_idx(folder, split, "labels-idx1-ubyte"))
-        if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels):
-            raise ValueError(
-                f"{folder}: images and labels do not belong together: {list(images.shape)} and "
-                f"{list(labels.shape)}"
-            )
-        if max(images.shape[1:]) > size:
-            raise ValueError(f"{folder}: size must be at least {max(images.shape[1:])}, got {size}")
-        self.labels = labels.astype(np.int64)
-        count = int(self.labels.max()) + 1
-        self.classes = tuple(classes) or tuple(str(i) for i in range(count))
-        if len(self.classes) < count:
-            raise ValueError(f"{folder} has {count} classes, but {len(self.classes)} names")
-        self.source = images.shape[1:]  # height and width inside the padding
-        self._images, self._size = images, size
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> torch.Tensor:
-        """Images of these numbers, uint8 [n, 3, size, size]."""
-        pixels = torch.from_numpy(self._images[indices])
-        height, width = self.source
-        left, top = (self._size - width) // 2, (self._size - height) // 2
-        right, bottom = self._size - width - left, self._size - height - top
-        return F.pad(pixels, (left, right, top, bottom)).unsqueeze(1).repeat(1, 3, 1, 1)
-
-
-def _find_idx(folder: Path, split: Split, kind: str) -> Path:
-    names = [f"{stem}-{kind}{end}" for stem in _IDX_STEMS[split] for end in ("", ".gz")]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} has none of {', '.join(names)}")
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array of an IDX file, packed with gzip or not.
-
-    Raises:
-        ValueError: the file is no IDX file of bytes, truncated, or longer than it says.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    # Two zero bytes, 8 for unsigned bytes, the number of dimensions, then these as big-endian.
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is no IDX file of bytes")
-    dims = data[3]
-    shape = np.frombuffer(data[4 : 4 + 4 * dims], ">u4").tolist()
-    body = data[4 + 4 * dims :]
-    if len(shape) != dims or len(body) != math.prod(shape):
-        raise ValueError(f"{path} is damaged: {len(body)} bytes of values, expected shape {shape}")
-    return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 class FolderImages:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bitdance.image_files import ImageError
 from bitdance.train.batches import ShuffledBatches
 from bitdance.train.images import FolderImages, IdxImages, augment, open_images
 from tests.model.tiny_images import CLASSES, pictures, write_data_set, write_idx
@@ -29,32 +30,95 @@ def test_idx_files(data):
     assert np.array_equal(test.labels, labels)
 
 
-def test_damaged_idx_files(data, tmp_path):
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_damaged_idx_files_are_one_error_with_their_name(tmp_path, end):
     images, labels = pictures(4, seed=0)
-    good = tmp_path / "train-images-idx3-ubyte"
-    other = tmp_path / "train-labels-idx1-ubyte"
-    write_idx(good, images)
-    with pytest.raises(FileNotFoundError, match="train-labels-idx1-ubyte"):
-        open_images(tmp_path, 8)
-    write_idx(other, labels[:3])
-    with pytest.raises(ValueError, match="do not belong together"):
-        open_images(tmp_path, 8)
-    write_idx(other, labels)
+    good, other = (
+        tmp_path / f"train-{kind}-ubyte{end}" for kind in ("images-idx3", "labels-idx1")
+    )  # fmt: skip
+
+    def refused(message, file=good, kind=ImageError):
+        with pytest.raises(kind, match=message) as caught:
+            open_images(tmp_path, 8)
+        assert str(file) in str(caught.value)
+        write_idx(good, images, pack=bool(end))
+        write_idx(other, labels, pack=bool(end))
+
+    def write(path, data):
+        path.write_bytes(gzip.compress(data) if end else data)
+
+    write_idx(good, images, pack=bool(end))
+    refused("none of train-labels-idx1-ubyte", tmp_path, FileNotFoundError)
+    for path, array in ((good, images), (other, labels)):
+        whole = gzip.decompress(path.read_bytes()) if end else path.read_bytes()
+        start = 4 + 4 * array.ndim
+        for length in (0, 3, 4, start - 1):
+            write(path, whole[:length])
+            refused("is no IDX file|is damaged: it is too short", path)
+        write(path, whole[:-1])
+        refused(f"is damaged: ({array.size - 1} bytes of values|it is too short)", path)
+        write(path, whole + b"\0")
+        refused("is damaged: more bytes of values", path)
+        write(path, b"PNG" + whole[3:])
+        refused("is no IDX file of bytes", path)
+        write(path, b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\0")
+        refused(f"must have {array.ndim} dimensions, got 255", path)
+        write(path, whole[:4] + b"\xff" * (start - 4) + whole[start:])
+        refused("is damaged: it is too short for the shape", path)
+        if end:
+            packed = path.read_bytes()
+            for damaged in (packed[:-6], packed[:9], b"no gzip", b"", packed[:20] + b"\xff" * 30):
+                path.write_bytes(damaged)
+                refused("is no IDX file|is damaged", path)
+    write_idx(other, labels[:3], pack=bool(end))
+    refused("do not belong together: 4 images and 3 labels")
+    for shape in ((4, 0, 6), (0, 6, 6)):
+        write_idx(good, np.zeros(shape, np.uint8), pack=bool(end))
+        write_idx(other, labels[: shape[0]], pack=bool(end))
+        refused("has no pixels")
+    assert len(open_images(tmp_path, 8)) == 4
+
+
+def test_a_bomb_of_zeros_is_not_unpacked(tmp_path, monkeypatch):
+    """No more is unpacked than the header says, and no header is believed that cannot be true."""
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(1))
+    bomb = tmp_path / "train-images-idx3-ubyte.gz"
+    asked, read = [], gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda f, n=-1: asked.append(n) or read(f, n))
+    for sides, message in ((b"\0\0\0\6", "more bytes"), (b"\xff" * 4, "too short")):
+        bomb.write_bytes(gzip.compress(b"\0\0\x08\3\0\0\0\1" + sides * 2 + bytes(1 << 24), 1))
+        with pytest.raises(ImageError, match=message):
+            open_images(tmp_path, 8)
+    assert asked
+    assert 0 <= min(asked) <= max(asked) <= 6 * 6 + 1
+
+
+def test_idx_files_and_settings_that_do_not_fit(data):
     with pytest.raises(ValueError, match="size must be at least 6, got 5"):
-        open_images(tmp_path, 5)
+        open_images(data, 5)
     with pytest.raises(ValueError, match="3 classes, but 2 names"):
-        IdxImages(tmp_path, 8, classes=("a", "b"))
-    good.write_bytes(good.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is damaged: 143 bytes"):
-        open_images(tmp_path, 8)
-    good.write_bytes(b"PNG")
-    with pytest.raises(ValueError, match="is no IDX file"):
-        open_images(tmp_path, 8)
-    packed = good.with_suffix(".gz")
-    good.unlink()
-    packed.write_bytes(gzip.compress(b"\0\0\x08\1")[:-6])
-    with pytest.raises(ValueError, match="is damaged"):
-        open_images(tmp_path, 8)
+        IdxImages(data, 8, classes=("a", "b"))
+
+
+def test_classes_of_idx_files_are_those_of_the_training_part(tmp_path):
+    images, _ = pictures(4, seed=0)
+    for name, labels in (("train", [0, 3, 1, 0]), ("t10k", [1, 1, 0, 0])):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", images)
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.array(labels))
+    assert open_images(tmp_path, 8, split="test").classes == ("0", "1", "2", "3")
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.array([4, 0, 0, 0]))
+    with pytest.raises(ImageError, match=r"t10k-labels.* has the label 4, but .* have 4 classes"):
+        open_images(tmp_path, 8, split="test")
+    for kind in ("images-idx3", "labels-idx1"):
+        (tmp_path / f"train-{kind}-ubyte").unlink()
+    assert len(open_images(tmp_path, 8, split="test").classes) == 5
+
+
+def test_hidden_idx_files_are_passed_over(tmp_path):
+    (tmp_path / "._train-images-idx3-ubyte").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "0.png")
+    assert open_images(tmp_path, 8).classes == ("cat",)
 
 
 def test_folders_of_images(tmp_path):
