@@ -131,12 +131,17 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _tokenize(options: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(options.tokenizer).to(options.device)
+    config = tokenizer.config
+    if options.size % config.downsampling:
+        raise ValueError(
+            f"--size must be a multiple of the tokenizer's {config.downsampling}, got "
+            f"{options.size}"
+        )
     images = open_images(
         options.data, options.size, split=options.split, classes=options.classes,
         background=options.background, on_error=options.on_error,
     )  # fmt: skip
-    tokenizer = load_tokenizer(options.tokenizer).to(options.device)
-    config = tokenizer.config
     metadata = {"classes": list(images.classes), "size": options.size}
     count = len(images)
     cells = (options.size // config.downsampling) ** 2
@@ -155,16 +160,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     check_folder(options.out)
     pipeline = BitDance.from_pretrained(options.model, device=options.device)
     size, classes = pipeline.config.resolution, _classes_of(options.data, pipeline)
-    train, judged = (
-        open_images(
+    parts = {
+        split: open_images(
             options.data, size, split=split, classes=classes, background=options.background,
             on_error=options.on_error,
         )
-        for split in ("train", options.split)
-    )  # fmt: skip
+        for split in sorted({"train", options.split})
+    }  # fmt: skip
     found, picture = evaluate.evaluate(
-        pipeline, train, judged, samples=options.samples, seed=options.seed, steps=options.steps,
-        cfg_scale=options.cfg, progress=not options.quiet,
+        pipeline, parts["train"], parts[options.split], samples=options.samples,
+        seed=options.seed, steps=options.steps, cfg_scale=options.cfg, progress=not options.quiet,
     )  # fmt: skip
     found = dataclasses.replace(found, split=options.split)
     evaluate.write(found, picture, options.out)
