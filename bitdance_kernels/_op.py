@@ -128,6 +128,20 @@ def _is_watched() -> bool:
     )
 
 
+def _is_decomposed(backend: str) -> bool:
+    """Whether a program is being written that shall hold PyTorch's own operators instead of ours.
+
+    ONNX has no others; elsewhere who asks for the reference by name wants those.
+    """
+    if torch.compiler.is_dynamo_compiling():  # which cannot ask for the default backend
+        return False
+    if not torch.compiler.is_exporting() and not torch.jit.is_tracing():
+        return False
+    if torch.onnx.is_in_onnx_export():
+        return True
+    return (_default.get() if backend == "auto" else backend) == "reference"
+
+
 @functools.cache
 def _signer() -> Callable[[tuple[Any, ...], bool], bytes | None]:
     """What tells calls apart: see csrc/python/signature.h; without that module, nothing does."""
@@ -214,7 +228,7 @@ class KernelOp:
         # Python for a gradient. What nothing in PyTorch would act on stays on this side. And a call
         # like one before, which is the rule, is neither checked again nor is a backend sought.
         if torch.compiler.is_compiling() or _is_watched() or (self._cast and _is_autocast()):
-            return self.overload(*args)
+            return self._decompose(args) if _is_decomposed(args[-1]) else self.overload(*args)
         inputs, signature = args[:-1], None
         if args[-1] == _default.get() == "auto":
             signature = _signer()(inputs, torch.is_grad_enabled())
@@ -284,16 +298,32 @@ class KernelOp:
         self._check_all(inputs)
         return self._run_on(self.select(args[-1], inputs), inputs)
 
+    def _decompose(self, args: Sequence[Any]) -> Any:
+        """The reference's own operators, in the place of the op."""
+        inputs = args[:-1]
+        device = inputs[self._device_argument].device.type
+        if device in _AUTOCAST and torch.is_autocast_enabled(device):
+            inputs = self._cast_inputs(device, inputs)
+        self._check_all(inputs)
+        reference = self.backend("reference")
+        assert isinstance(reference, _Backend)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            return reference.run(*inputs)
+
     def _run_autocast(self, device: str, *args: Any) -> Any:
         """What autocast does: PyTorch's rule for its products and attention."""
+        cast = self._cast_inputs(device, args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            return self.overload(*cast)
+
+    def _cast_inputs(self, device: str, args: Sequence[Any]) -> list[Any]:
         dtype, cast = torch.get_autocast_dtype(device), list(args)
         for i in self._cast:
             tensor = cast[i]
             eligible = tensor is not None and tensor.device.type == device
             if eligible and tensor.is_floating_point() and tensor.dtype != torch.float64:
                 cast[i] = tensor.to(dtype)
-        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
-            return self.overload(*cast)
+        return cast
 
     def _run_on(self, backend: _Backend, inputs: Sequence[Any]) -> Any:
         if _is_autocast():  # dtypes are settled; PyTorch's functions here shall not choose others

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
+from bitdance_kernels._tracing import is_traced
 from bitdance_kernels.attention import _intervals
 from bitdance_kernels.attention._heads import by_kv_head, by_query
 from bitdance_kernels.attention.block_causal_attention import _fused_cpu
@@ -33,6 +34,8 @@ def run(
     end: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if is_traced():
+        return _written_down(q, k, v, start, end, scale)
     formula = _fused_cpu.forward if _fused_cpu.applies(q) else forward
     return formula(q, k, v, start, end, scale)
 
@@ -62,21 +65,50 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp by the formula, on any device."""
     B, T, H, _ = q.shape
-    Tk, Hkv = k.shape[1:3]
+    Tk = k.shape[1]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     start, end = start.expand(B, T), end.expand(B, T)
     k, v = _without_unseen(start, end, k.to(wide), v.to(wide))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=wide, device=q.device)
     for b, i in _chunks(B, T, H * Tk):
-        mask = _mask(start[b, i], end[b, i], Tk, H // Hkv)
-        scores = by_kv_head(q[b, i].to(wide) * scale, Hkv) @ k[b].permute(0, 2, 3, 1)
-        scores.masked_fill_(~mask, float("-inf"))
-        chunk_lse = scores.logsumexp(-1, keepdim=True)
-        weights = (scores - chunk_lse).exp_().masked_fill_(~mask, 0)
-        out[b, i] = by_query(weights @ v[b].transpose(1, 2), H)
-        lse[b, :, i] = by_query(chunk_lse, H)[..., 0].transpose(1, 2)
+        out[b, i], lse[b, :, i] = _attend(q[b, i], k[b], v[b], start[b, i], end[b, i], scale)
     return out, lse
+
+
+def _written_down(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula without loops over sizes, by operators that every format has."""
+    B, T = q.shape[:2]
+    start, end = start.expand(B, T), end.expand(B, T)
+    seen = _intervals.visible(start, end, k.shape[1]).any(1)[..., None, None]
+    return _attend(q, k.masked_fill(~seen, 0), v.masked_fill(~seen, 0), start, end, scale)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula at once, for keys and values that are finite where no query sees them."""
+    H, (Tk, Hkv) = q.shape[2], k.shape[1:3]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    mask = _mask(start, end, Tk, H // Hkv)
+    scores = by_kv_head(q.to(wide) * scale, Hkv) @ k.to(wide).permute(0, 2, 3, 1)
+    scores.masked_fill_(~mask, float("-inf"))
+    lse = scores.logsumexp(-1, keepdim=True)
+    weights = (scores - lse).exp_().masked_fill_(~mask, 0)
+    out = by_query(weights @ v.to(wide).transpose(1, 2), H)
+    return out.to(q.dtype), by_query(lse, H)[..., 0].transpose(1, 2)
 
 
 def backward(

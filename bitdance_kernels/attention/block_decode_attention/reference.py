@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from bitdance_kernels._tracing import is_traced
 from bitdance_kernels.attention._heads import by_kv_head, by_query
 
 # Scores held at a time, so that a large batch does not need them all: 64 MB in float32.
@@ -18,6 +19,8 @@ def run(
     lengths: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
+    if is_traced():
+        return _attend(q, k_cache, v_cache, lengths, scale)
     # Models run on this reference on the CPU: there the filled rows are cut out and left to
     # PyTorch's fused kernel. Everywhere else nobody may look at the lengths but the device.
     formula = _cut if q.device.type == "cpu" and q.dtype != torch.float64 else attend
@@ -33,21 +36,31 @@ def attend(
 ) -> torch.Tensor:
     """The formula, on any device."""
     B, P, H, _ = q.shape
-    Tmax, Hkv = k_cache.shape[1:3]
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    batches = max(1, _SCORES // max(1, H * P * Tmax))
+    batches = max(1, _SCORES // max(1, H * P * k_cache.shape[1]))
     for first in range(0, B, batches):
         b = slice(first, first + batches)
-        empty = torch.arange(Tmax, dtype=torch.int32, device=q.device) >= lengths[b, None]
-        keys = k_cache[b].to(wide).transpose(1, 2)
-        # A weight of 0 does not undo a NaN, so values beyond the length are cleared too.
-        values = v_cache[b].to(wide).masked_fill(empty[..., None, None], 0).transpose(1, 2)
-        scores = by_kv_head(q[b].to(wide) * scale, Hkv) @ keys.mT
-        scores.masked_fill_(empty[:, None, None], float("-inf"))
-        weights = scores.softmax(-1).masked_fill_(empty[:, None, None], 0)
-        out[b] = by_query(weights @ values, H)
+        out[b] = _attend(q[b], k_cache[b], v_cache[b], lengths[b], scale)
     return out
+
+
+def _attend(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    H, (Tmax, Hkv) = q.shape[2], k_cache.shape[1:3]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    empty = torch.arange(Tmax, device=q.device) >= lengths[:, None]
+    keys = k_cache.to(wide).transpose(1, 2)
+    # A weight of 0 does not undo a NaN, so values beyond the length are cleared too.
+    values = v_cache.to(wide).masked_fill(empty[..., None, None], 0).transpose(1, 2)
+    scores = by_kv_head(q.to(wide) * scale, Hkv) @ keys.mT
+    scores.masked_fill_(empty[:, None, None], float("-inf"))
+    weights = scores.softmax(-1).masked_fill_(empty[:, None, None], 0)
+    return by_query(weights @ values, H).to(q.dtype)
 
 
 def _cut(
