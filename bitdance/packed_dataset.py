@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bitdance import weights
+from bitdance.numbers import exact_int
 from bitdance.staging import StagedFolder
 from bitdance.train.batches import ShuffledBatches
 
@@ -71,7 +72,7 @@ class PackedWriter:
     ) -> None:  # fmt: skip
         sizes = {"tokens": tokens, "channels": channels, "shard_size": shard_size}
         for name, value in sizes.items():
-            sizes[name] = _size(name, value)
+            sizes[name] = exact_int("PackedWriter", name, value, least=1)
         self._shape = (sizes["tokens"], -(-sizes["channels"] // 8))
         self._channels, self._shard_size = sizes["channels"], sizes["shard_size"]
         self._metadata = _metadata(metadata)
@@ -87,7 +88,7 @@ class PackedWriter:
 
         Args:
             packed: uint8 [N, tokens, ceil(C / 8)].
-            labels: integers [N].
+            labels: integers [N], of whatever type.
 
         Raises:
             TypeError, ValueError: another dtype or shape, or bits beyond the last channel.
@@ -96,7 +97,7 @@ class PackedWriter:
         """
         self._refuse_if_ended()
         codes, numbers = _as_array(packed), _as_array(labels)
-        if not numbers.size:
+        if not numbers.size or _are_integers(numbers):
             numbers = numbers.astype(np.int64)
         self._check(codes, numbers)
         while len(codes):
@@ -211,6 +212,7 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         channels: C, bits of a code.
         labels: int64 [N]; of a data set of one shard mapped too, else 8 bytes an image in memory.
         metadata: what the writer was given.
+        identity: checksum of codes and labels, wherever they lie.
 
     Raises:
         FileNotFoundError: there is no data set.
@@ -240,6 +242,7 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
                 )
                 for shard in index["shards"]
             ]
+            self.identity = _digest({"shards": index["shards"]})
         except PackedDatasetError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -334,16 +337,11 @@ def _as_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _size(name: str, value: Any) -> int:
-    try:
-        size = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"PackedWriter: {name} must be an integer, got {type(value).__name__}"
-        ) from None
-    if size < 1:
-        raise ValueError(f"PackedWriter: {name} must be at least 1, got {size}")
-    return size
+def _are_integers(numbers: np.ndarray) -> bool:
+    """Whether floats are all exactly integers; beyond 2^53 nobody knows which was meant."""
+    if numbers.dtype.kind != "f":
+        return False
+    return bool((numbers == np.rint(numbers)).all() and (np.abs(numbers) < 2**53).all())
 
 
 def _metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import operator
 
 import numpy as np
+
+from bitdance.numbers import exact_int
 
 __all__ = ["ShuffledBatches"]
 
@@ -45,19 +46,12 @@ class ShuffledBatches:
         self, size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1,
         drop_last: bool = True,
     ) -> None:  # fmt: skip
-        size, batch_size, seed, rank, world_size = map(
-            operator.index, (size, batch_size, seed, rank, world_size)
-        )
-        if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                "ShuffledBatches: batch_size and world_size must be at least 1 and rank below "
-                f"world_size, got {batch_size}, {world_size} and {rank}"
-            )
-        least = batch_size * world_size if drop_last else 1
-        if size < least:
-            raise ValueError(f"ShuffledBatches: size must be at least {least}, got {size}")
-        if seed < 0:
-            raise ValueError(f"ShuffledBatches: seed must be at least 0, got {seed}")
+        integer = functools.partial(exact_int, "ShuffledBatches")
+        batch_size = integer("batch_size", batch_size, least=1)
+        world_size = integer("world_size", world_size, least=1)
+        rank = integer("rank", rank, least=0, most=world_size - 1)
+        size = integer("size", size, least=batch_size * world_size if drop_last else 1)
+        seed = integer("seed", seed, least=0)
         self._size, self._batch, self._seed = size, batch_size, seed
         self._rank, self._world = rank, world_size
         together = batch_size * world_size
@@ -67,17 +61,17 @@ class ShuffledBatches:
         """Epoch of batch number `index`, and its number there.
 
         Raises:
-            ValueError: the index is negative.
+            TypeError: the index is no integer.
+            ValueError: it is negative.
         """
-        if index < 0:
-            raise ValueError(f"index must be at least 0, got {index}")
-        return divmod(index, self.per_epoch)
+        return divmod(exact_int("ShuffledBatches", "index", index, least=0), self.per_epoch)
 
     def batch(self, index: int) -> np.ndarray:
         """int64 [batch_size], the items of batch number `index` of this rank.
 
         Raises:
-            ValueError: the index is negative.
+            TypeError: the index is no integer.
+            ValueError: it is negative.
         """
         epoch, position = self.position(index)
         order = _order(self._size, self._seed, epoch)

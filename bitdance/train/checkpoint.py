@@ -14,7 +14,7 @@ import torch
 
 from bitdance.weights import CheckpointError, replace_file
 
-__all__ = ["newest", "save"]
+__all__ = ["newest", "newest_step", "remove_leftovers", "save"]
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.pt")
 
@@ -42,8 +42,6 @@ def newest(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: there are checkpoints, but all are damaged.
     """
-    for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink()
     files = _steps(folder)
     problem = ""
     for step in sorted(files, reverse=True):
@@ -55,6 +53,17 @@ def newest(folder: Path) -> dict[str, Any] | None:
     if files:
         raise CheckpointError(f"no checkpoint of {folder} is whole: {problem}")
     return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed while it wrote left in its folder."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def newest_step(folder: Path) -> int:
+    """Step of the newest checkpoint of a folder, whole or not; 0 without any."""
+    return max(_steps(folder), default=0)
 
 
 def _steps(folder: Path) -> dict[int, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import zlib
 from collections.abc import Sequence
@@ -79,6 +80,13 @@ class IdxImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def identity(self) -> str:
+        """Checksum of pixels and labels."""
+        digest = hashlib.sha256(repr(self._images.shape).encode())
+        for array in (self._images, self.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> torch.Tensor:
         """Images of these numbers, uint8 [n, 3, size, size]."""

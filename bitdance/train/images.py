@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -38,6 +39,10 @@ class LabelledImages(Protocol):
     classes: tuple[str, ...]
 
     def __len__(self) -> int: ...
+
+    def identity(self) -> str:
+        """A checksum of what the data are, wherever they lie."""
+        ...
 
     def take(self, indices: np.ndarray) -> torch.Tensor:
         """Images of these numbers, uint8 [n, 3, size, size]."""
@@ -134,6 +139,15 @@ class FolderImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def identity(self) -> str:
+        """Checksum of the names, sizes and labels of the files; their content is not read."""
+        digest = hashlib.sha256()
+        root = os.path.commonpath([file.parent for file in self._files])
+        for file, label in zip(self._files, self.labels.tolist(), strict=True):
+            name = os.path.relpath(file, root)
+            digest.update(os.fsencode(f"{name}\0{file.stat().st_size}\0{label}\0"))
+        return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> torch.Tensor:
         """Images of these numbers, uint8 [n, 3, size, size].

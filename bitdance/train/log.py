@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bitdance.numbers import shown
 from bitdance.weights import replace_file, write_text
 
 __all__ = ["Log"]
@@ -28,12 +29,15 @@ class Log:
         self._path = path
         self._columns = ["step", *columns]
         head = ",".join(self._columns)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        lines = text.splitlines(keepends=True)
         if lines and lines[0].strip() != head:
-            raise ValueError(f"{path} has the columns {lines[0].strip()}, expected {head}")
-        kept = [
-            line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= step
-        ]
+            raise ValueError(f"{path} has the columns {shown(lines[0].strip())}, expected {head}")
+        whole = [line for line in lines[1:] if line.endswith("\n")]
+        try:
+            kept = [line for line in whole if int(line.split(",")[0]) <= step]
+        except ValueError:
+            raise ValueError(f"{path} is damaged: it has a line that no step begins") from None
         write_text(path, "".join([head + "\n", *kept]))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:

@@ -16,7 +16,8 @@ from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
 from bitdance.quantizer import unpack_codes
 from bitdance.train.config import RunConfig
-from bitdance.train.images import augment, open_images, to_float
+from bitdance.train.data import open_codes, open_training_images
+from bitdance.train.images import augment, to_float
 from bitdance.train.tokenizer import load_tokenizer
 
 __all__ = ["ModelTask"]
@@ -38,6 +39,7 @@ class ModelTask:
     """
 
     columns: tuple[str, ...] = ()
+    exports: tuple[str, ...] = ("model",)
     no_decay: tuple[str, ...] = ("proj_in.", "cls_embedding.", "query_token")
 
     def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
@@ -46,15 +48,12 @@ class ModelTask:
         data = config.data
         self._packed: PackedDataset | None = None
         if is_packed(data.path):
-            self._packed = PackedDataset(data.path)
-            self.labels = self._packed.labels
-            classes = self._packed.metadata.get("classes", data.classes)
+            self._packed, classes = open_codes(data)
+            self.labels, self.identity = self._packed.labels, self._packed.identity
         else:
-            self._images = open_images(
-                data.path, data.size, classes=data.classes, background=data.background,
-                on_error=data.on_error,
-            )  # fmt: skip
+            self._images = open_training_images(data)
             self.labels, classes = self._images.labels, self._images.classes
+            self.identity = self._images.identity()
         self.size = len(self.labels)
         torch.manual_seed(config.optim.seed)
         model_config = config.model_config(tokenizer.config)

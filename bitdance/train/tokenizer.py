@@ -15,9 +15,11 @@ from PIL import Image
 from bitdance import weights
 from bitdance.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.config import AutoencoderConfig
+from bitdance.numbers import shown
 from bitdance.pictures import grid
 from bitdance.train.config import RunConfig
-from bitdance.train.images import LabelledImages, augment, open_images, to_float
+from bitdance.train.data import open_training_images
+from bitdance.train.images import LabelledImages, augment, to_float
 
 __all__ = ["TokenizerTask", "load_tokenizer"]
 
@@ -40,6 +42,7 @@ class TokenizerTask:
     """
 
     no_decay: tuple[str, ...] = ()
+    exports: tuple[str, ...] = (WEIGHTS, CONFIG)
 
     def __init__(
         self,
@@ -50,12 +53,8 @@ class TokenizerTask:
         device: torch.device | str = "cpu",
     ) -> None:
         assert config.tokenizer is not None
-        data = config.data
-        self.images = images or open_images(
-            data.path, data.size, classes=data.classes, labelled=False, background=data.background,
-            on_error=data.on_error,
-        )  # fmt: skip
-        self.size = len(self.images)
+        self.images = images or open_training_images(config.data, labelled=False)
+        self.size, self.identity = len(self.images), self.images.identity()
         torch.manual_seed(config.optim.seed)
         own = BinaryAutoencoder(config.tokenizer, dtype=torch.float32, device="cpu")
         self.module = own.to(device)
@@ -94,7 +93,7 @@ class TokenizerTask:
             + weight.commitment * losses.commitment
         )
         for name, (function, factor) in self._extra.items():
-            terms[name] = function(x, y)
+            terms[name] = _scalar(name, function(x, y))
             loss = loss + factor * terms[name]
         return loss, terms
 
@@ -148,11 +147,22 @@ def load_tokenizer(folder: str | Path) -> BinaryAutoencoder:
     return model.eval().requires_grad_(False)
 
 
+def _scalar(name: str, term: Any) -> torch.Tensor:
+    if isinstance(term, torch.Tensor) and term.numel() == 1 and term.is_floating_point():
+        return term.reshape(())
+    raise TypeError(f"loss.extra: {name!r} must return a scalar tensor, got {shown(term)}")
+
+
 def _find(name: str) -> ExtraLoss:
     """The callable "module:function"; a class is called without arguments to make one."""
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"loss.extra: {name!r} is not module:function: {error}") from error
-    return found() if isinstance(found, type) else found
+        found = found() if isinstance(found, type) else found
+    except Exception as error:  # whatever importing and calling somebody's code may raise
+        raise ValueError(
+            f"loss.extra: {name!r} is not module:function: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"loss.extra: {name!r} must be a function or a class, got {shown(found)}")
+    return found

@@ -2,7 +2,8 @@
 
 Everything random in step i is drawn from (seed, i), and the batch is a function of (seed, i) too.
 So a checkpoint is weights, their average, the optimizer's state and the number of the step, and a
-resumed run equals the uninterrupted one bit for bit on one machine.
+resumed run equals the uninterrupted one bit for bit on one machine. A run that is lengthened goes
+on with the learning rates of the longer one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from bitdance.numbers import exact_int
 from bitdance.train import checkpoint
 from bitdance.train.batches import ShuffledBatches
 from bitdance.train.config import RunConfig
+from bitdance.train.initial import load_initial
 from bitdance.train.log import Log
+from bitdance.train.run_folder import FolderLock, check_same_run, check_single_process, set_aside
 from bitdance.weights import CheckpointError, check_weights, write_text
 
 __all__ = ["Task", "Trainer"]
@@ -38,12 +42,16 @@ class Task(Protocol):
         module: its parameters that require gradients are trained.
         columns: names of the terms that `loss` tells.
         size: items of the data set.
+        identity: what the data are, whatever path they have: a resumed run must have the same.
+        exports: names of what `export` writes.
         no_decay: prefixes of parameters without weight decay, besides all vectors.
     """
 
     columns: tuple[str, ...]
     size: int
     no_decay: tuple[str, ...]
+    identity: str
+    exports: tuple[str, ...]
 
     @property
     def module(self) -> nn.Module:
@@ -74,6 +82,8 @@ class Task(Protocol):
 class Trainer:
     """One run in one folder; resumes what it finds there.
 
+    The folder is this run's until `run` returns or the object is deleted.
+
     Args:
         task: what is trained.
         config: of the run; saved as ``config.toml``.
@@ -82,31 +92,64 @@ class Trainer:
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: the checkpoints there are damaged or of another model.
-        ValueError: the folder holds a run with another configuration.
+        CheckpointError: the checkpoints there are damaged or of another model, or those that
+            ``init`` names are.
+        OSError: another process trains in the folder, or it cannot be written.
+        RuntimeError: this is one of several processes.
+        ValueError: the folder holds a run whose configuration differs in what decides the weights,
+            or whose data did; or there are fewer data than a batch has.
     """
 
     def __init__(
         self, task: Task, config: RunConfig, folder: Path, *,
         device: torch.device | str = "cpu", progress: bool = True,
     ) -> None:  # fmt: skip
+        check_single_process()
         self.task, self.config, self.folder = task, config, folder
         self._device = torch.device(device)
         self._progress = progress
+        if config.optim.batch_size > task.size:
+            raise ValueError(
+                f"optim.batch_size must be at most the data's {task.size} items, got "
+                f"{config.optim.batch_size}"
+            )
         self._batches = ShuffledBatches(
             task.size, config.optim.batch_size, seed=config.optim.seed % 2**63
         )
+        self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
+        self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64)
+        self._summed = 0  # steps in these sums
+        self._signal = 0
+        self.step = 0
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(folder)
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            if new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+    def _begin(self) -> None:
+        """Start, or go on from the newest checkpoint."""
+        folder, config, task = self.folder, self.config, self.task
+        checkpoint.remove_leftovers(folder)
+        state = checkpoint.newest(folder)
+        before = None if state is None else check_same_run(folder, config, int(state["step"]))
+        if state is None and config.init:
+            load_initial(task.module, config.init)
         named = dict(task.module.named_parameters())
         self._parameters = {k: p for k, p in named.items() if p.requires_grad}
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
         self._optimizer = _optimizer(self._parameters, config, task.no_decay)
-        self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
-        self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64, device="cpu")
-        self._signal = 0
-        self.step = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        self._check_config()
-        self._resume()
+        if state is not None:
+            self._resume(state)
+        if before is not None and before.optim.steps == self.step < config.optim.steps:
+            set_aside(folder, getattr(task, "exports", ()), self.step)
+        write_text(folder / "config.toml", config.to_toml())
         self._log = Log(folder / "log.csv", self._columns, self.step)
 
     def run(self, stop_at: int | None = None) -> int:
@@ -118,25 +161,44 @@ class Trainer:
             0, or the number of the signal.
 
         Raises:
-            RuntimeError: the loss is not finite; the checkpoints are as they were.
-            OSError: a file could not be written.
+            RuntimeError: the loss or a weight is not finite; the checkpoints are as they were.
+            OSError: a file could not be written, or another process has gone on with the run.
+            ValueError: `stop_at` is no integer of at least 1.
         """
         optim = self.config.optim
-        last = optim.steps if stop_at is None else min(stop_at, optim.steps)
+        last = optim.steps
+        if stop_at is not None:
+            last = min(exact_int("Trainer.run", "stop_at", stop_at, least=1), last)
+        if not self._lock.release.alive:  # an earlier call has released it
+            self._lock = FolderLock(self.folder)
+        try:
+            if checkpoint.newest_step(self.folder) > self.step:
+                raise OSError(f"{self.folder}: another process has gone on with the run meanwhile")
+            return self._train(last)
+        finally:
+            self._lock.release()
+
+    def _train(self, last: int) -> int:
+        optim = self.config.optim
         with self._signals(), self._bar(last) as bar:
             begin = time.perf_counter()
             while self.step < last and not self._signal:
                 self._sums += self._one_step()
+                self._summed += 1
                 bar.update()
                 if self.step % optim.log_every == 0:
                     seconds, begin = time.perf_counter() - begin, time.perf_counter()
                     self._write_log(seconds, bar)
-                if self.step % optim.picture_every == 0 or self.step == optim.steps:
+                ends = self._signal or self.step == last
+                draws = self.step % optim.picture_every == 0 or self.step == optim.steps
+                saves = self.step % optim.save_every == 0 or ends
+                if draws or saves:
+                    self._check_finite()
+                if draws:
                     with self.averaged():
                         self.task.pictures(self.folder / f"pictures-{self.step:08d}.png")
                     self._log.plot(self.folder / "log.png")
-                ends = self._signal or self.step == last
-                if self.step % optim.save_every == 0 or ends:
+                if saves:
                     self._save()
         if self.step == optim.steps:
             with self.averaged():
@@ -198,8 +260,9 @@ class Trainer:
 
     def _write_log(self, seconds: float, bar: Any) -> None:
         optim = self.config.optim
-        means = (self._sums / optim.log_every).tolist()
+        means = (self._sums / self._summed).tolist()
         self._sums.zero_()
+        self._summed = 0
         rate = optim.log_every * optim.batch_size / seconds
         values = [optim.learning_rate(self.step - 1), *means, rate]
         self._log.add(self.step, dict(zip(self._columns, values, strict=True)))
@@ -225,14 +288,14 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _check_config(self) -> None:
-        path, text = self.folder / "config.toml", self.config.to_toml()
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ValueError(
-                f"{path} is of a run with another configuration; continue that one with it, or "
-                "choose another folder"
-            )
-        write_text(path, text)
+    def _check_finite(self) -> None:
+        """Of a run that has diverged nothing is kept; the checkpoint before stays the newest."""
+        for name, value in (*self._parameters.items(), *self._average.items()):
+            if not bool(value.detach().isfinite().all()):
+                raise RuntimeError(
+                    f"step {self.step}: {name} is not finite any more; lower optim.lr, or raise "
+                    "optim.warmup"
+                )
 
     def _save(self) -> None:
         state = {
@@ -240,23 +303,33 @@ class Trainer:
             "average": self._average,
             "optimizer": self._optimizer.state_dict(),
             "sums": self._sums,
+            "summed": self._summed,
+            "identity": getattr(self.task, "identity", ""),
             "extra": self.task.extra_state(),
         }
         checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
 
-    def _resume(self) -> None:
-        state = checkpoint.newest(self.folder)
-        if state is None:
-            return
+    def _resume(self, state: Mapping[str, Any]) -> None:
         source = f"the checkpoint of step {state['step']} in {self.folder}"
         check_weights(self.task.module, state["module"], source)
         if state["average"].keys() != self._average.keys():
             raise CheckpointError(f"{source} averages other parameters than are trained")
+        if state["identity"] != getattr(self.task, "identity", ""):
+            raise ValueError(
+                f"data.path must hold the data that the run in {self.folder} began with, got "
+                f"others in {self.config.data.path}"
+            )
+        for name, own in self.task.module.named_parameters():
+            if not own.requires_grad and not torch.equal(own.cpu(), state["module"][name]):
+                raise ValueError(
+                    f"tokenizer_path must hold the tokenizer that the run in {self.folder} began "
+                    f"with, got another in {self.config.tokenizer_path} ({name} differs)"
+                )
         self.task.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
         for name, value in state["average"].items():
             self._average[name].copy_(value)
-        self._sums = state["sums"]
+        self._sums, self._summed = state["sums"], int(state["summed"])
         self.task.load_extra_state(state["extra"])
         self.step = int(state["step"])
 

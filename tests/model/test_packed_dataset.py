@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import pickle
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,17 +155,26 @@ def test_a_damaged_index_is_refused(tmp_path):
 def test_misuse_of_the_writer(tmp_path):
     for name in ("tokens", "channels", "shard_size"):
         sizes = {"tokens": 1, "channels": 8, "shard_size": 1, name: 0}
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
             PackedWriter(tmp_path / "x", **sizes)
-        with pytest.raises(TypeError, match=f"{name} must be an integer, got float"):
-            PackedWriter(tmp_path / "x", **{**sizes, name: 1.5})
+        for wrong, error in ((1.5, ValueError), (True, TypeError), ("1", TypeError)):
+            message = re.escape(f"{name} must be an integer of at least 1, got {wrong!r}")
+            with pytest.raises(error, match=message):
+                PackedWriter(tmp_path / "x", **{**sizes, name: wrong})
     for metadata in ({"a": object()}, {"a": float("nan")}, 3):
         with pytest.raises(TypeError):
             PackedWriter(tmp_path / "x", tokens=1, channels=8, metadata=metadata)
     assert list(tmp_path.iterdir()) == []
     with PackedWriter(tmp_path / "x", tokens=2, channels=8) as writer:
         right = np.zeros((3, 2, 1), np.uint8)
-        for codes, labels in ((right.astype(np.int8), [0] * 3), (right, [0.5] * 3)):
+        for codes, labels in (
+            (right.astype(np.int8), [0] * 3),
+            (right, [0.5] * 3),
+            (right, [np.inf] * 3),
+            (right, [2.0**60] * 3),
+            (right, [True] * 3),
+            (right, ["0"] * 3),
+        ):
             with pytest.raises(TypeError, match="packed must be uint8 and labels integers"):
                 writer.write(codes, labels)
         for codes, labels in ((right[:, :1], [0] * 3), (right, [0] * 2), (right, [[0]] * 3)):
@@ -174,7 +184,8 @@ def test_misuse_of_the_writer(tmp_path):
             writer.write(right[:1], np.array([2**64 - 1], np.uint64))
         writer.write(right[:0], [])
         writer.write(right, torch.arange(3, dtype=torch.int16))
-    assert len(PackedDataset(tmp_path / "x")) == 3
+        writer.write(right, [3.0, 4.0, 5.0])
+    assert PackedDataset(tmp_path / "x").labels.tolist() == [0, 1, 2, 3, 4, 5]
     for late in (lambda: writer.write(right, [0, 1, 2]), writer.close):
         with pytest.raises(PackedDatasetError, match="is closed; nothing more can be written"):
             late()
@@ -342,13 +353,16 @@ def test_batches_resume_in_the_middle_of_an_epoch():
         assert np.array_equal(resumed.batch(i), first[i])
     resumed.batch(4)[:] = 0
     assert np.array_equal(resumed.batch(4), first[4])
-    with pytest.raises(ValueError, match="index must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="index must be an integer of at least 0, got -1"):
         resumed.batch(-1)
     for wrong in ({"size": 0}, {"seed": -1}, {"batch_size": 0}):
-        with pytest.raises(ValueError, match=r"must be at least"):
+        with pytest.raises(ValueError, match=r"must be an integer of at least"):
             ShuffledBatches(**{"size": 9, "batch_size": 1, "drop_last": False, **wrong})
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"batch_size must be an integer of at least 1, got 1\.5"):
         ShuffledBatches(9, 1.5)
+    with pytest.raises(TypeError, match="index must be an integer of at least 0, got '4'"):
+        resumed.batch("4")
+    assert np.array_equal(ShuffledBatches(1e3, np.int8(32), seed=7.0).batch(4.0), first[4])
 
 
 @pytest.mark.parametrize(

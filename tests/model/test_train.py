@@ -340,7 +340,7 @@ def test_the_log_drops_what_came_after_the_checkpoint(tmp_path):
     Log(path, ("loss",), 20).plot(tmp_path / "log.png")
     assert path.read_text() == "step,loss\n10,0.1\n20,0.05\n"
     assert Image.open(tmp_path / "log.png").format == "PNG"
-    with pytest.raises(ValueError, match="has the columns step,loss, expected step,other"):
+    with pytest.raises(ValueError, match="has the columns 'step,loss', expected step,other"):
         Log(path, ("other",), 20)
 
 

@@ -169,7 +169,7 @@ def test_batches_cover_every_epoch_and_every_rank():
     again = ShuffledBatches(50, 8, seed=3, world_size=2)
     assert np.array_equal(again.batch(4), ranks[0].batch(4))
     assert not np.array_equal(ShuffledBatches(50, 8, seed=4, world_size=2).batch(4), again.batch(4))
-    with pytest.raises(ValueError, match="size must be at least 16, got 15"):
+    with pytest.raises(ValueError, match="size must be an integer of at least 16, got 15"):
         ShuffledBatches(15, 8, world_size=2)
-    with pytest.raises(ValueError, match="rank below"):
+    with pytest.raises(ValueError, match="rank must be an integer from 0 to 0, got 1"):
         ShuffledBatches(50, 8, rank=1)
