@@ -9,6 +9,7 @@ modules below are its parts: ``autoencoder`` (the binary tokenizer), ``transform
 from bitdance.batches import GenerationCancelled
 from bitdance.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, HeadConfig, ModelConfig
 from bitdance.finite import NotFiniteError
+from bitdance.image_files import ImageError
 from bitdance.patch_official import PatchError, patch_official, unpatch_official
 from bitdance.pipeline import BitDance
 from bitdance.text_to_image_config import TextToImageConfig
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "GenerationCancelled",
     "HeadConfig",
+    "ImageError",
     "ModelConfig",
     "NotFiniteError",
     "PatchError",

@@ -26,6 +26,7 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _ORIENTATION = 0x0112
+_NO_CACHE = 0x0040  # LittleCMS keeps the last pixel otherwise, which threads would share
 # What undoes an EXIF orientation. ImageOps.exif_transpose also writes the EXIF data anew, which
 # fails where a camera's are odd.
 _UPRIGHT = {
@@ -201,6 +202,8 @@ def _plain(image: Image.Image, raw_mode: str) -> Image.Image:
 
 def _scaled_key(key: Any, raw_mode: str) -> Any:
     """The transparent color of a PNG, which has the bits of the file, in those of the image."""
+    if raw_mode == "1":
+        return 255 if key else 0
     if raw_mode in ("L;2", "L;4"):
         return key * {"L;2": 85, "L;4": 17}[raw_mode]
     if raw_mode == "RGB;16B":
@@ -255,13 +258,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         source = ImageCms.getOpenProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != spaces.get(mode):
             return None
-        # Without the cache of the last pixel, so that threads can share it.
         transform = ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
+            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=_NO_CACHE
         )
         # Most profiles are sRGB themselves: their pixels stay as they are, to the bit.
         return None if _is_identity(transform, mode) else transform
-    except Exception:
+    except ImageCms.PyCMSError:
         return None
 
 
