@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import io
 import logging
 import os
@@ -26,7 +28,6 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _ORIENTATION = 0x0112
-_NO_CACHE = 0x0040  # LittleCMS keeps the last pixel otherwise, which threads would share
 # What undoes an EXIF orientation. ImageOps.exif_transpose also writes the EXIF data anew, which
 # fails where a camera's are odd.
 _UPRIGHT = {
@@ -85,7 +86,7 @@ def read_image(path: str | Path, *, background: str = "white") -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # decoders raise nearly everything for damaged files
-        raise ImageError(f"{printable(path)} is no whole image: {_reason(error)}") from error
+        raise ImageError(f"{printable(path)} is no whole image: {_reason(error, path)}") from error
 
 
 def refusal(path: str | Path) -> ImageError | None:
@@ -96,7 +97,7 @@ def refusal(path: str | Path) -> ImageError | None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        return ImageError(f"{printable(path)} is no image file: {_reason(error)}")
+        return ImageError(f"{printable(path)} is no image file: {_reason(error, path)}")
     if stat.S_ISREG(mode):
         return None
     kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
@@ -153,12 +154,21 @@ def printable(path: str | Path) -> str:
 def _formats() -> list[str]:
     Image.preinit()  # the common ones first
     Image.init()
+    _add_heif()
     return [name for name in list(Image.OPEN) if name not in _UNREADABLE]
 
 
-def _reason(error: Exception) -> str:
+@functools.lru_cache(maxsize=1)
+def _add_heif() -> None:
+    """Have Pillow read the photos of phones, where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
+def _reason(error: Exception, path: str | Path) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
+        heif = Path(path).suffix.lower() in (".heic", ".heif")
+        return "no known image format" + (" (install pillow-heif for HEIF)" if heif else "")
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -258,8 +268,9 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         source = ImageCms.getOpenProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != spaces.get(mode):
             return None
+        # LittleCMS keeps the last pixel otherwise, which threads would share.
         transform = ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=_NO_CACHE
+            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
         )
         # Most profiles are sRGB themselves: their pixels stay as they are, to the bit.
         return None if _is_identity(transform, mode) else transform

@@ -113,9 +113,11 @@ def find_labelled_images(
         ValueError: a part has a class that the training part lacks, or `classes` has one.
     """
     root = find_part(folder, split, classes)
-    train = _class_folders(find_part(folder, "train", classes))
+    training = find_part(folder, "train", classes)
+    train = _class_folders(training)
     here = train if split == "train" else _class_folders(root)
-    names = _choose(tuple(train), tuple(here), classes, root)
+    empty = {_name(path.name) for path in _sub_folders(training)}
+    names = _choose(tuple(train), tuple(here), empty, classes, root)
     found = FoundImages(classes=names or tuple(classes) or ("",))
     for label, name in enumerate(names):
         if name in here:
@@ -158,13 +160,14 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _choose(
-    train: tuple[str, ...], here: tuple[str, ...], wanted: Sequence[str], root: Path
-) -> tuple[str, ...]:
-    """The classes: those of the training part, or the wanted ones of these."""
+    train: tuple[str, ...], here: tuple[str, ...], empty: set[str], wanted: Sequence[str],
+    root: Path,
+) -> tuple[str, ...]:  # fmt: skip
+    """The classes: those of the training part, or the wanted ones, which may be empty there."""
     wanted = [_name(name) for name in wanted]
     if not train and len(wanted) > 1:
         raise ValueError(f"{printable(root)} has no class folders, but {len(wanted)} names")
-    unknown = sorted(set(wanted) - set(train)) if train else []
+    unknown = sorted(set(wanted) - set(train) - empty) if train else []
     if unknown:
         raise ValueError(
             f"classes must be class folders of the training images ({_few(train)}), got "
@@ -200,8 +203,8 @@ def _find_parts(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
         return {"train": folder}
     if others:
         raise ValueError(
-            f"{printable(folder)} has {_few(named)} beside {_few(others)}: put training images "
-            "into class folders in 'train', or give the names of all classes"
+            f"{printable(folder)} has {_few(named)} beside {_few(others)}, which may be parts or "
+            "classes: name the folder of a part, or all classes"
         )
     raise FileNotFoundError(f"{printable(folder)} has {_few(named)}, but no 'train'")
 

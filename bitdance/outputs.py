@@ -33,8 +33,10 @@ def check_folder(path: Path) -> None:
         path = path.parent
     if not path.is_dir():
         raise NotADirectoryError(f"{path} exists and is not a folder")
-    with tempfile.TemporaryFile(dir=path):
-        pass
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -24,6 +24,7 @@ from bitdance.image_folders import (
     find_labelled_images,
     find_part,
 )
+from bitdance.numbers import exact_int
 from bitdance.train.idx import IdxImages, is_idx
 
 __all__ = ["FolderImages", "IdxImages", "LabelledImages", "augment", "open_images", "to_float"]
@@ -72,6 +73,9 @@ def open_images(
         ValueError: names and labels do not fit.
     """
     folder = Path(path)
+    size = exact_int("open_images", "size", size, least=1)
+    if split not in get_args(Split):
+        raise ValueError(f"open_images: split must be 'train' or 'test', got {split!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"{printable(folder)} is no folder of images")
     if is_idx(folder):

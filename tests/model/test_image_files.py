@@ -6,7 +6,10 @@ import os
 import random
 import socket
 import struct
+import sys
+import types
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -68,6 +71,18 @@ def test_orientations_that_do_not_exist_are_ignored(tmp_path, orientation):
     exif[0x0112] = orientation
     Image.fromarray(quarters()).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read(tmp_path / "a.png"), quarters())
+
+
+def test_orientation_after_the_pixels_of_a_png_is_respected(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = png(2, 8, [bytes(range(9)), bytes(range(9, 18))])
+    end = chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(
+        whole.removesuffix(end) + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + end
+    )
+    stored = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    assert np.array_equal(read(tmp_path / "a.png"), SEEN[6](stored))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -145,16 +160,13 @@ def test_premultiplied_alpha_is_not_multiplied_again(tmp_path):
     assert read(tmp_path / "a.tiff", background="black")[1, 1].tolist() == [128, 0, 0]
 
 
+def chunk(kind, data):
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
 def png(color_type, depth, rows, *chunks):
     """A PNG file from its unfiltered rows, for what Pillow does not write."""
-
-    def chunk(kind, data):
-        import zlib
-
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    import zlib
 
     samples = {0: 1, 2: 3}[color_type]
     width = len(rows[0]) * 8 // (depth * samples)
@@ -320,6 +332,23 @@ def test_the_content_tells_the_format_not_the_name(tmp_path):
         assert is_image(tmp_path / name)
     (tmp_path / "text").write_text("P is the first letter")
     assert not is_image(tmp_path / "text")
+
+
+def test_photos_in_heif_are_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
+    from bitdance import image_files
+
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    image_files._add_heif.cache_clear()
+    assert "no known image format (install pillow-heif for HEIF)" in refused(tmp_path / "a.HEIC")
+    calls = []
+    fake = types.SimpleNamespace(register_heif_opener=lambda: calls.append(1))
+    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
+    image_files._add_heif.cache_clear()
+    for _ in range(2):
+        refused(tmp_path / "a.HEIC")
+    assert calls == [1]
+    image_files._add_heif.cache_clear()
 
 
 def refused(path):

@@ -163,6 +163,9 @@ def test_classes_of_a_setting_choose_and_order_the_folders(parts, caplog):
         assert [images.classes[k] for k in images.labels] == kinds
         assert "1 images outside of the class folders" in caplog.text
         caplog.clear()
+    (parts / "train" / "eel").mkdir()
+    images = open_images(parts, 8, classes=("eel", "bee"))
+    assert (images.classes, images.labels.tolist()) == (("eel", "bee"), [1])
     with pytest.raises(ValueError, match=r"classes must be .*\('ant', 'bee', 'cat'\), got 'emu'"):
         open_images(parts, 8, classes=("ant", "emu"))
     with pytest.raises(ValueError, match="classes must differ"):
@@ -183,7 +186,7 @@ def test_parts_are_not_taken_for_classes(tmp_path):
 def test_classes_may_be_called_like_parts(tmp_path):
     for name in ("car", "plane", "train"):
         picture(tmp_path / name / "0.png")
-    with pytest.raises(ValueError, match="give the names of all classes"):
+    with pytest.raises(ValueError, match="which may be parts or classes"):
         open_images(tmp_path, 8)
     names = ("car", "plane", "train")
     assert open_images(tmp_path, 8, classes=names).labels.tolist() == [0, 1, 2]
@@ -281,12 +284,15 @@ def test_transparent_images_get_the_background(data):
     ("options", "message"),
     [
         ({"on_error": "ignore"}, "on_error must be one of raise, check, skip, got 'ignore'"),
+        ({"split": "val"}, "split must be 'train' or 'test', got 'val'"),
+        ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"size": 8.5}, "size must be an integer of at least 1, got 8.5"),
         ({"background": "glass"}, "background must be an opaque color such as 'white'"),
     ],
 )
 def test_wrong_arguments(data, options, message):
     with pytest.raises(ValueError, match=message):
-        open_images(data, 8, **options)
+        open_images(data, **{"size": 8, **options})
 
 
 def test_a_forked_process_has_its_own_threads(data):
