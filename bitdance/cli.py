@@ -17,14 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance import cli_bench, cli_reconstruct, weights
+from bitdance import cli_bench, cli_reconstruct, model_folder, weights
 from bitdance.cli_train import add_commands
+from bitdance.model_files import digest, locate
 from bitdance.outputs import check_file, check_folder, save_image
 from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
 from bitdance_kernels import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONFIG_HELP = (
+    "for a file that does not say what it is: a preset such as B-16x, or a .json or .toml file "
+    "with fields of the model's configuration"
+)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -94,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("model", nargs="?", help="folder, file or hub id")
     info.add_argument("--tokenizer", help="the tokenizer's own file")
+    info.add_argument("--config", help=CONFIG_HELP)
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
     export = commands.add_parser(
@@ -118,6 +124,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "'fashion', which comes with the library",
     )  # fmt: skip
     parser.add_argument("--tokenizer", help="the tokenizer's own file, where --model lacks it")
+    parser.add_argument("--config", help=CONFIG_HELP)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
 
@@ -133,6 +140,7 @@ def _load(options: argparse.Namespace) -> BitDance:
     return BitDance.from_pretrained(
         options.model,
         tokenizer=options.tokenizer,
+        config=options.config,
         dtype=DTYPES[options.dtype],
         device=options.device,
     )
@@ -176,9 +184,10 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    model_folder.check_free(options.out)
     pipeline = _load(options)
     pipeline.save_pretrained(options.out)
-    size = sum(path.stat().st_size for path in options.out.iterdir())
+    size = model_folder.open_folder(options.out).file.stat().st_size
     print(f"{size:,} bytes: {options.out}/")
 
 
@@ -188,7 +197,8 @@ def _info(options: argparse.Namespace) -> None:
 
         env_report.main(["--json"] if options.json else [])
         return
-    pipeline = BitDance.from_pretrained(options.model, tokenizer=options.tokenizer)
+    path = locate(options.model)
+    pipeline = BitDance.from_pretrained(path, tokenizer=options.tokenizer, config=options.config)
     model = pipeline.model
     counts = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
     counts = {name: count for name, count in counts.items() if count}
@@ -199,6 +209,7 @@ def _info(options: argparse.Namespace) -> None:
         "ar_steps": config.ar_steps,
         "tokens_per_image": config.tokens,
         "bits_per_image": config.tokens * config.token_bits,
+        "sha256": digest(path),
     }
     if options.json:
         print(json.dumps(report, indent=2))
@@ -211,3 +222,4 @@ def _info(options: argparse.Namespace) -> None:
     print(f"                   = {report['bits_per_image'] // 8:,} bytes packed")
     print(f"  AR steps         {config.ar_steps}, {config.tokens // config.ar_steps} tokens a step")
     print(f"  classes          {config.num_classes}")
+    print(f"  SHA-256          {report['sha256']}")

@@ -88,6 +88,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     )
     judge.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")
     judge.add_argument("--model", default="fashion", help="as for generate")
+    judge.add_argument("--config", help="as for generate")
     judge.add_argument(
         "--split", choices=("test", "train"), default="test",
         help="part whose images are reconstructed and compared with samples",
@@ -158,7 +159,7 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    pipeline = BitDance.from_pretrained(options.model, device=options.device)
+    pipeline = BitDance.from_pretrained(options.model, config=options.config, device=options.device)
     size, classes = pipeline.config.resolution, _classes_of(options.data, pipeline)
     parts = {
         split: open_images(

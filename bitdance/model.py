@@ -101,8 +101,8 @@ class BitDanceModel(nn.Module):
         self.vae = BinaryAutoencoder(config.autoencoder, **factory).requires_grad_(False)
         if config.parallel_num > 1:
             queries = (1, config.parallel_num - 1, dim)
-            drawn = torch.randn(queries, dtype=factory.get("dtype"), device=factory.get("device"))
-            self.query_token = nn.Parameter(0.02 * drawn)
+            made = torch.empty(queries, dtype=factory.get("dtype"), device=factory.get("device"))
+            self.query_token = nn.Parameter(nn.init.normal_(made, std=0.02))
         self.cls_embedding = nn.Embedding(
             config.num_classes + 1, dim * config.cls_token_num, **factory
         )
