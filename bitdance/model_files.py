@@ -107,7 +107,7 @@ def _structure(
 ) -> BitDanceModel:
     """The model without memory, once it is clear that `tensors` are its state."""
     check_repeats(tensors, model_repeats(config), BitDanceModel.__name__, source)
-    model = skeleton(lambda: BitDanceModel(config).to(dtype), source)
+    model = skeleton(lambda: BitDanceModel(config, dtype=dtype, device="meta"), source)
     weights.check_weights(model, tensors, source, values=False)
     return model
 

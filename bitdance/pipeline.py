@@ -104,6 +104,12 @@ class BitDance(Interruptible):
             raise ValueError(f"from_pretrained: prefer must be 'ema' or 'model', got {prefer!r}")
         path = locate(source, revision=revision, local_files_only=local_files_only)
         if path.is_dir():
+            for name, value in (("tokenizer", tokenizer), ("config", config)):
+                if value is not None:
+                    raise ValueError(
+                        f"from_pretrained: {name} must be left out where source is a folder, which "
+                        f"has its own, got {shown(value)}"
+                    )
             model, extra = load_folder(path, dtype)
         else:
             own = None if tokenizer is None else Path(tokenizer)

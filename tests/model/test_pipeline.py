@@ -225,6 +225,12 @@ def test_damaged_folders_are_refused(saved, change, message):
         BitDance.from_pretrained(saved)
 
 
+def test_a_folder_has_its_own_tokenizer_and_configuration(saved):
+    for name, value in (("tokenizer", saved), ("config", tiny_config())):
+        with pytest.raises(ValueError, match=f"{name} must be left out where source is a folder"):
+            BitDance.from_pretrained(saved, **{name: value})
+
+
 def test_altered_weights_are_noticed(saved):
     (path,) = saved.glob("model-*.safetensors")
     content = bytearray(path.read_bytes())
