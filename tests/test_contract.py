@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.cases import all_cases
 from bitdance_kernels import BackendError, explain, use_backend
-from bitdance_kernels._op import BACKENDS, REGISTRY, KernelOp
+from bitdance_kernels._backends import BACKENDS
+from bitdance_kernels._op import REGISTRY, KernelOp
 from bitdance_kernels.testing import (
     check_backend,
     cpu_isa,
@@ -141,12 +142,11 @@ def test_opcheck(case):
     assert recorded
     for func, args in recorded:
         args = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), args)
-        if REGISTRY[func._schema.name.split("::")[1]].differentiable:
-            args = pytree.tree_map_only(
-                torch.Tensor,
-                lambda t: t.requires_grad_() if t.is_floating_point() else t,
-                args,
-            )
+        op = REGISTRY[func._schema.name.split("::")[1]]
+        if op.differentiable:
+            for i in set(op._tensors) - set(op._constants):
+                if args[i] is not None and args[i].is_floating_point():
+                    args[i].requires_grad_()
         torch.library.opcheck(func, args)
 
 
