@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from bitdance_kernels import _arguments, _backends, _native, _overlap, _transforms
-from bitdance_kernels._backends import Backend, BackendError, Explained, check_name
+from bitdance_kernels._backends import BACKENDS, Backend, BackendError, Explained, check_name
 
 NAMESPACE = "bitdance"
 REGISTRY: dict[str, KernelOp] = {}

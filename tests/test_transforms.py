@@ -345,13 +345,16 @@ def test_no_gradient_in_the_table_of_rope():
     _close(pushed, bk.rope(x, table + freqs) - bk.rope(x, table))  # linear in the table
 
 
-def test_autocast_does_not_change_what_transforms_give():
-    h = torch.randn(3, 4, 48)
-    expected = vmap(functools.partial(bk.patch_attention, num_heads=2))(h[None])
+@pytest.mark.parametrize("op", [bk.swiglu, functools.partial(bk.patch_attention, num_heads=2)])
+def test_autocast_within_transforms(op):
+    """It casts what it casts elsewhere, and nothing within an op."""
+    h = torch.randn(2, 3, 4, 48)
     with torch.autocast("cpu", torch.bfloat16):
-        actual = vmap(functools.partial(bk.patch_attention, num_heads=2))(h[None])
-    assert actual.dtype == torch.float32
-    assert torch.equal(actual, expected)
+        expected = torch.stack([op(x) for x in h])
+        mapped, pushed = vmap(op)(h), jvp(op, (h[0],), (h[1],))[0]
+    for actual, wanted in ((mapped, expected), (pushed, expected[0])):
+        assert actual.dtype == wanted.dtype
+        torch.testing.assert_close(actual, wanted)
 
 
 def test_noise_under_vmap():
@@ -363,4 +366,14 @@ def test_noise_under_vmap():
 def test_registry_is_covered():
     public = {case.kernel_op.name for case in CASES.values()}
     backward = {name for name, op in REGISTRY.items() if op._is_backward}
-    assert public | backward == set(REGISTRY)
+    assert public | backward | {"linear_out"} == set(REGISTRY)
+
+
+def test_linear_into_an_output_under_vmap():
+    x, w, out = torch.randn(3, 2, 4), torch.randn(5, 4), torch.zeros(3, 2, 5)
+    vmap(lambda x, out: bk.linear(x, w, out=out))(x, out)
+    _close(out, x @ w.T)
+    with pytest.raises(RuntimeError, match="linear_out: has no gradient, but x requires grad"):
+        grad(lambda x: bk.linear(x, w, out=out).sum())(x)
+    with fwAD.dual_level(), pytest.raises(RuntimeError, match="linear_out: has no forward-mode"):
+        bk.linear(fwAD.make_dual(x, x), w, out=out)

@@ -101,16 +101,16 @@ inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& ou
 
 constexpr Py_ssize_t kMaxArguments = 64;
 
-// signature(arguments, gradients, written): of a tuple of arguments; gradients: whether they are
+// signature(arguments, gradients, written = 0): of a tuple of arguments; gradients: whether they are
 // recorded; written: bit i is set where the op writes argument i. None for arguments of which not
 // everything is known.
 inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 3 || !PyTuple_Check(arguments[0])) {
-    throw pybind11::type_error("signature(arguments: tuple, gradients: bool, written: int)");
+  if (count < 2 || count > 3 || !PyTuple_Check(arguments[0])) {
+    throw pybind11::type_error("signature(arguments: tuple, gradients: bool, written: int = 0)");
   }
   const bool gradients = arguments[1] != Py_False;
   const Py_ssize_t size = PyTuple_GET_SIZE(arguments[0]);
-  const uint64_t written = PyLong_AsUnsignedLongLong(arguments[2]);
+  const uint64_t written = count == 3 ? PyLong_AsUnsignedLongLong(arguments[2]) : 0;
   if (PyErr_Occurred()) throw pybind11::error_already_set();
   if (size > kMaxArguments) return pybind11::none();
   SignatureWriter out;
