@@ -275,7 +275,7 @@ class HeadRunner:
         chunks = row.split(width, dim=-1)
         of_block = 3 if config.architecture == "mlp" else 6
         # Where the chunks of every branch begin: blocks may share a projection.
-        of_blocks = (i * config.depth_adanln // blocks * of_block for i in range(blocks))
+        of_blocks = (config.adaln_of(i) * of_block for i in range(blocks))
         starts = [start + branch for start in of_blocks for branch in range(0, of_block, 3)]
         norms = [(chunks[start], chunks[start + 1]) for start in starts]
         gates = [chunks[start + 2] for start in starts]
