@@ -438,7 +438,7 @@ def test_every_damage_is_one_error_with_the_name_of_the_file(tmp_path, name, opt
             continue
         refused(tmp_path / name)
         failures += 1
-    assert failures >= 10
+    assert failures
 
 
 @pytest.mark.parametrize("color", ["", "no color", "#12", "#11223344", 5, None, (0, 0, 0)])
