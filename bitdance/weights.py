@@ -33,6 +33,7 @@ from bitdance.files import (
     umask,
     write_text,
 )
+from bitdance.settings import unique_keys
 from bitdance.state_names import normalise, select
 
 __all__ = [
@@ -384,7 +385,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > _MOST_JSON:
         raise CheckpointError(f"{path} is not JSON of a model: it has {size} bytes")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
