@@ -173,6 +173,9 @@ class TextToImage(Interruptible):
                 for text in negatives
             ]
 
+        # Before the first batch is drawn, not after it.
+        self.model.texts(encoded, prefix, grid=grid, negative=avoided, guided=scale > 1)
+
         def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
             return self.model.sample(
                 encoded[batch],

@@ -1,12 +1,14 @@
 """Prompts and negative prompts, and tokenizers of several libraries."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from bitdance import TextToImage
 from bitdance.prompts import NO_PROMPT, PROMPT, token_ids
-from tests.model.test_text_to_image import tiny
+from tests.model.test_text_to_image import CONFIG, tiny
 from tests.model.test_text_to_image_pipeline import SIZE, Words
 
 OPTIONS = {**SIZE, "steps": 2, "progress": False, "output_type": "latent"}
@@ -121,3 +123,35 @@ def test_a_tokenizer_that_returns_something_else_is_refused(ids):
 
     with pytest.raises(TypeError, match=r"words\.encode must return a list of token ids, got"):
         token_ids(Other(), "a fox")
+
+
+def test_a_prompt_that_leaves_no_position_for_its_image_is_refused():
+    """Before the first batch is drawn; the longest prompt that fits is drawn."""
+    llm = dataclasses.replace(CONFIG.llm, max_position_embeddings=80)
+    model, steps = tiny(llm=llm), []
+    # 6 x 4 tokens of which 4 are not fed, 6 ids of the prefix, and the template of a prompt.
+    room = 80 - 20 - 6 - len(Words().encode(PROMPT.format("")))
+    message = r"prompts must have at most 54 tokens beside an image of 4 x 6 tokens, since"
+    with pytest.raises(ValueError, match=r"54 tokens .* 80 positions, got 55"):
+        draw(
+            model, ["a", "x" * (room + 1)], batch_size=1,
+            callback_on_step_end=lambda *_: steps.append(1),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        draw(model, "a", negative_prompt="x" * (room + 1))
+    assert steps == []
+    assert draw(model, "x" * room).shape == (1, 24, 1)
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_before_anything_is_drawn(model):
+    class Other(Words):
+        def encode(self, text):
+            return super().encode(text) + [50] * ("fox" in text)
+
+    steps = []
+    with pytest.raises(ValueError, match="token ids must be 0 to 49, got 50"):
+        draw(
+            model, ["a", "fox"], Other(), batch_size=1,
+            callback_on_step_end=lambda *_: steps.append(1),
+        )  # fmt: skip
+    assert steps == []
