@@ -91,7 +91,6 @@ _op = KernelOp(
     order=_ORDER,
     backward=_backward,
     setup_context=_setup_context,
-    constants=("freqs",),
 )
 
 
@@ -107,5 +106,4 @@ _op_backward = KernelOp(
     fake=_fake,
     order=_ORDER,
     entry="_backward",
-    is_backward=True,
 )

@@ -159,5 +159,4 @@ _commitment_backward_op = KernelOp(
     fake=_fake_commitment_backward,
     order=_ORDER,
     entry="_commitment_backward",
-    is_backward=True,
 )

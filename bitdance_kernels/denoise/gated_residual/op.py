@@ -154,7 +154,6 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
-    is_backward=True,
 )
 
 
@@ -233,5 +232,4 @@ _adaln_backward_op = KernelOp(
     fake=_fake_adaln_backward,
     order=_ORDER,
     entry="_adaln_backward",
-    is_backward=True,
 )

@@ -113,5 +113,4 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order=_BACKWARD_ORDER,
     entry="_backward",
-    is_backward=True,
 )

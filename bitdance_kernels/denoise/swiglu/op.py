@@ -92,5 +92,4 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
-    is_backward=True,
 )
