@@ -1,7 +1,8 @@
 """The command line: ``bitdance generate``, ``train`` and the others.
 
 Exit status: 0 done, 1 it could not be done (one line says why), 2 wrong usage, 130 stopped with
-Ctrl-C, 143 with SIGTERM. Files appear whole or not at all.
+Ctrl-C, 141 nobody reads the output any more, 143 stopped with SIGTERM. Files appear whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance import cli_bench, cli_reconstruct, weights
+from bitdance import cli_bench, cli_reconstruct, model_folder, weights
+from bitdance.cli_arguments import check_device, make_strict, positive
+from bitdance.cli_errors import run_command
 from bitdance.cli_train import add_commands
+from bitdance.image_files import printable
+from bitdance.model_files import digest, locate
 from bitdance.outputs import check_file, check_folder, save_image
 from bitdance.pictures import grid
 from bitdance.pipeline import BitDance
 from bitdance_kernels import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONFIG_HELP = (
+    "for a file that does not say what it is: a preset such as B-16x, or a .json or .toml file "
+    "with fields of the model's configuration"
+)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_MOST_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # as the formats have it
+_MOST_PIXELS, _MOST_IMAGES = 2**28, 10_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    options = _parser().parse_args(arguments)
-    try:
+    name = "bitdance"
+
+    def command() -> int:
+        nonlocal name
+        options = _parser().parse_args(arguments)
+        name = f"bitdance {options.command}"
+        if "device" in options:
+            check_device(options.device)
         return options.run(options) or 0
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"bitdance {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+
+    return run_command(lambda: name, command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,29 +75,29 @@ def _parser() -> argparse.ArgumentParser:
         "--class", dest="classes", nargs="+", required=True, metavar="CLASS",
         help="class names or numbers, or 'all'",
     )  # fmt: skip
-    generate.add_argument("--n", type=_positive, default=1, help="images per class")
+    generate.add_argument("--n", type=positive, default=1, help="images per class")
     generate.add_argument("--seed", type=int, default=0, help="random seed, 0 to 2^64 - 1")
     generate.add_argument(
-        "--steps", type=_positive, help="denoising steps per patch (default: the model's own)"
+        "--steps", type=positive, help="denoising steps per patch (default: the model's own)"
     )
     generate.add_argument("--cfg", type=float, help="guidance scale (default: the model's own)")
     generate.add_argument(
         "--cfg-schedule", choices=("linear", "constant"), default="linear",
         help="guidance over the autoregressive steps",
     )  # fmt: skip
-    generate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
+    generate.add_argument("--batch-size", type=positive, default=8, help="images at a time")
     generate.add_argument(
         "--out", type=Path, default=Path("out.png"),
         help="an image file for a grid, a row per class, or a folder for single images",
     )  # fmt: skip
-    generate.add_argument("--zoom", type=_positive, default=1, help="enlarge the pixels of a grid")
+    generate.add_argument("--zoom", type=positive, default=1, help="enlarge the pixels of a grid")
     generate.add_argument(
         "--bits", type=Path, help="also write the packed bits here: .npy, uint8 [n, tokens, C / 8]"
     )
     generate.add_argument("--quiet", action="store_true", help="no progress bar")
     generate.set_defaults(run=_generate)
 
-    cli_reconstruct.add_command(commands, _add_model, _load, _positive)
+    cli_reconstruct.add_command(commands, _add_model, _load, positive)
     info = commands.add_parser(
         "info",
         help="what a checkpoint holds",
@@ -94,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("model", nargs="?", help="folder, file or hub id")
     info.add_argument("--tokenizer", help="the tokenizer's own file")
+    info.add_argument("--config", help=CONFIG_HELP)
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
     export = commands.add_parser(
@@ -106,8 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(export)
     export.add_argument("--out", type=Path, required=True, help="folder to write")
     export.set_defaults(run=_export)
-    add_commands(commands, _positive)
-    cli_bench.add_command(commands, _add_model, _load, _positive)
+    add_commands(commands, positive)
+    cli_bench.add_command(commands, _add_model, _load, positive)
+    make_strict(parser)
     return parser
 
 
@@ -118,21 +132,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "'fashion', which comes with the library",
     )  # fmt: skip
     parser.add_argument("--tokenizer", help="the tokenizer's own file, where --model lacks it")
+    parser.add_argument("--config", help=CONFIG_HELP)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _load(options: argparse.Namespace) -> BitDance:
     return BitDance.from_pretrained(
         options.model,
         tokenizer=options.tokenizer,
+        config=options.config,
         dtype=DTYPES[options.dtype],
         device=options.device,
     )
@@ -149,6 +158,8 @@ def _generate(options: argparse.Namespace) -> None:
     wanted = options.classes
     if wanted == ["all"]:
         wanted = range(pipeline.config.num_classes)
+    columns = options.n if len(wanted) > 1 else math.ceil(math.sqrt(options.n))
+    _check_count(options, pipeline, len(wanted) * options.n, columns if sheet else None)
     labels = [pipeline.label(name) for name in wanted for _ in range(options.n)]
     packed = pipeline.generate(
         labels,
@@ -166,7 +177,6 @@ def _generate(options: argparse.Namespace) -> None:
             np.save(file, packed.cpu().numpy())
     images = pipeline.decode(packed, batch_size=options.batch_size)
     if sheet:
-        columns = options.n if len(wanted) > 1 else math.ceil(math.sqrt(options.n))
         save_image(grid(images, columns, options.zoom), options.out)
         print(f"{len(images)} images, seed {options.seed}: {options.out}")
         return
@@ -175,10 +185,31 @@ def _generate(options: argparse.Namespace) -> None:
     print(f"{len(images)} images, seed {options.seed}: {options.out}/")
 
 
+def _check_count(
+    options: argparse.Namespace, pipeline: BitDance, count: int, columns: int | None
+) -> None:
+    """Refuse what would be too much only after the work."""
+    if count > _MOST_IMAGES:
+        raise ValueError(
+            f"--n must be such that there are at most {_MOST_IMAGES} images, got {count}"
+        )
+    if columns is not None:
+        side = pipeline.config.resolution * options.zoom
+        width, height = columns * side, math.ceil(count / columns) * side
+        most = _MOST_SIDE.get(options.out.suffix.lower(), 65535)
+        if max(width, height) > most or width * height > _MOST_PIXELS:
+            raise ValueError(
+                f"--out {printable(options.out)} would have {width} x {height} pixels; give a "
+                "folder, or less --n or --zoom"
+            )
+
+
 def _export(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    model_folder.check_free(options.out)
     pipeline = _load(options)
     pipeline.save_pretrained(options.out)
-    size = sum(path.stat().st_size for path in options.out.iterdir())
+    size = model_folder.open_folder(options.out).file.stat().st_size
     print(f"{size:,} bytes: {options.out}/")
 
 
@@ -188,7 +219,8 @@ def _info(options: argparse.Namespace) -> None:
 
         env_report.main(["--json"] if options.json else [])
         return
-    pipeline = BitDance.from_pretrained(options.model, tokenizer=options.tokenizer)
+    path = locate(options.model)
+    pipeline = BitDance.from_pretrained(path, tokenizer=options.tokenizer, config=options.config)
     model = pipeline.model
     counts = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
     counts = {name: count for name, count in counts.items() if count}
@@ -199,6 +231,7 @@ def _info(options: argparse.Namespace) -> None:
         "ar_steps": config.ar_steps,
         "tokens_per_image": config.tokens,
         "bits_per_image": config.tokens * config.token_bits,
+        "sha256": digest(path),
     }
     if options.json:
         print(json.dumps(report, indent=2))
@@ -211,3 +244,4 @@ def _info(options: argparse.Namespace) -> None:
     print(f"                   = {report['bits_per_image'] // 8:,} bytes packed")
     print(f"  AR steps         {config.ar_steps}, {config.tokens // config.ar_steps} tokens a step")
     print(f"  classes          {config.num_classes}")
+    print(f"  SHA-256          {report['sha256']}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bitdance.outputs import check_file
 from bitdance.pipeline import BitDance
 from bitdance.weights import replace_file
 from bitdance_kernels import pack_signs, unpack_signs
@@ -60,6 +61,7 @@ def add_command(
     bench.add_argument("--out", type=Path, default=Path("bench.svg"), help="the plot")
 
     def run(options: argparse.Namespace) -> None:
+        check_drawing(options.out)
         pipeline = load(options)
         speeds = measure(pipeline, options.n, rounds=options.rounds, steps=options.steps)
         print(f"{options.model} on {device_name(pipeline.device)}, PyTorch {torch.__version__}")
@@ -126,21 +128,38 @@ def table(speeds: Sequence[Speed]) -> str:
     return "\n".join(lines)
 
 
+def check_drawing(path: Path) -> None:
+    """Check before the work that the plot can be drawn.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+        ValueError: it does not know the format.
+        OSError: the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError("to draw the plot, pip install 'bitdance[bench]'") from error
+    known = Figure().canvas.get_supported_filetypes()
+    if _format(path) not in known:
+        raise ValueError(f"bench: --out must end with one of {', '.join(known)}, got {path}")
+    check_file(path)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower() or "svg"
+
+
 def draw(speeds: Sequence[Speed], path: Path) -> None:
     """Bars of the median times, with the rates.
 
     Raises:
-        RuntimeError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RuntimeError("to draw the plot, pip install 'bitdance[bench]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axis = figure.add_subplot()
     times = [1e3 * statistics.median(speed.seconds) for speed in speeds]
     bars = axis.barh([speed.what for speed in speeds], times)
     labels = [f"{speed.rate:,.0f} {speed.unit}/s" for speed in speeds]
@@ -150,8 +169,7 @@ def draw(speeds: Sequence[Speed], path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("ms")
     with replace_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "svg")
-    plt.close(figure)
+        figure.savefig(temporary, format=_format(path))
 
 
 def device_name(device: torch.device) -> str:

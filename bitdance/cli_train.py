@@ -24,6 +24,7 @@ from bitdance.train.config import read_config
 from bitdance.train.idx import is_idx
 from bitdance.train.images import OnError, open_images, to_float
 from bitdance.train.model import ModelTask
+from bitdance.train.run_folder import check_single_process
 from bitdance.train.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.train.trainer import Task, Trainer
 
@@ -50,9 +51,11 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
         if kind == "model":
             parser.add_argument("--tokenizer", help="instead of tokenizer_path of the file")
         parser.add_argument(
-            "--set", dest="changes", nargs="+", default=[], metavar="SECTION.KEY=VALUE",
+            "--set", dest="changes", nargs="+", action="extend", default=[],
+            metavar="SECTION.KEY=VALUE",
             help="change values of the file, e.g. optim.batch_size=32",
         )  # fmt: skip
+        parser.add_argument("--init", help="checkpoint whose weights the run begins with")
         parser.add_argument("--stop-at", type=positive, help="stop after this step, resumable")
         parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
         parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -88,6 +91,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     )
     judge.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")
     judge.add_argument("--model", default="fashion", help="as for generate")
+    judge.add_argument("--config", help="as for generate")
     judge.add_argument(
         "--split", choices=("test", "train"), default="test",
         help="part whose images are reconstructed and compared with samples",
@@ -104,12 +108,14 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    changes = list(options.changes)
-    if options.data is not None:
-        changes.append(f"data.path={options.data}")
-    if options.kind == "model" and options.tokenizer is not None:
-        changes.append(f"tokenizer_path={options.tokenizer}")
-    config = read_config(options.config, changes)
+    check_single_process()
+    given = {
+        "data.path": options.data,
+        "init": options.init,
+        "tokenizer_path": options.tokenizer if options.kind == "model" else None,
+    }
+    values = {name: value for name, value in given.items() if value is not None}
+    config = read_config(options.config, options.changes, values)
     if (config.model is None) == (options.kind == "model"):
         raise ValueError(f"{options.config} has no section [{options.kind}]")
     task: Task
@@ -158,7 +164,7 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    pipeline = BitDance.from_pretrained(options.model, device=options.device)
+    pipeline = BitDance.from_pretrained(options.model, config=options.config, device=options.device)
     size, classes = pipeline.config.resolution, _classes_of(options.data, pipeline)
     parts = {
         split: open_images(

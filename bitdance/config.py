@@ -202,8 +202,8 @@ class HeadConfig:
         ch_cond: width of the conditioning (the transformer's).
         ch_latent: width of the head.
         depth_latent: blocks.
-        depth_adanln: adaLN projections, each shared by consecutive blocks: block i of n uses number
-            ``i * depth_adanln // n``, which is the official sharing wherever that is defined.
+        depth_adanln: adaLN projections, each shared by consecutive blocks; see `adaln_of`. Those
+            beyond one a block are unused, as in the authors' code.
         architecture: "mlp" has one token a step, "transformer" attention among the tokens of a
             patch; "t2i" is the text-to-image form of it, with heads of 128 instead of 64 channels
             and an output in (-1, 1).
@@ -214,8 +214,7 @@ class HeadConfig:
         P_std: its standard deviation.
 
     Raises:
-        ValueError: a field has the wrong type or is out of range, or there are more adaLN
-            projections than blocks.
+        ValueError: a field has the wrong type or is out of range.
     """
 
     ch_target: Size
@@ -231,8 +230,6 @@ class HeadConfig:
     P_std: NotNegative = 0.8
 
     def __post_init__(self) -> None:
-        if self.depth_adanln > self.depth_latent:
-            raise invalid(self, "depth_adanln", f"at most depth_latent = {self.depth_latent}")
         if self.architecture != "t2i" and not self.use_swiglu:
             raise invalid(self, "use_swiglu", f"true with architecture {self.architecture!r}")
         if self.architecture != "mlp" and self.ch_latent % self.num_heads != 0:
@@ -242,6 +239,10 @@ class HeadConfig:
     def num_heads(self) -> int:
         """Attention heads: of 64 channels ("t2i": 128), at least one however narrow the head is."""
         return max(1, self.ch_latent // (128 if self.architecture == "t2i" else 64))
+
+    def adaln_of(self, block: int) -> int:
+        """Number of the adaLN projection of a block: official wherever that is defined."""
+        return block * min(self.depth_adanln, self.depth_latent) // self.depth_latent
 
 
 @settings
@@ -274,8 +275,6 @@ class ModelShape:
     def __post_init__(self) -> None:
         if self.dim % (4 * self.n_head) != 0:
             raise invalid(self, "dim", f"a multiple of 4 * {self.n_head}")
-        if self.diff_adanln_layers > self.diff_layers:
-            raise invalid(self, "diff_adanln_layers", f"at most diff_layers = {self.diff_layers}")
         heads = max(1, self.diff_dim // 64)
         if self.parallel_num > 1 and self.diff_dim % heads != 0:
             raise invalid(self, "diff_dim", f"a multiple of the head's {heads} attention heads")

@@ -175,7 +175,7 @@ class HeadNetwork(nn.Module):
         y = F.silu(time + cond)
         modulations = [ada_ln(y) for ada_ln in self.ada_ln_blocks]
         for i, block in enumerate(self.res_blocks):
-            h = block(h, modulations[i * len(modulations) // len(self.res_blocks)])
+            h = block(h, modulations[self.config.adaln_of(i)])
         x = self.final_layer(h, y)
         return 2 * torch.sigmoid(x) - 1 if self.config.architecture == "t2i" else x
 

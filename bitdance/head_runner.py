@@ -114,8 +114,8 @@ class PlainHead:
 
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """See ``Head``."""
-        x = x if x.shape[0] == self.cond.shape[0] else torch.cat([x, x])
-        return self.network(x.to(self.cond.dtype), self.times[i].expand(x.shape[0]), self.cond)
+        x = x if len(x) == len(self.cond) else torch.cat([x, x])
+        return self.network(x.to(self.cond.dtype), self.times[i].expand(len(x)), self.cond)
 
     def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Head``."""
@@ -275,7 +275,7 @@ class HeadRunner:
         chunks = row.split(width, dim=-1)
         of_block = 3 if config.architecture == "mlp" else 6
         # Where the chunks of every branch begin: blocks may share a projection.
-        of_blocks = (i * config.depth_adanln // blocks * of_block for i in range(blocks))
+        of_blocks = (config.adaln_of(i) * of_block for i in range(blocks))
         starts = [start + branch for start in of_blocks for branch in range(0, of_block, 3)]
         norms = [(chunks[start], chunks[start + 1]) for start in starts]
         gates = [chunks[start + 2] for start in starts]

@@ -263,11 +263,10 @@ def _warn_of_profiles() -> None:
 
 @functools.lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    spaces = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+    if mode not in ("L", "RGB", "CMYK"):
+        return None
     try:
         source = ImageCms.getOpenProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != spaces.get(mode):
-            return None
         # LittleCMS keeps the last pixel otherwise, which threads would share.
         transform = ImageCms.buildTransform(
             source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-from bitdance import weights
 from bitdance.batches import (
     Callback,
     Interruptible,
@@ -23,14 +20,12 @@ from bitdance.batches import (
     image_seeds,
     to_output,
 )
-from bitdance.config import PRESETS, ModelConfig
+from bitdance.config import ModelConfig
 from bitdance.generation import StepResult
 from bitdance.model import BitDanceModel
+from bitdance.model_files import load_file, load_folder, locate
+from bitdance.model_folder import MOST_STEPS, write_folder
 from bitdance.numbers import exact_int, finite_number, is_one, listed, shown
-
-FORMAT = "bitdance-1"
-BUNDLED = ("fashion",)
-"""Models that come with the library, in ``assets``."""
 
 
 class BitDance(Interruptible):
@@ -54,8 +49,13 @@ class BitDance(Interruptible):
         # The layout that decoding works in; of the parameters' memory alone, nothing else changes.
         model.vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = model.config
-        self.steps = steps
+        self.steps = exact_int("BitDance", "steps", steps, 1, MOST_STEPS)
         self.classes = tuple(classes) if classes is not None else _class_names(model.config)
+        if len(self.classes) != self.config.num_classes:
+            raise ValueError(
+                f"BitDance: classes must be {self.config.num_classes} names, got "
+                f"{len(self.classes)}"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +68,7 @@ class BitDance(Interruptible):
         source: str | Path,
         *,
         tokenizer: str | Path | None = None,
-        config: ModelConfig | str | None = None,
+        config: ModelConfig | str | Path | None = None,
         prefer: str = "ema",
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -84,8 +84,11 @@ class BitDance(Interruptible):
                 ``pip install bitdance[hub]``).
             tokenizer: the tokenizer's own file, where `source` is a file without its weights (or
                 with others).
-            config: of a file: a ``ModelConfig`` or the name of a preset. By default the preset that
-                the shapes in the file belong to.
+            config: of a file that does not say what it is: a ``ModelConfig``, the name of a preset,
+                or a ``.json`` or ``.toml`` file with fields of a ``ModelConfig``, of which shapes
+                fill in the rest. An official ``.pt`` has its training arguments, and a file
+                "<name>_config.json" beside the weights is read; what contradicts them is an error.
+                Where nobody says anything, the shapes must be those of a preset.
             prefer: "ema" or "model", for files that hold both.
             dtype: of the parameters.
             device: where to put the model.
@@ -97,51 +100,37 @@ class BitDance(Interruptible):
             CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
             ValueError: an argument is out of range.
         """
-        path = Path(source)
-        if not path.exists() and str(source) in BUNDLED:
-            path = Path(str(resources.files("bitdance").joinpath("assets", str(source))))
-        elif not path.exists():
-            path = _download(str(source), revision, local_files_only)
+        if prefer not in ("ema", "model"):
+            raise ValueError(f"from_pretrained: prefer must be 'ema' or 'model', got {prefer!r}")
+        path = locate(source, revision=revision, local_files_only=local_files_only)
         if path.is_dir():
-            model_config, tensors, extra = _read_folder(path)
+            for name, value in (("tokenizer", tokenizer), ("config", config)):
+                if value is not None:
+                    raise ValueError(
+                        f"from_pretrained: {name} must be left out where source is a folder, which "
+                        f"has its own, got {shown(value)}"
+                    )
+            model, extra = load_folder(path, dtype)
         else:
-            tensors = weights.read_weights(path, prefer=prefer)
-            if tokenizer is not None:
-                _, tensors = weights.split_prefix(tensors, "vae.")
-                tensors |= _read_tokenizer(Path(tokenizer))
-            model_config, extra = _find_config(tensors, config, path), {}
-        with torch.device("meta"):
-            model = BitDanceModel(model_config).to(dtype)
-        weights.load_weights(model, tensors, str(path))
+            own = None if tokenizer is None else Path(tokenizer)
+            model, extra = load_file(path, dtype, tokenizer=own, config=config, prefer=prefer)
         return cls(model.to(device), **extra)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and the weights (safetensors) into `folder`.
 
         The weights' file is named after its checksum and the configuration that points to it is
-        replaced last, so an interrupted save leaves the earlier model loadable.
+        replaced last, so an interrupted save leaves the earlier model loadable. Any number of
+        processes may save at once. Only what this library wrote is replaced or removed.
 
         Raises:
+            FileExistsError: the folder holds the configuration of something else; nothing is
+                written.
             OSError: the folder cannot be written or the disk is full; what was there is unchanged.
+            ValueError: a weight is not finite.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / "model.new.safetensors"
-        weights.write_tensors(fresh, self.model.state_dict())
-        digest = weights.sha256(fresh)
-        file = folder / f"model-{digest[:12]}.safetensors"
-        fresh.replace(file)
-        content = {
-            "format": FORMAT,
-            "weights": {"file": file.name, "sha256": digest},
-            "model": self.config.to_dict(),
-            "classes": list(self.classes),
-            "steps": self.steps,
-        }
-        weights.write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
-        for old in folder.glob("model-*.safetensors"):
-            if old != file:
-                old.unlink()
+        state = self.model.state_dict()
+        write_folder(Path(folder), state, self.config, self.classes, self.steps)
 
     def label(self, name: str | int) -> int:
         """Number of a class given by name or number.
@@ -299,104 +288,8 @@ class BitDance(Interruptible):
         return to_output(images, output_type)
 
 
-def _read_folder(folder: Path) -> tuple[ModelConfig, weights.Tensors, dict[str, Any]]:
-    """Configuration, weights, and classes and steps of a folder that ``save_pretrained`` wrote."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise weights.CheckpointError(
-            f"{folder} has no config.json: it was not written by save_pretrained; for an official "
-            "checkpoint give the .pt file itself"
-        )
-    content = weights.read_json(path)
-    if content.get("format") != FORMAT:
-        raise weights.CheckpointError(
-            f"{path}: format must be {FORMAT!r}, got {content.get('format')!r}"
-        )
-    try:
-        config = ModelConfig.from_dict(content["model"])
-        name, digest = str(content["weights"]["file"]), content["weights"]["sha256"]
-        extra: dict[str, Any] = {"steps": int(content.get("steps", 100))}
-    except (KeyError, TypeError, ValueError) as error:
-        raise weights.CheckpointError(f"{path} is damaged: {error!r}") from error
-    file = folder / name
-    if Path(name).name != name or not file.is_file():
-        raise weights.CheckpointError(f"{path}: there is no file {name!r} beside it")
-    if weights.sha256(file) != digest:
-        raise weights.CheckpointError(f"{file} is altered: its checksum is not the one in {path}")
-    if content.get("classes"):
-        extra["classes"] = tuple(map(str, content["classes"]))
-    return config, weights.read_weights(file), extra
-
-
-def _read_tokenizer(path: Path) -> weights.Tensors:
-    """A tokenizer's weights under the names they have inside the model.
-
-    A tokenizer checkpoint also carries what only its training needs (discriminator, perceptual
-    loss); that is left out. Whether all that is needed is there is checked with the rest.
-    """
-    tensors = weights.read_weights(path)
-    wanted = ("encoder.", "decoder.")
-    return {f"vae.{name}": t for name, t in tensors.items() if name.startswith(wanted)}
-
-
-def _find_config(
-    tensors: weights.Tensors, config: ModelConfig | str | None, path: Path
-) -> ModelConfig:
-    """The configuration given, or the preset whose shapes are those of `tensors`."""
-    if isinstance(config, ModelConfig):
-        return config
-    if config is not None:
-        if config not in PRESETS:
-            raise ValueError(f"config must be one of {', '.join(PRESETS)}, got {config!r}")
-        return PRESETS[config]
-    shapes = {name: tuple(t.shape) for name, t in tensors.items() if not name.startswith("vae.")}
-    for preset in PRESETS.values():
-        if shapes == _shapes(preset):
-            return preset
-    nearest = max(PRESETS, key=lambda name: len(shapes.items() & _shapes(PRESETS[name]).items()))
-    raise weights.CheckpointError(
-        f"{path} has the shapes of no preset ({', '.join(PRESETS)}; nearest: {nearest}); "
-        "give config=..."
-    )
-
-
-@functools.lru_cache
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's state without its tokenizer."""
-    with torch.device("meta"):
-        state = BitDanceModel(config).state_dict()
-    return {name: tuple(t.shape) for name, t in state.items() if not name.startswith("vae.")}
-
-
 def _class_names(config: ModelConfig) -> tuple[str, ...]:
     if config.num_classes != 1000:
         return ("",) * config.num_classes
     text = resources.files("bitdance").joinpath("assets/imagenet_classes.txt").read_text("utf-8")
     return tuple(text.splitlines())
-
-
-def _download(source: str, revision: str | None, local_files_only: bool) -> Path:
-    """A Hugging Face repository's folder on this disk."""
-    parts = source.split("/")
-    if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
-        raise FileNotFoundError(
-            f"{source!r} is no file, no folder and no repository id of the form owner/name"
-        )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"{source!r} is no file or folder here; to look for it on the Hugging Face hub, "
-            "pip install 'bitdance[hub]'"
-        ) from error
-    try:
-        folder = snapshot_download(
-            source,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=["config.json", "*.safetensors"],
-        )
-    except Exception as error:  # the hub client has many kinds, all of which mean: not to be had
-        where = "among the files downloaded before" if local_files_only else "on the hub"
-        raise FileNotFoundError(f"{source!r} was not found {where}: {error}") from error
-    return Path(folder)

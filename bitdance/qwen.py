@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bitdance.head_runner import compute_dtype
 from bitdance.kv_cache import KVCache
+from bitdance.numbers import shown
+from bitdance.settings import Count, Depth, Flag, Positive, Size, invalid, parse, settings
 from bitdance_kernels import (
     Ranges,
     block_causal_attention,
@@ -33,9 +34,9 @@ __all__ = ["LanguageModel", "QwenConfig", "QwenTrunk", "rope_frequencies", "rope
 Memory = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@settings
 class QwenConfig:
-    """Shape of a Qwen3 model; field names are those of its ``config.json``.
+    """Shape of a Qwen3 model; field names and defaults are those of transformers' ``Qwen3Config``.
 
     Args:
         hidden_size: C.
@@ -45,78 +46,95 @@ class QwenConfig:
         intermediate_size: width of the SwiGLU network.
         vocab_size: tokens.
         head_dim: D, even.
+        max_position_embeddings: tokens that the model was trained to tell apart; rotations are
+            computed for any number.
         rope_theta: base of the rotations.
         rms_norm_eps: of all norms.
         attention_bias: whether the attention's projections have biases.
         tie_word_embeddings: whether the output projection is the input's; then it has no weight.
 
     Raises:
-        ValueError: a field is out of range, or two do not fit each other.
+        ValueError: a field has the wrong type or is out of range, or two do not fit each other.
     """
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    vocab_size: int
-    head_dim: int = 128
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    attention_bias: bool = False
-    tie_word_embeddings: bool = False
+    hidden_size: Size = 4096
+    num_hidden_layers: Depth = 32
+    num_attention_heads: Size = 32
+    num_key_value_heads: Size = 32
+    intermediate_size: Size = 22016
+    vocab_size: Size = 151936
+    head_dim: Size = 128
+    max_position_embeddings: Count = 32768
+    rope_theta: Positive = 10000.0
+    rms_norm_eps: Positive = 1e-6
+    attention_bias: Flag = False
+    tie_word_embeddings: Flag = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-            "intermediate_size", "vocab_size", "head_dim",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            self._require(name, whole and value >= 1, "an integer of at least 1")
         heads = self.num_attention_heads
-        divides = heads % self.num_key_value_heads == 0
-        self._require("num_key_value_heads", divides, f"a divisor of {heads} query heads")
-        self._require("head_dim", self.head_dim % 2 == 0, "even")
-        for name in ("rope_theta", "rms_norm_eps"):
-            self._require(name, getattr(self, name) > 0, "greater than 0")
-
-    def _require(self, name: str, fulfilled: bool, expected: str) -> None:
-        if not fulfilled:
-            got = getattr(self, name)
-            raise ValueError(f"QwenConfig: {name} must be {expected}, got {got!r}")
+        if heads % self.num_key_value_heads != 0:
+            raise invalid(self, "num_key_value_heads", f"a divisor of {heads} query heads")
+        if self.head_dim % 2 != 0:
+            raise invalid(self, "head_dim", "even")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QwenConfig:
         """Read what a ``config.json`` says; keys that do not change the network are passed over.
 
         Raises:
-            ValueError: a key is missing or out of range, or asks for what Qwen3 here has not: other
-                activations, scaled rotations, sliding windows.
+            ValueError: a key has the wrong type or is out of range, or asks for what Qwen3 here has
+                not: other activations, scaled rotations, windows that slide.
         """
         known = {field.name for field in dataclasses.fields(cls)}
+        fields = {name: value for name, value in values.items() if name in known}
         # Newer files keep the rotation's settings together.
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        for name, got, expected in (
-            ("model_type", values.get("model_type", "qwen3"), "qwen3"),
-            ("hidden_act", values.get("hidden_act", "silu"), "silu"),
-            ("use_sliding_window", values.get("use_sliding_window", False), False),
-            ("the type of the rotations", kind, "default"),
-        ):
-            if got != expected:
-                raise ValueError(f"QwenConfig: {name} must be {expected!r}, got {got!r}")
-        fields = {name: value for name, value in values.items() if name in known}
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"QwenConfig: rope_parameters must be a section, got {shown(rope)}")
         if "rope_theta" in rope:
             fields["rope_theta"] = rope["rope_theta"]
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise ValueError(f"QwenConfig: {error}") from error
+        if fields.get("num_key_value_heads", 0) is None:  # as many as there are query heads
+            default = cls.__dataclass_fields__["num_attention_heads"].default
+            fields["num_key_value_heads"] = fields.get("num_attention_heads", default)
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        for name, got, expected in (
+            ("model_type", values.get("model_type", "qwen3"), ("qwen3",)),
+            ("hidden_act", values.get("hidden_act", "silu"), ("silu", "swish")),
+            ("the type of the rotations", kind, ("default",)),
+        ):
+            if got not in expected:
+                raise ValueError(f"QwenConfig: {name} must be {expected[0]!r}, got {shown(got)}")
+        config = parse(cls, fields)
+        _refuse_windows(values, config.num_hidden_layers)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them; ``from_dict`` is the inverse."""
         return dataclasses.asdict(self)
+
+
+def _refuse_windows(values: Mapping[str, Any], layers: int) -> None:
+    """Check that all layers see all that is before, however a ``config.json`` says so."""
+    kinds = values.get("layer_types")
+    if kinds is not None:
+        if kinds != ["full_attention"] * layers:
+            raise ValueError(
+                f"QwenConfig: layer_types must be {layers} times 'full_attention', got "
+                f"{shown(kinds)}"
+            )
+        return
+    uses, window = values.get("use_sliding_window", False), values.get("sliding_window", 4096)
+    first = values.get("max_window_layers", 28)  # the layers before it have no window
+    if not isinstance(uses, bool):
+        raise ValueError(f"QwenConfig: use_sliding_window must be true or false, got {shown(uses)}")
+    if not uses or window is None:
+        return
+    whole = isinstance(first, int) and not isinstance(first, bool)
+    if not whole or first < layers:
+        raise ValueError(
+            f"QwenConfig: max_window_layers must be at least the {layers} layers where "
+            f"use_sliding_window is true, got {shown(first)}"
+        )
 
 
 def rope_frequencies(head_dim: int, theta: float) -> torch.Tensor:

@@ -56,10 +56,10 @@ def head_methods(where: str, head: Any, *, text_to_image: bool = False) -> Itera
         "res_blocks", "time_embed",
     )  # fmt: skip
     blocks, shared = len(net.res_blocks), len(net.ada_ln_blocks)
-    if not shared or not blocks or blocks % shared:
+    if not shared or not blocks or (blocks > shared and blocks % shared):
         raise PatchError(
             f"patch_official: {where}.net must have a multiple of its adaLN projections as "
-            f"blocks, got {blocks} blocks and {shared} projections"
+            f"blocks, or at most as many, got {blocks} blocks and {shared} projections"
         )
     first = net.res_blocks[0]
     attends = text_to_image or hasattr(first, "attn")

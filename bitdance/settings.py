@@ -45,6 +45,7 @@ __all__ = [
     "invalid",
     "parse",
     "settings",
+    "unique_keys",
     "wrong",
 ]
 
@@ -139,6 +140,20 @@ def parse(kind: type[T], values: Any, source: str = "") -> T:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise ValueError(f"{source or kind.__name__}: {_problems(error)}") from None
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON file, as its ``object_pairs_hook``: no key may be given twice.
+
+    Raises:
+        ValueError: one is.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is given twice")
+        found[key] = value
+    return found
 
 
 def invalid(config: object, name: str, expected: str) -> ValueError:

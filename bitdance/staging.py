@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitdance import weights
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this system: leftovers of killed processes stay
-    fcntl = None  # type: ignore[assignment]
+from bitdance import files
 
 __all__ = ["StagedFolder"]
 
@@ -47,8 +42,10 @@ class StagedFolder:
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise FileExistsError(f"{self.folder} exists and is not empty")
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            self.path, self._lock = self._make()
+            start = re.escape(f".{self.folder.name[:100]}.")
+            ended = re.compile(rf"{start}\w+{re.escape(_SUFFIX)}")
+            files.remove_leftovers(self.folder.parent, ended)
+            self.path, self._lock = files.locked_folder(self.folder, _SUFFIX)
 
     def commit(self) -> None:
         """Put the folder in its place; all files in it must be synced.
@@ -57,11 +54,11 @@ class StagedFolder:
             OSError: the disk is full, or somebody else has put something there meanwhile.
         """
         with _explained(self.folder):
-            self.path.chmod(0o777 & ~weights.umask())
-            weights.sync(self.path)
+            self.path.chmod(0o777 & ~files.umask())
+            files.sync(self.path)
             # On an empty folder, too, this is one step: before it nothing is there, after it all.
             self.path.replace(self.folder)
-            weights.sync(self.folder.parent)
+            files.sync(self.folder.parent)
 
     def discard(self) -> None:
         """Remove what was not committed, and the lock."""
@@ -69,44 +66,6 @@ class StagedFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _make(self) -> tuple[Path, int | None]:
-        prefix, parent = f".{self.folder.name}.", self.folder.parent
-        while True:
-            path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX, dir=parent))
-            try:
-                lock = _lock(path, wait=True)
-            except FileNotFoundError:
-                continue
-            if path.exists():  # nobody took it for a leftover before it was locked
-                return path, lock
-            if lock is not None:
-                os.close(lock)
-
-    def _remove_leftovers(self) -> None:
-        if fcntl is None:
-            return
-        start = f".{self.folder.name}."
-        for path in self.folder.parent.iterdir():
-            if path.name.startswith(start) and path.name.endswith(_SUFFIX) and path.is_dir():
-                with contextlib.suppress(OSError):
-                    lock = _lock(path, wait=False)
-                    if lock is not None:
-                        shutil.rmtree(path, ignore_errors=True)
-                        os.close(lock)
-
-
-def _lock(path: Path, *, wait: bool) -> int | None:
-    """Lock a folder; None if that cannot be done here, or if another process has it."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 @contextlib.contextmanager

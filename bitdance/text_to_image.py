@@ -137,7 +137,9 @@ class TextToImageModel(nn.Module):
         if not math.isfinite(cfg_scale):
             raise ValueError(f"sample: cfg_scale must be finite, got {cfg_scale}")
         guided = cfg_scale > 1
-        texts = self._texts(prompts, image_prefix, negative if guided else None, guided)
+        texts = self.texts(
+            prompts, image_prefix, grid=grid, negative=negative if guided else None, guided=guided
+        )
         count, ar_steps = len(prompts), grid[0] * grid[1] // P
         check_noise(noise, seeds, ar_steps)
         keys = None if seeds is None else row_keys(seeds, sample_ids, count, False, device)
@@ -159,14 +161,21 @@ class TextToImageModel(nn.Module):
             check_predictions("sample", decoding.predictions, count)
         return tokens
 
-    def _texts(
+    def texts(
         self,
         prompts: Sequence[Sequence[int]],
         image_prefix: Sequence[int],
+        *,
+        grid: tuple[int, int],
         negative: Sequence[int] | Sequence[Sequence[int]] | None,
         guided: bool,
     ) -> list[tuple[int, ...]]:
-        """Ids of every row up to the first patch."""
+        """Token ids of every row up to the first patch, conditional rows first; see ``sample``.
+
+        Raises:
+            ValueError: there are not as many as needed, an id is unknown, or a row with its image
+                is longer than the language model's positions.
+        """
         P, vocabulary = self.config.parallel_num, self.config.llm.vocab_size
         if len(image_prefix) != P + 2:
             raise ValueError(
@@ -189,6 +198,15 @@ class TextToImageModel(nn.Module):
         wrong = next((i for text in texts for i in text if not 0 <= i < vocabulary), None)
         if wrong is not None:
             raise ValueError(f"sample: token ids must be 0 to {vocabulary - 1}, got {wrong}")
+        positions = self.config.llm.max_position_embeddings
+        # The last patch of an image is not fed.
+        room = positions - (grid[0] * grid[1] - P) - len(image_prefix)
+        longest = max((len(row) for row in rows), default=0)
+        if longest > room:
+            raise ValueError(
+                f"sample: prompts must have at most {room} tokens beside an image of {grid[0]} x "
+                f"{grid[1]} tokens, since the model has {positions} positions, got {longest}"
+            )
         return texts
 
     def _decoding(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from typing import Any
 
 from bitdance.config import AutoencoderConfig, HeadConfig
 from bitdance.qwen import QwenConfig
+from bitdance.settings import Size, invalid, parse, settings
 
 __all__ = ["TextToImageConfig"]
 
 
-@dataclass(frozen=True)
+@settings
 class TextToImageConfig:
     """Shape of a text-to-image model.
 
@@ -30,20 +31,20 @@ class TextToImageConfig:
     llm: QwenConfig
     head: HeadConfig
     autoencoder: AutoencoderConfig
-    parallel_num: int
+    parallel_num: Size
 
     def __post_init__(self) -> None:
-        P, width, bits = self.parallel_num, self.llm.hidden_size, self.autoencoder.z_channels
-        square = isinstance(P, int) and P >= 1 and math.isqrt(P) ** 2 == P
-        for name, got, fulfilled, expected in (
-            ("parallel_num", P, square, "a square number"),
-            ("head.architecture", self.head.architecture, self.head.architecture == "t2i", "'t2i'"),
-            ("head.ch_cond", self.head.ch_cond, self.head.ch_cond == width, f"{width}, llm's"),
-            ("head.ch_target", self.head.ch_target, self.head.ch_target == bits, f"{bits}, a code"),
-            ("llm.hidden_size", width, width % 4 == 0, "a multiple of 4"),
+        width, bits = self.llm.hidden_size, self.autoencoder.z_channels
+        square = math.isqrt(self.parallel_num) ** 2 == self.parallel_num
+        for name, fulfilled, expected in (
+            ("parallel_num", square, "a square number"),
+            ("head.architecture", self.head.architecture == "t2i", "'t2i'"),
+            ("head.ch_cond", self.head.ch_cond == width, f"{width}, llm's"),
+            ("head.ch_target", self.head.ch_target == bits, f"{bits}, a code"),
+            ("llm.hidden_size", width % 4 == 0, "a multiple of 4"),
         ):
             if not fulfilled:
-                raise ValueError(f"TextToImageConfig: {name} must be {expected}, got {got!r}")
+                raise invalid(self, name, expected)
 
     @classmethod
     def from_dicts(
@@ -57,17 +58,18 @@ class TextToImageConfig:
             autoencoder: ``ae_config.json``.
 
         Raises:
-            TypeError, ValueError: a key is missing, unknown or out of range.
+            ValueError: a key is missing, unknown, of the wrong type or out of range.
         """
         known = {field.name for field in fields(HeadConfig)} - {"architecture"}
         shape = {name: value for name, value in head.items() if name in known}
         defaults = {"use_swiglu": False, "P_mean": 0.0, "P_std": 1.0}
-        bits = autoencoder.get("ddconfig", autoencoder).get("z_channels", 32)
         # The quantiser has no weights and is not used while generating, so any divisor will do.
-        groups = 4 if bits % 4 == 0 else 1
+        ae = AutoencoderConfig.from_dict({"num_codebooks": 1, **autoencoder})
+        if "num_codebooks" not in autoencoder and ae.z_channels % 4 == 0:
+            ae = replace(ae, num_codebooks=4)
         return cls(
             QwenConfig.from_dict(llm),
-            HeadConfig(**{**defaults, **shape}, architecture="t2i"),
-            AutoencoderConfig.from_dict({"num_codebooks": groups, **autoencoder}),
+            parse(HeadConfig, {**defaults, **shape, "architecture": "t2i"}),
+            ae,
             head.get("parallel_num", 4),
         )

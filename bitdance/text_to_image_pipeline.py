@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from bitdance import weights
 from bitdance.batches import (
     Callback,
     Interruptible,
@@ -27,7 +25,7 @@ from bitdance.generation import StepResult
 from bitdance.numbers import exact_int, finite_number, is_one, listed, shown
 from bitdance.prompts import NO_PROMPT, PROMPT, Words, image_prefix, token_ids
 from bitdance.text_to_image import TextToImageModel
-from bitdance.text_to_image_config import TextToImageConfig
+from bitdance.text_to_image_files import load_released
 
 __all__ = ["TextToImage"]
 
@@ -87,20 +85,7 @@ class TextToImage(Interruptible):
             FileNotFoundError: a file is missing.
             CheckpointError: a file is damaged, or does not fit the configuration.
         """
-        folder = Path(folder)
-        config = _read_config(folder)
-        with torch.device("meta"):
-            model = TextToImageModel(config).to(dtype)
-        parts: Mapping[str, tuple[nn.Module, Callable[[], weights.Tensors]]] = {
-            "language model": (model.llm_model, lambda: _read_language_model(folder, config)),
-            "vision_head.safetensors": (model.vision_head, lambda: _read(folder, "vision_head")),
-            "ae.safetensors": (model.ae, lambda: _read(folder, "ae")),
-            "projector.safetensors": (model.embed_vision_mlp, lambda: _read(folder, "projector")),
-        }
-        for name, (part, read) in parts.items():  # one at a time, so that there is memory for it
-            weights.load_weights(part, read(), f"{folder}: {name}")
-            part.to(device)
-        return cls(model, words)
+        return cls(load_released(Path(folder), dtype, device), words)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens of an image of that many pixels, vertically and horizontally.
@@ -187,6 +172,9 @@ class TextToImage(Interruptible):
                 token_ids(self.words, PROMPT.format(text) if text else NO_PROMPT)
                 for text in negatives
             ]
+
+        # Before the first batch is drawn, not after it.
+        self.model.texts(encoded, prefix, grid=grid, negative=avoided, guided=scale > 1)
 
         def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
             return self.model.sample(
@@ -281,34 +269,3 @@ def _texts(name: str, given: str | Sequence[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"generate: {name} must be text, one or several, got {shown(text)}")
     return texts
-
-
-def _read_config(folder: Path) -> TextToImageConfig:
-    names = ("config.json", "vision_head_config.json", "ae_config.json")
-    files = [weights.read_json(folder / name) for name in names]
-    try:
-        return TextToImageConfig.from_dicts(*files)
-    except (TypeError, ValueError) as error:
-        raise weights.CheckpointError(f"{folder}: {error}") from error
-
-
-def _read(folder: Path, name: str) -> weights.Tensors:
-    return weights.read_weights(folder / f"{name}.safetensors")
-
-
-def _read_language_model(folder: Path, config: TextToImageConfig) -> weights.Tensors:
-    """All tensors, from one file or from the parts that an index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        tensors = _read(folder, "model")
-    else:
-        names = weights.read_json(index).get("weight_map")
-        files = sorted(set(names.values())) if isinstance(names, dict) else []
-        if not files or any(Path(str(name)).name != name for name in files):
-            raise weights.CheckpointError(f"{index} must map tensors to files beside it")
-        tensors = {}
-        for name in files:
-            tensors |= weights.read_weights(folder / name)
-    if config.llm.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)  # the input's once more
-    return tensors

@@ -1,24 +1,21 @@
 """Reading and writing weights: safe, checked before anything is assigned, never half-written.
 
 Read: the official ImageNet ``.pt`` files (a dict with ``model`` and / or ``ema``, and the training
-arguments), the tokenizer's ``.pt`` (a dict with ``state_dict``), any ``.safetensors``. Pickles are
-only opened with ``weights_only``; besides tensors they may hold the ``argparse.Namespace`` of the
-official checkpoints and nothing else.
+arguments), the tokenizer's ``.pt`` (a dict with ``state_dict``), what usual trainers write, any
+``.safetensors``. Pickles are only opened with ``weights_only``; besides tensors they may hold the
+``argparse.Namespace`` of the official checkpoints and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
-import os
 import pickle
 import re
-import tempfile
+import threading
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,82 +23,260 @@ import safetensors
 import safetensors.torch
 import torch
 
+from bitdance.files import (
+    CheckpointError,
+    checked_file,
+    one_line,
+    replace_file,
+    sha256,
+    sync,
+    umask,
+    write_text,
+)
+from bitdance.settings import unique_keys
+from bitdance.state_names import normalise, select
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Tensors",
+    "check_checksum",
+    "check_weights",
+    "is_finite",
+    "load_weights",
+    "read_checkpoint",
+    "read_json",
+    "read_pickle",
+    "read_tensors",
+    "read_weights",
+    "replace_file",
+    "save_tensors",
+    "sha256",
+    "split_prefix",
+    "sync",
+    "umask",
+    "write_tensors",
+    "write_text",
+]
+
 Tensors = dict[str, torch.Tensor]
 
 _SHOWN = 8  # names listed per kind of problem
+_MOST_JSON = 1 << 26  # bytes; the index of a model of many parts has some million
+# What torch.save wrote before it wrote archives begins with this number, pickled.
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+# Expanded tensors have more values than the file: no published model has more bytes than these.
+_MOST_EXPANDED = 1 << 33
+_FLOATS = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+}  # fmt: skip
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+# A line of ``sha256sum``, or of ``sha256sum --tag``.
+_CHECKSUM = re.compile(
+    r"\s*(?:(?P<sum>[0-9a-fA-F]{64})(?:\s+\*?(?P<name>\S.*?))?"
+    r"|SHA256 \((?P<tagged>.*)\) = (?P<of>[0-9a-fA-F]{64}))\s*"
+)
+_READING = threading.Lock()
 
 
-class CheckpointError(ValueError):
-    """A file is no usable checkpoint, or does not fit the model; nothing was loaded."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        tensors: name -> tensor, under the names that the model uses.
+        arguments: of the training that wrote it; None where it does not say.
+    """
+
+    tensors: Tensors
+    arguments: Mapping[str, Any] | None = None
 
 
 def read_weights(path: Path, *, prefer: str = "ema") -> Tensors:
     """All tensors of a checkpoint file, on the CPU, under the names the model uses.
 
     Args:
-        path: a ``.safetensors`` file, or an official ``.pt`` file.
+        path: a ``.safetensors`` file, or a file of ``torch.save``.
         prefer: "ema" or "model", for files that hold both; the other is taken where one is missing.
 
     Returns:
-        Name -> tensor. Prefixes that wrappers leave ("module.", "_orig_mod.") are removed.
+        Name -> tensor. What wrappers and trainers put before the names is removed.
 
     Raises:
-        CheckpointError: not a checkpoint, truncated, or a pickle that holds anything but tensors.
+        CheckpointError: not a checkpoint, truncated, altered, or a pickle that holds anything but
+            tensors; or it does not tell which of its tensors are the weights.
         FileNotFoundError: no such file.
     """
+    return read_checkpoint(path, prefer=prefer).tensors
+
+
+def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
+    """As ``read_weights``, with the arguments of the training where the file has them."""
     if prefer not in ("ema", "model"):
         raise ValueError(f"read_weights: prefer must be 'ema' or 'model', got {prefer!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    else:
-        tensors = _read_pickle(path, prefer)
-    return {
-        name.removeprefix("module.").replace("_orig_mod.", ""): t for name, t in tensors.items()
-    }
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    try:
-        return safetensors.torch.load_file(path, device="cpu")
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _read_pickle(path: Path, prefer: str) -> Tensors:
-    try:
-        # The archive has a checksum of each record, which torch.load does not compare.
-        with zipfile.ZipFile(path) as archive:
-            spoiled = archive.testzip()
-        if spoiled is not None:
-            raise CheckpointError(f"{path} is altered: the checksum of {spoiled} is wrong")
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = found.group(1) if found else "something else"
-        raise CheckpointError(
-            f"{path} holds Python objects other than tensors ({what}), which could run code; "
-            "it was not opened"
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint file: {error}") from error
+    check_checksum(checked_file(path))
+    if _is_safetensors(path):
+        return Checkpoint(normalise(read_tensors(path), prefer, str(path)))
+    content = read_pickle(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
-    other = "model" if prefer == "ema" else "ema"
-    for key in (prefer, other, "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors; its keys are {_few(map(str, content))}")
-    return tensors
+    tensors = select(content, prefer, str(path))
+    _check_kinds(path, tensors)
+    arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    if not isinstance(arguments, Mapping):
+        arguments = None
+    return Checkpoint(normalise(tensors, prefer, str(path)), arguments)
 
 
-def check_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None:
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a safetensors file, as they are named there.
+
+    They are mapped: what is not used is not read.
+
+    Raises:
+        CheckpointError: not a whole safetensors file.
+        FileNotFoundError: no such file.
+    """
+    _refuse_other_content(checked_file(path))
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except Exception as error:  # a damaged header has many ways to fail
+        message = f"{path} is not a whole safetensors file: {one_line(error)}"
+        raise CheckpointError(message) from error
+
+
+def read_pickle(path: Path) -> Any:
+    """What ``torch.save`` wrote, in its present or its older format, on the CPU.
+
+    Raises:
+        CheckpointError: not such a file, truncated, altered, or with Python objects other than
+            tensors and an ``argparse.Namespace``.
+        FileNotFoundError: no such file.
+    """
+    head = _refuse_other_content(checked_file(path))
+    try:
+        if head.startswith(b"PK"):
+            _check_archive(path)
+        elif _LEGACY not in head[:32]:
+            raise CheckpointError(f"{path} is not a whole checkpoint file: it begins as none")
+        # Threads that leave the context take from each other what it allows.
+        with _READING, torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            message = f"{path} is not a whole checkpoint file: {one_line(error)}"
+            raise CheckpointError(message) from error
+        raise CheckpointError(
+            f"{path} holds Python objects other than tensors ({found.group(1)}), which could run "
+            "code; it was not opened"
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in every way that Python has
+        message = f"{path} is not a whole checkpoint file: {one_line(error)}"
+        raise CheckpointError(message) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        head = file.read(9)
+    # The length of the header, which is JSON. A pickle begins otherwise.
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _refuse_other_content(path: Path) -> bytes:
+    """The beginning of a file; what people often have in its place is named."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        problem = "a pointer of Git LFS, not the file itself; get that with `git lfs pull`"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        problem = "a web page, not a checkpoint; download the file itself"
+    else:
+        return head
+    raise CheckpointError(f"{path} is {problem}")
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums of an archive's records, which torch.load does not do.
+
+    torch.save does not compress: what is compressed could be inflated without end.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        packed = [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED]
+        claimed = sum(r.file_size for r in records)
+        if packed or claimed > size:
+            problem = f"{packed[0]} in it is compressed" if packed else f"it claims {claimed} bytes"
+            raise CheckpointError(
+                f"{path} ({size} bytes) is not a whole checkpoint file: {problem}, which "
+                "torch.save does not write"
+            )
+        spoiled = archive.testzip()
+    if spoiled is not None:
+        raise CheckpointError(f"{path} is altered: the checksum of {spoiled} is wrong")
+
+
+def _check_kinds(path: Path, tensors: Tensors) -> None:
+    """Refuse tensors that are no plain arrays of numbers, or far more of them than bytes."""
+    total, limit = 0, 2 * path.stat().st_size + _MOST_EXPANDED
+    for name, t in tensors.items():
+        kind = "" if type(t) in (torch.Tensor, torch.nn.Parameter) else type(t).__name__
+        kind = kind or ("meta" if t.is_meta else "quantized" if t.is_quantized else "")
+        if not kind and (t.is_nested or t.layout != torch.strided):
+            kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+        if kind:
+            raise CheckpointError(f"{path}: {name} must be a dense tensor of numbers, got {kind}")
+        total += t.numel() * t.element_size()
+        if total > limit:
+            raise CheckpointError(f"{path}: up to {name} its tensors have {total} bytes expanded")
+
+
+def check_checksum(path: Path) -> None:
+    """Compare a file with the ``.sha256`` file beside it, if there is one (of ``sha256sum``).
+
+    Raises:
+        CheckpointError: it is altered, or the checksums beside it are not of this file.
+    """
+    sums = path.with_name(f"{path.name}.sha256")
+    if not sums.exists():
+        return
+    try:
+        lines = checked_file(sums).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{sums} is no file of checksums: {one_line(error)}") from error
+    found = [match for match in map(_CHECKSUM.fullmatch, lines) if match]
+    named = [m for m in found if Path(m["name"] or m["tagged"] or path.name).name == path.name]
+    if not named:
+        raise CheckpointError(
+            f"{sums} must have the SHA-256 of {path.name}, as sha256sum writes it"
+        )
+    if sha256(path) != (named[0]["sum"] or named[0]["of"]).lower():
+        raise CheckpointError(f"{path} is altered: its checksum is not the one in {sums}")
+
+
+def check_weights(
+    module: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    values: bool = True,
+) -> None:
     """Check that `tensors` are exactly the state of `module`: names, shapes, kinds, finite values.
+
+    Args:
+        module: the model, perhaps on the meta device.
+        tensors: name -> tensor.
+        source: where they come from, for messages.
+        values: look at values too; without that nothing of a mapped file is read.
 
     Raises:
         CheckpointError: with every missing, unexpected, misshapen, mistyped and non-finite tensor.
@@ -119,12 +294,15 @@ def check_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> Non
         "of another kind": [
             f"{name} ({tensors[name].dtype}, expected {state[name].dtype})"
             for name in both
-            if tensors[name].is_floating_point() != state[name].is_floating_point()
+            if not _same_kind(tensors[name].dtype, state[name].dtype)
         ],
         "not finite": [
             name
             for name in both
-            if tensors[name].is_floating_point() and not _is_finite(tensors[name])
+            if values
+            and tensors[name].shape == state[name].shape
+            and tensors[name].dtype in _FLOATS
+            and not is_finite(tensors[name])
         ],
     }
     found = [f"{len(names)} {kind}: {_few(names)}" for kind, names in problems.items() if names]
@@ -135,7 +313,11 @@ def check_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> Non
         )
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def _same_kind(got: torch.dtype, expected: torch.dtype) -> bool:
+    return got in (_FLOATS if expected.is_floating_point else _INTEGERS)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
     """Whether no value is infinite or NaN: a single pass, in a tenth of the time of isfinite."""
     if tensor.element_size() == 1:  # PyTorch orders no 8-bit floats
         tensor = tensor.float()
@@ -169,74 +351,27 @@ def split_prefix(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
     return below, {k: v for k, v in tensors.items() if not k.startswith(prefix)}
 
 
-@contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success it becomes `path`, whole.
-
-    On any error, a full disk included, the temporary file is removed and `path` is as before.
-
-    Raises:
-        OSError: the folder cannot be written, or `path` is something else than a file.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} exists and is not a file")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        sync(temporary)
-        # mkstemp makes files that only their owner may read.
-        temporary.chmod(0o666 & ~umask())
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def umask() -> int:
-    """The permissions that new files must not have."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written (on a folder: its list of names)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file, whole or not at all.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
+    with replace_file(path) as temporary:
+        save_tensors(temporary, tensors)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file in place.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with replace_file(path) as temporary:
-        try:
-            safetensors.torch.save_file(contiguous, temporary)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    try:
+        safetensors.torch.save_file(contiguous, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -246,10 +381,14 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is no JSON object.
         FileNotFoundError: no such file.
     """
+    size = checked_file(path).stat().st_size
+    if size > _MOST_JSON:
+        raise CheckpointError(f"{path} is not JSON of a model: it has {size} bytes")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=unique_keys)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content

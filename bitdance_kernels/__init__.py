@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 # PyTorch takes seconds to import, and a data loader that packs bits with ``binary.numpy`` does not
 # need it: unless it is there already, it is imported when the first of these names is used.
 if TYPE_CHECKING or "torch" in sys.modules:
-    from bitdance_kernels._op import BackendError, default_backend, explain, use_backend
+    from bitdance_kernels._backends import BackendError, default_backend, explain, use_backend
     from bitdance_kernels._version import __version__
     from bitdance_kernels.attention.block_causal_attention.op import block_causal_attention
     from bitdance_kernels.attention.block_decode_attention.op import block_decode_attention

@@ -12,120 +12,37 @@ them, and passes every argument. A last argument ``str backend`` is added to eac
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import importlib
-import operator
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels import _arguments, _backends, _native, _overlap, _transforms
+from bitdance_kernels._backends import BACKENDS, Backend, BackendError, Explained, check_name
 
 NAMESPACE = "bitdance"
-BACKENDS = ("reference", "cpu", "triton", "cuda")
 REGISTRY: dict[str, KernelOp] = {}
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-class BackendError(RuntimeError):
-    """A backend asked for by name cannot run the call; the message says why."""
+class _Prepared(Backend):
+    """A backend for calls whose arguments are expanded, or made numbers of Python's, each time."""
+
+    def __init__(self, op: KernelOp, backend: Backend) -> None:
+        def run(*inputs: Any) -> Any:
+            return backend.run(*op._prepared((*inputs, "auto"))[:-1])
+
+        super().__init__(run, backend.unsupported)
 
 
-@dataclass(frozen=True)
-class _Backend:
-    """The two functions of a backend module that serve one op."""
-
-    run: Callable[..., Any]
-    unsupported: Callable[..., str | None]
-
-
-class _Explained(Exception):  # noqa: N818  (unwinds `explain`, is never seen outside)
-    def __init__(self, op: KernelOp, reasons: dict[str, str | None]) -> None:
-        self.op = op
-        self.reasons = reasons
-
-
-_EXPLAIN = "explain"
-
-
-# Read once: the environment is not consulted per call. A wrong name is reported by the first call.
-_environment = os.environ.get("BITDANCE_KERNELS_BACKEND", "auto")
-_default = contextvars.ContextVar("bitdance_kernels_backend", default=_environment)
-
-
-def _check_name(name: str, argument: str) -> str:
-    if name != "auto" and name not in BACKENDS:
-        source = " from BITDANCE_KERNELS_BACKEND" if name == _environment else ""
-        raise ValueError(
-            f"{argument} must be one of auto, {', '.join(BACKENDS)}, got {name!r}{source}"
-        )
-    return name
-
-
-def _triton_unavailable(op: str) -> str | None:
-    from bitdance_kernels import _triton
-
-    if torch.cuda.is_available() or _triton.interpreting():
-        return None
-    return "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
-
-
-def _cuda_unavailable(op: str) -> str | None:
-    reason = _native.cuda.unavailable(op)
-    return reason or (None if torch.cuda.is_available() else "no CUDA device")
-
-
-# By backend: why it cannot run an op on this machine, whatever the arguments.
-_machine: dict[str, Callable[[str], str | None]] = {
-    "cpu": lambda op: _native.cpu.unavailable(op),
-    "triton": _triton_unavailable,
-    "cuda": _cuda_unavailable,
-}
-
-
-_state_keys = torch._C._dispatch_tls_local_include_set
-_tensor_keys = torch._C._dispatch_keys
-_is_function_mode = torch._C._is_torch_function_mode_enabled
-_is_profiling = torch._C._autograd._profiler_enabled
 _is_autocast = torch._C._is_any_autocast_enabled
-
-
-def _key_set(*names: str) -> torch._C.DispatchKeySet:
-    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
-    return functools.reduce(operator.or_, keys)
-
-
-def _keys(*names: str) -> int:
-    return _key_set(*names).raw_repr()
-
-
 _AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # key of a device type
-_AUTOCAST_KEYS = _key_set(*_AUTOCAST.values())
-
-
-# Dispatch keys of a thread without modes and transforms, in inference mode and elsewhere, and of
-# dense tensors without a pending negation and the like, made there and elsewhere.
-_ORDINARY_STATES = {_keys("BackendSelect"), _keys("BackendSelect", "ADInplaceOrView")}
-_ORDINARY_TENSORS = {
-    _keys(device, f"Autocast{device}", *rest)
-    for device in ("CPU", "CUDA")
-    for rest in ((), ("ADInplaceOrView", f"Autograd{device}"))
-}
-_ORDINARY_TYPES = {torch.Tensor, torch.nn.Parameter}
+_AUTOCAST_KEYS = _transforms.key_set(*_AUTOCAST.values())
+_default = _backends.DEFAULT
 _MOST_SIGNATURES = 256  # of one op
-
-
-def _is_watched() -> bool:
-    """Whether a mode, a transform or the profiler has a part in every call."""
-    return (
-        _state_keys().raw_repr() not in _ORDINARY_STATES or _is_function_mode() or _is_profiling()
-    )
 
 
 def _is_decomposed(backend: str) -> bool:
@@ -135,8 +52,7 @@ def _is_decomposed(backend: str) -> bool:
     """
     if torch.compiler.is_dynamo_compiling():  # which cannot ask for the default backend
         return False
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if not tracing and not torch.compiler.is_exporting():
+    if not torch.compiler.is_exporting() and not torch.jit.is_tracing():
         return False
     if torch.onnx.is_in_onnx_export():
         return True
@@ -144,10 +60,10 @@ def _is_decomposed(backend: str) -> bool:
 
 
 @functools.cache
-def _signer() -> Callable[[tuple[Any, ...], bool], bytes | None]:
+def _signer() -> Callable[[tuple[Any, ...], bool, int], bytes | None]:
     """What tells calls apart: see csrc/python/signature.h; without that module, nothing does."""
     if _native.cpu.unavailable("signature") is not None:
-        return lambda inputs, gradients: None
+        return lambda inputs, gradients, written: None
     return _native.cpu.signature
 
 
@@ -167,6 +83,11 @@ class KernelOp:
         backward: gradient formula as for ``torch.library.register_autograd``; without one the op
             refuses arguments that require grad.
         setup_context: saves what `backward` needs.
+        is_backward: the op is the gradient of another one. A gradient of it is a second derivative,
+            which the reference has.
+        constants: arguments in which an op with a gradient has none; it refuses them too.
+        broadcast: arguments that `call` expands to the shape of another one, as PyTorch's operators
+            would, and to how many of its first dimensions (None: all).
         reads_values: whether the reference looks at values on the CPU to choose what it does, which
             a captured graph would not do anew.
         autocast: names of the tensors that autocast casts, as it casts those of ``F.linear``. An op
@@ -185,6 +106,9 @@ class KernelOp:
         entry: str = "",
         backward: Callable[..., Any] | None = None,
         setup_context: Callable[..., None] | None = None,
+        is_backward: bool = False,
+        constants: Sequence[str] = (),
+        broadcast: Mapping[str, tuple[str, int | None]] | None = None,
         reads_values: bool = False,
         autocast: Sequence[str] = (),
     ) -> None:
@@ -196,26 +120,41 @@ class KernelOp:
         self.reads_values = reads_values
         self._check = check
         self._fake = fake
-        self._loaded: dict[str, _Backend | str] = {}
-        self._chosen: dict[bytes, _Backend] = {}  # by signature of a call, for "auto"
+        self._loaded: dict[str, Backend | str] = {}
+        self._chosen: dict[bytes, Backend] = {}  # by signature of a call, for "auto"
 
         arguments, results = schema.split("->")
         arguments = arguments.strip().removeprefix("(").removesuffix(")")
-        # "Tensor x", "Tensor? bias" and "Tensor(a!) cache" are tensors, "Tensor[] list" is not
-        # used.
-        kinds = [argument.split()[0] for argument in arguments.split(",")]
-        self._tensors = tuple(i for i, kind in enumerate(kinds) if kind.startswith("Tensor"))
-        self._written = tuple(i for i in self._tensors if "!" in kinds[i])
-        self._argument_names = [argument.split()[1] for argument in arguments.split(",")]
+        self._arguments = _arguments.parse(arguments)
+        self._argument_names = [argument.name for argument in self._arguments]
+        self._tensors = tuple(i for i, a in enumerate(self._arguments) if a.is_tensor)
+        self._written = tuple(i for i, a in enumerate(self._arguments) if a.written)
+        self._written_bits = sum(1 << i for i in self._written)
         self._cast = tuple(map(self._argument_names.index, autocast))
-        self._device_argument = next(i for i in self._tensors if not kinds[i].endswith("?"))
+        self._device_argument = next(i for i in self._tensors if not self._arguments[i].optional)
+        self._has_derivative = self.differentiable or is_backward
+        self._is_backward = is_backward
+        self._constants = tuple(
+            i for i in self._tensors if backward is None or self._argument_names[i] in constants
+        )
+        position = self._argument_names.index
+        self._broadcast = tuple(
+            (position(name), position(like), dims)
+            for name, (like, dims) in (broadcast or {}).items()
+        )
 
         _library.define(f"{name}({arguments}, str backend) -> {results.strip()}")
         _library.impl(name, self.run, "CompositeExplicitAutograd")
+        # Where a call arrives inside of a transform of torch.func, before it takes anything apart.
+        _library.impl(name, self._run_transformed, "FuncTorchDynamicLayerFrontMode")
         torch.library.register_fake(f"{NAMESPACE}::{name}", self._run_fake, lib=_library)
         if backward is not None:
+            assert setup_context is not None
             torch.library.register_autograd(
-                f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
+                f"{NAMESPACE}::{name}",
+                backward,
+                setup_context=functools.partial(self._set_up, setup_context),
+                lib=_library,
             )
         if autocast:
             for device, key in _AUTOCAST.items():
@@ -228,34 +167,108 @@ class KernelOp:
         # Across PyTorch's dispatcher a call takes 3 us more, and 7 us where that asks a formula in
         # Python for a gradient. What nothing in PyTorch would act on stays on this side. And a call
         # like one before, which is the rule, is neither checked again nor is a backend sought.
-        if torch.compiler.is_compiling() or _is_watched() or (self._cast and _is_autocast()):
-            return self._decompose(args) if _is_decomposed(args[-1]) else self.overload(*args)
+        if (
+            torch.compiler.is_compiling()
+            or _transforms.is_watched()
+            or (self._cast and _is_autocast())
+        ):
+            return self._call_watched(args)
         inputs, signature = args[:-1], None
         if args[-1] == _default.get() == "auto":
-            signature = _signer()(inputs, torch.is_grad_enabled())
+            signature = _signer()(inputs, torch.is_grad_enabled(), self._written_bits)
         if signature is None:
-            return self.overload(*args) if self._concerns_pytorch(args) else self.run(*args)
+            args = self._prepared(args)
+            if self._is_second_derivative(args):
+                return self._run_functional(args)
+            given = [args[i] for i in self._tensors if args[i] is not None]
+            return (self.overload if _transforms.concern_pytorch(given) else self.run)(*args)
         backend = self._chosen.get(signature)
         if backend is None:
-            self._check_all(inputs)
-            backend = self.select("auto", inputs)
-            if len(self._chosen) >= _MOST_SIGNATURES:
-                self._chosen.clear()
-            self._chosen[signature] = backend
+            backend = self._choose(signature, args)
         return self._run_on(backend, inputs)
 
-    def _concerns_pytorch(self, args: Sequence[Any]) -> bool:
-        """Whether a gradient is wanted, or a tensor is more than values in memory."""
-        gradients = torch.is_grad_enabled()
-        for i in self._tensors:
-            tensor = args[i]
-            if tensor is not None and (
-                type(tensor) not in _ORDINARY_TYPES
-                or _tensor_keys(tensor).raw_repr() not in _ORDINARY_TENSORS
-                or (gradients and tensor.requires_grad)
-            ):
-                return True
-        return False
+    def _choose(self, signature: bytes, args: tuple[Any, ...]) -> Backend:
+        """The backend of calls with this signature, from the first of them."""
+        inputs = self._prepared(args)[:-1]
+        self._check_all(inputs)
+        backend = self.select("auto", inputs)
+        if any(a is not b for a, b in zip(inputs, args[:-1], strict=True)):
+            backend = _Prepared(self, backend)
+        if len(self._chosen) >= _MOST_SIGNATURES:
+            self._chosen.clear()
+        self._chosen[signature] = backend
+        return backend
+
+    def _call_watched(self, args: tuple[Any, ...]) -> Any:
+        """A call in which PyTorch has a part, as a mode, a transform or for a tangent."""
+        args = self._prepared(args)
+        if _is_decomposed(args[-1]):
+            return self._decompose(args)
+        if torch.compiler.is_compiling() or _transforms.active():
+            return self.overload(*args)
+        if self._carries_tangent(args) or self._is_second_derivative(args):
+            return self._run_functional(args)
+        return self.overload(*args)
+
+    def _prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of the right kinds, and with those expanded that may be smaller."""
+        checked = list(args[:-1])
+        if not torch.compiler.is_compiling():  # which has numbers that are not known yet
+            for i, argument in enumerate(self._arguments):
+                checked[i] = _arguments.checked_kind(self.name, argument, checked[i])
+        for i, like, dims in self._broadcast:
+            if checked[i] is not None:
+                checked[i] = _arguments.broadcast(checked[i], checked[like].shape[:dims])
+        if not isinstance(args[-1], str):
+            check_name(args[-1], f"{self.name}: backend")
+        return (*checked, args[-1])
+
+    def _is_second_derivative(self, args: Sequence[Any]) -> bool:
+        """Whether autograd goes through a backward pass by the reference, which is asked for."""
+        if not self._is_backward or not torch.is_grad_enabled():
+            return False
+        by_reference = (_default.get() if args[-1] == "auto" else args[-1]) == "reference"
+        given = (args[i] for i in self._tensors)
+        return by_reference and any(t is not None and t.requires_grad for t in given)
+
+    def _carries_tangent(self, args: Sequence[Any]) -> bool:
+        if not self._has_derivative or not _transforms.in_forward_mode():
+            return False
+        given = (args[i] for i in self._tensors)
+        return any(t is not None and _transforms.has_tangent(t) for t in given)
+
+    def _run_transformed(self, *args: Any) -> Any:
+        if not self._has_derivative:
+            tensors = [args[i] for i in self._tensors]
+            names = [self._argument_names[i] for i in self._tensors]
+            _transforms.check_no_derivative(self.name, names, tensors)
+        return self._run_functional(args)
+
+    def _run_functional(self, args: Sequence[Any]) -> Any:
+        """The op by PyTorch's operators, which transforms and second derivatives go through."""
+        *inputs, requested = args
+        requested = _default.get() if requested == "auto" else requested
+        reason = "torch.func and forward-mode AD have the reference alone"
+        if requested == _backends.EXPLAIN:
+            reasons = dict.fromkeys(self.backends, reason) | {"reference": None}
+            raise Explained(self.name, self.order, reasons)
+        if check_name(requested, f"{self.name}: backend") not in ("auto", "reference"):
+            raise BackendError(f"{self.name}: backend {requested!r} cannot run this call: {reason}")
+        device = inputs[self._device_argument].device.type
+        if self._cast and device in _AUTOCAST and torch.is_autocast_enabled(device):
+            inputs = self._cast_inputs(device, inputs)
+        self._check(*inputs)
+        _overlap.check(self.name, self._arguments, inputs)
+        module = importlib.import_module(f"{self.room}.reference")
+        run = getattr(module, f"run{self.entry}")
+        functional = getattr(module, f"functional{self.entry}", run)
+        try:
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+                return functional(*inputs)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{self.name}: its reference cannot be transformed here: {error}"
+            ) from error
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -263,7 +276,7 @@ class KernelOp:
         listed = {backend for order in self.order.values() for backend in order}
         return tuple(backend for backend in BACKENDS if backend in listed)
 
-    def backend(self, name: str) -> _Backend | str:
+    def backend(self, name: str) -> Backend | str:
         """The backend's functions, or why this process cannot have them."""
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
@@ -281,17 +294,17 @@ class KernelOp:
         backend = self.backend(name)
         if isinstance(backend, str):
             return backend
-        return _machine.get(name, lambda _: None)(self.name)
+        return _backends.MACHINE.get(name, lambda _: None)(self.name)
 
-    def _load(self, name: str) -> _Backend | str:
+    def _load(self, name: str) -> Backend | str:
         try:
             module = importlib.import_module(f"{self.room}.{name}")
         except ImportError as error:
             return f"its module cannot be imported ({error})"
         run = getattr(module, f"run{self.entry}")
         if name == "reference":
-            return _Backend(run, lambda *_: None)
-        return _Backend(run, getattr(module, f"unsupported{self.entry}"))
+            return Backend(run, lambda *_: None)
+        return Backend(run, getattr(module, f"unsupported{self.entry}"))
 
     def run(self, *args: Any) -> Any:
         """What is below the boundary; the last of `args` is the backend."""
@@ -305,9 +318,9 @@ class KernelOp:
         device = inputs[self._device_argument].device.type
         if device in _AUTOCAST and torch.is_autocast_enabled(device):
             inputs = self._cast_inputs(device, inputs)
-        self._check_all(inputs)
+        self._check_all(inputs, has_memory=False)
         reference = self.backend("reference")
-        assert isinstance(reference, _Backend)
+        assert isinstance(reference, Backend)
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             return reference.run(*inputs)
 
@@ -326,7 +339,7 @@ class KernelOp:
                 cast[i] = tensor.to(dtype)
         return cast
 
-    def _run_on(self, backend: _Backend, inputs: Sequence[Any]) -> Any:
+    def _run_on(self, backend: Backend, inputs: Sequence[Any]) -> Any:
         if _is_autocast():  # dtypes are settled; PyTorch's functions here shall not choose others
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
                 result = backend.run(*inputs)
@@ -339,20 +352,39 @@ class KernelOp:
 
     def _run_fake(self, *args: Any) -> Any:
         inputs = args[:-1]
-        self._check_all(inputs)
+        self._check_all(inputs, has_memory=False)
         return self._fake(*inputs)
 
-    def _check_all(self, inputs: Sequence[Any]) -> None:
-        self._check(*inputs)
-        if not self.differentiable and torch.is_grad_enabled():
-            for i in self._tensors:
-                if inputs[i] is not None and inputs[i].requires_grad:
-                    raise RuntimeError(
-                        f"{self.name}: has no gradient, but {self._argument_names[i]} "
-                        "requires grad; call it under torch.no_grad() or pass a detached tensor"
-                    )
+    def _set_up(self, setup_context: Callable[..., None], ctx: Any, **call: Any) -> None:
+        for i in self._constants:
+            if ctx.needs_input_grad[i]:
+                raise _transforms.refuse_gradient(self.name, self._argument_names[i])
+        setup_context(ctx, **call)
 
-    def select(self, requested: str, inputs: Sequence[Any]) -> _Backend:
+    def _check_all(self, inputs: Sequence[Any], *, has_memory: bool = True) -> None:
+        for i in self._tensors:
+            if inputs[i] is not None:
+                name = self._argument_names[i]
+                _arguments.check_memory(self.name, name, inputs[i], has_memory=has_memory)
+        self._check(*inputs)
+        for argument, value in zip(self._arguments, inputs, strict=True):
+            _arguments.check_finite(self.name, argument.name, value)
+        gradients = torch.is_grad_enabled()
+        for i in self._constants if gradients else ():
+            if inputs[i] is not None and inputs[i].requires_grad:
+                raise _transforms.refuse_gradient(
+                    self.name, self._argument_names[i], is_backward=self._is_backward
+                )
+        if _transforms.in_forward_mode():
+            for i in self._tensors:
+                if inputs[i] is not None and _transforms.has_tangent(inputs[i]):
+                    raise _transforms.refuse_tangent(
+                        self.name, self._argument_names[i], differentiable=self.differentiable
+                    )
+        if self._written:
+            _overlap.check(self.name, self._arguments, inputs)
+
+    def select(self, requested: str, inputs: Sequence[Any]) -> Backend:
         """The backend that runs a call, `requested` by name or "auto"."""
         if requested == "auto":
             requested = _default.get()
@@ -363,82 +395,13 @@ class KernelOp:
                 backend = self._loaded.get(name) or self.backend(name)
                 if not isinstance(backend, str) and backend.unsupported(*inputs) is None:
                     return backend
-        if requested == _EXPLAIN:
-            raise _Explained(self, {name: self.reason(name, inputs) for name in self.backends})
-        _check_name(requested, f"{self.name}: backend")
+        if requested == _backends.EXPLAIN:
+            reasons = {name: self.reason(name, inputs) for name in self.backends}
+            raise Explained(self.name, self.order, reasons)
+        check_name(requested, f"{self.name}: backend")
         reason = self.reason(requested, inputs)
         if reason is not None:
             raise BackendError(f"{self.name}: backend {requested!r} cannot run this call: {reason}")
         backend = self.backend(requested)
-        assert isinstance(backend, _Backend)
+        assert isinstance(backend, Backend)
         return backend
-
-
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Make `name` the backend of every op call in this context that does not name one itself.
-
-    Args:
-        name: "reference", "cpu", "triton", "cuda", or "auto" for the usual choice.
-
-    Raises:
-        ValueError: `name` is no backend.
-        BackendError: (from an op called inside) the backend cannot run that call. There is no
-            fallback from a backend that was asked for by name.
-    """
-    token = _default.set(_check_name(name, "use_backend: name"))
-    try:
-        yield
-    finally:
-        _default.reset(token)
-
-
-def default_backend() -> str:
-    """The backend of calls that name none: that of ``use_backend``, of the environment, or "auto".
-
-    What was compiled or captured under one backend goes on with it; this tells whether it still is
-    what a caller would get.
-    """
-    return _default.get()
-
-
-def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str | None]:
-    """Print, for one call, what each backend of the op says, and which one ``auto`` takes.
-
-    Nothing is computed, but the arguments are checked as in the real call.
-
-    Args:
-        op: a public op of this package, for example ``pack_signs``.
-        *args: the call's arguments.
-        **kwargs: the call's keyword arguments, without ``backend``.
-
-    Returns:
-        For each backend of the op, None if it can run the call, else the reason why not.
-
-    Raises:
-        TypeError, ValueError: the arguments are bad, as in the real call.
-    """
-    token = _default.set(_EXPLAIN)
-    try:
-        op(*args, **kwargs)
-    except _Explained as explained:
-        kernel_op, reasons = explained.op, explained.reasons
-        device = _device_of(args, kwargs)
-    else:
-        raise TypeError(f"explain: {op!r} is not an op of bitdance_kernels")
-    finally:
-        _default.reset(token)
-    order = kernel_op.order.get(device, ("reference",))
-    chosen = next((name for name in order if reasons[name] is None), None)
-    print(f"{kernel_op.name} on {device}")
-    for name, reason in reasons.items():
-        mark = "  <- auto takes this one" if name == chosen else ""
-        print(f"  {name:<10} {reason or 'yes'}{mark}")
-    return reasons
-
-
-def _device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            return value.device.type
-    return "cpu"

@@ -160,6 +160,14 @@ class _Memory:
 class _Recorder(TorchDispatchMode):
     """Carries out what it sees, in memory of its own, and keeps it."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether PyTorch hides this mode from its compiler, to which end it would import that.
+
+        Nothing is compiled within a capture, and the import takes seconds.
+        """
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Callable[[], object]] = []

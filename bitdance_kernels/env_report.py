@@ -165,7 +165,8 @@ def _native_text(native: dict[str, str]) -> str:
 
 def _ops() -> dict[str, dict[str, str]]:
     from bitdance_kernels import explain  # noqa: F401  (registers the ops)
-    from bitdance_kernels._op import BACKENDS, REGISTRY
+    from bitdance_kernels._backends import BACKENDS
+    from bitdance_kernels._op import REGISTRY
 
     return {
         name: {b: op.unavailable(b) or "yes" for b in BACKENDS if b in op.backends}

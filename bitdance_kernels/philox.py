@@ -27,7 +27,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from bitdance_kernels import _checks, _native
-from bitdance_kernels._op import default_backend
+from bitdance_kernels._backends import default_backend
 from bitdance_kernels.cpu_graph import CpuGraph
 
 __all__ = ["noise", "noise_keys", "noise_words", "philox4x32"]

@@ -90,6 +90,7 @@ class Case:
         timings: real shapes of BitDance.
         baselines: what users would call instead, by name, with the arguments of `op`.
         mutates: positions in ``Call.args`` of tensors that the op writes; they count as outputs.
+        constants: positions of floating-point tensors in which a differentiable op has no gradient.
     """
 
     op: Callable[..., Any]
@@ -98,11 +99,17 @@ class Case:
     timings: tuple[Timing, ...] = ()
     baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     mutates: tuple[int, ...] = ()
+    constants: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """The op's name."""
         return self.op.__name__
+
+    def leaves(self, call: Call) -> list[torch.Tensor]:
+        """The tensors among the arguments in which the op may have a gradient."""
+        constants = {id(call.args[i]) for i in self.constants}
+        return [t for t in call.tensors() if t.is_floating_point() and id(t) not in constants]
 
     @property
     def kernel_op(self) -> KernelOp:
@@ -267,7 +274,7 @@ def _outputs(
     """All results of a call by name: outputs, tensors written in place, gradients."""
     call = call.map(lambda t: t.detach().clone() if t.is_contiguous() else t.detach())
     call = _own_mutated(case, call)
-    leaves = [t for t in call.tensors() if t.is_floating_point()] if gradients else []
+    leaves = case.leaves(call) if gradients else []
     for leaf in leaves:
         leaf.requires_grad_()
     results = pytree.tree_leaves(case.op(*call.args, **call.kwargs, backend=backend))

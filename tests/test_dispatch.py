@@ -229,10 +229,10 @@ def test_few_calls_are_remembered(monkeypatch):
         assert 1 <= len(op._chosen) <= 256
 
 
-def _signature(*arguments, gradients=False):
+def _signature(*arguments, gradients=False, written=0):
     from bitdance_kernels import _native
 
-    return _native.cpu.signature(arguments, gradients)
+    return _native.cpu.signature(arguments, gradients, written)
 
 
 @needs_signatures

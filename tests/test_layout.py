@@ -9,7 +9,8 @@ import pytest
 
 import bitdance_kernels
 from benchmarks.cases import all_cases
-from bitdance_kernels._op import BACKENDS, REGISTRY
+from bitdance_kernels._backends import BACKENDS
+from bitdance_kernels._op import REGISTRY
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "bitdance_kernels"

@@ -86,5 +86,6 @@ CASES = (
             _timing("14B, 18k tokens", (1, 18496, 40, 128), BF16, "cuda"),
         ),
         baselines={"torch": torch_complex},
+        constants=(1,),
     ),
 )

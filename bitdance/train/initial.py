@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,12 +49,18 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
 
 
+def _check_weights(state: Mapping[str, Any]) -> None:
+    for name in ("module", "average"):
+        if not isinstance(state.get(name), Mapping):
+            raise weights.CheckpointError(f"the checkpoint has no {name}")
+
+
 def _read(path: Path) -> weights.Tensors:
     if not path.exists():
         raise FileNotFoundError(f"init: there is no {path}")
     if path.is_file():
         return weights.read_weights(path)
-    state = checkpoint.newest(path)
+    state = checkpoint.newest(path, _check_weights)
     if state is not None:
         return {**state["module"], **state["average"]}
     if (path / CONFIG).is_file():

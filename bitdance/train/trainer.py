@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from bitdance.files import remove_leftovers
 from bitdance.numbers import exact_int
 from bitdance.train import checkpoint
 from bitdance.train.batches import ShuffledBatches
@@ -30,7 +31,7 @@ from bitdance.train.config import RunConfig
 from bitdance.train.initial import load_initial
 from bitdance.train.log import Log
 from bitdance.train.run_folder import FolderLock, check_same_run, check_single_process, set_aside
-from bitdance.weights import CheckpointError, check_weights, write_text
+from bitdance.weights import CheckpointError, write_text
 
 __all__ = ["Task", "Trainer"]
 
@@ -136,21 +137,32 @@ class Trainer:
     def _begin(self) -> None:
         """Start, or go on from the newest checkpoint."""
         folder, config, task = self.folder, self.config, self.task
-        checkpoint.remove_leftovers(folder)
-        state = checkpoint.newest(folder)
+        remove_leftovers(folder)
+        named = dict(task.module.named_parameters())
+        self._parameters = {k: p for k, p in named.items() if p.requires_grad}
+        self._optimizer = _optimizer(self._parameters, config, task.no_decay)
+        self._newest = checkpoint.newest_step(folder)
+        state = self._newest_state()
         before = None if state is None else check_same_run(folder, config, int(state["step"]))
         if state is None and config.init:
             load_initial(task.module, config.init)
-        named = dict(task.module.named_parameters())
-        self._parameters = {k: p for k, p in named.items() if p.requires_grad}
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
-        self._optimizer = _optimizer(self._parameters, config, task.no_decay)
         if state is not None:
             self._resume(state)
         if before is not None and before.optim.steps == self.step < config.optim.steps:
             set_aside(folder, getattr(task, "exports", ()), self.step)
         write_text(folder / "config.toml", config.to_toml())
         self._log = Log(folder / "log.csv", self._columns, self.step)
+
+    def _newest_state(self) -> dict[str, Any] | None:
+        def check(state: Mapping[str, Any]) -> None:
+            checkpoint.check_state(state, self.task.module, self._optimizer, len(self._sums))
+
+        try:
+            return checkpoint.newest(self.folder, check)
+        except CheckpointError:
+            check_same_run(self.folder, self.config, 0)  # perhaps why none of them fits
+            raise
 
     def run(self, stop_at: int | None = None) -> int:
         """Train up to the last step, or to `stop_at`.
@@ -172,7 +184,8 @@ class Trainer:
         if not self._lock.release.alive:  # an earlier call has released it
             self._lock = FolderLock(self.folder)
         try:
-            if checkpoint.newest_step(self.folder) > self.step:
+            # One that was there at first and is later than where this run began is damaged.
+            if checkpoint.newest_step(self.folder) > max(self.step, self._newest):
                 raise OSError(f"{self.folder}: another process has gone on with the run meanwhile")
             return self._train(last)
         finally:
@@ -310,10 +323,6 @@ class Trainer:
         checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        source = f"the checkpoint of step {state['step']} in {self.folder}"
-        check_weights(self.task.module, state["module"], source)
-        if state["average"].keys() != self._average.keys():
-            raise CheckpointError(f"{source} averages other parameters than are trained")
         if state["identity"] != getattr(self.task, "identity", ""):
             raise ValueError(
                 f"data.path must hold the data that the run in {self.folder} began with, got "

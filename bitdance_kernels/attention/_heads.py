@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
+from bitdance_kernels import _arguments, _checks
 
 
 def by_kv_head(x: torch.Tensor, Hkv: int) -> torch.Tensor:
@@ -22,10 +22,11 @@ def unit_channels(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def scale_or_default(scale: float | None, q: torch.Tensor) -> float:
+def scale_or_default(op: str, scale: float | None, q: torch.Tensor) -> float:
     """`scale`, or 1 / sqrt(D)."""
     if scale is not None:
-        return float(scale)
+        return float(_arguments.real(op, "scale", scale))
+    _arguments.tensor(op, "q", q)
     # A `q` without a D is refused in words by the op's check, so it must get there.
     return float(q.shape[-1]) ** -0.5 if q.dim() and q.shape[-1] else 1.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks, philox
+from bitdance_kernels import _arguments, _checks, philox
 from bitdance_kernels.denoise import guidance
 
 _STATE = (torch.float32, torch.float64)
@@ -14,9 +14,12 @@ def step_tensor(op: str, step: torch.Tensor | int, table: torch.Tensor) -> torch
     """`step` as the ops take it: an integer tensor on the device of `table`."""
     if isinstance(step, torch.Tensor):
         return step
-    if not 0 <= step < table.shape[0]:
-        raise _checks.fail(op, "step", f"in [0, {table.shape[0]})", step)
-    return torch.full((), step, dtype=torch.int64, device=table.device)
+    row = _arguments.integer(op, "step", step)
+    _arguments.tensor(op, "table", table)
+    _checks.rank(op, "table", table, 2, 2)
+    if not 0 <= row < table.shape[0]:
+        raise _checks.fail(op, "step", f"in [0, {table.shape[0]})", row)
+    return torch.full((), row, dtype=torch.int64, device=table.device)
 
 
 def check_state(

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
+from bitdance_kernels import _arguments, _checks
 
 
-def scale_tensor(cfg: float | torch.Tensor | None, x0: torch.Tensor) -> torch.Tensor | None:
+def scale_tensor(
+    op: str, cfg: float | torch.Tensor | None, x0: torch.Tensor, *, name: str = "x0"
+) -> torch.Tensor | None:
     """`cfg` as the ops take it: a float32 tensor on the device of `x0`, None if not guided."""
     if cfg is None or isinstance(cfg, torch.Tensor):
         return cfg
-    return torch.full((), cfg, dtype=torch.float32, device=x0.device)
+    number = _arguments.real(op, "cfg", cfg)
+    _arguments.tensor(op, name, x0)
+    return torch.full((), number, dtype=torch.float32, device=x0.device)
 
 
 def check(op: str, x0: torch.Tensor, cfg: torch.Tensor | None, *, name: str = "x0") -> None:

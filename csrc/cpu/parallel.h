@@ -3,11 +3,41 @@
 
 #include <stdint.h>
 
+#include <atomic>
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(_OPENMP) && defined(__unix__)
+#include <pthread.h>
+#endif
 
 namespace bdk {
+
+#ifdef _OPENMP
+// OpenMP's threads do not survive a fork, and a child that asks for them waits for ever. A child of
+// a process that has had threads from here therefore computes alone.
+struct Threads {
+  std::atomic<bool> taken{false};
+  std::atomic<bool> lost{false};
+
+  Threads() {
+#ifdef __unix__
+    pthread_atfork(nullptr, nullptr, [] { instance().lost = instance().taken.load(); });
+#endif
+  }
+  static Threads& instance() {
+    static Threads threads;
+    return threads;
+  }
+  // Whether a loop may have more threads than its caller's.
+  static bool take() {
+    if (instance().lost) return false;
+    instance().taken = true;
+    return true;
+  }
+};
+#endif
 
 // Calls body(begin, end) on disjoint ranges that cover [0, count). A thread is worth its start only
 // for `grain` items or more; every range but the last is a multiple of `align` items long.
@@ -16,7 +46,7 @@ void parallel_for(int64_t count, int64_t grain, int64_t align, int threads, cons
   int64_t parts = count / grain;
   if (parts > threads) parts = threads;
 #ifdef _OPENMP
-  if (parts > 1) {
+  if (parts > 1 && Threads::take()) {
     const int64_t step = ((count + parts - 1) / parts + align - 1) / align * align;
 #pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
     for (int64_t part = 0; part < parts; ++part) {

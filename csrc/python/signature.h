@@ -1,5 +1,6 @@
 // What an op's checks and its choice of a backend can depend on, as bytes: equal for two calls, the
-// second is as good as the first, and goes to the same backend.
+// second is as good as the first, and goes to the same backend. Of addresses that is their value
+// modulo 16 and, where what is written lies among other arguments, how far they are apart.
 #pragma once
 
 #include <string.h>
@@ -36,9 +37,18 @@ class SignatureWriter {
   bool full_ = false;
 };
 
+// Bytes from the first to the last of a tensor.
+struct Extent {
+  uintptr_t begin, end;
+};
+
+// No allocation lies below, but for the heap of a Python that is not position-independent. A tensor
+// whose storage was given up has the offset of its view for an address.
+constexpr uintptr_t kLowAddress = uintptr_t{1} << 40;
+
 // False for a tensor that is more than dense memory on the CPU or a CUDA card, or whose gradient is
 // asked for.
-inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out) {
+inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out, Extent* extent) {
   const Pytorch& pytorch = Pytorch::get();
   dlpack::Tensor tensor;
   if (!pytorch.is_plain_tensor(object) || !pytorch.borrow(object, &tensor)) return false;
@@ -53,14 +63,20 @@ inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out)
   out.write(tensor.dtype.lanes);
   out.write(tensor.device.type);
   out.write(tensor.device.index);
-  out.write(static_cast<uint8_t>(reinterpret_cast<uintptr_t>(tensor.data) % 16));
+  const auto address = reinterpret_cast<uintptr_t>(tensor.data);
+  out.write(static_cast<uint8_t>(address % 16));
   out.write(tensor.dims);
   out.write(tensor.shape, tensor.dims);
   out.write(tensor.strides, tensor.dims);
-  return true;
+  int64_t last = 0;
+  for (int i = 0; i < tensor.dims; ++i) last += (tensor.shape[i] - 1) * tensor.strides[i];
+  const int64_t item = tensor.dtype.bits / 8 * tensor.dtype.lanes;
+  *extent = {address, address + static_cast<uintptr_t>((last + 1) * item)};
+  return address >= kLowAddress || pytorch.storage_ends_at(object, item) >= last + 1;
 }
 
-inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& out) {
+inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& out,
+                           Extent* extent) {
   if (object == Py_None) {
     out.write('n');
   } else if (PyBool_Check(object)) {
@@ -78,21 +94,43 @@ inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& ou
     out.write('D');
     out.write(object);  // there is one object per dtype, for ever
   } else {
-    return write_tensor(object, gradients, out);
+    return write_tensor(object, gradients, out, extent);
   }
   return true;
 }
 
-// signature(arguments, gradients): of a tuple of arguments; gradients: whether they are recorded.
-// None for arguments of which not everything is known.
+constexpr Py_ssize_t kMaxArguments = 64;
+
+// signature(arguments, gradients, written = 0): of a tuple of arguments; gradients: whether they are
+// recorded; written: bit i is set where the op writes argument i. None for arguments of which not
+// everything is known.
 inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 2 || !PyTuple_Check(arguments[0])) {
-    throw pybind11::type_error("signature(arguments: tuple, gradients: bool)");
+  if (count < 2 || count > 3 || !PyTuple_Check(arguments[0])) {
+    throw pybind11::type_error("signature(arguments: tuple, gradients: bool, written: int = 0)");
   }
   const bool gradients = arguments[1] != Py_False;
+  const Py_ssize_t size = PyTuple_GET_SIZE(arguments[0]);
+  const uint64_t written = count == 3 ? PyLong_AsUnsignedLongLong(arguments[2]) : 0;
+  if (PyErr_Occurred()) throw pybind11::error_already_set();
+  if (size > kMaxArguments) return pybind11::none();
   SignatureWriter out;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arguments[0]); ++i) {
-    if (!write_argument(PyTuple_GET_ITEM(arguments[0], i), gradients, out)) return pybind11::none();
+  Extent extents[kMaxArguments];
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    extents[i] = {0, 0};
+    PyObject* argument = PyTuple_GET_ITEM(arguments[0], i);
+    if (!write_argument(argument, gradients, out, &extents[i])) return pybind11::none();
+  }
+  for (Py_ssize_t i = 0; written != 0 && i < size; ++i) {
+    if ((written >> i & 1) == 0) continue;
+    for (Py_ssize_t j = 0; j < size; ++j) {
+      if (i == j || extents[i].begin >= extents[j].end || extents[j].begin >= extents[i].end) {
+        continue;
+      }
+      out.write('o');
+      out.write(static_cast<int8_t>(i));
+      out.write(static_cast<int8_t>(j));
+      out.write(extents[j].begin - extents[i].begin);
+    }
   }
   return out.full() ? pybind11::object(pybind11::none()) : out.bytes();
 }

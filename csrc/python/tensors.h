@@ -38,6 +38,18 @@ class Pytorch {
   // Whether what lies in memory is still to be negated.
   bool is_negated(PyObject* tensor) const { return is_true(PyObject_CallOneArg(is_neg_, tensor)); }
 
+  // Elements of `item` bytes that the storage of a tensor holds from the tensor's first one on; less
+  // than 0 if it does not even reach that far, or cannot be told.
+  int64_t storage_ends_at(PyObject* tensor, int64_t item) const {
+    try {
+      const pybind11::handle handle(tensor);
+      const auto bytes = handle.attr("untyped_storage")().attr("nbytes")().cast<int64_t>();
+      return bytes / item - handle.attr("storage_offset")().cast<int64_t>();
+    } catch (const pybind11::error_already_set&) {
+      return -1;
+    }
+  }
+
   PyTypeObject* dtype() const { return reinterpret_cast<PyTypeObject*>(dtype_.ptr()); }
 
   bool requires_grad(PyObject* tensor) const {

@@ -145,7 +145,7 @@ class HeadNet(nn.Module):
         self.time_embed = TimeEmbedding(dim)
         self.cond_embed, self.input_proj = nn.Linear(cond, dim), nn.Linear(target, dim)
         self.res_blocks = nn.ModuleList(HeadBlock(dim, attends) for _ in range(depth))
-        self.chunks, self.every = 6 if attends else 3, depth // adaln
+        self.chunks, self.every = 6 if attends else 3, max(1, depth // adaln)
         self.ada_ln_blocks = nn.ModuleList(nn.Linear(dim, self.chunks * dim) for _ in range(adaln))
         self.final_layer = FinalLayer(dim, target)
 

@@ -1,5 +1,8 @@
 """The model that comes with the library."""
 
+import os
+import subprocess
+import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -13,6 +16,7 @@ from bitdance import BitDance
 from bitdance.cli import main
 from bitdance.evaluate import Evaluation
 from bitdance.weights import read_json
+from bitdance_kernels.testing import cpu_isas
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = resources.files("bitdance").joinpath("assets/fashion")
@@ -79,3 +83,27 @@ def test_the_readme_has_the_evaluation():
     assert np.abs(real - made).max() <= 0.02
     # The README says why two channels of the tokenizer are constant.
     assert sorted(np.minimum(real, 1 - real))[2] >= 0.05
+
+
+def test_loading_and_generating_import_no_compiler_and_draw_no_random_numbers():
+    """PyTorch's compiler and what it brings take seconds to import; steps are captured here too."""
+    heavy = ("sympy", "torch._dynamo", "torch._inductor", "torch.onnx", "triton", "matplotlib")
+    code = f"""
+import sys, torch
+from bitdance import BitDance
+before, state = set(sys.modules), torch.get_rng_state()
+pipeline = BitDance.from_pretrained("fashion")
+print(sorted(set({heavy}) & set(sys.modules) - before))
+for _ in range(4):
+    pipeline.generate([0, 1], steps=2, progress=False)
+print(sorted(set({heavy}) & set(sys.modules) - before))
+(workspace,) = pipeline.model.workspaces.idle
+(run,) = workspace.runs._kept.values()
+print(any(kind.captured for kind in run._next._call._kinds._kept.values()) or {not cpu_isas()})
+print(torch.equal(state, torch.get_rng_state()), len(set(sys.modules) - before) < 150)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == ["[]", "[]", "True", "True True"], done.stderr

@@ -1,7 +1,10 @@
+import sys
+
 import pytest
 
 from bitdance import cli_bench
 from bitdance.cli import main
+from bitdance.pipeline import BitDance
 from tests.model.tiny import tiny_pipeline
 
 
@@ -23,7 +26,8 @@ def test_a_rate_is_that_of_the_median_round():
     assert line.split() == ["decode", "2000.00", "1000.00", "4.0", "images"]
 
 
-def test_bench_says_what_a_plot_needs(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'bitdance\[bench\]'"):
-        cli_bench.draw([], tmp_path / "x.svg")
+def test_bench_says_what_a_plot_needs_before_the_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(BitDance, "from_pretrained", lambda *_, **__: pytest.fail("too late"))
+    assert main(["bench", "--out", str(tmp_path / "x.svg")]) == 1
+    assert "to draw the plot, pip install 'bitdance[bench]'" in capsys.readouterr().err

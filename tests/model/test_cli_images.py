@@ -69,7 +69,7 @@ def test_two_inputs_never_write_one_output(saved, tmp_path, capsys):
     out = tmp_path / "out"
     assert reconstruct(saved, *inputs, "--out", out) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(names(out)) == 4
+    assert len({name.casefold() for name in names(out)}) == 4  # on any file system
     for path, line in zip(inputs, printed, strict=True):
         target = line.rsplit(": ", 1)[1]
         assert line.startswith(f"{path}: ")

@@ -45,6 +45,27 @@ def test_an_evaluation_is_that_of_the_network(architecture, at_once, monkeypatch
             torch.testing.assert_close(runner.predict(i, x), plain.predict(i, x))
 
 
+@pytest.mark.parametrize("architecture", ["mlp", "transformer"])
+@torch.no_grad()
+def test_projections_beyond_one_a_block_are_unused(architecture):
+    """As in the authors' code: block i has number i, also of five for two blocks."""
+    more = tiny_head(architecture, depth_latent=2, depth_adanln=5).net.double()
+    least = tiny_head(architecture, depth_latent=2, depth_adanln=2).net.double()
+    least.load_state_dict({k: more.state_dict()[k] for k in least.state_dict()})
+    patch = tiny_patch(architecture)
+    schedule, shape = Schedule.of(more, 3), (4,) if patch is None else (4, patch)
+    cond, x = (torch.randn(*shape, width, dtype=torch.float64) for width in (24, 8))
+    predicted = []
+    for network in (more, least):
+        runner = _runner(network, schedule, 4, patch, torch.float64)
+        plain = PlainHead(network, schedule.times)
+        for head in (runner, plain):
+            head.begin(cond)
+            predicted.append(head.predict(1, x))
+    for found in predicted[:-1]:
+        torch.testing.assert_close(found, predicted[-1])
+
+
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("P", [1, 4, 16])

@@ -86,11 +86,16 @@ def test_orientation_after_the_pixels_of_a_png_is_respected(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_exif_data_do_not_spoil_the_pixels(tmp_path):
-    for end in range(0, 40, 3):
-        damaged = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06"[:end] + b"\xff" * 9
-        Image.fromarray(quarters()).save(tmp_path / "a.jpg", exif=damaged, quality=95)
-        assert read(tmp_path / "a.jpg").shape in ((16, 24, 3), (24, 16, 3))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_damaged_exif_data_do_not_spoil_the_pixels(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    whole = exif.tobytes()
+    for end in range(len(whole)):
+        Image.fromarray(quarters()).save(tmp_path / name, exif=whole[:end], quality=95)
+        assert read(tmp_path / name).shape in ((16, 24, 3), (24, 16, 3))
+    Image.fromarray(quarters()).save(tmp_path / name, exif=b"Exif\0\0XX*\0" + whole[10:])
+    assert read(tmp_path / name).shape == (16, 24, 3)
 
 
 def with_hole(mode, hidden):
@@ -282,13 +287,22 @@ def test_color_models_become_rgb(tmp_path, image, name, expected):
 
 
 def test_plain_images_keep_every_bit(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name in ("a.png", "a.bmp", "a.ppm", "a.tiff"):
         Image.fromarray(pixels).save(tmp_path / name)
         assert np.array_equal(read(tmp_path / name), pixels)
-    Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=srgb)
-    assert np.array_equal(read(tmp_path / "a.png"), pixels)
+    # The red of another maker's sRGB differs in the last digits.
+    red = int.from_bytes(srgb[srgb.index(b"rXYZ") + 4 :][:4], "big") + 8
+    rounded = srgb[: red + 3] + bytes([srgb[red + 3] ^ 16]) + srgb[red + 4 :]
+    other = ImageCms.getOpenProfile(io.BytesIO(rounded))
+    converted = ImageCms.profileToProfile(
+        Image.fromarray(pixels), other, ImageCms.createProfile("sRGB")
+    )
+    assert not np.array_equal(np.asarray(converted), pixels)
+    for profile in (srgb, rounded):
+        Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=profile)
+        assert np.array_equal(read(tmp_path / "a.png"), pixels)
     Image.fromarray(pixels).save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as image:
         assert np.array_equal(read(tmp_path / "a.jpg"), np.asarray(image))
@@ -438,7 +452,7 @@ def test_every_damage_is_one_error_with_the_name_of_the_file(tmp_path, name, opt
             continue
         refused(tmp_path / name)
         failures += 1
-    assert failures >= 10
+    assert failures
 
 
 @pytest.mark.parametrize("color", ["", "no color", "#12", "#11223344", 5, None, (0, 0, 0)])

@@ -268,8 +268,13 @@ def test_a_strip_of_one_pixel_is_cut_before_it_is_enlarged(data, monkeypatch):
     strip[:, 1990:2010] = (0, 0, 200)
     Image.fromarray(strip).save(data / "cat" / "0.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda i, size, *a: sizes.append(size) or resize(i, size, *a)
+    )
     taken = open_images(data, 64).take(np.array([0]))
     assert taken.shape == (1, 3, 64, 64)
+    assert sizes == [(3 * 64, 64)]
     assert (taken[0] == torch.tensor([0, 0, 200])[:, None, None]).all()
 
 

@@ -69,7 +69,6 @@ def test_presets_survive_json():
         ({"resolution": 9}, "resolution must be a multiple of 2, got 9"),
         ({"latent_dim": 16}, "latent_dim must be the autoencoder's z_channels = 8, got 16"),
         ({"perturb_rate": 1.5}, "perturb_rate must be at most 1, got 1.5"),
-        ({"diff_adanln_layers": 3}, "diff_adanln_layers must be at most diff_layers = 2, got 3"),
         ({"time_shift": 0.0}, "time_shift must be greater than 0, got 0.0"),
     ],
 )

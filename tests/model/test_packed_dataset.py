@@ -15,7 +15,7 @@ import torch
 
 import bitdance.train.batches
 from benchmarks.model.packed_dataset import SHAPES, measure
-from bitdance import packed_dataset, staging
+from bitdance import files, packed_dataset, staging
 from bitdance.packed_dataset import (
     PackedDataset,
     PackedDatasetError,
@@ -206,7 +206,7 @@ def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(staging.tempfile, "mkdtemp", forbidden)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", forbidden)
     with pytest.raises(PermissionError, match=r"cannot write .*codes: Permission denied"):
         PackedWriter(tmp_path / "codes", tokens=2, channels=8)
 

@@ -138,6 +138,11 @@ def test_a_seed_gives_the_same_tokens(changes, cfg):
 
 
 @KIND
+def test_projections_beyond_one_a_block_are_unused(changes):
+    test_a_seed_gives_the_same_tokens({**changes, "diff_adanln_layers": 5}, 3.0)
+
+
+@KIND
 def test_gradients_of_the_loss(changes, monkeypatch):
     def same_for_every_dtype(kind, like=None, shape=None):
         drawn = torch.randn(like.shape if shape is None else shape)
@@ -325,7 +330,7 @@ REFUSED = {
     "eps": (put("layers.0.ffn_norm.eps", 1e-5), r"layers\.0\.ffn_norm must be RMS"),
     "last eps": (put("head.net.final_layer.norm_final.eps", 1e-5), "norm_final must be Layer"),
     "norm": (put("layers.0.ffn_norm", nn.Embedding(1, 32)), r"\[1, 32\], expected \[32\]"),
-    "adaLN": (put("head.net.ada_ln_blocks", linears(3)), "2 blocks and 3 projections"),
+    "adaLN": (put("head.net.ada_ln_blocks", linears(0)), "2 blocks and 0 projections"),
     "time shift": (put("head.time_shift", -1.0), r"model\.head is none.*time_shift"),
     "projection": (put("proj_in", lookalike.FeedForward(8, 64, 32, True)), "another shape w1"),
     "groups": (put(f"{DECODER}.adaptive.0.gn.num_groups", 16), "0.gn must be GroupNorm"),

@@ -212,10 +212,10 @@ def _edit(folder, change):
     ("change", "message"),
     [
         (lambda c: c.update(format="other"), "format must be 'bitdance-1', got 'other'"),
-        (lambda c: c.pop("weights"), r"config.json is damaged: KeyError\('weights'\)"),
+        (lambda c: c.pop("weights"), "config.json is damaged: .*weights is missing"),
         (lambda c: c["model"].update(dim=31), "is damaged: .*dim must be a multiple of 4"),
         (lambda c: c["weights"].update(file="../x"), r"there is no file '\.\./x' beside it"),
-        (lambda c: c["weights"].update(sha256="0"), "is altered: its checksum is not the one"),
+        (lambda c: c["weights"].update(sha256="0" * 64), "is altered: its checksum is not the"),
         (lambda c: c["model"].update(n_layer=3), r"does not fit BitDanceModel.*missing: layers.2"),
     ],
 )
@@ -223,6 +223,12 @@ def test_damaged_folders_are_refused(saved, change, message):
     _edit(saved, change)
     with pytest.raises(CheckpointError, match=message):
         BitDance.from_pretrained(saved)
+
+
+def test_a_folder_has_its_own_tokenizer_and_configuration(saved):
+    for name, value in (("tokenizer", saved), ("config", tiny_config())):
+        with pytest.raises(ValueError, match=f"{name} must be left out where source is a folder"):
+            BitDance.from_pretrained(saved, **{name: value})
 
 
 def test_altered_weights_are_noticed(saved):

@@ -20,6 +20,7 @@ from bitdance.config import (
     ModelConfig,
 )
 from bitdance.train.config import DataConfig, LossConfig, OptimConfig, RunConfig, read_config
+from bitdance.weights import CheckpointError, read_json
 
 SHAPE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "num_codebooks": 2}
 MODEL = {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,
@@ -315,3 +316,14 @@ def test_a_file_that_is_no_configuration_is_one_line(tmp_path, capsys, content):
     assert printed.count("\n") == 1
     assert f"{path}: " in printed
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_key_that_json_has_twice_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a": {"steps": 3, "steps": 4}}')
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is not JSON: the key 'steps' is given"
+    ):
+        read_json(path)
+    path.write_text('{"a": {"steps": 3}, "b": {"steps": 4}}')
+    assert read_json(path) == {"a": {"steps": 3}, "b": {"steps": 4}}

@@ -147,12 +147,24 @@ def test_config_files_of_both_kinds():
     [
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"model_type": "llama"}, "model_type must be 'qwen3', got 'llama'"),
-        ({"use_sliding_window": True}, "use_sliding_window must be False, got True"),
+        (
+            {"use_sliding_window": True, "sliding_window": 4096},
+            "max_window_layers must be at least the 40 layers .* got 28",
+        ),
+        ({"use_sliding_window": "no"}, "use_sliding_window must be true or false, got 'no'"),
+        ({"layer_types": ["full_attention"]}, "layer_types must be 40 times 'full_attention'"),
+        (
+            {"layer_types": ["full_attention"] * 39 + ["sliding_attention"]},
+            "layer_types must be 40 times 'full_attention'",
+        ),
+        ({"rope_parameters": 3}, "rope_parameters must be a section, got 3"),
+        ({"rope_theta": None}, "rope_theta must be a number, got None"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rotations must be 'default', got 'yarn'"),
         ({"rope_scaling": {"type": "linear"}}, "rotations must be 'default', got 'linear'"),
         ({"num_key_value_heads": 7}, "num_key_value_heads must be a divisor of 40 query heads"),
         ({"head_dim": 5}, "head_dim must be even, got 5"),
-        ({"hidden_size": 0}, "hidden_size must be an integer of at least 1, got 0"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
         ({"rope_theta": 0}, "rope_theta must be greater than 0, got 0"),
         ({"hidden_size": None}, "hidden_size must be an integer"),
     ],
@@ -162,9 +174,30 @@ def test_config_files_that_are_refused(change, message):
         QwenConfig.from_dict(PUBLISHED | change)
 
 
-def test_a_config_file_without_a_size_is_refused():
-    with pytest.raises(ValueError, match="hidden_size"):
-        QwenConfig.from_dict({k: v for k, v in PUBLISHED.items() if k != "hidden_size"})
+def test_what_a_config_file_leaves_out_is_as_in_transformers():
+    """Qwen3Config of 4.57 and 5."""
+    assert QwenConfig.from_dict({}) == QwenConfig(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
+        intermediate_size=22016, vocab_size=151936, head_dim=128, max_position_embeddings=32768,
+        rope_theta=10000.0, rms_norm_eps=1e-6, attention_bias=False, tie_word_embeddings=False,
+    )  # fmt: skip
+    few = {k: v for k, v in PUBLISHED.items() if not k.startswith("rope")}
+    assert QwenConfig.from_dict(few).rope_theta == 10000.0
+    assert QwenConfig.from_dict({**few, "rope_parameters": {}}).rope_theta == 10000.0
+    assert QwenConfig.from_dict(PUBLISHED | {"num_key_value_heads": None}).num_key_value_heads == 40
+    many = PUBLISHED | {"max_position_embeddings": 40960}
+    assert QwenConfig.from_dict(many).max_position_embeddings == 40960
+
+
+def test_windows_that_no_layer_uses_are_none():
+    plain = QwenConfig.from_dict(PUBLISHED)
+    for change in (
+        {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 40},
+        {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
+        {"use_sliding_window": True, "layer_types": ["full_attention"] * 40},
+        {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 0},
+    ):
+        assert QwenConfig.from_dict(PUBLISHED | change) == plain
 
 
 @pytest.mark.parametrize(

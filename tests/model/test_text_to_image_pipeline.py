@@ -15,6 +15,20 @@ from tests.model.test_text_to_image import CONFIG, tiny
 SPECIAL = {"<|vision_start|>": 40, "<|res_4|>": 41, "<|res_6|>": 42}
 SPECIAL |= {f"<|query_{i}|>": 42 + i for i in range(1, 4)}
 SIZE = {"height": 8, "width": 12}
+NONSENSE = (
+    None,
+    -1,
+    10**7,
+    2**62,
+    10**400,
+    0.5,
+    float("inf"),
+    True,
+    "a",
+    [],
+    {"a": [1]},
+    [1] * 10**4,
+)
 
 
 class Words:
@@ -131,7 +145,7 @@ DAMAGES = {
     ),
     "a part": (
         lambda f: index(f, {"weight_map": {"lm_head.weight": "projector.safetensors"}}),
-        "language model does not fit LanguageModel.* missing: .* unexpected: fc",
+        r"language model does not fit LanguageModel.* 2 missing: model\.layers\.0",
     ),
 }
 
@@ -142,6 +156,33 @@ def test_damaged_folders(tmp_path, damage):
     change(release(tmp_path, tiny()))
     with pytest.raises(CheckpointError, match=message):
         TextToImage.from_pretrained(tmp_path, words=Words())
+
+
+@pytest.mark.parametrize("file", ["config", "vision_head_config", "ae_config"])
+def test_every_nonsense_value_of_a_release_is_one_line(tmp_path, file):
+    """No key of any of its files, and no value, leads to another error or to much work."""
+    path = release(tmp_path, tiny()) / f"{file}.json"
+    content = json.loads(path.read_text())
+    places = [(name,) for name in content]
+    if file == "ae_config":
+        places += [("ddconfig", name) for name in content["ddconfig"]]
+    for place in places:
+        for value in NONSENSE:
+            changed = json.loads(json.dumps(content))
+            parent = changed if len(place) == 1 else changed[place[0]]
+            parent[place[-1]] = value
+            path.write_text(json.dumps(changed))
+            message = refusal(tmp_path)
+            assert "\n" not in message
+            assert len(message) < 1500
+
+
+def refusal(folder):
+    try:
+        TextToImage.from_pretrained(folder, words=Words())
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "projector.safetensors"])

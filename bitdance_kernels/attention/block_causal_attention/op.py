@@ -70,7 +70,7 @@ def block_causal_attention(
     if not isinstance(ranges, Ranges):
         kind = type(ranges).__name__
         raise TypeError(f"block_causal_attention: ranges must be Ranges, got {kind}")
-    scale = _heads.scale_or_default(scale, q)
+    scale = _heads.scale_or_default("block_causal_attention", scale, q)
     out, _ = _op.call(q, k, v, ranges.start, ranges.end, scale, backend)
     return out
 
@@ -190,5 +190,6 @@ _op_backward = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
+    is_backward=True,
     reads_values=True,
 )

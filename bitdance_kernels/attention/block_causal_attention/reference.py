@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
+from bitdance_kernels._dtypes import accumulate_dtype
 from bitdance_kernels._tracing import is_traced
 from bitdance_kernels.attention import _intervals
 from bitdance_kernels.attention._heads import by_kv_head, by_query
@@ -35,7 +36,7 @@ def run(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if is_traced():
-        return _written_down(q, k, v, start, end, scale)
+        return functional(q, k, v, start, end, scale)
     formula = _fused_cpu.forward if _fused_cpu.applies(q) else forward
     return formula(q, k, v, start, end, scale)
 
@@ -74,21 +75,6 @@ def forward(
     for b, i in _chunks(B, T, H * Tk):
         out[b, i], lse[b, :, i] = _attend(q[b, i], k[b], v[b], start[b, i], end[b, i], scale)
     return out, lse
-
-
-def _written_down(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    start: torch.Tensor,
-    end: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The formula without loops over sizes, by operators that every format has."""
-    B, T = q.shape[:2]
-    start, end = start.expand(B, T), end.expand(B, T)
-    seen = _intervals.visible(start, end, k.shape[1]).any(1)[..., None, None]
-    return _attend(q, k.masked_fill(~seen, 0), v.masked_fill(~seen, 0), start, end, scale)
 
 
 def _attend(
@@ -145,6 +131,64 @@ def backward(
         dq[b, i] = by_query(dscores @ keys, H)
         dk[b] += (dscores.mT @ queries).transpose(1, 2)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def functional(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula without loops over sizes and writing in place, by operators of every format."""
+    weights, lse, _, _, values = _weights(q, k, v, start, end, scale)
+    H = q.shape[2]
+    return by_query(weights @ values, H).to(q.dtype), by_query(lse, H)[..., 0].transpose(1, 2)
+
+
+def functional_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients from `grad`, q, k and v alone, so that they are right to differentiate."""
+    weights, _, queries, keys, values = _weights(q, k, v, start, end, scale)
+    grads = by_kv_head(grad.to(weights.dtype), k.shape[2])
+    dweights = grads @ values.mT
+    dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+    dq = by_query(dscores @ keys, q.shape[2]) * scale
+    dk, dv = dscores.mT @ queries, weights.mT @ grads  # `queries` has the scale
+    return dq.to(q.dtype), dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
+
+
+def _weights(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, ...]:
+    """Weights and their log-sum-exp, and the scaled queries, keys and values they come from."""
+    (B, T, H, _), (Tk, Hkv), wide = q.shape, k.shape[1:3], accumulate_dtype(q)
+    start, end = start.expand(B, T), end.expand(B, T)
+    unseen = ~_intervals.visible(start, end, Tk).any(1)[..., None, None]
+    k, v = (t.to(wide).masked_fill(unseen, 0).transpose(1, 2) for t in (k, v))
+    queries = by_kv_head(q.to(wide) * scale, Hkv)
+    mask = _mask(start, end, Tk, H // Hkv)
+    blind = ~mask.any(-1, keepdim=True)
+    # A blind query has scores of 0 in between, whose softmax and its derivatives are finite.
+    scores = (queries @ k.mT).masked_fill(~mask, float("-inf")).masked_fill(blind, 0)
+    lse = scores.logsumexp(-1, keepdim=True)
+    weights = (scores - lse).exp().masked_fill(~mask, 0)
+    return weights, lse.masked_fill(blind, float("-inf")), queries, k, v
 
 
 def _chunks(B: int, T: int, scores_per_query: int) -> Iterator[tuple[slice, slice]]:

@@ -63,7 +63,7 @@ def block_decode_attention(
         >>> block_decode_attention(torch.randn(1, 4, 2, 16), k_cache, v_cache, lengths).shape
         torch.Size([1, 4, 2, 16])
     """
-    scale = _heads.scale_or_default(scale, q)
+    scale = _heads.scale_or_default("block_decode_attention", scale, q)
     return _op.call(q, k_cache, v_cache, lengths, scale, backend)
 
 

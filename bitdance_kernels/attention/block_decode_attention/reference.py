@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from bitdance_kernels._dtypes import accumulate_dtype
 from bitdance_kernels._tracing import is_traced
 from bitdance_kernels.attention._heads import by_kv_head, by_query
 
@@ -20,7 +21,7 @@ def run(
     scale: float,
 ) -> torch.Tensor:
     if is_traced():
-        return _attend(q, k_cache, v_cache, lengths, scale)
+        return functional(q, k_cache, v_cache, lengths, scale)
     # Models run on this reference on the CPU: there the filled rows are cut out and left to
     # PyTorch's fused kernel. Everywhere else nobody may look at the lengths but the device.
     formula = _cut if q.device.type == "cpu" and q.dtype != torch.float64 else attend
@@ -40,26 +41,27 @@ def attend(
     batches = max(1, _SCORES // max(1, H * P * k_cache.shape[1]))
     for first in range(0, B, batches):
         b = slice(first, first + batches)
-        out[b] = _attend(q[b], k_cache[b], v_cache[b], lengths[b], scale)
+        out[b] = functional(q[b], k_cache[b], v_cache[b], lengths[b], scale)
     return out
 
 
-def _attend(
+def functional(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     lengths: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    H, (Tmax, Hkv) = q.shape[2], k_cache.shape[1:3]
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    empty = torch.arange(Tmax, device=q.device) >= lengths[:, None]
+    """The formula with all scores at once."""
+    H, Hkv, wide = q.shape[2], k_cache.shape[2], accumulate_dtype(q)
+    filled = torch.arange(k_cache.shape[1], dtype=torch.int32, device=q.device)
+    empty = filled >= lengths[:, None]
     keys = k_cache.to(wide).transpose(1, 2)
     # A weight of 0 does not undo a NaN, so values beyond the length are cleared too.
     values = v_cache.to(wide).masked_fill(empty[..., None, None], 0).transpose(1, 2)
     scores = by_kv_head(q.to(wide) * scale, Hkv) @ keys.mT
-    scores.masked_fill_(empty[:, None, None], float("-inf"))
-    weights = scores.softmax(-1).masked_fill_(empty[:, None, None], 0)
+    scores = scores.masked_fill(empty[:, None, None], float("-inf"))
+    weights = scores.softmax(-1).masked_fill(empty[:, None, None], 0)
     return by_query(weights @ values, H).to(q.dtype)
 
 

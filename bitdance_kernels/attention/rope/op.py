@@ -91,6 +91,7 @@ _op = KernelOp(
     order=_ORDER,
     backward=_backward,
     setup_context=_setup_context,
+    constants=("freqs",),
 )
 
 
@@ -106,4 +107,5 @@ _op_backward = KernelOp(
     fake=_fake,
     order=_ORDER,
     entry="_backward",
+    is_backward=True,
 )

@@ -166,4 +166,5 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     entry="_backward",
+    is_backward=True,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -18,6 +20,21 @@ def run(
     silu: bool,
     eps: float,
 ) -> torch.Tensor:
+    y = functional(x, num_groups, weight, bias, scale, shift, silu, eps)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def functional(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    silu: bool,
+    eps: float,
+) -> torch.Tensor:
+    """The formula in whatever memory format comes out of it, which vmap does not know."""
     dtype = accumulate_dtype(x)
     weight, bias, scale, shift = (_to(t, dtype) for t in (weight, bias, scale, shift))
     # In channels-last PyTorch takes the variance as E[x^2] - E[x]^2, which loses digits.
@@ -25,10 +42,15 @@ def run(
     if scale is not None and shift is not None:
         z = torch.addcmul(_per_image(shift), z, _per_image(scale))
     y = F.silu(z) if silu else z
-    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
+    return y.to(x.dtype)
 
 
-def run_backward(
+def run_backward(grad: torch.Tensor, x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    of_x, *others = functional_backward(grad, x, *rest)
+    return of_x.contiguous(memory_format=memory_format(x)), *others
+
+
+def functional_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
     num_groups: int,
@@ -74,7 +96,7 @@ def run_backward(
     # An argument that was not given has an empty gradient: the schema has no optional results.
     given = ((of_weight, weight), (of_bias, bias), (of_scale, scale), (of_shift, shift))
     others = (x.new_empty(0) if tensor is None else of.to(tensor.dtype) for of, tensor in given)
-    return of_x.contiguous(memory_format=memory_format(x)), *others
+    return of_x, *others
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
+from bitdance_kernels import _arguments, _checks
 from bitdance_kernels._op import KernelOp
 
 __all__ = ["flip_bits", "flip_signs"]
@@ -52,8 +53,8 @@ def flip_bits(
     Backends:
         reference (given `uniforms` too); cpu (AVX2, AVX-512), triton and cuda. All give equal bits.
     """
-    key = _key("flip_bits", packed, seed, offset)
-    return _op.call(packed, rate, key, *(uniforms or (None, None)), backend)
+    key = _key("flip_bits", "packed", packed, seed, offset)
+    return _op.call(packed, rate, key, *_pair("flip_bits", uniforms), backend)
 
 
 def flip_signs(
@@ -91,14 +92,30 @@ def flip_signs(
         reference (float64 and given `uniforms` too); cpu (AVX2, AVX-512), triton and cuda
         (float32, float16, bfloat16). All give equal bits.
     """
-    key = _key("flip_signs", x, seed, offset)
-    return _signs_op.call(x, rate, key, *(uniforms or (None, None)), backend)
+    key = _key("flip_signs", "x", x, seed, offset)
+    return _signs_op.call(x, rate, key, *_pair("flip_signs", uniforms), backend)
+
+
+def _pair(op: str, uniforms: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor | None]:
+    """(r1, r2), or twice None."""
+    if uniforms is None:
+        return None, None
+    if not isinstance(uniforms, tuple | list) or len(uniforms) != 2:
+        raise TypeError(f"{op}: uniforms must be a pair of tensors, got {type(uniforms).__name__}")
+    for i in range(2):
+        _arguments.tensor(op, f"uniforms[{i}]", uniforms[i])
+    return uniforms
 
 
 def _key(
-    op: str, like: torch.Tensor, seed: int | torch.Tensor, offset: int | torch.Tensor
+    op: str,
+    argument: str,
+    like: torch.Tensor,
+    seed: int | torch.Tensor,
+    offset: int | torch.Tensor,
 ) -> torch.Tensor:
     """(seed, offset) as int64 [2] on the device of `like`; tensors are not read on the host."""
+    _arguments.tensor(op, argument, like)
     parts = []
     for name, value, bits in (("seed", seed, 64), ("offset", offset, 32)):
         if isinstance(value, torch.Tensor):
@@ -108,6 +125,7 @@ def _key(
             _checks.same_device(op, "the input", like, **{name: value})
             parts.append(value.reshape(()))
             continue
+        value = _arguments.integer(op, name, value)
         if not 0 <= value < 2**bits:
             raise _checks.fail(op, name, f"in [0, 2^{bits})", value)
         signed = value - 2**64 if value >= 2**63 else value  # the same 64 bits

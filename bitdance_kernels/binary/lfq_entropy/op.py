@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bitdance_kernels import _checks
+from bitdance_kernels import _arguments, _checks
 from bitdance_kernels._op import KernelOp
 
 __all__ = ["lfq_entropy"]
@@ -69,6 +69,7 @@ def lfq_entropy(
     Backends:
         reference; C++ on the CPU (AVX2, AVX-512) and Triton, tile by tile, forward and backward.
     """
+    eps = _arguments.real("lfq_entropy", "eps", eps)
     if not eps > 0:
         raise _checks.fail("lfq_entropy", "eps", "greater than 0", eps)
     per_sample, p = _op.call(x, group_bits, temperature, per_group, backend)
@@ -175,4 +176,5 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
+    is_backward=True,
 )

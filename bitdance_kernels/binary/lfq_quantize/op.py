@@ -159,4 +159,5 @@ _commitment_backward_op = KernelOp(
     fake=_fake_commitment_backward,
     order=_ORDER,
     entry="_commitment_backward",
+    is_backward=True,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels._dtypes import accumulate_dtype
@@ -26,3 +28,37 @@ def run_commitment_backward(
     quantized = (x > 0).to(wide.dtype) * 2 - 1
     factor = grad_commitment.to(wide.dtype) * (2 / max(x.numel(), 1))
     return (grad + factor * (wide - quantized)).to(x.dtype)
+
+
+def functional(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``run`` with the derivative of the op, that of the identity."""
+    quantized, packed = run(x)
+    return _StraightThrough.apply(x, quantized), packed
+
+
+def functional_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``run_commitment`` with the derivative of the op."""
+    quantized, packed, commitment = run_commitment(x)
+    return _StraightThrough.apply(x, quantized), packed, commitment
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument, with the derivative of the first."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
+        return tangents[0].clone()

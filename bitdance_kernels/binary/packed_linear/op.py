@@ -113,4 +113,5 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
+    is_backward=True,
 )

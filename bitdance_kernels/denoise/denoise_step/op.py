@@ -81,7 +81,7 @@ def denoise_step(
         torch.Size([2, 4, 32])
     """
     step = affine_step.step_tensor("denoise_step", step, table)
-    cfg = guidance.scale_tensor(cfg, x0)
+    cfg = guidance.scale_tensor("denoise_step", cfg, x0)
     return _op.call(x, x0, table, step, cfg, noise, keys, backend)
 
 

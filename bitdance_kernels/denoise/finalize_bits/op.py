@@ -61,7 +61,7 @@ def finalize_bits(
         >>> finalize_bits(x0, cfg=3.0)[0]
         tensor([[-1., -1.,  1., -1.,  1.,  1., -1.,  1.]])
     """
-    return _op.call(x0, guidance.scale_tensor(cfg, x0), backend)
+    return _op.call(x0, guidance.scale_tensor("finalize_bits", cfg, x0), backend)
 
 
 def _check(x0: torch.Tensor, cfg: torch.Tensor | None) -> None:

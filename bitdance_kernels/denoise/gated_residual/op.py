@@ -154,6 +154,7 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
+    is_backward=True,
 )
 
 
@@ -232,4 +233,5 @@ _adaln_backward_op = KernelOp(
     fake=_fake_adaln_backward,
     order=_ORDER,
     entry="_adaln_backward",
+    is_backward=True,
 )

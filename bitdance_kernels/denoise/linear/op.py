@@ -82,13 +82,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """By the library's products, as the backward of ``F.linear``."""
     x, weight = ctx.saved_tensors
-    rows, of_x, of_weight = grad[None].flatten(0, -2), None, None
+    of_x = of_weight = None
+    rows = _rows(grad)
     if ctx.needs_input_grad[0]:
         of_x = grad @ weight
     if ctx.needs_input_grad[1]:
-        of_weight = rows.t() @ x[None].flatten(0, -2)
+        of_weight = rows.t() @ _rows(x)
     of_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
     return of_x, of_weight, of_bias, None
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 _ORDER = {"cuda": ("reference", "triton"), "cpu": ("cpu", "reference")}

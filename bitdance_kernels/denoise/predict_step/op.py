@@ -87,7 +87,7 @@ def predict_step(
         float32 state and D up to 128 (with `keys` a multiple of 4).
     """
     step = affine_step.step_tensor("predict_step", step, table)
-    cfg = guidance.scale_tensor(cfg, h)
+    cfg = guidance.scale_tensor("predict_step", cfg, h, name="h")
     return _op.call(
         h, scale, shift, weight, bias, x, table, step, in_weight, in_bias, time, cond, cfg, noise,
         keys, squash, eps, backend,

@@ -92,4 +92,5 @@ _backward_op = KernelOp(
     fake=_fake_backward,
     order=_ORDER,
     entry="_backward",
+    is_backward=True,
 )

@@ -1,0 +1,53 @@
+"""Models from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitdance import model_folder
+from bitdance.files import CheckpointError, one_line
+
+__all__ = ["download"]
+
+
+def download(source: str, revision: str | None, local_files_only: bool) -> Path:
+    """A repository's folder on this disk, with the files that its ``config.json`` names.
+
+    That is fetched first: weights of tens of gigabytes are not, where it is of another model.
+
+    Raises:
+        FileNotFoundError: `source` is no repository's id, or the repository cannot be had.
+        CheckpointError: its ``config.json`` is of something else.
+    """
+    parts = source.split("/")
+    if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
+        raise FileNotFoundError(
+            f"{source!r} is no file, no folder and no repository id of the form owner/name"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{source!r} is no file or folder here; to look for it on the Hugging Face hub, "
+            "pip install 'bitdance[hub]'"
+        ) from error
+
+    def fetch(*names: str) -> Path:
+        try:
+            folder = snapshot_download(
+                source,
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=["config.json", *names],
+            )
+        except Exception as error:  # the client has many kinds, all of which mean: not to be had
+            where = "among the files downloaded before" if local_files_only else "on the hub"
+            raise FileNotFoundError(
+                f"{source!r} was not found {where}: {one_line(error)}"
+            ) from error
+        return Path(folder)
+
+    config = fetch() / "config.json"
+    if not config.exists():
+        raise CheckpointError(f"{source!r} has no config.json: it holds no model of this library")
+    return fetch(model_folder.read_content(config).weights.file)

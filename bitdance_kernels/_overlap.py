@@ -1,0 +1,102 @@
+"""What an op writes must have memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitdance_kernels import _checks
+from bitdance_kernels._arguments import Argument, span
+
+# Of numpy's search for a common address. Views of one buffer as they occur take far less.
+_MAX_WORK = 100_000
+_NO_MEMORY = (torch._C.DispatchKey.Python, torch._C.DispatchKey.Functionalize)
+
+
+def check(op: str, arguments: Sequence[Argument], inputs: Sequence[Any]) -> None:
+    """Raise ValueError where an argument that is written overlaps itself or another argument.
+
+    The answer for two views is exact: interleaved views that share no element pass. A view counts
+    as overlapping itself unless each of its dimensions steps over all that the smaller ones span,
+    which every view does that indexing, slicing and permuting make.
+
+    It depends on shapes, strides and dtypes, and on how far apart the tensors lie.
+    """
+    for i, written in enumerate(arguments):
+        if not written.written or inputs[i] is None:
+            continue
+        if _overlaps_itself(inputs[i]):
+            got = f"strides {list(inputs[i].stride())} for shape {list(inputs[i].shape)}"
+            raise _checks.fail(op, written.name, "of elements with memory of their own", got)
+        for j, other in enumerate(arguments):
+            if i == j or not other.is_tensor or inputs[j] is None:
+                continue
+            if _overlap(inputs[i], inputs[j]):
+                got = f"memory that {other.name} has too"
+                raise _checks.fail(op, written.name, "memory of its own", got)
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return False
+    spanned = 1
+    steps = zip(tensor.stride(), tensor.shape, strict=True)
+    for step, size in sorted((step, size) for step, size in steps if size > 1):
+        if step < spanned:
+            return True
+        spanned += (size - 1) * step
+    return False
+
+
+def _overlap(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first is second:
+        return first.numel() > 0
+    first, second = _beneath(first), _beneath(second)
+    if not _has_address(first) or not _has_address(second) or first.device != second.device:
+        return False
+    (begin, end), (other_begin, other_end) = _extent(first), _extent(second)
+    if begin >= other_end or other_begin >= end:
+        return False
+    try:
+        # Its type stubs know two of the values of `max_work` alone.
+        return np.shares_memory(_Memory(first), _Memory(second), max_work=_MAX_WORK)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _beneath(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with memory that torch.func's are wrapped around."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _has_address(tensor: torch.Tensor) -> bool:
+    """Neither empty nor what a tracer or a subclass only presents as a tensor."""
+    keys = torch._C._dispatch_keys(tensor)
+    if any(keys.has(key) for key in _NO_MEMORY):
+        return False
+    return (tensor.is_cpu or tensor.is_cuda) and tensor.numel() > 0
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    begin = tensor.data_ptr()
+    return begin, begin + span(tensor) * tensor.element_size()
+
+
+class _Memory:
+    """Addresses of a tensor as numpy asks for them; nothing is read, so they may be a GPU's."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": f"|V{size}",
+            "data": (tensor.data_ptr(), True),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(step * size for step in tensor.stride()),
+        }

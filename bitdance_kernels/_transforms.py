@@ -1,0 +1,142 @@
+"""What PyTorch may ask of an op: modes, subclasses, gradients, tangents, transforms of torch.func.
+
+In the last two, ops with a a gradient compute by a formula of PyTorch's own operators, which every
+transform takes apart further; the others can be mapped over by vmap, and refuse to be
+differentiated.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+_functorch = torch._C._functorch
+_state_keys = torch._C._dispatch_tls_local_include_set
+_tensor_keys = torch._C._dispatch_keys
+_is_function_mode = torch._C._is_torch_function_mode_enabled
+_is_profiling = torch._C._autograd._profiler_enabled
+
+
+def key_set(*names: str) -> torch._C.DispatchKeySet:
+    """Dispatch keys by their names."""
+    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return functools.reduce(operator.or_, keys)
+
+
+def _keys(*names: str) -> int:
+    return key_set(*names).raw_repr()
+
+
+# Dispatch keys of a thread without modes and transforms, in inference mode and elsewhere, and of
+# dense tensors without a pending negation and the like, made there and elsewhere.
+_ORDINARY_STATES = {_keys("BackendSelect"), _keys("BackendSelect", "ADInplaceOrView")}
+_ORDINARY_TENSORS = {
+    _keys(device, f"Autocast{device}", *rest)
+    for device in ("CPU", "CUDA")
+    for rest in ((), ("ADInplaceOrView", f"Autograd{device}"))
+}
+_ORDINARY_TYPES = {torch.Tensor, torch.nn.Parameter}
+
+
+def is_watched() -> bool:
+    """Whether a mode, a transform, forward-mode AD or the profiler has a part in every call."""
+    return (
+        _state_keys().raw_repr() not in _ORDINARY_STATES
+        or forward_ad._current_level >= 0
+        or _is_function_mode()
+        or _is_profiling()
+    )
+
+
+def concern_pytorch(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a gradient is wanted, or a tensor is more than values in memory."""
+    gradients = torch.is_grad_enabled()
+    return any(
+        type(tensor) not in _ORDINARY_TYPES
+        or _tensor_keys(tensor).raw_repr() not in _ORDINARY_TENSORS
+        or (gradients and tensor.requires_grad)
+        for tensor in tensors
+    )
+
+
+def active() -> bool:
+    """Whether a transform of torch.func is going on."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry a tangent."""
+    return forward_ad._current_level >= 0
+
+
+def has_tangent(tensor: torch.Tensor) -> bool:
+    """Whether `tensor`, which no transform of torch.func has wrapped, carries a tangent."""
+    if not torch._C._is_fwd_grad_enabled() or not tensor.is_floating_point():
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def requires_grad(tensor: torch.Tensor) -> bool:
+    """Whether a gradient in `tensor` is asked for, by autograd or a transform around it."""
+    return torch.is_grad_enabled() and any(level.requires_grad for level in _levels(tensor))
+
+
+def _levels(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    yield tensor
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+        yield tensor
+
+
+def refuse_gradient(op: str, argument: str, *, is_backward: bool = False) -> RuntimeError:
+    """The error where `argument` requires grad; the caller raises it."""
+    hint = "call it under torch.no_grad() or pass a detached tensor"
+    if is_backward:
+        hint = 'second derivatives need torch.func, or backend="reference" in the forward call'
+    return RuntimeError(f"{op}: has no gradient, but {argument} requires grad; {hint}")
+
+
+def refuse_tangent(op: str, argument: str, *, differentiable: bool = False) -> RuntimeError:
+    """The error where `argument` carries a tangent; the caller raises it.
+
+    Of a `differentiable` op the public function takes it, unless the call is compiled.
+    """
+    hint = f"call bitdance_kernels.{op} without torch.compile" if differentiable else ""
+    return RuntimeError(
+        f"{op}: has no forward-mode derivative{' here' if hint else ''}, but {argument} carries a "
+        f"tangent; {hint or 'pass a detached tensor'}"
+    )
+
+
+def check_no_derivative(op: str, names: Sequence[str], tensors: Sequence[Any]) -> None:
+    """Raise RuntimeError where a transform wants a derivative in one of `tensors` (or None)."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        if requires_grad(tensor):
+            raise refuse_gradient(op, name)
+        if in_forward_mode():
+            _NoTangent.apply(tensor, op, name)
+
+
+class _NoTangent(torch.autograd.Function):
+    """Nothing, and an error where the tensor carries a tangent, at whatever level."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: torch.Tensor, op: str, name: str) -> torch.Tensor:
+        return tensor.new_empty(tensor.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, *ctx.call = inputs
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        raise refuse_tangent(*ctx.call)
