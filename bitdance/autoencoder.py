@@ -6,19 +6,23 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bitdance import graphs
+from bitdance import graphs, weights
 from bitdance.autoencoder_blocks import Decoder, Encoder
 from bitdance.autoencoder_packed import can_pack, packed
 from bitdance.autoencoder_tiling import decode_tiles
 from bitdance.config import AutoencoderConfig
 from bitdance.finite import NotFiniteError, largest
+from bitdance.hub import locate
 from bitdance.quantizer import BinaryQuantizer, QuantizerOutput, pack_codes, unpack_codes
+from bitdance.skeleton import autoencoder_repeats, check_repeats, skeleton
 from bitdance.token_order import codes_to_tokens, generation_order
+from bitdance.tokenizer_files import read_tokenizer
 from bitdance.workspace import Pool
 from bitdance_kernels import default_backend
 
@@ -66,6 +70,47 @@ class BinaryAutoencoder(nn.Module):
         self.decoder = Decoder(config, **factory)
         self.quantizer = BinaryQuantizer(config.z_channels, config.num_codebooks)
         self._graphs: Pool[graphs.Recent[_Pixels]] = Pool(partial(graphs.Recent, graphs.MOST_KINDS))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        config: AutoencoderConfig | None = None,
+        prefer: str = "ema",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> BinaryAutoencoder:
+        """Load a tokenizer; either all of it is loaded or nothing.
+
+        Args:
+            source: an official file (``.pt`` or ``.safetensors``), whose configuration is read
+                from "<name>_config.json" beside it, or told by its shapes; a folder of a training
+                run or of a text-to-image release; or a model as for ``BitDance.from_pretrained``,
+                whose tokenizer is taken.
+            config: its shape, where the file does not tell it.
+            prefer: "ema" or "model", for files that hold both.
+            dtype: dtype of the parameters.
+            device: where to put the tokenizer.
+            revision: revision of a Hugging Face repository.
+            local_files_only: take only what was downloaded before.
+
+        Returns:
+            A tokenizer in evaluation mode, whose parameters need no gradients.
+
+        Raises:
+            FileNotFoundError: there is no such file, folder or repository.
+            CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
+        """
+        path = locate(source, revision=revision, local_files_only=local_files_only)
+        found, tensors = read_tokenizer(path, prefer=prefer)
+        shape = config or found
+        check_repeats(tensors, autoencoder_repeats(shape), cls.__name__, str(source))
+        model = skeleton(lambda: cls(shape, dtype=dtype, device="meta"), str(source))
+        weights.load_weights(model, tensors, str(source))
+        return model.to(device).eval().requires_grad_(False)
 
     def forward(
         self,

@@ -21,8 +21,9 @@ from bitdance import cli_bench, cli_reconstruct, model_folder, weights
 from bitdance.cli_arguments import check_device, make_strict, positive
 from bitdance.cli_errors import run_command
 from bitdance.cli_train import add_commands
+from bitdance.hub import locate
 from bitdance.image_files import printable
-from bitdance.model_files import digest, locate
+from bitdance.model_files import digest
 from bitdance.outputs import check_file, check_folder, save_image
 from bitdance.pictures import grid
 from bitdance.pipeline import BitDance

@@ -1,13 +1,34 @@
-"""Models from the Hugging Face hub."""
+"""Where a model is: on this disk, in the library, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 from bitdance import model_folder
 from bitdance.files import CheckpointError, one_line
 
-__all__ = ["download"]
+__all__ = ["BUNDLED", "download", "locate"]
+
+BUNDLED = ("fashion",)
+"""Models that come with the library, in ``assets``."""
+
+
+def locate(
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """The file or folder of a model; a repository is downloaded.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: a repository holds something else.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if str(source) in BUNDLED:
+        return Path(str(resources.files("bitdance").joinpath("assets", str(source))))
+    return download(str(source), revision, local_files_only)
 
 
 def download(source: str, revision: str | None, local_files_only: bool) -> Path:

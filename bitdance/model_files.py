@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,15 @@ from bitdance import weights
 from bitdance.config import PRESETS, ModelConfig
 from bitdance.files import CheckpointError
 from bitdance.found_config import Said, find_config, read_fields, said_by_arguments
-from bitdance.hub import download
 from bitdance.model import BitDanceModel
 from bitdance.model_folder import names, open_folder, retried
 from bitdance.skeleton import check_repeats, model_repeats, skeleton
+from bitdance.tokenizer_files import tokenizer_tensors
 
-__all__ = ["BUNDLED", "digest", "load_file", "load_folder", "locate"]
-
-BUNDLED = ("fashion",)
-"""Models that come with the library, in ``assets``."""
+__all__ = ["digest", "load_file", "load_folder"]
 
 Loaded = tuple[BitDanceModel, Mapping[str, Any]]
 """A model, and what ``BitDance`` is told besides."""
-
-
-def locate(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> Path:
-    """The file or folder of a model: on this disk, of this library, or from the hub.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    path = Path(source)
-    if path.exists():
-        return path
-    if str(source) in BUNDLED:
-        return Path(str(resources.files("bitdance").joinpath("assets", str(source))))
-    return download(str(source), revision, local_files_only)
 
 
 def digest(path: Path) -> str:
@@ -91,7 +71,8 @@ def load_file(
     tensors = stored.tensors
     if tokenizer is not None:
         _, tensors = weights.split_prefix(tensors, "vae.")
-        tensors |= _tokenizer(tokenizer, prefer)
+        own = tokenizer_tensors(weights.read_weights(tokenizer, prefer=prefer))
+        tensors |= {f"vae.{name}": tensor for name, tensor in own.items()}
     said = [*said_by_arguments(stored.arguments), *_beside(path)]
     found = find_config(tensors, [*said, *([given] if given else [])], path)
     source = str(path)
@@ -131,15 +112,3 @@ def _beside(path: Path) -> list[Said]:
     """What a configuration that was released with a file says."""
     beside = path.with_name(f"{path.stem}_config.json")
     return [read_fields(beside)] if beside.exists() else []
-
-
-def _tokenizer(path: Path, prefer: str) -> weights.Tensors:
-    """A tokenizer's weights under the names they have inside the model.
-
-    A tokenizer checkpoint also carries what only its training needs (discriminator, perceptual
-    loss); that is left out. Whether all that is needed is there is checked with the rest.
-    """
-    tensors = weights.read_weights(path, prefer=prefer)
-    inside, _ = weights.split_prefix(tensors, "vae.")
-    wanted = ("encoder.", "decoder.")
-    return {f"vae.{k}": t for k, t in (inside or tensors).items() if k.startswith(wanted)}

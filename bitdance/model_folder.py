@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import FailFast, Field
 
 from bitdance import weights
 from bitdance.config import ModelConfig
@@ -64,7 +64,7 @@ class _Content:
     format: Text
     weights: _Weights
     model: ModelConfig
-    classes: Annotated[tuple[Text, ...], Listed] = ()
+    classes: Annotated[tuple[Text, ...], FailFast(), Listed] = ()
     steps: Annotated[Integer, Field(ge=1, le=MOST_STEPS)] = 100
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ def read_content(path: Path) -> _Content:
         got = shown(content.get("format"))
         raise CheckpointError(f"{path}: format must be {FORMAT!r}, got {got}{of}")
     try:
-        return parse(_Content, content)
+        return parse(_Content, content, "its content")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
 

@@ -22,8 +22,9 @@ from bitdance.batches import (
 )
 from bitdance.config import ModelConfig
 from bitdance.generation import StepResult
+from bitdance.hub import locate
 from bitdance.model import BitDanceModel
-from bitdance.model_files import load_file, load_folder, locate
+from bitdance.model_files import load_file, load_folder
 from bitdance.model_folder import MOST_STEPS, write_folder
 from bitdance.numbers import exact_int, finite_number, is_one, listed, shown
 

@@ -198,9 +198,10 @@ _EXPECTED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 def _problems(error: ValidationError, names: Sequence[str] = ()) -> str:
     """What is wrong; `names` are those of positional arguments."""
-    found = [_problem(details, names) for details in error.errors(include_url=False)]
-    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return "; ".join([*found[:_SHOWN], *more])
+    found = [_problem(details, names) for details in error.errors(include_url=False)[:_SHOWN]]
+    count = error.error_count()
+    more = [f"and {count - _SHOWN} more"] if count > _SHOWN else []
+    return "; ".join([*found, *more])
 
 
 def _problem(details: ErrorDetails, names: Sequence[str]) -> str:

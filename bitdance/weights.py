@@ -27,9 +27,11 @@ from bitdance.files import (
     CheckpointError,
     checked_file,
     one_line,
+    publish,
     replace_file,
     sha256,
     sync,
+    temporary_file,
     umask,
     write_text,
 )
@@ -246,7 +248,7 @@ def check_checksum(path: Path) -> None:
     Raises:
         CheckpointError: it is altered, or the checksums beside it are not of this file.
     """
-    sums = path.with_name(f"{path.name}.sha256")
+    sums = _checksums(path)
     if not sums.exists():
         return
     try:
@@ -351,14 +353,33 @@ def split_prefix(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
     return below, {k: v for k, v in tensors.items() if not k.startswith(prefix)}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, checksum: bool = False
+) -> None:
     """Write a safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: what it holds.
+        checksum: also write the ``.sha256`` file that reading compares; without that one of an
+            earlier file is removed.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    with replace_file(path) as temporary:
+    sums = _checksums(path)
+    with temporary_file(path) as temporary:
         save_tensors(temporary, tensors)
+        text = f"{sha256(temporary)}  {path.name}\n" if checksum else ""
+        # In this order: whoever is killed in between leaves a file that can be read.
+        sums.unlink(missing_ok=True)
+        publish(temporary, path)
+    if checksum:
+        write_text(sums, text)
+
+
+def _checksums(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from bitdance import weights
 from bitdance.autoencoder import BinaryAutoencoder, to_uint8
-from bitdance.config import AutoencoderConfig
 from bitdance.numbers import shown
 from bitdance.pictures import grid
 from bitdance.train.config import RunConfig
@@ -112,8 +111,8 @@ class TokenizerTask:
             sheet.save(temporary, format="PNG")
 
     def export(self, folder: Path) -> None:
-        """Write ``tokenizer.safetensors`` and ``tokenizer.json``."""
-        weights.write_tensors(folder / WEIGHTS, self.module.state_dict())
+        """Write ``tokenizer.safetensors``, its checksum and ``tokenizer.json``."""
+        weights.write_tensors(folder / WEIGHTS, self.module.state_dict(), checksum=True)
         text = json.dumps(self.module.config.to_dict(), indent=2)
         weights.write_text(folder / CONFIG, text + "\n")
 
@@ -128,23 +127,14 @@ class TokenizerTask:
             self._extra[name][0].load_state_dict(values)  # type: ignore[attr-defined]
 
 
-def load_tokenizer(folder: str | Path) -> BinaryAutoencoder:
-    """The tokenizer that a run wrote into its folder.
+def load_tokenizer(source: str | Path) -> BinaryAutoencoder:
+    """The tokenizer of a run's folder, or whatever ``BinaryAutoencoder.from_pretrained`` takes.
 
     Raises:
-        FileNotFoundError: there is none; its run has not ended.
+        FileNotFoundError: there is none; a run has not ended.
         CheckpointError: the files are damaged or do not fit each other.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no trained tokenizer ({CONFIG})")
-    try:
-        config = AutoencoderConfig.from_dict(weights.read_json(folder / CONFIG))
-    except (TypeError, ValueError) as error:
-        raise weights.CheckpointError(f"{folder / CONFIG} is damaged: {error}") from error
-    model = BinaryAutoencoder(config, dtype=torch.float32, device="cpu")
-    weights.load_weights(model, weights.read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
-    return model.eval().requires_grad_(False)
+    return BinaryAutoencoder.from_pretrained(source)
 
 
 def _scalar(name: str, term: Any) -> torch.Tensor:

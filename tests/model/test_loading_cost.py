@@ -1,0 +1,68 @@
+"""Loading builds a model without drawing for it, and without what only compiling needs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from bitdance import BitDance, TextToImage, weights
+from bitdance.skeleton import skeleton
+from bitdance.train.tokenizer import load_tokenizer
+from tests.model.test_text_to_image import tiny
+from tests.model.test_text_to_image_pipeline import Words, release
+from tests.model.tiny import tiny_model, tiny_pipeline
+
+ROOT = Path(__file__).parent.parent.parent
+
+# In a process of its own: who imports PyTorch's compiler does so once.
+LOAD = """
+import json, sys
+from bitdance import BitDance
+steps = [("import", None)]
+loaded = BitDance.from_pretrained(sys.argv[1])
+def seen():
+    return sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules))
+after = [seen()]
+loaded.generate([0], steps=2, progress=False)
+after.append(seen())
+loaded.save_pretrained(sys.argv[2])
+after.append(seen())
+print(json.dumps(after))
+"""
+
+
+def test_nothing_of_the_compiler_is_imported(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, "fashion", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [[], [], []]
+
+
+def test_no_random_number_is_drawn(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    (tmp_path / "text").mkdir()
+    release(tmp_path / "text", tiny())
+    vae = tiny_model().vae
+    (tmp_path / "tokenizer").mkdir()
+    weights.write_tensors(tmp_path / "tokenizer" / "tokenizer.safetensors", vae.state_dict())
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(vae.config.to_dict()))
+    before = torch.get_rng_state()
+    BitDance.from_pretrained(tmp_path / "model")
+    TextToImage.from_pretrained(tmp_path / "text", words=Words())
+    load_tokenizer(tmp_path / "tokenizer")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_skeleton_has_no_values_and_all_that_a_model_has():
+    model = tiny_model()
+    bare = skeleton(lambda: type(model)(model.config), "a test")
+    assert all(t.is_meta for t in bare.state_dict().values())
+    shapes = {name: t.shape for name, t in bare.state_dict().items()}
+    assert shapes == {name: t.shape for name, t in model.state_dict().items()}
+    assert [p.requires_grad for p in bare.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
