@@ -118,7 +118,7 @@ class Trainer:
             task.size, config.optim.batch_size, seed=config.optim.seed % 2**63
         )
         self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
-        self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64)
+        self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64, device="cpu")
         self._summed = 0  # steps in these sums
         self._signal = 0
         self.step = 0

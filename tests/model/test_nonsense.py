@@ -81,7 +81,7 @@ SAME = {  # what says the same as before, or nothing about the network
 }
 
 
-@pytest.mark.parametrize("place", places(CONTENT), ids=".".join)
+@pytest.mark.parametrize("place", [*places(CONTENT)], ids=".".join)
 def test_every_key_refuses_every_nonsense_value(folder, place):
     content = json.loads((folder / "config.json").read_text())
     accepted = set()
@@ -98,7 +98,7 @@ def test_every_key_refuses_every_nonsense_value(folder, place):
     assert accepted == SAME.get(place, set())
 
 
-@pytest.mark.parametrize("place", places(CONTENT), ids=".".join)
+@pytest.mark.parametrize("place", [*places(CONTENT)], ids=".".join)
 def test_every_key_must_be_there_and_no_other(folder, place):
     content = json.loads((folder / "config.json").read_text())
     parent = content
