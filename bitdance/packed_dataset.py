@@ -14,14 +14,17 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import FailFast, Field
 from torch.utils.data import Dataset
 
 from bitdance import weights
-from bitdance.numbers import exact_int
+from bitdance.files import one_line
+from bitdance.numbers import exact_int, shown
+from bitdance.settings import Count, Integer, Listed, Text, invalid, parse, settings
 from bitdance.staging import StagedFolder
 from bitdance.train.batches import ShuffledBatches
 
@@ -34,6 +37,34 @@ _LABEL = np.dtype("<i8")
 
 class PackedDatasetError(ValueError):
     """A folder is no whole data set of packed codes."""
+
+
+@settings
+class _File:
+    file: Text
+    sha256: Text
+
+
+@settings
+class _Shard:
+    images: Annotated[Integer, Field(ge=0, le=2**60)]
+    codes: _File
+    labels: _File
+
+
+@settings
+class _Index:
+    format: Text
+    tokens: Count
+    channels: Count
+    images: Annotated[Integer, Field(ge=0, le=2**60)]
+    shards: Annotated[tuple[_Shard, ...], FailFast(), Listed, Field(min_length=1)]
+    metadata: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        count = sum(shard.images for shard in self.shards)
+        if self.images != count:
+            raise invalid(self, "images", f"the shards' {count}")
 
 
 def is_packed(folder: str | Path) -> bool:
@@ -223,52 +254,52 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         self._folder = Path(folder).absolute()
         if not is_packed(self._folder):
             raise FileNotFoundError(f"{folder} holds no packed codes ({_INDEX})")
-        try:
-            index = weights.read_json(self._folder / _INDEX)
-            if index["format"] != FORMAT:
-                raise PackedDatasetError(
-                    f"{folder}: format must be {FORMAT!r}, got {index['format']!r}"
-                )
-            # Data sets of before version 0.1.0 have no checksum of the index.
-            if verify and index.pop("sha256", None) not in (None, _digest(index)):
-                raise PackedDatasetError(f"{folder}/{_INDEX} is altered: its checksum is another")
-            self.tokens, self.channels = int(index["tokens"]), int(index["channels"])
-            self.metadata: dict[str, Any] = dict(index["metadata"])
-            shape = (self.tokens, -(-self.channels // 8))
-            shards = [
-                (
-                    self._open(shard["codes"], (int(shard["images"]), *shape), np.uint8, verify),
-                    self._open(shard["labels"], (int(shard["images"]),), _LABEL, verify),
-                )
-                for shard in index["shards"]
-            ]
-            self.identity = _digest({"shards": index["shards"]})
-        except PackedDatasetError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: {error!r}") from error
+        index = self._index(verify)
+        self.tokens, self.channels = index.tokens, index.channels
+        self.metadata: dict[str, Any] = index.metadata
+        shape = (self.tokens, -(-self.channels // 8))
+        shards = [
+            (
+                self._open(shard.codes, (shard.images, *shape), np.uint8, verify),
+                self._open(shard.labels, (shard.images,), _LABEL, verify),
+            )
+            for shard in index.shards
+        ]
         self._codes = [codes for codes, _ in shards]
-        if not shards:
-            raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: it has no shards")
         parts = [labels for _, labels in shards]
         self.labels: np.ndarray = np.concatenate(parts) if len(parts) > 1 else parts[0]
         self._ends = np.cumsum([len(codes) for codes in self._codes])
-        if len(self.labels) != index.get("images"):
-            raise PackedDatasetError(f"{folder}/{_INDEX} is damaged: its counts differ")
 
-    def _open(
-        self, entry: Mapping[str, str], shape: tuple[int, ...], dtype: Any, verify: bool
-    ) -> np.ndarray:
-        path = self._folder / entry["file"]
-        if path.name != entry["file"] or not path.is_file():
-            raise PackedDatasetError(f"{self._folder}: there is no file {entry['file']!r}")
-        if verify and weights.sha256(path) != entry["sha256"]:
+    def _index(self, verify: bool) -> _Index:
+        path = self._folder / _INDEX
+        try:
+            content = weights.read_json(path)
+            if content.get("format") != FORMAT:
+                got = shown(content.get("format"))
+                raise PackedDatasetError(f"{self._folder}: format must be {FORMAT!r}, got {got}")
+            # Data sets of before version 0.1.0 have no checksum of the index.
+            if verify and content.pop("sha256", None) not in (None, _digest(content)):
+                raise PackedDatasetError(f"{path} is altered: its checksum is another")
+            content.pop("sha256", None)
+            index = parse(_Index, content, "its content")
+            self.identity = _digest({"shards": content["shards"]})
+        except PackedDatasetError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise PackedDatasetError(f"{path} is damaged: {one_line(error)}") from error
+        return index
+
+    def _open(self, entry: _File, shape: tuple[int, ...], dtype: Any, verify: bool) -> np.ndarray:
+        path = self._folder / entry.file
+        if path.name != entry.file or not os.path.isfile(path):
+            raise PackedDatasetError(f"{self._folder}: there is no file {shown(entry.file)}")
+        if verify and weights.sha256(path) != entry.sha256:
             raise PackedDatasetError(f"{path} is altered: its checksum is another")
         try:
             # An empty file cannot be mapped.
             array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise PackedDatasetError(f"{path} is damaged: {error}") from error
+        except Exception as error:  # NumPy reads the header as Python, which can fail in many ways
+            raise PackedDatasetError(f"{path} is damaged: {one_line(error)}") from error
         if array.shape != shape or array.dtype != dtype:
             raise PackedDatasetError(
                 f"{path} must be {np.dtype(dtype)} {list(shape)}, got {array.dtype} "
