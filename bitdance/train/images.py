@@ -79,6 +79,13 @@ def open_images(
     if not folder.is_dir():
         raise FileNotFoundError(f"{printable(folder)} is no folder of images")
     if is_idx(folder):
+        for name, value, unused in (
+            ("background", background, "white"), ("on_error", on_error, "raise")
+        ):  # fmt: skip
+            if value != unused:
+                raise ValueError(
+                    f"open_images: {name} must be left out for IDX files, got {value!r}"
+                )
         return IdxImages(folder, size, split, classes)
     return FolderImages(
         folder, size, split, classes=classes, labelled=labelled, background=background,

@@ -98,6 +98,9 @@ def test_idx_files_and_settings_that_do_not_fit(data):
         open_images(data, 5)
     with pytest.raises(ValueError, match="3 classes, but 2 names"):
         IdxImages(data, 8, classes=("a", "b"))
+    for options in ({"background": "black"}, {"on_error": "skip"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be left out for IDX"):
+            open_images(data, 8, **options)
 
 
 def test_classes_of_idx_files_are_those_of_the_training_part(tmp_path):
