@@ -51,6 +51,18 @@ def shape(
         raise fail(op, argument, f"of shape {wanted}", f"{list(tensor.shape)}")
 
 
+def broadcast(
+    op: str, argument: str, tensor: torch.Tensor, expected: Sequence[int], letters: str
+) -> None:
+    """Raise ValueError unless `tensor` has the `expected` shape, to which ``KernelOp`` expands it.
+
+    The message says that a shape would do that PyTorch expands to it, which `tensor` has not.
+    """
+    if list(tensor.shape) != list(expected):
+        wanted = f"of shape {letters} = {list(expected)}, or one that broadcasts to it"
+        raise fail(op, argument, wanted, f"{list(tensor.shape)}")
+
+
 def same_device(op: str, first: str, tensor: torch.Tensor, **others: torch.Tensor | None) -> None:
     """Raise ValueError unless all `others` (None is passed over) are on the device of `tensor`."""
     for argument, other in others.items():

@@ -44,6 +44,9 @@ class _Unused:
                 return mapping
         return None
 
+    def clear(self) -> None:
+        self._mappings.clear()
+
     def give(self, mapping: mmap.mmap) -> None:
         if len(mapping) > _MOST_UNUSED_BYTES:
             return
@@ -68,16 +71,25 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     used = math.prod(shape) * dtype.itemsize
     if used < _MAPPED_BYTES or not _may_map():
         return torch.empty(shape, dtype=dtype, device=_CPU)
-    mapping = unused.take(used + _LARGE_PAGE)
+    mapping = unused.take(used + _LARGE_PAGE) or _map(used + _LARGE_PAGE)
     if mapping is None:
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        mapping = mmap.mmap(-1, used + _LARGE_PAGE, flags=private)
+        return torch.empty(shape, dtype=dtype, device=_CPU)  # or PyTorch's error
     memory = np.frombuffer(mapping, dtype=np.uint8)
     skipped = -memory.ctypes.data % _LARGE_PAGE
     memory = memory[skipped : skipped + used]
     # The tensor holds this array, so that its storage begins and ends with it.
     weakref.finalize(memory, unused.give, mapping).atexit = False
     return torch.from_numpy(memory).view(dtype).view(torch.Size(shape))
+
+
+def _map(size: int) -> mmap.mmap | None:
+    """New memory, for which what lies unused is given up if the system has no other."""
+    for _ in range(2):
+        try:
+            return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError):  # no memory, or no such number
+            unused.clear()
+    return None
 
 
 def empty_like(tensor: torch.Tensor) -> torch.Tensor:

@@ -90,6 +90,7 @@ class KernelOp:
             would, and to how many of its first dimensions (None: all).
         reads_values: whether the reference looks at values on the CPU to choose what it does, which
             a captured graph would not do anew.
+        called: name of the public function, for messages; that of the op by default.
         autocast: names of the tensors that autocast casts, as it casts those of ``F.linear``. An op
             without any computes under autocast what it does elsewhere.
     """
@@ -110,9 +111,11 @@ class KernelOp:
         constants: Sequence[str] = (),
         broadcast: Mapping[str, tuple[str, int | None]] | None = None,
         reads_values: bool = False,
+        called: str = "",
         autocast: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self.called = called or name
         self.room = room
         self.order = {device: tuple(backends) for device, backends in order.items()}
         self.entry = entry
@@ -215,12 +218,12 @@ class KernelOp:
         checked = list(args[:-1])
         if not torch.compiler.is_compiling():  # which has numbers that are not known yet
             for i, argument in enumerate(self._arguments):
-                checked[i] = _arguments.checked_kind(self.name, argument, checked[i])
+                checked[i] = _arguments.checked_kind(self.called, argument, checked[i])
         for i, like, dims in self._broadcast:
             if checked[i] is not None:
                 checked[i] = _arguments.broadcast(checked[i], checked[like].shape[:dims])
         if not isinstance(args[-1], str):
-            check_name(args[-1], f"{self.name}: backend")
+            check_name(args[-1], f"{self.called}: backend")
         return (*checked, args[-1])
 
     def _is_second_derivative(self, args: Sequence[Any]) -> bool:
@@ -241,7 +244,7 @@ class KernelOp:
         if not self._has_derivative:
             tensors = [args[i] for i in self._tensors]
             names = [self._argument_names[i] for i in self._tensors]
-            _transforms.check_no_derivative(self.name, names, tensors)
+            _transforms.check_no_derivative(self.called, names, tensors)
         return self._run_functional(args)
 
     def _run_functional(self, args: Sequence[Any]) -> Any:
@@ -251,14 +254,16 @@ class KernelOp:
         reason = "torch.func and forward-mode AD have the reference alone"
         if requested == _backends.EXPLAIN:
             reasons = dict.fromkeys(self.backends, reason) | {"reference": None}
-            raise Explained(self.name, self.order, reasons)
-        if check_name(requested, f"{self.name}: backend") not in ("auto", "reference"):
-            raise BackendError(f"{self.name}: backend {requested!r} cannot run this call: {reason}")
+            raise Explained(self.called, self.order, reasons)
+        if check_name(requested, f"{self.called}: backend") not in ("auto", "reference"):
+            raise BackendError(
+                f"{self.called}: backend {requested!r} cannot run this call: {reason}"
+            )
         device = inputs[self._device_argument].device.type
         if self._cast and device in _AUTOCAST and torch.is_autocast_enabled(device):
             inputs = self._cast_inputs(device, inputs)
         self._check(*inputs)
-        _overlap.check(self.name, self._arguments, inputs)
+        _overlap.check(self.called, self._arguments, inputs)
         module = importlib.import_module(f"{self.room}.reference")
         run = getattr(module, f"run{self.entry}")
         functional = getattr(module, f"functional{self.entry}", run)
@@ -267,7 +272,7 @@ class KernelOp:
                 return functional(*inputs)
         except RuntimeError as error:
             raise RuntimeError(
-                f"{self.name}: its reference cannot be transformed here: {error}"
+                f"{self.called}: its reference cannot be transformed here: {error}"
             ) from error
 
     @property
@@ -285,7 +290,7 @@ class KernelOp:
     def reason(self, name: str, inputs: Sequence[Any]) -> str | None:
         """Why backend `name` cannot run on `inputs`; None when it can."""
         if name not in self.backends:
-            return f"{self.name} has no such backend; it has {', '.join(self.backends)}"
+            return f"{self.called} has no such backend; it has {', '.join(self.backends)}"
         backend = self.backend(name)
         return backend if isinstance(backend, str) else backend.unsupported(*inputs)
 
@@ -358,31 +363,31 @@ class KernelOp:
     def _set_up(self, setup_context: Callable[..., None], ctx: Any, **call: Any) -> None:
         for i in self._constants:
             if ctx.needs_input_grad[i]:
-                raise _transforms.refuse_gradient(self.name, self._argument_names[i])
+                raise _transforms.refuse_gradient(self.called, self._argument_names[i])
         setup_context(ctx, **call)
 
     def _check_all(self, inputs: Sequence[Any], *, has_memory: bool = True) -> None:
         for i in self._tensors:
             if inputs[i] is not None:
                 name = self._argument_names[i]
-                _arguments.check_memory(self.name, name, inputs[i], has_memory=has_memory)
+                _arguments.check_memory(self.called, name, inputs[i], has_memory=has_memory)
         self._check(*inputs)
         for argument, value in zip(self._arguments, inputs, strict=True):
-            _arguments.check_finite(self.name, argument.name, value)
+            _arguments.check_finite(self.called, argument.name, value)
         gradients = torch.is_grad_enabled()
         for i in self._constants if gradients else ():
             if inputs[i] is not None and inputs[i].requires_grad:
                 raise _transforms.refuse_gradient(
-                    self.name, self._argument_names[i], is_backward=self._is_backward
+                    self.called, self._argument_names[i], is_backward=self._is_backward
                 )
         if _transforms.in_forward_mode():
             for i in self._tensors:
                 if inputs[i] is not None and _transforms.has_tangent(inputs[i]):
                     raise _transforms.refuse_tangent(
-                        self.name, self._argument_names[i], differentiable=self.differentiable
+                        self.called, self._argument_names[i], differentiable=self.differentiable
                     )
         if self._written:
-            _overlap.check(self.name, self._arguments, inputs)
+            _overlap.check(self.called, self._arguments, inputs)
 
     def select(self, requested: str, inputs: Sequence[Any]) -> Backend:
         """The backend that runs a call, `requested` by name or "auto"."""
@@ -397,11 +402,13 @@ class KernelOp:
                     return backend
         if requested == _backends.EXPLAIN:
             reasons = {name: self.reason(name, inputs) for name in self.backends}
-            raise Explained(self.name, self.order, reasons)
-        check_name(requested, f"{self.name}: backend")
+            raise Explained(self.called, self.order, reasons)
+        check_name(requested, f"{self.called}: backend")
         reason = self.reason(requested, inputs)
         if reason is not None:
-            raise BackendError(f"{self.name}: backend {requested!r} cannot run this call: {reason}")
+            raise BackendError(
+                f"{self.called}: backend {requested!r} cannot run this call: {reason}"
+            )
         backend = self.backend(requested)
         assert isinstance(backend, Backend)
         return backend

@@ -148,7 +148,8 @@ class _Memory:
         for i in range(len(arrays)):
             if sys.getrefcount(arrays[i]) == 2:  # the list, and the argument of this function
                 return arrays[i]
-        whole = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
+        # PyTorch's allocation, so that its error is raised where there is no memory.
+        whole = torch.zeros(size + _ALIGNMENT, dtype=torch.uint8, device="cpu").numpy()
         start = -whole.ctypes.data % _ALIGNMENT
         array = whole[start : start + size]
         arrays.append(array)

@@ -6,8 +6,9 @@ import threading
 import pytest
 import torch
 
-from bitdance_kernels import CpuGraph, _memory, unpack_signs
+from bitdance_kernels import CpuGraph, _memory, swiglu, unpack_signs
 from bitdance_kernels._memory import empty, unused
+from tests.forked import READY
 
 LARGE = (1 << 23) + 5  # float32 values: 33.6 MB
 
@@ -101,3 +102,42 @@ def test_a_captured_step_keeps_its_own():
     packed.random_(256)
     graph.replay()
     assert torch.equal(y, 2 * unpack_signs(packed, backend="reference"))
+
+
+def test_what_cannot_be_allocated_raises_what_pytorch_raises():
+    """And what is larger than any memory; small results come as before."""
+    sizes = READY.SimpleQueue()
+    process = READY.Process(target=_with_little_memory, args=(sizes,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    kept, results = sizes.get(), [sizes.get() for _ in range(5)]
+    assert kept == [LARGE * 4 + (2 << 20)]
+    for result in results[:3]:
+        assert result.startswith("RuntimeError: "), result
+        assert "allocate" in result or "size" in result, result
+    assert results[3:] == ["(1, 4)", "(1, 12582912)"]  # the second where what lay unused was
+
+
+def _with_little_memory(said):
+    import resource
+
+    def attempt(call):
+        try:
+            said.put(str(tuple(call().shape)))
+        except Exception as error:
+            said.put(f"{type(error).__name__}: {error}")
+
+    large = empty((LARGE,), torch.float32)
+    del large
+    said.put(unused.sizes)
+    packed = torch.zeros(1, dtype=torch.uint8)
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * mmap.PAGESIZE
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), hard))
+    attempt(lambda: unpack_signs(packed.expand(1 << 27, 1)))
+    attempt(lambda: empty((1 << 62,), torch.float32))
+    attempt(lambda: CpuGraph().capture(lambda: unpack_signs(packed.expand(1 << 27, 1))))
+    attempt(lambda: swiglu(torch.zeros(1, 8)))
+    attempt(lambda: empty((1, 12 << 20), torch.float32))

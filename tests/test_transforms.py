@@ -373,7 +373,7 @@ def test_linear_into_an_output_under_vmap():
     x, w, out = torch.randn(3, 2, 4), torch.randn(5, 4), torch.zeros(3, 2, 5)
     vmap(lambda x, out: bk.linear(x, w, out=out))(x, out)
     _close(out, x @ w.T)
-    with pytest.raises(RuntimeError, match="linear_out: has no gradient, but x requires grad"):
+    with pytest.raises(RuntimeError, match="linear: has no gradient, but x requires grad"):
         grad(lambda x: bk.linear(x, w, out=out).sum())(x)
-    with fwAD.dual_level(), pytest.raises(RuntimeError, match="linear_out: has no forward-mode"):
+    with fwAD.dual_level(), pytest.raises(RuntimeError, match="linear: has no forward-mode"):
         bk.linear(fwAD.make_dual(x, x), w, out=out)

@@ -30,7 +30,7 @@ def check(
         raise _checks.fail(op, name, "[..., C] with C > 0", f"shape {list(x.shape)}")
     for other, tensor in (("scale", scale), ("shift", shift)):
         _checks.dtype(op, other, tensor, _checks.FLOATS)
-        _checks.shape(op, other, tensor, x.shape, f"that of {name}")
+        _checks.broadcast(op, other, tensor, x.shape, f"that of {name}")
     affine = {f"{prefix}weight": weight, f"{prefix}bias": bias}
     for other, vector in affine.items():
         if vector is not None:

@@ -113,7 +113,7 @@ def test_has_the_gradient_of_f_linear_and_none_with_out():
         ]
         for ours, theirs in zip(*grads, strict=True):
             torch.testing.assert_close(ours, theirs)
-    with pytest.raises(RuntimeError, match="linear_out: has no gradient, but weight requires"):
+    with pytest.raises(RuntimeError, match="linear: has no gradient, but weight requires"):
         linear(X, W.clone().requires_grad_(), out=torch.zeros(3, 5))
 
 

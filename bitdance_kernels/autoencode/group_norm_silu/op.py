@@ -43,8 +43,8 @@ def group_norm_silu(
         num_groups: divides C.
         weight: [C], floating point, or None for 1.
         bias: [C], floating point, or None for 0.
-        scale: [B, C], floating point; together with `shift`.
-        shift: [B, C].
+        scale: [B, C] or broadcast to it ([C], [1, C]), floating point; together with `shift`.
+        shift: as `scale`.
         silu: whether SiLU follows.
         eps: added to the variance (biased, over C / num_groups channels and all positions).
         backend: "auto", "reference", "cpu", "triton" or "cuda".
@@ -93,7 +93,7 @@ def _check(
     for name, tensor in (("scale", scale), ("shift", shift)):
         if tensor is not None:
             _checks.dtype(_NAME, name, tensor, _checks.FLOATS)
-            _checks.shape(_NAME, name, tensor, (batch, channels), "[B, C]")
+            _checks.broadcast(_NAME, name, tensor, (batch, channels), "[B, C]")
     _checks.same_device(_NAME, "x", x, weight=weight, bias=bias, scale=scale, shift=shift)
 
 
@@ -126,6 +126,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
+    broadcast={"scale": ("x", 2), "shift": ("x", 2)},
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     setup_context=_setup_context,
     backward=_backward,

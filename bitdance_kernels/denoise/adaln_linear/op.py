@@ -36,7 +36,8 @@ def adaln_linear(
 
     Args:
         x: [..., C], floating point, any strides.
-        scale: of the shape of `x`, any floating dtype; usually a strided chunk.
+        scale: of the shape of `x` or broadcast to it ([C], [B, 1, C]), any floating dtype; usually
+            a strided chunk.
         shift: as `scale`.
         weight: [F, C] of the dtype of `x`.
         bias: [F] of the dtype of `x`, or None for 0.
@@ -147,6 +148,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
+    broadcast={"scale": ("x", None), "shift": ("x", None)},
     order=_ORDER,
     autocast=_CAST,
 )
@@ -168,6 +170,7 @@ _swiglu_op = KernelOp(
     room=__package__,
     check=_check_swiglu,
     fake=_fake_swiglu,
+    broadcast={"scale": ("x", None), "shift": ("x", None)},
     order=_ORDER,
     autocast=_CAST,
     entry="_swiglu",

@@ -32,8 +32,8 @@ def adaln_norm(
 
     Args:
         x: [..., C], floating point, any strides.
-        scale: of the shape of `x`, any floating dtype; usually a strided chunk of one [..., 6C] or
-            [..., 3C] tensor.
+        scale: of the shape of `x` or broadcast to it ([C], [B, 1, C]), any floating dtype; usually
+            a strided chunk of one [..., 6C] or [..., 3C] tensor.
         shift: as `scale`.
         weight: [C] or None for 1.
         bias: [C] or None for 0.
@@ -92,6 +92,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
+    broadcast={"scale": ("x", None), "shift": ("x", None)},
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},
     setup_context=_setup_context,
     backward=_backward,

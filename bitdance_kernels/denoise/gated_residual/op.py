@@ -23,7 +23,8 @@ def gated_residual(
     Args:
         x: [..., C], floating point, any strides.
         h: of the shape of `x`, any floating dtype.
-        gate: as `h`; usually a strided chunk of one [..., 6C] or [..., 3C] tensor.
+        gate: as `h`, or broadcast to it ([C], [B, 1, C]); usually a strided chunk of one [..., 6C]
+            or [..., 3C] tensor.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -66,9 +67,9 @@ def gated_residual_adaln(
     Args:
         x: [..., C], floating point, any strides.
         h: of the shape of `x`, any floating dtype.
-        gate: as `h`.
-        scale: as `h`.
-        shift: as `h`.
+        gate: as `h`, or broadcast to it ([C], [B, 1, C]).
+        scale: as `gate`.
+        shift: as `gate`.
         weight: [C] or None for 1.
         bias: [C] or None for 0.
         eps: added to the (biased) variance.
@@ -98,7 +99,8 @@ def _check_sum(op: str, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) ->
     _checks.rank(op, "x", x, 1)
     for name, tensor in (("h", h), ("gate", gate)):
         _checks.dtype(op, name, tensor, _checks.FLOATS)
-        _checks.shape(op, name, tensor, x.shape, "that of x")
+    _checks.shape(op, "h", h, x.shape, "that of x")
+    _checks.broadcast(op, "gate", gate, x.shape, "that of x")
     _checks.same_device(op, "x", x, h=h, gate=gate)
 
 
@@ -126,6 +128,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
+    broadcast={"gate": ("x", None)},
     order=_ORDER,
     setup_context=_setup_context,
     backward=_backward,
@@ -198,6 +201,7 @@ _adaln_op = KernelOp(
     room=__package__,
     check=_check_adaln,
     fake=_fake_adaln,
+    broadcast={"gate": ("x", None), "scale": ("x", None), "shift": ("x", None)},
     order=_ORDER,
     entry="_adaln",
     setup_context=_setup_adaln,

@@ -133,4 +133,5 @@ _out_op = KernelOp(
     fake=_fake_out,
     order=_ORDER,
     entry="_out",
+    called="linear",
 )

@@ -27,7 +27,8 @@ def linear_gated_residual(
         weight: [F, C] of the dtype of `x`.
         bias: [F] of the dtype of `x`, or None for 0.
         residual: [..., F], any floating dtype.
-        gate: [..., F], any floating dtype; usually a strided chunk of one [..., 6F] or [..., 3F].
+        gate: [..., F] or broadcast to it ([F], [B, 1, F]), any floating dtype; usually a strided
+            chunk of one [..., 6F] or [..., 3F].
         backend: "auto", "reference" or "triton".
 
     Returns:
@@ -63,7 +64,9 @@ def _check(
     products.check(op, x, weight, bias)
     for name, tensor in (("residual", residual), ("gate", gate)):
         _checks.dtype(op, name, tensor, _checks.FLOATS)
-        _checks.shape(op, name, tensor, (*x.shape[:-1], weight.shape[0]), "[..., F]")
+    shape = (*x.shape[:-1], weight.shape[0])
+    _checks.shape(op, "residual", residual, shape, "[..., F]")
+    _checks.broadcast(op, "gate", gate, shape, "[..., F]")
     _checks.same_device(op, "x", x, residual=residual, gate=gate)
 
 
@@ -83,6 +86,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
+    broadcast={"gate": ("residual", None)},
     order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
     autocast=("x", "weight", "bias"),
 )

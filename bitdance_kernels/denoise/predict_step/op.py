@@ -46,7 +46,8 @@ def predict_step(
     Args:
         h: the stream after the last block, [R, ..., C], or [2 R, ..., C] with `cfg`, the
             conditional rows first; floating point, any strides.
-        scale: of the shape of `h`, any floating dtype; usually a strided chunk.
+        scale: of the shape of `h` or broadcast to it ([C], [B, 1, C]), any floating dtype; usually
+            a strided chunk.
         shift: as `scale`.
         weight: [D, C] of the dtype of `h`.
         bias: [D] of the dtype of `h`.
@@ -57,7 +58,8 @@ def predict_step(
         in_bias: [C] of the dtype of `h`.
         time: embedded times [S + 1, C] of the dtype of `h`, or None for an empty y'. After the last
             step its last row is taken once more.
-        cond: embedded conditions, of the shape and dtype of `h`; with `time`, and only with it.
+        cond: embedded conditions, of the dtype of `h` and of its shape or broadcast to it; with
+            `time`, and only with it.
         cfg: as for ``denoise_step``.
         noise: as for ``denoise_step``.
         keys: as for ``denoise_step``.
@@ -133,7 +135,8 @@ def _check(
     for name, tensor, shape, letters in layers:
         if tensor is not None:
             _checks.dtype(op, name, tensor, (h.dtype,))
-            _checks.shape(op, name, tensor, shape, letters)
+            check = _checks.broadcast if name == "cond" else _checks.shape
+            check(op, name, tensor, shape, letters)
             _checks.same_device(op, "h", h, **{name: tensor})
     _checks.same_device(op, "h", h, x=x)
 
@@ -153,6 +156,7 @@ _op = KernelOp(
     room=__package__,
     check=_check,
     fake=_fake,
+    broadcast={"scale": ("h", None), "shift": ("h", None), "cond": ("h", None)},
     order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
     autocast=("h", "weight", "bias", "in_weight", "in_bias", "time", "cond"),
 )
