@@ -57,12 +57,16 @@ def checked_kind(op: str, argument: Argument, value: Any) -> Any:
 
 
 def tensor(op: str, argument: str, value: Any) -> Any:
-    """`value`, a tensor.
+    """`value`, a dense tensor.
 
     Raises:
-        TypeError: it is none; of an array the message tells whether there is a function for it.
+        TypeError: it is none; of an array the message tells whether there is a function for it. Or
+            it is sparse, nested or in a layout of another library.
     """
     if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_nested:
+            kind = "a nested tensor" if value.is_nested else value.layout
+            raise TypeError(f"{op}: {argument} must be a dense tensor, got {kind}")
         return value
     kind = type(value)
     name = "None" if value is None else f"{kind.__module__}.{kind.__qualname__}"
@@ -145,12 +149,10 @@ def check_memory(op: str, argument: str, value: torch.Tensor, *, has_memory: boo
     """Raise unless the elements of `value` lie in memory as its strides say.
 
     Raises:
-        TypeError: it is sparse, nested or in a layout of another library.
+        TypeError: it is no dense tensor.
         ValueError: its storage was given up, as FSDP does with parameters that are elsewhere.
     """
-    if value.layout is not torch.strided or value.is_nested:
-        kind = "a nested tensor" if value.is_nested else value.layout
-        raise TypeError(f"{op}: {argument} must be a dense tensor, got {kind}")
+    tensor(op, argument, value)
     if not has_memory or not (value.is_cpu or value.is_cuda) or value.data_ptr() >= _LOW_ADDRESS:
         return
     held, used = value.untyped_storage().nbytes(), value.storage_offset() + span(value)

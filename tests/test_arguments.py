@@ -1,0 +1,275 @@
+"""Arguments of kinds that no op takes: one clear error, that names op and argument.
+
+An op joins by its schema and its benchmark case.
+"""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils import _pytree as pytree
+
+import bitdance_kernels as bk
+from benchmarks.cases import all_cases
+from bitdance_kernels._op import REGISTRY, KernelOp
+
+CPU = torch.device("cpu")
+CASES = all_cases()
+EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+ERRORS = (TypeError, ValueError)
+
+
+class _Subclass(torch.Tensor):
+    pass
+
+
+def _call(case):
+    """The smallest sample that has elements."""
+    calls = [call for call in case.samples(CPU) if all(t.numel() for t in call.tensors())]
+    return min(calls, key=lambda call: sum(t.numel() for t in call.tensors())).map(torch.clone)
+
+
+def _places(case, call, kind):
+    """Names of the arguments of a kind, and the call with another value there."""
+    bound = inspect.signature(case.op).bind(*call.args, **call.kwargs).arguments
+    for name, value in bound.items():
+        leaves, spec = pytree.tree_flatten(value)
+        for i in (i for i, leaf in enumerate(leaves) if type(leaf) is kind):
+
+            def replaced(value, name=name, leaves=leaves, spec=spec, i=i):
+                fresh, given = call.map(torch.clone), list(leaves)
+                given[i] = value(given[i]) if callable(value) else value
+                given = {**inspect.signature(case.op).bind(*fresh.args, **fresh.kwargs).arguments,
+                         name: pytree.tree_unflatten(given, spec)}  # fmt: skip
+                return lambda **options: case.op(**given, **options)
+
+            yield name, replaced
+
+
+@pytest.fixture
+def never_launched(monkeypatch):
+    def launched(self, *_):
+        pytest.fail(f"{self.name} went on to a backend")
+
+    monkeypatch.setattr(KernelOp, "select", launched)
+    monkeypatch.setattr(KernelOp, "_run_on", launched)
+
+
+def _refuses(case, name, call, error=ERRORS, match=""):
+    for backend in ("auto", "reference", "cpu"):
+        with pytest.raises(error) as caught:
+            call(backend=backend)
+        message = str(caught.value)
+        assert re.match(rf"{case.name}: ({name}|uniforms|ranges|noise or keys)", message), message
+        assert re.search(match, message), message
+        assert "\n" not in message
+
+
+@EVERY
+@pytest.mark.usefixtures("never_launched")
+def test_what_is_no_tensor(case):
+    wrong = {
+        "numpy.ndarray": lambda t: t.float().numpy(),
+        "list": lambda t: t.tolist(),
+        "int": 3,
+        "str": "x",
+        "builtin": torch.zeros,
+    }
+    for name, replaced in _places(case, _call(case), torch.Tensor):
+        for kind, value in wrong.items():
+            if name in ("step", "seed", "offset", "cfg") and kind in ("int", "list"):
+                continue  # which may be numbers
+            call = replaced(value if kind != "builtin" else lambda _: torch.zeros)
+            _refuses(case, name, call, TypeError, "must be ")
+        if inspect.signature(case.op).parameters[name].default is inspect.Parameter.empty:
+            _refuses(case, name, replaced(None), TypeError, "must be .*None|must be .*NoneType")
+
+
+@pytest.mark.parametrize("op", [bk.pack_signs, bk.unpack_signs])
+def test_an_array_gets_the_way_to_the_numpy_front(op):
+    array = np.ones((2, 8), np.float32 if op is bk.pack_signs else np.uint8)
+    front = rf"got numpy.ndarray; bitdance_kernels.binary.numpy.{op.__name__} takes arrays"
+    with pytest.raises(TypeError, match=front):
+        op(array)
+    with pytest.raises(TypeError, match=r"swiglu: h must .* numpy.ndarray; torch.from_numpy"):
+        bk.swiglu(array)
+
+
+@EVERY
+@pytest.mark.usefixtures("never_launched")
+def test_numbers_of_other_kinds(case):
+    wrong = {
+        int: [True, 1.5, "a", None, [1], 1j, 2**63, -(2**63) - 1, torch.tensor(1)],
+        float: [True, "a", None, [1], 1j, float("nan"), float("inf"), 10**400, torch.tensor(1.0)],
+        bool: [0, 1, 2**64, "a", None, 0.5],
+        torch.dtype: ["float32", None, 1, float],
+    }
+    optional = inspect.signature(case.op).parameters
+    for kind, values in wrong.items():
+        for name, replaced in _places(case, _call(case), kind):
+            for value in values:
+                if value is None and optional[name].default is None:
+                    continue
+                if isinstance(value, torch.Tensor) and name in ("step", "seed", "offset", "cfg"):
+                    continue
+                if kind is int and type(value) is int and name == "seed":
+                    continue  # which has 64 bits without a sign
+                fixed = value if not isinstance(value, type) else (lambda _, v=value: v)
+                _refuses(case, name, replaced(fixed))
+
+
+@EVERY
+def test_numbers_of_numpy_are_numbers(case):
+    makers = {
+        int: lambda n: np.int64(n) if n < 2**63 else np.uint64(n),
+        float: np.float64,
+        bool: np.bool_,
+    }
+    call = _call(case)
+    for kind, make in makers.items():
+        for _, replaced in _places(case, call, kind):
+            expected = pytree.tree_leaves(replaced(lambda value: value)())
+            for a, b in zip(pytree.tree_leaves(replaced(make)()), expected, strict=True):
+                if isinstance(a, torch.Tensor):
+                    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@EVERY
+def test_a_backend_that_is_no_name(case):
+    call = _call(case)
+    for backend in (None, 1, b"cpu", ["cpu"], "gpu"):
+        with pytest.raises(ValueError, match=rf"{case.name}: backend must be one of auto"):
+            case.op(*call.args, **call.kwargs, backend=backend)
+
+
+def _freed(tensor):
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def _freed_behind_its_start(tensor):
+    wide = torch.cat((tensor.flatten(), tensor.flatten()))
+    view = wide[tensor.numel() :].view(tensor.shape)
+    wide.untyped_storage().resize_(0)
+    return view
+
+
+@EVERY
+def test_a_freed_storage_is_refused(case):
+    """As FSDP leaves them; also where a call like it was good before, and next to gradients."""
+    call = _call(case)
+    for name, replaced in _places(case, call, torch.Tensor):
+        replaced(lambda t: t)()
+        for free in (_freed, _freed_behind_its_start):
+            if free is _freed_behind_its_start and not any(t.dim() for t in call.tensors()):
+                continue
+            _refuses(case, f"{name}|key", replaced(free), ValueError, "must be a tensor whose stor")
+            with torch.no_grad():
+                _refuses(case, f"{name}|key", replaced(free), ValueError, "must be a tensor whose")
+
+
+@EVERY
+@pytest.mark.filterwarnings("ignore")  # sparse CSR and nested tensors: are in beta
+def test_tensors_without_dense_memory_are_refused(case):
+    for name, replaced in _places(case, _call(case), torch.Tensor):
+        for make in (
+            torch.Tensor.to_sparse,
+            lambda t: torch.nested.nested_tensor([t]),
+            lambda t: torch.nested.nested_tensor([t], layout=torch.jagged) if t.dim() else None,
+            lambda t: t.to(torch.complex64),
+            lambda t: t.float().to(torch.float8_e4m3fn),
+            lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
+        ):
+            call = replaced(make)
+            _refuses(case, f"{name}|x|the input", call, (*ERRORS, RuntimeError))
+
+
+@EVERY
+def test_subclasses_and_views_that_pytorch_resolves(case):
+    call = _call(case)
+    expected = pytree.tree_leaves(case.op(*call.map(torch.clone).args, **call.kwargs))
+    ways = [lambda t: t.as_subclass(_Subclass)]
+    ways.append(lambda t: torch._neg_view(-t) if t.is_floating_point() else t)
+    for way in ways:
+        given = call.map(torch.clone).map(way)
+        for a, b in zip(
+            pytree.tree_leaves(case.op(*given.args, **given.kwargs)), expected, strict=True
+        ):
+            if isinstance(a, torch.Tensor):
+                torch.testing.assert_close(
+                    a.as_subclass(torch.Tensor), b, rtol=0, atol=0, equal_nan=True
+                )
+
+
+MODULATED = [case for case in CASES.values() if case.kernel_op._broadcast]
+
+
+@pytest.mark.parametrize("case", MODULATED, ids=lambda case: case.name)
+def test_modulation_broadcasts(case):
+    """As PyTorch expands it, with gradients of its own shape; again by its signature."""
+    op = case.kernel_op
+    calls = [c for c in case.samples(CPU) if all(t.numel() for t in c.tensors())]
+    names = [op._argument_names[i] for i, _, _ in op._broadcast]
+    for call in calls:
+        bound = inspect.signature(case.op).bind(*call.args, **call.kwargs)
+        bound.apply_defaults()
+        given = [n for n in names if bound.arguments[n] is not None]
+        if not given or bound.arguments[given[0]].dim() < 2:
+            continue
+        for shape_of in (lambda t: t[:1], lambda t: t[(0,) * (t.dim() - 1)], lambda t: t[..., :1]):
+            for name in given:
+                full = bound.arguments[name]
+                small = shape_of(full).clone()
+                arguments = {**bound.arguments, name: small}
+                expanded = {**bound.arguments, name: small.expand(full.shape)}
+                _same_with_gradient(case, name, arguments, expanded, call)
+        return
+    pytest.fail("no sample of two dimensions")
+
+
+def _same_with_gradient(case, name, arguments, expanded, call):
+    for _ in range(2):
+        with torch.no_grad():
+            results = [pytree.tree_leaves(case.op(**a)) for a in (arguments, expanded)]
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+    if case.kernel_op.differentiable:
+        gradients = []
+        for given in (arguments, expanded):
+            leaf = arguments[name].detach().clone().requires_grad_()
+            value = leaf if given is arguments else leaf.expand(given[name].shape)
+            outs = pytree.tree_leaves(case.op(**{**given, name: value}))
+            (gradient,) = torch.autograd.grad(sum(o.float().square().sum() for o in outs), leaf)
+            gradients.append(gradient)
+        assert gradients[0].shape == arguments[name].shape
+        torch.testing.assert_close(*gradients)
+
+
+def test_modulation_of_images_for_tokens():
+    """[B, 1, C] beside [B, T, C]: the value and gradients of the formula."""
+    x, scale, shift = torch.randn(2, 3, 8), torch.randn(2, 1, 8), torch.randn(8)
+    leaves = [t.requires_grad_() for t in (x, scale, shift)]
+    y = bk.adaln_norm(*leaves)
+    expected = F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift
+    torch.testing.assert_close(y, expected)
+    weight = torch.randn_like(y)
+    for a, b in zip(
+        torch.autograd.grad((y * weight).sum(), leaves),
+        torch.autograd.grad((expected * weight).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match=r"scale must .* one that broadcasts to it, got \[2, 8\]"):
+        bk.adaln_norm(x, scale[:, 0], shift)
+
+
+def test_the_order_of_the_schema_is_that_of_the_function():
+    """So that a message names the argument as the caller knows it."""
+    for case in CASES.values():
+        parameters = list(inspect.signature(case.op).parameters)
+        for name in case.kernel_op._argument_names:
+            assert name in parameters or name in {"start", "end", "key", "r1", "r2"}, name
+    assert all(len(op._arguments) <= 64 for op in REGISTRY.values())  # what a signature has
