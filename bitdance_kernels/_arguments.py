@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ _LOW_ADDRESS = 1 << 40
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a schema."""
+    """One argument of a schema, by the name that a caller knows."""
 
     name: str
     kind: str  # "Tensor", "int", "float", "bool" or "ScalarType"
@@ -33,14 +33,13 @@ class Argument:
         return self.kind == "Tensor"
 
 
-def parse(schema: str) -> tuple[Argument, ...]:
+def parse(schema: str, called: Mapping[str, str]) -> tuple[Argument, ...]:
     """The arguments of "Tensor x, Tensor? bias, Tensor(a!) cache, int k"; lists are not used."""
     found = []
     for declaration in schema.split(","):
         kind, name = declaration.split()
-        found.append(
-            Argument(name, kind.rstrip("?").partition("(")[0], kind.endswith("?"), "!" in kind)
-        )
+        plain = kind.rstrip("?").partition("(")[0]
+        found.append(Argument(called.get(name, name), plain, kind.endswith("?"), "!" in kind))
     return tuple(found)
 
 
@@ -53,7 +52,11 @@ def checked_kind(op: str, argument: Argument, value: Any) -> Any:
     """
     if value is None and argument.optional:
         return value
-    return _CHECKED[argument.kind](op, argument.name, value)
+    value = _CHECKED[argument.kind](op, argument.name, value)
+    if argument.written and (value.is_neg() or value._is_zerotensor()):
+        got = "a view to be negated" if value.is_neg() else "a zero tensor without memory"
+        raise _checks.fail(op, argument.name, "memory to write to", got)
+    return value
 
 
 def tensor(op: str, argument: str, value: Any) -> Any:

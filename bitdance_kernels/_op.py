@@ -91,6 +91,7 @@ class KernelOp:
         reads_values: whether the reference looks at values on the CPU to choose what it does, which
             a captured graph would not do anew.
         called: name of the public function, for messages; that of the op by default.
+        called_arguments: names of arguments for messages, where the schema has others.
         autocast: names of the tensors that autocast casts, as it casts those of ``F.linear``. An op
             without any computes under autocast what it does elsewhere.
     """
@@ -112,6 +113,7 @@ class KernelOp:
         broadcast: Mapping[str, tuple[str, int | None]] | None = None,
         reads_values: bool = False,
         called: str = "",
+        called_arguments: Mapping[str, str] | None = None,
         autocast: Sequence[str] = (),
     ) -> None:
         self.name = name
@@ -128,7 +130,7 @@ class KernelOp:
 
         arguments, results = schema.split("->")
         arguments = arguments.strip().removeprefix("(").removesuffix(")")
-        self._arguments = _arguments.parse(arguments)
+        self._arguments = _arguments.parse(arguments, called_arguments or {})
         self._argument_names = [argument.name for argument in self._arguments]
         self._tensors = tuple(i for i, a in enumerate(self._arguments) if a.is_tensor)
         self._written = tuple(i for i, a in enumerate(self._arguments) if a.written)
@@ -345,11 +347,14 @@ class KernelOp:
         return cast
 
     def _run_on(self, backend: Backend, inputs: Sequence[Any]) -> Any:
-        if _is_autocast():  # dtypes are settled; PyTorch's functions here shall not choose others
-            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+        try:
+            if _is_autocast():  # dtypes are settled; PyTorch's functions shall not choose others
+                with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+                    result = backend.run(*inputs)
+            else:
                 result = backend.run(*inputs)
-        else:
-            result = backend.run(*inputs)
+        except IndexError as error:  # of a value, which the reference leaves to PyTorch to say
+            raise IndexError(f"{self.called}: index out of range") from error
         if self._written:
             # Autograd then notices when a tensor that it saved was written by a kernel.
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])

@@ -162,3 +162,19 @@ def test_the_caller_keeps_its_subnormal_numbers():
     sum(lfq_entropy(x, 8)).backward()
     least = torch.tensor([2.0**-149])
     assert (least * 1).item() == 2.0**-149
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_nan_reaches_both_entropies_and_their_gradients(backend):
+    """Of its group, where there is one for each."""
+    x = torch.randn(5, 8)
+    x[1, 2] = float("nan")
+    x.requires_grad_()
+    per_sample, codebook = lfq_entropy(x, 4, backend=backend)
+    assert per_sample.isnan()
+    assert codebook.isnan()
+    assert torch.autograd.grad(codebook, x)[0].isnan().all()
+    _, codebook = lfq_entropy(x, 4, per_group=True, backend=backend)
+    assert codebook.isnan().tolist() == [True, False]
+    (grad,) = torch.autograd.grad(codebook[1], x)
+    assert grad[:, 4:].isfinite().all()

@@ -178,6 +178,7 @@ _op = KernelOp(
     backward=_backward,
     setup_context=_setup_context,
     reads_values=True,
+    called_arguments={"start": "ranges.start", "end": "ranges.end"},
     autocast=("q", "k", "v"),
 )
 
@@ -192,4 +193,5 @@ _op_backward = KernelOp(
     entry="_backward",
     is_backward=True,
     reads_values=True,
+    called_arguments={"start": "ranges.start", "end": "ranges.end"},
 )

@@ -28,7 +28,11 @@ def run(
     rows = position.long()[:, None] + torch.arange(
         P, dtype=torch.int64, device=qkv.device
     )  # [B, P]
-    angles = freqs[rows].to(wide)[:, :, None]  # one row of the table for all heads of a token
+    # Indices below 0 do not count from the end, and what is beyond the caches raises before they
+    # are written.
+    table = freqs[: k_cache.shape[1]]
+    rows = torch.where(rows < 0, len(table), rows)
+    angles = table[rows].to(wide)[:, :, None]  # one row of the table for all heads of a token
     q = rotate(_normalised(q.to(wide), q_norm, eps), angles, interleaved)
     k = rotate(_normalised(k.to(wide), k_norm, eps), angles, interleaved)
 

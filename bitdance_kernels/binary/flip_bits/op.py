@@ -181,6 +181,7 @@ _op = KernelOp(
     check=_check,
     fake=_fake,
     order=_ORDER,
+    called_arguments={"r1": "uniforms[0]", "r2": "uniforms[1]"},
 )
 _signs_op = KernelOp(
     "flip_signs",
@@ -189,5 +190,6 @@ _signs_op = KernelOp(
     check=_check_signs,
     fake=_fake,
     order=_ORDER,
+    called_arguments={"r1": "uniforms[0]", "r2": "uniforms[1]"},
     entry="_signs",
 )

@@ -28,8 +28,12 @@ def run(
     entropy = x.new_zeros(codes.slices, dtype=torch.float64)
     _native.cpu.lfq_entropy(*codes.arguments, sums, entropy, codes.slices)
     p = sums.double().sum(0)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
-    parts = codes.tokens * codes.groups
-    return (entropy.sum() / parts).to(x.dtype), p / (parts // codes.tables)
+    parts, total = codes.tokens * codes.groups, entropy.sum()
+    if total.isnan():  # the kernel's exponentials lose a NaN
+        groups = x.reshape(codes.tokens, codes.groups, group_bits).isnan().any(2).any(0)
+        lost = groups if per_group else groups.any()[None]
+        p = p.masked_fill(lost[:, None, None], float("nan"))
+    return (total / parts).to(x.dtype), p / (parts // codes.tables)
 
 
 def unsupported_backward(
