@@ -68,8 +68,8 @@ def tensor(op: str, argument: str, value: Any) -> Any:
     """
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_nested:
-            kind = "a nested tensor" if value.is_nested else value.layout
-            raise TypeError(f"{op}: {argument} must be a dense tensor, got {kind}")
+            got = "a nested tensor" if value.is_nested else value.layout
+            raise TypeError(f"{op}: {argument} must be a dense tensor, got {got}")
         return value
     kind = type(value)
     name = "None" if value is None else f"{kind.__module__}.{kind.__qualname__}"

@@ -357,6 +357,28 @@ def test_autocast_within_transforms(op):
         torch.testing.assert_close(actual, wanted)
 
 
+def test_processes_do_not_sum_what_is_transformed(tmp_path):
+    x = torch.randn(4, 8)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    try:
+        group = torch.distributed.group.WORLD
+        op = functools.partial(bk.lfq_entropy, group_bits=4, process_group=group)
+        assert torch.equal(op(x)[1], bk.lfq_entropy(x, 4)[1])
+        for ask in (
+            lambda: jvp(op, (x,), (x,)),
+            lambda: grad(lambda t: op(t)[1])(x),
+            lambda: _dual_level(op, (x,), (x,)),
+        ):
+            with pytest.raises(RuntimeError, match="lfq_entropy: process_group must be None in"):
+                ask()
+    finally:
+        torch.distributed.destroy_process_group()
+    with pytest.raises(TypeError, match="lfq_entropy: process_group must be a ProcessGroup, got"):
+        bk.lfq_entropy(x, 4, process_group="world")
+
+
 def test_noise_under_vmap():
     keys = bk.noise_keys(3, range(4)).view(2, 2, 3)
     mapped = vmap(lambda k: bk.noise(k, 1, 6))(keys)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bitdance_kernels import _arguments, _checks
+from bitdance_kernels import _arguments, _checks, _transforms
 from bitdance_kernels._op import KernelOp
 
 __all__ = ["lfq_entropy"]
@@ -72,6 +72,8 @@ def lfq_entropy(
     eps = _arguments.real("lfq_entropy", "eps", eps)
     if not eps > 0:
         raise _checks.fail("lfq_entropy", "eps", "greater than 0", eps)
+    if process_group is not None:
+        _check_group(x, process_group)
     per_sample, p = _op.call(x, group_bits, temperature, per_group, backend)
     if process_group is not None:
         tokens = x.shape[:-1].numel()
@@ -86,6 +88,20 @@ def lfq_entropy(
     codebook = -(p * (log - constant)).sum((1, 2)) - constant.flatten()
     codebook = codebook.to(x.dtype)
     return per_sample, codebook if per_group else codebook[0]
+
+
+def _check_group(x: torch.Tensor, group: dist.ProcessGroup) -> None:
+    if not isinstance(group, dist.ProcessGroup):
+        got = type(group).__name__
+        raise TypeError(f"lfq_entropy: process_group must be a ProcessGroup, got {got}")
+    _arguments.tensor("lfq_entropy", "x", x)
+    if torch.compiler.is_compiling():
+        return
+    if _transforms.active() or (_transforms.in_forward_mode() and _transforms.has_tangent(x)):
+        raise RuntimeError(
+            "lfq_entropy: process_group must be None in forward-mode AD and in transforms of "
+            f"torch.func, got {type(group).__name__}"
+        )
 
 
 class _SumOverProcesses(torch.autograd.Function):
