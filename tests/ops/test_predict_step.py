@@ -32,7 +32,7 @@ INVALID = {
                 r"h must be \[2 R, ...\] when cfg is given"),
         Invalid("size", _call("rows", h=H[:2], scale=H[:2], shift=H[:2]), ValueError,
                 r"h must be of shape \[R or 2 R, ..., C\] = \[3, 2, 16\], got \[2, 2, 16\]"),
-        Invalid("size", _call("scale", scale=H[:1]), ValueError,
+        Invalid("size", _call("scale", scale=H[:2]), ValueError,
                 r"scale must be of shape that of h = \[3, 2, 16\]"),
         Invalid("size", _call("weight", weight=W[:4]), ValueError,
                 r"weight must be of shape \[D, C\] = \[8, 16\], got \[4, 16\]"),
