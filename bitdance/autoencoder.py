@@ -280,8 +280,12 @@ class BinaryAutoencoder(nn.Module):
 
         Raises:
             TypeError, ValueError: as in `decode`.
-            NotFiniteError: an image holds NaN or infinity. To know it, the host waits for a GPU.
+            NotFiniteError: an image holds NaN or infinity. To know it, the host waits for a GPU;
+                exported and compiled programs do not look.
         """
+        if graphs.is_traced():
+            with torch.no_grad():
+                return to_uint8(self.decode(codes, noise=noise, generator=generator))
         with self._graphs.lease() as kept:
             # Autograd's share of a call is felt between the small maps of a small model.
             with torch.inference_mode():

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance.autoencoder_blocks import Decoder, Modulation
+from bitdance.graphs import is_traced
 
 __all__ = ["decode_tiles"]
 
@@ -104,7 +105,8 @@ class _Tail:
             gathered: list[_Moments] = []
             for rows, columns in _tiles(coarse, cells, self.border):
                 self._tile(coarse, _TileNorm(rows, columns, known, gathered, stop))
-            known = known + gathered
+            # A program goes on after the norm that the pass is for, with what is not settled yet.
+            known = known + (gathered if stop is None else gathered[:1])
         _, _, H, W = coarse.shape
         channels = self.decoder.conv_out.out_channels
         image = coarse.new_empty(1, channels, H * self.factor, W * self.factor)
@@ -240,7 +242,7 @@ class _TileNorm:
             self.gathered[place] = self.gathered[place].joined(own)
         else:
             self.gathered.append(own)
-        if norm == self.stop:
+        if norm == self.stop and not is_traced():  # exporters count on a module's call to return
             raise _Reached
         return own
 

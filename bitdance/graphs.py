@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from bitdance_kernels import CaptureError, CpuGraph
 
@@ -26,6 +27,7 @@ __all__ = [
     "RecordedStep",
     "call",
     "call_for",
+    "is_traced",
     "memory",
     "parameters",
     "step_for",
@@ -46,6 +48,18 @@ A capture takes as long as some four calls of a small model; a single image woul
 
 _CAPTURE = threading.Lock()
 """Held by the thread that captures a CUDA graph: PyTorch has one stream for captures."""
+
+
+def is_traced() -> bool:
+    """Whether a call is written down as a program, to be run later on other values.
+
+    By torch.compile, torch.export, torch.onnx.export, torch.jit.trace or ``make_fx``. What is
+    written down must be a function of its arguments: it uses no memory that a model keeps, replays
+    no graph, and looks at no values.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    return bool(_get_current_dispatch_mode_stack()) and not CpuGraph.capturing()
 
 
 class EagerStep:
@@ -80,6 +94,8 @@ class CapturedStep:
             step: the same one in every call. It reads its arguments from memory that stays, draws
                 no random numbers from a generator, and asks for no value on the host.
         """
+        if is_traced():
+            return step()
         with torch.cuda.device(self._device):
             if not self._warm:
                 results = self._aside(step)
@@ -160,7 +176,7 @@ class RecordedCall:
             function: the same one in every call, as for ``CapturedStep``.
             inputs: its arguments.
         """
-        if CpuGraph.capturing():
+        if CpuGraph.capturing() or is_traced():
             return function(*inputs)
         # How many threads a kernel takes is in its recorded call.
         threads = torch.get_num_threads()

@@ -114,8 +114,8 @@ class PlainHead:
 
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """See ``Head``."""
-        x = x if len(x) == len(self.cond) else torch.cat([x, x])
-        return self.network(x.to(self.cond.dtype), self.times[i].expand(len(x)), self.cond)
+        x = x if x.shape[0] == self.cond.shape[0] else torch.cat([x, x])
+        return self.network(x.to(self.cond.dtype), self.times[i].expand(x.shape[0]), self.cond)
 
     def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Head``."""

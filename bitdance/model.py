@@ -20,6 +20,7 @@ from bitdance.autoencoder import BinaryAutoencoder
 from bitdance.config import ModelConfig
 from bitdance.diffusion_head import DiffusionHead
 from bitdance.generation import Decoding, StepResult, sample_tokens
+from bitdance.graphs import is_traced
 from bitdance.head_runner import compute_dtype
 from bitdance.kv_cache import KVCache
 from bitdance.projectors import InputProjection
@@ -144,7 +145,10 @@ class BitDanceModel(nn.Module):
                 # The last P tokens are never fed in.
                 fed = cell_centres(*grid)[order[: config.tokens - config.parallel_num]]
                 freqs = rope_table_2d(fed, self.layers.head_dim, config.prefix)
-                self._tables = order.to(device), freqs.to(device)
+                tables = order.to(device), freqs.to(device)
+            if is_traced():  # these have no values, or belong to the program
+                return tables
+            self._tables = tables
         return self._tables
 
     def ranges(self, patches: int | None = None) -> Ranges:
@@ -232,10 +236,10 @@ class BitDanceModel(nn.Module):
     def prefix(self, labels: torch.Tensor) -> torch.Tensor:
         """Class tokens and query tokens, [B, cls + P - 1, dim]; label ``num_classes`` is none."""
         config = self.config
-        rows = self.cls_embedding(labels).view(len(labels), config.cls_token_num, config.dim)
+        rows = self.cls_embedding(labels).view(labels.shape[0], config.cls_token_num, config.dim)
         if config.parallel_num == 1:
             return rows
-        return torch.cat([rows, self.query_token.expand(len(labels), -1, -1)], dim=1)
+        return torch.cat([rows, self.query_token.expand(labels.shape[0], -1, -1)], dim=1)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [B, n, C] of +1 and -1 as the transformer is fed them, [B, n, dim].
@@ -276,16 +280,16 @@ class BitDanceModel(nn.Module):
         noise levels.
         """
         config = self.config
-        on_host = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = labels.device.type == "cpu" and not is_traced()
         self.check_labels(labels, values=on_host)
-        self._check_tokens(tokens, len(labels))
+        self._check_tokens(tokens, labels.shape[0])
         draws = draws or TrainingDraws()
         fed = tokens
         if self.training:
             fed = perturb(tokens, config.perturb_rate, draws.flips)
             drop = draws.drop
             if drop is None:
-                drop = torch.rand(len(labels), dtype=torch.float32, device=labels.device)
+                drop = torch.rand(labels.shape[0], dtype=torch.float32, device=labels.device)
             labels = torch.where(drop < config.class_dropout_prob, config.num_classes, labels)
         fed = self.embed(fed[:, : config.tokens - config.parallel_num])
         sequence = self.emb_norm(torch.cat([self.prefix(labels), fed], dim=1))

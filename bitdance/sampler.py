@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance.diffusion_head import HeadNetwork
+from bitdance.graphs import is_traced
 from bitdance.head_runner import Head, HeadRunner, PlainHead, Step, compute_dtype
 from bitdance_kernels import denoise_table, finalize_bits, use_backend
 from bitdance_kernels import noise as philox_noise
@@ -76,7 +77,7 @@ def make_head(
         ValueError: `mode` or `products` is unknown.
     """
     check_mode(mode)
-    if mode == "plain":
+    if mode == "plain" or is_traced():  # a program has no memory to keep what does not change
         return PlainHead(network, schedule.times)
     return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network), products)
 
@@ -119,7 +120,7 @@ def sample_patch(
     """
     patch = cond.shape[1] if cond.dim() > 2 else None
     with torch.no_grad(), use_backend("reference") if mode == "plain" else nullcontext():
-        head = make_head(network, schedule, len(cond), patch, mode)
+        head = make_head(network, schedule, cond.shape[0], patch, mode)
         head.load()
         return denoise(head, schedule, cond, cfg=cfg, keys=keys, noise=noise, on_step=on_step)
 

@@ -52,7 +52,8 @@ def _is_decomposed(backend: str) -> bool:
     """
     if torch.compiler.is_dynamo_compiling():  # which cannot ask for the default backend
         return False
-    if not torch.compiler.is_exporting() and not torch.jit.is_tracing():
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if not tracing and not torch.compiler.is_exporting():
         return False
     if torch.onnx.is_in_onnx_export():
         return True

@@ -7,4 +7,5 @@ import torch
 
 def is_traced() -> bool:
     """Whether a program is being written of this call, to be run later on other values."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return tracing or torch.compiler.is_compiling()

@@ -9,6 +9,7 @@ tests/ops/test_<room>.py.
 import contextlib
 import importlib
 import re
+import warnings
 
 import pytest
 import torch
@@ -164,6 +165,28 @@ def test_compiles_without_graph_break(case):
     for a, b in zip(actual, expected, strict=True):
         if isinstance(a, torch.Tensor):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@EVERY
+def test_traced_with_the_reference_it_is_pytorchs_operators(case):
+    call = next(c for c in case.samples(CPU) if all(t.numel() for t in c.tensors()))
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def run(*given):
+        given = iter([tensor.clone() for tensor in given])
+        args, kwargs = pytree.tree_unflatten(
+            [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
+        )
+        results = pytree.tree_leaves((case.op(*args, **kwargs), [args[i] for i in case.mutates]))
+        return tuple(result for result in results if isinstance(result, torch.Tensor))
+
+    with torch.no_grad(), use_backend("reference"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", (torch.jit.TracerWarning, DeprecationWarning))
+        traced = torch.jit.trace(run, tensors, check_trace=False)
+        assert "bitdance::" not in str(traced.graph)
+        for a, b in zip(traced(*tensors), run(*tensors), strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
 
 
 @EVERY_SAMPLE
