@@ -20,7 +20,9 @@ import torch
 from bitdance import cli_bench, cli_reconstruct, model_folder, weights
 from bitdance.cli_arguments import check_device, make_strict, positive
 from bitdance.cli_errors import run_command
+from bitdance.cli_reconstruct import tokenizer_alone
 from bitdance.cli_train import add_commands
+from bitdance.files import NoModelError
 from bitdance.hub import locate
 from bitdance.image_files import printable
 from bitdance.model_files import digest
@@ -221,7 +223,13 @@ def _info(options: argparse.Namespace) -> None:
         env_report.main(["--json"] if options.json else [])
         return
     path = locate(options.model)
-    pipeline = BitDance.from_pretrained(path, tokenizer=options.tokenizer, config=options.config)
+    try:
+        pipeline = BitDance.from_pretrained(
+            path, tokenizer=options.tokenizer, config=options.config
+        )
+    except NoModelError:
+        _tell_tokenizer(options, path)
+        return
     model = pipeline.model
     counts = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
     counts = {name: count for name, count in counts.items() if count}
@@ -246,3 +254,22 @@ def _info(options: argparse.Namespace) -> None:
     print(f"  AR steps         {config.ar_steps}, {config.tokens // config.ar_steps} tokens a step")
     print(f"  classes          {config.num_classes}")
     print(f"  SHA-256          {report['sha256']}")
+
+
+def _tell_tokenizer(options: argparse.Namespace, path: Path) -> None:
+    tokenizer = tokenizer_alone(path)
+    config = tokenizer.config
+    report: dict[str, Any] = {
+        "tokenizer": config.to_dict(),
+        "parameters": {"all": sum(p.numel() for p in tokenizer.parameters())},
+        "sha256": weights.sha256(path) if path.is_file() else None,
+    }
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    side = config.downsampling
+    print(f"{printable(options.model)}: a tokenizer")
+    print(f"  parameters       {report['parameters']['all']:,}")
+    print(f"  a code           {config.z_channels} bits a code of {side} x {side} pixels")
+    if path.is_file():
+        print(f"  SHA-256          {report['sha256']}")

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from bitdance.autoencoder import BinaryAutoencoder
+from bitdance.files import CheckpointError, NoModelError
+from bitdance.hub import locate
 from bitdance.image_files import ImageError, printable, read_image, resize_shorter
 from bitdance.image_folders import find_images
 from bitdance.outputs import check_folder, save_image
@@ -60,23 +62,40 @@ def add_image_options(parser: argparse.ArgumentParser, on_error: Sequence[str]) 
 def _reconstruct(options: argparse.Namespace, load: Callable[[Any], BitDance]) -> None:
     check_folder(options.out)
     sizes = _sizes(options)
-    pipeline = load(options)
-    autoencoder = pipeline.model.vae
+    pipeline: BitDance | None = None
+    try:
+        pipeline = load(options)
+        autoencoder = pipeline.model.vae
+    except NoModelError:
+        autoencoder = tokenizer_alone(locate(options.model)).to(
+            options.device, getattr(torch, options.dtype)
+        )
     factor = autoencoder.config.downsampling
     for path, size in sizes.items():
         if min(size) < factor:
             raise ValueError(f"{printable(path)} is smaller than {factor} pixels; use --size")
-    _warn_of_sizes(sizes, pipeline)
+    if pipeline is not None:
+        _warn_of_sizes(sizes, pipeline)
     for path, target in _targets(list(sizes), options.out).items():
         original = _whole_cells(_read(path, options), factor)
         again, count, psnr = _there_and_back(autoencoder, original)
         save_image(grid([original, again], 2), target)
         print(f"{printable(path)}: {count} bytes of bits, {psnr:.2f} dB: {printable(target)}")
         if psnr < _POOR:
-            _note(
-                f"{printable(path)}: little is left of it; the model is made for "
-                f"{_purpose(pipeline)}"
-            )
+            made = "" if pipeline is None else f"; the model is made for {_purpose(pipeline)}"
+            _note(f"{printable(path)}: little is left of it{made}")
+
+
+def tokenizer_alone(path: Path) -> BinaryAutoencoder:
+    """The tokenizer of files that are no model.
+
+    Raises:
+        CheckpointError: they are no tokenizer either.
+    """
+    try:
+        return BinaryAutoencoder.from_pretrained(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} holds neither a model nor a tokenizer: {error}") from error
 
 
 def _sizes(options: argparse.Namespace) -> dict[Path, tuple[int, int]]:

@@ -23,6 +23,7 @@ except ImportError:  # no such locks on this system: leftovers of killed process
 
 __all__ = [
     "CheckpointError",
+    "NoModelError",
     "checked_file",
     "lock",
     "locked",
@@ -46,6 +47,10 @@ _UMASK = threading.Lock()
 
 class CheckpointError(ValueError):
     """A file is no usable checkpoint, or does not fit the model; nothing was loaded."""
+
+
+class NoModelError(CheckpointError):
+    """Files are of no class-conditional model; they may be something else."""
 
 
 def one_line(error: BaseException) -> str:

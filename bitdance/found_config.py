@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from bitdance.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
-from bitdance.files import CheckpointError, checked_file, one_line
+from bitdance.files import CheckpointError, NoModelError, checked_file, one_line
 from bitdance.numbers import shown
 from bitdance.skeleton import count
 from bitdance.weights import read_json, split_prefix
@@ -224,7 +224,7 @@ def _preset(seen: Mapping[str, _Seen], path: Path) -> ModelConfig:
         return [name for name, (value, _) in seen.items() if getattr(preset, name) != value]
 
     if not seen:
-        raise CheckpointError(f"{path} holds no model: it has no {_CLASSES}")
+        raise NoModelError(f"{path} holds no model: it has no {_CLASSES}")
     nearest = min(PRESETS, key=lambda name: len(differing(PRESETS[name])))
     if not differing(PRESETS[nearest]):
         return PRESETS[nearest]

@@ -22,6 +22,7 @@ from bitdance import weights
 from bitdance.config import ModelConfig
 from bitdance.files import (
     CheckpointError,
+    NoModelError,
     checked_file,
     locked,
     one_line,
@@ -98,7 +99,7 @@ def open_folder(folder: Path) -> Folder:
     """
     path = folder / _CONFIG
     if not path.is_file():
-        raise CheckpointError(
+        raise NoModelError(
             f"{folder} has no {_CONFIG}: it was not written by save_pretrained; for an official "
             "checkpoint give the .pt file itself"
         )
@@ -124,7 +125,7 @@ def read_content(path: Path) -> _Content:
         kind = content.get("model_type")
         of = "" if kind is None else f" (it is of a language model, {shown(kind)})"
         got = shown(content.get("format"))
-        raise CheckpointError(f"{path}: format must be {FORMAT!r}, got {got}{of}")
+        raise NoModelError(f"{path}: format must be {FORMAT!r}, got {got}{of}")
     try:
         return parse(_Content, content, "its content")
     except (ValueError, RecursionError) as error:

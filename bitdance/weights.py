@@ -353,16 +353,10 @@ def split_prefix(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
     return below, {k: v for k, v in tensors.items() if not k.startswith(prefix)}
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, checksum: bool = False
-) -> None:
-    """Write a safetensors file, whole or not at all.
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file, whole or not at all, and the checksum that reading compares.
 
-    Args:
-        path: the file.
-        tensors: what it holds.
-        checksum: also write the ``.sha256`` file that reading compares; without that one of an
-            earlier file is removed.
+    That is in the file "<name>.sha256" beside it, as of ``sha256sum``.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -370,12 +364,11 @@ def write_tensors(
     sums = _checksums(path)
     with temporary_file(path) as temporary:
         save_tensors(temporary, tensors)
-        text = f"{sha256(temporary)}  {path.name}\n" if checksum else ""
+        digest = sha256(temporary)
         # In this order: whoever is killed in between leaves a file that can be read.
         sums.unlink(missing_ok=True)
         publish(temporary, path)
-    if checksum:
-        write_text(sums, text)
+    write_text(sums, f"{digest}  {path.name}\n")
 
 
 def _checksums(path: Path) -> Path:

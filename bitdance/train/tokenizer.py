@@ -112,7 +112,7 @@ class TokenizerTask:
 
     def export(self, folder: Path) -> None:
         """Write ``tokenizer.safetensors``, its checksum and ``tokenizer.json``."""
-        weights.write_tensors(folder / WEIGHTS, self.module.state_dict(), checksum=True)
+        weights.write_tensors(folder / WEIGHTS, self.module.state_dict())
         text = json.dumps(self.module.config.to_dict(), indent=2)
         weights.write_text(folder / CONFIG, text + "\n")
 

@@ -217,14 +217,18 @@ def test_a_file_is_on_the_disk_before_it_is_in_its_place_and_its_name_after_that
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
     monkeypatch.setattr(os, "rename", note_replace)
-    for write in (
-        lambda path: weights.write_text(path, "text"),
-        lambda path: weights.write_tensors(path, {"a": torch.ones(3)}),
+    steps = (("fsync", "file"), ("replace", "file"), ("fsync", "folder"))
+    for write, names in (
+        (lambda path: weights.write_text(path, "text"), ["x"]),
+        (lambda path: weights.write_tensors(path, {"a": torch.ones(3)}), ["x", "x.sha256"]),
     ):
         events.clear()
         write(tmp_path / "x")
-        file, folder = (tmp_path / "x").stat().st_ino, tmp_path.stat().st_ino
-        assert events == [("fsync", file), ("replace", file), ("fsync", folder)]
+        folder = tmp_path.stat().st_ino
+        made = [(tmp_path / name).stat().st_ino for name in names]
+        assert events == [
+            (step, file if of == "file" else folder) for file in made for step, of in steps
+        ]
     events.clear()
     filled(1.0).save_pretrained(tmp_path / "m")
     folder = (tmp_path / "m").stat().st_ino

@@ -101,7 +101,8 @@ def test_a_run_leaves_what_it_promises(tokenizer):
     names = {path.name for path in tokenizer.iterdir()}
     assert names == {
         "config.toml", "log.csv", "log.png", "pictures-00000012.png", "tokenizer.json",
-        "tokenizer.safetensors", "checkpoint-00000008.pt", "checkpoint-00000012.pt",
+        "tokenizer.safetensors", "tokenizer.safetensors.sha256",
+        "checkpoint-00000008.pt", "checkpoint-00000012.pt",
     }  # fmt: skip
     lines = (tokenizer / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "3", "6", "9", "12"]

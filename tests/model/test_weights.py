@@ -209,7 +209,8 @@ def test_writing_replaces_the_file_whole(tmp_path, state):
     path.write_text("old")
     weights.write_tensors(path, state)
     assert set(weights.read_weights(path)) == set(state)
-    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    names = ["model.safetensors", "model.safetensors.sha256"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert path.stat().st_mode & 0o777 == 0o666 & ~weights.umask()
 
 

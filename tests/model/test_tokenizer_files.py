@@ -1,0 +1,115 @@
+"""Tokenizers on their own: released files, folders of runs and of releases, and models."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bitdance.autoencoder import BinaryAutoencoder
+from bitdance.cli import main
+from bitdance.train.tokenizer import load_tokenizer
+from bitdance.weights import CheckpointError, write_tensors
+from tests.model.test_text_to_image import tiny
+from tests.model.test_text_to_image_pipeline import release
+from tests.model.tiny import AUTOENCODER, tiny_model, tiny_pipeline
+
+IMAGES = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_model().vae
+
+
+def released(path, tokenizer, kind):
+    state = {k: t.contiguous() for k, t in tokenizer.state_dict().items()}
+    more = {**state, "loss.discriminator.weight": torch.zeros(3)}
+    if kind == "pt":
+        torch.save({"state_dict": more, "epoch": 1}, path)
+    else:
+        save_file(more, path)
+    return path
+
+
+def official(config):
+    shape = {"ch": config.ch, "ch_mult": list(config.ch_mult), "in_channels": 3, "out_ch": 3,
+             "num_res_blocks": config.num_res_blocks, "z_channels": config.z_channels,
+             "double_z": False}  # fmt: skip
+    return {"ddconfig": shape, "num_codebooks": 1}
+
+
+def assert_same(loaded, tokenizer):
+    assert loaded.config == tokenizer.config
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert torch.equal(loaded.encode(IMAGES), tokenizer.encode(IMAGES))
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+@pytest.mark.parametrize("beside", ["ae_x_config.json", "ae_x.json", ""])
+def test_released_files_work_alone(tmp_path, tokenizer, kind, beside):
+    path = released(tmp_path / f"ae_x.{kind}", tokenizer, kind)
+    if beside:
+        (tmp_path / beside).write_text(json.dumps(official(tokenizer.config)))
+    assert_same(BinaryAutoencoder.from_pretrained(path), tokenizer)
+    assert_same(load_tokenizer(path), tokenizer)
+    half = BinaryAutoencoder.from_pretrained(path, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_folders_and_models_have_one(tmp_path, tokenizer):
+    run, text, model = (tmp_path / name for name in ("run", "text", "model"))
+    run.mkdir()
+    write_tensors(run / "tokenizer.safetensors", tokenizer.state_dict())
+    (run / "tokenizer.json").write_text(json.dumps(tokenizer.config.to_dict()))
+    assert_same(BinaryAutoencoder.from_pretrained(run), tokenizer)
+    assert_same(BinaryAutoencoder.from_pretrained(run / "tokenizer.safetensors"), tokenizer)
+    tiny_pipeline().save_pretrained(model)
+    assert_same(BinaryAutoencoder.from_pretrained(model), tokenizer)
+    text.mkdir()
+    whole = tiny()
+    release(text, whole)
+    found = BinaryAutoencoder.from_pretrained(text)
+    assert torch.equal(found.encode(IMAGES), whole.ae.encode(IMAGES))
+    assert BinaryAutoencoder.from_pretrained("fashion").config.z_channels == 32
+
+
+def test_averaged_weights_of_uniwetok_win(tmp_path, tokenizer):
+    raw = {k: torch.zeros_like(t) for k, t in tokenizer.state_dict().items()}
+    averaged = {f"model_ema.{k.replace('.', '')}": t for k, t in tokenizer.state_dict().items()}
+    path = tmp_path / "x.pt"
+    torch.save({"state_dict": {**raw, **averaged}}, path)
+    assert_same(BinaryAutoencoder.from_pretrained(path), tokenizer)
+    plain = BinaryAutoencoder.from_pretrained(path, prefer="model")
+    assert not any(t.any() for t in plain.state_dict().values())
+
+
+def test_what_is_no_tokenizer_is_said(tmp_path, tokenizer):
+    with pytest.raises(FileNotFoundError, match=r"holds no trained tokenizer \(tokenizer\.json or"):
+        BinaryAutoencoder.from_pretrained(tmp_path)
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(3)})
+    with pytest.raises(CheckpointError, match=r"no tokenizer: encoder\.conv_in\.weight is missing"):
+        BinaryAutoencoder.from_pretrained(tmp_path / "x.safetensors")
+    path = released(tmp_path / "y.safetensors", tokenizer, "safetensors")
+    (tmp_path / "y_config.json").write_text(json.dumps({**official(AUTOENCODER), "ch_mult": [1]}))
+    with pytest.raises(CheckpointError, match=r"y_config\.json is damaged: .*ch_mult"):
+        BinaryAutoencoder.from_pretrained(path)
+    shape = {**AUTOENCODER.to_dict(), "z_channels": 16}
+    (tmp_path / "y_config.json").write_text(json.dumps(shape))
+    with pytest.raises(CheckpointError, match=r"does not fit BinaryAutoencoder.*of another shape"):
+        BinaryAutoencoder.from_pretrained(path)
+
+
+def test_commands_take_a_tokenizer_alone(tmp_path, tokenizer, capsys):
+    path = released(tmp_path / "ae.safetensors", tokenizer, "safetensors")
+    picture = tmp_path / "x.png"
+    tiny_pipeline().generate([0], steps=1, progress=False)[0].save(picture)
+    assert main(["info", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["tokenizer"] == tokenizer.config.to_dict()
+    assert main(["info", str(path)]) == 0
+    assert "8 bits a code" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert main(["reconstruct", "--model", str(path), str(picture), "--out", str(out)]) == 0
+    assert (out / "x-reconstructed.png").exists()
