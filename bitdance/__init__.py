@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitdance.autoencoder import BinaryAutoencoder
     from bitdance.batches import GenerationCancelled
     from bitdance.config import (
         AUTOENCODER_PRESETS,
@@ -33,6 +34,7 @@ __all__ = [
     "AUTOENCODER_PRESETS",
     "PRESETS",
     "AutoencoderConfig",
+    "BinaryAutoencoder",
     "BitDance",
     "CheckpointError",
     "GenerationCancelled",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bitdance.autoencoder": ("BinaryAutoencoder",),
     "bitdance.batches": ("GenerationCancelled",),
     "bitdance.config": (
         "AUTOENCODER_PRESETS", "PRESETS", "AutoencoderConfig", "HeadConfig", "ModelConfig",
