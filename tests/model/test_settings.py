@@ -202,6 +202,9 @@ def test_unknown_keys_are_named(key):
 def test_python_is_checked_as_files_are():
     for make, message in (
         (lambda: DataConfig("x", 2.5), "DataConfig: size must be an integer, got 2.5"),
+        (lambda: DataConfig("x", 8, classes={"a": 1}), "DataConfig: classes must be a list"),
+        (lambda: DataConfig("x", 8, classes={"a", "b"}), "DataConfig: classes must be a list"),
+        (lambda: DataConfig("x", 8, classes=iter("ab")), "DataConfig: classes must be a list"),
         (lambda: OptimConfig(True), "OptimConfig: steps must be an integer, got True"),
         (lambda: OptimConfig(200, speed=3), "OptimConfig: unknown key speed"),
         (lambda: LossConfig(l1="1"), "LossConfig: l1 must be a number, got '1'"),
