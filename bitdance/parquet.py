@@ -12,12 +12,14 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from bitdance import weights
+from bitdance.files import one_line
 from bitdance.packed_dataset import PackedDataset, PackedDatasetError, PackedWriter
+from bitdance.settings import Count, parse, settings
 
 __all__ = ["from_parquet", "to_parquet"]
 
@@ -78,6 +80,14 @@ def to_parquet(
             )
             batch = pa.record_batch([bits, pa.array(labels.numpy())], schema=schema)
             writer.write_batch(batch, row_group_size)
+
+
+@settings
+class _Header:
+    format: Literal["bitdance-parquet-1"]
+    tokens: Count
+    channels: Count
+    metadata: dict[str, Any]
 
 
 def from_parquet(
@@ -187,21 +197,15 @@ def _sizes(
             raise ValueError(f"{path} does not say its {' and '.join(missing)}: pass them")
         return {name: int(value) for name, value in given.items() if value is not None}, {}
     try:
-        header = json.loads(metadata[_KEY])
-        if header["format"] != FORMAT:
-            raise PackedDatasetError(f"{path}: format must be {FORMAT!r}, got {header['format']!r}")
-        sizes = {name: int(header[name]) for name in given}
-        kept = dict(header["metadata"])
-    except PackedDatasetError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise PackedDatasetError(f"{path}: its metadata are damaged: {error!r}") from error
+        content = json.loads(metadata[_KEY])
+        header = parse(_Header, content, "its content")
+    except (ValueError, RecursionError) as error:
+        raise PackedDatasetError(f"{path}: its metadata are damaged: {one_line(error)}") from error
+    sizes = {"tokens": header.tokens, "channels": header.channels}
     for name, value in given.items():
         if value not in (None, sizes[name]):
             raise ValueError(f"{path} has {sizes[name]} {name}, got {value}")
-    if min(sizes.values()) < 1:
-        raise PackedDatasetError(f"{path}: its metadata are damaged: {sizes}")
-    return sizes, kept
+    return sizes, header.metadata
 
 
 def _bytes_of(path: Path, column: Any, width: int) -> np.ndarray:

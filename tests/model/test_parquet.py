@@ -108,8 +108,17 @@ def test_damaged_files_are_refused(tmp_path):
     path.write_bytes(whole)
     table = pq.read_table(path)
     right = json.loads(table.schema.metadata[b"bitdance"])
-    changes = ({"format": "x"}, {"format": None}, {"tokens": 0}, {"channels": 40}, {"tokens": []})
-    for wrong in ("{", "[]", "{}", *(json.dumps({**right, **change}) for change in changes)):
+    changes = (
+        {"format": "x"}, {"format": None}, {"tokens": 0}, {"channels": 40}, {"tokens": []},
+        {"tokens": float("inf")}, {"tokens": 2**70}, {"tokens": True}, {"metadata": 3},
+    )  # fmt: skip
+    for wrong in (
+        "{",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        *(json.dumps({**right, **change}) for change in changes),
+    ):
         pq.write_table(table.replace_schema_metadata({"bitdance": wrong}), path)
         with pytest.raises(PackedDatasetError):
             from_parquet(path, tmp_path / "out")

@@ -290,3 +290,27 @@ def test_hub_repositories_are_downloaded_once_asked(pipeline, saved, monkeypatch
     assert (options["revision"], options["local_files_only"]) == ("v1", True)
     with pytest.raises(FileNotFoundError, match="'somebody/else' was not found on the hub: 404"):
         BitDance.from_pretrained("somebody/else")
+
+
+def test_weights_of_another_model_are_not_downloaded(saved, tmp_path, monkeypatch):
+    """The configuration is judged before files of gigabytes are asked for."""
+    asked = []
+
+    def snapshot_download(repository, *, allow_patterns, **_):
+        asked.append(allow_patterns)
+        return str(saved if repository == "somebody/model" else tmp_path / repository)
+
+    client = types.ModuleType("huggingface_hub")
+    client.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    (file,) = saved.glob("model-*.safetensors")
+    BitDance.from_pretrained("somebody/model")
+    assert asked == [["config.json"], ["config.json", file.name]]
+    for name, text in (("text", '{"model_type": "qwen3"}'), ("broken", "{"), ("none", None)):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        if text is not None:
+            (tmp_path / "other" / name / "config.json").write_text(text)
+        asked.clear()
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            BitDance.from_pretrained(f"other/{name}")
+        assert asked == [["config.json"]]
