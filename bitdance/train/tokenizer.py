@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -92,7 +94,7 @@ class TokenizerTask:
             + weight.commitment * losses.commitment
         )
         for name, (function, factor) in self._extra.items():
-            terms[name] = _scalar(name, function(x, y))
+            terms[name] = _term(name, function, x, y)
             loss = loss + factor * terms[name]
         return loss, terms
 
@@ -137,10 +139,16 @@ def load_tokenizer(source: str | Path) -> BinaryAutoencoder:
     return BinaryAutoencoder.from_pretrained(source)
 
 
-def _scalar(name: str, term: Any) -> torch.Tensor:
+def _term(name: str, function: ExtraLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    try:
+        term: Any = function(x, y)
+    except (RuntimeError, MemoryError, OSError):  # PyTorch's, whose kind tells what to do
+        raise
+    except Exception as error:
+        raise ValueError(f"loss.extra: {name!r} raises {type(error).__name__}: {error}") from error
     if isinstance(term, torch.Tensor) and term.numel() == 1 and term.is_floating_point():
         return term.reshape(())
-    raise TypeError(f"loss.extra: {name!r} must return a scalar tensor, got {shown(term)}")
+    raise ValueError(f"loss.extra: {name!r} must return a scalar tensor, got {shown(term)}")
 
 
 def _find(name: str) -> ExtraLoss:
@@ -155,4 +163,11 @@ def _find(name: str) -> ExtraLoss:
         ) from error
     if not callable(found):
         raise ValueError(f"loss.extra: {name!r} must be a function or a class, got {shown(found)}")
+    with contextlib.suppress(ValueError):  # functions in C may tell no signature
+        try:
+            inspect.signature(found).bind(None, None)
+        except TypeError as error:
+            raise ValueError(
+                f"loss.extra: {name!r} must take images and reconstructions: {error}"
+            ) from error
     return found

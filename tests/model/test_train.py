@@ -389,7 +389,7 @@ def test_command_line_errors(data, tokenizer, tmp_path, capsys):
     assert "has no section [model]" in capsys.readouterr().err
     model = write_config(model_config(data, tmp_path / "none"), tmp_path / "m.toml")
     assert main(["train", "model", str(model), "--out", str(tmp_path / "run")]) == 1
-    assert "holds no trained tokenizer" in capsys.readouterr().err
+    assert "is no file, no folder and no repository id" in capsys.readouterr().err
     path.write_text("steps = ")
     assert main(train) == 1
     assert "c.toml: " in capsys.readouterr().err
