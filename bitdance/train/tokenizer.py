@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import json
@@ -163,11 +162,14 @@ def _find(name: str) -> ExtraLoss:
         ) from error
     if not callable(found):
         raise ValueError(f"loss.extra: {name!r} must be a function or a class, got {shown(found)}")
-    with contextlib.suppress(ValueError):  # functions in C may tell no signature
-        try:
-            inspect.signature(found).bind(None, None)
-        except TypeError as error:
-            raise ValueError(
-                f"loss.extra: {name!r} must take images and reconstructions: {error}"
-            ) from error
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # functions in C may tell none
+        return found
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"loss.extra: {name!r} must take images and reconstructions: {error}"
+        ) from error
     return found
