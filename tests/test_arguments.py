@@ -208,6 +208,17 @@ def test_subclasses_and_views_that_pytorch_resolves(case):
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("tokens", [5, 160])  # on the CPU more than 128 are the reference's
+def test_ranges_that_nobody_checked_stay_within_the_keys(tokens, backend):
+    q, k, v = torch.randn(3, 1, tokens, 2, 8).unbind()
+    start = torch.full((tokens,), -(2**31), dtype=torch.int32)
+    end = torch.full((tokens,), 2**31 - 1, dtype=torch.int32)
+    out = bk.block_causal_attention(q, k, v, bk.Ranges(start, end, validate=False), backend=backend)
+    heads = [t.transpose(1, 2) for t in (q, k, v)]
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(*heads).transpose(1, 2))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_indices_out_of_range_name_the_op(backend):
     table, x = bk.denoise_table(3)[0], torch.randn(2, 8)
     caches = torch.zeros(2, 1, 4, 1, 4).unbind()

@@ -210,3 +210,19 @@ def test_splits_fill_the_card_and_no_more(programs, rows, tiles):
     assert 1 <= splits <= max(tiles, 1)
     assert splits == 1 or programs * (splits - 1) < slots
     assert programs * splits >= min(slots, programs * min(tiles, 64))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nan_in_what_is_attended_to_is_not_taken_for_nothing(backend, dtype):
+    q, lengths = torch.randn(2, 3, 2, 8, dtype=dtype), torch.tensor([3, 4], dtype=torch.int32)
+    k, v = torch.randn(2, 2, 6, 2, 8, dtype=dtype).unbind()
+    bad = q.clone()
+    bad[0, 1, 0] = float("nan")
+    out = block_decode_attention(bad, k, v, lengths, backend=backend)
+    assert out.isnan().all(-1).nonzero().tolist() == [[0, 1, 0]]
+    bad = k.clone()
+    bad[1, 3, 1] = float("nan")
+    bad[0, 3:] = float("nan")  # is not seen
+    out = block_decode_attention(q, bad, v, lengths, backend=backend)
+    assert out.isnan().all(-1).nonzero().tolist() == [[1, p, 1] for p in range(3)]

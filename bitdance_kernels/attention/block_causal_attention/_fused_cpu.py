@@ -217,10 +217,11 @@ def _make_plan(start: torch.Tensor, end: torch.Tensor, keys: int, queries: int) 
     chunks = []
     queries = max(1, min(queries, _MASK // max(1, B * keys)))
     for first in range(0, T if B else 0, queries):
-        last = min(first + queries, T) - 1
-        low, high = int(start[:, first].min()), min(int(end[:, last].max()), keys)
+        i = slice(first, min(first + queries, T))
+        # Of all their values, not of the first and the last: nobody may have checked the ranges.
+        low, high = max(0, int(start[:, i].min())), min(int(end[:, i].max()), keys)
         if low < high:
-            chunks.append((slice(first, last + 1), slice(low, high)))
+            chunks.append((i, slice(low, high)))
     elements = B * sum((i.stop - i.start) * (j.stop - j.start) for i, j in chunks)
     masks = (_mask(start, end, *chunk) for chunk in chunks) if elements <= _KEPT else ()
     blind, unseen = start >= end, ~_intervals.seen(start, end, keys)

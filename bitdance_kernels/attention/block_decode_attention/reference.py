@@ -89,6 +89,8 @@ def _cut(
             by_kv_head(q[b].float(), Hkv).contiguous(),
             k_cache[b, :n].float().transpose(1, 2),
             v_cache[b, :n].float().transpose(1, 2),
+            # Without a mask the kernel takes scores of NaN for those of a row that sees nothing.
+            attn_mask=q.new_zeros((1, 1, 1, n), dtype=torch.float32),
             scale=scale,
         )
         out[b] = by_query(attended, H)
