@@ -1,6 +1,7 @@
 """Stored files and settings that are damaged or make no sense: one line each, and little work."""
 
 import copy
+import functools
 import gzip
 import json
 import os
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from bitdance import BitDance, weights
 from bitdance.cli import main
+from bitdance.model_folder import open_folder
 from bitdance.weights import CheckpointError, read_weights
 from tests.model.tiny import tiny_config, tiny_pipeline
 
@@ -93,7 +95,9 @@ def test_every_key_refuses_every_nonsense_value(folder, place):
         assert place[-1] in parent
         parent[place[-1]] = value
         put(folder, json.dumps(changed))
-        if not refusal(lambda: BitDance.from_pretrained(folder)):
+        # What is known to be taken is not loaded each time.
+        load = open_folder if name in SAME.get(place, ()) else BitDance.from_pretrained
+        if not refusal(functools.partial(load, folder)):
             accepted.add(name)
     assert accepted == SAME.get(place, set())
 
