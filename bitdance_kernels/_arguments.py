@@ -103,7 +103,7 @@ def _int64(op: str, argument: str, value: Any) -> Any:
 
 def real(op: str, argument: str, value: Any) -> Any:
     """`value`, a finite number, and no bool."""
-    value = _float64(op, argument, value)
+    value = number(op, argument, value)
     check_finite(op, argument, value)
     return value
 
@@ -114,7 +114,8 @@ def check_finite(op: str, argument: str, value: Any) -> None:
         raise _checks.fail(op, argument, "finite", value)
 
 
-def _float64(op: str, argument: str, value: Any) -> Any:
+def number(op: str, argument: str, value: Any) -> Any:
+    """`value`, a number as a float, and no bool; it may be infinite."""
     if isinstance(value, (torch.SymFloat, torch.SymInt)) or torch.compiler.is_compiling():
         return value
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -138,7 +139,7 @@ def _dtype(op: str, argument: str, value: Any) -> torch.dtype:
 
 
 _CHECKED = {
-    "Tensor": tensor, "int": _int64, "float": _float64, "bool": _boolean, "ScalarType": _dtype,
+    "Tensor": tensor, "int": _int64, "float": number, "bool": _boolean, "ScalarType": _dtype,
 }  # fmt: skip
 
 

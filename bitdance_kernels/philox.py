@@ -21,12 +21,14 @@ normals agree within the rounding of logarithm, sine and cosine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from bitdance_kernels import _checks, _native
+from bitdance_kernels import _arguments, _checks, _native, _transforms
 from bitdance_kernels._backends import default_backend
 from bitdance_kernels.cpu_graph import CpuGraph
 
@@ -87,6 +89,7 @@ def noise_words(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> 
         ValueError: `keys` is not [R, 3], `step` has several elements or is out of range, or
             `elements` is negative or over 2^34 (32 bits count the blocks of four).
     """
+    _check(keys, step, elements)
     return _blocks(keys, step, elements).flatten(1)[:, :elements].contiguous()
 
 
@@ -139,6 +142,7 @@ def noise(
         raise TypeError(f"noise: dtype must be float32 or float64, got {dtype}")
     if backend not in ("auto", "reference"):
         raise ValueError(f"noise: backend must be auto or reference, got {backend!r}")
+    _check(keys, step, elements)
     if backend == "auto" and dtype == torch.float32 and not _traced(keys):
         if _native_can(keys):
             return _native_noise(keys, step, elements)
@@ -155,7 +159,7 @@ def noise(
 
 def _traced(keys: torch.Tensor) -> bool:
     """Whether somebody looks on: an address then means nothing, and a kernel would not be seen."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _transforms.active():
         return True
     captured = keys.is_cpu and CpuGraph.capturing()
     return bool(_get_current_dispatch_mode_stack()) and not captured
@@ -167,7 +171,6 @@ def _native_can(keys: torch.Tensor) -> bool:
 
 
 def _native_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
-    _check(keys, step, elements)
     normals = torch.empty((keys.shape[0], elements), dtype=torch.float32, device=keys.device)
     keys, step = keys.contiguous(), _step_tensor(keys, step)
     _native.cpu.noise(
@@ -191,7 +194,6 @@ def _triton_can(keys: torch.Tensor) -> bool:
 def _triton_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
     from bitdance_kernels import _philox_triton
 
-    _check(keys, step, elements)
     return _philox_triton.noise(keys, _step_tensor(keys, step), elements)
 
 
@@ -235,15 +237,14 @@ def noise_keys(
         tensor([[7, 4, 0],
                 [7, 4, 1]])
     """
-    ids = list(sample_ids)
-    each = [seeds] * len(ids) if isinstance(seeds, int) else list(seeds)
+    ids = [_in_range("sample_ids", sample, 32) for sample in _list("sample_ids", sample_ids)]
+    alone = isinstance(seeds, numbers.Integral)
+    each = [
+        _in_range("seeds", s, 64) for s in ([seeds] * len(ids) if alone else _list("seeds", seeds))
+    ]
     if len(each) != len(ids):
         raise _checks.fail("noise_keys", "seeds", f"one or {len(ids)} as sample_ids", len(each))
-    _in_range("ar_step", ar_step, 31)
-    _in_range("stream", stream, 1)
-    for seed, sample in zip(each, ids, strict=True):
-        _in_range("seeds", seed, 64)
-        _in_range("sample_ids", sample, 32)
+    ar_step, stream = _in_range("ar_step", ar_step, 31), _in_range("stream", stream, 1)
     rows = [
         (seed - 2**64 if seed >= 2**63 else seed, 2 * ar_step + stream, sample)
         for seed, sample in zip(each, ids, strict=True)
@@ -251,14 +252,25 @@ def noise_keys(
     return torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 3)
 
 
-def _in_range(argument: str, value: object, bits: int) -> None:
-    if not isinstance(value, int):
+def _list(argument: str, values: object) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"noise_keys: {argument} must be a list, got {type(values).__name__}")
+    return list(values)
+
+
+def _in_range(argument: str, value: Any, bits: int) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"noise_keys: {argument} must be int, got {type(value).__name__}")
     if not 0 <= value < 2**bits:
         raise _checks.fail("noise_keys", argument, f"in [0, 2^{bits})", value)
+    return int(value)
 
 
 def _check(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> None:
+    _arguments.tensor("noise", "keys", keys)
+    _arguments.integer("noise", "elements", elements)
+    if not isinstance(step, torch.Tensor):
+        _arguments.integer("noise", "step", step)
     _checks.dtype("noise", "keys", keys, (torch.int64,))
     _checks.rank("noise", "keys", keys, 2, 2)
     _checks.shape("noise", "keys", keys, (keys.shape[0], 3), "[R, 3]")
@@ -271,11 +283,12 @@ def _check(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> None:
             raise _checks.fail("noise", "step", "of one element", f"shape {list(step.shape)}")
     elif not 0 <= step < 2**32:
         raise _checks.fail("noise", "step", "in [0, 2^32)", step)
+    if not _traced(keys):
+        _arguments.check_memory("noise", "keys", keys, has_memory=True)
 
 
 def _blocks(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
     """Words [R, ceil(elements / 4), 4]."""
-    _check(keys, step, elements)
     step = _step_tensor(keys, step).reshape(()) & _MASK
     seed, ar_step, sample = keys.unbind(1)
     key = torch.stack((seed & _MASK, seed >> 32 & _MASK), dim=-1)

@@ -99,6 +99,42 @@ def test_an_array_gets_the_way_to_the_numpy_front(op):
         bk.swiglu(array)
 
 
+@pytest.mark.parametrize("value", [[1.0], None, 3, torch.ones(8)])
+def test_what_is_no_array_at_the_numpy_front(value):
+    from bitdance_kernels.binary import numpy as front
+
+    hint = "; bitdance_kernels.pack_signs takes tensors" if isinstance(value, torch.Tensor) else ""
+    with pytest.raises(TypeError, match=rf"pack_signs: x must be a numpy.ndarray, got .*{hint}$"):
+        front.pack_signs(value)
+    with pytest.raises(TypeError, match=r"unpack_signs: packed must be a numpy.ndarray, got "):
+        front.unpack_signs(value)
+
+
+def test_arguments_of_functions_that_are_no_ops():
+    keys = bk.noise_keys(np.int64(3), np.arange(2), ar_step=np.int32(1))
+    assert torch.equal(keys, bk.noise_keys(3, range(2), ar_step=1))
+    for call, message in (
+        (lambda: bk.noise(keys.numpy(), 0, 4), "noise: keys must be a torch.Tensor, got numpy"),
+        (lambda: bk.noise(None, 0, 4), "noise: keys must be a torch.Tensor, got None"),
+        (lambda: bk.noise(keys, True, 4), "noise: step must be an integer, got True"),
+        (lambda: bk.noise(keys, 0, 4.0), "noise: elements must be an integer, got 4.0"),
+        (lambda: bk.noise_keys(True, [0]), "noise_keys: seeds must be int, got bool"),
+        (lambda: bk.noise_keys(None, [0]), "noise_keys: seeds must be a list, got NoneType"),
+        (lambda: bk.noise_keys(0, 3), "noise_keys: sample_ids must be a list, got int"),
+        (lambda: bk.noise_keys(0, [0], stream=0.0), "noise_keys: stream must be int, got float"),
+        (lambda: bk.denoise_table(True), "denoise_table: steps must be int, got bool"),
+        (lambda: bk.denoise_table(2, time_shift="1"), "denoise_table: time_shift must be a number"),
+        (lambda: bk.dense_mask(keys), "dense_mask: ranges must be Ranges, got Tensor"),
+        (lambda: bk.Ranges(np.zeros(2, np.int32), keys), "Ranges: start must be an int32 tensor"),
+    ):
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+            call()
+    for backend in ("auto", "reference"):
+        with pytest.raises(ValueError, match="noise: keys must be a tensor whose storage holds"):
+            bk.noise(_freed_behind_its_start(keys), 0, 4, backend=backend)
+    assert torch.equal(bk.denoise_table(np.int64(3))[0], bk.denoise_table(3)[0])
+
+
 @EVERY
 @pytest.mark.usefixtures("never_launched")
 def test_numbers_of_other_kinds(case):

@@ -381,8 +381,9 @@ def test_processes_do_not_sum_what_is_transformed(tmp_path):
 
 def test_noise_under_vmap():
     keys = bk.noise_keys(3, range(4)).view(2, 2, 3)
-    mapped = vmap(lambda k: bk.noise(k, 1, 6))(keys)
-    _close(mapped, torch.stack([bk.noise(k, 1, 6) for k in keys]))
+    for backend in ("reference", "auto"):
+        mapped = vmap(functools.partial(bk.noise, step=1, elements=6, backend=backend))(keys)
+        _close(mapped, torch.stack([bk.noise(k, 1, 6) for k in keys]))
 
 
 def test_registry_is_covered():

@@ -35,6 +35,7 @@ def pack_signs(x: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.uint8
         TypeError: `x` is of another dtype.
         ValueError: C is not a positive multiple of 8, or `threads` is less than 1.
     """
+    _check_array("pack_signs", "x", x)
     if x.dtype not in _CODES:
         raise TypeError(f"pack_signs: x must be float32 or float16, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] == 0 or x.shape[-1] % 8:
@@ -74,6 +75,7 @@ def unpack_signs(
         ValueError: `packed` has no dimension or an empty last one, or `threads` is less than 1.
     """
     dtype = np.dtype(dtype)
+    _check_array("unpack_signs", "packed", packed)
     if packed.dtype != np.uint8:
         raise TypeError(f"unpack_signs: packed must be uint8, got {packed.dtype}")
     if dtype not in _CODES:
@@ -94,6 +96,14 @@ def unpack_signs(
         threads,
     )  # fmt: skip
     return y
+
+
+def _check_array(op: str, argument: str, value: object) -> None:
+    if isinstance(value, np.ndarray | np.generic):
+        return
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    hint = f"; bitdance_kernels.{op} takes tensors" if kind == "torch.Tensor" else ""
+    raise TypeError(f"{op}: {argument} must be a numpy.ndarray, got {kind}{hint}")
 
 
 def _check_threads(op: str, threads: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 
-from bitdance_kernels import _checks
+from bitdance_kernels import _arguments, _checks
 
 __all__ = ["denoise_table"]
 
@@ -62,8 +63,9 @@ def denoise_table(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tensor,
         >>> times
         tensor([0.0000, 0.9500])
     """
-    if not isinstance(steps, int):
+    if not isinstance(steps, numbers.Integral) or isinstance(steps, bool):
         raise TypeError(f"denoise_table: steps must be int, got {type(steps).__name__}")
+    steps, time_shift = int(steps), _arguments.number("denoise_table", "time_shift", time_shift)
     if steps < 1:
         raise _checks.fail("denoise_table", "steps", "at least 1", steps)
     if not 0 < time_shift < math.inf:
