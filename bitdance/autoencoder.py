@@ -143,7 +143,7 @@ class BinaryAutoencoder(nn.Module):
             images: [B, in_channels, H, W], floating point in [-1, 1].
 
         Returns:
-            [B, z_channels, h, w].
+            [B, z_channels, h, w] of the dtype of the parameters, or of autocast where it is on.
 
         Raises:
             TypeError: `images` is not floating point.
@@ -179,7 +179,8 @@ class BinaryAutoencoder(nn.Module):
             packed: return bits instead of +1 and -1.
 
         Returns:
-            [B, z_channels, h, w] of +1 and -1, or uint8 [B, h, w, ceil(z_channels / 8)].
+            [B, z_channels, h, w] of +1 and -1 in the dtype of `features`, or uint8
+            [B, h, w, ceil(z_channels / 8)].
 
         Raises:
             TypeError, ValueError: as in `features`.
@@ -249,8 +250,9 @@ class BinaryAutoencoder(nn.Module):
             generator: to draw the noise from.
 
         Returns:
-            [B, out_ch, h * downsampling, w * downsampling], nominally in [-1, 1] but not clamped;
-            see `to_uint8` and `decode_pixels`.
+            [B, out_ch, h * downsampling, w * downsampling] of the dtype of the parameters, or of
+            autocast where it is on; nominally in [-1, 1] but not clamped, see `to_uint8` and
+            `decode_pixels`.
 
         Raises:
             TypeError: `codes` is neither floating point nor uint8.

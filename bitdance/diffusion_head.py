@@ -208,7 +208,7 @@ class DiffusionHead(nn.Module):
             cond: [R, P, ch_cond] or [R, ch_cond].
 
         Returns:
-            Of the shape of `x`.
+            Of the shape of `x`, in the dtype of the parameters, or of autocast where it is on.
 
         Raises:
             ValueError: shapes do not fit.

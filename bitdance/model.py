@@ -262,7 +262,7 @@ class BitDanceModel(nn.Module):
             draws: random numbers to use, for comparisons.
 
         Returns:
-            A scalar.
+            A scalar, float32.
 
         Raises:
             ValueError: shapes or labels do not fit.
@@ -275,6 +275,9 @@ class BitDanceModel(nn.Module):
         self, tokens: torch.Tensor, labels: torch.Tensor, draws: TrainingDraws | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Targets and conditioning of the head: [R, P, C] and [R, P, dim] ([R, ...] with P = 1).
+
+        Targets are in the dtype of `tokens`, the conditioning in that of the parameters, also under
+        autocast.
 
         Every patch of the batch ``diff_batch_mul`` times over, since each is trained at that many
         noise levels.

@@ -5,13 +5,18 @@ The kernels have channels last; here, as in all of the autoencoder, channels are
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from bitdance_kernels import lfq_entropy, lfq_quantize, pack_signs, unpack_signs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "BinaryQuantizer",
@@ -25,7 +30,10 @@ _BYTE = 8
 
 
 class QuantizerLosses(NamedTuple):
-    """Scalars of the quantiser's objective, float32, in nats where they are entropies."""
+    """Scalars of the quantiser's objective, in nats where they are entropies.
+
+    They are float32, of features in half precision and under autocast too; float64 of float64.
+    """
 
     per_sample_entropy: torch.Tensor
     """E[H(q)]: how undecided the code of a position is."""
@@ -67,8 +75,13 @@ class BinaryQuantizer(nn.Module):
         per_group: take the codebook entropy of every group by itself, and their mean. The official
             one is of the groups' mean distribution, which stays even when a channel of one group is
             constant, so that such a channel costs nothing.
+        process_group: take the codebook entropy over the features of all its processes, as a
+            statistic of the whole batch; see ``lfq_entropy``. The other losses stay those of a
+            process, whose average is that of the batch. It may be set later, as an attribute;
+            deep copies share it, pickles are without.
 
     Raises:
+        TypeError: `process_group` is none.
         ValueError: `num_codebooks` does not divide `dim`.
     """
 
@@ -81,6 +94,7 @@ class BinaryQuantizer(nn.Module):
         codebook_weight: float = 1.0,
         temperature: float = 0.01,
         per_group: bool = False,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if num_codebooks < 1 or dim % num_codebooks != 0:
@@ -95,6 +109,20 @@ class BinaryQuantizer(nn.Module):
         self.codebook_weight = codebook_weight
         self.temperature = temperature
         self.per_group = per_group
+        if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+            got = type(process_group).__name__
+            raise TypeError(f"BinaryQuantizer: process_group must be a ProcessGroup, got {got}")
+        self.process_group = process_group
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process_group": None}  # which belongs to this process
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        result.process_group = self.process_group
+        return result
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(model)``."""
@@ -121,19 +149,24 @@ class BinaryQuantizer(nn.Module):
         x = features.movedim(1, -1)
         quantized, packed = lfq_quantize(_pad_to_byte(x))
         quantized = quantized[..., : self.dim]
-        losses = self._losses(x, quantized) if with_losses else _no_losses(x.device)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        losses = self._losses(x.to(dtype), quantized) if with_losses else _no_losses(x, dtype)
         return QuantizerOutput(quantized.movedim(-1, 1), packed, losses)
 
     def _losses(self, x: torch.Tensor, quantized: torch.Tensor) -> QuantizerLosses:
         per_sample, codebook = lfq_entropy(
-            x, self.code_bits, temperature=self.temperature, per_group=self.per_group
+            x,
+            self.code_bits,
+            temperature=self.temperature,
+            per_group=self.per_group,
+            process_group=self.process_group,
         )
         codebook = codebook.mean()
         return QuantizerLosses(
             per_sample_entropy=per_sample,
             codebook_entropy=codebook,
             entropy=self.sample_weight * per_sample - self.codebook_weight * codebook,
-            commitment=F.mse_loss(x.float(), quantized.detach().float()),
+            commitment=F.mse_loss(x, quantized.detach().to(x.dtype)),
         )
 
     def to_indices(self, packed: torch.Tensor) -> torch.Tensor:
@@ -198,8 +231,8 @@ def unpack_codes(
     return unpack_signs(packed, dtype)[..., :channels].movedim(-1, 1)
 
 
-def _no_losses(device: torch.device) -> QuantizerLosses:
-    zero = torch.zeros((), dtype=torch.float32, device=device)
+def _no_losses(x: torch.Tensor, dtype: torch.dtype) -> QuantizerLosses:
+    zero = torch.zeros((), dtype=dtype, device=x.device)
     return QuantizerLosses(zero, zero, zero, zero)
 
 

@@ -43,7 +43,7 @@ def rope_table_2d(centres: torch.Tensor, head_dim: int, prefix: int = 0) -> torc
     the frequency 10000^(-2 i / (D / 2)).
 
     Args:
-        centres: [N, 2], (x, y) of the cells in the order in which they are fed in.
+        centres: [N, 2] of any dtype, (x, y) of the cells in the order in which they are fed in.
         head_dim: D, a multiple of 4.
         prefix: positions before them.
 
@@ -58,7 +58,9 @@ def rope_table_2d(centres: torch.Tensor, head_dim: int, prefix: int = 0) -> torc
     half = head_dim // 2
     channel = torch.arange(0, half, 2, dtype=torch.float32, device=centres.device)
     frequencies = _ROPE_BASE ** (-channel / half)  # [D / 4]
-    angles = ((centres + 1)[:, :, None] * frequencies).flatten(1)  # [N, D / 2]: of x, then of y
+    angles = ((centres.float() + 1)[:, :, None] * frequencies).flatten(
+        1
+    )  # [N, D / 2]: of x, then of y
     angles = torch.cat([angles.new_zeros(prefix, half), angles])
     return torch.stack([torch.cos(angles), torch.sin(angles)], dim=-1)
 

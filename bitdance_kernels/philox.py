@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from bitdance_kernels import _arguments, _checks, _native, _transforms
 from bitdance_kernels._backends import default_backend
+from bitdance_kernels._tracing import is_traced
 from bitdance_kernels.cpu_graph import CpuGraph
 
 __all__ = ["noise", "noise_keys", "noise_words", "philox4x32"]
@@ -159,7 +160,7 @@ def noise(
 
 def _traced(keys: torch.Tensor) -> bool:
     """Whether somebody looks on: an address then means nothing, and a kernel would not be seen."""
-    if torch.compiler.is_compiling() or _transforms.active():
+    if is_traced() or _transforms.active():
         return True
     captured = keys.is_cpu and CpuGraph.capturing()
     return bool(_get_current_dispatch_mode_stack()) and not captured

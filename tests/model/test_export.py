@@ -16,7 +16,7 @@ from bitdance.config import AutoencoderConfig
 from bitdance.kv_cache import KVCache
 from bitdance.qwen import QwenConfig, QwenTrunk, rope_frequencies, rope_table
 from bitdance.sampler import Schedule, sample_patch
-from bitdance_kernels import use_backend
+from bitdance_kernels import noise_keys, use_backend
 from tests.model.tiny import AUTOENCODER, tiny_config, tiny_head, tiny_model, tiny_patch
 
 ATTENTION = AutoencoderConfig(
@@ -86,6 +86,10 @@ def _patch(head, cond, *noise):
     return sample_patch(head.net, Schedule.of(head.net, 1), cond, noise=noise)
 
 
+def _drawn_patch(head, cond, keys):
+    return sample_patch(head.net, Schedule.of(head.net, 1), cond, keys=keys)
+
+
 def _head(architecture):
     return tiny_head(architecture, depth_latent=1, depth_adanln=1)
 
@@ -127,6 +131,12 @@ PARTS = {
     "head for a token": (lambda: _head("mlp"), lambda *a: _head_inputs("mlp", *a)),
     "head": (lambda: _head("transformer"), lambda *a: _head_inputs("transformer", *a)),
     "head of text to image": (lambda: _head("t2i"), lambda *a: _head_inputs("t2i", *a)),
+    "sampler of a patch that draws": (
+        lambda: Of(_head("transformer"), _drawn_patch),
+        lambda rows, seed: (
+            _rand(rows, 4, 24, seed=seed), noise_keys(seed, range(rows))
+        ),
+    ),
     "sampler of a patch": (
         lambda: Of(_head("transformer"), _patch),
         lambda rows, seed: (
@@ -212,7 +222,7 @@ def test_in_onnx_it_is_equal(name, tmp_path):
     _check(found, make()(*_of(others)))
 
 
-@pytest.mark.parametrize("name", [*MAIN, "trunk"])
+@pytest.mark.parametrize("name", [*MAIN, "trunk", "sampler of a patch that draws"])
 def test_traced_it_is_equal(name):
     """By TorchScript and by FX, and run on other arguments."""
     make, arguments = PARTS[name]
