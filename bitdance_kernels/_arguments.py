@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bitdance_kernels import _checks
+from bitdance_kernels._tracing import is_traced
 
 _INT64 = range(-(2**63), 2**63)
 # No allocation lies below, but for the heap of a Python that is not position-independent. A tensor
@@ -87,7 +88,7 @@ def integer(op: str, argument: str, value: Any) -> Any:
     """`value`, an integer and no bool."""
     if type(value) is int or isinstance(value, torch.SymInt):
         return value
-    if torch.compiler.is_compiling():  # whose numbers may not be known yet
+    if is_traced():  # whose numbers may not be known yet
         return value
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{op}: {argument} must be an integer, got {_shown(value)}")
@@ -116,7 +117,7 @@ def check_finite(op: str, argument: str, value: Any) -> None:
 
 def number(op: str, argument: str, value: Any) -> Any:
     """`value`, a number as a float, and no bool; it may be infinite."""
-    if isinstance(value, (torch.SymFloat, torch.SymInt)) or torch.compiler.is_compiling():
+    if isinstance(value, (torch.SymFloat, torch.SymInt)) or is_traced():
         return value
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{op}: {argument} must be a number, got {_shown(value)}")

@@ -262,9 +262,10 @@ def _list(argument: str, values: object) -> list[Any]:
 def _in_range(argument: str, value: Any, bits: int) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"noise_keys: {argument} must be int, got {type(value).__name__}")
-    if not 0 <= value < 2**bits:
-        raise _checks.fail("noise_keys", argument, f"in [0, 2^{bits})", value)
-    return int(value)
+    number = int(value)
+    if not 0 <= number < 2**bits:
+        raise _checks.fail("noise_keys", argument, f"in [0, 2^{bits})", number)
+    return number
 
 
 def _check(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> None:
