@@ -379,6 +379,22 @@ def test_processes_do_not_sum_what_is_transformed(tmp_path):
         bk.lfq_entropy(x, 4, process_group="world")
 
 
+def test_attention_under_vmap_keeps_nan_from_queries_that_do_not_see_it():
+    ranges = bk.block_causal_ranges(3, 2, 2)
+    q, k, v = torch.randn(3, 2, 1, 7, 2, 8).unbind()
+    for bad in (k, v):
+        kept = bad.clone()
+        bad[1, 0, 5] = float("nan")
+        mapped = vmap(functools.partial(bk.block_causal_attention, ranges=ranges))(q, k, v)
+        bad.copy_(kept)
+        expected = torch.stack(
+            [bk.block_causal_attention(*x, ranges) for x in zip(q, k, v, strict=True)]
+        )
+        assert mapped[1, 0, 5:].isnan().all()
+        _close(mapped[0], expected[0])
+        _close(mapped[1, 0, :5], expected[1, 0, :5])
+
+
 def test_noise_under_vmap():
     keys = bk.noise_keys(3, range(4)).view(2, 2, 3)
     for backend in ("reference", "auto"):

@@ -143,8 +143,13 @@ def functional(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The formula without loops over sizes and writing in place, by operators of every format."""
     weights, lse, _, _, values = _weights(q, k, v, start, end, scale)
-    H = q.shape[2]
-    return by_query(weights @ values, H).to(q.dtype), by_query(lse, H)[..., 0].transpose(1, 2)
+    H, finite = q.shape[2], values.isfinite()
+    out = weights @ values.where(finite, 0)
+    # A weight of 0 does not undo a NaN or an infinity, so they are looked for where they are seen.
+    seen = _mask(start.expand(q.shape[:2]), end.expand(q.shape[:2]), k.shape[1], H // k.shape[2])
+    lost = seen.to(out.dtype) @ (~finite).to(out.dtype) > 0
+    out = by_query(out.masked_fill(lost, float("nan")), H)
+    return out.to(q.dtype), by_query(lse, H)[..., 0].transpose(1, 2)
 
 
 def functional_backward(
@@ -185,7 +190,8 @@ def _weights(
     mask = _mask(start, end, Tk, H // Hkv)
     blind = ~mask.any(-1, keepdim=True)
     # A blind query has scores of 0 in between, whose softmax and its derivatives are finite.
-    scores = (queries @ k.mT).masked_fill(~mask, float("-inf")).masked_fill(blind, 0)
+    scores = queries @ k.mT
+    scores = scores.masked_fill(~mask, float("-inf")).masked_fill(blind, 0)
     lse = scores.logsumexp(-1, keepdim=True)
     weights = (scores - lse).exp().masked_fill(~mask, 0)
     return weights, lse.masked_fill(blind, float("-inf")), queries, k, v
