@@ -7,8 +7,12 @@ log-sum-exp L of each query,
     P = exp(scale Q K^T - L),  dV = P^T dO,  dP = dO V^T,  delta = rowsum(dO * O),
     dS = P * (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q.
 
+A weight of 0 does not undo a NaN or an infinity. So products take the finite values alone, and what
+is not finite is added where it is seen (``_intervals.sum_of_nonfinite``).
+
 On the CPU, where models are trained and run on this reference, a fused kernel of PyTorch computes
-the same (``_fused_cpu``) unless float64 is asked for.
+the same (``_fused_cpu``) unless float64 is asked for. It knows only weights of 0, so what is not
+finite in its results is not believed.
 """
 
 from __future__ import annotations
@@ -37,8 +41,11 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if is_traced():
         return functional(q, k, v, start, end, scale)
-    formula = _fused_cpu.forward if _fused_cpu.applies(q) else forward
-    return formula(q, k, v, start, end, scale)
+    if _fused_cpu.applies(q):
+        out, lse = _fused_cpu.forward(q, k, v, start, end, scale)
+        if _intervals.is_finite(out):
+            return out, lse
+    return forward(q, k, v, start, end, scale)
 
 
 def run_backward(
@@ -52,8 +59,11 @@ def run_backward(
     end: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    formula = _fused_cpu.backward if _fused_cpu.applies(q) else backward
-    return formula(grad, q, k, v, out, lse, start, end, scale)
+    if _fused_cpu.applies(q):
+        grads = _fused_cpu.backward(grad, q, k, v, out, lse, start, end, scale)
+        if _intervals.is_finite(*grads):
+            return grads
+    return backward(grad, q, k, v, out, lse, start, end, scale)
 
 
 def forward(
@@ -66,14 +76,16 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp by the formula, on any device."""
     B, T, H, _ = q.shape
-    Tk = k.shape[1]
+    Tk, Hkv = k.shape[1:3]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     start, end = start.expand(B, T), end.expand(B, T)
     k, v = _without_unseen(start, end, k.to(wide), v.to(wide))
+    v, of_v = _intervals.sum_of_nonfinite(v, start, end)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=wide, device=q.device)
     for b, i in _chunks(B, T, H * Tk):
         out[b, i], lse[b, :, i] = _attend(q[b, i], k[b], v[b], start[b, i], end[b, i], scale)
+        out[b, i] += of_v[b, i].repeat_interleave(H // Hkv, dim=2).to(q.dtype)
     return out, lse
 
 
@@ -117,19 +129,25 @@ def backward(
     q_wide = q.to(lse.dtype).masked_fill(blind, 0)
     grad = grad.to(lse.dtype).masked_fill(blind, 0)
     k_wide, v_wide = _without_unseen(start, end, k.to(lse.dtype), v.to(lse.dtype))
+    seers = _intervals.transposed(start, end, Tk)
+    q_finite, of_q = _intervals.sum_of_nonfinite(q_wide, *seers)
+    grad_finite, of_grad = _intervals.sum_of_nonfinite(grad, *seers)
+    k_finite, of_k = _intervals.sum_of_nonfinite(k_wide, start, end)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    dk, dv = (torch.zeros(k.shape, dtype=lse.dtype, device=k.device) for _ in range(2))
+    of_q, of_k = of_q * 0, of_k * 0  # the weights' gradients are of either sign: NaN or 0
+    dk, dv = (x.unflatten(2, (Hkv, -1)).sum(3) for x in (of_q, of_grad))
     for b, i in _chunks(B, T, H * Tk):
         mask = _mask(start[b, i], end[b, i], Tk, H // Hkv)
         queries, grads = by_kv_head(q_wide[b, i], Hkv), by_kv_head(grad[b, i], Hkv)
         keys, values = k_wide[b].transpose(1, 2), v_wide[b].transpose(1, 2)
         chunk_lse = by_kv_head(lse[b, :, i].transpose(1, 2)[..., None], Hkv)
         weights = (queries @ keys.mT * scale - chunk_lse).exp_().masked_fill_(~mask, 0)
-        dv[b] += (weights.mT @ grads).transpose(1, 2)
+        dv[b] += (weights.mT @ by_kv_head(grad_finite[b, i], Hkv)).transpose(1, 2)
         delta = (grads * by_kv_head(out[b, i].to(lse.dtype), Hkv)).sum(-1, keepdim=True)
-        dscores = (grads @ values.mT).sub_(delta).mul_(weights).mul_(scale)
-        dq[b, i] = by_query(dscores @ keys, H)
-        dk[b] += (dscores.mT @ queries).transpose(1, 2)
+        dscores = (grads @ values.mT).sub_(delta).mul_(weights).mul_(scale).masked_fill_(~mask, 0)
+        dq[b, i] = by_query(dscores @ k_finite[b].transpose(1, 2), H)
+        dq[b, i] += of_k[b, i].repeat_interleave(H // Hkv, dim=2).to(q.dtype)
+        dk[b] += (dscores.mT @ by_kv_head(q_finite[b, i], Hkv)).transpose(1, 2)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 

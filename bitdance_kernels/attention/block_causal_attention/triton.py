@@ -10,6 +10,9 @@ The backward pass needs no atomic operation, so it gives the same bits each time
 tile of queries and sums over keys, the other keeps a tile of keys and sums over the queries of its
 group of heads. The queries that see a key are an interval again, with ends that never decrease, so
 the second kernel is the first with the roles exchanged.
+
+A weight of 0 does not undo a NaN or an infinity. A result that is not finite is made again, one key
+(or query) at a time, which is added only where it is seen.
 """
 
 from __future__ import annotations
@@ -21,90 +24,12 @@ import triton
 import triton.language as tl
 
 from bitdance_kernels import _triton
+from bitdance_kernels.attention.block_causal_attention import _tiles_triton as tiling
 from bitdance_kernels.attention.block_causal_attention import config
 
 _SEARCHES = 128  # keys that a program of the transposition takes
 # Numbers that differ from batch to batch: a kernel is not compiled anew for those of 16 or 1.
 _CHANGING = ("T", "Tk", "H", "group")
-
-
-@triton.jit
-def _place(tiles, H):
-    """Tile, batch row and head of this program; offsets from these are in int64."""
-    program = tl.program_id(0)
-    rest = (program // tiles).to(tl.int64)
-    return program % tiles, rest // H, rest % H
-
-
-@triton.jit
-def _load_rows(x_ptr, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr):
-    """[rows, WIDTH] from row `first` on; 0 in rows that are not to `keep` and in columns past D."""
-    row = first + tl.arange(0, keep.shape[0]).to(tl.int64)
-    column = tl.arange(0, WIDTH)
-    mask = keep[:, None]
-    if D != WIDTH:
-        mask = mask & (column < D)[None, :]
-    return tl.load(x_ptr + (row[:, None] * stride + column[None, :]), mask=mask, other=0.0)
-
-
-@triton.jit
-def _store_rows(x_ptr, x, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr):
-    row = first + tl.arange(0, keep.shape[0]).to(tl.int64)
-    column = tl.arange(0, WIDTH)
-    at = x_ptr + (row[:, None] * stride + column[None, :])
-    tl.store(at, x.to(x_ptr.dtype.element_ty), mask=keep[:, None] & (column < D)[None, :])
-
-
-@triton.jit
-def _intervals(start_ptr, end_ptr, first, count, others, ROWS: tl.constexpr):
-    """What ROWS rows see of `others`, [start, end); nothing for rows past the last of `count`.
-
-    Then what some of them see, [low, high), and what all see, [whole_from, whole_to); and whether
-    there are gaps: others between low and high that none of them sees.
-    """
-    head = first.to(tl.int64)
-    row = head + tl.arange(0, ROWS)
-    last = tl.minimum(head + ROWS, count) - 1
-    start = tl.load(start_ptr + row, mask=row <= last, other=0)
-    end = tl.minimum(tl.load(end_ptr + row, mask=row <= last, other=0), others)
-    low = tl.maximum(tl.load(start_ptr + head), 0)
-    high = tl.minimum(tl.load(end_ptr + last), others)
-    whole_from = tl.load(start_ptr + last)
-    whole_to = tl.minimum(tl.load(end_ptr + head), others)
-    following = tl.load(start_ptr + (row + 1), mask=row < last, other=0)
-    gaps = tl.max(((following > end) & (row < last)).to(tl.int32), axis=0) > 0
-    return start, end, low, high, whole_from, whole_to, gaps
-
-
-@triton.jit
-def _count(values_ptr, count, bound, TRIPS: tl.constexpr):
-    """How many of the `count` values, which never decrease, are at most `bound`; for each bound."""
-    low = tl.zeros_like(bound)
-    high = low + count
-    for _ in tl.static_range(TRIPS):
-        open = low < high
-        middle = (low + high) // 2
-        value = tl.load(values_ptr + middle.to(tl.int64), mask=open, other=0)
-        low = tl.where(open & (value <= bound), middle + 1, low)
-        high = tl.where(open & (value > bound), middle, high)
-    return low
-
-
-@triton.jit
-def _seen(start_ptr, end_ptr, first, count, other, high, gaps, ROWS: tl.constexpr):
-    """Whether any of the ROWS rows from `first` on sees each `other`.
-
-    What none sees is read as 0: a weight of 0 would not undo a NaN.
-    """
-    seen = other < high
-    if gaps:  # seldom; and a search needs fewer registers than a look at every pair
-        TRIPS: tl.constexpr = 8
-        tl.static_assert(ROWS < 2**TRIPS)
-        rows = tl.minimum(count - first, ROWS)
-        begun = _count(start_ptr + first.to(tl.int64), rows, other, TRIPS)
-        over = _count(end_ptr + first.to(tl.int64), rows, other, TRIPS)
-        seen = seen & (over < begun)
-    return seen
 
 
 @triton.jit
@@ -139,39 +64,6 @@ def _exponent(lse, like):
 
 
 @triton.jit
-def _stretches(low, high, whole_from, whole_to, STEP: tl.constexpr):
-    """Of the tiles of STEP others from `low` on: where the whole ones begin and stop.
-
-    Then how many are at the borders: before them, and all together.
-    """
-    # Values that make no sense lead nowhere else: what is whole lies in [low, high), and no
-    # difference wraps around.
-    whole_from = tl.minimum(tl.maximum(whole_from, low), tl.maximum(high, low))
-    whole_to = tl.minimum(tl.maximum(whole_to, low), high)
-    begin = low + tl.cdiv(whole_from - low, STEP) * STEP
-    stop = begin + tl.maximum(whole_to - begin, 0) // STEP * STEP
-    before = tl.cdiv(tl.maximum(tl.minimum(begin, high) - low, 0), STEP)
-    return begin, stop, before, before + tl.cdiv(tl.maximum(high - stop, 0), STEP)
-
-
-@triton.jit
-def _at_border(i, low, stop, before, STEP: tl.constexpr):
-    """Where the i-th tile at the borders begins."""
-    return tl.where(i < before, low + i * STEP, stop + (i - before) * STEP)
-
-
-@triton.jit
-def _load_whole(x_ptr, first, stride, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
-    """``_load_rows`` where all ROWS rows are there."""
-    if D == WIDTH:
-        row = first + tl.arange(0, ROWS).to(tl.int64)
-        x = tl.load(x_ptr + (row[:, None] * stride + tl.arange(0, WIDTH)[None, :]))
-    else:
-        x = _load_rows(x_ptr, first, stride, tl.full([ROWS], 1, tl.int1), D, WIDTH)
-    return x
-
-
-@triton.jit
 def _attend(
     peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor,
     WHOLE: tl.constexpr,
@@ -192,6 +84,29 @@ def _attend(
     return new_peak, total, sums
 
 
+@triton.jit
+def _product(rows, other):
+    """Of each row with one other, [1, WIDTH]."""
+    return tl.sum(rows.to(tl.float32) * other.to(tl.float32), axis=1)
+
+
+@triton.jit
+def _attend_seen(
+    q, k_ptr, v_ptr, k_t, v_t, low, high, start, end, peak, factor, D: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The sum of weights times v again, key by key."""
+    base = tl.where(peak == float("-inf"), 0.0, peak * factor)
+    sums = tl.zeros(q.shape, tl.float32)
+    for key in range(low, high):
+        k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
+        v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
+        weights = _exp(_product(q, k) * factor - base, q).to(v.dtype).to(tl.float32)
+        visible = (key >= start) & (key < end)
+        sums += tl.where(visible[:, None], weights[:, None] * v.to(tl.float32), 0.0)
+    return sums
+
+
 @triton.jit(do_not_specialize=_CHANGING)
 def _block_causal_forward_kernel(
     q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, T, Tk, H, group, factor,
@@ -200,7 +115,7 @@ def _block_causal_forward_kernel(
 ):  # fmt: skip
     """Online softmax: the largest score so far, the sum of weights, the sum of weights times v."""
     tiles = tl.cdiv(T, QUERIES)
-    tile, b, h = _place(tiles, H)
+    tile, b, h = tiling.place(tiles, H)
     # Under a causal mask the last tiles see the most keys; begun first, none is left at the end.
     row = (tiles - 1 - tile) * QUERIES
     inside = row + tl.arange(0, QUERIES) < T
@@ -208,32 +123,36 @@ def _block_causal_forward_kernel(
     v_ptr += b * v_b + h // group * v_h
     start_ptr += b * start_b
     end_ptr += b * end_b
-    start, end, low, high, whole_from, whole_to, gaps = _intervals(
+    start, end, low, high, whole_from, whole_to, gaps = tiling.intervals(
         start_ptr, end_ptr, row, T, Tk, QUERIES
     )
-    q = _load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, inside, D, WIDTH)
+    q = tiling.load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, inside, D, WIDTH)
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     sums = tl.zeros([QUERIES, WIDTH], tl.float32)
-    begin, stop, before, borders = _stretches(low, high, whole_from, whole_to, KEYS)
+    begin, stop, before, borders = tiling.stretches(low, high, whole_from, whole_to, KEYS)
     if q.dtype == tl.float32:  # two loops would not leave enough registers
         stop, before, borders = low, 0, tl.cdiv(tl.maximum(high - low, 0), KEYS)
     else:
         for first in range(begin, stop, KEYS):
-            k = _load_whole(k_ptr, first, k_t, KEYS, D, WIDTH)
-            v = _load_whole(v_ptr, first, v_t, KEYS, D, WIDTH)
+            k = tiling.load_whole(k_ptr, first, k_t, KEYS, D, WIDTH)
+            v = tiling.load_whole(v_ptr, first, v_t, KEYS, D, WIDTH)
             peak, total, sums = _attend(
                 peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor,
                 WHOLE=True,
             )  # fmt: skip
     for i in range(borders):
-        first = _at_border(i, low, stop, before, KEYS)
+        first = tiling.at_border(i, low, stop, before, KEYS)
         key = first + tl.arange(0, KEYS)
-        seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
-        k = _load_rows(k_ptr, first, k_t, seen, D, WIDTH)
-        v = _load_rows(v_ptr, first, v_t, seen, D, WIDTH)
+        seen = tiling.seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
+        k = tiling.load_rows(k_ptr, first, k_t, seen, D, WIDTH)
+        v = tiling.load_rows(v_ptr, first, v_t, seen, D, WIDTH)
         peak, total, sums = _attend(
             peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor, WHOLE=False
+        )
+    if not tiling.is_finite(sums):
+        sums = _attend_seen(
+            q, k_ptr, v_ptr, k_t, v_t, low, high, start, end, peak, factor, D, WIDTH
         )
     blind = start >= end
     total = tl.where(blind, 1.0, total)
@@ -243,7 +162,7 @@ def _block_causal_forward_kernel(
     else:
         lse = (peak * factor + tl.log2(total)) * 0.6931471805599453
     lse = tl.where(blind, float("-inf"), lse)
-    _store_rows(out_ptr + (b * T * H + h) * D, out, row, H * D, inside, D, WIDTH)
+    tiling.store_rows(out_ptr + (b * T * H + h) * D, out, row, H * D, inside, D, WIDTH)
     tl.store(lse_ptr + ((b * H + h) * T + row + tl.arange(0, QUERIES)), lse, mask=inside)
 
 
@@ -256,21 +175,21 @@ def _block_causal_of_queries_kernel(
 ):  # fmt: skip
     """Computes dQ = scale dS K, and delta = rowsum(dO * O), which the other kernel reads too."""
     tiles = tl.cdiv(T, QUERIES)
-    tile, b, h = _place(tiles, H)
+    tile, b, h = tiling.place(tiles, H)
     row = (tiles - 1 - tile) * QUERIES
     inside = row + tl.arange(0, QUERIES) < T
     k_ptr += b * k_b + h // group * k_h
     v_ptr += b * v_b + h // group * v_h
     start_ptr += b * start_b
     end_ptr += b * end_b
-    start, end, low, high, whole_from, whole_to, gaps = _intervals(
+    start, end, low, high, whole_from, whole_to, gaps = tiling.intervals(
         start_ptr, end_ptr, row, T, Tk, QUERIES
     )
     sighted = start < end
-    q = _load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, sighted, D, WIDTH)
-    grad = _load_rows(grad_ptr + (b * grad_b + h * grad_h), row, grad_t, sighted, D, WIDTH)
+    q = tiling.load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, sighted, D, WIDTH)
+    grad = tiling.load_rows(grad_ptr + (b * grad_b + h * grad_h), row, grad_t, sighted, D, WIDTH)
     of_out = (b * T * H + h) * D
-    out = _load_rows(out_ptr + of_out, row, H * D, sighted, D, WIDTH)
+    out = tiling.load_rows(out_ptr + of_out, row, H * D, sighted, D, WIDTH)
     at = (b * H + h) * T + row + tl.arange(0, QUERIES)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
     tl.store(delta_ptr + at, delta, mask=inside)
@@ -278,17 +197,26 @@ def _block_causal_of_queries_kernel(
     dq = tl.zeros([QUERIES, WIDTH], tl.float32)
     for first in range(low, high, KEYS):
         key = first + tl.arange(0, KEYS)
-        seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
-        k = _load_rows(k_ptr, first, k_t, seen, D, WIDTH)
-        v = _load_rows(v_ptr, first, v_t, seen, D, WIDTH)
+        seen = tiling.seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
+        k = tiling.load_rows(k_ptr, first, k_t, seen, D, WIDTH)
+        v = tiling.load_rows(v_ptr, first, v_t, seen, D, WIDTH)
         scores = _scores(q, k, first, start, end, whole_from, whole_to, KEYS)
         weights = _exp(scores * factor - lse[:, None], q)
         dweights = tl.dot(grad, tl.trans(v), input_precision="ieee")
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
+    if not tiling.is_finite(dq):
+        dq = tl.zeros([QUERIES, WIDTH], tl.float32)
+        for key in range(low, high):
+            k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
+            v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
+            weights = _exp(_product(q, k) * factor - lse, q)
+            dscores = (weights * (_product(grad, v) - delta)).to(k.dtype).to(tl.float32)
+            visible = (key >= start) & (key < end)
+            dq += tl.where(visible[:, None], dscores[:, None] * k.to(tl.float32), 0.0)
     # The scale is that of the scores; a query that sees nothing takes part in nothing.
     dq = tl.where(sighted[:, None], dq * scale, 0.0)
-    _store_rows(dq_ptr + of_out, dq, row, H * D, inside, D, WIDTH)
+    tiling.store_rows(dq_ptr + of_out, dq, row, H * D, inside, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -299,8 +227,8 @@ def _block_causal_transpose_kernel(
     """For each key the queries that see it, [first, past): those with end > key >= start."""
     key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     b = tl.program_id(1).to(tl.int64)
-    first = _count(end_ptr + b * end_b, T, key, TRIPS)
-    past = _count(start_ptr + b * start_b, T, key, TRIPS)
+    first = tiling.count_at_most(end_ptr + b * end_b, T, key, TRIPS)
+    past = tiling.count_at_most(start_ptr + b * start_b, T, key, TRIPS)
     tl.store(first_ptr + (b * Tk + key), first, mask=key < Tk)
     tl.store(past_ptr + (b * Tk + key), past, mask=key < Tk)
 
@@ -315,17 +243,17 @@ def _block_causal_of_keys_kernel(
     """Computes dV = P^T dO, dK = scale dS^T Q; scores and weights are [KEYS, QUERIES] here."""
     tiles = tl.cdiv(Tk, KEYS)
     heads = H // group
-    tile, b, head = _place(tiles, heads)
+    tile, b, head = tiling.place(tiles, heads)
     key = tile * KEYS
     inside = key + tl.arange(0, KEYS) < Tk
     first_ptr += b * first_b
     past_ptr += b * past_b
-    start, end, low, high, whole_from, whole_to, gaps = _intervals(
+    start, end, low, high, whole_from, whole_to, gaps = tiling.intervals(
         first_ptr, past_ptr, key, Tk, T, KEYS
     )
     sighted = start < end
-    k = _load_rows(k_ptr + (b * k_b + head * k_h), key, k_t, sighted, D, WIDTH)
-    v = _load_rows(v_ptr + (b * v_b + head * v_h), key, v_t, sighted, D, WIDTH)
+    k = tiling.load_rows(k_ptr + (b * k_b + head * k_h), key, k_t, sighted, D, WIDTH)
+    v = tiling.load_rows(v_ptr + (b * v_b + head * v_h), key, v_t, sighted, D, WIDTH)
     dk = tl.zeros([KEYS, WIDTH], tl.float32)
     dv = tl.zeros([KEYS, WIDTH], tl.float32)
     for h in range(head * group, head * group + group):
@@ -334,9 +262,9 @@ def _block_causal_of_keys_kernel(
         of_head = (b * H + h) * T
         for first in range(low, high, QUERIES):
             row = first + tl.arange(0, QUERIES)
-            seen = _seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS)
-            q = _load_rows(q_head, first, q_t, seen, D, WIDTH)
-            grad = _load_rows(grad_head, first, grad_t, seen, D, WIDTH)
+            seen = tiling.seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS)
+            q = tiling.load_rows(q_head, first, q_t, seen, D, WIDTH)
+            grad = tiling.load_rows(grad_head, first, grad_t, seen, D, WIDTH)
             lse = _exponent(tl.load(lse_ptr + (of_head + row), mask=seen, other=0.0), q)
             delta = tl.load(delta_ptr + (of_head + row), mask=seen, other=0.0)
             scores = _scores(k, q, first, start, end, whole_from, whole_to, QUERIES)
@@ -345,9 +273,25 @@ def _block_causal_of_keys_kernel(
             dweights = tl.dot(v, tl.trans(grad), input_precision="ieee")
             dscores = weights * (dweights - delta[None, :])
             dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision="ieee")
+    if not (tiling.is_finite(dk) and tiling.is_finite(dv)):
+        dk = tl.zeros([KEYS, WIDTH], tl.float32)
+        dv = tl.zeros([KEYS, WIDTH], tl.float32)
+        for h in range(head * group, head * group + group):
+            of_head = (b * H + h) * T
+            for row in range(low, high):
+                q = tiling.load_one(q_ptr + (b * q_b + h * q_h), row, q_t, D, WIDTH)
+                grad = tiling.load_one(grad_ptr + (b * grad_b + h * grad_h), row, grad_t, D, WIDTH)
+                lse = _exponent(tl.load(lse_ptr + (of_head + row)), q)
+                delta = tl.load(delta_ptr + (of_head + row))
+                weights = _exp(_product(k, q) * factor - lse, q)
+                dscores = (weights * (_product(v, grad) - delta)).to(q.dtype).to(tl.float32)
+                weights = weights.to(grad.dtype).to(tl.float32)
+                visible = ((row >= start) & (row < end))[:, None]
+                dk += tl.where(visible, dscores[:, None] * q.to(tl.float32), 0.0)
+                dv += tl.where(visible, weights[:, None] * grad.to(tl.float32), 0.0)
     of_head = (b * Tk * heads + head) * D
-    _store_rows(dk_ptr + of_head, dk * scale, key, heads * D, inside, D, WIDTH)
-    _store_rows(dv_ptr + of_head, dv, key, heads * D, inside, D, WIDTH)
+    tiling.store_rows(dk_ptr + of_head, dk * scale, key, heads * D, inside, D, WIDTH)
+    tiling.store_rows(dv_ptr + of_head, dv, key, heads * D, inside, D, WIDTH)
 
 
 def unsupported(
