@@ -1,12 +1,17 @@
+import contextlib
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
-from bitdance_kernels import env_report
+from benchmarks.cases import all_cases
+from bitdance_kernels import BackendError, _native, env_report, testing
 from bitdance_kernels._op import REGISTRY
 
 ROOT = Path(__file__).parent.parent
@@ -67,3 +72,92 @@ def test_a_failing_probe_becomes_a_line(monkeypatch):
     printed = env_report.text(env_report.collect())
     assert "CUDA         unknown (OSError: nvidia driver says no)" in printed
     assert "ops          unknown (OSError: nvidia driver says no)" in printed
+
+
+class _Recorder:
+    """A compiled module that has every function, and keeps which it was asked for or called."""
+
+    def __init__(self, module):
+        self.module, self.names = module, set()
+
+    def unavailable(self, function=None):
+        self.names.add(function)
+
+    def __getattr__(self, function):
+        self.names.add(function)
+        return getattr(self.module, function)
+
+
+@pytest.mark.skipif(_native.cpu.unavailable() is not None, reason="no C++ module")
+def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
+    """What the report and `unsupported` go by is what `run` calls."""
+    modules = {name: _Recorder(getattr(_native, name)) for name in ("cpu", "cuda")}
+    for name, module in modules.items():
+        monkeypatch.setattr(_native, name, module)
+    seen = set()
+
+    def watched(op, backend):
+        def run(*inputs):
+            for name, module in modules.items():
+                if name in op.backends:
+                    module.names = set()
+                    other = op.backend(name)
+                    other.unsupported(*inputs)
+                    assert module.names == set(other.native), (op.name, name)
+                    seen.add((op.name, name))
+            modules["cpu"].names = set()
+            results = backend.run(*inputs)
+            helpers = {"evenly_spaced"}
+            assert modules["cpu"].names - helpers <= set(backend.native), op.name
+            return results
+
+        return dataclasses.replace(backend, run=run)
+
+    cases = all_cases()
+    ops = [op for op in REGISTRY.values() if "cpu" in op.backends]
+    for op in ops:
+        monkeypatch.setitem(op._loaded, "cpu", watched(op, op.backend("cpu")))
+    for case in cases.values():
+        if case.kernel_op in ops:
+            for n, call in enumerate(case.samples(torch.device("cpu"))):
+                seed = torch.Generator(device="cpu").manual_seed(n)
+                with contextlib.suppress(BackendError):  # not every call is one for it
+                    testing._outputs(case, call, "cpu", case.kernel_op.differentiable, seed)
+    assert seen == {(op.name, b) for op in ops for b in ("cpu", "cuda") if b in op.backends}
+
+
+@pytest.mark.skipif(_native.cpu.unavailable() is not None, reason="no C++ module")
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_only_a_module_without_the_functions_is_called_older(backend, monkeypatch):
+    """Of each op: no reason where its functions are there, a reason where one of them is not."""
+    whole = types.SimpleNamespace(
+        **{name: None for op in REGISTRY.values() for name in _functions(op, backend)}
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for op in REGISTRY.values():
+        for missing in _functions(op, backend):
+            for functions, stale in ((whole, False), (_without(whole, missing), True)):
+                module = _native.NativeModule(f"_{backend}", "")
+                module._module = functions
+                monkeypatch.setattr(_native, backend, module)
+                reason = op.unavailable(backend)
+                assert ("build it again" in str(reason)) is stale, (op.name, missing)
+
+
+def _functions(op, backend):
+    return op.backend(backend).native if backend in op.backends else ()
+
+
+def _without(module, name):
+    return types.SimpleNamespace(**{k: v for k, v in vars(module).items() if k != name})
+
+
+@pytest.mark.skipif(_native.cpu.unavailable() is not None, reason="no C++ module")
+def test_a_fresh_build_is_not_told_to_build_again():
+    report = env_report.collect()
+    assert "build it again" not in json.dumps(report)
+    assert "build it again" not in env_report.text(report)
+    for op in REGISTRY.values():
+        if "cpu" in op.backends:
+            assert report["ops"][op.name]["cpu"] == "yes"
+            assert report["auto"][op.name]["cpu"] == "cpu"

@@ -131,8 +131,10 @@ inline void load_tile(const EntropyCodes& codes, EntropyWidths w, int64_t group,
   const int values = count * bits;
 #pragma omp simd
   for (int i = 0; i < values; ++i) {
-    const float size = fabsf(tile.logit[i]);
-    const float power = size < 87.0f ? exp_approximate(-size) : 0.0f;
+    float size = fabsf(tile.logit[i]);
+    size = size > 87.0f ? 87.0f : size;  // the bit is decided; and infinity times 0 is none
+    const float power = size == 87.0f ? 0.0f : exp_approximate(-size);
+    tile.logit[i] = copysignf(size, tile.logit[i]);
     const float likely = 1.0f / (1.0f + power);
     const float unlikely = power * likely;
     tile.power[i] = power;
@@ -240,7 +242,11 @@ void lfq_entropy_backward(const EntropyCodes& codes, int64_t begin, int64_t end,
                       of_logit + w.low_bits);
         float* to = of_x + ((first + t) * codes.groups + group) * bits;
         for (int i = 0; i < bits; ++i) {
-          to[i] = codes.scale * (of_logit[i] - sample_share * logit[i] * one[i] * zero[i]);
+          const float both = one[i] * zero[i];
+          // A bit that is decided has no gradient; what rounding leaves of it would be scaled up.
+          to[i] = both == 0.0f
+                      ? 0.0f
+                      : codes.scale * (of_logit[i] - sample_share * logit[i] * both);
         }
       }
     }

@@ -125,5 +125,20 @@ def is_finite(x):
 
 
 @triton.jit
-def load_one(x_ptr, at, stride, D: tl.constexpr, WIDTH: tl.constexpr):
-    return load_rows(x_ptr, at, stride, tl.full([1], 1, tl.int1), D, WIDTH)
+def load_one(x_ptr, row, stride, D: tl.constexpr, WIDTH: tl.constexpr):
+    """[1, WIDTH], one row."""
+    return load_rows(x_ptr, row, stride, tl.full([1], 1, tl.int1), D, WIDTH)
+
+
+@triton.jit
+def store_one(x_ptr, x, row, stride, D: tl.constexpr, WIDTH: tl.constexpr):
+    store_rows(x_ptr, x, row, stride, tl.full([1], 1, tl.int1), D, WIDTH)
+
+
+@triton.jit
+def interval(start_ptr, end_ptr, row, others):
+    """What one row sees of `others`, [start, end)."""
+    at = row + tl.arange(0, 1).to(tl.int64)
+    start = tl.max(tl.load(start_ptr + at), axis=0)
+    end = tl.max(tl.load(end_ptr + at), axis=0)
+    return tl.maximum(start, 0), tl.minimum(end, others)

@@ -72,6 +72,9 @@ def run(
     return out, lse
 
 
+native_backward = ("block_causal_attention",)  # it comes with its forward pass
+
+
 def unsupported_backward(
     grad: torch.Tensor,
     q: torch.Tensor,

@@ -30,8 +30,9 @@ def block_causal_attention(
     on packed sequences; causal, prefix and full attention are ranges too. Query head h reads
     key-value head h // (H / Hkv). Differentiable in q, k and v.
 
-    A query that sees nothing gives 0, and takes part in no gradient. A key and value has no influence
-    on a query that does not see it, be it NaN or infinite; if none sees it, its gradient is 0.
+    A query that sees nothing gives 0, and takes part in no gradient. A key and value has no
+    influence on a query that does not see it, be it NaN or infinite; if none sees it, its gradient
+    is 0.
 
     Args:
         q: [B, T, H, D], float32, float16, bfloat16 or float64; any strides.

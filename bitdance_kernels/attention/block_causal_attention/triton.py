@@ -11,8 +11,8 @@ tile of queries and sums over keys, the other keeps a tile of keys and sums over
 group of heads. The queries that see a key are an interval again, with ends that never decrease, so
 the second kernel is the first with the roles exchanged.
 
-A weight of 0 does not undo a NaN or an infinity. A result that is not finite is made again, one key
-(or query) at a time, which is added only where it is seen.
+A weight of 0 does not undo a NaN or an infinity. A row of a result that is not finite is made
+again, of what it sees alone, after its tile is stored: so that the loops keep their registers.
 """
 
 from __future__ import annotations
@@ -85,26 +85,85 @@ def _attend(
 
 
 @triton.jit
-def _product(rows, other):
-    """Of each row with one other, [1, WIDTH]."""
-    return tl.sum(rows.to(tl.float32) * other.to(tl.float32), axis=1)
+def _product(x, y):
+    """Of two rows [1, WIDTH]: [1]."""
+    return tl.sum(x.to(tl.float32) * y.to(tl.float32), axis=1)
 
 
 @triton.jit
-def _attend_seen(
-    q, k_ptr, v_ptr, k_t, v_t, low, high, start, end, peak, factor, D: tl.constexpr,
-    WIDTH: tl.constexpr,
+def _outputs_again(
+    q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, first, count, Tk, out_t,
+    q_t, k_t, v_t, factor, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The sum of weights times v again, key by key."""
-    base = tl.where(peak == float("-inf"), 0.0, peak * factor)
-    sums = tl.zeros(q.shape, tl.float32)
-    for key in range(low, high):
-        k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
-        v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
-        weights = _exp(_product(q, k) * factor - base, q).to(v.dtype).to(tl.float32)
-        visible = (key >= start) & (key < end)
-        sums += tl.where(visible[:, None], weights[:, None] * v.to(tl.float32), 0.0)
-    return sums
+    """The outputs of `count` queries from `first` on that are not finite."""
+    for row in range(first, first + count):
+        if not tiling.is_finite(tiling.load_one(out_ptr, row, out_t, D, WIDTH)):
+            at = row + tl.arange(0, 1).to(tl.int64)
+            q = tiling.load_one(q_ptr, row, q_t, D, WIDTH)
+            exponent = _exponent(tl.load(lse_ptr + at), q)
+            low, high = tiling.interval(start_ptr, end_ptr, row, Tk)
+            sums = tl.zeros([1, WIDTH], tl.float32)
+            for key in range(low, high):
+                k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
+                v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
+                sums += _exp(_product(q, k) * factor - exponent, q)[:, None] * v.to(tl.float32)
+            tiling.store_one(out_ptr, sums, row, out_t, D, WIDTH)
+
+
+@triton.jit
+def _of_queries_again(
+    grad_ptr, q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, dq_ptr, lse_ptr, delta_ptr, first, count,
+    Tk, out_t, grad_t, q_t, k_t, v_t, factor, scale, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The gradients of `count` queries from `first` on that are not finite."""
+    for row in range(first, first + count):
+        if not tiling.is_finite(tiling.load_one(dq_ptr, row, out_t, D, WIDTH)):
+            at = row + tl.arange(0, 1).to(tl.int64)
+            q = tiling.load_one(q_ptr, row, q_t, D, WIDTH)
+            grad = tiling.load_one(grad_ptr, row, grad_t, D, WIDTH)
+            exponent = _exponent(tl.load(lse_ptr + at), q)
+            delta = tl.load(delta_ptr + at)
+            low, high = tiling.interval(start_ptr, end_ptr, row, Tk)
+            sums = tl.zeros([1, WIDTH], tl.float32)
+            for key in range(low, high):
+                k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
+                v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
+                weight = _exp(_product(q, k) * factor - exponent, q)
+                dscore = weight * (_product(grad, v) - delta)
+                sums += dscore[:, None] * k.to(tl.float32)
+            tiling.store_one(dq_ptr, sums * scale, row, out_t, D, WIDTH)
+
+
+@triton.jit
+def _of_keys_again(
+    grad_ptr, q_ptr, k_ptr, v_ptr, first_ptr, past_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, first,
+    count, T, group, out_t, grad_t, grad_h, q_t, q_h, k_t, v_t, factor, scale,
+    D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The gradients of `count` keys from `first` on that are not finite, of a group of heads."""
+    for row in range(first, first + count):
+        if not (
+            tiling.is_finite(tiling.load_one(dk_ptr, row, out_t, D, WIDTH))
+            & tiling.is_finite(tiling.load_one(dv_ptr, row, out_t, D, WIDTH))
+        ):
+            k = tiling.load_one(k_ptr, row, k_t, D, WIDTH)
+            v = tiling.load_one(v_ptr, row, v_t, D, WIDTH)
+            low, high = tiling.interval(first_ptr, past_ptr, row, T)
+            dk = tl.zeros([1, WIDTH], tl.float32)
+            dv = tl.zeros([1, WIDTH], tl.float32)
+            for h in range(group):
+                head = h + tl.zeros([1], tl.int64)
+                for query in range(low, high):
+                    at = head * T + query + tl.arange(0, 1)
+                    q = tiling.load_one(q_ptr + head * q_h, query, q_t, D, WIDTH)
+                    grad = tiling.load_one(grad_ptr + head * grad_h, query, grad_t, D, WIDTH)
+                    exponent = _exponent(tl.load(lse_ptr + at), q)
+                    weight = _exp(_product(q, k) * factor - exponent, q)
+                    dscore = weight * (_product(grad, v) - tl.load(delta_ptr + at))
+                    dk += dscore[:, None] * q.to(tl.float32)
+                    dv += weight[:, None] * grad.to(tl.float32)
+            tiling.store_one(dk_ptr, dk * scale, row, out_t, D, WIDTH)
+            tiling.store_one(dv_ptr, dv, row, out_t, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -150,10 +209,6 @@ def _block_causal_forward_kernel(
         peak, total, sums = _attend(
             peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor, WHOLE=False
         )
-    if not tiling.is_finite(sums):
-        sums = _attend_seen(
-            q, k_ptr, v_ptr, k_t, v_t, low, high, start, end, peak, factor, D, WIDTH
-        )
     blind = start >= end
     total = tl.where(blind, 1.0, total)
     out = tl.where(blind[:, None], 0.0, sums / total[:, None])
@@ -162,8 +217,16 @@ def _block_causal_forward_kernel(
     else:
         lse = (peak * factor + tl.log2(total)) * 0.6931471805599453
     lse = tl.where(blind, float("-inf"), lse)
-    tiling.store_rows(out_ptr + (b * T * H + h) * D, out, row, H * D, inside, D, WIDTH)
-    tl.store(lse_ptr + ((b * H + h) * T + row + tl.arange(0, QUERIES)), lse, mask=inside)
+    out_ptr += (b * T * H + h) * D
+    lse_ptr += (b * H + h) * T
+    tiling.store_rows(out_ptr, out, row, H * D, inside, D, WIDTH)
+    tl.store(lse_ptr + (row.to(tl.int64) + tl.arange(0, QUERIES)), lse, mask=inside)
+    if not tiling.is_finite(out):
+        tl.debug_barrier()  # rows are read that other threads have written
+        _outputs_again(
+            q_ptr + (b * q_b + h * q_h), k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, row,
+            tl.minimum(T - row, QUERIES), Tk, H * D, q_t, k_t, v_t, factor, D, WIDTH,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -205,18 +268,17 @@ def _block_causal_of_queries_kernel(
         dweights = tl.dot(grad, tl.trans(v), input_precision="ieee")
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
-    if not tiling.is_finite(dq):
-        dq = tl.zeros([QUERIES, WIDTH], tl.float32)
-        for key in range(low, high):
-            k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
-            v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
-            weights = _exp(_product(q, k) * factor - lse, q)
-            dscores = (weights * (_product(grad, v) - delta)).to(k.dtype).to(tl.float32)
-            visible = (key >= start) & (key < end)
-            dq += tl.where(visible[:, None], dscores[:, None] * k.to(tl.float32), 0.0)
     # The scale is that of the scores; a query that sees nothing takes part in nothing.
     dq = tl.where(sighted[:, None], dq * scale, 0.0)
     tiling.store_rows(dq_ptr + of_out, dq, row, H * D, inside, D, WIDTH)
+    if not tiling.is_finite(dq):
+        tl.debug_barrier()
+        of_head = (b * H + h) * T
+        _of_queries_again(
+            grad_ptr + (b * grad_b + h * grad_h), q_ptr + (b * q_b + h * q_h), k_ptr, v_ptr,
+            start_ptr, end_ptr, dq_ptr + of_out, lse_ptr + of_head, delta_ptr + of_head, row,
+            tl.minimum(T - row, QUERIES), Tk, H * D, grad_t, q_t, k_t, v_t, factor, scale, D, WIDTH,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -273,25 +335,20 @@ def _block_causal_of_keys_kernel(
             dweights = tl.dot(v, tl.trans(grad), input_precision="ieee")
             dscores = weights * (dweights - delta[None, :])
             dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision="ieee")
-    if not (tiling.is_finite(dk) and tiling.is_finite(dv)):
-        dk = tl.zeros([KEYS, WIDTH], tl.float32)
-        dv = tl.zeros([KEYS, WIDTH], tl.float32)
-        for h in range(head * group, head * group + group):
-            of_head = (b * H + h) * T
-            for row in range(low, high):
-                q = tiling.load_one(q_ptr + (b * q_b + h * q_h), row, q_t, D, WIDTH)
-                grad = tiling.load_one(grad_ptr + (b * grad_b + h * grad_h), row, grad_t, D, WIDTH)
-                lse = _exponent(tl.load(lse_ptr + (of_head + row)), q)
-                delta = tl.load(delta_ptr + (of_head + row))
-                weights = _exp(_product(k, q) * factor - lse, q)
-                dscores = (weights * (_product(v, grad) - delta)).to(q.dtype).to(tl.float32)
-                weights = weights.to(grad.dtype).to(tl.float32)
-                visible = ((row >= start) & (row < end))[:, None]
-                dk += tl.where(visible, dscores[:, None] * q.to(tl.float32), 0.0)
-                dv += tl.where(visible, weights[:, None] * grad.to(tl.float32), 0.0)
     of_head = (b * Tk * heads + head) * D
     tiling.store_rows(dk_ptr + of_head, dk * scale, key, heads * D, inside, D, WIDTH)
     tiling.store_rows(dv_ptr + of_head, dv, key, heads * D, inside, D, WIDTH)
+    if not (tiling.is_finite(dk) & tiling.is_finite(dv)):
+        tl.debug_barrier()
+        h = head * group
+        of_rows = (b * H + h) * T
+        _of_keys_again(
+            grad_ptr + (b * grad_b + h * grad_h), q_ptr + (b * q_b + h * q_h),
+            k_ptr + (b * k_b + head * k_h), v_ptr + (b * v_b + head * v_h), first_ptr, past_ptr,
+            dk_ptr + of_head, dv_ptr + of_head, lse_ptr + of_rows, delta_ptr + of_rows, key,
+            tl.minimum(Tk - key, KEYS), T, group, heads * D, grad_t, grad_h, q_t, q_h, k_t, v_t,
+            factor, scale, D, WIDTH,
+        )  # fmt: skip
 
 
 def unsupported(

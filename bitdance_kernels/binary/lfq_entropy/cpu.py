@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from bitdance_kernels import _native
 from bitdance_kernels._rows import as_rows
+from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
 # kEntropyPad of csrc/cpu/lfq_entropy.h: half codes are padded to this many.
 _PAD = 16
@@ -81,7 +82,7 @@ class _Codes:
             self.tokens,
             self.groups,
             group_bits,
-            4 / temperature,
+            odds_scale(temperature, torch.float32),
             int(per_group),
         )
         work = self.tokens * self.groups * self.low * self.high

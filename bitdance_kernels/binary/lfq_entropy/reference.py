@@ -11,6 +11,8 @@ from bitdance_kernels._dtypes import accumulate_dtype
 
 # Tokens whose half-code probabilities are held at a time: at 16 bits a group, 2 x 8 MB a group.
 _CHUNK = 8192
+# Log-odds from which on the other bit has the probability 0 in float64 too.
+_DECIDED = 1000.0
 
 
 def run(
@@ -43,14 +45,22 @@ def run_backward(
     ]
     if chunks:
         of_logits = of_logits + torch.cat(chunks)
-    return (of_logits * (4 / temperature)).reshape(x.shape).to(x.dtype)
+    # A bit that is decided has no gradient; what rounding leaves of it would be scaled up.
+    of_logits = of_logits.masked_fill(s * torch.sigmoid(-logits) == 0, 0)
+    return (of_logits * odds_scale(temperature, logits.dtype)).reshape(x.shape).to(x.dtype)
+
+
+def odds_scale(temperature: float, dtype: torch.dtype) -> float:
+    """What makes x the log-odds of bit = +1, as a number of `dtype`: with infinity 0 were NaN."""
+    return min(4 / temperature, torch.finfo(dtype).max)
 
 
 def _logits(x: torch.Tensor, group_bits: int, temperature: float) -> torch.Tensor:
-    """[N, G, d]: log-odds of bit = +1, 4 x / temperature."""
+    """[N, G, d]: log-odds of bit = +1, 4 x / temperature; the bit of larger ones is decided."""
     groups = x.shape[-1] // group_bits
     tokens = x.shape[:-1].numel()
-    return x.to(accumulate_dtype(x)).reshape(tokens, groups, group_bits) * (4 / temperature)
+    wide = x.to(accumulate_dtype(x)).reshape(tokens, groups, group_bits)
+    return (wide * odds_scale(temperature, wide.dtype)).clamp(-_DECIDED, _DECIDED)
 
 
 def _half_codes(logits: torch.Tensor) -> torch.Tensor:

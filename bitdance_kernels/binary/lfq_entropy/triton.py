@@ -8,12 +8,21 @@ import triton.language as tl
 
 from bitdance_kernels import _triton
 from bitdance_kernels._rows import as_rows
+from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
 _TOKENS = 32
 # Codes of one half in a tile of the distribution; a product takes at least 16.
 _LEAST, _MOST = 16, 64
 _PROGRAMS = 512
 _VALUES = 1024  # of a program of the bits' entropy
+
+
+@triton.jit
+def _log_odds(x, scale):
+    """Within bounds beyond which a bit is decided: infinity times 0 is none."""
+    logit = x.to(tl.float32) * scale
+    logit = tl.where(logit > 200.0, 200.0, logit)
+    return tl.where(logit < -200.0, -200.0, logit)
 
 
 @triton.jit
@@ -34,7 +43,7 @@ def _half_codes(
     p = tl.where(real, 1.0, 0.0)
     for bit in tl.static_range(BITS):
         x = tl.load(x_ptr + (token * x_stride + (channel + bit)), mask=inside, other=0.0)
-        _, one, zero = _odds(x.to(tl.float32) * scale)
+        _, one, zero = _odds(_log_odds(x, scale))
         p *= tl.where(((codes >> bit) & 1)[None, :] == 1, one[:, None], zero[:, None])
     return p
 
@@ -80,7 +89,7 @@ def _lfq_entropy_bits_kernel(
     value = program * VALUES + tl.arange(0, VALUES)
     at = value // row_values * x_stride + value % row_values
     inside = value < values
-    logit = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) * scale
+    logit = _log_odds(tl.load(x_ptr + at, mask=inside, other=0.0), scale)
     power, _, _ = _odds(logit)
     # log(1 + e) = 2 atanh(e / (2 + e)), by its series: exact where e is tiny, and that it often is.
     z = power / (2.0 + power)
@@ -101,9 +110,12 @@ def _store_half(
     bit = tl.arange(0, 16)
     real = inside[:, None] & (bit < BITS)[None, :]
     at = token[:, None] * x_stride + (channel + bit)[None, :]
-    logit = tl.load(x_ptr + at, mask=real, other=0.0).to(tl.float32) * scale
+    logit = _log_odds(tl.load(x_ptr + at, mask=real, other=0.0), scale)
     _, one, zero = _odds(logit)
-    of_x = scale * (ones - one * total[:, None] - share * logit * one * zero)
+    both = one * zero
+    # A bit that is decided has no gradient; what rounding leaves of it would be scaled up.
+    of_x = scale * (ones - one * total[:, None] - share * logit * both)
+    of_x = tl.where(both == 0.0, 0.0, of_x)
     at = token[:, None] * channels + (channel + bit)[None, :]
     tl.store(of_x_ptr + at, of_x.to(of_x_ptr.dtype.element_ty), mask=real)
 
@@ -178,7 +190,13 @@ def run(
     if values:
         with _triton.on_device(x):
             _lfq_entropy_bits_kernel[(programs,)](
-                rows, sums, values, x.shape[-1], stride, 4 / temperature, VALUES=_VALUES
+                rows,
+                sums,
+                values,
+                x.shape[-1],
+                stride,
+                odds_scale(temperature, torch.float32),
+                VALUES=_VALUES,
             )
     per_sample = sums.sum(dtype=torch.float64) / (tokens * (x.shape[-1] // group_bits))
     return per_sample.to(x.dtype), p
@@ -208,9 +226,9 @@ def run_backward(
     low_bits = (group_bits + 1) // 2
     with _triton.on_device(x):
         _lfq_entropy_backward_kernel[(triton.cdiv(tokens, _TOKENS), groups)](
-            rows, of_p.contiguous(), share, of_x, tokens, stride, x.shape[-1], 4 / temperature,
-            PER_GROUP=per_group, LOW_BITS=low_bits, HIGH_BITS=group_bits // 2,
-            LOW=max(2**low_bits, _LEAST), TOKENS=_TOKENS,
+            rows, of_p.contiguous(), share, of_x, tokens, stride, x.shape[-1],
+            odds_scale(temperature, torch.float32), PER_GROUP=per_group, LOW_BITS=low_bits,
+            HIGH_BITS=group_bits // 2, LOW=max(2**low_bits, _LEAST), TOKENS=_TOKENS,
         )  # fmt: skip
     return of_x
 
@@ -232,7 +250,8 @@ def _distribution(
     sums = torch.empty(shape, dtype=torch.float32, device=x.device)
     with _triton.on_device(x):
         _lfq_entropy_distribution_kernel[(tiles, tables, pieces)](
-            rows, sums, tokens, stride, groups, 4 / temperature, trips, PER_GROUP=per_group,
-            LOW_BITS=low_bits, HIGH_BITS=high_bits, LOW=low, HIGH=high, TOKENS=_TOKENS,
+            rows, sums, tokens, stride, groups, odds_scale(temperature, torch.float32), trips,
+            PER_GROUP=per_group, LOW_BITS=low_bits, HIGH_BITS=high_bits, LOW=low, HIGH=high,
+            TOKENS=_TOKENS,
         )  # fmt: skip
     return sums.sum(0, dtype=torch.float64) / (tokens * groups // tables)

@@ -86,6 +86,9 @@ def run_adaln(
     return y, z
 
 
+native_adaln_backward = ("gated_residual_backward", "adaln_norm_backward")
+
+
 def unsupported_adaln_backward(
     grad_total: torch.Tensor,
     grad_normed: torch.Tensor,
@@ -99,7 +102,10 @@ def unsupported_adaln_backward(
     eps: float,
 ) -> str | None:
     tensors = (grad_total, grad_normed, total, h, gate, scale, shift, weight, bias)
-    return native_rows.unsupported("gated_residual_backward", *tensors, whole_rows=True)
+    reasons = (
+        native_rows.unsupported(name, *tensors, whole_rows=True) for name in native_adaln_backward
+    )
+    return next(filter(None, reasons), None)
 
 
 def run_adaln_backward(
