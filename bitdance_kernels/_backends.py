@@ -22,10 +22,17 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """The two functions of a backend module that serve one op."""
+    """What of a backend module serves one op.
+
+    Attributes:
+        run: computes.
+        unsupported: why not, for some arguments.
+        native: names of the compiled module's functions that it calls.
+    """
 
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]
+    native: tuple[str, ...]
 
 
 class Explained(Exception):  # noqa: N818  (unwinds `explain`, is never seen outside)
@@ -57,7 +64,7 @@ def check_name(name: str, argument: str) -> str:
     return name
 
 
-def _triton_unavailable(op: str) -> str | None:
+def _triton_unavailable(native: Sequence[str]) -> str | None:
     from bitdance_kernels import _triton
 
     if torch.cuda.is_available() or _triton.interpreting():
@@ -65,14 +72,19 @@ def _triton_unavailable(op: str) -> str | None:
     return "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
 
 
-def _cuda_unavailable(op: str) -> str | None:
-    reason = _native.cuda.unavailable(op)
+def _cpu_unavailable(native: Sequence[str]) -> str | None:
+    return next(filter(None, map(_native.cpu.unavailable, native)), None)
+
+
+def _cuda_unavailable(native: Sequence[str]) -> str | None:
+    reason = next(filter(None, map(_native.cuda.unavailable, native)), None)
     return reason or (None if torch.cuda.is_available() else "no CUDA device")
 
 
-# By backend: why it cannot run an op on this machine, whatever the arguments.
-MACHINE: dict[str, Callable[[str], str | None]] = {
-    "cpu": lambda op: _native.cpu.unavailable(op),
+# By backend: why it cannot run, with these functions of a compiled module, on this machine,
+# whatever the arguments.
+MACHINE: dict[str, Callable[[Sequence[str]], str | None]] = {
+    "cpu": _cpu_unavailable,
     "triton": _triton_unavailable,
     "cuda": _cuda_unavailable,
 }

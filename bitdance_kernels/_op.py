@@ -35,7 +35,7 @@ class _Prepared(Backend):
         def run(*inputs: Any) -> Any:
             return backend.run(*op._prepared((*inputs, "auto"))[:-1])
 
-        super().__init__(run, backend.unsupported)
+        super().__init__(run, backend.unsupported, backend.native)
 
 
 _is_autocast = torch._C._is_any_autocast_enabled
@@ -80,7 +80,9 @@ class KernelOp:
             has (csrc/python/signature.h), since it is not asked for a call like one before.
         fake: makes empty outputs of the right shape, dtype and device; allocates nothing real.
         order: for each device type the backends that ``auto`` tries, best first.
-        entry: a backend module serves the op by ``run<entry>`` and ``unsupported<entry>``.
+        entry: a backend module serves the op by ``run<entry>`` and ``unsupported<entry>``, and has
+            ``native<entry>``, a tuple, where it calls other functions of the compiled module than
+            the one of the op's name.
         backward: gradient formula as for ``torch.library.register_autograd``; without one the op
             refuses arguments that require grad.
         setup_context: saves what `backward` needs.
@@ -302,7 +304,7 @@ class KernelOp:
         backend = self.backend(name)
         if isinstance(backend, str):
             return backend
-        return _backends.MACHINE.get(name, lambda _: None)(self.name)
+        return _backends.MACHINE.get(name, lambda _: None)(backend.native)
 
     def _load(self, name: str) -> Backend | str:
         try:
@@ -311,8 +313,9 @@ class KernelOp:
             return f"its module cannot be imported ({error})"
         run = getattr(module, f"run{self.entry}")
         if name == "reference":
-            return Backend(run, lambda *_: None)
-        return Backend(run, getattr(module, f"unsupported{self.entry}"))
+            return Backend(run, lambda *_: None, ())
+        native = getattr(module, f"native{self.entry}", (self.name,))
+        return Backend(run, getattr(module, f"unsupported{self.entry}"), native)
 
     def run(self, *args: Any) -> Any:
         """What is below the boundary; the last of `args` is the backend."""

@@ -243,10 +243,10 @@ void lfq_entropy_backward(const EntropyCodes& codes, int64_t begin, int64_t end,
         float* to = of_x + ((first + t) * codes.groups + group) * bits;
         for (int i = 0; i < bits; ++i) {
           const float both = one[i] * zero[i];
-          // A bit that is decided has no gradient; what rounding leaves of it would be scaled up.
-          to[i] = both == 0.0f
-                      ? 0.0f
-                      : codes.scale * (of_logit[i] - sample_share * logit[i] * both);
+          // A bit that is decided has no gradient, but for NaN; what rounding leaves would be
+          // scaled up.
+          const float factor = both == 0.0f ? 0.0f : codes.scale;
+          to[i] = factor * (of_logit[i] - sample_share * logit[i] * both);
         }
       }
     }

@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import math
 
@@ -178,3 +179,36 @@ def test_nan_reaches_both_entropies_and_their_gradients(backend):
     assert codebook.isnan().tolist() == [True, False]
     (grad,) = torch.autograd.grad(codebook[1], x)
     assert grad[:, 4:].isfinite().all()
+
+
+EXTREMES = {
+    "tiny temperature": (1.0, 1e-38),
+    "denormal temperature": (1.0, 1e-320),
+    "huge values": (1e38, 0.01),
+    "infinite values": (math.inf, 0.01),
+    "huge temperature": (1.0, 1e38),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("backend", ["reference", "float64", *cpu_isas(), "triton"])
+def test_log_odds_beyond_the_floats_are_decided_bits(backend, name):
+    """Where they overflow the entropies are their limits, and gradients are finite."""
+    factor, temperature = EXTREMES[name]
+    dtype = torch.float64 if backend == "float64" else torch.float32
+    x = torch.randn(40, 8, dtype=dtype).clamp(-3, 3) * factor
+    x[0] = 0  # of which no temperature makes a decision
+    x.requires_grad_()
+    isa = cpu_isa(backend) if backend in cpu_isas() else contextlib.nullcontext()
+    chosen = "cpu" if backend in cpu_isas() else backend.replace("float64", "reference")
+    with isa:
+        per_sample, codebook = lfq_entropy(x, 4, temperature=temperature, backend=chosen)
+        (grad,) = torch.autograd.grad(per_sample - codebook, x)
+    odds = (4 * x.detach().double() / temperature).clamp(-1e300, 1e300)
+    one, zero = torch.sigmoid(odds), torch.sigmoid(-odds)
+    entropies = -(torch.xlogy(one, one) + torch.xlogy(zero, zero))
+    expected = entropies.unflatten(1, (2, 4)).sum(2).mean()
+    torch.testing.assert_close(per_sample.double(), expected, rtol=1e-5, atol=0)
+    assert codebook.isfinite()
+    assert grad.isfinite().all()
+    assert (grad[odds.abs() > 1000] == 0).all()

@@ -89,6 +89,10 @@ def run(
     return y
 
 
+# The gradient is taken of what the forward pass takes.
+native_backward = ("group_norm_silu_backward", "group_norm_silu")
+
+
 def unsupported_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -100,6 +104,9 @@ def unsupported_backward(
     silu: bool,
     eps: float,
 ) -> str | None:
+    reason = _native.cpu_unsupported("group_norm_silu_backward", grad)
+    if reason is not None:
+        return reason
     if grad.dtype != torch.float32:
         return f"it handles float32 alone, got {grad.dtype}"
     return unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)

@@ -87,6 +87,10 @@ def run(
     return y
 
 
+# The gradient is taken of what the forward pass takes.
+native_backward = ("group_norm_silu_backward", "group_norm_silu")
+
+
 def unsupported_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -98,6 +102,9 @@ def unsupported_backward(
     silu: bool,
     eps: float,
 ) -> str | None:
+    reason = _native.cuda_unsupported("group_norm_silu_backward", grad)
+    if reason is not None:
+        return reason
     if grad.dtype != x.dtype:
         return f"it takes a gradient of the dtype of x, got {grad.dtype} for {x.dtype}"
     return unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)

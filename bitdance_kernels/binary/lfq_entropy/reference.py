@@ -45,8 +45,8 @@ def run_backward(
     ]
     if chunks:
         of_logits = of_logits + torch.cat(chunks)
-    # A bit that is decided has no gradient; what rounding leaves of it would be scaled up.
-    of_logits = of_logits.masked_fill(s * torch.sigmoid(-logits) == 0, 0)
+    # A bit that is decided has no gradient, but for NaN; what rounding leaves would be scaled up.
+    of_logits = of_logits * (s * torch.sigmoid(-logits) != 0)
     return (of_logits * odds_scale(temperature, logits.dtype)).reshape(x.shape).to(x.dtype)
 
 

@@ -113,9 +113,9 @@ def _store_half(
     logit = _log_odds(tl.load(x_ptr + at, mask=real, other=0.0), scale)
     _, one, zero = _odds(logit)
     both = one * zero
-    # A bit that is decided has no gradient; what rounding leaves of it would be scaled up.
-    of_x = scale * (ones - one * total[:, None] - share * logit * both)
-    of_x = tl.where(both == 0.0, 0.0, of_x)
+    # A bit that is decided has no gradient, but for NaN; what rounding leaves would be scaled up.
+    of_logit = ones - one * total[:, None] - share * logit * both
+    of_x = of_logit * tl.where(both == 0.0, 0.0, scale)
     at = token[:, None] * channels + (channel + bit)[None, :]
     tl.store(of_x_ptr + at, of_x.to(of_x_ptr.dtype.element_ty), mask=real)
 

@@ -7,9 +7,12 @@ import torch
 from bitdance_kernels import _native
 from bitdance_kernels.denoise import guidance
 
+native = ("finalize_bits", "lfq_quantize")
+
 
 def unsupported(x0: torch.Tensor, cfg: torch.Tensor | None) -> str | None:
-    return _native.cpu_unsupported("finalize_bits", x0) or _native.dtype_unsupported(x0.dtype)
+    reasons = (_native.cpu_unsupported(function, x0) for function in native)
+    return next(filter(None, reasons), None) or _native.dtype_unsupported(x0.dtype)
 
 
 def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,6 +27,9 @@ def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tor
     return out
 
 
+native_out = ("linear",)
+
+
 def unsupported_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> str | None:
