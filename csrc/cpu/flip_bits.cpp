@@ -40,14 +40,14 @@ const FlipLoops& choose() {
   return kFlipScalar;
 }
 
-// use(i, flips, count) gets the flips of bytes i .. i + count - 1.
+// use(i, flips, count) gets the flips of bytes i .. i + count - 1, counted from byte `first` on.
 template <class Use>
-void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t bytes, int threads,
+void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t first, int64_t bytes, int threads,
                    const Use& use) {
   parallel_for(bytes, kGrainBytes, kFlipLanes, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kFlipLanes) {
       uint8_t flips[kFlipLanes];
-      loops.draw(key, static_cast<uint64_t>(i), flips);
+      loops.draw(key, static_cast<uint64_t>(first + i), flips);
       use(i, flips, end - i < kFlipLanes ? static_cast<int>(end - i) : kFlipLanes);
     }
   });
@@ -56,15 +56,15 @@ void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t bytes, int threa
 }  // namespace
 }  // namespace bdk
 
-int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, const int64_t* key,
-                      int64_t threshold, int threads) {
+int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, int64_t first,
+                      const int64_t* key, int64_t threshold, int threads) {
   using namespace bdk;
-  if (bytes < 0 || threshold < 0 || threshold > kMostFlipThreshold || threads < 1)
+  if (bytes < 0 || first < 0 || threshold < 0 || threshold > kMostFlipThreshold || threads < 1)
     return BDK_BAD_SIZE;
   prefer_large_pages(flipped, bytes);
-  for_all_flips(choose(), flip_key(key, threshold), bytes, threads,
-                [=](int64_t first, const uint8_t* flips, int count) {
-                  for (int i = 0; i < count; ++i) flipped[first + i] = packed[first + i] ^ flips[i];
+  for_all_flips(choose(), flip_key(key, threshold), first, bytes, threads,
+                [=](int64_t at, const uint8_t* flips, int count) {
+                  for (int i = 0; i < count; ++i) flipped[at + i] = packed[at + i] ^ flips[i];
                 });
   return BDK_OK;
 }
@@ -80,7 +80,7 @@ int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* ke
   prefer_large_pages(y, values * (dtype == kFloat32 ? 4 : 2));
   const FlipLoops& loops = choose();
   const auto negate_all = [&](auto* from, auto* to, auto negate) {
-    for_all_flips(loops, flip_key(key, threshold), values / 8, threads,
+    for_all_flips(loops, flip_key(key, threshold), 0, values / 8, threads,
                   [=](int64_t first, const uint8_t* flips, int count) {
                     negate(from + 8 * first, to + 8 * first, flips, count);
                   });

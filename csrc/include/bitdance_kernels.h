@@ -87,8 +87,9 @@ int bdk_nearest_codes_cpu(const uint8_t* a, const uint8_t* b_blocks, int64_t* in
                           int64_t k, int threads);
 
 // key: (seed, offset); threshold: 2^15 times the rate.
-int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, const int64_t* key,
-                      int64_t threshold, int threads);
+// first: number of the first byte in the array that these bytes are a part of.
+int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, int64_t first,
+                      const int64_t* key, int64_t threshold, int threads);
 
 int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* key,
                        int64_t threshold, int dtype, int threads);
@@ -239,7 +240,7 @@ int bdk_pack_signs_cuda(const void* x, uint8_t* packed, int64_t rows, int64_t ch
 int bdk_unpack_signs_cuda(const uint8_t* packed, void* y, int64_t rows, int64_t channels,
                           int64_t row_stride, int dtype, int device, void* stream);
 
-// As bdk_flip_bits_cpu and bdk_flip_signs_cpu; `key` is on the device.
+// As bdk_flip_bits_cpu and bdk_flip_signs_cpu, from byte 0 on; `key` is on the device.
 int bdk_flip_bits_cuda(const uint8_t* packed, uint8_t* flipped, int64_t bytes, const int64_t* key,
                        int64_t threshold, int device, void* stream);
 int bdk_flip_signs_cuda(const void* x, void* y, int64_t values, const int64_t* key,

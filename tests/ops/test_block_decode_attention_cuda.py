@@ -57,9 +57,11 @@ CALLS = [
 @pytest.mark.parametrize(("P", "heads", "D", "lengths", "splits"), CALLS)
 def test_against_the_formula(decode, P, heads, D, lengths, splits, dtype):
     B, (H, Hkv) = len(lengths), heads
-    # Views of wider tensors, as the caches of all layers in one are.
+    # Views of wider tensors, as the caches of all layers in one are; none of the strides of k is
+    # that of v.
     q = torch.randn(B, P, H, D + 8, dtype=dtype)[..., :D]
-    k, v = torch.randn(2, B, 150, Hkv, D + 16, dtype=dtype)[..., 8 : D + 8]
+    k = torch.randn(B, 150, Hkv, D + 16, dtype=dtype)[..., 8 : D + 8]
+    v = torch.randn(B, Hkv, 153, D + 24, dtype=dtype).transpose(1, 2)[:, :150, :, 8 : D + 8]
     n = torch.tensor(lengths, dtype=torch.int32)
     truth = reference.attend(q.double(), k.double(), v.double(), n, 0.125)
     plain = reference.attend(q, k, v, n, 0.125)

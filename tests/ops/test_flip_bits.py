@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from bitdance_kernels import flip_bits, flip_signs, pack_signs, unpack_signs
+from bitdance_kernels import _native, flip_bits, flip_signs, pack_signs, unpack_signs
 from bitdance_kernels._op import REGISTRY
 from bitdance_kernels.binary.flip_bits.reference import DOMAIN
 from bitdance_kernels.philox import philox4x32
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
 
 P = torch.zeros(3, 4, dtype=torch.uint8)
 X = torch.ones(3, 32)
@@ -129,3 +129,25 @@ def test_the_key_tensor_is_read_as_it_lies_and_modulo_2_to_the_32(backend):
     gaps = torch.tensor([7, -1, 2**32 + 3])[::2]  # offset 3, its upper bits are not read
     flipped = torch.ops.bitdance.flip_bits(packed, 0.5, gaps, None, None, backend)
     assert torch.equal(flipped, flip_bits(packed, 0.5, seed=7, offset=3, backend="reference"))
+
+
+def expected_flips(first, count, seed, offset, threshold):
+    """Of `count` bytes from `first` on, by the documented words."""
+    byte = first + torch.arange(count)
+    counter = torch.stack([byte & 0xFFFFFFFF, byte >> 32, 0 * byte + offset, 0 * byte + DOMAIN], -1)
+    words = philox4x32(counter, torch.tensor([seed & 0xFFFFFFFF, seed >> 32]))
+    halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten(1)
+    return ((halves < threshold) * 2 ** torch.arange(8)).sum(1).to(torch.uint8)
+
+
+FIRSTS = [0, 2**32 - 32, 2**32, 2**32 + 96, 2**34 + 5 * 2**32]
+
+
+@pytest.mark.parametrize("first", FIRSTS)
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_bytes_past_2_to_the_32_flip_by_words_of_their_own(first, isa):
+    key, packed = torch.tensor([2**40 + 7, 5]), torch.zeros(64, dtype=torch.uint8)
+    flipped = torch.empty_like(packed)
+    with cpu_isa(isa):
+        _native.cpu.flip_bits(packed, flipped, 64, first, key, 2**14, 2)
+    assert torch.equal(flipped, expected_flips(first, 64, 2**40 + 7, 5, 2**14))

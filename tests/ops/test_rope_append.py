@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdance_kernels import rope, rope_append
+from bitdance_kernels._op import REGISTRY
 from bitdance_kernels.testing import Call, Invalid, cpu_isas
 
 QKV = torch.zeros(2, 3, 8 * 4)  # H = 4, Hkv = 2, D = 4
@@ -222,6 +223,43 @@ def test_rows_outside_of_the_cache_are_refused_on_the_cpu(first):
     with pytest.raises(IndexError, match="rope_append: index out of range"):
         rope_append(qkv, k_cache, v_cache, position.fill_(first), freqs, num_heads=1, backend="cpu")
     assert not k_cache.any()
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_without_angles_are_refused_on_the_cpu(rows):
+    """The table of angles may be shorter than the cache."""
+    qkv, k_cache, v_cache, position, freqs = _small()
+    angles = freqs[: position.item() + rows]
+    if rows < qkv.shape[1]:
+        with pytest.raises(IndexError, match="rope_append: index out of range"):
+            rope_append(qkv, k_cache, v_cache, position, angles, num_heads=1, backend="cpu")
+        assert not k_cache.any()
+    else:
+        rope_append(qkv, k_cache, v_cache, position, angles, num_heads=1, backend="cpu")
+        assert k_cache.any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_caches_may_lie_differently(backend):
+    """No stride of the one cache is that of the other."""
+    if REGISTRY["rope_append"].unavailable(backend):
+        return
+    B, P, H, Hkv, D = 2, 3, 4, 2, 8
+    qkv = torch.randn(B, P, (H + 2 * Hkv) * D)
+    position, freqs = torch.tensor([1, 4], dtype=torch.int32), torch.randn(7, D // 2, 2)
+    plain = [torch.zeros(B, 7, Hkv, D) for _ in range(2)]
+    wide = [torch.zeros(B, 7, Hkv, D + 3), torch.zeros(Hkv, 9, B, D)]
+    apart = [wide[0][..., :D], wide[1].permute(2, 1, 0, 3)[:, :7]]
+    pairs = zip(*(cache.stride()[:3] for cache in apart), strict=True)
+    assert all(of_k != of_v for of_k, of_v in pairs)
+    sizes = {"num_heads": H, "num_kv_heads": Hkv}
+    expected = rope_append(qkv, *plain, position, freqs, **sizes, backend="reference")
+    actual = rope_append(qkv, *apart, position, freqs, **sizes, backend=backend)
+    for a, b in zip((actual, *apart), (expected, *plain), strict=True):
+        torch.testing.assert_close(a, b)
+    assert not wide[0][..., D:].any()
+    assert not wide[1][:, 7:].any()
 
 
 def test_cache_may_be_a_part_of_a_larger_tensor():

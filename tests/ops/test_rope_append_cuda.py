@@ -45,9 +45,13 @@ def rope_append(tmp_path_factory):
 def test_against_the_reference(rope_append, call):
     actual, plain, truth = (call.map(lambda t: t.clone()) for _ in range(3))
     truth = truth.map(lambda t: t.double() if t.is_floating_point() else t)
-    # The caches as views of wider tensors, as those of all layers in one are.
-    k, v = (torch.nn.functional.pad(cache, (0, 8)) for cache in actual.args[1:3])
-    args = (actual.args[0], k[..., :-8], v[..., :-8], *actual.args[3:])
+    # The caches as views of wider tensors, as those of all layers in one are; and of different
+    # ones, so that none of the strides of k is that of v.
+    k = torch.nn.functional.pad(actual.args[1], (0, 8))
+    v = torch.nn.functional.pad(actual.args[2].transpose(1, 2), (0, 16, 0, 3))
+    Tmax = k.shape[1]
+    args = (actual.args[0], k[..., :-8], v.transpose(1, 2)[:, :Tmax, :, :-16], *actual.args[3:])
+    assert all(a != b for a, b in zip(args[1].stride()[:3], args[2].stride()[:3], strict=True))
     out = rope_append(*args, **actual.kwargs)
     expected = CASE.op(*plain.args, **plain.kwargs, backend="reference")
     exact = CASE.op(*truth.args, **truth.kwargs, backend="reference")
@@ -56,8 +60,8 @@ def test_against_the_reference(rope_append, call):
     for name, (a, b, c) in zip(("q", "k_cache", "v_cache"), results, strict=True):
         compare(CASE.rule, a, b, c, name)
     assert torch.equal(args[2], plain.args[2]), "values are copied"
-    for cache in (k, v):
-        assert not cache[..., -8:].any(), "written beside the cache"
+    for beside in (k[..., -8:], v[..., -16:], v[:, :, Tmax:]):
+        assert not beside.any(), "written beside the cache"
 
 
 @pytest.mark.skipif(

@@ -31,8 +31,8 @@ def block_causal_attention(
     key-value head h // (H / Hkv). Differentiable in q, k and v.
 
     A query that sees nothing gives 0, and takes part in no gradient. A key and value has no
-    influence on a query that does not see it, be it NaN or infinite; if none sees it, its gradient
-    is 0.
+    influence on a query that does not see it, be it NaN or infinite (on the triton backend: if no
+    query of the same tile sees it); if none sees it, its gradient is 0.
 
     Args:
         q: [B, T, H, D], float32, float16, bfloat16 or float64; any strides.

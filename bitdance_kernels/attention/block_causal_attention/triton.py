@@ -10,9 +10,6 @@ The backward pass needs no atomic operation, so it gives the same bits each time
 tile of queries and sums over keys, the other keeps a tile of keys and sums over the queries of its
 group of heads. The queries that see a key are an interval again, with ends that never decrease, so
 the second kernel is the first with the roles exchanged.
-
-A weight of 0 does not undo a NaN or an infinity. A row of a result that is not finite is made
-again, of what it sees alone, after its tile is stored: so that the loops keep their registers.
 """
 
 from __future__ import annotations
@@ -24,12 +21,90 @@ import triton
 import triton.language as tl
 
 from bitdance_kernels import _triton
-from bitdance_kernels.attention.block_causal_attention import _tiles_triton as tiling
 from bitdance_kernels.attention.block_causal_attention import config
 
 _SEARCHES = 128  # keys that a program of the transposition takes
 # Numbers that differ from batch to batch: a kernel is not compiled anew for those of 16 or 1.
 _CHANGING = ("T", "Tk", "H", "group")
+
+
+@triton.jit
+def _place(tiles, H):
+    """Tile, batch row and head of this program; offsets from these are in int64."""
+    program = tl.program_id(0)
+    rest = (program // tiles).to(tl.int64)
+    return program % tiles, rest // H, rest % H
+
+
+@triton.jit
+def _load_rows(x_ptr, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr):
+    """[rows, WIDTH] from row `first` on; 0 in rows that are not to `keep` and in columns past D."""
+    row = first + tl.arange(0, keep.shape[0]).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    mask = keep[:, None]
+    if D != WIDTH:
+        mask = mask & (column < D)[None, :]
+    return tl.load(x_ptr + (row[:, None] * stride + column[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_rows(x_ptr, x, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr):
+    row = first + tl.arange(0, keep.shape[0]).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    at = x_ptr + (row[:, None] * stride + column[None, :])
+    tl.store(at, x.to(x_ptr.dtype.element_ty), mask=keep[:, None] & (column < D)[None, :])
+
+
+@triton.jit
+def _intervals(start_ptr, end_ptr, first, count, others, ROWS: tl.constexpr):
+    """What ROWS rows see of `others`, [start, end); nothing for rows past the last of `count`.
+
+    Then what some of them see, [low, high), and what all see, [whole_from, whole_to); and whether
+    there are gaps: others between low and high that none of them sees.
+    """
+    head = first.to(tl.int64)
+    row = head + tl.arange(0, ROWS)
+    last = tl.minimum(head + ROWS, count) - 1
+    start = tl.load(start_ptr + row, mask=row <= last, other=0)
+    end = tl.minimum(tl.load(end_ptr + row, mask=row <= last, other=0), others)
+    low = tl.maximum(tl.load(start_ptr + head), 0)
+    high = tl.minimum(tl.load(end_ptr + last), others)
+    whole_from = tl.load(start_ptr + last)
+    whole_to = tl.minimum(tl.load(end_ptr + head), others)
+    following = tl.load(start_ptr + (row + 1), mask=row < last, other=0)
+    gaps = tl.max(((following > end) & (row < last)).to(tl.int32), axis=0) > 0
+    return start, end, low, high, whole_from, whole_to, gaps
+
+
+@triton.jit
+def _count(values_ptr, count, bound, TRIPS: tl.constexpr):
+    """How many of the `count` values, which never decrease, are at most `bound`; for each bound."""
+    low = tl.zeros_like(bound)
+    high = low + count
+    for _ in tl.static_range(TRIPS):
+        open = low < high
+        middle = (low + high) // 2
+        value = tl.load(values_ptr + middle.to(tl.int64), mask=open, other=0)
+        low = tl.where(open & (value <= bound), middle + 1, low)
+        high = tl.where(open & (value > bound), middle, high)
+    return low
+
+
+@triton.jit
+def _seen(start_ptr, end_ptr, first, count, other, high, gaps, ROWS: tl.constexpr):
+    """Whether any of the ROWS rows from `first` on sees each `other`.
+
+    What none sees is read as 0: a weight of 0 would not undo a NaN.
+    """
+    seen = other < high
+    if gaps:  # seldom; and a search needs fewer registers than a look at every pair
+        TRIPS: tl.constexpr = 8
+        tl.static_assert(ROWS < 2**TRIPS)
+        rows = tl.minimum(count - first, ROWS)
+        begun = _count(start_ptr + first.to(tl.int64), rows, other, TRIPS)
+        over = _count(end_ptr + first.to(tl.int64), rows, other, TRIPS)
+        seen = seen & (over < begun)
+    return seen
 
 
 @triton.jit
@@ -64,6 +139,39 @@ def _exponent(lse, like):
 
 
 @triton.jit
+def _stretches(low, high, whole_from, whole_to, STEP: tl.constexpr):
+    """Of the tiles of STEP others from `low` on: where the whole ones begin and stop.
+
+    Then how many are at the borders: before them, and all together.
+    """
+    # Values that make no sense lead nowhere else: what is whole lies in [low, high), and no
+    # difference wraps around.
+    whole_from = tl.minimum(tl.maximum(whole_from, low), tl.maximum(high, low))
+    whole_to = tl.minimum(tl.maximum(whole_to, low), high)
+    begin = low + tl.cdiv(whole_from - low, STEP) * STEP
+    stop = begin + tl.maximum(whole_to - begin, 0) // STEP * STEP
+    before = tl.cdiv(tl.maximum(tl.minimum(begin, high) - low, 0), STEP)
+    return begin, stop, before, before + tl.cdiv(tl.maximum(high - stop, 0), STEP)
+
+
+@triton.jit
+def _at_border(i, low, stop, before, STEP: tl.constexpr):
+    """Where the i-th tile at the borders begins."""
+    return tl.where(i < before, low + i * STEP, stop + (i - before) * STEP)
+
+
+@triton.jit
+def _load_whole(x_ptr, first, stride, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
+    """``_load_rows`` where all ROWS rows are there."""
+    if D == WIDTH:
+        row = first + tl.arange(0, ROWS).to(tl.int64)
+        x = tl.load(x_ptr + (row[:, None] * stride + tl.arange(0, WIDTH)[None, :]))
+    else:
+        x = _load_rows(x_ptr, first, stride, tl.full([ROWS], 1, tl.int1), D, WIDTH)
+    return x
+
+
+@triton.jit
 def _attend(
     peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor,
     WHOLE: tl.constexpr,
@@ -84,88 +192,6 @@ def _attend(
     return new_peak, total, sums
 
 
-@triton.jit
-def _product(x, y):
-    """Of two rows [1, WIDTH]: [1]."""
-    return tl.sum(x.to(tl.float32) * y.to(tl.float32), axis=1)
-
-
-@triton.jit
-def _outputs_again(
-    q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, first, count, Tk, out_t,
-    q_t, k_t, v_t, factor, D: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """The outputs of `count` queries from `first` on that are not finite."""
-    for row in range(first, first + count):
-        if not tiling.is_finite(tiling.load_one(out_ptr, row, out_t, D, WIDTH)):
-            at = row + tl.arange(0, 1).to(tl.int64)
-            q = tiling.load_one(q_ptr, row, q_t, D, WIDTH)
-            exponent = _exponent(tl.load(lse_ptr + at), q)
-            low, high = tiling.interval(start_ptr, end_ptr, row, Tk)
-            sums = tl.zeros([1, WIDTH], tl.float32)
-            for key in range(low, high):
-                k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
-                v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
-                sums += _exp(_product(q, k) * factor - exponent, q)[:, None] * v.to(tl.float32)
-            tiling.store_one(out_ptr, sums, row, out_t, D, WIDTH)
-
-
-@triton.jit
-def _of_queries_again(
-    grad_ptr, q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, dq_ptr, lse_ptr, delta_ptr, first, count,
-    Tk, out_t, grad_t, q_t, k_t, v_t, factor, scale, D: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """The gradients of `count` queries from `first` on that are not finite."""
-    for row in range(first, first + count):
-        if not tiling.is_finite(tiling.load_one(dq_ptr, row, out_t, D, WIDTH)):
-            at = row + tl.arange(0, 1).to(tl.int64)
-            q = tiling.load_one(q_ptr, row, q_t, D, WIDTH)
-            grad = tiling.load_one(grad_ptr, row, grad_t, D, WIDTH)
-            exponent = _exponent(tl.load(lse_ptr + at), q)
-            delta = tl.load(delta_ptr + at)
-            low, high = tiling.interval(start_ptr, end_ptr, row, Tk)
-            sums = tl.zeros([1, WIDTH], tl.float32)
-            for key in range(low, high):
-                k = tiling.load_one(k_ptr, key, k_t, D, WIDTH)
-                v = tiling.load_one(v_ptr, key, v_t, D, WIDTH)
-                weight = _exp(_product(q, k) * factor - exponent, q)
-                dscore = weight * (_product(grad, v) - delta)
-                sums += dscore[:, None] * k.to(tl.float32)
-            tiling.store_one(dq_ptr, sums * scale, row, out_t, D, WIDTH)
-
-
-@triton.jit
-def _of_keys_again(
-    grad_ptr, q_ptr, k_ptr, v_ptr, first_ptr, past_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, first,
-    count, T, group, out_t, grad_t, grad_h, q_t, q_h, k_t, v_t, factor, scale,
-    D: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """The gradients of `count` keys from `first` on that are not finite, of a group of heads."""
-    for row in range(first, first + count):
-        if not (
-            tiling.is_finite(tiling.load_one(dk_ptr, row, out_t, D, WIDTH))
-            & tiling.is_finite(tiling.load_one(dv_ptr, row, out_t, D, WIDTH))
-        ):
-            k = tiling.load_one(k_ptr, row, k_t, D, WIDTH)
-            v = tiling.load_one(v_ptr, row, v_t, D, WIDTH)
-            low, high = tiling.interval(first_ptr, past_ptr, row, T)
-            dk = tl.zeros([1, WIDTH], tl.float32)
-            dv = tl.zeros([1, WIDTH], tl.float32)
-            for h in range(group):
-                head = h + tl.zeros([1], tl.int64)
-                for query in range(low, high):
-                    at = head * T + query + tl.arange(0, 1)
-                    q = tiling.load_one(q_ptr + head * q_h, query, q_t, D, WIDTH)
-                    grad = tiling.load_one(grad_ptr + head * grad_h, query, grad_t, D, WIDTH)
-                    exponent = _exponent(tl.load(lse_ptr + at), q)
-                    weight = _exp(_product(q, k) * factor - exponent, q)
-                    dscore = weight * (_product(grad, v) - tl.load(delta_ptr + at))
-                    dk += dscore[:, None] * q.to(tl.float32)
-                    dv += weight[:, None] * grad.to(tl.float32)
-            tiling.store_one(dk_ptr, dk * scale, row, out_t, D, WIDTH)
-            tiling.store_one(dv_ptr, dv, row, out_t, D, WIDTH)
-
-
 @triton.jit(do_not_specialize=_CHANGING)
 def _block_causal_forward_kernel(
     q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, T, Tk, H, group, factor,
@@ -174,7 +200,7 @@ def _block_causal_forward_kernel(
 ):  # fmt: skip
     """Online softmax: the largest score so far, the sum of weights, the sum of weights times v."""
     tiles = tl.cdiv(T, QUERIES)
-    tile, b, h = tiling.place(tiles, H)
+    tile, b, h = _place(tiles, H)
     # Under a causal mask the last tiles see the most keys; begun first, none is left at the end.
     row = (tiles - 1 - tile) * QUERIES
     inside = row + tl.arange(0, QUERIES) < T
@@ -182,30 +208,30 @@ def _block_causal_forward_kernel(
     v_ptr += b * v_b + h // group * v_h
     start_ptr += b * start_b
     end_ptr += b * end_b
-    start, end, low, high, whole_from, whole_to, gaps = tiling.intervals(
+    start, end, low, high, whole_from, whole_to, gaps = _intervals(
         start_ptr, end_ptr, row, T, Tk, QUERIES
     )
-    q = tiling.load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, inside, D, WIDTH)
+    q = _load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, inside, D, WIDTH)
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     sums = tl.zeros([QUERIES, WIDTH], tl.float32)
-    begin, stop, before, borders = tiling.stretches(low, high, whole_from, whole_to, KEYS)
+    begin, stop, before, borders = _stretches(low, high, whole_from, whole_to, KEYS)
     if q.dtype == tl.float32:  # two loops would not leave enough registers
         stop, before, borders = low, 0, tl.cdiv(tl.maximum(high - low, 0), KEYS)
     else:
         for first in range(begin, stop, KEYS):
-            k = tiling.load_whole(k_ptr, first, k_t, KEYS, D, WIDTH)
-            v = tiling.load_whole(v_ptr, first, v_t, KEYS, D, WIDTH)
+            k = _load_whole(k_ptr, first, k_t, KEYS, D, WIDTH)
+            v = _load_whole(v_ptr, first, v_t, KEYS, D, WIDTH)
             peak, total, sums = _attend(
                 peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor,
                 WHOLE=True,
             )  # fmt: skip
     for i in range(borders):
-        first = tiling.at_border(i, low, stop, before, KEYS)
+        first = _at_border(i, low, stop, before, KEYS)
         key = first + tl.arange(0, KEYS)
-        seen = tiling.seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
-        k = tiling.load_rows(k_ptr, first, k_t, seen, D, WIDTH)
-        v = tiling.load_rows(v_ptr, first, v_t, seen, D, WIDTH)
+        seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
+        k = _load_rows(k_ptr, first, k_t, seen, D, WIDTH)
+        v = _load_rows(v_ptr, first, v_t, seen, D, WIDTH)
         peak, total, sums = _attend(
             peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor, WHOLE=False
         )
@@ -217,16 +243,8 @@ def _block_causal_forward_kernel(
     else:
         lse = (peak * factor + tl.log2(total)) * 0.6931471805599453
     lse = tl.where(blind, float("-inf"), lse)
-    out_ptr += (b * T * H + h) * D
-    lse_ptr += (b * H + h) * T
-    tiling.store_rows(out_ptr, out, row, H * D, inside, D, WIDTH)
-    tl.store(lse_ptr + (row.to(tl.int64) + tl.arange(0, QUERIES)), lse, mask=inside)
-    if not tiling.is_finite(out):
-        tl.debug_barrier()  # rows are read that other threads have written
-        _outputs_again(
-            q_ptr + (b * q_b + h * q_h), k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, lse_ptr, row,
-            tl.minimum(T - row, QUERIES), Tk, H * D, q_t, k_t, v_t, factor, D, WIDTH,
-        )  # fmt: skip
+    _store_rows(out_ptr + (b * T * H + h) * D, out, row, H * D, inside, D, WIDTH)
+    tl.store(lse_ptr + ((b * H + h) * T + row + tl.arange(0, QUERIES)), lse, mask=inside)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -238,21 +256,21 @@ def _block_causal_of_queries_kernel(
 ):  # fmt: skip
     """Computes dQ = scale dS K, and delta = rowsum(dO * O), which the other kernel reads too."""
     tiles = tl.cdiv(T, QUERIES)
-    tile, b, h = tiling.place(tiles, H)
+    tile, b, h = _place(tiles, H)
     row = (tiles - 1 - tile) * QUERIES
     inside = row + tl.arange(0, QUERIES) < T
     k_ptr += b * k_b + h // group * k_h
     v_ptr += b * v_b + h // group * v_h
     start_ptr += b * start_b
     end_ptr += b * end_b
-    start, end, low, high, whole_from, whole_to, gaps = tiling.intervals(
+    start, end, low, high, whole_from, whole_to, gaps = _intervals(
         start_ptr, end_ptr, row, T, Tk, QUERIES
     )
     sighted = start < end
-    q = tiling.load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, sighted, D, WIDTH)
-    grad = tiling.load_rows(grad_ptr + (b * grad_b + h * grad_h), row, grad_t, sighted, D, WIDTH)
+    q = _load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, sighted, D, WIDTH)
+    grad = _load_rows(grad_ptr + (b * grad_b + h * grad_h), row, grad_t, sighted, D, WIDTH)
     of_out = (b * T * H + h) * D
-    out = tiling.load_rows(out_ptr + of_out, row, H * D, sighted, D, WIDTH)
+    out = _load_rows(out_ptr + of_out, row, H * D, sighted, D, WIDTH)
     at = (b * H + h) * T + row + tl.arange(0, QUERIES)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
     tl.store(delta_ptr + at, delta, mask=inside)
@@ -260,9 +278,9 @@ def _block_causal_of_queries_kernel(
     dq = tl.zeros([QUERIES, WIDTH], tl.float32)
     for first in range(low, high, KEYS):
         key = first + tl.arange(0, KEYS)
-        seen = tiling.seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
-        k = tiling.load_rows(k_ptr, first, k_t, seen, D, WIDTH)
-        v = tiling.load_rows(v_ptr, first, v_t, seen, D, WIDTH)
+        seen = _seen(start_ptr, end_ptr, row, T, key, high, gaps, QUERIES)
+        k = _load_rows(k_ptr, first, k_t, seen, D, WIDTH)
+        v = _load_rows(v_ptr, first, v_t, seen, D, WIDTH)
         scores = _scores(q, k, first, start, end, whole_from, whole_to, KEYS)
         weights = _exp(scores * factor - lse[:, None], q)
         dweights = tl.dot(grad, tl.trans(v), input_precision="ieee")
@@ -270,15 +288,7 @@ def _block_causal_of_queries_kernel(
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
     # The scale is that of the scores; a query that sees nothing takes part in nothing.
     dq = tl.where(sighted[:, None], dq * scale, 0.0)
-    tiling.store_rows(dq_ptr + of_out, dq, row, H * D, inside, D, WIDTH)
-    if not tiling.is_finite(dq):
-        tl.debug_barrier()
-        of_head = (b * H + h) * T
-        _of_queries_again(
-            grad_ptr + (b * grad_b + h * grad_h), q_ptr + (b * q_b + h * q_h), k_ptr, v_ptr,
-            start_ptr, end_ptr, dq_ptr + of_out, lse_ptr + of_head, delta_ptr + of_head, row,
-            tl.minimum(T - row, QUERIES), Tk, H * D, grad_t, q_t, k_t, v_t, factor, scale, D, WIDTH,
-        )  # fmt: skip
+    _store_rows(dq_ptr + of_out, dq, row, H * D, inside, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -289,8 +299,8 @@ def _block_causal_transpose_kernel(
     """For each key the queries that see it, [first, past): those with end > key >= start."""
     key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     b = tl.program_id(1).to(tl.int64)
-    first = tiling.count_at_most(end_ptr + b * end_b, T, key, TRIPS)
-    past = tiling.count_at_most(start_ptr + b * start_b, T, key, TRIPS)
+    first = _count(end_ptr + b * end_b, T, key, TRIPS)
+    past = _count(start_ptr + b * start_b, T, key, TRIPS)
     tl.store(first_ptr + (b * Tk + key), first, mask=key < Tk)
     tl.store(past_ptr + (b * Tk + key), past, mask=key < Tk)
 
@@ -305,17 +315,17 @@ def _block_causal_of_keys_kernel(
     """Computes dV = P^T dO, dK = scale dS^T Q; scores and weights are [KEYS, QUERIES] here."""
     tiles = tl.cdiv(Tk, KEYS)
     heads = H // group
-    tile, b, head = tiling.place(tiles, heads)
+    tile, b, head = _place(tiles, heads)
     key = tile * KEYS
     inside = key + tl.arange(0, KEYS) < Tk
     first_ptr += b * first_b
     past_ptr += b * past_b
-    start, end, low, high, whole_from, whole_to, gaps = tiling.intervals(
+    start, end, low, high, whole_from, whole_to, gaps = _intervals(
         first_ptr, past_ptr, key, Tk, T, KEYS
     )
     sighted = start < end
-    k = tiling.load_rows(k_ptr + (b * k_b + head * k_h), key, k_t, sighted, D, WIDTH)
-    v = tiling.load_rows(v_ptr + (b * v_b + head * v_h), key, v_t, sighted, D, WIDTH)
+    k = _load_rows(k_ptr + (b * k_b + head * k_h), key, k_t, sighted, D, WIDTH)
+    v = _load_rows(v_ptr + (b * v_b + head * v_h), key, v_t, sighted, D, WIDTH)
     dk = tl.zeros([KEYS, WIDTH], tl.float32)
     dv = tl.zeros([KEYS, WIDTH], tl.float32)
     for h in range(head * group, head * group + group):
@@ -324,9 +334,9 @@ def _block_causal_of_keys_kernel(
         of_head = (b * H + h) * T
         for first in range(low, high, QUERIES):
             row = first + tl.arange(0, QUERIES)
-            seen = tiling.seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS)
-            q = tiling.load_rows(q_head, first, q_t, seen, D, WIDTH)
-            grad = tiling.load_rows(grad_head, first, grad_t, seen, D, WIDTH)
+            seen = _seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS)
+            q = _load_rows(q_head, first, q_t, seen, D, WIDTH)
+            grad = _load_rows(grad_head, first, grad_t, seen, D, WIDTH)
             lse = _exponent(tl.load(lse_ptr + (of_head + row), mask=seen, other=0.0), q)
             delta = tl.load(delta_ptr + (of_head + row), mask=seen, other=0.0)
             scores = _scores(k, q, first, start, end, whole_from, whole_to, QUERIES)
@@ -336,19 +346,8 @@ def _block_causal_of_keys_kernel(
             dscores = weights * (dweights - delta[None, :])
             dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision="ieee")
     of_head = (b * Tk * heads + head) * D
-    tiling.store_rows(dk_ptr + of_head, dk * scale, key, heads * D, inside, D, WIDTH)
-    tiling.store_rows(dv_ptr + of_head, dv, key, heads * D, inside, D, WIDTH)
-    if not (tiling.is_finite(dk) & tiling.is_finite(dv)):
-        tl.debug_barrier()
-        h = head * group
-        of_rows = (b * H + h) * T
-        _of_keys_again(
-            grad_ptr + (b * grad_b + h * grad_h), q_ptr + (b * q_b + h * q_h),
-            k_ptr + (b * k_b + head * k_h), v_ptr + (b * v_b + head * v_h), first_ptr, past_ptr,
-            dk_ptr + of_head, dv_ptr + of_head, lse_ptr + of_rows, delta_ptr + of_rows, key,
-            tl.minimum(Tk - key, KEYS), T, group, heads * D, grad_t, grad_h, q_t, q_h, k_t, v_t,
-            factor, scale, D, WIDTH,
-        )  # fmt: skip
+    _store_rows(dk_ptr + of_head, dk * scale, key, heads * D, inside, D, WIDTH)
+    _store_rows(dv_ptr + of_head, dv, key, heads * D, inside, D, WIDTH)
 
 
 def unsupported(

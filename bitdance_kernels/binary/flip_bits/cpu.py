@@ -29,7 +29,7 @@ def run(
     packed, key = packed.contiguous(), key.contiguous()
     flipped = _memory.empty(packed.shape, packed.dtype)
     _native.cpu.flip_bits(
-        packed, flipped, packed.numel(), key, round(rate * 2**15), torch.get_num_threads()
+        packed, flipped, packed.numel(), 0, key, round(rate * 2**15), torch.get_num_threads()
     )
     return flipped
 
