@@ -106,8 +106,11 @@ static inline float exp_approximate(float x) {
   return p * scale;
 }
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_approximate(-x)); }
+// e^-x, infinite where exp_approximate gives its bound: times a large x that would leave a value.
+static inline float exp_minus(float x) { return x < -88.0f ? INFINITY : exp_approximate(-x); }
 
-static inline float silu(float x) { return x / (1.0f + exp_approximate(-x)); }
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_minus(x)); }
+
+static inline float silu(float x) { return x / (1.0f + exp_minus(x)); }
 
 }  // namespace bdk

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,18 +12,50 @@ import pytest
 
 HERE = Path(__file__).parent
 CXX = shutil.which(os.environ.get("CXX", "g++"))
+SETARCH = shutil.which("setarch")
 
 needs_compiler = pytest.mark.skipif(
     CXX is None or platform.machine() != "x86_64", reason="needs a C++ compiler with _Float16"
 )
 
 
+CSRC = HERE.parents[1] / "csrc"
+FLAGS = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
+
+
 def build(name: str, folder: Path) -> ctypes.CDLL:
     """Compile `name`.cpp of this folder; warnings are errors."""
     library = folder / f"{name}.so"
-    command = [CXX, "-O1", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    csrc = HERE.parents[1] / "csrc"
-    command += ["-Wno-unknown-pragmas", "-Wno-psabi"]
-    command += [f"-I{folder}" for folder in (HERE, csrc, csrc / "include")]
-    subprocess.run([*command, HERE / f"{name}.cpp", "-o", library], check=True)
+    _compile(["-shared", "-fPIC", HERE / f"{name}.cpp"], library)
     return ctypes.CDLL(str(library))
+
+
+def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
+    """What ThreadSanitizer says of a kernel of races.cpp, "" if it found nothing.
+
+    Args:
+        kernel: name of its room.
+        folder: for the program.
+        changed: where its device code is looked for before csrc.
+    """
+    program, suppressed = folder / kernel, folder / "suppressed"
+    # What the emulation itself reads and writes, but not what it does for a kernel.
+    suppressed.write_text("race_top:^std::\nrace_top:emulated::\nrace_top:ThreadIndex\n")
+    first = [] if changed is None else [f"-I{HERE}", f"-I{changed}"]
+    options = ["-g", "-fsanitize=thread", f"-D{kernel.upper()}", *first]
+    _compile([*options, HERE / "races.cpp"], program)
+    environment = {**os.environ, "TSAN_OPTIONS": f"suppressions={suppressed}"}
+    # At random addresses of some kernels the sanitizer refuses to begin.
+    command = [*([SETARCH, "-R"] if SETARCH else []), program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    found = re.findall("SUMMARY: ThreadSanitizer: (data race .*)", done.stderr)
+    if not found:
+        raise RuntimeError(done.stderr)
+    return "\n".join(found)
+
+
+def _compile(arguments: list[str | Path], output: Path) -> None:
+    folders = [f"-I{folder}" for folder in (HERE, CSRC, CSRC / "include")]
+    subprocess.run([CXX, *FLAGS, *arguments, *folders, "-o", output], check=True)

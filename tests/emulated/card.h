@@ -1,6 +1,10 @@
 // A card on the CPU, for kernels without a card: the threads of a block are fibers, one runs at a
 // time, and every operation of a warp or a block makes them meet. Included before device code, and
 // with this folder before csrc in the include path, so that cuda/mma.cuh is the one beside it.
+//
+// Compiled with -fsanitize=thread, the fibers are threads to the sanitizer, which then finds what
+// is read and written without a barrier in between, in whatever order they run. As in CUDA's memory
+// model, __syncthreads and __syncwarp order memory, and exchanges between lanes do not.
 #pragma once
 
 #include <stdint.h>
@@ -11,6 +15,10 @@
 #include <functional>
 #include <memory>
 #include <vector>
+
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #define __global__
 #define __device__
@@ -56,7 +64,40 @@ struct Block {
 
 inline Block block;
 
-inline void yield() { swapcontext(&block.fibers[block.running], &block.scheduler); }
+// What the sanitizer is told: which thread runs from here on, and what comes before what.
+#ifdef __SANITIZE_THREAD__
+inline void* scheduler_thread;
+inline std::vector<void*> threads;
+
+inline void begin_threads(int count) {
+  scheduler_thread = __tsan_get_current_fiber();
+  for (void* thread : threads) __tsan_destroy_fiber(thread);
+  threads.assign(count, nullptr);
+  for (void*& thread : threads) thread = __tsan_create_fiber(0);
+}
+// Not instrumented: the thread that leaves such a function is not the one that has entered it.
+#define NOT_INSTRUMENTED __attribute__((no_sanitize("thread")))
+NOT_INSTRUMENTED inline void run_as_thread(int i) {
+  __tsan_switch_to_fiber(threads[i], __tsan_switch_to_fiber_no_sync);
+}
+NOT_INSTRUMENTED inline void run_as_scheduler() {
+  __tsan_switch_to_fiber(scheduler_thread, __tsan_switch_to_fiber_no_sync);
+}
+inline void before(void* event) { __tsan_release(event); }
+inline void after(void* event) { __tsan_acquire(event); }
+#else
+#define NOT_INSTRUMENTED
+inline void begin_threads(int) {}
+inline void run_as_thread(int) {}
+inline void run_as_scheduler() {}
+inline void before(void*) {}
+inline void after(void*) {}
+#endif
+
+inline void yield() {
+  run_as_scheduler();
+  swapcontext(&block.fibers[block.running], &block.scheduler);
+}
 
 inline void meet(Barrier& barrier) {
   const int generation = barrier.generation;
@@ -78,7 +119,9 @@ auto exchange(const T& value, Read read) {
   if (given[warp()].size() < 32) given[warp()].resize(32);
   given[warp()][lane()] = value;
   meet(block.warps[warp()]);
-  auto result = read(given[warp()]);
+  std::vector<T> seen(32);
+  for (int i = 0; i < 32; ++i) seen[i] = given[warp()][i];
+  auto result = read(seen);
   meet(block.warps[warp()]);
   return result;
 }
@@ -94,8 +137,22 @@ struct ThreadIndex {
 };
 inline ThreadIndex threadIdx;
 
-inline void __syncthreads() { emulated::meet(emulated::block.all); }
-inline void __syncwarp() { emulated::meet(emulated::block.warps[emulated::warp()]); }
+namespace emulated {
+
+// A barrier that orders memory: what is before it in any thread is before what is after it.
+inline void order(Barrier& barrier) {
+  before(&barrier);
+  meet(barrier);
+#ifdef __SANITIZE_THREAD__
+  after(&barrier);
+  meet(barrier);  // so that nobody is at the next one before all are through
+#endif
+}
+
+}  // namespace emulated
+
+inline void __syncthreads() { emulated::order(emulated::block.all); }
+inline void __syncwarp() { emulated::order(emulated::block.warps[emulated::warp()]); }
 
 inline float __shfl_sync(uint32_t, float value, int source) {
   return emulated::exchange(value, [&](const auto& given) { return given[source]; });
@@ -108,10 +165,17 @@ inline float __shfl_xor_sync(uint32_t, float value, int mask) {
 
 namespace emulated {
 
+NOT_INSTRUMENTED inline void run_fiber() {
+  block.kernel();
+  block.done[block.running] = true;
+  before(&block);  // before the next block
+  run_as_scheduler();
+}
+
 // Runs `kernel` on `blocks` blocks of `threads` threads; `backward`: the fibers take turns in
 // falling order, so that another thread is the first at every barrier.
 inline void launch(unsigned int blocks, int threads, bool backward, std::function<void()> kernel) {
-  constexpr size_t kStack = 1 << 17;
+  constexpr size_t kStack = 1 << 18;  // the sanitizer's reports need some
   block.kernel = std::move(kernel);
   for (unsigned int b = 0; b < blocks; ++b) {
     blockIdx.x = b;
@@ -122,18 +186,13 @@ inline void launch(unsigned int blocks, int threads, bool backward, std::functio
     block.done.assign(threads, false);
     block.all = {threads, 0, 0};
     block.warps.assign(threads / 32, {32, 0, 0});
+    begin_threads(threads);
     for (int t = 0; t < threads; ++t) {
       getcontext(&block.fibers[t]);
       block.fibers[t].uc_stack.ss_sp = block.stacks[t].get();
       block.fibers[t].uc_stack.ss_size = kStack;
       block.fibers[t].uc_link = &block.scheduler;
-      makecontext(
-          &block.fibers[t],
-          +[] {
-            block.kernel();
-            block.done[block.running] = true;
-          },
-          0);
+      makecontext(&block.fibers[t], run_fiber, 0);
     }
     for (int left = threads; left > 0;) {
       left = 0;
@@ -141,9 +200,11 @@ inline void launch(unsigned int blocks, int threads, bool backward, std::functio
         block.running = backward ? threads - 1 - i : i;
         if (block.done[block.running]) continue;
         ++left;
+        run_as_thread(block.running);
         swapcontext(&block.scheduler, &block.fibers[block.running]);
       }
     }
+    after(&block);
   }
 }
 

@@ -88,3 +88,17 @@ def test_mixed_dtypes_keep_that_of_x():
     assert (y.dtype, x.grad.dtype, weight.grad.dtype) == (torch.bfloat16,) * 2 + (torch.float32,)
     expected = F.silu(F.group_norm(x.detach().float(), 2, weight, eps=1e-6)).bfloat16()
     assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_the_largest_values_before_silu_are_open_or_closed(backend):
+    """Of -1e38 nothing is left, though its exponential overflows."""
+    x = torch.randn(1, 4, 3, 3)
+    scale, shift = torch.ones(1, 4), torch.tensor([[-1e38, -200.0, 200.0, 1e38]])
+    shift.requires_grad_()
+    y = group_norm_silu(x, 2, scale=scale, shift=shift, backend=backend)
+    (grad,) = torch.autograd.grad(y, shift, torch.ones_like(y))
+    closed = y[0, :2]
+    torch.testing.assert_close(closed, torch.zeros_like(closed))
+    assert (y[0, 3] > 0.9e38).all()
+    torch.testing.assert_close(grad, torch.tensor([[0.0, 0.0, 9.0, 9.0]]))

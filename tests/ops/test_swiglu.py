@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,3 +44,18 @@ def test_size_changes_no_bit(isa, threads):
         whole = swiglu(h, backend="cpu")
         parts = [swiglu(rows, backend="cpu") for rows in h.split(50)]
     assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("backend", ["reference", *cpu_isas(), "triton"])
+def test_the_largest_gates_are_open_or_closed(backend):
+    """Of a gate of -1e38 nothing is left, though its exponential overflows."""
+    gate = torch.tensor([-3e38, -1e38, -1e30, -1e4, -200.0, -89.0, 89.0, 200.0, 1e4, 1e30, 1e38])
+    h = torch.stack([gate, torch.full_like(gate, 0.5)]).flatten()[None].requires_grad_()
+    isa = cpu_isa(backend) if backend in cpu_isas() else contextlib.nullcontext()
+    with isa:
+        y = swiglu(h, backend="cpu" if backend in cpu_isas() else backend)
+        (grad,) = torch.autograd.grad(y, h, torch.ones_like(y))
+    opened = gate > 0
+    torch.testing.assert_close(y[0], torch.where(opened, gate / 2, 0))
+    torch.testing.assert_close(grad[0, : len(gate)], torch.where(opened, 0.5, 0.0))
+    torch.testing.assert_close(grad[0, len(gate) :], torch.where(opened, gate, 0))

@@ -43,7 +43,7 @@ def _half_codes(
     p = tl.where(real, 1.0, 0.0)
     for bit in tl.static_range(BITS):
         x = tl.load(x_ptr + (token * x_stride + (channel + bit)), mask=inside, other=0.0)
-        _, one, zero = _odds(_log_odds(x, scale))
+        _, one, zero = _odds(x.to(tl.float32) * scale)
         p *= tl.where(((codes >> bit) & 1)[None, :] == 1, one[:, None], zero[:, None])
     return p
 
