@@ -171,9 +171,9 @@ def launch_all(case: Case) -> None:
         if halves and any(t.dtype == torch.float16 for t in call.tensors()):
             continue
         call = call.map(lambda t: t.detach().clone())
-        leaves = [t for t in call.tensors() if t.is_floating_point()]
-        if case.kernel_op.differentiable:
-            leaves = [t.requires_grad_() for t in leaves]
+        leaves = case.leaves(call) if case.kernel_op.differentiable else []
+        for leaf in leaves:
+            leaf.requires_grad_()
         results = case.op(*call.args, **call.kwargs, backend="triton")
         outputs = [t for t in pytree.tree_leaves(results) if getattr(t, "requires_grad", False)]
         if outputs:
