@@ -16,6 +16,7 @@ from benchmarks.model import paths
 from bitdance import graphs
 from bitdance.config import AutoencoderConfig, ModelConfig
 from bitdance.model import BitDanceModel
+from bitdance.workspace import Workspace
 
 LEAST_AR_STEPS = 3
 _DECODED_AT_ONCE = 32
@@ -130,7 +131,7 @@ def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[torch.Ten
     """The transformer's part of an AR step in the middle of a guided batch of images."""
     config, like = model.config, model.norm.weight
     rows, middle = 2 * batch, len(model.freqs) // 2
-    cache = model.reserve_cache(rows)
+    cache = model.reserve_cache(Workspace(max_runs=1), rows)
     x = torch.randn(rows, config.parallel_num, config.dim, device=like.device).to(like.dtype)
 
     def step() -> tuple[torch.Tensor, ...]:
