@@ -39,7 +39,7 @@ def _each_pair():
 
 
 EVERY = pytest.mark.parametrize("name", WRITING)
-EVERY_PAIR = pytest.mark.parametrize(("name", "i", "j"), _each_pair())
+EVERY_PAIR = pytest.mark.parametrize(("name", "i", "j"), list(_each_pair()))
 
 
 def _bytes(tensor):
