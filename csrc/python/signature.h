@@ -75,8 +75,7 @@ inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out,
   return address >= kLowAddress || pytorch.storage_ends_at(object, item) >= last + 1;
 }
 
-inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& out,
-                           Extent* extent) {
+inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& out, Extent* extent) {
   if (object == Py_None) {
     out.write('n');
   } else if (PyBool_Check(object)) {
@@ -101,9 +100,9 @@ inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& ou
 
 constexpr Py_ssize_t kMaxArguments = 64;
 
-// signature(arguments, gradients, written = 0): of a tuple of arguments; gradients: whether they are
-// recorded; written: bit i is set where the op writes argument i. None for arguments of which not
-// everything is known.
+// signature(arguments, gradients, written = 0): of a tuple of arguments; gradients: whether they
+// are recorded; written: bit i is set where the op writes argument i. None for arguments of which
+// not everything is known.
 inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) {
   if (count < 2 || count > 3 || !PyTuple_Check(arguments[0])) {
     throw pybind11::type_error("signature(arguments: tuple, gradients: bool, written: int = 0)");

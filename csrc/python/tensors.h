@@ -38,8 +38,8 @@ class Pytorch {
   // Whether what lies in memory is still to be negated.
   bool is_negated(PyObject* tensor) const { return is_true(PyObject_CallOneArg(is_neg_, tensor)); }
 
-  // Elements of `item` bytes that the storage of a tensor holds from the tensor's first one on; less
-  // than 0 if it does not even reach that far, or cannot be told.
+  // Elements of `item` bytes that the storage of a tensor holds from the tensor's first one on;
+  // less than 0 if it does not even reach that far, or cannot be told.
   int64_t storage_ends_at(PyObject* tensor, int64_t item) const {
     try {
       const pybind11::handle handle(tensor);

@@ -97,13 +97,14 @@ print(sorted(set({heavy}) & set(sys.modules) - before))
 for _ in range(4):
     pipeline.generate([0, 1], steps=2, progress=False)
 print(sorted(set({heavy}) & set(sys.modules) - before))
-(workspace,) = pipeline.model.workspaces.idle
-(run,) = workspace.runs._kept.values()
-print(any(kind.captured for kind in run._next._call._kinds._kept.values()) or {not cpu_isas()})
+if {bool(cpu_isas())}:
+    (workspace,) = pipeline.model.workspaces.idle
+    (run,) = workspace.runs._kept.values()
+    assert any(kind.captured for kind in run._next._call._kinds._kept.values())
 print(torch.equal(state, torch.get_rng_state()), len(set(sys.modules) - before) < 150)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT
     )
-    assert done.stdout.splitlines() == ["[]", "[]", "True", "True True"], done.stderr
+    assert done.stdout.splitlines() == ["[]", "[]", "True True"], done.stderr

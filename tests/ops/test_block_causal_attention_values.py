@@ -15,6 +15,7 @@ from bitdance_kernels import (
     use_backend,
 )
 from bitdance_kernels.attention.block_causal_attention import _fused_cpu
+from bitdance_kernels.testing import cpu_isas
 
 DOCUMENTS = packed_document_ranges([7, 14], [(7, "causal"), (14, "parallel")], patch_tokens=4)
 OTHERS = Ranges(DOCUMENTS.start.clone(), DOCUMENTS.start + 1, validate=False)
@@ -25,11 +26,12 @@ RANGES = {
         torch.stack([DOCUMENTS.start, OTHERS.start]), torch.stack([DOCUMENTS.end, OTHERS.end])
     ),
 }
+NATIVE = ["cpu"] if cpu_isas() else []
 BACKENDS = {
     "fused": ("reference", torch.float32),
     "formula": ("reference", torch.float32),
     "float64": ("reference", torch.float64),
-    "cpu": ("cpu", torch.float32),
+    **{name: (name, torch.float32) for name in NATIVE},
 }
 D, KEY, CHANNEL = 8, 9, 5
 
@@ -98,7 +100,7 @@ def test_what_is_not_seen_does_not_reach_a_result(where, backend):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["cpu", "reference", "float64", "triton, split"])
+@pytest.mark.parametrize("name", [*NATIVE, "reference", "float64", "triton, split"])
 def test_what_lies_behind_the_filled_rows_does_not_reach_a_result(name, value, monkeypatch):
     dtype = torch.float64 if name == "float64" else torch.float32
     splits = 3 if name.endswith("split") else 1
@@ -146,7 +148,7 @@ def _apart(*tensors):
     return views
 
 
-@pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("name", ["reference", *NATIVE, "triton"])
 def test_queries_keys_and_values_may_lie_differently(name):
     ranges = block_causal_ranges(1, 2, 3)
     q, k, v = (torch.randn(2, 7, heads, 16) for heads in (4, 2, 2))
