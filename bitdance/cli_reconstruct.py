@@ -162,7 +162,7 @@ def _there_and_back(
 
 
 def _targets(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """A file of its own for each image, which is none of the images."""
+    """A separate output file for each image; no output replaces an input."""
     taken = {_key(path) for path in paths}
     targets = {}
     for path in paths:

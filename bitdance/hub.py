@@ -61,7 +61,7 @@ def download(source: str, revision: str | None, local_files_only: bool) -> Path:
                 local_files_only=local_files_only,
                 allow_patterns=["config.json", *names],
             )
-        except Exception as error:  # the client has many kinds, all of which mean: not to be had
+        except Exception as error:  # whatever the kind, the repository is not available
             where = "among the files downloaded before" if local_files_only else "on the hub"
             raise FileNotFoundError(
                 f"{source!r} was not found {where}: {one_line(error)}"
