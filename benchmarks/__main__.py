@@ -13,8 +13,8 @@ if "--dry-run" in sys.argv:
 import torch
 
 from benchmarks import compare, cpu, gpu, plots, report, run
-from benchmarks.cases import all_cases
 from bitdance_kernels.testing import Case
+from tests.cases import all_cases
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.cases import all_cases
 from bitdance_kernels.testing import Case, Timing
+from tests.cases import all_cases
 
 _CPU = torch.device("cpu")
 _SHAPES = [

@@ -2,7 +2,7 @@
 
 ``python -m tests.offline_compile [OP ...] [--from-nothing]``
 
-The launchers run on the samples of the benchmark cases, on CPU tensors, under a driver that only
+The launchers run on the samples of the cases, on CPU tensors, under a driver that only
 pretends to be a card: each launch compiles its kernel to a cubin and runs nothing. So every kernel
 is compiled with the types, alignments and constants that it is launched with. In processes of its
 own, because a test process has Triton in interpreter mode.
@@ -36,10 +36,10 @@ from triton.compiler import make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.cases import all_cases
 from bitdance_kernels import _philox_triton, noise_keys
 from bitdance_kernels._op import KernelOp
 from bitdance_kernels.testing import Case
+from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
 RECORD = Path(__file__).with_name("compiled_kernels.json")

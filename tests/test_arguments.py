@@ -1,6 +1,6 @@
 """Arguments of kinds that no op takes: one clear error, that names op and argument.
 
-An op joins by its schema and its benchmark case.
+An op joins by its schema and its case.
 """
 
 import inspect
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from benchmarks.cases import all_cases
 from bitdance_kernels._op import REGISTRY, KernelOp
+from tests.cases import all_cases
 
 CPU = torch.device("cpu")
 CASES = all_cases()

@@ -7,8 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from benchmarks.cases import all_cases
 from bitdance_kernels._op import REGISTRY
+from tests.cases import all_cases
 
 CASES = all_cases()
 HALF = torch.bfloat16

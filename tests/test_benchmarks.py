@@ -11,12 +11,12 @@ import torch.nn.functional as F
 
 from benchmarks import __main__ as command
 from benchmarks import cpu, plots, products, report, run, tables, targets, timing
-from benchmarks.cases import all_cases
 from benchmarks.model import decode, measure, training
 from benchmarks.model.published import Published
 from bitdance.model import TrainingDraws
 from bitdance_kernels import swiglu
 from bitdance_kernels.testing import Call, Case, Timing
+from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,12 +10,12 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import gpu
-from benchmarks.cases import all_cases
 from benchmarks.gpu import checks, large
 from benchmarks.gpu.worker import Context, work
 from benchmarks.model import bound
 from bitdance.config import PRESETS
 from bitdance_kernels.testing import Call, Case, Timing
+from tests.cases import all_cases
 
 CPU = torch.device("cpu")
 

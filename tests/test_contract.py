@@ -1,8 +1,8 @@
 """What every op owes, on every backend that runs here.
 
-An op joins by its room and its benchmark case.
+An op joins by its room and its case.
 
-The samples come from benchmarks/cases/<room>.py, the calls that must be refused from INVALID in
+The samples come from tests/cases/<room>.py, the calls that must be refused from INVALID in
 tests/ops/test_<room>.py.
 """
 
@@ -16,7 +16,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from benchmarks.cases import all_cases
 from bitdance_kernels import BackendError, explain, use_backend
 from bitdance_kernels._backends import BACKENDS
 from bitdance_kernels._op import REGISTRY, KernelOp
@@ -28,6 +27,7 @@ from bitdance_kernels.testing import (
     poisoned_memory,
     strided,
 )
+from tests.cases import all_cases
 
 CPU = torch.device("cpu")
 CASES = all_cases()

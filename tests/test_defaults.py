@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import bitdance_kernels as bk
-from benchmarks.cases import all_cases
 from bitdance_kernels import testing
 from bitdance_kernels.binary import numpy as front
 from bitdance_kernels.philox import noise_words
+from tests.cases import all_cases
 from tests.defaults import KINDS, foreign_defaults
 from tests.test_contract import _runnable
 

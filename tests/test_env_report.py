@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cases import all_cases
 from bitdance_kernels import BackendError, _native, env_report, linear, testing
 from bitdance_kernels._op import REGISTRY
+from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
 

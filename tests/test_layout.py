@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import bitdance_kernels
-from benchmarks.cases import all_cases
 from bitdance_kernels._backends import BACKENDS
 from bitdance_kernels._op import REGISTRY
+from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "bitdance_kernels"
@@ -46,7 +46,7 @@ def test_room_is_complete(room):
         room / "__init__.py",
         room / "reference.py",
         ROOT / f"tests/ops/test_{name}.py",
-        ROOT / f"benchmarks/cases/{name}.py",
+        ROOT / f"tests/cases/{name}.py",
     ):
         assert needed.exists(), f"{needed.relative_to(ROOT)} is missing"
     public = importlib.import_module(f"{_package(room)}.op").__all__

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cases import all_cases
+from tests.cases import all_cases
 from tests.offline_compile import CUOBJDUMP, SHARED, reports
 
 ROOT = Path(__file__).parent.parent

@@ -6,9 +6,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from benchmarks.cases import all_cases
 from bitdance_kernels import _overlap
 from bitdance_kernels._op import REGISTRY
+from tests.cases import all_cases
 
 CPU = torch.device("cpu")
 WRITING = {name: op for name, op in REGISTRY.items() if op._written}

@@ -1,6 +1,6 @@
 """Every op under what PyTorch may ask of it: tangents, torch.func, second derivatives.
 
-Right values, or an error that names the op; an op joins by its room and its benchmark case.
+Right values, or an error that names the op; an op joins by its room and its case.
 """
 
 import functools
@@ -13,9 +13,9 @@ from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from benchmarks.cases import all_cases
 from bitdance_kernels import BackendError, use_backend
 from bitdance_kernels._op import REGISTRY
+from tests.cases import all_cases
 
 CPU = torch.device("cpu")
 CASES = all_cases()

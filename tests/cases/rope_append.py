@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases.rope import table, torch_complex
 from bitdance_kernels import rope_append
 from bitdance_kernels.testing import Call, Case, Timing
+from tests.cases.rope import table, torch_complex
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 

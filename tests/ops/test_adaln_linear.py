@@ -2,10 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases.adaln_linear import CASES
 from bitdance_kernels import adaln_linear, adaln_linear_swiglu, adaln_norm, swiglu
 from bitdance_kernels.denoise import _product_triton
 from bitdance_kernels.testing import Call, Invalid, check_backend
+from tests.cases.adaln_linear import CASES
 
 X, W = torch.zeros(3, 8), torch.zeros(6, 8)
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.cases import all_cases
 from bitdance_kernels import (
     BackendError,
     Ranges,
@@ -19,6 +18,7 @@ from bitdance_kernels import (
 )
 from bitdance_kernels.attention.block_causal_attention import config
 from bitdance_kernels.testing import Call, check_backend
+from tests.cases import all_cases
 
 CASE = all_cases()["block_causal_attention"]
 

@@ -5,10 +5,10 @@ import ctypes
 import pytest
 import torch
 
-from benchmarks.cases.group_norm_silu import CASES, samples
 from bitdance_kernels import _native
 from bitdance_kernels.autoencode.group_norm_silu import cuda, reference
 from bitdance_kernels.testing import compare
+from tests.cases.group_norm_silu import CASES, samples
 from tests.emulated import build, needs_compiler
 
 pytestmark = needs_compiler

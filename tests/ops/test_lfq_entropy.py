@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
-from benchmarks.cases.lfq_entropy import all_codes
 from bitdance_kernels import lfq_entropy
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
+from tests.cases.lfq_entropy import all_codes
 from tests.forked import READY
 
 X = torch.zeros(3, 8)

@@ -2,10 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases.linear_gated_residual import CASES
 from bitdance_kernels import linear_gated_residual
 from bitdance_kernels.denoise import _product_triton
 from bitdance_kernels.testing import Call, Invalid, check_backend
+from tests.cases.linear_gated_residual import CASES
 
 X, W, B, R = torch.zeros(3, 8), torch.zeros(5, 8), torch.zeros(5), torch.zeros(3, 5)
 INVALID = {

@@ -2,10 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases.linear_swiglu import CASES
 from bitdance_kernels import linear_swiglu
 from bitdance_kernels.denoise import _product_triton
 from bitdance_kernels.testing import Call, Invalid, check_backend
+from tests.cases.linear_swiglu import CASES
 
 X, W = torch.zeros(3, 8), torch.zeros(10, 8)
 INVALID = {

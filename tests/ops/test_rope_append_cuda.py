@@ -5,9 +5,9 @@ import ctypes
 import pytest
 import torch
 
-from benchmarks.cases.rope_append import CASES, samples
 from bitdance_kernels import _native
 from bitdance_kernels.testing import compare
+from tests.cases.rope_append import CASES, samples
 from tests.emulated import build, needs_compiler
 
 pytestmark = needs_compiler
