@@ -118,7 +118,7 @@ class BuildNative(build_ext):
         import pybind11
 
         include = [
-            f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{CSRC / 'python'}",
+            f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{CSRC / 'bindings'}",
             f"-I{pybind11.get_include()}", f"-I{self._python_include()}",
         ]  # fmt: skip
         cxx = find_compiler()
@@ -249,19 +249,19 @@ def extensions() -> list[Extension]:
     if find_compiler() is None:
         print("warning: no C++ compiler, so no native module is built", file=sys.stderr)
         return []
-    sources = sorted((CSRC / "cpu").glob("*.cpp"))
+    sources = sorted((CSRC / "cpu").rglob("*.cpp"))
     if not X86:
         sources = [s for s in sources if not s.stem.endswith(tuple(ISA_FLAGS))]
     modules = [Extension("bitdance_kernels._cpu", [str(s.relative_to(ROOT)) for s in sources])]
-    modules[0].sources.append("csrc/python/module_cpu.cpp")
+    modules[0].sources.append("csrc/bindings/module_cpu.cpp")
     if nvcc is None:
         print("warning: no nvcc, so the CUDA module is not built", file=sys.stderr)
     else:
-        sources = sorted((CSRC / "cuda").glob("*.cu"))
+        sources = sorted((CSRC / "cuda").rglob("*.cu"))
         modules.append(
             Extension("bitdance_kernels._cuda", [str(s.relative_to(ROOT)) for s in sources])
         )
-        modules[1].sources.append("csrc/python/module_cuda.cpp")
+        modules[1].sources.append("csrc/bindings/module_cuda.cpp")
     for module in modules:
         module.optional = True  # setuptools then copes with a module that BuildNative left out
     return modules

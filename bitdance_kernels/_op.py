@@ -62,7 +62,7 @@ def _is_decomposed(backend: str) -> bool:
 
 @functools.cache
 def _signer() -> Callable[[tuple[Any, ...], bool, int], bytes | None]:
-    """What tells calls apart: see csrc/python/signature.h; without that module, nothing does."""
+    """What tells calls apart: see csrc/bindings/signature.h; without that module, nothing does."""
     if _native.cpu.unavailable("signature") is not None:
         return lambda inputs, gradients, written: None
     return _native.cpu.signature
@@ -77,7 +77,7 @@ class KernelOp:
         room: package of the op's room, whose modules are its backends.
         check: raises TypeError or ValueError on bad arguments; runs for real and for fake tensors.
             It, like `unsupported` of a backend, depends on nothing but what a call's signature
-            has (csrc/python/signature.h), since it is not asked for a call like one before.
+            has (csrc/bindings/signature.h), since it is not asked for a call like one before.
         fake: makes empty outputs of the right shape, dtype and device; allocates nothing real.
         order: for each device type the backends that ``auto`` tries, best first.
         entry: a backend module serves the op by ``run<entry>`` and ``unsupported<entry>``, and has

@@ -107,14 +107,14 @@ def _setup_constant(name):
 def test_loops_over_channels_are_vectorised(op, tmp_path):
     """One that is not takes several times as long, and nothing else tells."""
     folder = ROOT / "csrc"
-    command = ["g++", "-c", folder / "cpu" / f"{op}_avx2.cpp", "-o", tmp_path / "out.o"]
+    command = ["g++", "-c", folder / "cpu" / op / f"{op}_avx2.cpp", "-o", tmp_path / "out.o"]
     command += [f"-I{folder}", f"-I{folder / 'include'}", "-fopenmp", "-fopt-info-vec-optimized"]
     command += [*_setup_constant("CXX_FLAGS"), *_setup_constant("ISA_FLAGS")["_avx2"]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"(\w+\.h):(\d+):\d+: optimized: loop vectorized", done.stderr)
     vectorised = {int(line) for name, line in lines if name == f"{op}.h"}
-    source = (folder / "cpu" / f"{op}.h").read_text(encoding="utf-8").splitlines()
+    source = (folder / "cpu" / op / f"{op}.h").read_text(encoding="utf-8").splitlines()
     marked = {n + 2 for n, text in enumerate(source) if text.startswith("#pragma omp simd")}
     assert marked
     for line in marked:  # GCC names the loop or the first of its statements that it kept

@@ -124,9 +124,17 @@ def test_every_exported_c_function_is_declared_once_and_defined():
     assert sorted(declared) == sorted(defined)
 
 
-def test_csrc_knows_neither_torch_nor_python_outside_its_binding():
+def test_folders_of_csrc_mirror_the_rooms():
+    rooms = {room.name for room in ROOMS}
+    for side in ("cpu", "cuda"):
+        entries = list((ROOT / "csrc" / side).iterdir())
+        assert all(entry.is_dir() for entry in entries), side
+        assert {entry.name for entry in entries} <= rooms | {"common"}, side
+
+
+def test_csrc_knows_neither_torch_nor_python_outside_its_bindings():
     for path in (ROOT / "csrc").rglob("*"):
-        if path.is_file() and path.parent.name != "python":
+        if path.is_file() and path.parent.name != "bindings":
             text = path.read_text()
             assert not re.search(r"#include\s*[<\"](torch|ATen|c10|Python|pybind11)", text), path
 

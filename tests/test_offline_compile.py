@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 WITH_KERNELS = {name for name, case in all_cases().items() if "triton" in case.kernel_op.backends}
 WITH_KERNELS.add("noise")  # which is no op
 NVCC = shutil.which(os.environ.get("NVCC", "nvcc"))
-CUDA_SOURCES = [path for path in (ROOT / "csrc/cuda").glob("*.cu") if path.stem != "status"]
+CUDA_SOURCES = [path for path in (ROOT / "csrc/cuda").rglob("*.cu") if path.stem != "status"]
 
 
 @pytest.mark.slow

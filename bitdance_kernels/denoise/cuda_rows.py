@@ -11,7 +11,7 @@ from bitdance_kernels import _native
 from bitdance_kernels._dtypes import accumulate_dtype
 from bitdance_kernels._rows import as_rows
 
-# What a kernel holds in registers: kMostRowChannels of csrc/cuda/modulated_norm_config.h.
+# What a kernel holds in registers: kMostRowChannels of csrc/cuda/common/modulated_norm_config.h.
 MOST_CHANNELS = 8192
 # What a block has in shared memory for the gradients of weight and bias: kAffineHeld floats of each
 # thread, a warp for every kWarpChannels channels, and the sums of its rows.

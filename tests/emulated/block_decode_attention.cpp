@@ -1,7 +1,7 @@
 // The device code of block_decode_attention on the CPU.
 #include "card.h"
 //
-#include "cuda/block_decode_attention.cuh"
+#include "cuda/block_decode_attention/block_decode_attention.cuh"
 
 namespace bdk {
 

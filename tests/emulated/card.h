@@ -1,6 +1,7 @@
 // A card on the CPU, for kernels without a card: the threads of a block are fibers, one runs at a
 // time, and every operation of a warp or a block makes them meet. Included before device code, and
-// with this folder before csrc in the include path, so that cuda/mma.cuh is the one beside it.
+// with this folder before csrc in the include path, so that cuda/common/mma.cuh is the one beside
+// it.
 //
 // Compiled with -fsanitize=thread, the fibers are threads to the sanitizer, which then finds what
 // is read and written without a barrier in between, in whatever order they run. As in CUDA's memory

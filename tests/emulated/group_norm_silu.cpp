@@ -1,7 +1,7 @@
 // The device code of group_norm_silu on the CPU.
 #include "card.h"
 //
-#include "cuda/group_norm_silu.cuh"
+#include "cuda/group_norm_silu/group_norm_silu.cuh"
 
 namespace bdk {
 

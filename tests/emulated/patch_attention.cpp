@@ -1,7 +1,7 @@
 // The device code of patch_attention on the CPU.
 #include "card.h"
 //
-#include "cuda/patch_attention.cuh"
+#include "cuda/patch_attention/patch_attention.cuh"
 
 namespace bdk {
 

@@ -1,7 +1,7 @@
 // The device code of rope_append on the CPU.
 #include "card.h"
 //
-#include "cuda/rope_append.cuh"
+#include "cuda/rope_append/rope_append.cuh"
 
 namespace bdk {
 

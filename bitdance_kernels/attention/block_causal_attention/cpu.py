@@ -1,4 +1,4 @@
-"""block_causal_attention of short sequences in C++: csrc/cpu/block_causal_attention.cpp.
+"""block_causal_attention of short sequences in C++: csrc/cpu/block_causal_attention.
 
 Longer ones are left to PyTorch's fused kernel, which the reference calls: its matrix products are
 faster, and the hundred microseconds that it takes to begin do not matter there.
@@ -12,7 +12,7 @@ from bitdance_kernels import _native
 from bitdance_kernels.attention._heads import unit_channels
 from bitdance_kernels.attention.block_causal_attention import reference
 
-_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention.h
+_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
 _MOST_TOKENS = 128
 
 

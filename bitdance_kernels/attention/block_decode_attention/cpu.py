@@ -1,4 +1,4 @@
-"""block_decode_attention in C++: csrc/cpu/block_decode_attention*.cpp."""
+"""block_decode_attention in C++: csrc/cpu/block_decode_attention."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from bitdance_kernels import _native
 from bitdance_kernels.attention._heads import unit_channels
 
-_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention.h
+_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
 
 
 def unsupported(

@@ -1,4 +1,4 @@
-"""block_decode_attention in CUDA C++: csrc/cuda/block_decode_attention.cu."""
+"""block_decode_attention in CUDA C++: csrc/cuda/block_decode_attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitdance_kernels.attention.block_decode_attention.config import split_count
 
 _LOG2_E = 1.4426950408889634
 _MOST_CHANNELS = 128
-# As in csrc/cuda/block_decode_attention.cu: they decide how many blocks there are.
+# As in csrc/cuda/block_decode_attention: they decide how many blocks there are.
 _KEYS = 64
 _FEW_ROWS, _MANY_ROWS = 16, 64
 

@@ -1,4 +1,4 @@
-"""rope_append in C++: csrc/cpu/rope_append.cpp."""
+"""rope_append in C++: csrc/cpu/rope_append."""
 
 from __future__ import annotations
 

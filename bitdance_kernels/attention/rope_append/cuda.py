@@ -1,4 +1,4 @@
-"""rope_append in CUDA C++: csrc/cuda/rope_append.cu."""
+"""rope_append in CUDA C++: csrc/cuda/rope_append."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""group_norm_silu in CUDA C++: csrc/cuda/group_norm_silu.cu."""
+"""group_norm_silu in CUDA C++: csrc/cuda/group_norm_silu."""
 
 from __future__ import annotations
 

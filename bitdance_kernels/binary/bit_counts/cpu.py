@@ -1,4 +1,4 @@
-"""bit_counts in C++: csrc/cpu/bit_counts*.cpp."""
+"""bit_counts in C++: csrc/cpu/bit_counts."""
 
 from __future__ import annotations
 

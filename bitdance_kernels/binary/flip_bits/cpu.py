@@ -1,4 +1,4 @@
-"""flip_bits and flip_signs in C++: csrc/cpu/flip_bits*.cpp."""
+"""flip_bits and flip_signs in C++: csrc/cpu/flip_bits."""
 
 from __future__ import annotations
 

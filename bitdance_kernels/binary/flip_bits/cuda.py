@@ -1,4 +1,4 @@
-"""flip_bits and flip_signs in CUDA C++: csrc/cuda/flip_bits.cu."""
+"""flip_bits and flip_signs in CUDA C++: csrc/cuda/flip_bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hamming_distance and nearest_codes in C++: csrc/cpu/hamming_distance*.cpp."""
+"""hamming_distance and nearest_codes in C++: csrc/cpu/hamming_distance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from bitdance_kernels import _memory, _native
 
-# Codes of a block, see csrc/cpu/hamming_distance.h.
+# Codes of a block, see csrc/cpu/hamming_distance.
 _BLOCK = 64
 # Neighbours are kept in a sorted list, which many would make slow.
 _MOST_NEIGHBOURS = 128

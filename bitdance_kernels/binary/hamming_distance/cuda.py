@@ -1,4 +1,4 @@
-"""hamming_distance and nearest_codes in CUDA C++: csrc/cuda/hamming_distance.cu."""
+"""hamming_distance and nearest_codes in CUDA C++: csrc/cuda/hamming_distance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from bitdance_kernels import _native
 from bitdance_kernels._rows import as_rows
 
-# kMostNearestBits of csrc/cuda/hamming_distance_config.h: a warp counts every distance.
+# kMostNearestBits of csrc/cuda/hamming_distance: a warp counts every distance.
 _MOST_BITS = 8192
 _MOST_CODES = 2**32 - 1
 

@@ -1,4 +1,4 @@
-"""lfq_entropy in C++: csrc/cpu/lfq_entropy*.cpp."""
+"""lfq_entropy in C++: csrc/cpu/lfq_entropy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitdance_kernels import _native
 from bitdance_kernels._rows import as_rows
 from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
-# kEntropyPad of csrc/cpu/lfq_entropy.h: half codes are padded to this many.
+# kEntropyPad of csrc/cpu/lfq_entropy: half codes are padded to this many.
 _PAD = 16
 # Products of code probabilities a thread must have to be worth starting: about 50 us.
 _GRAIN = 2**20

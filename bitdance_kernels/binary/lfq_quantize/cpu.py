@@ -1,4 +1,4 @@
-"""lfq_quantize in C++: csrc/cpu/lfq_quantize*.cpp."""
+"""lfq_quantize in C++: csrc/cpu/lfq_quantize."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return quantized, packed
 
 
-# Values a thread must have to be worth starting, as kGrainBytes in csrc/cpu/lfq_quantize.cpp.
+# Values a thread must have to be worth starting, as kGrainBytes in csrc/cpu/lfq_quantize.
 _GRAIN = 65536
 
 

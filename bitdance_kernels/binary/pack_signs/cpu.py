@@ -1,4 +1,4 @@
-"""pack_signs in C++: csrc/cpu/pack_signs*.cpp."""
+"""pack_signs in C++: csrc/cpu/pack_signs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pack_signs in CUDA C++: csrc/cuda/pack_signs.cu."""
+"""pack_signs in CUDA C++: csrc/cuda/pack_signs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""unpack_signs in C++: csrc/cpu/unpack_signs*.cpp."""
+"""unpack_signs in C++: csrc/cpu/unpack_signs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""unpack_signs in CUDA C++: csrc/cuda/unpack_signs.cu."""
+"""unpack_signs in CUDA C++: csrc/cuda/unpack_signs."""
 
 from __future__ import annotations
 

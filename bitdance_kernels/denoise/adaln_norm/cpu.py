@@ -1,4 +1,4 @@
-"""adaln_norm in C++: csrc/cpu/adaln_norm*.cpp."""
+"""adaln_norm in C++: csrc/cpu/adaln_norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""adaln_norm in CUDA C++: csrc/cuda/adaln_norm.cu."""
+"""adaln_norm in CUDA C++: csrc/cuda/adaln_norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""denoise_step in C++: csrc/cpu/denoise_step*.cpp."""
+"""denoise_step in C++: csrc/cpu/denoise_step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""denoise_step in CUDA C++: csrc/cuda/denoise_step.cu."""
+"""denoise_step in CUDA C++: csrc/cuda/denoise_step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""finalize_bits in C++: csrc/cpu/finalize_bits.cpp; without guidance it is lfq_quantize."""
+"""finalize_bits in C++: csrc/cpu/finalize_bits; without guidance it is lfq_quantize."""
 
 from __future__ import annotations
 

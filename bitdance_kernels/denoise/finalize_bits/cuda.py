@@ -1,4 +1,4 @@
-"""finalize_bits in CUDA C++: csrc/cuda/finalize_bits.cu."""
+"""finalize_bits in CUDA C++: csrc/cuda/finalize_bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gated_residual in C++, alone and with the norm that follows: csrc/cpu/gated_residual*.cpp."""
+"""gated_residual in C++, alone and with the norm that follows: csrc/cpu/gated_residual."""
 
 from __future__ import annotations
 

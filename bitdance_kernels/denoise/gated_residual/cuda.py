@@ -1,4 +1,4 @@
-"""gated_residual in CUDA C++, alone and with the norm that follows: csrc/cuda/gated_residual.cu."""
+"""gated_residual in CUDA C++, alone and with the norm that follows: csrc/cuda/gated_residual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""linear in C++: csrc/cpu/linear*.cpp."""
+"""linear in C++: csrc/cpu/linear."""
 
 from __future__ import annotations
 

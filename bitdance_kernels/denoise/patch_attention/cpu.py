@@ -1,4 +1,4 @@
-"""patch_attention in C++: csrc/cpu/patch_attention*.cpp."""
+"""patch_attention in C++: csrc/cpu/patch_attention."""
 
 from __future__ import annotations
 

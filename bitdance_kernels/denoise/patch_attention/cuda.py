@@ -1,4 +1,4 @@
-"""patch_attention in CUDA C++: csrc/cuda/patch_attention.cu."""
+"""patch_attention in CUDA C++: csrc/cuda/patch_attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""swiglu in C++: csrc/cpu/swiglu*.cpp."""
+"""swiglu in C++: csrc/cpu/swiglu."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+// block_decode_attention: entry, choice of the instruction set.
+#include "cpu/block_decode_attention/block_decode_attention.h"
+
+#include "bitdance_kernels.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/parallel.h"
+
+namespace bdk {
+namespace {
+
+// Multiply-adds a thread must have to be worth starting: about 20 us.
+constexpr int64_t kGrain = int64_t{1} << 19;
+constexpr DecodeLoops kScalarLoops = {decode_attend};
+
+int64_t filled(int64_t length, int64_t cache_tokens) {
+  return length < 0 ? 0 : length < cache_tokens ? length : cache_tokens;
+}
+
+}  // namespace
+
+const DecodeLoops& choose_decode_loops() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kDecodeAvx512;
+  if (active_isa() == kAvx2) return kDecodeAvx2;
+#endif
+  return kScalarLoops;
+}
+
+}  // namespace bdk
+
+int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const float* v_cache,
+                                   const int32_t* lengths, float* out, int64_t batch,
+                                   int64_t tokens, int64_t heads, int64_t kv_heads,
+                                   int64_t head_dim, int64_t cache_tokens, int64_t q_batch,
+                                   int64_t q_token, int64_t q_head, int64_t k_batch,
+                                   int64_t k_token, int64_t k_head, int64_t v_batch,
+                                   int64_t v_token, int64_t v_head, float scale, int threads) {
+  using namespace bdk;
+  if (batch < 0 || tokens < 0 || kv_heads < 1 || heads % kv_heads != 0 || head_dim < 1 ||
+      head_dim > kDecodeMostChannels || cache_tokens < 0 || threads < 1) {
+    return BDK_BAD_SIZE;
+  }
+  const DecodeLoops& loops = choose_decode_loops();
+  const int64_t group = heads / kv_heads, rows = tokens * group;
+  const int64_t tiles = (rows + kDecodeRows - 1) / kDecodeRows;
+  int64_t longest = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t keys = filled(lengths[b], cache_tokens);
+    longest = keys > longest ? keys : longest;
+  }
+  const int64_t work = 2 * (rows < kDecodeRows ? rows : kDecodeRows) * longest * head_dim;
+  parallel_for(batch * kv_heads * tiles, kGrain / (work + 1) + 1, 1, threads,
+               [&](int64_t begin, int64_t end) {
+                 alignas(64) float of_q[kDecodeRows * kDecodeMostChannels];
+                 alignas(64) float result[kDecodeRows * kDecodeMostChannels];
+                 float lse[kDecodeRows];
+                 for (int64_t i = begin; i < end; ++i) {
+                   const int64_t b = i / (kv_heads * tiles), kv = i / tiles % kv_heads;
+                   const int64_t first = i % tiles * kDecodeRows;
+                   const int some =
+                       static_cast<int>(rows - first < kDecodeRows ? rows - first : kDecodeRows);
+                   const DecodeHead head = {k_cache + b * k_batch + kv * k_head,
+                                            v_cache + b * v_batch + kv * v_head,
+                                            k_token,
+                                            v_token,
+                                            filled(lengths[b], cache_tokens),
+                                            static_cast<int>(head_dim),
+                                            scale};
+                   // Row r of a key-value head is token r / group and query head r % group of its
+                   // group.
+                   const auto offset = [&](int64_t r, int64_t token, int64_t of_head) {
+                     return r / group * token + (kv * group + r % group) * of_head;
+                   };
+                   for (int r = 0; r < some; ++r) {
+                     memcpy(of_q + r * head_dim,
+                            q + b * q_batch + offset(first + r, q_token, q_head),
+                            sizeof(float) * head_dim);
+                   }
+                   if (head.keys > 0) {
+                     loops.attend(head, of_q, some, result, lse);
+                   } else {
+                     memset(result, 0, sizeof(float) * some * head_dim);
+                   }
+                   for (int r = 0; r < some; ++r) {
+                     float* to = out + b * tokens * heads * head_dim +
+                                 offset(first + r, heads * head_dim, head_dim);
+                     memcpy(to, result + r * head_dim, sizeof(float) * head_dim);
+                   }
+                 }
+               });
+  return BDK_OK;
+}

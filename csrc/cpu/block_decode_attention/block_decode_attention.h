@@ -1,0 +1,95 @@
+// Attention of some query rows to the filled part of one head's cache, float32, one function per
+// instruction set.
+//
+// Keys come in tiles, and the softmax is that of FlashAttention (Dao et al. 2022, algorithm 1): the
+// sums so far are relative to the largest score so far.
+#pragma once
+
+#include <math.h>
+
+#include "cpu/common/attention_tiles.h"
+#include "cpu/common/rows.h"
+
+namespace bdk {
+
+constexpr int kDecodeRows = 16;  // query rows of a tile
+constexpr int kDecodeKeys = 64;
+constexpr int kDecodeMostChannels = kMostChannels;
+
+struct DecodeHead {
+  const float *k, *v;  // one token every `k_stride`, `v_stride`
+  int64_t k_stride, v_stride;
+  int64_t keys;
+  int head_dim;
+  float scale;
+};
+
+// q, out: [rows, head_dim]; lse: [rows], log of the sum of the exponentials of the scores; at most
+// kDecodeRows rows and at least one key.
+struct DecodeLoops {
+  void (*attend)(const DecodeHead& head, const float* q, int rows, float* out, float* lse);
+};
+
+extern const DecodeLoops kDecodeAvx2, kDecodeAvx512;
+
+const DecodeLoops& choose_decode_loops();
+
+namespace {  // compiled anew for each instruction set
+
+// Scores [rows, keys] become weights relative to the new `top`; what is older has lost `factor`.
+inline void weigh(float* scores, int rows, int keys, float* top, float* total, float* factor) {
+  for (int i = 0; i < rows; ++i) {
+    float* p = scores + i * keys;
+    float most = p[0];
+#pragma omp simd reduction(max : most)
+    for (int j = 0; j < keys; ++j) most = p[j] > most ? p[j] : most;
+    most = most > top[i] ? most : top[i];
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < keys; ++j) {
+      p[j] = exp_approximate(p[j] - most);
+      sum += p[j];
+    }
+    factor[i] = exp_approximate(top[i] - most);
+    total[i] = total[i] * factor[i] + sum;
+    top[i] = most;
+  }
+}
+
+inline void decode_attend(const DecodeHead& head, const float* q, int rows, float* out,
+                          float* lse) {
+  alignas(64) float scores[kDecodeRows * kDecodeKeys], values[kDecodeKeys * kDecodeMostChannels];
+  alignas(64) float sums[kDecodeRows * kDecodeMostChannels];
+  alignas(64) float part[kDecodeRows * kDecodeMostChannels];
+  float top[kDecodeRows], total[kDecodeRows], factor[kDecodeRows];
+  const int D = head.head_dim, width = padded(D);
+  for (int i = 0; i < rows; ++i) {
+    top[i] = -INFINITY;
+    total[i] = 0.0f;
+  }
+  for (int64_t first = 0; first < head.keys; first += kDecodeKeys) {
+    const int keys = static_cast<int>(head.keys - first < kDecodeKeys ? head.keys - first : 64);
+    dots({q, D}, rows, {head.k + first * head.k_stride, head.k_stride}, keys, D, head.scale,
+         scores);
+    weigh(scores, rows, keys, top, total, factor);
+    Matrix v = {head.v + first * head.v_stride, head.v_stride};
+    // A copy pays where several rows read it.
+    if (rows > 4 || width != D) v = close_together(v, keys, D, values);
+    product(scores, 1, keys, v, keys, rows, width, 1.0f, first == 0 ? sums : part, width);
+    if (first == 0) continue;
+    for (int i = 0; i < rows; ++i) {
+#pragma omp simd
+      for (int d = 0; d < width; ++d) {
+        sums[i * width + d] = sums[i * width + d] * factor[i] + part[i * width + d];
+      }
+    }
+  }
+  for (int i = 0; i < rows; ++i) {
+    const float share = 1.0f / total[i];
+    lse[i] = top[i] + logf(total[i]);
+    for (int d = 0; d < D; ++d) out[i * D + d] = sums[i * width + d] * share;
+  }
+}
+
+}  // namespace
+}  // namespace bdk

@@ -1,0 +1,100 @@
+// gated_residual: entries, choice of the instruction set.
+#include "cpu/gated_residual/gated_residual.h"
+
+#include <atomic>
+
+#include "cpu/common/isa.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/wide_rows.h"
+
+namespace bdk {
+namespace {
+
+// Elements a thread must have to be worth starting: about 2 us.
+constexpr int64_t kGrain = 4096;
+constexpr GatedResidualRows kScalarRows = {gated_residual_row<false>, nullptr,
+                                           gated_residual_norm_row, gated_residual_backward_row};
+
+const GatedResidualRows& choose() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kGatedResidualAvx512;
+  if (active_isa() == kAvx2) return kGatedResidualAvx2;
+#endif
+  return kScalarRows;
+}
+
+}  // namespace
+}  // namespace bdk
+
+int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, int64_t rows,
+                           int64_t channels, int threads) {
+  using namespace bdk;
+  if (!are_dtypes(x, h, gate, y)) return BDK_BAD_DTYPE;
+  if (rows < 0 || channels < 0 || threads < 1) return BDK_BAD_SIZE;
+  const GatedResidualRows& kernel = choose();
+  const WideRows in_x(x), in_h(h), in_gate(gate), out(y);
+  const bool streamed =
+      kernel.stream != nullptr && streaming_pays(4 * rows * channels) && out.wide();
+  const auto forward = streamed ? kernel.stream : kernel.forward;
+  parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
+    alignas(64) float buffers[4][kRowTile];
+    for_tiles(begin, end, channels, [&](int64_t r, int64_t c, int64_t count) {
+      forward(in_x.read(r, c, count, buffers[0]), in_h.read(r, c, count, buffers[1]),
+              in_gate.read(r, c, count, buffers[2]), out.place(r, c, buffers[3]), count);
+      out.put(r, c, count, buffers[3]);
+    });
+    if (streamed) std::atomic_thread_fence(std::memory_order_seq_cst);
+  });
+  return BDK_OK;
+}
+
+int bdk_gated_residual_adaln_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows scale,
+                                 bdk_rows shift, const float* weight_or_null,
+                                 const float* bias_or_null, bdk_rows y, bdk_rows z, int64_t rows,
+                                 int64_t channels, float eps, int threads) {
+  using namespace bdk;
+  if (!are_dtypes(x, h, gate, scale, shift, y, z)) return BDK_BAD_DTYPE;
+  if (rows < 0 || channels <= 0 || threads < 1) return BDK_BAD_SIZE;
+  if (channels > kMostHalves && !all_wide(x, h, gate, scale, shift, y, z)) return BDK_BAD_SIZE;
+  const GatedResidualRows& kernel = choose();
+  const WideRows in_x(x), in_h(h), in_gate(gate), in_scale(scale), in_shift(shift), sum(y), out(z);
+  parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
+    alignas(64) float buffers[4][kMostHalves];
+    for (int64_t r = begin; r < end; ++r) {
+      float* of_sum = sum.place(r, 0, buffers[3]);
+      kernel.forward(in_x.read(r, 0, channels, buffers[0]), in_h.read(r, 0, channels, buffers[1]),
+                     in_gate.read(r, 0, channels, buffers[2]), of_sum, channels);
+      sum.put(r, 0, channels, of_sum);
+      kernel.norm(sum.read(r, 0, channels, buffers[3]),  // as it is stored
+                  in_scale.read(r, 0, channels, buffers[0]),
+                  in_shift.read(r, 0, channels, buffers[1]), weight_or_null, bias_or_null,
+                  out.place(r, 0, buffers[2]), channels, eps);
+      out.put(r, 0, channels, buffers[2]);
+    }
+  });
+  return BDK_OK;
+}
+
+int bdk_gated_residual_backward_cpu(bdk_rows grad, const float* more_or_null, bdk_rows h,
+                                    bdk_rows gate, bdk_rows of_x, bdk_rows of_h, bdk_rows of_gate,
+                                    int64_t rows, int64_t channels, int threads) {
+  using namespace bdk;
+  if (!are_dtypes(grad, h, gate, of_x, of_h, of_gate)) return BDK_BAD_DTYPE;
+  if (rows < 0 || channels < 0 || threads < 1) return BDK_BAD_SIZE;
+  const GatedResidualRows& kernel = choose();
+  const WideRows of_sum(grad), in_h(h), in_gate(gate), out_x(of_x), out_h(of_h), out_gate(of_gate);
+  parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
+    alignas(64) float buffers[6][kRowTile];
+    for_tiles(begin, end, channels, [&](int64_t r, int64_t c, int64_t count) {
+      kernel.backward(of_sum.read(r, c, count, buffers[0]),
+                      more_or_null == nullptr ? nullptr : more_or_null + r * channels + c,
+                      in_h.read(r, c, count, buffers[1]), in_gate.read(r, c, count, buffers[2]),
+                      out_x.place(r, c, buffers[3]), out_h.place(r, c, buffers[4]),
+                      out_gate.place(r, c, buffers[5]), count);
+      out_x.put(r, c, count, buffers[3]);
+      out_h.put(r, c, count, buffers[4]);
+      out_gate.put(r, c, count, buffers[5]);
+    });
+  });
+  return BDK_OK;
+}

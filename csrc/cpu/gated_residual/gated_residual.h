@@ -1,0 +1,51 @@
+// The row functions of gated_residual, one set per instruction set.
+#pragma once
+
+#include "cpu/common/rows.h"
+
+namespace bdk {
+
+struct GatedResidualRows {
+  void (*forward)(const float* x, const float* h, const float* gate, float* y, int64_t channels);
+  // The same past the caches (see write_row), or null.
+  void (*stream)(const float* x, const float* h, const float* gate, float* y, int64_t channels);
+  // The modulated norm z of y.
+  void (*norm)(const float* y, const float* scale, const float* shift, const float* weight,
+               const float* bias, float* z, int64_t channels, float eps);
+  // Gradients of x, h and gate from that of the sum; `more` (or null) is added to the latter.
+  void (*backward)(const float* grad, const float* more, const float* h, const float* gate,
+                   float* of_x, float* of_h, float* of_gate, int64_t channels);
+};
+
+extern const GatedResidualRows kGatedResidualAvx2, kGatedResidualAvx512;
+
+template <bool kStreamed>
+static inline void gated_residual_row(const float* x, const float* h, const float* gate, float* y,
+                                      int64_t channels) {
+  write_row<kStreamed>(y, channels, [=](int64_t c) { return x[c] + gate[c] * h[c]; });
+}
+
+static inline void gated_residual_norm_row(const float* y, const float* scale, const float* shift,
+                                           const float* weight, const float* bias, float* z,
+                                           int64_t channels, float eps) {
+  row_modulate(y, row_moments(y, channels, eps), scale, shift, weight, bias, z, channels);
+}
+
+static inline void gated_residual_backward_row(const float* grad, const float* more, const float* h,
+                                               const float* gate, float* of_x, float* of_h,
+                                               float* of_gate, int64_t channels) {
+  if (more == nullptr) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) of_x[c] = grad[c];
+  } else {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) of_x[c] = grad[c] + more[c];
+  }
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    of_h[c] = of_x[c] * gate[c];
+    of_gate[c] = of_x[c] * h[c];
+  }
+}
+
+}  // namespace bdk

@@ -1,0 +1,268 @@
+// The loops of group_norm_silu, one set per instruction set, for both layouts of a feature map.
+//
+// "Last": positions of `channels` adjacent values. "Span": the adjacent values of one channel (or,
+// for moments, of one group). With the moments known the op is act((x - mean) a + d) with three
+// numbers a channel, so these loops know nothing of weights and scales.
+#pragma once
+
+#include "common/group_norm.h"
+#include "cpu/common/rows.h"
+
+namespace bdk {
+
+constexpr int64_t kNormMostChannels = 4096;  // of a channels-last map; their sums are on the stack
+constexpr int64_t kNormSpan = 4096;          // values whose moments are taken at a time
+
+// What x becomes: (x - mean) a + d, and, for the gradient, less q + (x - mean) r.
+struct NormCoefficients {
+  const float *mean, *a, *d, *q, *r;
+};
+
+struct GroupNormLoops {
+  void (*moments_last)(const float* x, int64_t positions, int64_t channels, int64_t groups,
+                       Spread* spreads);
+  Spread (*moments_span)(const float* x, int64_t count);
+  void (*apply_last)(const float* x, int64_t positions, int64_t channels, NormCoefficients k,
+                     bool silu, float* y);
+  void (*apply_span)(const float* x, int64_t count, float mean, float a, float d, bool silu,
+                     float* y);
+  // Sums over positions of the gradient of z, and of it times (x - mean).
+  void (*sums_last)(const float* grad, const float* x, int64_t positions, int64_t channels,
+                    NormCoefficients k, bool silu, float* of_z, float* of_z_x);
+  void (*sums_span)(const float* grad, const float* x, int64_t count, float mean, float a, float d,
+                    bool silu, double* of_z, double* of_z_x);
+  void (*backward_last)(const float* grad, const float* x, int64_t positions, int64_t channels,
+                        NormCoefficients k, bool silu, float* of_x);
+  void (*backward_span)(const float* grad, const float* x, int64_t count, NormCoefficients k,
+                        int64_t channel, bool silu, float* of_x);
+};
+
+extern const GroupNormLoops kGroupNormAvx2, kGroupNormAvx512;
+
+namespace {  // compiled anew for each instruction set
+
+// Positions that a loop over channels takes at once: it is short, and what it begins with, and the
+// loads of what there is once a channel, cost as much as several of them.
+constexpr int kTogether = 4;
+
+template <int kPositions>
+inline void add_moments(const float* x, int64_t channels, const float* pivots, float* sums,
+                        float* squares) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    float sum = 0.0f, square = 0.0f;
+    for (int i = 0; i < kPositions; ++i) {
+      const float distance = x[i * channels + c] - pivots[c];
+      sum += distance;
+      square += distance * distance;
+    }
+    sums[c] += sum;
+    squares[c] += square;
+  }
+}
+
+// In one pass, of distances to the mean of some values of the group, which leave the sums of
+// squares nearly as small as distances to the mean of all do.
+constexpr int64_t kPivotSamples = 8;
+// Positions whose sums are float32: those of more would lose too much.
+constexpr int64_t kFloatPositions = 64;
+
+inline void norm_moments_last(const float* x, int64_t positions, int64_t channels, int64_t groups,
+                              Spread* spreads) {
+  float pivots[kNormMostChannels], sums[kNormMostChannels], squares[kNormMostChannels];
+  double all_sums[kNormMostChannels], all_squares[kNormMostChannels];
+  const int64_t width = channels / groups;
+  for (int64_t c = 0; c < channels; ++c) pivots[c] = 0.0f;
+  for (int64_t c = 0; c < channels; ++c) all_sums[c] = all_squares[c] = 0.0;
+  for (int64_t sample = 0; sample < kPivotSamples; ++sample) {
+    const float* from = x + positions * sample / kPivotSamples * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) pivots[c] += from[c];
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    float sum = 0.0f;
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += pivots[c];
+    const float pivot = sum / static_cast<float>(kPivotSamples * width);
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) pivots[c] = pivot;
+  }
+  for (int64_t p = 0; p < positions;) {
+    const int64_t end = p + kFloatPositions < positions ? p + kFloatPositions : positions;
+    for (int64_t c = 0; c < channels; ++c) sums[c] = squares[c] = 0.0f;
+    for (; p + kTogether <= end; p += kTogether) {
+      add_moments<kTogether>(x + p * channels, channels, pivots, sums, squares);
+    }
+    for (; p < end; ++p) add_moments<1>(x + p * channels, channels, pivots, sums, squares);
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      all_sums[c] += static_cast<double>(sums[c]);
+      all_squares[c] += static_cast<double>(squares[c]);
+    }
+  }
+  const double count = static_cast<double>(positions * width);
+  for (int64_t g = 0; g < groups; ++g) {
+    double sum = 0.0, square = 0.0;
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+      sum += all_sums[c];
+      square += all_squares[c];
+    }
+    const double shift = sum / count, rest = square - sum * shift;
+    spreads[g] = {count, static_cast<double>(pivots[g * width]) + shift, rest < 0.0 ? 0.0 : rest};
+  }
+}
+
+inline Spread norm_moments_span(const float* x, int64_t count) {
+  Spread whole = {0.0, 0.0, 0.0};
+  for (int64_t first = 0; first < count; first += kNormSpan) {
+    const int64_t some = count - first < kNormSpan ? count - first : kNormSpan;
+    const float* from = x + first;
+    double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < some; ++i) sum += static_cast<double>(from[i]);
+    const double mean = sum / static_cast<double>(some);
+    double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < some; ++i) {
+      const double distance = static_cast<double>(from[i]) - mean;
+      squares += distance * distance;
+    }
+    whole = merge(whole, {static_cast<double>(some), mean, squares});
+  }
+  return whole;
+}
+
+template <bool kSilu>
+inline float norm_value(float x, float mean, float a, float d) {
+  const float z = (x - mean) * a + d;
+  return kSilu ? silu(z) : z;
+}
+
+// Gradient of z: silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z).
+template <bool kSilu>
+inline float norm_slope(float grad, float x, float mean, float a, float d) {
+  if (!kSilu) return grad;
+  const float z = (x - mean) * a + d;
+  const float s = sigmoid(z);
+  return grad * s * (1.0f + z * (1.0f - s));
+}
+
+template <bool kSilu, int kPositions>
+inline void apply_to(const float* x, int64_t channels, NormCoefficients k, float* y) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int i = 0; i < kPositions; ++i) {
+      y[i * channels + c] = norm_value<kSilu>(x[i * channels + c], k.mean[c], k.a[c], k.d[c]);
+    }
+  }
+}
+
+template <bool kSilu>
+inline void apply_last(const float* x, int64_t positions, int64_t channels, NormCoefficients k,
+                       float* y) {
+  int64_t p = 0;
+  for (; p + kTogether <= positions; p += kTogether) {
+    apply_to<kSilu, kTogether>(x + p * channels, channels, k, y + p * channels);
+  }
+  for (; p < positions; ++p) apply_to<kSilu, 1>(x + p * channels, channels, k, y + p * channels);
+}
+
+inline void norm_apply_last(const float* x, int64_t positions, int64_t channels, NormCoefficients k,
+                            bool silu, float* y) {
+  silu ? apply_last<true>(x, positions, channels, k, y)
+       : apply_last<false>(x, positions, channels, k, y);
+}
+
+template <bool kSilu>
+inline void apply_span(const float* x, int64_t count, float mean, float a, float d, float* y) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) y[i] = norm_value<kSilu>(x[i], mean, a, d);
+}
+
+inline void norm_apply_span(const float* x, int64_t count, float mean, float a, float d, bool silu,
+                            float* y) {
+  silu ? apply_span<true>(x, count, mean, a, d, y) : apply_span<false>(x, count, mean, a, d, y);
+}
+
+template <bool kSilu>
+inline void sums_last(const float* grad, const float* x, int64_t positions, int64_t channels,
+                      NormCoefficients k, float* of_z, float* of_z_x) {
+  for (int64_t c = 0; c < channels; ++c) of_z[c] = of_z_x[c] = 0.0f;
+  for (int64_t p = 0; p < positions; ++p, x += channels, grad += channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const float slope = norm_slope<kSilu>(grad[c], x[c], k.mean[c], k.a[c], k.d[c]);
+      of_z[c] += slope;
+      of_z_x[c] += slope * (x[c] - k.mean[c]);
+    }
+  }
+}
+
+inline void norm_sums_last(const float* grad, const float* x, int64_t positions, int64_t channels,
+                           NormCoefficients k, bool silu, float* of_z, float* of_z_x) {
+  silu ? sums_last<true>(grad, x, positions, channels, k, of_z, of_z_x)
+       : sums_last<false>(grad, x, positions, channels, k, of_z, of_z_x);
+}
+
+template <bool kSilu>
+inline void sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
+                      float d, double* of_z, double* of_z_x) {
+  double sum = 0.0, with_x = 0.0;
+#pragma omp simd reduction(+ : sum, with_x)
+  for (int64_t i = 0; i < count; ++i) {
+    const float slope = norm_slope<kSilu>(grad[i], x[i], mean, a, d);
+    sum += static_cast<double>(slope);
+    with_x += static_cast<double>(slope) * static_cast<double>(x[i] - mean);
+  }
+  *of_z = sum;
+  *of_z_x = with_x;
+}
+
+inline void norm_sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
+                           float d, bool silu, double* of_z, double* of_z_x) {
+  silu ? sums_span<true>(grad, x, count, mean, a, d, of_z, of_z_x)
+       : sums_span<false>(grad, x, count, mean, a, d, of_z, of_z_x);
+}
+
+template <bool kSilu>
+inline float norm_gradient(float grad, float x, float mean, float a, float d, float q, float r) {
+  return norm_slope<kSilu>(grad, x, mean, a, d) * a - q - (x - mean) * r;
+}
+
+template <bool kSilu>
+inline void backward_last(const float* grad, const float* x, int64_t positions, int64_t channels,
+                          NormCoefficients k, float* of_x) {
+  for (int64_t p = 0; p < positions; ++p, x += channels, grad += channels, of_x += channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      of_x[c] = norm_gradient<kSilu>(grad[c], x[c], k.mean[c], k.a[c], k.d[c], k.q[c], k.r[c]);
+    }
+  }
+}
+
+inline void norm_backward_last(const float* grad, const float* x, int64_t positions,
+                               int64_t channels, NormCoefficients k, bool silu, float* of_x) {
+  silu ? backward_last<true>(grad, x, positions, channels, k, of_x)
+       : backward_last<false>(grad, x, positions, channels, k, of_x);
+}
+
+template <bool kSilu>
+inline void backward_span(const float* grad, const float* x, int64_t count, NormCoefficients k,
+                          int64_t c, float* of_x) {
+  const float mean = k.mean[c], a = k.a[c], d = k.d[c], q = k.q[c], r = k.r[c];
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    of_x[i] = norm_gradient<kSilu>(grad[i], x[i], mean, a, d, q, r);
+  }
+}
+
+inline void norm_backward_span(const float* grad, const float* x, int64_t count, NormCoefficients k,
+                               int64_t channel, bool silu, float* of_x) {
+  silu ? backward_span<true>(grad, x, count, k, channel, of_x)
+       : backward_span<false>(grad, x, count, k, channel, of_x);
+}
+
+constexpr GroupNormLoops kGroupNormLoops = {norm_moments_last,  norm_moments_span, norm_apply_last,
+                                            norm_apply_span,    norm_sums_last,    norm_sums_span,
+                                            norm_backward_last, norm_backward_span};
+
+}  // namespace
+}  // namespace bdk

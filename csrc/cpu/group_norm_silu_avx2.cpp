@@ -1,8 +1,0 @@
-// group_norm_silu compiled for AVX2.
-#include "cpu/group_norm_silu.h"
-
-namespace bdk {
-
-const GroupNormLoops kGroupNormAvx2 = kGroupNormLoops;
-
-}  // namespace bdk

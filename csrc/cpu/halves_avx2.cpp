@@ -1,8 +1,0 @@
-// Conversions of halves compiled for AVX2.
-#include "cpu/halves.h"
-
-namespace bdk {
-
-const Halves kHalvesAvx2 = kHalvesHere;
-
-}  // namespace bdk

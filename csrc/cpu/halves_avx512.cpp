@@ -1,8 +1,0 @@
-// Conversions of halves compiled for AVX-512.
-#include "cpu/halves.h"
-
-namespace bdk {
-
-const Halves kHalvesAvx512 = kHalvesHere;
-
-}  // namespace bdk

@@ -1,8 +1,0 @@
-// lfq_entropy compiled for AVX-512.
-#include "cpu/lfq_entropy.h"
-
-namespace bdk {
-
-const LfqEntropyLoops kLfqEntropyAvx512 = {lfq_entropy_forward, lfq_entropy_backward};
-
-}  // namespace bdk

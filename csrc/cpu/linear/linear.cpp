@@ -1,0 +1,46 @@
+// linear: the entry, choice of the instruction set.
+#include "cpu/linear/linear.h"
+
+#include "bitdance_kernels.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/wide_rows.h"
+
+namespace bdk {
+namespace {
+
+// Multiply-adds a thread must have to be worth starting: about 3 us.
+constexpr int64_t kGrain = int64_t{1} << 17;
+constexpr LinearLoops kScalarLoops = {linear_features};
+
+const LinearLoops& choose() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kLinearAvx512;
+  if (active_isa() == kAvx2) return kLinearAvx2;
+#endif
+  return kScalarLoops;
+}
+
+}  // namespace
+}  // namespace bdk
+
+int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_rows y, int64_t rows,
+                   int64_t channels, int64_t features, int threads) {
+  using namespace bdk;
+  if (!all_wide(x, weight, y)) return BDK_BAD_DTYPE;
+  if (rows < 0 || channels < 1 || features < 0 || threads < 1) return BDK_BAD_SIZE;
+  const LinearLoops& loops = choose();
+  const Linear linear = {static_cast<const float*>(x.data),
+                         x.stride,
+                         static_cast<const float*>(weight.data),
+                         weight.stride,
+                         bias_or_null,
+                         static_cast<float*>(y.data),
+                         y.stride,
+                         rows,
+                         channels};
+  const int64_t grain = kGrain / (rows * channels + 1) + 1;
+  parallel_for(features, grain, kBlockFeatures, threads,
+               [&](int64_t begin, int64_t end) { loops.features(linear, begin, end); });
+  return BDK_OK;
+}

@@ -1,8 +1,0 @@
-// linear compiled for AVX2.
-#include "cpu/linear.h"
-
-namespace bdk {
-
-const LinearLoops kLinearAvx2 = {linear_features};
-
-}  // namespace bdk

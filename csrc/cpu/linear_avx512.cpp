@@ -1,8 +1,0 @@
-// linear compiled for AVX-512.
-#include "cpu/linear.h"
-
-namespace bdk {
-
-const LinearLoops kLinearAvx512 = {linear_features};
-
-}  // namespace bdk
