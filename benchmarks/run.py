@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, timing
-from bitdance_kernels._backends import BackendError
+from bitdance_kernels._dispatch.backends import BackendError
 from bitdance_kernels.testing import Call, Case, check_backend
 
 CPU = torch.device("cpu")

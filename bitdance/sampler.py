@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bitdance.diffusion_head import HeadNetwork
 from bitdance.graphs import is_traced
 from bitdance.head_runner import Head, HeadRunner, PlainHead, Step, compute_dtype
-from bitdance_kernels import denoise_table, finalize_bits, use_backend
+from bitdance_kernels import denoise_schedule, finalize_bits, use_backend
 from bitdance_kernels import noise as philox_noise
 
 __all__ = ["Schedule", "binarize", "check_mode", "denoise", "make_head", "sample_patch"]
@@ -26,7 +26,7 @@ class Schedule:
     """What every patch of every image shares: coefficients and times.
 
     Attributes:
-        table: [S + 1, 3] float32, see ``bitdance_kernels.denoise_table``.
+        table: [S + 1, 3] float32, see ``bitdance_kernels.denoise_schedule``.
         times: [S + 1] float32, what the network is called with.
         steps: [S + 1] int64, 0 to S, on the device, so that no step is read on the host.
     """
@@ -48,7 +48,7 @@ class Schedule:
             ValueError: `steps` or `time_shift` is out of range.
         """
         shift = network.config.time_shift if time_shift is None else time_shift
-        table, times = denoise_table(steps, time_shift=shift)
+        table, times = denoise_schedule(steps, time_shift=shift)
         device = network.cond_embed.weight.device
         times = times.to(device)
         index = torch.arange(steps + 1, dtype=torch.int64, device=device)

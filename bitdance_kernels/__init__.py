@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 # PyTorch takes seconds to import, and a data loader that packs bits with ``binary.numpy`` does not
 # need it: unless it is there already, it is imported when the first of these names is used.
 if TYPE_CHECKING or "torch" in sys.modules:
-    from bitdance_kernels._backends import BackendError, default_backend, explain, use_backend
+    from bitdance_kernels._dispatch.backends import (
+        BackendError,
+        default_backend,
+        explain,
+        use_backend,
+    )
     from bitdance_kernels._version import __version__
     from bitdance_kernels.attention.block_causal_attention.op import block_causal_attention
     from bitdance_kernels.attention.block_decode_attention.op import block_decode_attention
@@ -49,8 +54,8 @@ if TYPE_CHECKING or "torch" in sys.modules:
     from bitdance_kernels.denoise.linear_swiglu.op import linear_swiglu
     from bitdance_kernels.denoise.patch_attention.op import patch_attention
     from bitdance_kernels.denoise.predict_step.op import predict_step
+    from bitdance_kernels.denoise.schedule import denoise_schedule
     from bitdance_kernels.denoise.swiglu.op import swiglu
-    from bitdance_kernels.denoise.table import denoise_table
     from bitdance_kernels.philox import noise, noise_keys
 else:
 
@@ -75,8 +80,8 @@ __all__ = [
     "block_causal_ranges",
     "block_decode_attention",
     "default_backend",
+    "denoise_schedule",
     "denoise_step",
-    "denoise_table",
     "dense_mask",
     "explain",
     "finalize_bits",

@@ -17,8 +17,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from bitdance_kernels import _compiled
-from bitdance_kernels._op import NAMESPACE, REGISTRY, KernelOp
+from bitdance_kernels._dispatch.op import NAMESPACE, REGISTRY, KernelOp
+from bitdance_kernels._shared import native_modules
 
 __all__ = ["CaptureError", "CpuGraph"]
 
@@ -68,7 +68,7 @@ class CpuGraph:
     @staticmethod
     def unavailable() -> str | None:
         """Why this process cannot capture; None when it can."""
-        return _compiled.cpu.unavailable("start_recording")
+        return native_modules.cpu.unavailable("start_recording")
 
     @staticmethod
     def capturing() -> bool:
@@ -91,12 +91,12 @@ class CpuGraph:
         recorder = _Recorder()
         # What is made in inference mode could not be written by a replay outside of it.
         with torch.inference_mode(False), torch.no_grad(), recorder:
-            _compiled.cpu.start_recording()
+            native_modules.cpu.start_recording()
             try:
                 results = step()
                 recorder.flush()
             finally:
-                _compiled.cpu.stop_recording()
+                native_modules.cpu.stop_recording()
         self._calls = recorder.calls
         self._memory, self._kept = recorder.memory, list(recorder.kept.values())
         return results
@@ -177,7 +177,7 @@ class _Recorder(TorchDispatchMode):
 
     def flush(self) -> None:
         """Move what native code has done since the last time into the list."""
-        taken = _compiled.cpu.take_recording()
+        taken = native_modules.cpu.take_recording()
         if len(taken):
             self.calls.append(taken)
 

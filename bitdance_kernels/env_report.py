@@ -92,15 +92,15 @@ def _version() -> str:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    from bitdance_kernels import _native
+    from bitdance_kernels._shared import native
 
-    detected = None if _native.cpu.unavailable() else _native.ISAS[: _native.cpu.isa_detected() + 1]
+    detected = None if native.cpu.unavailable() else native.ISAS[: native.cpu.isa_detected() + 1]
     return {
         "model": _cpu_model(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "instruction_sets": detected,
-        "instruction_set_used": None if detected is None else _native.cpu_isa(),
+        "instruction_set_used": None if detected is None else native.cpu_isa(),
     }
 
 
@@ -151,11 +151,11 @@ def _cuda_text(cuda: dict[str, Any]) -> str:
 
 
 def _native() -> dict[str, str]:
-    from bitdance_kernels import _native
+    from bitdance_kernels._shared import native
 
-    modules = {"_cpu": _native.cpu.unavailable() or "loaded"}
-    reason = _native.cuda.unavailable()
-    modules["_cuda"] = reason or f"loaded (compiled for sm {_native.cuda.architectures})"
+    modules = {"_cpu": native.cpu.unavailable() or "loaded"}
+    reason = native.cuda.unavailable()
+    modules["_cuda"] = reason or f"loaded (compiled for sm {native.cuda.architectures})"
     return modules
 
 
@@ -165,8 +165,8 @@ def _native_text(native: dict[str, str]) -> str:
 
 def _ops() -> dict[str, dict[str, str]]:
     from bitdance_kernels import explain  # noqa: F401  (registers the ops)
-    from bitdance_kernels._backends import BACKENDS
-    from bitdance_kernels._op import REGISTRY
+    from bitdance_kernels._dispatch.backends import BACKENDS
+    from bitdance_kernels._dispatch.op import REGISTRY
 
     return {
         name: {b: op.unavailable(b) or "yes" for b in BACKENDS if b in op.backends}
@@ -177,7 +177,7 @@ def _ops() -> dict[str, dict[str, str]]:
 def _auto() -> dict[str, dict[str, str]]:
     import torch
 
-    from bitdance_kernels._op import REGISTRY
+    from bitdance_kernels._dispatch.op import REGISTRY
 
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     return {

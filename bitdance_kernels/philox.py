@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from bitdance_kernels import _arguments, _checks, _native, _transforms
-from bitdance_kernels._backends import default_backend
-from bitdance_kernels._tracing import is_traced
+from bitdance_kernels._dispatch import arguments, transforms
+from bitdance_kernels._dispatch.backends import default_backend
+from bitdance_kernels._dispatch.tracing import is_traced
+from bitdance_kernels._shared import checks, native
 from bitdance_kernels.cpu_graph import CpuGraph
 
 __all__ = ["noise", "noise_keys", "noise_words", "philox4x32"]
@@ -160,7 +161,7 @@ def noise(
 
 def _traced(keys: torch.Tensor) -> bool:
     """Whether somebody looks on: an address then means nothing, and a kernel would not be seen."""
-    if is_traced() or _transforms.active():
+    if is_traced() or transforms.active():
         return True
     captured = keys.is_cpu and CpuGraph.capturing()
     return bool(_get_current_dispatch_mode_stack()) and not captured
@@ -168,13 +169,13 @@ def _traced(keys: torch.Tensor) -> bool:
 
 def _native_can(keys: torch.Tensor) -> bool:
     chosen = default_backend() in ("auto", "cpu")
-    return keys.is_cpu and chosen and _native.cpu.unavailable("noise") is None
+    return keys.is_cpu and chosen and native.cpu.unavailable("noise") is None
 
 
 def _native_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
     normals = torch.empty((keys.shape[0], elements), dtype=torch.float32, device=keys.device)
     keys, step = keys.contiguous(), _step_tensor(keys, step)
-    _native.cpu.noise(
+    native.cpu.noise(
         keys.data_ptr(), keys.shape[0], elements, step.data_ptr(), normals.data_ptr(), 0,
         torch.get_num_threads(),
     )  # fmt: skip
@@ -186,16 +187,16 @@ def _triton_can(keys: torch.Tensor) -> bool:
     if chosen != "triton" and not (chosen == "auto" and keys.is_cuda):
         return False
     try:
-        from bitdance_kernels import _triton
+        from bitdance_kernels._shared import triton_support
     except ImportError:
         return False
-    return _triton.unsupported(keys) is None
+    return triton_support.unsupported(keys) is None
 
 
 def _triton_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
-    from bitdance_kernels import _philox_triton
+    from bitdance_kernels._shared import philox_triton
 
-    return _philox_triton.noise(keys, _step_tensor(keys, step), elements)
+    return philox_triton.noise(keys, _step_tensor(keys, step), elements)
 
 
 def _step_tensor(keys: torch.Tensor, step: torch.Tensor | int) -> torch.Tensor:
@@ -244,7 +245,7 @@ def noise_keys(
         _in_range("seeds", s, 64) for s in ([seeds] * len(ids) if alone else _list("seeds", seeds))
     ]
     if len(each) != len(ids):
-        raise _checks.fail("noise_keys", "seeds", f"one or {len(ids)} as sample_ids", len(each))
+        raise checks.fail("noise_keys", "seeds", f"one or {len(ids)} as sample_ids", len(each))
     ar_step, stream = _in_range("ar_step", ar_step, 31), _in_range("stream", stream, 1)
     rows = [
         (seed - 2**64 if seed >= 2**63 else seed, 2 * ar_step + stream, sample)
@@ -264,29 +265,29 @@ def _in_range(argument: str, value: Any, bits: int) -> int:
         raise TypeError(f"noise_keys: {argument} must be int, got {type(value).__name__}")
     number = int(value)
     if not 0 <= number < 2**bits:
-        raise _checks.fail("noise_keys", argument, f"in [0, 2^{bits})", number)
+        raise checks.fail("noise_keys", argument, f"in [0, 2^{bits})", number)
     return number
 
 
 def _check(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> None:
-    _arguments.tensor("noise", "keys", keys)
-    _arguments.integer("noise", "elements", elements)
+    arguments.tensor("noise", "keys", keys)
+    arguments.integer("noise", "elements", elements)
     if not isinstance(step, torch.Tensor):
-        _arguments.integer("noise", "step", step)
-    _checks.dtype("noise", "keys", keys, (torch.int64,))
-    _checks.rank("noise", "keys", keys, 2, 2)
-    _checks.shape("noise", "keys", keys, (keys.shape[0], 3), "[R, 3]")
+        arguments.integer("noise", "step", step)
+    checks.dtype("noise", "keys", keys, (torch.int64,))
+    checks.rank("noise", "keys", keys, 2, 2)
+    checks.shape("noise", "keys", keys, (keys.shape[0], 3), "[R, 3]")
     if not 0 <= elements <= 2**34:
-        raise _checks.fail("noise", "elements", "in [0, 2^34]", elements)
+        raise checks.fail("noise", "elements", "in [0, 2^34]", elements)
     if isinstance(step, torch.Tensor):
-        _checks.dtype("noise", "step", step, (torch.int64, torch.int32))
-        _checks.same_device("noise", "keys", keys, step=step)
+        checks.dtype("noise", "step", step, (torch.int64, torch.int32))
+        checks.same_device("noise", "keys", keys, step=step)
         if step.numel() != 1:
-            raise _checks.fail("noise", "step", "of one element", f"shape {list(step.shape)}")
+            raise checks.fail("noise", "step", "of one element", f"shape {list(step.shape)}")
     elif not 0 <= step < 2**32:
-        raise _checks.fail("noise", "step", "in [0, 2^32)", step)
+        raise checks.fail("noise", "step", "in [0, 2^32)", step)
     if not _traced(keys):
-        _arguments.check_memory("noise", "keys", keys, has_memory=True)
+        arguments.check_memory("noise", "keys", keys, has_memory=True)
 
 
 def _blocks(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:

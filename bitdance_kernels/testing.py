@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from bitdance_kernels import _native
-from bitdance_kernels._op import REGISTRY, KernelOp
+from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
+from bitdance_kernels._shared import native
 
 RULES = ("exact", "rounded", "staged")
 
@@ -333,12 +333,12 @@ def poisoned_memory() -> Iterator[None]:
 @contextlib.contextmanager
 def cpu_isa(limit: str) -> Iterator[None]:
     """Inside, the C++ kernels use no instruction set above `limit` ("scalar", "avx2", "avx512")."""
-    before = _native.cpu.isa()
-    _native.cpu.set_isa_limit(_native.ISAS.index(limit))
+    before = native.cpu.isa()
+    native.cpu.set_isa_limit(native.ISAS.index(limit))
     try:
         yield
     finally:
-        _native.cpu.set_isa_limit(before)
+        native.cpu.set_isa_limit(before)
 
 
 @contextlib.contextmanager
@@ -368,9 +368,9 @@ def only_backend(name: str, ops: Iterable[str], device: str = "cpu") -> Iterator
 
 def cpu_isas() -> tuple[str, ...]:
     """The instruction sets that this processor and this build have, weakest first."""
-    if _native.cpu.unavailable() is not None:
+    if native.cpu.unavailable() is not None:
         return ()
-    return _native.ISAS[: _native.cpu.isa_detected() + 1]
+    return native.ISAS[: native.cpu.isa_detected() + 1]
 
 
 def specials(dtype: torch.dtype) -> Sequence[float]:

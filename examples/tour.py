@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from bitdance_kernels import (
+    denoise_schedule,
     denoise_step,
-    denoise_table,
     finalize_bits,
     flip_bits,
     hamming_distance,
@@ -49,7 +49,7 @@ def encode(picture: torch.Tensor) -> torch.Tensor:
 
 def denoise(codes: torch.Tensor, steps: int, seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The states on the way from noise to `codes` under a head that predicts `codes`."""
-    table, _ = denoise_table(steps)
+    table, _ = denoise_schedule(steps)
     keys = noise_keys(seed, range(len(codes)))
     x = noise(keys, 0, BITS)
     states = [x]

@@ -36,8 +36,9 @@ from triton.compiler import make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from bitdance_kernels import _philox_triton, noise_keys
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels import noise_keys
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import philox_triton
 from bitdance_kernels.testing import Case
 from tests.cases import all_cases
 
@@ -194,7 +195,7 @@ def report(capability: int, ops: list[str], known: frozenset[str]) -> dict[str, 
     if not ops or "noise" in ops:  # which is no op
         before = compiler.launches
         for elements in (512, 7):
-            _philox_triton.noise(noise_keys(0, range(3)), torch.tensor(0), elements)
+            philox_triton.noise(noise_keys(0, range(3)), torch.tensor(0), elements)
         launches["noise"] = compiler.launches - before
     return {"launches": launches, "faults": compiler.faults}
 

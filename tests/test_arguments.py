@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from bitdance_kernels._op import REGISTRY, KernelOp
+from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
 from tests.cases import all_cases
 
 CPU = torch.device("cpu")
@@ -122,8 +122,11 @@ def test_arguments_of_functions_that_are_no_ops():
         (lambda: bk.noise_keys(None, [0]), "noise_keys: seeds must be a list, got NoneType"),
         (lambda: bk.noise_keys(0, 3), "noise_keys: sample_ids must be a list, got int"),
         (lambda: bk.noise_keys(0, [0], stream=0.0), "noise_keys: stream must be int, got float"),
-        (lambda: bk.denoise_table(True), "denoise_table: steps must be int, got bool"),
-        (lambda: bk.denoise_table(2, time_shift="1"), "denoise_table: time_shift must be a number"),
+        (lambda: bk.denoise_schedule(True), "denoise_schedule: steps must be int, got bool"),
+        (
+            lambda: bk.denoise_schedule(2, time_shift="1"),
+            "denoise_schedule: time_shift must be a number",
+        ),
         (lambda: bk.dense_mask(keys), "dense_mask: ranges must be Ranges, got Tensor"),
         (lambda: bk.Ranges(np.zeros(2, np.int32), keys), "Ranges: start must be an int32 tensor"),
     ):
@@ -132,7 +135,7 @@ def test_arguments_of_functions_that_are_no_ops():
     for backend in ("auto", "reference"):
         with pytest.raises(ValueError, match="noise: keys must be a tensor whose storage holds"):
             bk.noise(_freed_behind_its_start(keys), 0, 4, backend=backend)
-    assert torch.equal(bk.denoise_table(np.int64(3))[0], bk.denoise_table(3)[0])
+    assert torch.equal(bk.denoise_schedule(np.int64(3))[0], bk.denoise_schedule(3)[0])
 
 
 @EVERY
@@ -256,7 +259,7 @@ def test_ranges_that_nobody_checked_stay_within_the_keys(tokens, backend):
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_indices_out_of_range_name_the_op(backend):
-    table, x = bk.denoise_table(3)[0], torch.randn(2, 8)
+    table, x = bk.denoise_schedule(3)[0], torch.randn(2, 8)
     caches = torch.zeros(2, 1, 4, 1, 4).unbind()
     for bad in (-1, 4, -(2**31), 2**31 - 1):
         index = torch.tensor([bad], dtype=torch.int32)

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from tests.cases import all_cases
 
 CASES = all_cases()
@@ -23,7 +23,7 @@ Q, K = _rand(2, 7, 4, 16), _rand(2, 7, 2, 16)
 RANGES = bk.block_causal_ranges(3, 2, 2)
 LENGTHS = torch.tensor([7, 3], dtype=torch.int32)
 PACKED = bk.pack_signs(_rand(5, 16))
-TABLE, STEP = bk.denoise_table(3)[0], torch.tensor([1])
+TABLE, STEP = bk.denoise_schedule(3)[0], torch.tensor([1])
 STREAM, SCALE = _rand(3, 4, 24), _rand(3, 4, 16)
 STATE, KEYS = _rand(3, 4, 8), bk.noise_keys([1, 2, 3], [0, 0, 0], stream=0)
 

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from bitdance_kernels import BackendError, explain, use_backend
-from bitdance_kernels._backends import BACKENDS
-from bitdance_kernels._op import REGISTRY, KernelOp
+from bitdance_kernels._dispatch.backends import BACKENDS
+from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
 from bitdance_kernels.testing import (
     check_backend,
     cpu_isa,
@@ -34,7 +34,7 @@ CASES = all_cases()
 
 
 def _room(case):
-    return case.kernel_op.room.rsplit(".", 1)[1]
+    return case.kernel_op.package.rsplit(".", 1)[1]
 
 
 def _invalid(case):

@@ -67,7 +67,7 @@ def _what_is_no_op():
         *(bk.noise(keys, 1, 101, backend=name) for name in ("auto", "reference")),
         bk.noise(keys, 1, 101, dtype=torch.float64),
         noise_words(keys, 1, 101),
-        *bk.denoise_table(5, time_shift=3.0),
+        *bk.denoise_schedule(5, time_shift=3.0),
         *(bound for each in ranges for bound in (each.start, each.end)),
         *(bk.dense_mask(each) for each in ranges),
         *bk.nearest_codes(codes[:3], codes, 4),

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitdance_kernels import BackendError, explain, pack_signs, swiglu, use_backend
-from bitdance_kernels._op import REGISTRY, KernelOp
+from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
 from bitdance_kernels.binary.pack_signs import cpu as pack_signs_cpu
 from bitdance_kernels.testing import cpu_isas
 
@@ -72,9 +72,9 @@ def test_a_named_backend_never_falls_back(chosen):
 
 
 def test_a_broken_compiled_module_is_reported_at_first_use(monkeypatch):
-    from bitdance_kernels import _compiled, _native
+    from bitdance_kernels._shared import native, native_modules
 
-    broken = _native.NativeModule("_broken", "it was not built")
+    broken = native.NativeModule("_broken", "it was not built")
     assert broken.unavailable() == "it was not built"
     with pytest.raises(
         RuntimeError, match=r"bitdance_kernels\._broken\.pack_signs: it was not built"
@@ -87,8 +87,8 @@ def test_a_broken_compiled_module_is_reported_at_first_use(monkeypatch):
     importlib.import_module(
         "bitdance_kernels.binary.pack_signs.cpu"
     )  # of which `fail` knows nothing
-    monkeypatch.setattr(_compiled.importlib, "import_module", fail)
-    monkeypatch.setattr(_native, "cpu", _native.NativeModule("_cpu", "it was not built"))
+    monkeypatch.setattr(native_modules.importlib, "import_module", fail)
+    monkeypatch.setattr(native, "cpu", native.NativeModule("_cpu", "it was not built"))
     monkeypatch.setattr(REGISTRY["pack_signs"], "_chosen", {})  # of a process that had the module
     with pytest.raises(BackendError, match=r"_cpu failed to load \(libgomp.so.1: cannot open"):
         pack_signs(torch.randn(8), backend="cpu")
@@ -97,9 +97,9 @@ def test_a_broken_compiled_module_is_reported_at_first_use(monkeypatch):
 
 
 def test_a_module_from_an_older_checkout_is_reported(monkeypatch):
-    from bitdance_kernels import _native
+    from bitdance_kernels._shared import native
 
-    old = _native.NativeModule("_old", "")
+    old = native.NativeModule("_old", "")
     old._module = sys  # any module without the function
     assert "older than this code: build it again" in old.unavailable("pack_signs")
 
@@ -145,7 +145,7 @@ def test_environment_names_the_backend():
 
 @pytest.mark.parametrize("isa", cpu_isas())
 def test_environment_limits_the_instruction_set(isa):
-    code = "from bitdance_kernels import _native; print(_native.cpu_isa())"
+    code = "from bitdance_kernels._shared import native; print(native.cpu_isa())"
     assert _python(code, BITDANCE_KERNELS_CPU_ISA=isa).stdout.strip() == isa
 
 
@@ -230,9 +230,9 @@ def test_few_calls_are_remembered(monkeypatch):
 
 
 def _signature(*arguments, gradients=False, written=0):
-    from bitdance_kernels import _native
+    from bitdance_kernels._shared import native
 
-    return _native.cpu.signature(arguments, gradients, written)
+    return native.cpu.signature(arguments, gradients, written)
 
 
 @needs_signatures

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitdance_kernels import BackendError, _native, env_report, linear, testing
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels import BackendError, env_report, linear, testing
+from bitdance_kernels._dispatch.op import REGISTRY
+from bitdance_kernels._shared import native
 from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
@@ -88,12 +89,12 @@ class _Recorder:
         return getattr(self.module, function)
 
 
-@pytest.mark.skipif(_native.cpu.unavailable() is not None, reason="no C++ module")
+@pytest.mark.skipif(native.cpu.unavailable() is not None, reason="no C++ module")
 def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
     """What the report and `unsupported` go by is what `run` calls."""
-    modules = {name: _Recorder(getattr(_native, name)) for name in ("cpu", "cuda")}
+    modules = {name: _Recorder(getattr(native, name)) for name in ("cpu", "cuda")}
     for name, module in modules.items():
-        monkeypatch.setattr(_native, name, module)
+        monkeypatch.setattr(native, name, module)
     asked = {}
 
     def watched(op, backend):
@@ -107,7 +108,7 @@ def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
             modules["cpu"].names = set()
             results = backend.run(*inputs)
             helpers = {"evenly_spaced"}
-            assert modules["cpu"].names - helpers <= set(backend.native), op.name
+            assert modules["cpu"].names - helpers <= set(backend.native_functions), op.name
             return results
 
         return dataclasses.replace(backend, run=run)
@@ -124,12 +125,12 @@ def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
                     testing._outputs(case, call, "cpu", case.kernel_op.differentiable, seed)
     linear(torch.ones(2, 8), torch.ones(4, 8), out=torch.empty(2, 4))
     for op in ops:
-        assert asked[op.name, "cpu"] == set(op.backend("cpu").native), op.name
+        assert asked[op.name, "cpu"] == set(op.backend("cpu").native_functions), op.name
         if "cuda" in op.backends:  # which may refuse such inputs sooner
-            assert asked[op.name, "cuda"] <= set(op.backend("cuda").native), op.name
+            assert asked[op.name, "cuda"] <= set(op.backend("cuda").native_functions), op.name
 
 
-@pytest.mark.skipif(_native.cpu.unavailable() is not None, reason="no C++ module")
+@pytest.mark.skipif(native.cpu.unavailable() is not None, reason="no C++ module")
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_only_a_module_without_the_functions_is_called_older(backend, monkeypatch):
     """Of each op: no reason where its functions are there, a reason where one of them is not."""
@@ -140,22 +141,22 @@ def test_only_a_module_without_the_functions_is_called_older(backend, monkeypatc
     for op in REGISTRY.values():
         for missing in _functions(op, backend):
             for functions, stale in ((whole, False), (_without(whole, missing), True)):
-                module = _native.NativeModule(f"_{backend}", "")
+                module = native.NativeModule(f"_{backend}", "")
                 module._module = functions
-                monkeypatch.setattr(_native, backend, module)
+                monkeypatch.setattr(native, backend, module)
                 reason = op.unavailable(backend)
                 assert ("build it again" in str(reason)) is stale, (op.name, missing)
 
 
 def _functions(op, backend):
-    return op.backend(backend).native if backend in op.backends else ()
+    return op.backend(backend).native_functions if backend in op.backends else ()
 
 
 def _without(module, name):
     return types.SimpleNamespace(**{k: v for k, v in vars(module).items() if k != name})
 
 
-@pytest.mark.skipif(_native.cpu.unavailable() is not None, reason="no C++ module")
+@pytest.mark.skipif(native.cpu.unavailable() is not None, reason="no C++ module")
 def test_a_fresh_build_is_not_told_to_build_again():
     report = env_report.collect()
     assert "build it again" not in json.dumps(report)

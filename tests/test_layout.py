@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import bitdance_kernels
-from bitdance_kernels._backends import BACKENDS
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.backends import BACKENDS
+from bitdance_kernels._dispatch.op import REGISTRY
 from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def test_room_is_complete(room):
 
 @ROOM
 def test_room_has_the_backends_it_lists_and_no_other_file(room):
-    ops = [op for op in REGISTRY.values() if op.room == _package(room)]
+    ops = [op for op in REGISTRY.values() if op.package == _package(room)]
     listed = {backend for op in ops for backend in op.backends}
     files = {path.stem for path in room.glob("*.py")} - {"__init__", "op", "config"}
     assert listed <= set(BACKENDS)

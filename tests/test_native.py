@@ -5,16 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitdance_kernels import _native, pack_signs
-from bitdance_kernels._rows import as_rows
-from bitdance_kernels.denoise import cuda_rows
+from bitdance_kernels import pack_signs
+from bitdance_kernels._shared import native
+from bitdance_kernels._shared.rows import as_rows
+from bitdance_kernels.denoise._shared import rows_cuda
 from bitdance_kernels.denoise.adaln_norm import cuda as adaln_norm
 from bitdance_kernels.denoise.gated_residual import cuda as gated_residual
 from bitdance_kernels.testing import cpu_isas
 
 needs_cpu = pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
 needs_cuda = pytest.mark.skipif(
-    _native.cuda.unavailable() is not None, reason="the CUDA module was not built here"
+    native.cuda.unavailable() is not None, reason="the CUDA module was not built here"
 )
 BAD_SIZES = {"rows": (-1, 8, 8), "channels": (1, 12, 12), "no channels": (1, 0, 0)}
 
@@ -22,7 +23,7 @@ BAD_SIZES = {"rows": (-1, 8, 8), "channels": (1, 12, 12), "no channels": (1, 0, 
 @needs_cpu
 @pytest.mark.parametrize("function", ["pack_signs", "unpack_signs"])
 def test_cpu_functions_refuse_what_they_cannot_do(function):
-    call = getattr(_native.cpu, function)
+    call = getattr(native.cpu, function)
     with pytest.raises(RuntimeError, match=rf"{function}: dtype code not handled \(status -1\)"):
         call(0, 0, 1, 8, 8, 7, 1)
     for sizes in BAD_SIZES.values():
@@ -40,21 +41,21 @@ def test_tensors_stand_for_rows_and_for_addresses():
     x, h, gate = torch.randn(3, 4, 8), torch.randn(4, 8).expand(3, 4, 8), torch.randn(3, 4, 24)
     expected = x + gate[..., 8:16] * h
     rows = [t.reshape(12, -1)[:, :8] for t in (x, h.contiguous(), gate[..., 8:])]
-    tuples = [(t.data_ptr(), t.stride(0), _native.FLOAT32) for t in rows]
+    tuples = [(t.data_ptr(), t.stride(0), native.FLOAT32) for t in rows]
     for arguments in (rows, tuples, [x, h.contiguous(), gate[..., 8:16]]):
         y = torch.empty(3, 4, 8)
-        _native.cpu.gated_residual(*arguments, y, 12, 8, 1)
+        native.cpu.gated_residual(*arguments, y, 12, 8, 1)
         torch.testing.assert_close(y, expected)
-    assert not _native.cpu.evenly_spaced(x, h)
+    assert not native.cpu.evenly_spaced(x, h)
     with pytest.raises(ValueError, match="the rows of a tensor must be evenly spaced"):
-        _native.cpu.gated_residual(x, h, gate, x, 12, 8, 1)
+        native.cpu.gated_residual(x, h, gate, x, 12, 8, 1)
     with pytest.raises(RuntimeError, match="gated_residual: dtype code not handled"):
-        _native.cpu.gated_residual(x.double(), x, x, x, 12, 8, 1)
+        native.cpu.gated_residual(x.double(), x, x, x, 12, 8, 1)
     with pytest.raises(TypeError, match="must be a tensor, an address or None"):
-        _native.cpu.gated_residual(x, "h", x, x, 12, 8, 1)
+        native.cpu.gated_residual(x, "h", x, x, 12, 8, 1)
 
     signs, packed = torch.randn(2, 8), torch.zeros(2, dtype=torch.uint8)
-    _native.cpu.pack_signs(signs, packed.data_ptr(), 2, 8, 8, _native.FLOAT32, 1)
+    native.cpu.pack_signs(signs, packed.data_ptr(), 2, 8, 8, native.FLOAT32, 1)
     assert torch.equal(packed, pack_signs(signs)[:, 0])
 
 
@@ -70,10 +71,10 @@ def test_rows_are_read_where_they_are_as_in_python(sizes, steps, data):
     x = memory.as_strided(sizes, strides)
     view, rows, _ = as_rows(x)
     evenly = view.data_ptr() == x.data_ptr()
-    assert _native.cpu.evenly_spaced(x) == evenly
+    assert native.cpu.evenly_spaced(x) == evenly
     if evenly:
         y = torch.empty(sizes)
-        _native.cpu.gated_residual(x, torch.zeros(sizes), torch.zeros(sizes), y, rows, sizes[-1], 1)
+        native.cpu.gated_residual(x, torch.zeros(sizes), torch.zeros(sizes), y, rows, sizes[-1], 1)
         assert torch.equal(y, x)
 
 
@@ -81,18 +82,18 @@ def test_rows_are_read_where_they_are_as_in_python(sizes, steps, data):
 def test_instruction_set_limit_is_checked():
     for limit in (-1, 3):
         with pytest.raises(RuntimeError, match="set_isa_limit: size or argument out of range"):
-            _native.cpu.set_isa_limit(limit)
+            native.cpu.set_isa_limit(limit)
 
 
-@pytest.fixture(params=range(len(_native.ISAS)), ids=_native.ISAS)
+@pytest.fixture(params=range(len(native.ISAS)), ids=native.ISAS)
 def isa(request):
     """Every instruction set that this machine has."""
-    if request.param > _native.cpu.isa_detected():
+    if request.param > native.cpu.isa_detected():
         pytest.skip("this processor does not have it")
-    before = _native.cpu.isa()
-    _native.cpu.set_isa_limit(request.param)
+    before = native.cpu.isa()
+    native.cpu.set_isa_limit(request.param)
     yield
-    _native.cpu.set_isa_limit(before)
+    native.cpu.set_isa_limit(before)
 
 
 @needs_cpu
@@ -112,7 +113,7 @@ def test_halves_are_widened_and_rounded_as_pytorch_does(dtype):
         wide = torch.empty(values.shape)
         count = len(values)
         for out in (y, wide):
-            _native.cpu.gated_residual(values, h, gate, out, 1, count, 1)
+            native.cpu.gated_residual(values, h, gate, out, 1, count, 1)
         for out in (y, wide):
             expected = values.to(out.dtype)
             number = ~expected.isnan()
@@ -124,7 +125,7 @@ def test_halves_are_widened_and_rounded_as_pytorch_does(dtype):
 @needs_cuda
 @pytest.mark.parametrize("function", ["pack_signs", "unpack_signs"])
 def test_cuda_functions_check_before_they_launch(function):
-    call = getattr(_native.cuda, function)
+    call = getattr(native.cuda, function)
     with pytest.raises(RuntimeError, match=rf"{function}: dtype code not handled \(status -1\)"):
         call(0, 0, 1, 8, 8, 7, 0, 0)
     for sizes in BAD_SIZES.values():
@@ -137,9 +138,9 @@ def test_cuda_functions_check_before_they_launch(function):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
 @pytest.mark.parametrize("function", ["pack_signs", "unpack_signs"])
 def test_cuda_functions_without_a_card_say_so(function):
-    assert _native.cuda.device_count() == 0
+    assert native.cuda.device_count() == 0
     with pytest.raises(RuntimeError, match=rf"{function}: .*(driver|no CUDA-capable device)"):
-        getattr(_native.cuda, function)(0, 0, 1, 8, 8, 0, 0, 0)
+        getattr(native.cuda, function)(0, 0, 1, 8, 8, 0, 0, 0)
 
 
 @needs_cuda
@@ -147,18 +148,18 @@ def test_cuda_row_functions_check_before_they_launch():
     row, odd, none = (0, 8, 0), (64, 8, 7), (0, 0, 0)
 
     def adaln_norm(x, rows, channels):
-        _native.cuda.adaln_norm(x, row, row, none, none, row, rows, channels, 1e-6, 0, 0)
+        native.cuda.adaln_norm(x, row, row, none, none, row, rows, channels, 1e-6, 0, 0)
 
     with pytest.raises(RuntimeError, match=r"adaln_norm: dtype code not handled \(status -1\)"):
         adaln_norm(odd, 1, 8)
-    for rows, channels in ((-1, 8), (1, 0), (1, cuda_rows.MOST_CHANNELS + 1)):
+    for rows, channels in ((-1, 8), (1, 0), (1, rows_cuda.MOST_CHANNELS + 1)):
         with pytest.raises(RuntimeError, match="adaln_norm: size or argument out of range"):
             adaln_norm(row, rows, channels)
-    adaln_norm(row, 0, cuda_rows.MOST_CHANNELS)  # no row: nothing to launch, on any machine
+    adaln_norm(row, 0, rows_cuda.MOST_CHANNELS)  # no row: nothing to launch, on any machine
     affine = (64, 8, 0)
     with pytest.raises(RuntimeError, match="adaln_norm_backward: size or argument out of range"):
         # The sums for weight have nowhere to go.
-        _native.cuda.adaln_norm_backward(
+        native.cuda.adaln_norm_backward(
             *(row,) * 3, affine, none, *(row,) * 3, affine, none, 0, 1, 8, 0, 1e-6, 0, 0
         )
 
@@ -167,7 +168,7 @@ def test_cuda_row_functions_check_before_they_launch():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
 def test_cuda_row_backends_call_their_functions_as_declared(monkeypatch):
     """Every argument passes the binding and the checks, up to where a card is needed."""
-    monkeypatch.setattr(_native, "stream", lambda device: (0, 0))
+    monkeypatch.setattr(native, "stream", lambda device: (0, 0))
     x = torch.randn(3, 8)
     scale, shift, gate = torch.randn(3, 24, dtype=torch.bfloat16).chunk(3, dim=-1)
     weight = torch.randn(8, dtype=torch.float16)
@@ -186,4 +187,4 @@ def test_cuda_row_backends_call_their_functions_as_declared(monkeypatch):
 
 @needs_cuda
 def test_cuda_module_names_its_architectures():
-    assert _native.cuda.architectures.split()
+    assert native.cuda.architectures.split()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bitdance_kernels
-from bitdance_kernels import _compiled
+from bitdance_kernels._shared import native_modules
 from bitdance_kernels.binary import numpy as front
 from bitdance_kernels.testing import specials
 
@@ -18,7 +18,9 @@ DTYPES = {np.float32: torch.float32, np.float16: torch.float16}
 @pytest.fixture(params=["compiled", "numpy"])
 def _either(request, monkeypatch):
     if request.param == "numpy":
-        monkeypatch.setattr(_compiled, "cpu", _compiled.NativeModule("_none", "not built"))
+        monkeypatch.setattr(
+            native_modules, "cpu", native_modules.NativeModule("_none", "not built")
+        )
 
 
 @pytest.mark.usefixtures("_either")

@@ -6,8 +6,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from bitdance_kernels import _overlap
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch import overlap
+from bitdance_kernels._dispatch.op import REGISTRY
 from tests.cases import all_cases
 
 CPU = torch.device("cpu")
@@ -214,9 +214,9 @@ def test_overlap_is_that_of_numpy():
             for pairs in [list(zip(v.shape, v.stride(), strict=True))]
         ]  # fmt: skip
         expected = bool(places[0] & places[1])
-        assert _overlap._overlap(*views) == expected
+        assert overlap._overlap(*views) == expected
         found[expected] += 1
-        if not _overlap._overlaps_itself(views[0]):
+        if not overlap._overlaps_itself(views[0]):
             assert len(places[0]) == views[0].numel()
     assert min(found.values()) > 20
 

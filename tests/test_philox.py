@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import bitdance_kernels
-from bitdance_kernels import _native, denoise_step, noise, noise_keys, use_backend
+from bitdance_kernels import denoise_step, noise, noise_keys, use_backend
+from bitdance_kernels._shared import native
 from bitdance_kernels.philox import noise_words, philox4x32
 from bitdance_kernels.testing import compare
 
@@ -185,7 +186,7 @@ def test_what_is_traced_is_the_formula():
 
 
 NATIVE_CPU = pytest.mark.skipif(
-    _native.cpu.unavailable("noise") is not None, reason=str(_native.cpu.unavailable("noise"))
+    native.cpu.unavailable("noise") is not None, reason=str(native.cpu.unavailable("noise"))
 )
 
 
@@ -194,7 +195,7 @@ def _native_noise(keys, step, elements, threads=1, words=True):
     normals = torch.full((len(keys), elements), float("nan"))
     drawn = torch.full((len(keys), elements), -1, dtype=torch.int32)
     step = torch.tensor(step, dtype=torch.int64)
-    _native.cpu.noise(
+    native.cpu.noise(
         keys.data_ptr(),
         len(keys),
         elements,
@@ -247,7 +248,7 @@ def test_noise_of_the_best_backend(step):
 def test_native_noise_refuses_bad_sizes():
     for rows, elements, threads in ((-1, 4, 1), (1, -4, 1), (1, 2**34 + 1, 1), (1, 4, 0)):
         with pytest.raises(RuntimeError, match="noise: size or argument out of range"):
-            _native.cpu.noise(0, rows, elements, 0, 0, 0, threads)
+            native.cpu.noise(0, rows, elements, 0, 0, 0, threads)
 
 
 def test_bad_arguments():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 
 from bitdance_kernels import Ranges, block_causal_ranges, dense_mask, packed_document_ranges
-from bitdance_kernels.attention import _intervals
+from bitdance_kernels.attention._shared import intervals
 
 GOLDEN = Path(os.environ.get("BITDANCE_GOLDEN_DIR", Path(__file__).parent / "golden"))
 DESCRIPTIONS = {
@@ -56,7 +56,7 @@ def test_dense_mask_and_seen_keys_against_loops(drawn):
     for index, start in _values(ranges.start):
         end = int(ranges.end[index])
         assert mask[index].tolist() == [start <= j < end for j in range(keys)]
-    seen = _intervals.seen(ranges.start, ranges.end, keys)
+    seen = intervals.seen(ranges.start, ranges.end, keys)
     assert torch.equal(seen, mask.any(-2))
 
 
@@ -155,7 +155,7 @@ def test_memory_grows_with_the_tokens_only():
             packed_document_ranges([1000] * 60 + [5536], [(T, "parallel")], patch_tokens=64),
         ):
             Ranges(ranges.start, ranges.end, keys=T)
-            assert _intervals.seen(ranges.start, ranges.end, T).all()
+            assert intervals.seen(ranges.start, ranges.end, T).all()
     assert T <= largest <= 2 * T
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 
 HALF, FULL, WIDE = torch.bfloat16, torch.float32, torch.float64
 INT, LONG, BYTE = torch.int32, torch.int64, torch.uint8
@@ -17,7 +17,7 @@ IMAGES = torch.randn(2, 8, 3, 5)
 Q, K = torch.randn(2, 7, 4, 8), torch.randn(2, 7, 2, 8)
 RANGES, LENGTHS = bk.block_causal_ranges(3, 2, 2), torch.tensor([7, 3], dtype=INT)
 ANGLES = torch.randn(9, 4, 2)
-TABLE, KEYS = bk.denoise_table(3)[0], bk.noise_keys([1, 2, 3], [0, 0, 0], stream=0)
+TABLE, KEYS = bk.denoise_schedule(3)[0], bk.noise_keys([1, 2, 3], [0, 0, 0], stream=0)
 
 
 def _cast(dtype, *tensors):
@@ -163,7 +163,7 @@ def test_of_ranges_tables_and_noise(on):
     with torch.autocast("cpu", HALF, enabled=on):
         ranges = bk.block_causal_ranges(3, 2, 2)
         assert (ranges.start.dtype, ranges.end.dtype, ranges.start.shape) == (INT, INT, (7,))
-        assert [t.dtype for t in bk.denoise_table(3)] == [FULL, FULL]
+        assert [t.dtype for t in bk.denoise_schedule(3)] == [FULL, FULL]
         assert (KEYS.dtype, KEYS.shape) == (LONG, (3, 3))
         for backend in ("auto", "reference"):
             for dtype in (FULL, WIDE):

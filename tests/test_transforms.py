@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
 from bitdance_kernels import BackendError, use_backend
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from tests.cases import all_cases
 
 CPU = torch.device("cpu")

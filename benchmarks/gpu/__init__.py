@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import run
 from benchmarks.gpu import checks, images, limits, timings
 from benchmarks.gpu.worker import Context, Step, work
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 from bitdance_kernels.testing import Case
 
 PARTS: Mapping[str, Callable[[Context], Sequence[Step]]] = {
@@ -149,7 +149,7 @@ def merged(shares: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def build() -> str | None:
     """Build the CUDA module if it is missing; None, or why there is none."""
-    missing = _native.cuda.unavailable()
+    missing = native.cuda.unavailable()
     if missing is None:
         return None
     if importlib.util.find_spec("pybind11") is None:

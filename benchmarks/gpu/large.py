@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from bitdance_kernels import denoise_table, noise_keys
+from bitdance_kernels import denoise_schedule, noise_keys
 from bitdance_kernels.testing import Call, Case, compare, poisoned_memory
 
 _BF16 = torch.bfloat16
@@ -110,7 +110,7 @@ def _packed_linear(device: torch.device) -> Call:
 
 
 def _denoise_step(device: torch.device) -> Call:
-    rows, table = _rows(257, device), denoise_table(10)[0].to(device)
+    rows, table = _rows(257, device), denoise_schedule(10)[0].to(device)
     x = torch.randn(rows, 16, 32, device=device)
     step = torch.full((), 4, dtype=torch.int64, device=device)
     keys = noise_keys(7, range(rows), device=device)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from bitdance_kernels import _checks
-from bitdance_kernels.attention import _intervals
+from bitdance_kernels._shared import checks
+from bitdance_kernels.attention._shared import intervals
 
 _MODES = ("causal", "parallel")
 
@@ -63,10 +63,10 @@ class Ranges:
         for name, tensor in (("start", self.start), ("end", self.end)):
             if not isinstance(tensor, torch.Tensor):
                 raise TypeError(f"Ranges: {name} must be an int32 tensor, got {type(tensor)}")
-            _checks.dtype("Ranges", name, tensor, (torch.int32,))
-            _checks.rank("Ranges", name, tensor, 1, 2)
-        _checks.shape("Ranges", "end", self.end, self.start.shape)
-        _checks.same_device("Ranges", "start", self.start, end=self.end)
+            checks.dtype("Ranges", name, tensor, (torch.int32,))
+            checks.rank("Ranges", name, tensor, 1, 2)
+        checks.shape("Ranges", "end", self.end, self.start.shape)
+        checks.same_device("Ranges", "start", self.start, end=self.end)
         if validate:
             _check_values("start", self.start, keys)
             _check_values("end", self.end, keys)
@@ -81,10 +81,10 @@ def _check_values(name: str, values: torch.Tensor, keys: int | None) -> None:
     if len(wrong):
         index = tuple(wrong[0].tolist())
         expected = "0 or more" if keys is None else f"from 0 to {keys}, the number of keys"
-        raise _checks.fail("Ranges", name, expected, _element(name, values, index))
+        raise checks.fail("Ranges", name, expected, _element(name, values, index))
     *row, i = falls.nonzero()[0].tolist()
     before, after = _element(name, values, (*row, i)), _element(name, values, (*row, i + 1))
-    raise _checks.fail("Ranges", name, "never decreasing", f"{after} after {before}")
+    raise checks.fail("Ranges", name, "never decreasing", f"{after} after {before}")
 
 
 def _element(name: str, values: torch.Tensor, index: Sequence[int]) -> str:
@@ -158,7 +158,7 @@ def block_causal_ranges(
         least = total - patch_tokens + 1 if patches else total
         if not least <= tokens <= total:
             expected = f"from {least} to {total}, so that the last of {patches} patches has a token"
-            raise _checks.fail(op, "tokens", expected, tokens)
+            raise checks.fail(op, "tokens", expected, tokens)
         total = tokens
     i = torch.arange(total, dtype=torch.int32, device=device)
     block = torch.div(i - prefix, patch_tokens, rounding_mode="floor")
@@ -209,10 +209,10 @@ def packed_document_ranges(
     for n, (length, mode) in enumerate(segments):
         _check_count(op, f"segments[{n}][0]", length, 0)
         if mode not in _MODES:
-            raise _checks.fail(op, f"segments[{n}][1]", " or ".join(map(repr, _MODES)), repr(mode))
+            raise checks.fail(op, f"segments[{n}][1]", " or ".join(map(repr, _MODES)), repr(mode))
     total, covered = sum(documents), sum(length for length, _ in segments)
     if covered != total:
-        raise _checks.fail(op, "segments", f"{total} tokens long like the documents", covered)
+        raise checks.fail(op, "segments", f"{total} tokens long like the documents", covered)
 
     i = torch.arange(total, dtype=torch.int64, device="cpu")
     start, document_end = _spread(documents)
@@ -267,11 +267,11 @@ def dense_mask(ranges: Ranges, keys: int | None = None) -> torch.Tensor:
     if keys is None:
         keys = ranges.start.shape[-1]
     _check_count("dense_mask", "keys", keys, 0)
-    return _intervals.visible(ranges.start, ranges.end, keys)
+    return intervals.visible(ranges.start, ranges.end, keys)
 
 
 def _check_count(op: str, argument: str, value: int, least: int) -> None:
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{op}: {argument} must be an integer, got {value!r}")
     if value < least:
-        raise _checks.fail(op, argument, f"{least} or more", value)
+        raise checks.fail(op, argument, f"{least} or more", value)

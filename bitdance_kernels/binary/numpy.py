@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdance_kernels import _compiled
+from bitdance_kernels._shared import native_modules
 
 __all__ = ["pack_signs", "unpack_signs"]
 
 _CODES = {
-    np.dtype(np.float32): _compiled.FLOAT32,
-    np.dtype(np.float16): _compiled.FLOAT16,
+    np.dtype(np.float32): native_modules.FLOAT32,
+    np.dtype(np.float16): native_modules.FLOAT16,
 }
 
 
@@ -44,13 +44,13 @@ def pack_signs(x: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.uint8
             f"{list(x.shape)}"
         )
     _check_threads("pack_signs", threads)
-    if _compiled.cpu.unavailable("pack_signs") is not None:
+    if native_modules.cpu.unavailable("pack_signs") is not None:
         with np.errstate(invalid="ignore"):
             return np.packbits(x > 0, axis=-1, bitorder="little")
     x = np.ascontiguousarray(x)
     channels = x.shape[-1]
     packed = np.empty((*x.shape[:-1], channels // 8), np.uint8)
-    _compiled.cpu.pack_signs(
+    native_modules.cpu.pack_signs(
         x.ctypes.data, packed.ctypes.data, x.size // channels, channels, channels, _CODES[x.dtype],
         threads,
     )  # fmt: skip
@@ -85,13 +85,13 @@ def unpack_signs(
             f"unpack_signs: packed must be [..., C / 8] with C > 0, got shape {list(packed.shape)}"
         )
     _check_threads("unpack_signs", threads)
-    if _compiled.cpu.unavailable("unpack_signs") is not None:
+    if native_modules.cpu.unavailable("unpack_signs") is not None:
         bits = np.unpackbits(packed, axis=-1, bitorder="little").astype(dtype)
         return 2 * bits - 1
     packed = np.ascontiguousarray(packed)
     width = packed.shape[-1]
     y = np.empty((*packed.shape[:-1], 8 * width), dtype)
-    _compiled.cpu.unpack_signs(
+    native_modules.cpu.unpack_signs(
         packed.ctypes.data, y.ctypes.data, packed.size // width, 8 * width, width, _CODES[dtype],
         threads,
     )  # fmt: skip

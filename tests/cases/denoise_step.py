@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bitdance_kernels import denoise_step, denoise_table, noise_keys
+from bitdance_kernels import denoise_schedule, denoise_step, noise_keys
 from bitdance_kernels.testing import Call, Case, Timing
 
 _STEPS = 100  # of the ImageNet models
@@ -15,7 +15,7 @@ _STEPS = 100  # of the ImageNet models
 
 def samples(device: torch.device) -> Iterator[Call]:
     generator = torch.Generator().manual_seed(0)
-    table = denoise_table(10, time_shift=1.5)[0].to(device)
+    table = denoise_schedule(10, time_shift=1.5)[0].to(device)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
@@ -58,7 +58,7 @@ def _timing(
     def make(device: torch.device) -> Call:
         x = torch.randn(shape, device=device)
         x0 = torch.randn(2 * shape[0], *shape[1:], device=device).to(dtype)
-        table = denoise_table(_STEPS)[0].to(device)
+        table = denoise_schedule(_STEPS)[0].to(device)
         step = torch.full((), 40, dtype=torch.int64, device=device)
         cfg = torch.full((), 4.0, device=device)
         if source == "keys":

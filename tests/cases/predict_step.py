@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import adaln_norm, denoise_step, denoise_table, noise_keys, predict_step
+from bitdance_kernels import adaln_norm, denoise_schedule, denoise_step, noise_keys, predict_step
 from bitdance_kernels.testing import Call, Case, Timing
 
 _STEPS = 100
@@ -36,7 +36,7 @@ def _call(
     rows = shape[0] if cfg is None else 2 * shape[0]
     modulation = make(rows, *shape[1:-1], 3 * width)
     stream = (rows, *shape[1:-1], width)
-    table = denoise_table(_STEPS)[0].to(device)
+    table = denoise_schedule(_STEPS)[0].to(device)
     return Call(
         name,
         (

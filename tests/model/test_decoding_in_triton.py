@@ -2,7 +2,7 @@
 
 import pytest
 
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import only_backend
 from tests.model import golden_cases
 from tests.model.golden_cases import RUNNERS, Case, kind_of, mismatches

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import only_backend
 from tests.model import golden_cases
 from tests.model.golden_cases import KINDS, RUNNERS, Case, case_names, kind_of, mismatches

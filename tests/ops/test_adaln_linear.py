@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import adaln_linear, adaln_linear_swiglu, adaln_norm, swiglu
-from bitdance_kernels.denoise import _product_triton
+from bitdance_kernels.denoise._shared import product_triton
 from bitdance_kernels.testing import Call, Invalid, check_backend
 from tests.cases.adaln_linear import CASES
 
@@ -36,7 +36,7 @@ INVALID = {"adaln_linear": _invalid("F"), "adaln_linear_swiglu": _invalid("2F")}
 @pytest.fixture(params=[0, 90], ids=["pointers", "TMA"])
 def capability(request, monkeypatch):
     """Of the card that the interpreter stands for."""
-    monkeypatch.setattr(_product_triton._triton, "capability", lambda _: request.param)
+    monkeypatch.setattr(product_triton.triton_support, "capability", lambda _: request.param)
 
 
 @pytest.mark.parametrize("affine", [False, True])

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from bitdance_kernels import BackendError, _native, adaln_norm
-from bitdance_kernels.denoise import cuda_rows
+from bitdance_kernels import BackendError, adaln_norm
+from bitdance_kernels._shared import native
+from bitdance_kernels.denoise._shared import rows_cuda
 from bitdance_kernels.denoise.adaln_norm import cuda
 from bitdance_kernels.testing import Call, Invalid
 
@@ -75,7 +76,7 @@ def test_a_large_mean_costs_no_accuracy():
     assert error < 1000 * 2**-20
 
 
-@pytest.mark.skipif(_native.cpu.unavailable("adaln_norm") is not None, reason="no C++ module")
+@pytest.mark.skipif(native.cpu.unavailable("adaln_norm") is not None, reason="no C++ module")
 def test_long_rows_of_halves_are_not_for_the_cpu_backend():
     """Rows of halves are widened whole, in buffers on the stack; float32 rows have no limit."""
     x = torch.randn(2, 8200)
@@ -88,8 +89,8 @@ def test_long_rows_of_halves_are_not_for_the_cpu_backend():
 
 def test_cuda_says_when_a_card_has_too_little_shared_memory(monkeypatch):
     """99 KiB a block, as on 8.6, 8.9 and 12.0, hold the gradients of 6144 channels' weight."""
-    monkeypatch.setattr(cuda_rows, "unsupported", lambda *_: None)
-    monkeypatch.setattr(cuda_rows, "_block_memory", lambda _: 99 * 1024)
+    monkeypatch.setattr(rows_cuda, "unsupported", lambda *_: None)
+    monkeypatch.setattr(rows_cuda, "_block_memory", lambda _: 99 * 1024)
 
     def reason(channels, *affine):
         x = torch.zeros(1, channels)
@@ -99,5 +100,5 @@ def test_cuda_says_when_a_card_has_too_little_shared_memory(monkeypatch):
     assert reason(6144) is None
     assert reason(8192, None, None) is None
     assert "6145 channels take 108480 bytes of shared memory a block" in reason(6145)
-    monkeypatch.setattr(cuda_rows, "_block_memory", lambda _: 163 * 1024)
+    monkeypatch.setattr(rows_cuda, "_block_memory", lambda _: 163 * 1024)
     assert reason(8192) is None

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdance_kernels import Ranges, block_causal_attention, block_decode_attention
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.attention.block_decode_attention import config, reference
 from bitdance_kernels.testing import Call, Invalid, compare
 

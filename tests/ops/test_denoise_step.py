@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bitdance_kernels import denoise_step, denoise_table, noise, noise_keys
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels import denoise_schedule, denoise_step, noise, noise_keys
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.denoise.denoise_step import reference
 from bitdance_kernels.testing import Call, Invalid, compare, cpu_isa, cpu_isas, cpu_threads
 
@@ -15,7 +15,7 @@ EVERY_BACKEND = pytest.mark.parametrize(
         if REGISTRY["denoise_step"].unavailable(name) is None
     ],
 )
-TABLE, TIMES = denoise_table(5)
+TABLE, TIMES = denoise_schedule(5)
 
 
 def _call(name, **changes):
@@ -145,7 +145,7 @@ def test_the_whole_loop_is_the_published_sampler(steps, time_shift, cfg):
     rows, tokens, channels = 256, 4, 32
     network = smooth_network(rows if cfg is None else 2 * rows, channels)
     draws = torch.randn(steps + 1, rows, tokens, channels)
-    table, times = denoise_table(steps, time_shift=time_shift)
+    table, times = denoise_schedule(steps, time_shift=time_shift)
     x = draws[0]
     for i, t in enumerate(times):
         x0 = network(x if cfg is None else torch.cat((x, x)), t)
@@ -219,7 +219,7 @@ def test_normals_are_those_of_the_definition(backend, elements):
 @EVERY_BACKEND
 def test_guidance_is_exact_where_the_step_is_the_prediction(backend):
     """(a, b, s) = (0, 1, 0): the bits of u + cfg (c - u), rounded operation by operation."""
-    table, _ = denoise_table(1)
+    table, _ = denoise_schedule(1)
     conditional, unconditional = torch.randn(2, 40, 36)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x0 = torch.cat((conditional, 1.3 / 0.3 * conditional + unconditional / 64)).to(dtype)

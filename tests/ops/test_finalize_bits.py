@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bitdance_kernels import denoise_step, denoise_table, finalize_bits, pack_signs, unpack_signs
+from bitdance_kernels import denoise_schedule, denoise_step, finalize_bits, pack_signs, unpack_signs
 from bitdance_kernels.testing import Call, Invalid, specials
 
 META = torch.device("meta")
@@ -70,7 +70,7 @@ def test_a_number_is_the_tensor_with_its_float32_value():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_the_last_step_and_the_sign(cfg, dtype):
     """torch.sign only differs at an exact zero, which it leaves and we make -1."""
-    table, _ = denoise_table(7)
+    table, _ = denoise_schedule(7)
     x = torch.randn(5, 4, 32)
     x0 = torch.randn(5 if cfg is None else 10, 4, 32).to(dtype)
     x0[0, 0, :4] = x0[-5, 0, :4] = 0

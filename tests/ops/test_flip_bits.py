@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from bitdance_kernels import _native, flip_bits, flip_signs, pack_signs, unpack_signs
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels import flip_bits, flip_signs, pack_signs, unpack_signs
+from bitdance_kernels._dispatch.op import REGISTRY
+from bitdance_kernels._shared import native
 from bitdance_kernels.binary.flip_bits.reference import DOMAIN
 from bitdance_kernels.philox import philox4x32
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas
@@ -149,5 +150,5 @@ def test_bytes_past_2_to_the_32_flip_by_words_of_their_own(first, isa):
     key, packed = torch.tensor([2**40 + 7, 5]), torch.zeros(64, dtype=torch.uint8)
     flipped = torch.empty_like(packed)
     with cpu_isa(isa):
-        _native.cpu.flip_bits(packed, flipped, 64, first, key, 2**14, 2)
+        native.cpu.flip_bits(packed, flipped, 64, first, key, 2**14, 2)
     assert torch.equal(flipped, expected_flips(first, 64, 2**40 + 7, 5, 2**14))

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu import cuda, reference
 from bitdance_kernels.testing import compare
 from tests.cases.group_norm_silu import CASES, samples
@@ -39,9 +39,9 @@ def emulated(tmp_path_factory):
         results = (result, None, None) if grad is None else (None, grad, result)
         tensors = (x, *results, *given, *of_given, *workspaces)
         sizes = [images, channels, positions, num_groups, CHUNK, silu]
-        sizes.append(_native.DTYPE_CODES[x.dtype])
+        sizes.append(native.DTYPE_CODES[x.dtype])
         for t in given:
-            sizes += [0, 0] if t is None else [t.stride(0), _native.DTYPE_CODES[t.dtype]]
+            sizes += [0, 0] if t is None else [t.stride(0), native.DTYPE_CODES[t.dtype]]
         library.group_norm_silu(
             (ctypes.c_void_p * len(tensors))(
                 *(None if t is None else t.data_ptr() for t in tensors)
@@ -107,7 +107,7 @@ def test_a_large_mean_costs_no_accuracy(emulated):
 
 
 def test_contiguous_maps_are_left_to_the_other_backends(monkeypatch):
-    monkeypatch.setattr(_native, "cuda_unsupported", lambda *_: None)
+    monkeypatch.setattr(native, "cuda_unsupported", lambda *_: None)
     x = torch.zeros(2, 8, 4, 4)
     rest = (2, None, None, None, None, True, 1e-6)
     assert cuda.unsupported(x, *rest) == "it takes channels-last maps"
@@ -117,7 +117,7 @@ def test_contiguous_maps_are_left_to_the_other_backends(monkeypatch):
 
 
 @pytest.mark.skipif(
-    _native.cuda.unavailable("group_norm_silu") is not None,
+    native.cuda.unavailable("group_norm_silu") is not None,
     reason="the CUDA module was not built here",
 )
 def test_c_functions_check_before_they_launch():
@@ -125,8 +125,8 @@ def test_c_functions_check_before_they_launch():
         sizes = (images, channels, positions, groups, chunk)
         weight, nothing = (1, 0, of_weight), (0, 0, 0)
         rows = (weight, nothing, nothing, nothing)
-        _native.cuda.group_norm_silu(0, 0, *sizes, *rows, 1, 1e-6, 0, 0, dtype, 0, 0)
-        _native.cuda.group_norm_silu_backward(
+        native.cuda.group_norm_silu(0, 0, *sizes, *rows, 1, 1e-6, 0, 0, dtype, 0, 0)
+        native.cuda.group_norm_silu_backward(
             0, 0, 0, *sizes, *rows, 0, 0, 0, 0, 1, 1e-6, 0, 0, 0, dtype, 0, 0
         )
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bitdance_kernels import hamming_distance, nearest_codes, unpack_signs
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 A = torch.zeros(3, 4, dtype=torch.uint8)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import linear_gated_residual
-from bitdance_kernels.denoise import _product_triton
+from bitdance_kernels.denoise._shared import product_triton
 from bitdance_kernels.testing import Call, Invalid, check_backend
 from tests.cases.linear_gated_residual import CASES
 
@@ -31,7 +31,7 @@ INVALID = {
 @pytest.fixture(params=[0, 90], ids=["pointers", "TMA"])
 def capability(request, monkeypatch):
     """Of the card that the interpreter stands for."""
-    monkeypatch.setattr(_product_triton._triton, "capability", lambda _: request.param)
+    monkeypatch.setattr(product_triton.triton_support, "capability", lambda _: request.param)
 
 
 def test_is_the_formula():

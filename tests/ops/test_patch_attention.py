@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import BackendError, patch_attention
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import Call, Invalid, compare
 
 OP = REGISTRY["patch_attention"]

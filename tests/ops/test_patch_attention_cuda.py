@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 from bitdance_kernels.denoise.patch_attention import reference
 from bitdance_kernels.testing import compare
 from tests.emulated import build, needs_compiler
@@ -77,12 +77,12 @@ def test_scores_far_apart(attend):
 
 
 @pytest.mark.skipif(
-    _native.cuda.unavailable("patch_attention") is not None,
+    native.cuda.unavailable("patch_attention") is not None,
     reason="the CUDA module was not built here",
 )
 def test_c_function_checks_before_it_launches():
     def call(*, stride=3 * 256, rows=1, patch=16, heads=4, head_dim=64):
-        _native.cuda.patch_attention(0, stride, 0, rows, patch, heads, head_dim, 0, 0)
+        native.cuda.patch_attention(0, stride, 0, rows, patch, heads, head_dim, 0, 0)
 
     wrong = [{"rows": -1}, {"patch": -1}, {"patch": 65}, {"heads": 0}, {"head_dim": 0}]
     wrong += [{"head_dim": 66}, {"head_dim": 132}, {"stride": 770}]

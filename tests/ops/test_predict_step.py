@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import adaln_norm, denoise_step, denoise_table, noise_keys, predict_step
+from bitdance_kernels import adaln_norm, denoise_schedule, denoise_step, noise_keys, predict_step
 from bitdance_kernels.testing import Call, Invalid, check_backend
 from tests.cases.predict_step import CASES
 
-TABLE = denoise_table(4)[0]
+TABLE = denoise_schedule(4)[0]
 H, W, IN = torch.zeros(3, 2, 16), torch.zeros(8, 16), torch.zeros(16, 8)
 X, B, NB = torch.zeros(3, 2, 8), torch.zeros(8), torch.zeros(16)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdance_kernels import rope, rope_append
-from bitdance_kernels._op import REGISTRY
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import Call, Invalid, cpu_isas
 
 QKV = torch.zeros(2, 3, 8 * 4)  # H = 4, Hkv = 2, D = 4

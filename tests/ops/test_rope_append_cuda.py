@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 from bitdance_kernels.testing import compare
 from tests.cases.rope_append import CASES, samples
 from tests.emulated import build, needs_compiler
@@ -29,7 +29,7 @@ def rope_append(tmp_path_factory):
         sizes = [*qkv.shape[:2], num_heads, num_kv_heads, k.shape[3]]
         sizes += [*qkv.stride()[:2], *k.stride()[:3], *v.stride()[:3]]
         dtypes = [torch.float32 if x is None else x.dtype for x in (qkv, freqs, q_norm, k_norm)]
-        sizes += [_native.DTYPE_CODES[dtype] for dtype in dtypes]
+        sizes += [native.DTYPE_CODES[dtype] for dtype in dtypes]
         function(
             (ctypes.c_void_p * 8)(*(None if x is None else x.data_ptr() for x in tensors)),
             (ctypes.c_int64 * len(sizes))(*sizes),
@@ -65,13 +65,13 @@ def test_against_the_reference(rope_append, call):
 
 
 @pytest.mark.skipif(
-    _native.cuda.unavailable("rope_append") is not None,
+    native.cuda.unavailable("rope_append") is not None,
     reason="the CUDA module was not built here",
 )
 def test_c_function_checks_before_it_launches():
-    def call(*, B=1, P=1, H=4, Hkv=2, D=64, dtypes=(_native.FLOAT16,) * 4):
+    def call(*, B=1, P=1, H=4, Hkv=2, D=64, dtypes=(native.FLOAT16,) * 4):
         sizes = (B, P, H, Hkv, D)
-        _native.cuda.rope_append(*(0,) * 8, *sizes, *(0,) * 8, 1e-6, True, *dtypes, 0, 0)
+        native.cuda.rope_append(*(0,) * 8, *sizes, *(0,) * 8, 1e-6, True, *dtypes, 0, 0)
 
     with pytest.raises(RuntimeError, match="dtype code not handled"):
         call(dtypes=(0, 0, 0, 9))

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _philox_triton, _triton
+from bitdance_kernels._shared import philox_triton, triton_support
 from bitdance_kernels.binary.flip_bits.triton import _flips
 from bitdance_kernels.denoise.denoise_step import triton as denoise_step
 from tests.ops.test_flip_bits import FIRSTS, expected_flips
@@ -27,7 +27,7 @@ class _Launches:
 
 @pytest.fixture(autouse=True)
 def _no_card(monkeypatch):
-    monkeypatch.setattr(_triton, "on_device", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(triton_support, "on_device", lambda *_: contextlib.nullcontext())
 
 
 @pytest.mark.parametrize("drawn", [True, False])
@@ -53,11 +53,11 @@ def test_denoise_step_counts_in_64_bits_where_it_must(drawn, elements, monkeypat
 
 def test_noise_counts_in_64_bits_where_it_must(monkeypatch):
     launches = _Launches()
-    monkeypatch.setattr(_philox_triton, "_noise_kernel", launches)
-    most = 2**31 - 1 - _philox_triton._BLOCK
+    monkeypatch.setattr(philox_triton, "_noise_kernel", launches)
+    most = 2**31 - 1 - philox_triton._BLOCK
     for blocks, wide in ((most, False), (most + 1, True), (2**32, True)):
         keys = torch.empty(1, 3, device=META, dtype=torch.int64)
-        _philox_triton.noise(keys, torch.empty((), device=META), 4 * blocks)
+        philox_triton.noise(keys, torch.empty((), device=META), 4 * blocks)
         assert launches.seen.pop()[1]["WIDE"] is wide
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bitdance_kernels.attention import _intervals
+from bitdance_kernels.attention._shared import intervals
 
 # Queries at a time, forward and backward: the fastest of 32 to 1024 on an AVX2 core at T from 319
 # to 2111, D = 64. The kernel takes queries in larger tiles from 192 on. Backward, each part's
@@ -224,7 +224,7 @@ def _make_plan(start: torch.Tensor, end: torch.Tensor, keys: int, queries: int) 
             chunks.append((i, slice(low, high)))
     elements = B * sum((i.stop - i.start) * (j.stop - j.start) for i, j in chunks)
     masks = (_mask(start, end, *chunk) for chunk in chunks) if elements <= _KEPT else ()
-    blind, unseen = start >= end, ~_intervals.seen(start, end, keys)
+    blind, unseen = start >= end, ~intervals.seen(start, end, keys)
     return _Plan(
         *ranges,
         keys,
@@ -238,7 +238,7 @@ def _make_plan(start: torch.Tensor, end: torch.Tensor, keys: int, queries: int) 
 def _mask(start: torch.Tensor, end: torch.Tensor, i: slice, j: slice) -> torch.Tensor:
     """0 where query i sees key j, else -inf: [B or 1, 1, i, j]."""
     start, end = (torch.atleast_2d(x)[:, None, i] - j.start for x in (start, end))
-    visible = _intervals.visible(start, end, j.stop - j.start)
+    visible = intervals.visible(start, end, j.stop - j.start)
     mask = torch.zeros_like(visible, dtype=torch.float32)
     return mask.masked_fill_(~visible, float("-inf"))
 

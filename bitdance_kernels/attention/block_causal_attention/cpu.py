@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels.attention._heads import unit_channels
+from bitdance_kernels._shared import native
+from bitdance_kernels.attention._shared.heads import unit_channels
 from bitdance_kernels.attention.block_causal_attention import reference
 
 _MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
@@ -24,7 +24,7 @@ def unsupported(
     end: torch.Tensor,
     scale: float,
 ) -> str | None:
-    reason = _native.cpu_unsupported("block_causal_attention", q)
+    reason = native.cpu_unsupported("block_causal_attention", q)
     if reason is not None:
         return reason
     if q.dtype != torch.float32:
@@ -48,7 +48,7 @@ def run(
     out, lse = q.new_empty(B, T, H, D), q.new_empty(B, H, T)
     q, k, v = map(unit_channels, (q, k, v))
     start, end = start.contiguous(), end.contiguous()
-    _native.cpu.block_causal_attention(
+    native.cpu.block_causal_attention(
         q,
         k,
         v,
@@ -72,7 +72,7 @@ def run(
     return out, lse
 
 
-native_backward = ("block_causal_attention",)  # it comes with its forward pass
+native_functions_backward = ("block_causal_attention",)  # it comes with its forward pass
 
 
 def unsupported_backward(

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.attention import _heads
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.attention._shared import heads
 from bitdance_kernels.attention.ranges import Ranges
 
 __all__ = ["block_causal_attention"]
@@ -71,7 +71,7 @@ def block_causal_attention(
     if not isinstance(ranges, Ranges):
         kind = type(ranges).__name__
         raise TypeError(f"block_causal_attention: ranges must be Ranges, got {kind}")
-    scale = _heads.scale_or_default("block_causal_attention", scale, q)
+    scale = heads.scale_or_default("block_causal_attention", scale, q)
     out, _ = _op.call(q, k, v, ranges.start, ranges.end, scale, backend)
     return out
 
@@ -95,17 +95,17 @@ def _check_as(
     start: torch.Tensor,
     end: torch.Tensor,
 ) -> None:
-    _heads.check_heads(op, q, "k", k, "v", v, "T")
+    heads.check_heads(op, q, "k", k, "v", v, "T")
     B, T = q.shape[:2]
     for name, tensor in (("ranges.start", start), ("ranges.end", end)):
-        _checks.dtype(op, name, tensor, (torch.int32,))
-        _checks.rank(op, name, tensor, 1, 2)
-        _checks.same_device(op, "q", q, **{name: tensor})
+        checks.dtype(op, name, tensor, (torch.int32,))
+        checks.rank(op, name, tensor, 1, 2)
+        checks.same_device(op, "q", q, **{name: tensor})
         if tensor.dim() == 1:
-            _checks.shape(op, name, tensor, (T,), "[T]")
+            checks.shape(op, name, tensor, (T,), "[T]")
         else:
-            _checks.shape(op, name, tensor, (B, T), "[B, T]")
-    _checks.shape(op, "ranges.end", end, start.shape)
+            checks.shape(op, name, tensor, (B, T), "[B, T]")
+    checks.shape(op, "ranges.end", end, start.shape)
 
 
 def _fake(
@@ -135,11 +135,11 @@ def _check_backward(
     op = "block_causal_attention_backward"
     _check_as(op, q, k, v, start, end)
     for name, tensor in (("grad", grad), ("out", out)):
-        _checks.dtype(op, name, tensor, (q.dtype,))
-        _checks.shape(op, name, tensor, q.shape, "[B, T, H, D]")
+        checks.dtype(op, name, tensor, (q.dtype,))
+        checks.shape(op, name, tensor, q.shape, "[B, T, H, D]")
     B, T, H, _ = q.shape
-    _checks.shape(op, "lse", lse, (B, H, T), "[B, H, T]")
-    _checks.same_device(op, "q", q, grad=grad, out=out, lse=lse)
+    checks.shape(op, "lse", lse, (B, H, T), "[B, H, T]")
+    checks.same_device(op, "q", q, grad=grad, out=out, lse=lse)
 
 
 def _fake_backward(
@@ -172,7 +172,7 @@ _ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 _op = KernelOp(
     "block_causal_attention",
     "(Tensor q, Tensor k, Tensor v, Tensor start, Tensor end, float scale) -> (Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -187,7 +187,7 @@ _op_backward = KernelOp(
     "block_causal_attention_backward",
     "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor start, Tensor end,"
     " float scale) -> (Tensor, Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order=_ORDER,

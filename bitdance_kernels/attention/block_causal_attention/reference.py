@@ -8,7 +8,7 @@ log-sum-exp L of each query,
     dS = P * (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q.
 
 A weight of 0 does not undo a NaN or an infinity. So products take the finite values alone, and what
-is not finite is added where it is seen (``_intervals.sum_of_nonfinite``).
+is not finite is added where it is seen (``intervals.sum_of_nonfinite``).
 
 On the CPU, where models are trained and run on this reference, a fused kernel of PyTorch computes
 the same (``_fused_cpu``) unless float64 is asked for. It knows only weights of 0, so what is not
@@ -21,10 +21,10 @@ from collections.abc import Iterator
 
 import torch
 
-from bitdance_kernels._dtypes import accumulate_dtype
-from bitdance_kernels._tracing import is_traced
-from bitdance_kernels.attention import _intervals
-from bitdance_kernels.attention._heads import by_kv_head, by_query
+from bitdance_kernels._dispatch.tracing import is_traced
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels.attention._shared import intervals
+from bitdance_kernels.attention._shared.heads import by_kv_head, by_query
 from bitdance_kernels.attention.block_causal_attention import _fused_cpu
 
 # Scores held at a time, so that memory does not grow with T x Tk: 64 MB in float32.
@@ -43,7 +43,7 @@ def run(
         return functional(q, k, v, start, end, scale)
     if _fused_cpu.applies(q):
         out, lse = _fused_cpu.forward(q, k, v, start, end, scale)
-        if _intervals.is_finite(out):
+        if intervals.is_finite(out):
             return out, lse
     return forward(q, k, v, start, end, scale)
 
@@ -61,7 +61,7 @@ def run_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if _fused_cpu.applies(q):
         grads = _fused_cpu.backward(grad, q, k, v, out, lse, start, end, scale)
-        if _intervals.is_finite(*grads):
+        if intervals.is_finite(*grads):
             return grads
     return backward(grad, q, k, v, out, lse, start, end, scale)
 
@@ -80,7 +80,7 @@ def forward(
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     start, end = start.expand(B, T), end.expand(B, T)
     k, v = _without_unseen(start, end, k.to(wide), v.to(wide))
-    v, of_v = _intervals.sum_of_nonfinite(v, start, end)
+    v, of_v = intervals.sum_of_nonfinite(v, start, end)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=wide, device=q.device)
     for b, i in _chunks(B, T, H * Tk):
@@ -129,10 +129,10 @@ def backward(
     q_wide = q.to(lse.dtype).masked_fill(blind, 0)
     grad = grad.to(lse.dtype).masked_fill(blind, 0)
     k_wide, v_wide = _without_unseen(start, end, k.to(lse.dtype), v.to(lse.dtype))
-    seers = _intervals.transposed(start, end, Tk)
-    q_finite, of_q = _intervals.sum_of_nonfinite(q_wide, *seers)
-    grad_finite, of_grad = _intervals.sum_of_nonfinite(grad, *seers)
-    k_finite, of_k = _intervals.sum_of_nonfinite(k_wide, start, end)
+    seers = intervals.transposed(start, end, Tk)
+    q_finite, of_q = intervals.sum_of_nonfinite(q_wide, *seers)
+    grad_finite, of_grad = intervals.sum_of_nonfinite(grad, *seers)
+    k_finite, of_k = intervals.sum_of_nonfinite(k_wide, start, end)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     of_q, of_k = of_q * 0, of_k * 0  # the weights' gradients are of either sign: NaN or 0
     dk, dv = (x.unflatten(2, (Hkv, -1)).sum(3) for x in (of_q, of_grad))
@@ -202,7 +202,7 @@ def _weights(
     """Weights and their log-sum-exp, and the scaled queries, keys and values they come from."""
     (B, T, H, _), (Tk, Hkv), wide = q.shape, k.shape[1:3], accumulate_dtype(q)
     start, end = start.expand(B, T), end.expand(B, T)
-    unseen = ~_intervals.visible(start, end, Tk).any(1)[..., None, None]
+    unseen = ~intervals.visible(start, end, Tk).any(1)[..., None, None]
     k, v = (t.to(wide).masked_fill(unseen, 0).transpose(1, 2) for t in (k, v))
     queries = by_kv_head(q.to(wide) * scale, Hkv)
     mask = _mask(start, end, Tk, H // Hkv)
@@ -227,12 +227,12 @@ def _chunks(B: int, T: int, scores_per_query: int) -> Iterator[tuple[slice, slic
 
 def _mask(start: torch.Tensor, end: torch.Tensor, Tk: int, group: int) -> torch.Tensor:
     """[b, 1, group * i, Tk], the order of rows of `by_kv_head`."""
-    return _intervals.visible(start, end, Tk).repeat(1, group, 1)[:, None]
+    return intervals.visible(start, end, Tk).repeat(1, group, 1)[:, None]
 
 
 def _without_unseen(
     start: torch.Tensor, end: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values with 0 where no query sees them: weights of 0 do not undo a NaN."""
-    unseen = ~_intervals.seen(start, end, k.shape[1])[..., None, None]
+    unseen = ~intervals.seen(start, end, k.shape[1])[..., None, None]
     return k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)

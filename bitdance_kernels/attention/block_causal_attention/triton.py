@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
+from bitdance_kernels._shared import triton_support
 from bitdance_kernels.attention.block_causal_attention import config
 
 _SEARCHES = 128  # keys that a program of the transposition takes
@@ -362,7 +362,7 @@ def unsupported(
         return f"it handles D up to {config.MOST_WIDTH}, got {q.shape[-1]}"
     if not scale > 0:
         return f"it needs a scale over 0, got {scale}"
-    return _triton.unsupported(q) or _triton.dtype_unsupported(q.dtype)
+    return triton_support.unsupported(q) or triton_support.dtype_unsupported(q.dtype)
 
 
 def run(
@@ -382,8 +382,8 @@ def run(
     if out.numel() == 0:
         return out, lse
     width = _width(D)
-    with _triton.on_device(q):
-        tile = config.forward(width, q.element_size(), _triton.capability(q.device))
+    with triton_support.on_device(q):
+        tile = config.forward(width, q.element_size(), triton_support.capability(q.device))
         _block_causal_forward_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
             q, k, v, start, end, out, lse, T, Tk, H, H // Hkv, _factor(scale, q),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], start.stride(0), end.stride(0),
@@ -431,8 +431,8 @@ def run_backward(
         *k.stride()[:3], *v.stride()[:3],
     )  # fmt: skip
     width = _width(D)
-    with _triton.on_device(q):
-        capability = _triton.capability(q.device)
+    with triton_support.on_device(q):
+        capability = triton_support.capability(q.device)
         if dq.numel():
             tile = config.of_queries(width, q.element_size(), capability)
             _block_causal_of_queries_kernel[(triton.cdiv(T, tile.queries) * B * H,)](

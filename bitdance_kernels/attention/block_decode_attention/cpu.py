@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels.attention._heads import unit_channels
+from bitdance_kernels._shared import native
+from bitdance_kernels.attention._shared.heads import unit_channels
 
 _MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
 
@@ -17,7 +17,7 @@ def unsupported(
     lengths: torch.Tensor,
     scale: float,
 ) -> str | None:
-    reason = _native.cpu_unsupported("block_decode_attention", q)
+    reason = native.cpu_unsupported("block_decode_attention", q)
     if reason is not None:
         return reason
     if q.dtype != torch.float32:
@@ -38,7 +38,7 @@ def run(
     out = q.new_empty(B, P, H, D)
     q, k_cache, v_cache = map(unit_channels, (q, k_cache, v_cache))
     lengths = lengths.contiguous()
-    _native.cpu.block_decode_attention(
+    native.cpu.block_decode_attention(
         q,
         k_cache,
         v_cache,

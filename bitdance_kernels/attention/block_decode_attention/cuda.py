@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 from bitdance_kernels.attention.block_decode_attention.config import split_count
 
 _LOG2_E = 1.4426950408889634
@@ -25,7 +25,7 @@ def unsupported(
         return f"it does not handle {q.dtype}"
     if q.shape[3] % 8 != 0 or q.shape[3] > _MOST_CHANNELS:
         return f"it takes heads of 8 to {_MOST_CHANNELS} channels in eights, got D = {q.shape[3]}"
-    return _native.cuda_unsupported("block_decode_attention", q, k_cache, v_cache, lengths)
+    return native.cuda_unsupported("block_decode_attention", q, k_cache, v_cache, lengths)
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     scale: float,
 ) -> torch.Tensor:
     out = q.new_empty(q.shape)
-    q, k_cache, v_cache = (_native.aligned_rows(x) for x in (q, k_cache, v_cache))
+    q, k_cache, v_cache = (native.aligned_rows(x) for x in (q, k_cache, v_cache))
     lengths = lengths.contiguous()
     B, P, H, D = q.shape
     Tmax, Hkv = k_cache.shape[1:3]
@@ -47,7 +47,7 @@ def run(
     part = (B, P, H, splits if splits > 1 else 0)
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)
-    _native.cuda.block_decode_attention(
+    native.cuda.block_decode_attention(
         q.data_ptr(),
         k_cache.data_ptr(),
         v_cache.data_ptr(),
@@ -67,7 +67,7 @@ def run(
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
         scale * _LOG2_E,
-        _native.DTYPE_CODES[q.dtype],
-        *_native.stream(q.device),
+        native.DTYPE_CODES[q.dtype],
+        *native.stream(q.device),
     )
     return out

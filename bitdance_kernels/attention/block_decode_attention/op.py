@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.attention import _heads
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.attention._shared import heads
 
 __all__ = ["block_decode_attention"]
 
@@ -63,7 +63,7 @@ def block_decode_attention(
         >>> block_decode_attention(torch.randn(1, 4, 2, 16), k_cache, v_cache, lengths).shape
         torch.Size([1, 4, 2, 16])
     """
-    scale = _heads.scale_or_default("block_decode_attention", scale, q)
+    scale = heads.scale_or_default("block_decode_attention", scale, q)
     return _op.call(q, k_cache, v_cache, lengths, scale, backend)
 
 
@@ -75,10 +75,10 @@ def _check(
     scale: float,
 ) -> None:
     op = "block_decode_attention"
-    _heads.check_heads(op, q, "k_cache", k_cache, "v_cache", v_cache, "P")
-    _checks.dtype(op, "lengths", lengths, (torch.int32,))
-    _checks.shape(op, "lengths", lengths, (q.shape[0],), "[B]")
-    _checks.same_device(op, "q", q, lengths=lengths)
+    heads.check_heads(op, q, "k_cache", k_cache, "v_cache", v_cache, "P")
+    checks.dtype(op, "lengths", lengths, (torch.int32,))
+    checks.shape(op, "lengths", lengths, (q.shape[0],), "[B]")
+    checks.same_device(op, "q", q, lengths=lengths)
 
 
 def _fake(
@@ -94,7 +94,7 @@ def _fake(
 _op = KernelOp(
     "block_decode_attention",
     "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, float scale) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from bitdance_kernels._dtypes import accumulate_dtype
-from bitdance_kernels._tracing import is_traced
-from bitdance_kernels.attention._heads import by_kv_head, by_query
+from bitdance_kernels._dispatch.tracing import is_traced
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels.attention._shared.heads import by_kv_head, by_query
 
 # Scores held at a time, so that a large batch does not need them all: 64 MB in float32.
 _SCORES = 2**24

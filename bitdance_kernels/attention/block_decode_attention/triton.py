@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels.attention._heads import unit_channels
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels.attention._shared.heads import unit_channels
 from bitdance_kernels.attention.block_decode_attention.config import split_count
 
 _LOG2_E = 1.4426950408889634
@@ -132,7 +132,9 @@ def unsupported(
 ) -> str | None:
     if q.shape[3] > _MOST_CHANNELS:
         return f"it holds heads of at most {_MOST_CHANNELS} channels, got D = {q.shape[3]}"
-    return _triton.unsupported(q, k_cache, v_cache, lengths) or _triton.dtype_unsupported(q.dtype)
+    return triton_support.unsupported(
+        q, k_cache, v_cache, lengths
+    ) or triton_support.dtype_unsupported(q.dtype)
 
 
 def run(
@@ -161,7 +163,7 @@ def run(
     part = (B, P, H, splits if splits > 1 else 0)
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)
-    with _triton.on_device(q):
+    with triton_support.on_device(q):
         _block_decode_attend_kernel[(programs * splits,)](
             q, k_cache, v_cache, lengths, out, sums, top, total, scale * _LOG2_E, P, Tmax, Hkv,
             row_tiles, splits, *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3],

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["rope"]
 
@@ -56,14 +56,14 @@ def _check(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> None:
 
 
 def _check_as(op: str, argument: str, x: torch.Tensor, freqs: torch.Tensor) -> None:
-    _checks.dtype(op, argument, x, _checks.FLOATS)
-    _checks.dtype(op, "freqs", freqs, _checks.FLOATS)
-    _checks.rank(op, argument, x, 4, 4)
+    checks.dtype(op, argument, x, checks.FLOATS)
+    checks.dtype(op, "freqs", freqs, checks.FLOATS)
+    checks.rank(op, argument, x, 4, 4)
     _, T, _, D = x.shape
     if D == 0 or D % 2 != 0:
-        raise _checks.fail(op, argument, "[B, T, H, D] with D even", f"shape {list(x.shape)}")
-    _checks.shape(op, "freqs", freqs, (T, D // 2, 2), "[T, D / 2, 2]")
-    _checks.same_device(op, argument, x, freqs=freqs)
+        raise checks.fail(op, argument, "[B, T, H, D] with D even", f"shape {list(x.shape)}")
+    checks.shape(op, "freqs", freqs, (T, D // 2, 2), "[T, D / 2, 2]")
+    checks.same_device(op, argument, x, freqs=freqs)
 
 
 def _fake(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Tensor:
@@ -85,7 +85,7 @@ _ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
 _op = KernelOp(
     "rope",
     "(Tensor x, Tensor freqs, bool interleaved) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -102,7 +102,7 @@ def _check_backward(grad: torch.Tensor, freqs: torch.Tensor, interleaved: bool) 
 _op_backward = KernelOp(
     "rope_backward",
     "(Tensor grad, Tensor freqs, bool interleaved) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake,
     order=_ORDER,

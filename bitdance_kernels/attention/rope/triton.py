@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels.attention._heads import unit_channels
-from bitdance_kernels.attention._rotation_triton import (
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels.attention._shared.heads import unit_channels
+from bitdance_kernels.attention._shared.rotation_triton import (
     head_tile,
     load_pairs,
     load_turn,
@@ -37,7 +37,9 @@ def _rope_kernel(
 
 
 def unsupported(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> str | None:
-    return _triton.unsupported(x, freqs) or _triton.dtype_unsupported(x.dtype, freqs.dtype)
+    return triton_support.unsupported(x, freqs) or triton_support.dtype_unsupported(
+        x.dtype, freqs.dtype
+    )
 
 
 def run(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Tensor:
@@ -59,7 +61,7 @@ def _turn(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool, back: bool) -
     x = unit_channels(x)
     B, T, H, D = x.shape
     heads, half, warps = head_tile(H, D)
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _rope_kernel[(B * T, triton.cdiv(H, heads))](
             x, y, freqs.contiguous(), T, H, x.stride(0), x.stride(1), x.stride(2),
             D=D, HALF=half, HEADS=heads, INTERLEAVED=interleaved, BACK=back, num_warps=warps,

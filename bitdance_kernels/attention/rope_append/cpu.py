@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 
 
 def unsupported(
@@ -20,7 +20,7 @@ def unsupported(
     k_norm: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    reason = _native.cpu_unsupported("rope_append", qkv)
+    reason = native.cpu_unsupported("rope_append", qkv)
     if reason is not None:
         return reason
     for tensor in (qkv, freqs, q_norm, k_norm):
@@ -51,7 +51,7 @@ def run(
     position, freqs = position.contiguous(), freqs.contiguous()
     q_norm = None if q_norm is None else q_norm.contiguous()
     k_norm = None if k_norm is None else k_norm.contiguous()
-    _native.cpu.rope_append(
+    native.cpu.rope_append(
         qkv,
         q,
         k_cache,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 
 _MOST_CHANNELS = 256
 
@@ -25,10 +25,10 @@ def unsupported(
     D = k_cache.shape[3]
     if D % 8 != 0 or D > _MOST_CHANNELS:
         return f"it takes heads of 8 to {_MOST_CHANNELS} channels in eights, got D = {D}"
-    if not (_native.rows_are_aligned(k_cache) and _native.rows_are_aligned(v_cache)):
+    if not (native.rows_are_aligned(k_cache) and native.rows_are_aligned(v_cache)):
         return "it writes caches whose heads lie, without gaps, at multiples of 16 bytes"
     given = [x for x in (qkv, freqs, q_norm, k_norm) if x is not None]
-    return _native.cuda_unsupported("rope_append", *given) or _native.dtype_unsupported(
+    return native.cuda_unsupported("rope_append", *given) or native.dtype_unsupported(
         *(x.dtype for x in given)
     )
 
@@ -49,11 +49,11 @@ def run(
     B, P, _ = qkv.shape
     D = k_cache.shape[3]
     q = qkv.new_empty((B, P, num_heads, D))
-    qkv = _native.aligned_rows(qkv)
+    qkv = native.aligned_rows(qkv)
     position, freqs = position.contiguous(), freqs.contiguous()
     q_norm = None if q_norm is None else q_norm.contiguous()
     k_norm = None if k_norm is None else k_norm.contiguous()
-    _native.cuda.rope_append(
+    native.cuda.rope_append(
         qkv.data_ptr(),
         q.data_ptr(),
         k_cache.data_ptr(),
@@ -73,9 +73,9 @@ def run(
         eps,
         interleaved,
         *(
-            _native.DTYPE_CODES[torch.float32 if x is None else x.dtype]
+            native.DTYPE_CODES[torch.float32 if x is None else x.dtype]
             for x in (qkv, freqs, q_norm, k_norm)
         ),
-        *_native.stream(qkv.device),
+        *native.stream(qkv.device),
     )
     return q

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["rope_append"]
 
@@ -114,40 +114,40 @@ def _check(
     eps: float,
 ) -> None:
     op = "rope_append"
-    _checks.dtype(op, "qkv", qkv, _checks.FLOATS)
+    checks.dtype(op, "qkv", qkv, checks.FLOATS)
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        _checks.dtype(op, name, cache, (qkv.dtype,))
-    _checks.dtype(op, "position", position, (torch.int32,))
+        checks.dtype(op, name, cache, (qkv.dtype,))
+    checks.dtype(op, "position", position, (torch.int32,))
     for name, table in (("freqs", freqs), ("q_norm", q_norm), ("k_norm", k_norm)):
         if table is not None:
-            _checks.dtype(op, name, table, _checks.FLOATS)
-    _checks.rank(op, "qkv", qkv, 3, 3)
-    _checks.rank(op, "k_cache", k_cache, 4, 4)
+            checks.dtype(op, name, table, checks.FLOATS)
+    checks.rank(op, "qkv", qkv, 3, 3)
+    checks.rank(op, "k_cache", k_cache, 4, 4)
     if num_heads < 1:
-        raise _checks.fail(op, "num_heads", "1 or more", num_heads)
+        raise checks.fail(op, "num_heads", "1 or more", num_heads)
     if num_kv_heads < 1 or num_heads % num_kv_heads != 0:
-        raise _checks.fail(op, "num_kv_heads", f"a divisor of H = {num_heads}", num_kv_heads)
+        raise checks.fail(op, "num_kv_heads", f"a divisor of H = {num_heads}", num_kv_heads)
     B, P, width = qkv.shape
     Tmax, D = k_cache.shape[1], k_cache.shape[3]
     if D == 0 or D % 2 != 0:
         got = f"shape {list(k_cache.shape)}"
-        raise _checks.fail(op, "k_cache", "[B, Tmax, Hkv, D] with D even", got)
+        raise checks.fail(op, "k_cache", "[B, Tmax, Hkv, D] with D even", got)
     heads = num_heads + 2 * num_kv_heads
     if width != heads * D:
         expected = f"[B, P, (H + 2 Hkv) D] with a last dimension of {heads} * {D}"
-        raise _checks.fail(op, "qkv", expected, f"shape {list(qkv.shape)}")
+        raise checks.fail(op, "qkv", expected, f"shape {list(qkv.shape)}")
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        _checks.shape(op, name, cache, (B, Tmax, num_kv_heads, D), "[B, Tmax, Hkv, D]")
-    _checks.shape(op, "position", position, (B,), "[B]")
-    _checks.rank(op, "freqs", freqs, 3, 3)
-    _checks.shape(op, "freqs", freqs, (freqs.shape[0], D // 2, 2), "[Tf, D / 2, 2]")
+        checks.shape(op, name, cache, (B, Tmax, num_kv_heads, D), "[B, Tmax, Hkv, D]")
+    checks.shape(op, "position", position, (B,), "[B]")
+    checks.rank(op, "freqs", freqs, 3, 3)
+    checks.shape(op, "freqs", freqs, (freqs.shape[0], D // 2, 2), "[Tf, D / 2, 2]")
     for name, rows in (("k_cache", Tmax), ("freqs", freqs.shape[0])):
         if rows < P:
-            raise _checks.fail(op, name, f"of at least P = {P} rows", rows)
+            raise checks.fail(op, name, f"of at least P = {P} rows", rows)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
-            _checks.shape(op, name, weight, (D,), "[D]")
-    _checks.same_device(
+            checks.shape(op, name, weight, (D,), "[D]")
+    checks.same_device(
         op,
         "qkv",
         qkv,
@@ -177,7 +177,7 @@ _op = KernelOp(
     "(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor position, Tensor freqs, "
     "int num_heads, int num_kv_heads, bool interleaved, Tensor? q_norm, Tensor? k_norm, "
     "float eps) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.attention._rotation import rotate, working_dtype
+from bitdance_kernels.attention._shared.rotation import rotate, working_dtype
 
 
 def run(

@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels.attention._heads import unit_channels
-from bitdance_kernels.attention._rotation_triton import (
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels.attention._shared.heads import unit_channels
+from bitdance_kernels.attention._shared.rotation_triton import (
     head_tile,
     load_pairs,
     load_turn,
@@ -91,7 +91,9 @@ def unsupported(
     if k_cache.stride(3) != 1 or v_cache.stride(3) != 1:
         return "it writes caches whose channels are adjacent"
     given = [x for x in (qkv, freqs, q_norm, k_norm) if x is not None]
-    return _triton.unsupported(*given) or _triton.dtype_unsupported(*(x.dtype for x in given))
+    return triton_support.unsupported(*given) or triton_support.dtype_unsupported(
+        *(x.dtype for x in given)
+    )
 
 
 def run(
@@ -115,7 +117,7 @@ def run(
     qkv = unit_channels(qkv)
     heads, half, warps = head_tile(num_kv_heads, D)
     tiles = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
-    with _triton.on_device(qkv):
+    with triton_support.on_device(qkv):
         _rope_append_kernel[(B * P, tiles)](
             qkv, q, k_cache, v_cache, position.contiguous(), freqs.contiguous(),
             None if q_norm is None else q_norm.contiguous(),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 _MOST_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu
@@ -51,7 +51,7 @@ def unsupported(
     eps: float,
 ) -> str | None:
     given = [t for t in (x, weight, bias, scale, shift) if t is not None]
-    reason = _native.cpu_unsupported("group_norm_silu", *given)
+    reason = native.cpu_unsupported("group_norm_silu", *given)
     if reason is not None:
         return reason
     for tensor in given:
@@ -75,7 +75,7 @@ def run(
     feature_map = _Map.of(x, num_groups, _MOST_POSITIONS)
     y = torch.empty_like(x, memory_format=memory_format(x))
     spreads, coefficients = feature_map.workspace()
-    _native.cpu.group_norm_silu(
+    native.cpu.group_norm_silu(
         feature_map.x,
         y,
         *feature_map.sizes,
@@ -90,7 +90,7 @@ def run(
 
 
 # The gradient is taken of what the forward pass takes.
-native_backward = ("group_norm_silu_backward", "group_norm_silu")
+native_functions_backward = ("group_norm_silu_backward", "group_norm_silu")
 
 
 def unsupported_backward(
@@ -104,7 +104,7 @@ def unsupported_backward(
     silu: bool,
     eps: float,
 ) -> str | None:
-    reason = _native.cpu_unsupported("group_norm_silu_backward", grad)
+    reason = native.cpu_unsupported("group_norm_silu_backward", grad)
     if reason is not None:
         return reason
     if grad.dtype != torch.float32:
@@ -132,7 +132,7 @@ def run_backward(
     spreads, coefficients = feature_map.workspace()
     sums = x.new_empty(images, 2, channels, dtype=torch.float64)
     chunk_sums = x.new_empty(images, feature_map.chunks, 2, channels)
-    _native.cpu.group_norm_silu_backward(
+    native.cpu.group_norm_silu_backward(
         grad,
         feature_map.x,
         of_x,

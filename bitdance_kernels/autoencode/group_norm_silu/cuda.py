@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 # Chunks of all images together that fill any card, and the fewest positions of a chunk.
@@ -50,7 +50,7 @@ def unsupported(
     eps: float,
 ) -> str | None:
     given = [t for t in (x, weight, bias, scale, shift) if t is not None]
-    reason = _native.cuda_unsupported("group_norm_silu", *given) or _native.dtype_unsupported(
+    reason = native.cuda_unsupported("group_norm_silu", *given) or native.dtype_unsupported(
         *(t.dtype for t in given)
     )
     if reason is None and memory_format(x) != torch.channels_last:
@@ -72,7 +72,7 @@ def run(
     feature_map = _Map.of(x, num_groups)
     moments, coefficients = feature_map.pairs(), feature_map.coefficients()
     _kept, rows = _rows(weight, bias, scale, shift)
-    _native.cuda.group_norm_silu(
+    native.cuda.group_norm_silu(
         feature_map.x.data_ptr(),
         y.data_ptr(),
         *feature_map.sizes,
@@ -81,14 +81,14 @@ def run(
         eps,
         moments.data_ptr(),
         coefficients.data_ptr(),
-        _native.DTYPE_CODES[x.dtype],
-        *_native.stream(x.device),
+        native.DTYPE_CODES[x.dtype],
+        *native.stream(x.device),
     )
     return y
 
 
 # The gradient is taken of what the forward pass takes.
-native_backward = ("group_norm_silu_backward", "group_norm_silu")
+native_functions_backward = ("group_norm_silu_backward", "group_norm_silu")
 
 
 def unsupported_backward(
@@ -102,7 +102,7 @@ def unsupported_backward(
     silu: bool,
     eps: float,
 ) -> str | None:
-    reason = _native.cuda_unsupported("group_norm_silu_backward", grad)
+    reason = native.cuda_unsupported("group_norm_silu_backward", grad)
     if reason is not None:
         return reason
     if grad.dtype != x.dtype:
@@ -133,7 +133,7 @@ def run_backward(
     # Zeros, since nothing is written where there are no positions.
     of_given = [x.new_zeros(0 if t is None else x.shape[:2], dtype=torch.float32) for t in given]
     _kept, rows = _rows(*given)
-    _native.cuda.group_norm_silu_backward(
+    native.cuda.group_norm_silu_backward(
         grad.data_ptr(),
         feature_map.x.data_ptr(),
         of_x.data_ptr(),
@@ -145,8 +145,8 @@ def run_backward(
         moments.data_ptr(),
         sums.data_ptr(),
         coefficients.data_ptr(),
-        _native.DTYPE_CODES[x.dtype],
-        *_native.stream(x.device),
+        native.DTYPE_CODES[x.dtype],
+        *native.stream(x.device),
     )
     gradients = (
         of if t is None else (of.sum(0) if t.dim() == 1 else of).to(t.dtype)
@@ -159,8 +159,8 @@ def _rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], lis
     """The tensors, to be kept while they are used, and what the C functions take of each."""
     kept = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors]
     return kept, [
-        (0, 0, _native.FLOAT32)
+        (0, 0, native.FLOAT32)
         if t is None
-        else (t.data_ptr(), t.stride(0), _native.DTYPE_CODES[t.dtype])
+        else (t.data_ptr(), t.stride(0), native.DTYPE_CODES[t.dtype])
         for t in kept
     ]

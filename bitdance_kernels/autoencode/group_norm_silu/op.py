@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 __all__ = ["group_norm_silu"]
@@ -78,23 +78,23 @@ def _check(
     silu: bool,
     eps: float,
 ) -> None:
-    _checks.dtype(_NAME, "x", x, _checks.FLOATS)
-    _checks.rank(_NAME, "x", x, 4, 4)
+    checks.dtype(_NAME, "x", x, checks.FLOATS)
+    checks.rank(_NAME, "x", x, 4, 4)
     batch, channels = x.shape[:2]
     if num_groups < 1 or channels % num_groups != 0 or channels == 0:
-        raise _checks.fail(_NAME, "num_groups", f"a divisor of C = {channels}", num_groups)
+        raise checks.fail(_NAME, "num_groups", f"a divisor of C = {channels}", num_groups)
     if (scale is None) != (shift is None):
         got = "shift alone" if scale is None else "scale alone"
-        raise _checks.fail(_NAME, "scale and shift", "given together", got)
+        raise checks.fail(_NAME, "scale and shift", "given together", got)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
-            _checks.dtype(_NAME, name, tensor, _checks.FLOATS)
-            _checks.shape(_NAME, name, tensor, (channels,), "[C]")
+            checks.dtype(_NAME, name, tensor, checks.FLOATS)
+            checks.shape(_NAME, name, tensor, (channels,), "[C]")
     for name, tensor in (("scale", scale), ("shift", shift)):
         if tensor is not None:
-            _checks.dtype(_NAME, name, tensor, _checks.FLOATS)
-            _checks.broadcast(_NAME, name, tensor, (batch, channels), "[B, C]")
-    _checks.same_device(_NAME, "x", x, weight=weight, bias=bias, scale=scale, shift=shift)
+            checks.dtype(_NAME, name, tensor, checks.FLOATS)
+            checks.broadcast(_NAME, name, tensor, (batch, channels), "[B, C]")
+    checks.same_device(_NAME, "x", x, weight=weight, bias=bias, scale=scale, shift=shift)
 
 
 def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -123,7 +123,7 @@ _op = KernelOp(
     _NAME,
     "(Tensor x, int num_groups, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, "
     "bool silu, float eps) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     broadcast={"scale": ("x", 2), "shift": ("x", 2)},
@@ -135,9 +135,9 @@ _op = KernelOp(
 
 def _check_backward(grad: torch.Tensor, x: torch.Tensor, *rest: Any) -> None:
     _check(x, *rest)
-    _checks.dtype(f"{_NAME}_backward", "grad", grad, _checks.FLOATS)
-    _checks.shape(f"{_NAME}_backward", "grad", grad, x.shape, "[B, C, H, W]")
-    _checks.same_device(f"{_NAME}_backward", "x", x, grad=grad)
+    checks.dtype(f"{_NAME}_backward", "grad", grad, checks.FLOATS)
+    checks.shape(f"{_NAME}_backward", "grad", grad, x.shape, "[B, C, H, W]")
+    checks.same_device(f"{_NAME}_backward", "x", x, grad=grad)
 
 
 def _fake_backward(
@@ -162,7 +162,7 @@ _backward_op = KernelOp(
     f"{_NAME}_backward",
     "(Tensor grad, Tensor x, int num_groups, Tensor? weight, Tensor? bias, Tensor? scale, "
     "Tensor? shift, bool silu, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels._shared.dtypes import accumulate_dtype
 
 
 def run(

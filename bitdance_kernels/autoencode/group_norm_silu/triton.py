@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
+from bitdance_kernels._shared import triton_support
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 # Values of a tile, channels that a block has at least if it can, and the most channels of a group.
@@ -377,7 +377,9 @@ def unsupported(
     eps: float,
 ) -> str | None:
     given = [t for t in (x, weight, bias, scale, shift) if t is not None]
-    reason = _triton.unsupported(*given) or _triton.dtype_unsupported(*(t.dtype for t in given))
+    reason = triton_support.unsupported(*given) or triton_support.dtype_unsupported(
+        *(t.dtype for t in given)
+    )
     if reason is None and x.shape[1] // num_groups > _MOST_WIDTH:
         reason = f"it takes at most {_MOST_WIDTH} channels a group, got {x.shape[1] // num_groups}"
     return reason
@@ -400,7 +402,7 @@ def run(
     x = x.contiguous(memory_format=layout)
     vectors, given = _given(x, weight, bias, scale, shift)
     launch, last = _Launch.of(x, num_groups), layout == torch.channels_last
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         moments = _moments(x, num_groups, launch, last)
         _group_norm_forward_kernel[launch.grid](
             x, moments, *vectors, y, *launch.sizes, eps, **given, SILU=silu, **launch.joining,
@@ -420,7 +422,7 @@ def unsupported_backward(
     silu: bool,
     eps: float,
 ) -> str | None:
-    reason = _triton.unsupported(grad) or _triton.dtype_unsupported(grad.dtype)
+    reason = triton_support.unsupported(grad) or triton_support.dtype_unsupported(grad.dtype)
     return reason or unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)
 
 
@@ -450,7 +452,7 @@ def run_backward(
         launch, last = _Launch.of(x, num_groups), layout == torch.channels_last
         sums = x.new_empty((images, launch.sizes[1], 2, channels), dtype=torch.float64)
         along = x.new_empty((images, 2, channels), dtype=torch.float32)
-        with _triton.on_device(x):
+        with triton_support.on_device(x):
             moments = _moments(x, num_groups, launch, last)
             _group_norm_sums_kernel[launch.grid](
                 grad, x, moments, *vectors, sums, *launch.sizes, eps, **given, SILU=silu,

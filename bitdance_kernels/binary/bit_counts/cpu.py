@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 
 
 def unsupported(packed: torch.Tensor) -> str | None:
-    return _native.cpu_unsupported("bit_counts", packed)
+    return native.cpu_unsupported("bit_counts", packed)
 
 
 def run(packed: torch.Tensor) -> torch.Tensor:
     width = packed.shape[-1]
     counts = packed.new_empty(8 * width, dtype=torch.int64)
     packed = packed.contiguous()
-    _native.cpu.bit_counts(packed, counts, packed.numel() // width, width, torch.get_num_threads())
+    native.cpu.bit_counts(packed, counts, packed.numel() // width, width, torch.get_num_threads())
     return counts

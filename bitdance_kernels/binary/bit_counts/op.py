@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["bit_counts"]
 
@@ -40,10 +40,10 @@ def bit_counts(packed: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
 
 
 def _check(packed: torch.Tensor) -> None:
-    _checks.dtype("bit_counts", "packed", packed, (torch.uint8,))
-    _checks.rank("bit_counts", "packed", packed, 1)
+    checks.dtype("bit_counts", "packed", packed, (torch.uint8,))
+    checks.rank("bit_counts", "packed", packed, 1)
     if packed.shape[-1] == 0:
-        raise _checks.fail("bit_counts", "packed", "[..., C / 8] with C > 0", list(packed.shape))
+        raise checks.fail("bit_counts", "packed", "[..., C / 8] with C > 0", list(packed.shape))
 
 
 def _fake(packed: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def _fake(packed: torch.Tensor) -> torch.Tensor:
 _op = KernelOp(
     "bit_counts",
     "(Tensor packed) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 _LANES = 256
 _TRIPS = 15  # of sixteen rows: 240, and no count of a lane exceeds 255
@@ -105,7 +105,7 @@ def _bit_counts_kernel(
 
 
 def unsupported(packed: torch.Tensor) -> str | None:
-    return _triton.unsupported(packed)
+    return triton_support.unsupported(packed)
 
 
 def run(packed: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ def run(packed: torch.Tensor) -> torch.Tensor:
     lanes = _LANES // block
     trips = min(_TRIPS, triton.cdiv(rows, 16 * lanes * _PROGRAMS))
     grid = (triton.cdiv(rows, 16 * lanes * trips), triton.cdiv(words, block))
-    with _triton.on_device(packed):
+    with triton_support.on_device(packed):
         _bit_counts_kernel[grid](
             packed, counts, rows, words, stride, trips, BITS=8 * size, ROWS=lanes, WORDS=block
         )

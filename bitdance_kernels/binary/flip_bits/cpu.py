@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _memory, _native
+from bitdance_kernels._shared import memory, native
 
 
 def unsupported(
@@ -16,7 +16,7 @@ def unsupported(
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
-    return _native.cpu_unsupported("flip_bits", packed, key)
+    return native.cpu_unsupported("flip_bits", packed, key)
 
 
 def run(
@@ -27,8 +27,8 @@ def run(
     r2: torch.Tensor | None,
 ) -> torch.Tensor:
     packed, key = packed.contiguous(), key.contiguous()
-    flipped = _memory.empty(packed.shape, packed.dtype)
-    _native.cpu.flip_bits(
+    flipped = memory.empty(packed.shape, packed.dtype)
+    native.cpu.flip_bits(
         packed, flipped, packed.numel(), 0, key, round(rate * 2**15), torch.get_num_threads()
     )
     return flipped
@@ -43,7 +43,7 @@ def unsupported_signs(
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
-    return _native.cpu_unsupported("flip_signs", x, key) or _native.dtype_unsupported(x.dtype)
+    return native.cpu_unsupported("flip_signs", x, key) or native.dtype_unsupported(x.dtype)
 
 
 def run_signs(
@@ -54,14 +54,14 @@ def run_signs(
     r2: torch.Tensor | None,
 ) -> torch.Tensor:
     x, key = x.contiguous(), key.contiguous()
-    y = _memory.empty(x.shape, x.dtype)
-    _native.cpu.flip_signs(
+    y = memory.empty(x.shape, x.dtype)
+    native.cpu.flip_signs(
         x,
         y,
         x.numel(),
         key,
         round(rate * 2**15),
-        _native.DTYPE_CODES[x.dtype],
+        native.DTYPE_CODES[x.dtype],
         torch.get_num_threads(),
     )
     return y

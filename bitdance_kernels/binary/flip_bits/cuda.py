@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 
 
 def unsupported(
@@ -16,7 +16,7 @@ def unsupported(
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
-    return _native.cuda_unsupported("flip_bits", packed, key)
+    return native.cuda_unsupported("flip_bits", packed, key)
 
 
 def run(
@@ -28,13 +28,13 @@ def run(
 ) -> torch.Tensor:
     packed, key = packed.contiguous(), key.contiguous()
     flipped = torch.empty_like(packed)
-    _native.cuda.flip_bits(
+    native.cuda.flip_bits(
         packed.data_ptr(),
         flipped.data_ptr(),
         packed.numel(),
         key.data_ptr(),
         round(rate * 2**15),
-        *_native.stream(packed.device),
+        *native.stream(packed.device),
     )
     return flipped
 
@@ -48,7 +48,7 @@ def unsupported_signs(
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
-    return _native.cuda_unsupported("flip_signs", x, key) or _native.dtype_unsupported(x.dtype)
+    return native.cuda_unsupported("flip_signs", x, key) or native.dtype_unsupported(x.dtype)
 
 
 def run_signs(
@@ -60,13 +60,13 @@ def run_signs(
 ) -> torch.Tensor:
     x, key = x.contiguous(), key.contiguous()
     y = torch.empty_like(x)
-    _native.cuda.flip_signs(
+    native.cuda.flip_signs(
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
         key.data_ptr(),
         round(rate * 2**15),
-        _native.DTYPE_CODES[x.dtype],
-        *_native.stream(x.device),
+        native.DTYPE_CODES[x.dtype],
+        *native.stream(x.device),
     )
     return y

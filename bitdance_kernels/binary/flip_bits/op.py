@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _arguments, _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch import arguments
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["flip_bits", "flip_signs"]
 
@@ -103,7 +104,7 @@ def _pair(op: str, uniforms: Sequence[torch.Tensor] | None) -> Sequence[torch.Te
     if not isinstance(uniforms, tuple | list) or len(uniforms) != 2:
         raise TypeError(f"{op}: uniforms must be a pair of tensors, got {type(uniforms).__name__}")
     for i in range(2):
-        _arguments.tensor(op, f"uniforms[{i}]", uniforms[i])
+        arguments.tensor(op, f"uniforms[{i}]", uniforms[i])
     return uniforms
 
 
@@ -115,19 +116,19 @@ def _key(
     offset: int | torch.Tensor,
 ) -> torch.Tensor:
     """(seed, offset) as int64 [2] on the device of `like`; tensors are not read on the host."""
-    _arguments.tensor(op, argument, like)
+    arguments.tensor(op, argument, like)
     parts = []
     for name, value, bits in (("seed", seed, 64), ("offset", offset, 32)):
         if isinstance(value, torch.Tensor):
-            _checks.dtype(op, name, value, (torch.int64,))
+            checks.dtype(op, name, value, (torch.int64,))
             if value.numel() != 1:
-                raise _checks.fail(op, name, "of one element", f"shape {list(value.shape)}")
-            _checks.same_device(op, "the input", like, **{name: value})
+                raise checks.fail(op, name, "of one element", f"shape {list(value.shape)}")
+            checks.same_device(op, "the input", like, **{name: value})
             parts.append(value.reshape(()))
             continue
-        value = _arguments.integer(op, name, value)
+        value = arguments.integer(op, name, value)
         if not 0 <= value < 2**bits:
-            raise _checks.fail(op, name, f"in [0, 2^{bits})", value)
+            raise checks.fail(op, name, f"in [0, 2^{bits})", value)
         signed = value - 2**64 if value >= 2**63 else value  # the same 64 bits
         parts.append(torch.full((), signed, dtype=torch.int64, device=like.device))
     return torch.stack(parts)
@@ -143,30 +144,30 @@ def _check_draw(
     r2: torch.Tensor | None,
 ) -> None:
     if not 0 <= rate <= 1:
-        raise _checks.fail(op, "rate", "in [0, 1]", rate)
-    _checks.dtype(op, "key", key, (torch.int64,))
-    _checks.shape(op, "key", key, (2,), "(seed, offset)")
+        raise checks.fail(op, "rate", "in [0, 1]", rate)
+    checks.dtype(op, "key", key, (torch.int64,))
+    checks.shape(op, "key", key, (2,), "(seed, offset)")
     if (r1 is None) != (r2 is None):
-        raise _checks.fail(op, "uniforms", "a pair (r1, r2)", "one of them")
+        raise checks.fail(op, "uniforms", "a pair (r1, r2)", "one of them")
     for name, uniform in (("uniforms[0]", r1), ("uniforms[1]", r2)):
         if uniform is not None:
-            _checks.dtype(op, name, uniform, _checks.FLOATS)
-            _checks.shape(op, name, uniform, shape, "[..., C]")
-    _checks.same_device(op, "the input", like, key=key, uniforms=r1)
-    _checks.same_device(op, "the input", like, uniforms=r2)
+            checks.dtype(op, name, uniform, checks.FLOATS)
+            checks.shape(op, name, uniform, shape, "[..., C]")
+    checks.same_device(op, "the input", like, key=key, uniforms=r1)
+    checks.same_device(op, "the input", like, uniforms=r2)
 
 
 def _check(packed: torch.Tensor, *draw: Any) -> None:
-    _checks.dtype("flip_bits", "packed", packed, (torch.uint8,))
-    _checks.rank("flip_bits", "packed", packed, 1)
+    checks.dtype("flip_bits", "packed", packed, (torch.uint8,))
+    checks.rank("flip_bits", "packed", packed, 1)
     if packed.shape[-1] == 0:
-        raise _checks.fail("flip_bits", "packed", "[..., C / 8] with C > 0", list(packed.shape))
+        raise checks.fail("flip_bits", "packed", "[..., C / 8] with C > 0", list(packed.shape))
     _check_draw("flip_bits", packed, (*packed.shape[:-1], packed.shape[-1] * 8), *draw)
 
 
 def _check_signs(x: torch.Tensor, *draw: Any) -> None:
-    _checks.dtype("flip_signs", "x", x, _checks.FLOATS)
-    _checks.channels("flip_signs", "x", x)
+    checks.dtype("flip_signs", "x", x, checks.FLOATS)
+    checks.channels("flip_signs", "x", x)
     _check_draw("flip_signs", x, x.shape, *draw)
 
 
@@ -177,7 +178,7 @@ def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
 _op = KernelOp(
     "flip_bits",
     "(Tensor packed, float rate, Tensor key, Tensor? r1, Tensor? r2) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -186,7 +187,7 @@ _op = KernelOp(
 _signs_op = KernelOp(
     "flip_signs",
     "(Tensor x, float rate, Tensor key, Tensor? r1, Tensor? r2) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check_signs,
     fake=_fake,
     order=_ORDER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.binary import bits
+from bitdance_kernels.binary._shared import bits
 from bitdance_kernels.philox import philox4x32
 
 # Fourth counter word. Sampling noise has the sample id there, a small number, so no flip ever uses

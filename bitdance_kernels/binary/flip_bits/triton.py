@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _native, _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import native, triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 # Bytes a program. Sixty integer instructions a byte hide every load.
 _BLOCK = 512
@@ -98,7 +98,7 @@ def unsupported(
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
-    return _triton.unsupported(packed, key)
+    return triton_support.unsupported(packed, key)
 
 
 def run(
@@ -113,7 +113,7 @@ def run(
         return flipped
     packed, _, stride = as_rows(packed)
     total, width = packed.numel(), packed.shape[-1]
-    with _triton.on_device(packed):
+    with triton_support.on_device(packed):
         _flip_bits_kernel[(triton.cdiv(total, _BLOCK),)](
             packed,
             flipped,
@@ -137,7 +137,7 @@ def unsupported_signs(
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
-    return _triton.unsupported(x, key) or _native.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(x, key) or native.dtype_unsupported(x.dtype)
 
 
 def run_signs(
@@ -155,7 +155,7 @@ def run_signs(
     pattern = torch.int32 if x.dtype == torch.float32 else torch.int16
     width = x.shape[-1]
     total = x.numel() // 8
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _flip_signs_kernel[(triton.cdiv(total, _SIGNS_BLOCK),)](
             x.view(pattern),
             y.view(pattern),

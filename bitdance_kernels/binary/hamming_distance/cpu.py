@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import _memory, _native
+from bitdance_kernels._shared import memory, native
 
 # Codes of a block, see csrc/cpu/hamming_distance.
 _BLOCK = 64
@@ -14,15 +14,15 @@ _MOST_NEIGHBOURS = 128
 
 
 def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
-    return _native.cpu_unsupported("hamming_distance", a, b)
+    return native.cpu_unsupported("hamming_distance", a, b)
 
 
 def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    distance = _memory.empty((a.shape[0], b.shape[0]), torch.int32)
+    distance = memory.empty((a.shape[0], b.shape[0]), torch.int32)
     if distance.numel() == 0:
         return distance
     a, blocks = a.contiguous(), _blocks(b)
-    _native.cpu.hamming_distance(
+    native.cpu.hamming_distance(
         a, blocks, distance, *distance.shape, a.shape[1], torch.get_num_threads()
     )
     return distance
@@ -31,14 +31,14 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
     if k > _MOST_NEIGHBOURS:
         return f"it finds at most {_MOST_NEIGHBOURS} neighbours, got {k}"
-    return _native.cpu_unsupported("nearest_codes", a, b)
+    return native.cpu_unsupported("nearest_codes", a, b)
 
 
 def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     index = a.new_empty((a.shape[0], k), dtype=torch.int64)
     distance = a.new_empty((a.shape[0], k), dtype=torch.int32)
     a, blocks = a.contiguous(), _blocks(b)
-    _native.cpu.nearest_codes(
+    native.cpu.nearest_codes(
         a, blocks, index, distance, a.shape[0], b.shape[0], a.shape[1], k, torch.get_num_threads()
     )
     return index, distance

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels._shared.rows import as_rows
 
 # kMostNearestBits of csrc/cuda/hamming_distance: a warp counts every distance.
 _MOST_BITS = 8192
@@ -13,13 +13,13 @@ _MOST_CODES = 2**32 - 1
 
 
 def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
-    return _native.cuda_unsupported("hamming_distance", a, b)
+    return native.cuda_unsupported("hamming_distance", a, b)
 
 
 def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     distance = a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
     (a, queries, a_stride), (b, codes, b_stride) = as_rows(a), as_rows(b)
-    _native.cuda.hamming_distance(
+    native.cuda.hamming_distance(
         a.data_ptr(),
         b.data_ptr(),
         distance.data_ptr(),
@@ -28,7 +28,7 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         a.shape[1],
         a_stride,
         b_stride,
-        *_native.stream(a.device),
+        *native.stream(a.device),
     )
     return distance
 
@@ -38,14 +38,14 @@ def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
         return f"it compares codes of at most {_MOST_BITS} bits, got {8 * a.shape[1]}"
     if b.shape[0] > _MOST_CODES:
         return f"it searches at most {_MOST_CODES} codes, got {b.shape[0]}"
-    return _native.cuda_unsupported("nearest_codes", a, b)
+    return native.cuda_unsupported("nearest_codes", a, b)
 
 
 def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     index = a.new_empty((a.shape[0], k), dtype=torch.int64)
     distance = a.new_empty((a.shape[0], k), dtype=torch.int32)
     (a, queries, a_stride), (b, codes, b_stride) = as_rows(a), as_rows(b)
-    _native.cuda.nearest_codes(
+    native.cuda.nearest_codes(
         a.data_ptr(),
         b.data_ptr(),
         index.data_ptr(),
@@ -56,6 +56,6 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
         a_stride,
         b_stride,
         k,
-        *_native.stream(a.device),
+        *native.stream(a.device),
     )
     return index, distance

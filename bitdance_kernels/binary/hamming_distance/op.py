@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["hamming_distance", "nearest_codes"]
 
@@ -72,13 +72,13 @@ def nearest_codes(
 
 def _check_codes(op: str, a: torch.Tensor, b: torch.Tensor) -> None:
     for name, tensor in (("a", a), ("b", b)):
-        _checks.dtype(op, name, tensor, (torch.uint8,))
-        _checks.rank(op, name, tensor, 2, 2)
+        checks.dtype(op, name, tensor, (torch.uint8,))
+        checks.rank(op, name, tensor, 2, 2)
     width = a.shape[1]
     if not 0 < width * 8 <= _MOST_CHANNELS:
-        raise _checks.fail(op, "a", "[N, C / 8] with 0 < C <= 2^24", list(a.shape))
-    _checks.shape(op, "b", b, (b.shape[0], width), "[M, C / 8]")
-    _checks.same_device(op, "a", a, b=b)
+        raise checks.fail(op, "a", "[N, C / 8] with 0 < C <= 2^24", list(a.shape))
+    checks.shape(op, "b", b, (b.shape[0], width), "[M, C / 8]")
+    checks.same_device(op, "a", a, b=b)
 
 
 def _check(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -92,7 +92,7 @@ def _fake(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _check_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> None:
     _check_codes("nearest_codes", a, b)
     if not 1 <= k <= b.shape[0]:
-        raise _checks.fail("nearest_codes", "k", f"in 1 to M = {b.shape[0]}", k)
+        raise checks.fail("nearest_codes", "k", f"in 1 to M = {b.shape[0]}", k)
 
 
 def _fake_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,7 +103,7 @@ def _fake_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tenso
 _op = KernelOp(
     "hamming_distance",
     "(Tensor a, Tensor b) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -111,7 +111,7 @@ _op = KernelOp(
 _nearest_op = KernelOp(
     "nearest_codes",
     "(Tensor a, Tensor b, int k) -> (Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_nearest,
     fake=_fake_nearest,
     order=_ORDER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.binary import bits
+from bitdance_kernels.binary._shared import bits
 
 # Rows of a and of b whose distances are held at a time: 4 M numbers.
 _ROWS, _COLUMNS = 1024, 4096

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 # Codes of `a` and of `b` a program compares at a time.
 _ROWS, _COLUMNS = 64, 64
@@ -100,7 +100,7 @@ def _bytes(width: int) -> int:
 
 
 def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
-    return _triton.unsupported(a, b)
+    return triton_support.unsupported(a, b)
 
 
 def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return distance
     (a, _, a_stride), (b, _, b_stride) = as_rows(a), as_rows(b)
     width = a.shape[1]
-    with _triton.on_device(a):
+    with triton_support.on_device(a):
         _hamming_distance_kernel[(triton.cdiv(n, _ROWS) * triton.cdiv(m, _COLUMNS),)](
             a, b, distance, n, m, width, a_stride, b_stride,
             ROWS=_ROWS, COLUMNS=_COLUMNS, BYTES=_bytes(width),
@@ -123,7 +123,7 @@ def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
         return f"it finds at most {_MOST_NEIGHBOURS} neighbours, got {k}"
     if b.shape[0] > 2**_INDEX_BITS:
         return f"it searches at most 2^{_INDEX_BITS} codes, got {b.shape[0]}"
-    return _triton.unsupported(a, b)
+    return triton_support.unsupported(a, b)
 
 
 def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +135,7 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
     (a, _, a_stride), (b, _, b_stride) = as_rows(a), as_rows(b)
     width = a.shape[1]
     kept = max(triton.next_power_of_2(k), 2)
-    with _triton.on_device(a):
+    with triton_support.on_device(a):
         _nearest_codes_kernel[(triton.cdiv(n, _QUERIES),)](
             a, b, index, distance, n, m, width, a_stride, b_stride, k,
             ROWS=_QUERIES, COLUMNS=max(_CANDIDATES, kept), BYTES=_bytes(width), KEPT=kept,

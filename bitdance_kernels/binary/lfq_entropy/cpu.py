@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import _native
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels._shared.rows import as_rows
 from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
 # kEntropyPad of csrc/cpu/lfq_entropy: half codes are padded to this many.
@@ -18,7 +18,7 @@ _GRAIN = 2**20
 def unsupported(
     x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> str | None:
-    return _native.cpu_unsupported("lfq_entropy", x) or _native.dtype_unsupported(x.dtype)
+    return native.cpu_unsupported("lfq_entropy", x) or native.dtype_unsupported(x.dtype)
 
 
 def run(
@@ -27,7 +27,7 @@ def run(
     codes = _Codes(x, group_bits, temperature, per_group)
     sums = x.new_zeros(codes.slices, codes.tables, codes.high, codes.low, dtype=torch.float32)
     entropy = x.new_zeros(codes.slices, dtype=torch.float64)
-    _native.cpu.lfq_entropy(*codes.arguments, sums, entropy, codes.slices)
+    native.cpu.lfq_entropy(*codes.arguments, sums, entropy, codes.slices)
     p = sums.double().sum(0)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
     parts, total = codes.tokens * codes.groups, entropy.sum()
     if total.isnan():  # the kernel's exponentials lose a NaN
@@ -40,9 +40,9 @@ def run(
 def unsupported_backward(
     grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *settings: object
 ) -> str | None:
-    return _native.cpu_unsupported(
+    return native.cpu_unsupported(
         "lfq_entropy_backward", grad_sample, grad_p, x
-    ) or _native.dtype_unsupported(x.dtype)
+    ) or native.dtype_unsupported(x.dtype)
 
 
 def run_backward(
@@ -61,7 +61,7 @@ def run_backward(
     of_p = F.pad(of_p, (0, codes.low - of_p.shape[2], 0, codes.high - of_p.shape[1])).contiguous()
     transposed = of_p.mT.contiguous()
     share = grad_sample.item() / (codes.tokens * codes.groups)
-    _native.cpu.lfq_entropy_backward(*codes.arguments, of_p, transposed, share, of_x, codes.slices)
+    native.cpu.lfq_entropy_backward(*codes.arguments, of_p, transposed, share, of_x, codes.slices)
     return of_x.to(x.dtype)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bitdance_kernels import _arguments, _checks, _transforms
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch import arguments, transforms
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["lfq_entropy"]
 
@@ -69,9 +70,9 @@ def lfq_entropy(
     Backends:
         reference; C++ on the CPU (AVX2, AVX-512) and Triton, tile by tile, forward and backward.
     """
-    eps = _arguments.real("lfq_entropy", "eps", eps)
+    eps = arguments.real("lfq_entropy", "eps", eps)
     if not eps > 0:
-        raise _checks.fail("lfq_entropy", "eps", "greater than 0", eps)
+        raise checks.fail("lfq_entropy", "eps", "greater than 0", eps)
     if process_group is not None:
         _check_group(x, process_group)
     per_sample, p = _op.call(x, group_bits, temperature, per_group, backend)
@@ -94,10 +95,10 @@ def _check_group(x: torch.Tensor, group: dist.ProcessGroup) -> None:
     if not isinstance(group, dist.ProcessGroup):
         got = type(group).__name__
         raise TypeError(f"lfq_entropy: process_group must be a ProcessGroup, got {got}")
-    _arguments.tensor("lfq_entropy", "x", x)
+    arguments.tensor("lfq_entropy", "x", x)
     if torch.compiler.is_compiling():
         return
-    if _transforms.active() or (_transforms.in_forward_mode() and _transforms.has_tangent(x)):
+    if transforms.active() or (transforms.in_forward_mode() and transforms.has_tangent(x)):
         raise RuntimeError(
             "lfq_entropy: process_group must be None in forward-mode AD and in transforms of "
             f"torch.func, got {type(group).__name__}"
@@ -121,15 +122,15 @@ class _SumOverProcesses(torch.autograd.Function):
 
 def _check(x: torch.Tensor, group_bits: int, temperature: float, per_group: bool) -> None:
     op = "lfq_entropy"
-    _checks.dtype(op, "x", x, _checks.FLOATS)
-    _checks.rank(op, "x", x, 1)
+    checks.dtype(op, "x", x, checks.FLOATS)
+    checks.rank(op, "x", x, 1)
     if not 1 <= group_bits <= _MOST_BITS:
-        raise _checks.fail(op, "group_bits", f"in 1 to {_MOST_BITS}", group_bits)
+        raise checks.fail(op, "group_bits", f"in 1 to {_MOST_BITS}", group_bits)
     if x.shape[-1] == 0 or x.shape[-1] % group_bits != 0:
         expected = f"[..., C] with C a positive multiple of group_bits = {group_bits}"
-        raise _checks.fail(op, "x", expected, f"shape {list(x.shape)}")
+        raise checks.fail(op, "x", expected, f"shape {list(x.shape)}")
     if not temperature > 0:
-        raise _checks.fail(op, "temperature", "greater than 0", temperature)
+        raise checks.fail(op, "temperature", "greater than 0", temperature)
 
 
 def _fake(
@@ -152,7 +153,7 @@ def _backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]
 _op = KernelOp(
     "lfq_entropy",
     "(Tensor x, int group_bits, float temperature, bool per_group) -> (Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -172,9 +173,9 @@ def _check_backward(
         _fake(x, *settings),
         strict=True,
     ):
-        _checks.dtype(op, name, grad, _checks.FLOATS)
-        _checks.shape(op, name, grad, like.shape)
-    _checks.same_device(op, "x", x, grad_sample=grad_sample, grad_p=grad_p)
+        checks.dtype(op, name, grad, checks.FLOATS)
+        checks.shape(op, name, grad, like.shape)
+    checks.same_device(op, "x", x, grad_sample=grad_sample, grad_p=grad_p)
 
 
 def _fake_backward(
@@ -187,7 +188,7 @@ _backward_op = KernelOp(
     "lfq_entropy_backward",
     "(Tensor grad_sample, Tensor grad_p, Tensor x, int group_bits, float temperature, "
     "bool per_group) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order=_ORDER,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels._shared.dtypes import accumulate_dtype
 
 # Tokens whose half-code probabilities are held at a time: at 16 bits a group, 2 x 8 MB a group.
 _CHUNK = 8192

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
 _TOKENS = 32
@@ -176,7 +176,7 @@ def _lfq_entropy_backward_kernel(
 def unsupported(
     x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> str | None:
-    return _triton.unsupported(x) or _triton.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(x) or triton_support.dtype_unsupported(x.dtype)
 
 
 def run(
@@ -188,7 +188,7 @@ def run(
     programs = triton.cdiv(values, _VALUES)
     sums = torch.empty(programs, dtype=torch.float32, device=x.device)
     if values:
-        with _triton.on_device(x):
+        with triton_support.on_device(x):
             _lfq_entropy_bits_kernel[(programs,)](
                 rows,
                 sums,
@@ -205,7 +205,9 @@ def run(
 def unsupported_backward(
     grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *settings: object
 ) -> str | None:
-    return _triton.unsupported(grad_sample, grad_p, x) or _triton.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(grad_sample, grad_p, x) or triton_support.dtype_unsupported(
+        x.dtype
+    )
 
 
 def run_backward(
@@ -224,7 +226,7 @@ def run_backward(
     of_p = (grad_p / (tokens * groups // len(grad_p))).float()
     share = grad_sample.float() / (tokens * groups)
     low_bits = (group_bits + 1) // 2
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _lfq_entropy_backward_kernel[(triton.cdiv(tokens, _TOKENS), groups)](
             rows, of_p.contiguous(), share, of_x, tokens, stride, x.shape[-1],
             odds_scale(temperature, torch.float32), PER_GROUP=per_group, LOW_BITS=low_bits,
@@ -248,7 +250,7 @@ def _distribution(
     pieces = max(triton.cdiv(blocks, trips), 1)
     shape = (pieces, tables, 2**high_bits, 2**low_bits)
     sums = torch.empty(shape, dtype=torch.float32, device=x.device)
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _lfq_entropy_distribution_kernel[(tiles, tables, pieces)](
             rows, sums, tokens, stride, groups, odds_scale(temperature, torch.float32), trips,
             PER_GROUP=per_group, LOW_BITS=low_bits, HIGH_BITS=high_bits, LOW=low, HIGH=high,

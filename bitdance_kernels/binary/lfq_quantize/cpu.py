@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _memory, _native
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import memory, native
+from bitdance_kernels._shared.rows import as_rows
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return _native.cpu_unsupported("lfq_quantize", x) or _native.dtype_unsupported(x.dtype)
+    return native.cpu_unsupported("lfq_quantize", x) or native.dtype_unsupported(x.dtype)
 
 
 def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    quantized = _memory.empty(x.shape, x.dtype)
+    quantized = memory.empty(x.shape, x.dtype)
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
-    _native.cpu.lfq_quantize(
+    native.cpu.lfq_quantize(
         x,
         quantized,
         packed,
         rows,
         x.shape[-1],
         stride,
-        _native.DTYPE_CODES[x.dtype],
+        native.DTYPE_CODES[x.dtype],
         torch.get_num_threads(),
     )
     return quantized, packed
@@ -34,16 +34,16 @@ _GRAIN = 65536
 
 
 def unsupported_commitment(x: torch.Tensor) -> str | None:
-    return _native.cpu_unsupported("lfq_quantize_commitment", x) or _not_float32(x)
+    return native.cpu_unsupported("lfq_quantize_commitment", x) or _not_float32(x)
 
 
 def run_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    quantized = _memory.empty(x.shape, x.dtype)
+    quantized = memory.empty(x.shape, x.dtype)
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     slices = max(1, min(torch.get_num_threads(), x.numel() // _GRAIN))
     sums = x.new_empty(slices, dtype=torch.float64)
-    _native.cpu.lfq_quantize_commitment(
+    native.cpu.lfq_quantize_commitment(
         x, quantized, packed, sums, rows, x.shape[-1], stride, slices
     )
     return quantized, packed, (sums.sum() / x.numel()).float()
@@ -52,7 +52,7 @@ def run_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def unsupported_commitment_backward(
     grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
 ) -> str | None:
-    return _native.cpu_unsupported(
+    return native.cpu_unsupported(
         "lfq_quantize_commitment_backward", grad, grad_commitment, x
     ) or _not_float32(grad, x)
 
@@ -60,11 +60,11 @@ def unsupported_commitment_backward(
 def run_commitment_backward(
     grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    of_x = _memory.empty(x.shape, x.dtype)
+    of_x = memory.empty(x.shape, x.dtype)
     factor = grad_commitment.item() * 2 / max(x.numel(), 1)
     grad, _, grad_stride = as_rows(grad)
     x, rows, x_stride = as_rows(x)
-    _native.cpu.lfq_quantize_commitment_backward(
+    native.cpu.lfq_quantize_commitment_backward(
         grad, grad_stride, x, x_stride, factor, of_x, rows, x.shape[-1], torch.get_num_threads()
     )
     return of_x

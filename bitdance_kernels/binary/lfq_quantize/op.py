@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["lfq_quantize", "lfq_quantize_commitment"]
 
@@ -69,8 +69,8 @@ def lfq_quantize_commitment(
 
 
 def _check(x: torch.Tensor, op: str = "lfq_quantize") -> None:
-    _checks.dtype(op, "x", x, _checks.FLOATS)
-    _checks.channels(op, "x", x)
+    checks.dtype(op, "x", x, checks.FLOATS)
+    checks.channels(op, "x", x)
 
 
 def _fake(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +91,7 @@ def _backward(
 _op = KernelOp(
     "lfq_quantize",
     "(Tensor x) -> (Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -124,7 +124,7 @@ def _backward_of_commitment(
 _commitment_op = KernelOp(
     "lfq_quantize_commitment",
     "(Tensor x) -> (Tensor, Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_commitment,
     fake=_fake_commitment,
     order=_ORDER,
@@ -140,9 +140,9 @@ def _check_commitment_backward(
     op = "lfq_quantize_commitment_backward"
     _check(x, op)
     for name, value, like in (("grad", grad, x.shape), ("grad_commitment", grad_commitment, ())):
-        _checks.dtype(op, name, value, _checks.FLOATS)
-        _checks.shape(op, name, value, like)
-    _checks.same_device(op, "x", x, grad=grad, grad_commitment=grad_commitment)
+        checks.dtype(op, name, value, checks.FLOATS)
+        checks.shape(op, name, value, like)
+    checks.same_device(op, "x", x, grad=grad, grad_commitment=grad_commitment)
 
 
 def _fake_commitment_backward(
@@ -154,7 +154,7 @@ def _fake_commitment_backward(
 _commitment_backward_op = KernelOp(
     "lfq_quantize_commitment_backward",
     "(Tensor grad, Tensor grad_commitment, Tensor x) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check_commitment_backward,
     fake=_fake_commitment_backward,
     order=_ORDER,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels._dtypes import accumulate_dtype
-from bitdance_kernels.binary import bits
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels.binary._shared import bits
 
 
 def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 # Bytes a program: 8 KiB of float32 in and out, four bytes a thread at four warps.
 _BLOCK = 512
@@ -65,7 +65,7 @@ def _lfq_quantize_backward_kernel(
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return _triton.unsupported(x) or _triton.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(x) or triton_support.dtype_unsupported(x.dtype)
 
 
 def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +91,7 @@ def _run(x: torch.Tensor, *, commitment: bool) -> tuple[torch.Tensor, torch.Tens
     sums = x.new_empty(programs if commitment else 0, dtype=torch.float64)
     if total:
         x, _, stride = as_rows(x)
-        with _triton.on_device(x):
+        with triton_support.on_device(x):
             _lfq_quantize_kernel[(programs,)](
                 x, quantized, packed, sums, total, packed.shape[-1], stride,
                 EVEN=stride == x.shape[-1], COMMITMENT=commitment, BLOCK=_BLOCK,
@@ -102,7 +102,7 @@ def _run(x: torch.Tensor, *, commitment: bool) -> tuple[torch.Tensor, torch.Tens
 def unsupported_commitment_backward(
     grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
 ) -> str | None:
-    return _triton.unsupported(grad, grad_commitment, x) or _triton.dtype_unsupported(
+    return triton_support.unsupported(grad, grad_commitment, x) or triton_support.dtype_unsupported(
         grad.dtype, grad_commitment.dtype, x.dtype
     )
 
@@ -115,7 +115,7 @@ def run_commitment_backward(
     if total == 0:
         return of_x
     (grad, _, grad_stride), (x, _, x_stride) = as_rows(grad), as_rows(x)
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _lfq_quantize_backward_kernel[(triton.cdiv(total, 2 * _BLOCK),)](
             grad, grad_commitment, x, of_x, total, x.shape[-1], grad_stride, x_stride, 2 / total,
             BLOCK=2 * _BLOCK,

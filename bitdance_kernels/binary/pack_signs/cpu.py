@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels._shared.rows import as_rows
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return _native.cpu_unsupported("pack_signs", x) or _native.dtype_unsupported(x.dtype)
+    return native.cpu_unsupported("pack_signs", x) or native.dtype_unsupported(x.dtype)
 
 
 def run(x: torch.Tensor) -> torch.Tensor:
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
-    _native.cpu.pack_signs(
-        x, packed, rows, x.shape[-1], stride, _native.DTYPE_CODES[x.dtype], torch.get_num_threads()
+    native.cpu.pack_signs(
+        x, packed, rows, x.shape[-1], stride, native.DTYPE_CODES[x.dtype], torch.get_num_threads()
     )
     return packed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["pack_signs"]
 
@@ -44,8 +44,8 @@ def pack_signs(x: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
 
 
 def _check(x: torch.Tensor) -> None:
-    _checks.dtype("pack_signs", "x", x, _checks.FLOATS)
-    _checks.channels("pack_signs", "x", x)
+    checks.dtype("pack_signs", "x", x, checks.FLOATS)
+    checks.channels("pack_signs", "x", x)
 
 
 def _fake(x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ def _fake(x: torch.Tensor) -> torch.Tensor:
 _op = KernelOp(
     "pack_signs",
     "(Tensor x) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},

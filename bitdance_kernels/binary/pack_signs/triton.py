@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 # Bytes a program: 8 KiB of float32 in, four bytes a thread at four warps.
 _BLOCK = 512
@@ -31,7 +31,7 @@ def _pack_signs_kernel(
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return _triton.unsupported(x) or _triton.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(x) or triton_support.dtype_unsupported(x.dtype)
 
 
 def run(x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def run(x: torch.Tensor) -> torch.Tensor:
         return packed
     x, _, stride = as_rows(x)
     total = packed.numel()
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _pack_signs_kernel[(triton.cdiv(total, _BLOCK),)](
             x, packed, total, packed.shape[-1], stride, EVEN=stride == x.shape[-1], BLOCK=_BLOCK
         )

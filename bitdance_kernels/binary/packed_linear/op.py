@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["packed_linear"]
 
@@ -49,17 +49,17 @@ def packed_linear(
 
 def _check(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     op = "packed_linear"
-    _checks.dtype(op, "packed", packed, (torch.uint8,))
-    _checks.rank(op, "packed", packed, 1)
+    checks.dtype(op, "packed", packed, (torch.uint8,))
+    checks.rank(op, "packed", packed, 1)
     if packed.shape[-1] == 0:
-        raise _checks.fail(op, "packed", "[..., C / 8] with C > 0", list(packed.shape))
-    _checks.dtype(op, "weight", weight, _checks.FLOATS)
-    _checks.rank(op, "weight", weight, 2, 2)
-    _checks.shape(op, "weight", weight, (weight.shape[0], packed.shape[-1] * 8), "[F, C]")
+        raise checks.fail(op, "packed", "[..., C / 8] with C > 0", list(packed.shape))
+    checks.dtype(op, "weight", weight, checks.FLOATS)
+    checks.rank(op, "weight", weight, 2, 2)
+    checks.shape(op, "weight", weight, (weight.shape[0], packed.shape[-1] * 8), "[F, C]")
     if bias is not None:
-        _checks.dtype(op, "bias", bias, (weight.dtype,))
-        _checks.shape(op, "bias", bias, (weight.shape[0],), "[F]")
-    _checks.same_device(op, "packed", packed, weight=weight, bias=bias)
+        checks.dtype(op, "bias", bias, (weight.dtype,))
+        checks.shape(op, "bias", bias, (weight.shape[0],), "[F]")
+    checks.same_device(op, "packed", packed, weight=weight, bias=bias)
 
 
 def _fake(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -81,7 +81,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 _op = KernelOp(
     "packed_linear",
     "(Tensor packed, Tensor weight, Tensor? bias) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -94,9 +94,9 @@ _op = KernelOp(
 def _check_backward(grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor) -> None:
     op = "packed_linear_backward"
     _check(packed, weight, None)
-    _checks.dtype(op, "grad", grad, _checks.FLOATS)
-    _checks.shape(op, "grad", grad, (*packed.shape[:-1], weight.shape[0]), "[..., F]")
-    _checks.same_device(op, "packed", packed, grad=grad)
+    checks.dtype(op, "grad", grad, checks.FLOATS)
+    checks.shape(op, "grad", grad, (*packed.shape[:-1], weight.shape[0]), "[..., F]")
+    checks.same_device(op, "packed", packed, grad=grad)
 
 
 def _fake_backward(
@@ -108,7 +108,7 @@ def _fake_backward(
 _backward_op = KernelOp(
     "packed_linear_backward",
     "(Tensor grad, Tensor packed, Tensor weight) -> (Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order=_ORDER,

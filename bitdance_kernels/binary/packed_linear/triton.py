@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 _ROWS, _FEATURES = 64, 64
 _GRADIENT_ROWS, _GRADIENT_FEATURES = 32, 32  # more would spill in float32
@@ -91,7 +91,9 @@ def _bytes(width: int) -> int:
 def unsupported(
     packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> str | None:
-    return _triton.unsupported(packed, weight) or _triton.dtype_unsupported(weight.dtype)
+    return triton_support.unsupported(packed, weight) or triton_support.dtype_unsupported(
+        weight.dtype
+    )
 
 
 def run(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -101,7 +103,7 @@ def run(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
         return y
     packed, rows, packed_stride = as_rows(packed)
     weight, _, weight_stride = as_rows(weight)
-    with _triton.on_device(packed):
+    with triton_support.on_device(packed):
         _packed_linear_kernel[(triton.cdiv(rows, _ROWS) * triton.cdiv(features, _FEATURES),)](
             packed, weight, weight if bias is None else bias.contiguous(), y, rows, features, width,
             packed_stride, weight_stride, HAS_BIAS=bias is not None, ROWS=_ROWS,
@@ -113,7 +115,7 @@ def run(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 def unsupported_backward(
     grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor
 ) -> str | None:
-    return _triton.unsupported(grad, packed, weight) or _triton.dtype_unsupported(
+    return triton_support.unsupported(grad, packed, weight) or triton_support.dtype_unsupported(
         grad.dtype, weight.dtype
     )
 
@@ -132,7 +134,7 @@ def run_backward(
     trips = triton.cdiv(blocks, max(_PROGRAMS // tiles, 1))
     pieces = triton.cdiv(blocks, trips)
     parts = torch.empty(pieces, features, 8 * width, dtype=torch.float32, device=grad.device)
-    with _triton.on_device(grad):
+    with triton_support.on_device(grad):
         _packed_linear_of_weight_kernel[(tiles, pieces)](
             grad, packed, parts, rows, features, width, grad_stride, packed_stride, trips,
             ROWS=_GRADIENT_ROWS, FEATURES=_GRADIENT_FEATURES, BYTES=_bytes(width),

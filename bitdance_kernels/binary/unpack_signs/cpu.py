@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _memory, _native
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import memory, native
+from bitdance_kernels._shared.rows import as_rows
 
 
 def unsupported(packed: torch.Tensor, dtype: torch.dtype) -> str | None:
-    return _native.cpu_unsupported("unpack_signs", packed) or _native.dtype_unsupported(dtype)
+    return native.cpu_unsupported("unpack_signs", packed) or native.dtype_unsupported(dtype)
 
 
 def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    y = _memory.empty((*packed.shape[:-1], packed.shape[-1] * 8), dtype)
+    y = memory.empty((*packed.shape[:-1], packed.shape[-1] * 8), dtype)
     packed, rows, stride = as_rows(packed)
-    _native.cpu.unpack_signs(
-        packed, y, rows, y.shape[-1], stride, _native.DTYPE_CODES[dtype], torch.get_num_threads()
+    native.cpu.unpack_signs(
+        packed, y, rows, y.shape[-1], stride, native.DTYPE_CODES[dtype], torch.get_num_threads()
     )
     return y

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["unpack_signs"]
 
@@ -42,14 +42,14 @@ def unpack_signs(
 
 
 def _check(packed: torch.Tensor, dtype: torch.dtype) -> None:
-    _checks.dtype("unpack_signs", "packed", packed, (torch.uint8,))
-    if dtype not in _checks.FLOATS:
+    checks.dtype("unpack_signs", "packed", packed, (torch.uint8,))
+    if dtype not in checks.FLOATS:
         raise TypeError(
             f"unpack_signs: dtype must be float32, float16, bfloat16 or float64, got {dtype}"
         )
-    _checks.rank("unpack_signs", "packed", packed, 1)
+    checks.rank("unpack_signs", "packed", packed, 1)
     if packed.shape[-1] == 0:
-        raise _checks.fail(
+        raise checks.fail(
             "unpack_signs", "packed", "[..., C / 8] with C > 0", f"shape {list(packed.shape)}"
         )
 
@@ -61,7 +61,7 @@ def _fake(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 _op = KernelOp(
     "unpack_signs",
     "(Tensor packed, ScalarType dtype) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},

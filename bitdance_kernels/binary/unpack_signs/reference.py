@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.binary import bits
+from bitdance_kernels.binary._shared import bits
 
 
 def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 # Bytes a program: 8 KiB of float32 out, four bytes a thread at four warps.
 _BLOCK = 512
@@ -32,7 +32,7 @@ def _unpack_signs_kernel(
 
 
 def unsupported(packed: torch.Tensor, dtype: torch.dtype) -> str | None:
-    return _triton.unsupported(packed) or _triton.dtype_unsupported(dtype)
+    return triton_support.unsupported(packed) or triton_support.dtype_unsupported(dtype)
 
 
 def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -41,7 +41,7 @@ def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return y
     packed, _, stride = as_rows(packed)
     total = packed.numel()
-    with _triton.on_device(packed):
+    with triton_support.on_device(packed):
         _unpack_signs_kernel[(triton.cdiv(total, _BLOCK),)](
             packed,
             y,

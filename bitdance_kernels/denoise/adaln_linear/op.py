@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import modulated_norm, products
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels.denoise._shared import linear_checks, modulated_norm
 
 __all__ = ["adaln_linear", "adaln_linear_swiglu"]
 
@@ -120,7 +120,7 @@ def _check_both(
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
 ) -> None:
-    products.check(op, x, weight, bias, swiglu=op == "adaln_linear_swiglu")
+    linear_checks.check(op, x, weight, bias, swiglu=op == "adaln_linear_swiglu")
     modulated_norm.check(op, x, scale, shift, norm_weight, norm_bias, prefix="norm_")
 
 
@@ -145,7 +145,7 @@ _CAST = ("x", "weight", "bias")
 _op = KernelOp(
     "adaln_linear",
     _SCHEMA,
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     broadcast={"scale": ("x", None), "shift": ("x", None)},
@@ -167,7 +167,7 @@ def _fake_swiglu(
 _swiglu_op = KernelOp(
     "adaln_linear_swiglu",
     _SCHEMA,
-    room=__package__,
+    package=__package__,
     check=_check_swiglu,
     fake=_fake_swiglu,
     broadcast={"scale": ("x", None), "shift": ("x", None)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels.denoise import modulated_norm, products
+from bitdance_kernels.denoise._shared import activations, modulated_norm
 
 
 def run(
@@ -32,4 +32,4 @@ def run_swiglu(
     norm_bias: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    return products.gate(run(x, scale, shift, weight, bias, norm_weight, norm_bias, eps))
+    return activations.swiglu_gate(run(x, scale, shift, weight, bias, norm_weight, norm_bias, eps))

@@ -1,11 +1,11 @@
-"""adaln_linear in Triton; the kernel is that of denoise/_product_triton.py."""
+"""adaln_linear in Triton; the kernel is that of denoise/product_triton.py."""
 
 from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.denoise import _product_triton
-from bitdance_kernels.denoise._product_triton import Norm
+from bitdance_kernels.denoise._shared import product_triton
+from bitdance_kernels.denoise._shared.product_triton import Norm
 
 
 def unsupported(
@@ -18,7 +18,7 @@ def unsupported(
     norm_bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return _product_triton.unsupported(x, scale, shift, weight, bias, norm_weight, norm_bias)
+    return product_triton.unsupported(x, scale, shift, weight, bias, norm_weight, norm_bias)
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
     eps: float,
 ) -> torch.Tensor:
     norm = Norm(scale, shift, norm_weight, norm_bias, eps)
-    return _product_triton.product(x, weight, bias, norm=norm)
+    return product_triton.product(x, weight, bias, norm=norm)
 
 
 def unsupported_swiglu(
@@ -59,4 +59,4 @@ def run_swiglu(
     eps: float,
 ) -> torch.Tensor:
     norm = Norm(scale, shift, norm_weight, norm_bias, eps)
-    return _product_triton.product(x, weight, bias, norm=norm, swiglu=True)
+    return product_triton.product(x, weight, bias, norm=norm, swiglu=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _memory, _native
-from bitdance_kernels.denoise import native_rows
+from bitdance_kernels._shared import memory, native
+from bitdance_kernels.denoise._shared import rows_cpu
 
 
 def unsupported(
@@ -16,7 +16,7 @@ def unsupported(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return native_rows.unsupported("adaln_norm", x, scale, shift, weight, bias, whole_rows=True)
+    return rows_cpu.unsupported("adaln_norm", x, scale, shift, weight, bias, whole_rows=True)
 
 
 def run(
@@ -27,13 +27,13 @@ def run(
     bias: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    y = _memory.empty_like(x)
-    _native.cpu.adaln_norm(
-        *native_rows.spaced(x, scale, shift),
-        native_rows.vector(weight),
-        native_rows.vector(bias),
+    y = memory.empty_like(x)
+    native.cpu.adaln_norm(
+        *rows_cpu.spaced(x, scale, shift),
+        rows_cpu.vector(weight),
+        rows_cpu.vector(bias),
         y,
-        *native_rows.size(x),
+        *rows_cpu.size(x),
         eps,
         torch.get_num_threads(),
     )
@@ -50,7 +50,7 @@ def unsupported_backward(
     eps: float,
 ) -> str | None:
     tensors = (grad, x, scale, shift, weight, bias)
-    return native_rows.unsupported("adaln_norm_backward", *tensors, whole_rows=True)
+    return rows_cpu.unsupported("adaln_norm_backward", *tensors, whole_rows=True)
 
 
 def run_backward(
@@ -62,4 +62,4 @@ def run_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    return native_rows.norm_backward(grad, x, scale, shift, weight, bias, eps)
+    return rows_cpu.norm_backward(grad, x, scale, shift, weight, bias, eps)

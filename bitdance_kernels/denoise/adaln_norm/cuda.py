@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels.denoise import cuda_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels.denoise._shared import rows_cuda
 
 
 def unsupported(
@@ -16,7 +16,7 @@ def unsupported(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return cuda_rows.unsupported("adaln_norm", x, scale, shift, weight, bias)
+    return rows_cuda.unsupported("adaln_norm", x, scale, shift, weight, bias)
 
 
 def run(
@@ -28,8 +28,8 @@ def run(
     eps: float,
 ) -> torch.Tensor:
     y = x.new_empty(x.shape)
-    _kept, rows = cuda_rows.rows(x, scale, shift, weight, bias, y)
-    _native.cuda.adaln_norm(*rows, cuda_rows.count(x), x.shape[-1], eps, *_native.stream(x.device))
+    _kept, rows = rows_cuda.rows(x, scale, shift, weight, bias, y)
+    native.cuda.adaln_norm(*rows, rows_cuda.count(x), x.shape[-1], eps, *native.stream(x.device))
     return y
 
 
@@ -43,7 +43,7 @@ def unsupported_backward(
     eps: float,
 ) -> str | None:
     function = "adaln_norm_backward"
-    return cuda_rows.unsupported_backward(function, x, weight, bias, grad, scale, shift)
+    return rows_cuda.unsupported_backward(function, x, weight, bias, grad, scale, shift)
 
 
 def run_backward(
@@ -55,17 +55,17 @@ def run_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    gradients, outputs = cuda_rows.gradients(x, x, scale, shift, weight, bias)
-    partial, slices = cuda_rows.workspace(x, weight, bias)
-    _kept, rows = cuda_rows.rows(grad, x, scale, weight, bias)
-    _native.cuda.adaln_norm_backward(
+    gradients, outputs = rows_cuda.gradients(x, x, scale, shift, weight, bias)
+    partial, slices = rows_cuda.workspace(x, weight, bias)
+    _kept, rows = rows_cuda.rows(grad, x, scale, weight, bias)
+    native.cuda.adaln_norm_backward(
         *rows,
         *outputs,
         partial.data_ptr(),
-        cuda_rows.count(x),
+        rows_cuda.count(x),
         x.shape[-1],
         slices,
         eps,
-        *_native.stream(x.device),
+        *native.stream(x.device),
     )
     return tuple(gradients)

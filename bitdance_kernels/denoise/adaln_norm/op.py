@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import modulated_norm
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import modulated_norm
 
 __all__ = ["adaln_norm"]
 
@@ -89,7 +89,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 _op = KernelOp(
     "adaln_norm",
     "(Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, float eps) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     broadcast={"scale": ("x", None), "shift": ("x", None)},
@@ -101,9 +101,9 @@ _op = KernelOp(
 
 def _check_backward(grad: torch.Tensor, x: torch.Tensor, *others: Any) -> None:
     _check(x, *others)
-    _checks.dtype("adaln_norm_backward", "grad", grad, _checks.FLOATS)
-    _checks.shape("adaln_norm_backward", "grad", grad, x.shape, "that of x")
-    _checks.same_device("adaln_norm_backward", "x", x, grad=grad)
+    checks.dtype("adaln_norm_backward", "grad", grad, checks.FLOATS)
+    checks.shape("adaln_norm_backward", "grad", grad, x.shape, "that of x")
+    checks.same_device("adaln_norm_backward", "x", x, grad=grad)
 
 
 def _fake_backward(
@@ -122,7 +122,7 @@ _backward_op = KernelOp(
     "adaln_norm_backward",
     "(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, float eps)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},

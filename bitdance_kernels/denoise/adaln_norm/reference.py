@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.denoise import modulated_norm
+from bitdance_kernels.denoise._shared import modulated_norm
 
 
 def run(

@@ -1,10 +1,10 @@
-"""adaln_norm in Triton; the kernels are those of denoise/_norm_triton.py."""
+"""adaln_norm in Triton; the kernels are those of denoise/norm_triton.py."""
 
 from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.denoise import _norm_triton
+from bitdance_kernels.denoise._shared import norm_triton
 
 
 def unsupported(
@@ -15,7 +15,7 @@ def unsupported(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return _norm_triton.unsupported(x, scale, shift, weight, bias)
+    return norm_triton.unsupported(x, scale, shift, weight, bias)
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     bias: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    _, normed = _norm_triton.forward(x, None, (scale, shift), weight, bias, eps)
+    _, normed = norm_triton.forward(x, None, (scale, shift), weight, bias, eps)
     assert normed is not None
     return normed
 
@@ -40,7 +40,7 @@ def unsupported_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return _norm_triton.unsupported(grad, x, scale, shift, weight, bias)
+    return norm_triton.unsupported(grad, x, scale, shift, weight, bias)
 
 
 def run_backward(
@@ -52,4 +52,4 @@ def run_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    return _norm_triton.backward(None, grad, x, None, (scale, shift), weight, bias, eps)
+    return norm_triton.backward(None, grad, x, None, (scale, shift), weight, bias, eps)

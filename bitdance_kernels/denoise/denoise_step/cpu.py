@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 
 
 def unsupported(
@@ -16,7 +16,7 @@ def unsupported(
     noise: torch.Tensor | None,
     keys: torch.Tensor | None,
 ) -> str | None:
-    return _native.cpu_unsupported("denoise_step", x, x0) or _native.dtype_unsupported(
+    return native.cpu_unsupported("denoise_step", x, x0) or native.dtype_unsupported(
         x.dtype, x0.dtype
     )
 
@@ -35,7 +35,7 @@ def run(
     cfg = None if cfg is None else cfg.to(torch.float32)
     noise = None if noise is None else noise.contiguous()
     keys = None if keys is None else keys.contiguous()
-    _native.cpu.denoise_step(
+    native.cpu.denoise_step(
         x,
         x0,
         table,
@@ -48,7 +48,7 @@ def run(
         y,
         x.shape[0],
         x.shape[1:].numel(),
-        _native.DTYPE_CODES[x0.dtype],
+        native.DTYPE_CODES[x0.dtype],
         torch.get_num_threads(),
     )
     return y

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 
 
 def unsupported(
@@ -16,7 +16,7 @@ def unsupported(
     noise: torch.Tensor | None,
     keys: torch.Tensor | None,
 ) -> str | None:
-    return _native.cuda_unsupported("denoise_step", x, x0) or _native.dtype_unsupported(
+    return native.cuda_unsupported("denoise_step", x, x0) or native.dtype_unsupported(
         x.dtype, x0.dtype
     )
 
@@ -35,7 +35,7 @@ def run(
     cfg = None if cfg is None else cfg.to(torch.float32)
     noise = None if noise is None else noise.contiguous()
     keys = None if keys is None else keys.contiguous()
-    _native.cuda.denoise_step(
+    native.cuda.denoise_step(
         x.data_ptr(),
         x0.data_ptr(),
         table.data_ptr(),
@@ -47,7 +47,7 @@ def run(
         y.data_ptr(),
         x.shape[0],
         x.shape[1:].numel(),
-        _native.DTYPE_CODES[x0.dtype],
-        *_native.stream(x.device),
+        native.DTYPE_CODES[x0.dtype],
+        *native.stream(x.device),
     )
     return y

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import affine_step, guidance
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import affine_step, guidance
 
 __all__ = ["denoise_step"]
 
@@ -31,16 +31,16 @@ def denoise_step(
                   = x0_u + cfg (x0_c - x0_u)      with cfg, x0 = [x0_c; x0_u]
         x'        = a x + b x0_cfg + s eps
 
-    ``denoise_table`` makes the table and derives the formula. The noise eps is given, or made here:
-    standard normals of ``noise(keys, step + 1, ...)``, element by element in the order of a row's
-    flattened block. Step, guidance and keys are read from device memory, so that a captured CUDA
-    graph serves all steps.
+    ``denoise_schedule`` makes the table and derives the formula. The noise eps is given, or made
+    here: standard normals of ``noise(keys, step + 1, ...)``, element by element in the order of a
+    row's flattened block. Step, guidance and keys are read from device memory, so that a captured
+    CUDA graph serves all steps.
 
     Args:
         x: [R, ..., C] float32 (or float64), any strides.
         x0: the network's prediction, any floating dtype: of the shape of `x`, or [2 R, ..., C] with
             `cfg`, the conditional rows first.
-        table: [S + 1, 3] of the dtype of `x`, as ``denoise_table`` makes it.
+        table: [S + 1, 3] of the dtype of `x`, as ``denoise_schedule`` makes it.
         step: row of `table`, from 0: an int, or an int32 or int64 tensor of one element on the
             device of `x`.
         cfg: guidance scale: None for no guidance, a number, or a float32 tensor of one element on
@@ -72,7 +72,7 @@ def denoise_step(
 
     Example:
         >>> import torch
-        >>> table, times = denoise_table(4)
+        >>> table, times = denoise_schedule(4)
         >>> keys = noise_keys(0, range(2))
         >>> x = noise(keys, 0, 4 * 32).view(2, 4, 32)
         >>> for i, t in enumerate(times):
@@ -98,10 +98,10 @@ def _check(
     affine_step.check_state(op, x, table, step, noise, keys)
     guidance.check(op, x0, cfg)
     if cfg is None:
-        _checks.shape(op, "x0", x0, x.shape)
+        checks.shape(op, "x0", x0, x.shape)
     else:
-        _checks.shape(op, "x0", x0, (2 * x.shape[0], *x.shape[1:]), "[2 R, ...]")
-    _checks.same_device(op, "x", x, x0=x0)
+        checks.shape(op, "x0", x0, (2 * x.shape[0], *x.shape[1:]), "[2 R, ...]")
+    checks.same_device(op, "x", x, x0=x0)
 
 
 def _fake(x: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:
@@ -112,7 +112,7 @@ _op = KernelOp(
     "denoise_step",
     "(Tensor x, Tensor x0, Tensor table, Tensor step, Tensor? cfg, Tensor? noise, Tensor? keys)"
     " -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},

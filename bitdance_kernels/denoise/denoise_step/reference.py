@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.denoise import affine_step
+from bitdance_kernels.denoise._shared import affine_step
 
 
 def run(

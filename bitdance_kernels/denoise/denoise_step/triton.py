@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._philox_triton import four_normals
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.philox_triton import four_normals
 
 # Counters a program. Some hundred instructions a counter hide every load.
 _BLOCK = 128
@@ -64,7 +64,7 @@ def unsupported(
     noise: torch.Tensor | None,
     keys: torch.Tensor | None,
 ) -> str | None:
-    return _triton.unsupported(x, x0) or _triton.dtype_unsupported(x.dtype, x0.dtype)
+    return triton_support.unsupported(x, x0) or triton_support.dtype_unsupported(x.dtype, x0.dtype)
 
 
 def run(
@@ -85,7 +85,7 @@ def run(
     elements = total // rows
     row_blocks = triton.cdiv(elements, 4)
     blocks = rows * row_blocks
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _denoise_step_kernel[(triton.cdiv(blocks, _BLOCK),)](
             x.contiguous(),
             x0.contiguous(),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels.denoise import guidance
+from bitdance_kernels._shared import native
+from bitdance_kernels.denoise._shared import guidance
 
 
 def unsupported(x0: torch.Tensor, cfg: torch.Tensor | None) -> str | None:
-    return _native.cuda_unsupported("finalize_bits", x0) or _native.dtype_unsupported(x0.dtype)
+    return native.cuda_unsupported("finalize_bits", x0) or native.dtype_unsupported(x0.dtype)
 
 
 def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,13 +18,13 @@ def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch
     packed = x0.new_empty((*shape[:-1], shape[-1] // 8), dtype=torch.uint8)
     x0 = x0.contiguous()
     cfg = None if cfg is None else cfg.to(torch.float32)
-    _native.cuda.finalize_bits(
+    native.cuda.finalize_bits(
         x0.data_ptr(),
         0 if cfg is None else cfg.data_ptr(),
         signs.data_ptr(),
         packed.data_ptr(),
         signs.numel(),
-        _native.DTYPE_CODES[x0.dtype],
-        *_native.stream(x0.device),
+        native.DTYPE_CODES[x0.dtype],
+        *native.stream(x0.device),
     )
     return signs, packed

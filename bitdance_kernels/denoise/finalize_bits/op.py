@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import guidance
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import guidance
 
 __all__ = ["finalize_bits"]
 
@@ -66,7 +66,7 @@ def finalize_bits(
 
 def _check(x0: torch.Tensor, cfg: torch.Tensor | None) -> None:
     guidance.check("finalize_bits", x0, cfg)
-    _checks.channels("finalize_bits", "x0", x0)
+    checks.channels("finalize_bits", "x0", x0)
 
 
 def _fake(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +78,7 @@ def _fake(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, tor
 _op = KernelOp(
     "finalize_bits",
     "(Tensor x0, Tensor? cfg) -> (Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")},

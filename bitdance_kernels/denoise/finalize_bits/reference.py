@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.binary import bits
-from bitdance_kernels.denoise import guidance
+from bitdance_kernels.binary._shared import bits
+from bitdance_kernels.denoise._shared import guidance
 
 
 def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

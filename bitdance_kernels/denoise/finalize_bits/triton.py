@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels.denoise import guidance
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels.denoise._shared import guidance
 
 # Bytes a program: of bfloat16, 8 KiB of both halves in and 4 KiB out.
 _BLOCK = 256
@@ -34,7 +34,7 @@ def _finalize_bits_kernel(
 
 
 def unsupported(x0: torch.Tensor, cfg: torch.Tensor | None) -> str | None:
-    return _triton.unsupported(x0) or _triton.dtype_unsupported(x0.dtype)
+    return triton_support.unsupported(x0) or triton_support.dtype_unsupported(x0.dtype)
 
 
 def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +44,7 @@ def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch
     total = packed.numel()
     if total == 0:
         return signs, packed
-    with _triton.on_device(x0):
+    with triton_support.on_device(x0):
         _finalize_bits_kernel[(triton.cdiv(total, _BLOCK),)](
             x0.contiguous(),
             None if cfg is None else cfg.to(torch.float32),

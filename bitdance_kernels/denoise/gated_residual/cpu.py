@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _memory, _native
-from bitdance_kernels.denoise import native_rows
+from bitdance_kernels._shared import memory, native
+from bitdance_kernels.denoise._shared import rows_cpu
 
 
 def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | None:
-    return native_rows.unsupported("gated_residual", x, h, gate)
+    return rows_cpu.unsupported("gated_residual", x, h, gate)
 
 
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    y = _memory.empty_like(x)
-    _native.cpu.gated_residual(
-        *native_rows.spaced(x, h, gate), y, *native_rows.size(x), torch.get_num_threads()
+    y = memory.empty_like(x)
+    native.cpu.gated_residual(
+        *rows_cpu.spaced(x, h, gate), y, *rows_cpu.size(x), torch.get_num_threads()
     )
     return y
 
@@ -23,7 +23,7 @@ def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
 def unsupported_backward(
     grad: torch.Tensor, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor
 ) -> str | None:
-    return native_rows.unsupported("gated_residual_backward", grad, x, h, gate)
+    return rows_cpu.unsupported("gated_residual_backward", grad, x, h, gate)
 
 
 def run_backward(
@@ -40,10 +40,10 @@ def _sum_backward(
     gate: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of x, h and gate, from `grad` + `more` of the sum."""
-    gradients = tuple(_memory.empty_like(tensor) for tensor in (x, h, gate))
-    of_sum, *others = native_rows.spaced(grad, h, gate)
-    _native.cpu.gated_residual_backward(
-        of_sum, more, *others, *gradients, *native_rows.size(grad), torch.get_num_threads()
+    gradients = tuple(memory.empty_like(tensor) for tensor in (x, h, gate))
+    of_sum, *others = rows_cpu.spaced(grad, h, gate)
+    native.cpu.gated_residual_backward(
+        of_sum, more, *others, *gradients, *rows_cpu.size(grad), torch.get_num_threads()
     )
     return gradients
 
@@ -59,7 +59,7 @@ def unsupported_adaln(
     eps: float,
 ) -> str | None:
     tensors = (x, h, gate, scale, shift, weight, bias)
-    return native_rows.unsupported("gated_residual_adaln", *tensors, whole_rows=True)
+    return rows_cpu.unsupported("gated_residual_adaln", *tensors, whole_rows=True)
 
 
 def run_adaln(
@@ -72,21 +72,21 @@ def run_adaln(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    y, z = _memory.empty_like(x), _memory.empty_like(x)
-    _native.cpu.gated_residual_adaln(
-        *native_rows.spaced(x, h, gate, scale, shift),
-        native_rows.vector(weight),
-        native_rows.vector(bias),
+    y, z = memory.empty_like(x), memory.empty_like(x)
+    native.cpu.gated_residual_adaln(
+        *rows_cpu.spaced(x, h, gate, scale, shift),
+        rows_cpu.vector(weight),
+        rows_cpu.vector(bias),
         y,
         z,
-        *native_rows.size(x),
+        *rows_cpu.size(x),
         eps,
         torch.get_num_threads(),
     )
     return y, z
 
 
-native_adaln_backward = ("gated_residual_backward", "adaln_norm_backward")
+native_functions_adaln_backward = ("gated_residual_backward", "adaln_norm_backward")
 
 
 def unsupported_adaln_backward(
@@ -103,7 +103,8 @@ def unsupported_adaln_backward(
 ) -> str | None:
     tensors = (grad_total, grad_normed, total, h, gate, scale, shift, weight, bias)
     reasons = (
-        native_rows.unsupported(name, *tensors, whole_rows=True) for name in native_adaln_backward
+        rows_cpu.unsupported(name, *tensors, whole_rows=True)
+        for name in native_functions_adaln_backward
     )
     return next(filter(None, reasons), None)
 
@@ -120,7 +121,7 @@ def run_adaln_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    through_norm, *modulation = native_rows.norm_backward(
+    through_norm, *modulation = rows_cpu.norm_backward(
         grad_normed, total, scale, shift, weight, bias, eps, of_x_dtype=torch.float32
     )
     return *_sum_backward(grad_total, through_norm, total, h, gate), *modulation

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels.denoise import cuda_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels.denoise._shared import rows_cuda
 
 
 def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | None:
-    return cuda_rows.unsupported("gated_residual", x, h, gate)
+    return rows_cuda.unsupported("gated_residual", x, h, gate)
 
 
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     y = x.new_empty(x.shape)
     if y.numel() == 0:
         return y
-    _kept, rows = cuda_rows.rows(x, h, gate, y)
-    _native.cuda.gated_residual(*rows, cuda_rows.count(x), x.shape[-1], *_native.stream(x.device))
+    _kept, rows = rows_cuda.rows(x, h, gate, y)
+    native.cuda.gated_residual(*rows, rows_cuda.count(x), x.shape[-1], *native.stream(x.device))
     return y
 
 
 def unsupported_backward(
     grad: torch.Tensor, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor
 ) -> str | None:
-    return cuda_rows.unsupported("gated_residual_backward", grad, x, h, gate)
+    return rows_cuda.unsupported("gated_residual_backward", grad, x, h, gate)
 
 
 def run_backward(
     grad: torch.Tensor, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    gradients, outputs = cuda_rows.gradients(x, x, h, gate)
+    gradients, outputs = rows_cuda.gradients(x, x, h, gate)
     if x.numel() == 0:
         return tuple(gradients)
-    _kept, rows = cuda_rows.rows(grad, h, gate)
-    _native.cuda.gated_residual_backward(
-        *rows, *outputs, cuda_rows.count(x), x.shape[-1], *_native.stream(x.device)
+    _kept, rows = rows_cuda.rows(grad, h, gate)
+    native.cuda.gated_residual_backward(
+        *rows, *outputs, rows_cuda.count(x), x.shape[-1], *native.stream(x.device)
     )
     return tuple(gradients)
 
@@ -50,7 +50,7 @@ def unsupported_adaln(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return cuda_rows.unsupported("gated_residual_adaln", x, h, gate, scale, shift, weight, bias)
+    return rows_cuda.unsupported("gated_residual_adaln", x, h, gate, scale, shift, weight, bias)
 
 
 def run_adaln(
@@ -64,9 +64,9 @@ def run_adaln(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     y, z = x.new_empty(x.shape), x.new_empty(x.shape)
-    _kept, rows = cuda_rows.rows(x, h, gate, scale, shift, weight, bias, y, z)
-    _native.cuda.gated_residual_adaln(
-        *rows, cuda_rows.count(x), x.shape[-1], eps, *_native.stream(x.device)
+    _kept, rows = rows_cuda.rows(x, h, gate, scale, shift, weight, bias, y, z)
+    native.cuda.gated_residual_adaln(
+        *rows, rows_cuda.count(x), x.shape[-1], eps, *native.stream(x.device)
     )
     return y, z
 
@@ -85,7 +85,7 @@ def unsupported_adaln_backward(
 ) -> str | None:
     function = "gated_residual_adaln_backward"
     others = (grad_total, grad_normed, h, gate, scale, shift)
-    return cuda_rows.unsupported_backward(function, total, weight, bias, *others)
+    return rows_cuda.unsupported_backward(function, total, weight, bias, *others)
 
 
 def run_adaln_backward(
@@ -100,17 +100,17 @@ def run_adaln_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    gradients, outputs = cuda_rows.gradients(total, total, h, gate, scale, shift, weight, bias)
-    partial, slices = cuda_rows.workspace(total, weight, bias)
-    _kept, rows = cuda_rows.rows(grad_total, grad_normed, total, h, gate, scale, weight, bias)
-    _native.cuda.gated_residual_adaln_backward(
+    gradients, outputs = rows_cuda.gradients(total, total, h, gate, scale, shift, weight, bias)
+    partial, slices = rows_cuda.workspace(total, weight, bias)
+    _kept, rows = rows_cuda.rows(grad_total, grad_normed, total, h, gate, scale, weight, bias)
+    native.cuda.gated_residual_adaln_backward(
         *rows,
         *outputs,
         partial.data_ptr(),
-        cuda_rows.count(total),
+        rows_cuda.count(total),
         total.shape[-1],
         slices,
         eps,
-        *_native.stream(total.device),
+        *native.stream(total.device),
     )
     return tuple(gradients)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import modulated_norm
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import modulated_norm
 
 __all__ = ["gated_residual", "gated_residual_adaln"]
 
@@ -95,13 +95,13 @@ def gated_residual_adaln(
 
 
 def _check_sum(op: str, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> None:
-    _checks.dtype(op, "x", x, _checks.FLOATS)
-    _checks.rank(op, "x", x, 1)
+    checks.dtype(op, "x", x, checks.FLOATS)
+    checks.rank(op, "x", x, 1)
     for name, tensor in (("h", h), ("gate", gate)):
-        _checks.dtype(op, name, tensor, _checks.FLOATS)
-    _checks.shape(op, "h", h, x.shape, "that of x")
-    _checks.broadcast(op, "gate", gate, x.shape, "that of x")
-    _checks.same_device(op, "x", x, h=h, gate=gate)
+        checks.dtype(op, name, tensor, checks.FLOATS)
+    checks.shape(op, "h", h, x.shape, "that of x")
+    checks.broadcast(op, "gate", gate, x.shape, "that of x")
+    checks.same_device(op, "x", x, h=h, gate=gate)
 
 
 def _check(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> None:
@@ -125,7 +125,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 _op = KernelOp(
     "gated_residual",
     "(Tensor x, Tensor h, Tensor gate) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     broadcast={"gate": ("x", None)},
@@ -138,9 +138,9 @@ _op = KernelOp(
 def _check_backward(grad: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> None:
     op = "gated_residual_backward"
     _check_sum(op, x, *others)
-    _checks.dtype(op, "grad", grad, _checks.FLOATS)
-    _checks.shape(op, "grad", grad, x.shape, "that of x")
-    _checks.same_device(op, "x", x, grad=grad)
+    checks.dtype(op, "grad", grad, checks.FLOATS)
+    checks.shape(op, "grad", grad, x.shape, "that of x")
+    checks.same_device(op, "x", x, grad=grad)
 
 
 def _fake_backward(
@@ -152,7 +152,7 @@ def _fake_backward(
 _backward_op = KernelOp(
     "gated_residual_backward",
     "(Tensor grad, Tensor x, Tensor h, Tensor gate) -> (Tensor, Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order=_ORDER,
@@ -198,7 +198,7 @@ _adaln_op = KernelOp(
     "gated_residual_adaln",
     "(Tensor x, Tensor h, Tensor gate, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, "
     "float eps) -> (Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_adaln,
     fake=_fake_adaln,
     broadcast={"gate": ("x", None), "scale": ("x", None), "shift": ("x", None)},
@@ -215,9 +215,9 @@ def _check_adaln_backward(
     op = "gated_residual_adaln_backward"
     _check_adaln(total, *others)
     for name, grad in (("grad_total", grad_total), ("grad_normed", grad_normed)):
-        _checks.dtype(op, name, grad, _checks.FLOATS)
-        _checks.shape(op, name, grad, total.shape, "that of total")
-    _checks.same_device(op, "total", total, grad_total=grad_total, grad_normed=grad_normed)
+        checks.dtype(op, name, grad, checks.FLOATS)
+        checks.shape(op, name, grad, total.shape, "that of total")
+    checks.same_device(op, "total", total, grad_total=grad_total, grad_normed=grad_normed)
 
 
 def _fake_adaln_backward(
@@ -232,7 +232,7 @@ _adaln_backward_op = KernelOp(
     "(Tensor grad_total, Tensor grad_normed, Tensor total, Tensor h, Tensor gate, Tensor scale, "
     "Tensor shift, Tensor? weight, Tensor? bias, float eps) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check_adaln_backward,
     fake=_fake_adaln_backward,
     order=_ORDER,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._dtypes import accumulate_dtype
-from bitdance_kernels.denoise import modulated_norm
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels.denoise._shared import modulated_norm
 
 
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -1,18 +1,18 @@
-"""gated_residual in Triton, alone and with the norm; the kernels are in denoise/_norm_triton.py."""
+"""gated_residual in Triton, alone and with the norm; the kernels are in denoise/norm_triton.py."""
 
 from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.denoise import _norm_triton
+from bitdance_kernels.denoise._shared import norm_triton
 
 
 def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | None:
-    return _norm_triton.unsupported(x, h, gate)
+    return norm_triton.unsupported(x, h, gate)
 
 
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    total, _ = _norm_triton.forward(x, (h, gate), None)
+    total, _ = norm_triton.forward(x, (h, gate), None)
     assert total is not None
     return total
 
@@ -20,13 +20,13 @@ def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
 def unsupported_backward(
     grad: torch.Tensor, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor
 ) -> str | None:
-    return _norm_triton.unsupported(grad, x, h, gate)
+    return norm_triton.unsupported(grad, x, h, gate)
 
 
 def run_backward(
     grad: torch.Tensor, x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    return _norm_triton.backward(grad, None, x, (h, gate), None)
+    return norm_triton.backward(grad, None, x, (h, gate), None)
 
 
 def unsupported_adaln(
@@ -39,7 +39,7 @@ def unsupported_adaln(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return _norm_triton.unsupported(x, h, gate, scale, shift, weight, bias)
+    return norm_triton.unsupported(x, h, gate, scale, shift, weight, bias)
 
 
 def run_adaln(
@@ -52,7 +52,7 @@ def run_adaln(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    total, normed = _norm_triton.forward(x, (h, gate), (scale, shift), weight, bias, eps)
+    total, normed = norm_triton.forward(x, (h, gate), (scale, shift), weight, bias, eps)
     assert total is not None
     assert normed is not None
     return total, normed
@@ -70,7 +70,7 @@ def unsupported_adaln_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> str | None:
-    return _norm_triton.unsupported(
+    return norm_triton.unsupported(
         total, grad_total, grad_normed, h, gate, scale, shift, weight, bias
     )
 
@@ -87,6 +87,6 @@ def run_adaln_backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    return _norm_triton.backward(
+    return norm_triton.backward(
         grad_total, grad_normed, total, (h, gate), (scale, shift), weight, bias, eps
     )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels.denoise import native_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels.denoise._shared import rows_cpu
 
 MOST_ROWS = 512
 """Rows that it is for; with more a library's product has time to lay out its operands."""
 
 
 def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
-    reason = native_rows.float32_unsupported("linear", x)
+    reason = rows_cpu.float32_unsupported("linear", x)
     if reason is not None:
         return reason
-    rows, _ = native_rows.size(x)
+    rows, _ = rows_cpu.size(x)
     if rows > MOST_ROWS:
         return f"it is for at most {MOST_ROWS} rows, got {rows}"
     return None
@@ -27,7 +27,7 @@ def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tor
     return out
 
 
-native_out = ("linear",)
+native_functions_out = ("linear",)
 
 
 def unsupported_out(
@@ -44,11 +44,11 @@ def unsupported_out(
 def run_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    _native.cpu.linear(
-        *native_rows.spaced(x, weight),
+    native.cpu.linear(
+        *rows_cpu.spaced(x, weight),
         None if bias is None else bias.contiguous(),
         out,
-        *native_rows.size(x),
+        *rows_cpu.size(x),
         weight.shape[0],
         torch.get_num_threads(),
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import products
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import linear_checks
 
 __all__ = ["linear"]
 
@@ -66,7 +66,7 @@ def linear(
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    products.check("linear", x, weight, bias)
+    linear_checks.check("linear", x, weight, bias)
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -101,7 +101,7 @@ _ORDER = {"cuda": ("reference", "triton"), "cpu": ("cpu", "reference")}
 _op = KernelOp(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -115,9 +115,9 @@ def _check_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
     _check(x, weight, bias)
-    _checks.dtype("linear", "out", out, (x.dtype,))
-    _checks.shape("linear", "out", out, (*x.shape[:-1], weight.shape[0]), "[..., F]")
-    _checks.same_device("linear", "x", x, out=out)
+    checks.dtype("linear", "out", out, (x.dtype,))
+    checks.shape("linear", "out", out, (*x.shape[:-1], weight.shape[0]), "[..., F]")
+    checks.same_device("linear", "x", x, out=out)
 
 
 def _fake_out(*_: Any) -> None:
@@ -128,7 +128,7 @@ def _fake_out(*_: Any) -> None:
 _out_op = KernelOp(
     "linear_out",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",
-    room=__package__,
+    package=__package__,
     check=_check_out,
     fake=_fake_out,
     order=_ORDER,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import products
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import linear_checks
 
 __all__ = ["linear_gated_residual"]
 
@@ -61,13 +61,13 @@ def _check(
     gate: torch.Tensor,
 ) -> None:
     op = "linear_gated_residual"
-    products.check(op, x, weight, bias)
+    linear_checks.check(op, x, weight, bias)
     for name, tensor in (("residual", residual), ("gate", gate)):
-        _checks.dtype(op, name, tensor, _checks.FLOATS)
+        checks.dtype(op, name, tensor, checks.FLOATS)
     shape = (*x.shape[:-1], weight.shape[0])
-    _checks.shape(op, "residual", residual, shape, "[..., F]")
-    _checks.broadcast(op, "gate", gate, shape, "[..., F]")
-    _checks.same_device(op, "x", x, residual=residual, gate=gate)
+    checks.shape(op, "residual", residual, shape, "[..., F]")
+    checks.broadcast(op, "gate", gate, shape, "[..., F]")
+    checks.same_device(op, "x", x, residual=residual, gate=gate)
 
 
 def _fake(
@@ -83,7 +83,7 @@ def _fake(
 _op = KernelOp(
     "linear_gated_residual",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor gate) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     broadcast={"gate": ("residual", None)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels._shared.dtypes import accumulate_dtype
 
 
 def run(

@@ -1,10 +1,10 @@
-"""linear_gated_residual in Triton; the kernel is that of denoise/_product_triton.py."""
+"""linear_gated_residual in Triton; the kernel is that of denoise/product_triton.py."""
 
 from __future__ import annotations
 
 import torch
 
-from bitdance_kernels.denoise import _product_triton
+from bitdance_kernels.denoise._shared import product_triton
 
 
 def unsupported(
@@ -14,7 +14,7 @@ def unsupported(
     residual: torch.Tensor,
     gate: torch.Tensor,
 ) -> str | None:
-    return _product_triton.unsupported(x, weight, bias, residual, gate)
+    return product_triton.unsupported(x, weight, bias, residual, gate)
 
 
 def run(
@@ -24,4 +24,4 @@ def run(
     residual: torch.Tensor,
     gate: torch.Tensor,
 ) -> torch.Tensor:
-    return _product_triton.product(x, weight, bias, gated=(residual, gate))
+    return product_triton.product(x, weight, bias, gated=(residual, gate))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import products
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels.denoise._shared import linear_checks
 
 __all__ = ["linear_swiglu"]
 
@@ -51,7 +51,7 @@ def linear_swiglu(
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    products.check("linear_swiglu", x, weight, bias, swiglu=True)
+    linear_checks.check("linear_swiglu", x, weight, bias, swiglu=True)
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -61,7 +61,7 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> t
 _op = KernelOp(
     "linear_swiglu",
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order={"cuda": ("triton", "reference"), "cpu": ("reference",)},

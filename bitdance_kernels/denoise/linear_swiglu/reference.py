@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels.denoise import products
+from bitdance_kernels.denoise._shared import activations
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return products.gate(F.linear(x, weight, bias))
+    return activations.swiglu_gate(F.linear(x, weight, bias))

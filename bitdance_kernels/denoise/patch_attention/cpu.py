@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels.denoise import native_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels.denoise._shared import rows_cpu
 
 _MOST_HEAD_DIM = 128
 
@@ -14,7 +14,7 @@ def _unsupported(function: str, num_heads: int, *tensors: torch.Tensor) -> str |
     head_dim = tensors[-1].shape[2] // (3 * num_heads)
     if head_dim > _MOST_HEAD_DIM:
         return f"it handles heads of at most {_MOST_HEAD_DIM} channels, got {head_dim}"
-    return native_rows.float32_unsupported(function, *tensors)
+    return rows_cpu.float32_unsupported(function, *tensors)
 
 
 def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
@@ -24,8 +24,8 @@ def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
 def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     rows, patch, width = qkv.shape
     out = qkv.new_empty(rows, patch, width // 3)
-    _native.cpu.patch_attention(
-        *native_rows.spaced(qkv),
+    native.cpu.patch_attention(
+        *rows_cpu.spaced(qkv),
         out,
         rows,
         patch,
@@ -43,8 +43,8 @@ def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) 
 def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     rows, patch, width = qkv.shape
     of_qkv = qkv.new_empty(qkv.shape)
-    _native.cpu.patch_attention_backward(
-        *native_rows.spaced(grad, qkv),
+    native.cpu.patch_attention_backward(
+        *rows_cpu.spaced(grad, qkv),
         of_qkv,
         rows,
         patch,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels._shared.rows import as_rows
 
 _MOST_HEAD_DIM = 128
 
@@ -16,14 +16,14 @@ def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
     head_dim = qkv.shape[2] // (3 * num_heads)
     if head_dim > _MOST_HEAD_DIM or head_dim % 4 != 0:
         return f"it takes heads of 4 to {_MOST_HEAD_DIM} channels in fours, got {head_dim}"
-    return _native.cuda_unsupported("patch_attention", qkv)
+    return native.cuda_unsupported("patch_attention", qkv)
 
 
 def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     rows, patch, width = qkv.shape
     out = qkv.new_empty(rows, patch, width // 3)
-    qkv, _, stride = as_rows(_native.aligned_rows(qkv))
-    _native.cuda.patch_attention(
+    qkv, _, stride = as_rows(native.aligned_rows(qkv))
+    native.cuda.patch_attention(
         qkv.data_ptr(),
         stride,
         out.data_ptr(),
@@ -31,6 +31,6 @@ def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
         patch,
         num_heads,
         width // (3 * num_heads),
-        *_native.stream(qkv.device),
+        *native.stream(qkv.device),
     )
     return out

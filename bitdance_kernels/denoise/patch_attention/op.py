@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["patch_attention"]
 
@@ -53,16 +53,16 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
 
 def _check(qkv: torch.Tensor, num_heads: int) -> None:
     op = "patch_attention"
-    _checks.dtype(op, "qkv", qkv, _checks.FLOATS)
-    _checks.rank(op, "qkv", qkv, 3, 3)
+    checks.dtype(op, "qkv", qkv, checks.FLOATS)
+    checks.rank(op, "qkv", qkv, 3, 3)
     if num_heads < 1:
-        raise _checks.fail(op, "num_heads", "at least 1", num_heads)
+        raise checks.fail(op, "num_heads", "at least 1", num_heads)
     if qkv.shape[2] == 0 or qkv.shape[2] % (3 * num_heads) != 0:
-        raise _checks.fail(
+        raise checks.fail(
             op, "qkv", f"[R, P, 3C] with C a multiple of num_heads = {num_heads}", list(qkv.shape)
         )
     if qkv.shape[1] > _MOST_TOKENS:
-        raise _checks.fail(op, "qkv", f"[R, P, 3C] with P <= {_MOST_TOKENS}", list(qkv.shape))
+        raise checks.fail(op, "qkv", f"[R, P, 3C] with P <= {_MOST_TOKENS}", list(qkv.shape))
 
 
 def _fake(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 _op = KernelOp(
     "patch_attention",
     "(Tensor qkv, int num_heads) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -96,9 +96,9 @@ _op = KernelOp(
 def _check_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> None:
     op = "patch_attention_backward"
     _check(qkv, num_heads)
-    _checks.dtype(op, "grad", grad, _checks.FLOATS)
-    _checks.shape(op, "grad", grad, (*qkv.shape[:2], qkv.shape[2] // 3), "[R, P, C]")
-    _checks.same_device(op, "qkv", qkv, grad=grad)
+    checks.dtype(op, "grad", grad, checks.FLOATS)
+    checks.shape(op, "grad", grad, (*qkv.shape[:2], qkv.shape[2] // 3), "[R, P, C]")
+    checks.same_device(op, "qkv", qkv, grad=grad)
 
 
 def _fake_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ def _fake_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> tor
 _backward_op = KernelOp(
     "patch_attention_backward",
     "(Tensor grad, Tensor qkv, int num_heads) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order=_BACKWARD_ORDER,

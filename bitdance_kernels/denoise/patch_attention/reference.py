@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels._shared.dtypes import accumulate_dtype
 
 
 def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 _MOST_HEAD_DIM = 128
 # Values of a tile: products of float32 run on the ordinary cores and hold more in registers.
@@ -117,7 +117,9 @@ def _unsupported(num_heads: int, qkv: torch.Tensor, *others: torch.Tensor) -> st
     if qkv.dtype == torch.float32 and tile * width > _MOST_FLOAT32:
         return f"float32 tiles of {tile} tokens and {width} channels overflow the registers"
     tensors = (qkv, *others)
-    return _triton.unsupported(*tensors) or _triton.dtype_unsupported(*(t.dtype for t in tensors))
+    return triton_support.unsupported(*tensors) or triton_support.dtype_unsupported(
+        *(t.dtype for t in tensors)
+    )
 
 
 def _tile(patch: int, head_dim: int) -> tuple[int, int]:
@@ -156,7 +158,7 @@ def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     programs, constants = _launch(qkv, num_heads, 2048)
     qkv, total, stride = as_rows(qkv)
     scale = (channels // num_heads) ** -0.5 * _LOG2_E
-    with _triton.on_device(qkv):
+    with triton_support.on_device(qkv):
         _patch_attention_forward_kernel[(programs,)](
             qkv, out, stride, channels, total, num_heads, scale, **constants
         )
@@ -175,7 +177,7 @@ def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch
     (qkv, total, stride), (grad, _, grad_stride) = as_rows(qkv), as_rows(grad)
     channels = qkv.shape[2] // 3
     factor = (channels // num_heads) ** -0.5
-    with _triton.on_device(qkv):
+    with triton_support.on_device(qkv):
         _patch_attention_backward_kernel[(programs,)](
             grad, qkv, of_qkv, grad_stride, stride, channels, total, num_heads,
             factor * _LOG2_E, factor, **constants,

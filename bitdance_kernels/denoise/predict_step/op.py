@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
-from bitdance_kernels.denoise import affine_step, guidance, modulated_norm
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import affine_step, guidance, modulated_norm
 
 __all__ = ["predict_step"]
 
@@ -121,9 +121,9 @@ def _check(
     modulated_norm.check(op, h, scale, shift, None, None, name="h")
     width, bits = h.shape[-1], x.shape[-1]
     rows = x.shape[0] if cfg is None else 2 * x.shape[0]
-    _checks.shape(op, "h", h, (rows, *x.shape[1:-1], width), "[R or 2 R, ..., C]")
+    checks.shape(op, "h", h, (rows, *x.shape[1:-1], width), "[R or 2 R, ..., C]")
     if (time is None) != (cond is None):
-        raise _checks.fail(op, "time and cond", "given both or neither", "one of them")
+        raise checks.fail(op, "time and cond", "given both or neither", "one of them")
     layers: tuple[tuple[str, torch.Tensor | None, tuple[int, ...], str], ...] = (
         ("weight", weight, (bits, width), "[D, C]"),
         ("bias", bias, (bits,), "[D]"),
@@ -134,11 +134,11 @@ def _check(
     )
     for name, tensor, shape, letters in layers:
         if tensor is not None:
-            _checks.dtype(op, name, tensor, (h.dtype,))
-            check = _checks.broadcast if name == "cond" else _checks.shape
+            checks.dtype(op, name, tensor, (h.dtype,))
+            check = checks.broadcast if name == "cond" else checks.shape
             check(op, name, tensor, shape, letters)
-            _checks.same_device(op, "h", h, **{name: tensor})
-    _checks.same_device(op, "h", h, x=x)
+            checks.same_device(op, "h", h, **{name: tensor})
+    checks.same_device(op, "h", h, x=x)
 
 
 def _fake(h: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
@@ -153,7 +153,7 @@ _op = KernelOp(
     "(Tensor h, Tensor scale, Tensor shift, Tensor weight, Tensor bias, Tensor x, Tensor table, "
     "Tensor step, Tensor in_weight, Tensor in_bias, Tensor? time, Tensor? cond, Tensor? cfg, "
     "Tensor? noise, Tensor? keys, bool squash, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     broadcast={"scale": ("h", None), "shift": ("h", None), "cond": ("h", None)},

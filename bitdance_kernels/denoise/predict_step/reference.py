@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels._dtypes import accumulate_dtype
-from bitdance_kernels.denoise import affine_step, modulated_norm
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels.denoise._shared import affine_step, modulated_norm
 
 
 def run(

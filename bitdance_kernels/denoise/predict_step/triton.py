@@ -10,11 +10,16 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._philox_triton import four_normals
-from bitdance_kernels._rows import as_rows
-from bitdance_kernels.denoise._product_triton import load_tile, modulated, moments, store_tile
-from bitdance_kernels.denoise.product_config import MULTIPROCESSORS
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.philox_triton import four_normals
+from bitdance_kernels._shared.rows import as_rows
+from bitdance_kernels.denoise._shared.product_config import MULTIPROCESSORS
+from bitdance_kernels.denoise._shared.product_triton import (
+    load_tile,
+    modulated,
+    moments,
+    store_tile,
+)
 
 _MOST_BITS = 128
 # Untuned until a card has decided: tokens of a tile, few and many; channels of a tile, fewer for
@@ -145,7 +150,7 @@ def unsupported(
     squash: bool,
     eps: float,
 ) -> str | None:
-    reason = _triton.unsupported(h) or _triton.dtype_unsupported(
+    reason = triton_support.unsupported(h) or triton_support.dtype_unsupported(
         h.dtype, scale.dtype, shift.dtype, x.dtype
     )
     bits = x.shape[-1]
@@ -191,7 +196,7 @@ def run(
     blocks, tiles = triton.cdiv(tokens, rows), triton.cdiv(channels, depth)
     slices = min(tiles, max(1, MULTIPROCESSORS // blocks), _MOST_SLICES)
     trips = triton.cdiv(tiles, slices)
-    with _triton.on_device(h):
+    with triton_support.on_device(h):
         _predict_step_kernel[(blocks, triton.cdiv(tiles, trips))](
             h, scale, shift, weight.contiguous(), bias.contiguous(), x.contiguous(),
             table.contiguous(), step, in_weight.contiguous(), in_bias.contiguous(),

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _memory, _native
-from bitdance_kernels.denoise import native_rows
+from bitdance_kernels._shared import memory, native
+from bitdance_kernels.denoise._shared import rows_cpu
 
 
 def unsupported(h: torch.Tensor) -> str | None:
-    return native_rows.unsupported("swiglu", h)
+    return rows_cpu.unsupported("swiglu", h)
 
 
 def run(h: torch.Tensor) -> torch.Tensor:
     *rows, width = h.shape
-    y = _memory.empty((*rows, width // 2), h.dtype)
-    _native.cpu.swiglu(*native_rows.spaced(h), y, *native_rows.size(y), torch.get_num_threads())
+    y = memory.empty((*rows, width // 2), h.dtype)
+    native.cpu.swiglu(*rows_cpu.spaced(h), y, *rows_cpu.size(y), torch.get_num_threads())
     return y
 
 
 def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
-    return native_rows.unsupported("swiglu_backward", grad, h)
+    return rows_cpu.unsupported("swiglu_backward", grad, h)
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    of_h = _memory.empty_like(h)
-    _native.cpu.swiglu_backward(
-        *native_rows.spaced(grad, h), of_h, *native_rows.size(grad), torch.get_num_threads()
+    of_h = memory.empty_like(h)
+    native.cpu.swiglu_backward(
+        *rows_cpu.spaced(grad, h), of_h, *rows_cpu.size(grad), torch.get_num_threads()
     )
     return of_h

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._op import KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
+from bitdance_kernels._shared import checks
 
 __all__ = ["swiglu"]
 
@@ -39,10 +39,10 @@ def swiglu(h: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
 
 
 def _check(h: torch.Tensor) -> None:
-    _checks.dtype("swiglu", "h", h, _checks.FLOATS)
-    _checks.rank("swiglu", "h", h, 1)
+    checks.dtype("swiglu", "h", h, checks.FLOATS)
+    checks.rank("swiglu", "h", h, 1)
     if h.shape[-1] % 2 != 0:
-        raise _checks.fail("swiglu", "h", "[..., 2F]", f"shape {list(h.shape)}")
+        raise checks.fail("swiglu", "h", "[..., 2F]", f"shape {list(h.shape)}")
 
 
 def _fake(h: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 _op = KernelOp(
     "swiglu",
     "(Tensor h) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check,
     fake=_fake,
     order=_ORDER,
@@ -75,9 +75,9 @@ _op = KernelOp(
 def _check_backward(grad: torch.Tensor, h: torch.Tensor) -> None:
     op = "swiglu_backward"
     _check(h)
-    _checks.dtype(op, "grad", grad, _checks.FLOATS)
-    _checks.shape(op, "grad", grad, (*h.shape[:-1], h.shape[-1] // 2), "[..., F]")
-    _checks.same_device(op, "h", h, grad=grad)
+    checks.dtype(op, "grad", grad, checks.FLOATS)
+    checks.shape(op, "grad", grad, (*h.shape[:-1], h.shape[-1] // 2), "[..., F]")
+    checks.same_device(op, "h", h, grad=grad)
 
 
 def _fake_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ def _fake_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
 _backward_op = KernelOp(
     "swiglu_backward",
     "(Tensor grad, Tensor h) -> Tensor",
-    room=__package__,
+    package=__package__,
     check=_check_backward,
     fake=_fake_backward,
     order=_ORDER,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._dtypes import accumulate_dtype
-from bitdance_kernels.denoise import products
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels.denoise._shared import activations
 
 
 def run(h: torch.Tensor) -> torch.Tensor:
-    return products.gate(h)
+    return activations.swiglu_gate(h)
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:

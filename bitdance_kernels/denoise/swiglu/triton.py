@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 # Values of a tile: eight a thread, so that 16-bit dtypes move 16 bytes at a time. The hidden widths
 # of BitDance are multiples of its channels.
@@ -67,7 +67,7 @@ def _launch(rows: int, hidden: int) -> tuple[tuple[int], dict[str, int]]:
 
 
 def unsupported(h: torch.Tensor) -> str | None:
-    return _triton.unsupported(h) or _triton.dtype_unsupported(h.dtype)
+    return triton_support.unsupported(h) or triton_support.dtype_unsupported(h.dtype)
 
 
 def run(h: torch.Tensor) -> torch.Tensor:
@@ -77,13 +77,15 @@ def run(h: torch.Tensor) -> torch.Tensor:
     h, rows, stride = as_rows(h)
     hidden = y.shape[-1]
     grid, constants = _launch(rows, hidden)
-    with _triton.on_device(h):
+    with triton_support.on_device(h):
         _swiglu_forward_kernel[grid](h, y, stride, rows, hidden, **constants)
     return y
 
 
 def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
-    return _triton.unsupported(grad, h) or _triton.dtype_unsupported(grad.dtype, h.dtype)
+    return triton_support.unsupported(grad, h) or triton_support.dtype_unsupported(
+        grad.dtype, h.dtype
+    )
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -93,7 +95,7 @@ def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     (grad, rows, grad_stride), (h, _, h_stride) = as_rows(grad), as_rows(h)
     hidden = grad.shape[-1]
     grid, constants = _launch(rows, hidden)
-    with _triton.on_device(h):
+    with triton_support.on_device(h):
         _swiglu_backward_kernel[grid](
             grad, h, of_h, grad_stride, h_stride, rows, hidden, **constants
         )

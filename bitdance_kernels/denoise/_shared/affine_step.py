@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _arguments, _checks, philox
-from bitdance_kernels.denoise import guidance
+from bitdance_kernels import philox
+from bitdance_kernels._dispatch import arguments
+from bitdance_kernels._shared import checks
+from bitdance_kernels.denoise._shared import guidance
 
 _STATE = (torch.float32, torch.float64)
 
@@ -14,11 +16,11 @@ def step_tensor(op: str, step: torch.Tensor | int, table: torch.Tensor) -> torch
     """`step` as the ops take it: an integer tensor on the device of `table`."""
     if isinstance(step, torch.Tensor):
         return step
-    row = _arguments.integer(op, "step", step)
-    _arguments.tensor(op, "table", table)
-    _checks.rank(op, "table", table, 2, 2)
+    row = arguments.integer(op, "step", step)
+    arguments.tensor(op, "table", table)
+    checks.rank(op, "table", table, 2, 2)
     if not 0 <= row < table.shape[0]:
-        raise _checks.fail(op, "step", f"in [0, {table.shape[0]})", row)
+        raise checks.fail(op, "step", f"in [0, {table.shape[0]})", row)
     return torch.full((), row, dtype=torch.int64, device=table.device)
 
 
@@ -31,26 +33,26 @@ def check_state(
     keys: torch.Tensor | None,
 ) -> None:
     """Raise TypeError or ValueError unless `x` can take the step that the others describe."""
-    _checks.dtype(op, "x", x, _STATE)
-    _checks.rank(op, "x", x, 2)
-    _checks.dtype(op, "table", table, (x.dtype,))
-    _checks.rank(op, "table", table, 2, 2)
-    _checks.shape(op, "table", table, (table.shape[0], 3), "[S + 1, 3]")
-    _checks.dtype(op, "step", step, (torch.int32, torch.int64))
+    checks.dtype(op, "x", x, _STATE)
+    checks.rank(op, "x", x, 2)
+    checks.dtype(op, "table", table, (x.dtype,))
+    checks.rank(op, "table", table, 2, 2)
+    checks.shape(op, "table", table, (table.shape[0], 3), "[S + 1, 3]")
+    checks.dtype(op, "step", step, (torch.int32, torch.int64))
     if step.numel() != 1:
-        raise _checks.fail(op, "step", "of one element", f"shape {list(step.shape)}")
+        raise checks.fail(op, "step", "of one element", f"shape {list(step.shape)}")
     if (noise is None) == (keys is None):
         got = "neither" if noise is None else "both"
-        raise _checks.fail(op, "noise or keys", "given, one of the two", got)
+        raise checks.fail(op, "noise or keys", "given, one of the two", got)
     if noise is not None:
-        _checks.dtype(op, "noise", noise, (x.dtype,))
-        _checks.shape(op, "noise", noise, x.shape)
+        checks.dtype(op, "noise", noise, (x.dtype,))
+        checks.shape(op, "noise", noise, x.shape)
     if keys is not None:
-        _checks.dtype(op, "keys", keys, (torch.int64,))
-        _checks.shape(op, "keys", keys, (x.shape[0], 3), "[R, 3]")
+        checks.dtype(op, "keys", keys, (torch.int64,))
+        checks.shape(op, "keys", keys, (x.shape[0], 3), "[R, 3]")
         if x.shape[1:].numel() > 2**34:
-            raise _checks.fail(op, "x", "of at most 2^34 elements a row", f"{list(x.shape)}")
-    _checks.same_device(op, "x", x, table=table, step=step, noise=noise, keys=keys)
+            raise checks.fail(op, "x", "of at most 2^34 elements a row", f"{list(x.shape)}")
+    checks.same_device(op, "x", x, table=table, step=step, noise=noise, keys=keys)
 
 
 def forward(

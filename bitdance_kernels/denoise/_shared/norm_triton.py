@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
 
 MOST_CHANNELS = 8192
 # Elements of a row block, and programs that share the sums over rows of a backward pass.
@@ -149,7 +149,9 @@ class _Launch(NamedTuple):
 def unsupported(*tensors: torch.Tensor | None) -> str | None:
     """Why the kernels cannot take these tensors, of which the first has rows of C channels."""
     given = [tensor for tensor in tensors if tensor is not None]
-    reason = _triton.unsupported(*given) or _triton.dtype_unsupported(*(t.dtype for t in given))
+    reason = triton_support.unsupported(*given) or triton_support.dtype_unsupported(
+        *(t.dtype for t in given)
+    )
     if reason is None and given[0].shape[-1] > MOST_CHANNELS:
         reason = f"it takes at most {MOST_CHANNELS} channels, got {given[0].shape[-1]}"
     return reason
@@ -173,7 +175,7 @@ def forward(
     (h, _, h_stride), (gate, _, gate_stride) = map(as_rows, gated or (x, x))
     (scale, _, scale_stride), (shift, _, shift_stride) = map(as_rows, modulation or (x, x))
     launch = _Launch.of(rows, channels)
-    with _triton.on_device(x):
+    with triton_support.on_device(x):
         _norm_forward_kernel[(triton.cdiv(rows, launch.rows),)](
             x, h, gate, scale, shift, _vector(weight, x), _vector(bias, x),
             x if total is None else total, x if normed is None else normed, rows, channels,
@@ -220,7 +222,7 @@ def backward(
         norm_grad, _, norm_stride = as_rows(x if grad_normed is None else grad_normed)
         of_h, of_gate = of_gated or (x, x)
         of_scale, of_shift = of_modulation or (x, x)
-        with _triton.on_device(x):
+        with triton_support.on_device(x):
             _norm_backward_kernel[(programs,)](
                 total_grad, norm_grad, x, h, gate, scale, _vector(weight, x), _vector(bias, x),
                 of_x, of_h, of_gate, of_scale, of_shift, *sums, rows, channels, repeats,

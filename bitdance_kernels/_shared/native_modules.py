@@ -64,7 +64,7 @@ class NativeModule:
             self._reason = f"the compiled module {self.name} failed to load ({error})"
             return
         # An editable installation of another checkout offers its own module under this name.
-        if Path(str(module.__file__)).parent != Path(__file__).parent:
+        if Path(str(module.__file__)).parent != Path(__file__).parent.parent:
             self._reason = self._missing
             return
         self._module = module

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _memory, _native
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import memory, native
+from bitdance_kernels._shared.rows import as_rows
 
 _MOST_HALVES = 8192
 
@@ -21,11 +21,11 @@ def unsupported(
         whole_rows: rows of halves are widened whole, into buffers of limited size.
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    reason = _native.cpu_unsupported(function, *given)
+    reason = native.cpu_unsupported(function, *given)
     if reason is not None:
         return reason
     for tensor in given:
-        if tensor.dtype not in _native.DTYPE_CODES:
+        if tensor.dtype not in native.DTYPE_CODES:
             return f"it does not handle {tensor.dtype}"
         if whole_rows and tensor.dtype != torch.float32 and tensor.shape[-1] > _MOST_HALVES:
             return (
@@ -37,7 +37,7 @@ def unsupported(
 
 def float32_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
     """The same where the C++ code knows float32 alone."""
-    reason = _native.cpu_unsupported(function, *tensors)
+    reason = native.cpu_unsupported(function, *tensors)
     if reason is not None:
         return reason
     for tensor in tensors:
@@ -48,7 +48,7 @@ def float32_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
 
 def spaced(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors [..., C], with copies of those whose rows cannot be read where they are."""
-    if _native.cpu.evenly_spaced(*tensors):
+    if native.cpu.evenly_spaced(*tensors):
         return tensors
     return tuple(as_rows(tensor)[0] for tensor in tensors)
 
@@ -80,12 +80,12 @@ def norm_backward(
     Each is of the dtype of its tensor, that of x of `of_x_dtype` if given.
     """
     like_x = x if of_x_dtype is None else x.new_empty((), dtype=of_x_dtype).expand(x.shape)
-    gradients = [_memory.empty_like(tensor) for tensor in (like_x, scale, shift)]
+    gradients = [memory.empty_like(tensor) for tensor in (like_x, scale, shift)]
     rows, channels = size(x)
     affine = weight is not None or bias is not None
     sums = x.new_empty(2, channels if affine else 0, dtype=torch.float32)
     moments = x.new_empty(rows, 2, dtype=torch.float32)
-    _native.cpu.adaln_norm_backward(
+    native.cpu.adaln_norm_backward(
         *spaced(grad, x, scale),
         vector(weight),
         vector(bias),

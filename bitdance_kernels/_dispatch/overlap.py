@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._arguments import Argument, span
+from bitdance_kernels._dispatch.arguments import Argument, span
+from bitdance_kernels._shared import checks
 
 # Of numpy's search for a common address. Views of one buffer as they occur take far less.
 _MAX_WORK = 100_000
@@ -30,13 +30,13 @@ def check(op: str, arguments: Sequence[Argument], inputs: Sequence[Any]) -> None
             continue
         if _overlaps_itself(inputs[i]):
             got = f"strides {list(inputs[i].stride())} for shape {list(inputs[i].shape)}"
-            raise _checks.fail(op, written.name, "of elements with memory of their own", got)
+            raise checks.fail(op, written.name, "of elements with memory of their own", got)
         for j, other in enumerate(arguments):
             if i == j or not other.is_tensor or inputs[j] is None:
                 continue
             if _overlap(inputs[i], inputs[j]):
                 got = f"memory that {other.name} has too"
-                raise _checks.fail(op, written.name, "memory of its own", got)
+                raise checks.fail(op, written.name, "memory of its own", got)
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:

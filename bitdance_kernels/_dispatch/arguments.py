@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _checks
-from bitdance_kernels._tracing import is_traced
+from bitdance_kernels._dispatch.tracing import is_traced
+from bitdance_kernels._shared import checks
 
 _INT64 = range(-(2**63), 2**63)
 # No allocation lies below, but for the heap of a Python that is not position-independent. A tensor
@@ -56,7 +56,7 @@ def checked_kind(op: str, argument: Argument, value: Any) -> Any:
     value = _CHECKED[argument.kind](op, argument.name, value)
     if argument.written and (value.is_neg() or value._is_zerotensor()):
         got = "a view to be negated" if value.is_neg() else "a zero tensor without memory"
-        raise _checks.fail(op, argument.name, "memory to write to", got)
+        raise checks.fail(op, argument.name, "memory to write to", got)
     return value
 
 
@@ -98,7 +98,7 @@ def integer(op: str, argument: str, value: Any) -> Any:
 def _int64(op: str, argument: str, value: Any) -> Any:
     value = integer(op, argument, value)
     if type(value) is int and value not in _INT64:
-        raise _checks.fail(op, argument, "an integer of 64 bits", value)
+        raise checks.fail(op, argument, "an integer of 64 bits", value)
     return value
 
 
@@ -112,7 +112,7 @@ def real(op: str, argument: str, value: Any) -> Any:
 def check_finite(op: str, argument: str, value: Any) -> None:
     """Raise ValueError where `value` is infinite or not a number; it may be no float at all."""
     if type(value) is float and not torch.compiler.is_compiling() and not math.isfinite(value):
-        raise _checks.fail(op, argument, "finite", value)
+        raise checks.fail(op, argument, "finite", value)
 
 
 def number(op: str, argument: str, value: Any) -> Any:
@@ -163,7 +163,7 @@ def check_memory(op: str, argument: str, value: torch.Tensor, *, has_memory: boo
     held, used = value.untyped_storage().nbytes(), value.storage_offset() + span(value)
     if used * value.element_size() > held and value.numel():
         expected = f"a tensor whose storage holds its {used} elements"
-        raise _checks.fail(op, argument, expected, f"a storage of {held} bytes")
+        raise checks.fail(op, argument, expected, f"a storage of {held} bytes")
 
 
 def span(value: torch.Tensor) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _native
+from bitdance_kernels._shared import native
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -27,12 +27,12 @@ class Backend:
     Attributes:
         run: computes.
         unsupported: why not, for some arguments.
-        native: names of the compiled module's functions that it calls.
+        native_functions: names of the compiled module's functions that it calls.
     """
 
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]
-    native: tuple[str, ...]
+    native_functions: tuple[str, ...]
 
 
 class Explained(Exception):  # noqa: N818  (unwinds `explain`, is never seen outside)
@@ -64,20 +64,20 @@ def check_name(name: str, argument: str) -> str:
     return name
 
 
-def _triton_unavailable(native: Sequence[str]) -> str | None:
-    from bitdance_kernels import _triton
+def _triton_unavailable(functions: Sequence[str]) -> str | None:
+    from bitdance_kernels._shared import triton_support
 
-    if torch.cuda.is_available() or _triton.interpreting():
+    if torch.cuda.is_available() or triton_support.interpreting():
         return None
     return "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
 
 
-def _cpu_unavailable(native: Sequence[str]) -> str | None:
-    return next(filter(None, map(_native.cpu.unavailable, native)), None)
+def _cpu_unavailable(functions: Sequence[str]) -> str | None:
+    return next(filter(None, map(native.cpu.unavailable, functions)), None)
 
 
-def _cuda_unavailable(native: Sequence[str]) -> str | None:
-    reason = next(filter(None, map(_native.cuda.unavailable, native)), None)
+def _cuda_unavailable(functions: Sequence[str]) -> str | None:
+    reason = next(filter(None, map(native.cuda.unavailable, functions)), None)
     return reason or (None if torch.cuda.is_available() else "no CUDA device")
 
 

@@ -7,9 +7,10 @@ import numbers
 
 import torch
 
-from bitdance_kernels import _arguments, _checks
+from bitdance_kernels._dispatch import arguments
+from bitdance_kernels._shared import checks
 
-__all__ = ["denoise_table"]
+__all__ = ["denoise_schedule"]
 
 # The stochastic steps end here; one plain Euler step of 0.05 leads to the data.
 _LAST_TIME = 0.95
@@ -17,7 +18,7 @@ _LAST_TIME = 0.95
 _LEAST_REMAINDER = 0.05
 
 
-def denoise_table(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients of all steps of the sampler, and the times its network is called with.
 
     The official sampler takes `steps` Euler-Maruyama steps from t = 0 (noise) to 0.95 and then one
@@ -56,7 +57,7 @@ def denoise_table(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tensor,
         rounded once.
 
     Example:
-        >>> table, times = denoise_table(1)
+        >>> table, times = denoise_schedule(1)
         >>> table
         tensor([[-0.9000,  0.9500,  1.3784],
                 [ 0.0000,  1.0000,  0.0000]])
@@ -64,12 +65,12 @@ def denoise_table(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tensor,
         tensor([0.0000, 0.9500])
     """
     if not isinstance(steps, numbers.Integral) or isinstance(steps, bool):
-        raise TypeError(f"denoise_table: steps must be int, got {type(steps).__name__}")
-    steps, time_shift = int(steps), _arguments.number("denoise_table", "time_shift", time_shift)
+        raise TypeError(f"denoise_schedule: steps must be int, got {type(steps).__name__}")
+    steps, time_shift = int(steps), arguments.number("denoise_schedule", "time_shift", time_shift)
     if steps < 1:
-        raise _checks.fail("denoise_table", "steps", "at least 1", steps)
+        raise checks.fail("denoise_schedule", "steps", "at least 1", steps)
     if not 0 < time_shift < math.inf:
-        raise _checks.fail("denoise_table", "time_shift", "positive and finite", time_shift)
+        raise checks.fail("denoise_schedule", "time_shift", "positive and finite", time_shift)
     # Where and in which precision the official code makes its grid, whatever PyTorch's defaults.
     grid = torch.linspace(0, _LAST_TIME, steps + 1, dtype=torch.float32, device="cpu")
     grid = _shifted(grid, time_shift)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
+from bitdance_kernels._shared import triton_support
 
 # Counters a program, as in denoise_step.
 _BLOCK = 128
@@ -91,7 +91,7 @@ def noise(keys: torch.Tensor, step: torch.Tensor, elements: int) -> torch.Tensor
         return y
     row_blocks = triton.cdiv(elements, 4)
     blocks = len(keys) * row_blocks
-    with _triton.on_device(keys):
+    with triton_support.on_device(keys):
         _noise_kernel[(triton.cdiv(blocks, _BLOCK),)](
             keys.contiguous(), step, y, elements, row_blocks, blocks,
             WIDE=blocks + _BLOCK >= 2**31, BLOCK=_BLOCK,

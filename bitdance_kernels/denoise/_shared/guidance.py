@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels import _arguments, _checks
+from bitdance_kernels._dispatch import arguments
+from bitdance_kernels._shared import checks
 
 
 def scale_tensor(
@@ -22,23 +23,23 @@ def scale_tensor(
     """`cfg` as the ops take it: a float32 tensor on the device of `x0`, None if not guided."""
     if cfg is None or isinstance(cfg, torch.Tensor):
         return cfg
-    number = _arguments.real(op, "cfg", cfg)
-    _arguments.tensor(op, name, x0)
+    number = arguments.real(op, "cfg", cfg)
+    arguments.tensor(op, name, x0)
     return torch.full((), number, dtype=torch.float32, device=x0.device)
 
 
 def check(op: str, x0: torch.Tensor, cfg: torch.Tensor | None, *, name: str = "x0") -> None:
     """Raise TypeError or ValueError unless `x0`, the argument `name`, can be guided by `cfg`."""
-    _checks.dtype(op, name, x0, _checks.FLOATS)
-    _checks.rank(op, name, x0, 2)
+    checks.dtype(op, name, x0, checks.FLOATS)
+    checks.rank(op, name, x0, 2)
     if cfg is None:
         return
-    _checks.dtype(op, "cfg", cfg, (torch.float32, torch.float64))
+    checks.dtype(op, "cfg", cfg, (torch.float32, torch.float64))
     if cfg.numel() != 1:
-        raise _checks.fail(op, "cfg", "of one element", f"shape {list(cfg.shape)}")
-    _checks.same_device(op, name, x0, cfg=cfg)
+        raise checks.fail(op, "cfg", "of one element", f"shape {list(cfg.shape)}")
+    checks.same_device(op, name, x0, cfg=cfg)
     if x0.shape[0] % 2 != 0:
-        raise _checks.fail(op, name, "[2 R, ...] when cfg is given", f"shape {list(x0.shape)}")
+        raise checks.fail(op, name, "[2 R, ...] when cfg is given", f"shape {list(x0.shape)}")
 
 
 def rows(x0: torch.Tensor, cfg: torch.Tensor | None) -> int:

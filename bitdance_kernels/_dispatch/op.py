@@ -19,8 +19,15 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _arguments, _backends, _native, _overlap, _transforms
-from bitdance_kernels._backends import BACKENDS, Backend, BackendError, Explained, check_name
+from bitdance_kernels._dispatch import arguments, backends, overlap, transforms
+from bitdance_kernels._dispatch.backends import (
+    BACKENDS,
+    Backend,
+    BackendError,
+    Explained,
+    check_name,
+)
+from bitdance_kernels._shared import native
 
 NAMESPACE = "bitdance"
 REGISTRY: dict[str, KernelOp] = {}
@@ -35,13 +42,13 @@ class _Prepared(Backend):
         def run(*inputs: Any) -> Any:
             return backend.run(*op._prepared((*inputs, "auto"))[:-1])
 
-        super().__init__(run, backend.unsupported, backend.native)
+        super().__init__(run, backend.unsupported, backend.native_functions)
 
 
 _is_autocast = torch._C._is_any_autocast_enabled
 _AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # key of a device type
-_AUTOCAST_KEYS = _transforms.key_set(*_AUTOCAST.values())
-_default = _backends.DEFAULT
+_AUTOCAST_KEYS = transforms.key_set(*_AUTOCAST.values())
+_default = backends.DEFAULT
 _MOST_SIGNATURES = 256  # of one op
 
 
@@ -63,9 +70,9 @@ def _is_decomposed(backend: str) -> bool:
 @functools.cache
 def _signer() -> Callable[[tuple[Any, ...], bool, int], bytes | None]:
     """What tells calls apart: see csrc/bindings/signature.h; without that module, nothing does."""
-    if _native.cpu.unavailable("signature") is not None:
+    if native.cpu.unavailable("signature") is not None:
         return lambda inputs, gradients, written: None
-    return _native.cpu.signature
+    return native.cpu.signature
 
 
 class KernelOp:
@@ -74,15 +81,15 @@ class KernelOp:
     Args:
         name: the op's name, ``torch.ops.bitdance.<name>``.
         schema: arguments and results as PyTorch writes them, without defaults and without backend.
-        room: package of the op's room, whose modules are its backends.
+        package: the op's package, whose modules are its backends.
         check: raises TypeError or ValueError on bad arguments; runs for real and for fake tensors.
             It, like `unsupported` of a backend, depends on nothing but what a call's signature
             has (csrc/bindings/signature.h), since it is not asked for a call like one before.
         fake: makes empty outputs of the right shape, dtype and device; allocates nothing real.
         order: for each device type the backends that ``auto`` tries, best first.
         entry: a backend module serves the op by ``run<entry>`` and ``unsupported<entry>``, and has
-            ``native<entry>``, a tuple, where it calls other functions of the compiled module than
-            the one of the op's name.
+            a tuple ``native_functions<entry>`` where it calls other functions of the compiled
+            module than the one of the op's name.
         backward: gradient formula as for ``torch.library.register_autograd``; without one the op
             refuses arguments that require grad.
         setup_context: saves what `backward` needs.
@@ -104,7 +111,7 @@ class KernelOp:
         name: str,
         schema: str,
         *,
-        room: str,
+        package: str,
         check: Callable[..., None],
         fake: Callable[..., Any],
         order: Mapping[str, Sequence[str]],
@@ -121,7 +128,7 @@ class KernelOp:
     ) -> None:
         self.name = name
         self.called = called or name
-        self.room = room
+        self.package = package
         self.order = {device: tuple(backends) for device, backends in order.items()}
         self.entry = entry
         self.differentiable = backward is not None
@@ -131,9 +138,9 @@ class KernelOp:
         self._loaded: dict[str, Backend | str] = {}
         self._chosen: dict[bytes, Backend] = {}  # by signature of a call, for "auto"
 
-        arguments, results = schema.split("->")
-        arguments = arguments.strip().removeprefix("(").removesuffix(")")
-        self._arguments = _arguments.parse(arguments, called_arguments or {})
+        declared, results = schema.split("->")
+        declared = declared.strip().removeprefix("(").removesuffix(")")
+        self._arguments = arguments.parse(declared, called_arguments or {})
         self._argument_names = [argument.name for argument in self._arguments]
         self._tensors = tuple(i for i, a in enumerate(self._arguments) if a.is_tensor)
         self._written = tuple(i for i, a in enumerate(self._arguments) if a.written)
@@ -151,7 +158,7 @@ class KernelOp:
             for name, (like, dims) in (broadcast or {}).items()
         )
 
-        _library.define(f"{name}({arguments}, str backend) -> {results.strip()}")
+        _library.define(f"{name}({declared}, str backend) -> {results.strip()}")
         _library.impl(name, self.run, "CompositeExplicitAutograd")
         # Where a call arrives inside of a transform of torch.func, before it takes anything apart.
         _library.impl(name, self._run_transformed, "FuncTorchDynamicLayerFrontMode")
@@ -177,7 +184,7 @@ class KernelOp:
         # like one before, which is the rule, is neither checked again nor is a backend sought.
         if (
             torch.compiler.is_compiling()
-            or _transforms.is_watched()
+            or transforms.is_watched()
             or (self._cast and _is_autocast())
         ):
             return self._call_watched(args)
@@ -189,7 +196,7 @@ class KernelOp:
             if self._is_second_derivative(args):
                 return self._run_functional(args)
             given = [args[i] for i in self._tensors if args[i] is not None]
-            return (self.overload if _transforms.concern_pytorch(given) else self.run)(*args)
+            return (self.overload if transforms.concern_pytorch(given) else self.run)(*args)
         backend = self._chosen.get(signature)
         if backend is None:
             backend = self._choose(signature, args)
@@ -212,7 +219,7 @@ class KernelOp:
         args = self._prepared(args)
         if _is_decomposed(args[-1]):
             return self._decompose(args)
-        if torch.compiler.is_compiling() or _transforms.active():
+        if torch.compiler.is_compiling() or transforms.active():
             return self.overload(*args)
         if self._carries_tangent(args) or self._is_second_derivative(args):
             return self._run_functional(args)
@@ -223,10 +230,10 @@ class KernelOp:
         checked = list(args[:-1])
         if not torch.compiler.is_compiling():  # which has numbers that are not known yet
             for i, argument in enumerate(self._arguments):
-                checked[i] = _arguments.checked_kind(self.called, argument, checked[i])
+                checked[i] = arguments.checked_kind(self.called, argument, checked[i])
         for i, like, dims in self._broadcast:
             if checked[i] is not None:
-                checked[i] = _arguments.broadcast(checked[i], checked[like].shape[:dims])
+                checked[i] = arguments.broadcast(checked[i], checked[like].shape[:dims])
         if not isinstance(args[-1], str):
             check_name(args[-1], f"{self.called}: backend")
         return (*checked, args[-1])
@@ -240,16 +247,16 @@ class KernelOp:
         return by_reference and any(t is not None and t.requires_grad for t in given)
 
     def _carries_tangent(self, args: Sequence[Any]) -> bool:
-        if not self._has_derivative or not _transforms.in_forward_mode():
+        if not self._has_derivative or not transforms.in_forward_mode():
             return False
         given = (args[i] for i in self._tensors)
-        return any(t is not None and _transforms.has_tangent(t) for t in given)
+        return any(t is not None and transforms.has_tangent(t) for t in given)
 
     def _run_transformed(self, *args: Any) -> Any:
         if not self._has_derivative:
             tensors = [args[i] for i in self._tensors]
             names = [self._argument_names[i] for i in self._tensors]
-            _transforms.check_no_derivative(self.called, names, tensors)
+            transforms.check_no_derivative(self.called, names, tensors)
         return self._run_functional(args)
 
     def _run_functional(self, args: Sequence[Any]) -> Any:
@@ -257,7 +264,7 @@ class KernelOp:
         *inputs, requested = args
         requested = _default.get() if requested == "auto" else requested
         reason = "torch.func and forward-mode AD have the reference alone"
-        if requested == _backends.EXPLAIN:
+        if requested == backends.EXPLAIN:
             reasons = dict.fromkeys(self.backends, reason) | {"reference": None}
             raise Explained(self.called, self.order, reasons)
         if check_name(requested, f"{self.called}: backend") not in ("auto", "reference"):
@@ -268,8 +275,8 @@ class KernelOp:
         if self._cast and device in _AUTOCAST and torch.is_autocast_enabled(device):
             inputs = self._cast_inputs(device, inputs)
         self._check(*inputs)
-        _overlap.check(self.called, self._arguments, inputs)
-        module = importlib.import_module(f"{self.room}.reference")
+        overlap.check(self.called, self._arguments, inputs)
+        module = importlib.import_module(f"{self.package}.reference")
         run = getattr(module, f"run{self.entry}")
         functional = getattr(module, f"functional{self.entry}", run)
         try:
@@ -304,18 +311,18 @@ class KernelOp:
         backend = self.backend(name)
         if isinstance(backend, str):
             return backend
-        return _backends.MACHINE.get(name, lambda _: None)(backend.native)
+        return backends.MACHINE.get(name, lambda _: None)(backend.native_functions)
 
     def _load(self, name: str) -> Backend | str:
         try:
-            module = importlib.import_module(f"{self.room}.{name}")
+            module = importlib.import_module(f"{self.package}.{name}")
         except ImportError as error:
             return f"its module cannot be imported ({error})"
         run = getattr(module, f"run{self.entry}")
         if name == "reference":
             return Backend(run, lambda *_: None, ())
-        native = getattr(module, f"native{self.entry}", (self.name,))
-        return Backend(run, getattr(module, f"unsupported{self.entry}"), native)
+        functions = getattr(module, f"native_functions{self.entry}", (self.name,))
+        return Backend(run, getattr(module, f"unsupported{self.entry}"), functions)
 
     def run(self, *args: Any) -> Any:
         """What is below the boundary; the last of `args` is the backend."""
@@ -372,31 +379,31 @@ class KernelOp:
     def _set_up(self, setup_context: Callable[..., None], ctx: Any, **call: Any) -> None:
         for i in self._constants:
             if ctx.needs_input_grad[i]:
-                raise _transforms.refuse_gradient(self.called, self._argument_names[i])
+                raise transforms.refuse_gradient(self.called, self._argument_names[i])
         setup_context(ctx, **call)
 
     def _check_all(self, inputs: Sequence[Any], *, has_memory: bool = True) -> None:
         for i in self._tensors:
             if inputs[i] is not None:
                 name = self._argument_names[i]
-                _arguments.check_memory(self.called, name, inputs[i], has_memory=has_memory)
+                arguments.check_memory(self.called, name, inputs[i], has_memory=has_memory)
         self._check(*inputs)
         for argument, value in zip(self._arguments, inputs, strict=True):
-            _arguments.check_finite(self.called, argument.name, value)
+            arguments.check_finite(self.called, argument.name, value)
         gradients = torch.is_grad_enabled()
         for i in self._constants if gradients else ():
             if inputs[i] is not None and inputs[i].requires_grad:
-                raise _transforms.refuse_gradient(
+                raise transforms.refuse_gradient(
                     self.called, self._argument_names[i], is_backward=self._is_backward
                 )
-        if _transforms.in_forward_mode():
+        if transforms.in_forward_mode():
             for i in self._tensors:
-                if inputs[i] is not None and _transforms.has_tangent(inputs[i]):
-                    raise _transforms.refuse_tangent(
+                if inputs[i] is not None and transforms.has_tangent(inputs[i]):
+                    raise transforms.refuse_tangent(
                         self.called, self._argument_names[i], differentiable=self.differentiable
                     )
         if self._written:
-            _overlap.check(self.called, self._arguments, inputs)
+            overlap.check(self.called, self._arguments, inputs)
 
     def select(self, requested: str, inputs: Sequence[Any]) -> Backend:
         """The backend that runs a call, `requested` by name or "auto"."""
@@ -409,7 +416,7 @@ class KernelOp:
                 backend = self._loaded.get(name) or self.backend(name)
                 if not isinstance(backend, str) and backend.unsupported(*inputs) is None:
                     return backend
-        if requested == _backends.EXPLAIN:
+        if requested == backends.EXPLAIN:
             reasons = {name: self.reason(name, inputs) for name in self.backends}
             raise Explained(self.called, self.order, reasons)
         check_name(requested, f"{self.called}: backend")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._compiled import (
+from bitdance_kernels._shared.native_modules import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,

@@ -22,9 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels import _triton
-from bitdance_kernels._rows import as_rows
-from bitdance_kernels.denoise.product_config import FEW_ROWS, MULTIPROCESSORS, Tiles, tiles
+from bitdance_kernels._shared import triton_support
+from bitdance_kernels._shared.rows import as_rows
+from bitdance_kernels.denoise._shared.product_config import FEW_ROWS, MULTIPROCESSORS, Tiles, tiles
 
 _TMA_CAPABILITY = 90
 
@@ -173,7 +173,9 @@ def _product_kernel(
 def unsupported(*tensors: torch.Tensor | None) -> str | None:
     """Why the kernel cannot take these tensors; None when it can."""
     given = [tensor for tensor in tensors if tensor is not None]
-    return _triton.unsupported(*given) or _triton.dtype_unsupported(*(t.dtype for t in given))
+    return triton_support.unsupported(*given) or triton_support.dtype_unsupported(
+        *(t.dtype for t in given)
+    )
 
 
 def product(
@@ -208,8 +210,8 @@ def product(
     scale, shift, norm_weight, norm_bias, eps = norm or Norm(x, x, None, None, 0.0)
     (scale, _, scale_stride), (shift, _, shift_stride) = as_rows(scale), as_rows(shift)
     (residual, _, residual_stride), (gate, _, gate_stride) = map(as_rows, gated or (x, x))
-    with _triton.on_device(x):
-        capability = _triton.capability(x.device)
+    with triton_support.on_device(x):
+        capability = triton_support.capability(x.device)
         cut = tiles(
             rows, features, weight.dtype, norm=norm is not None, swiglu=swiglu,
             gated=gated is not None, aligned=aligned, capability=capability,

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import _native
-from bitdance_kernels._dtypes import accumulate_dtype
-from bitdance_kernels._rows import as_rows
+from bitdance_kernels._shared import native
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels._shared.rows import as_rows
 
 # What a kernel holds in registers: kMostRowChannels of csrc/cuda/common/modulated_norm_config.h.
 MOST_CHANNELS = 8192
@@ -22,7 +22,7 @@ _SLICE_ROWS = 4
 _MOST_SLICES = 1024
 
 Rows = tuple[int, int, int]
-ABSENT: Rows = (0, 0, _native.DTYPE_CODES[torch.float32])
+ABSENT: Rows = (0, 0, native.DTYPE_CODES[torch.float32])
 
 
 def unsupported(function: str, *tensors: torch.Tensor | None) -> str | None:
@@ -31,7 +31,7 @@ def unsupported(function: str, *tensors: torch.Tensor | None) -> str | None:
     channels = given[0].shape[-1]
     if channels > MOST_CHANNELS:
         return f"it handles up to {MOST_CHANNELS} channels, got {channels}"
-    return _native.cuda_unsupported(function, *given) or _native.dtype_unsupported(
+    return native.cuda_unsupported(function, *given) or native.dtype_unsupported(
         *(tensor.dtype for tensor in given)
     )
 
@@ -78,7 +78,7 @@ def rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor], list[Rows]]
             continue
         tensor, _, stride = as_rows(tensor)
         kept.append(tensor)
-        arguments.append((tensor.data_ptr(), stride, _native.DTYPE_CODES[tensor.dtype]))
+        arguments.append((tensor.data_ptr(), stride, native.DTYPE_CODES[tensor.dtype]))
     return kept, arguments
 
 
@@ -103,7 +103,7 @@ def gradients(
             continue
         gradient = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         made.append(gradient)
-        code = _native.DTYPE_CODES[gradient.dtype]
+        code = native.DTYPE_CODES[gradient.dtype]
         arguments.append((gradient.data_ptr(), gradient.shape[-1], code))
     return made, arguments
 

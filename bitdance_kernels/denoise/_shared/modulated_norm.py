@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import _checks
-from bitdance_kernels._dtypes import accumulate_dtype
+from bitdance_kernels._shared import checks
+from bitdance_kernels._shared.dtypes import accumulate_dtype
 
 
 def check(
@@ -24,19 +24,19 @@ def check(
 
     The op's argument `name` is x, and `prefix` is what its "weight" and "bias" begin with.
     """
-    _checks.dtype(op, name, x, _checks.FLOATS)
-    _checks.rank(op, name, x, 1)
+    checks.dtype(op, name, x, checks.FLOATS)
+    checks.rank(op, name, x, 1)
     if x.shape[-1] == 0:
-        raise _checks.fail(op, name, "[..., C] with C > 0", f"shape {list(x.shape)}")
+        raise checks.fail(op, name, "[..., C] with C > 0", f"shape {list(x.shape)}")
     for other, tensor in (("scale", scale), ("shift", shift)):
-        _checks.dtype(op, other, tensor, _checks.FLOATS)
-        _checks.broadcast(op, other, tensor, x.shape, f"that of {name}")
+        checks.dtype(op, other, tensor, checks.FLOATS)
+        checks.broadcast(op, other, tensor, x.shape, f"that of {name}")
     affine = {f"{prefix}weight": weight, f"{prefix}bias": bias}
     for other, vector in affine.items():
         if vector is not None:
-            _checks.dtype(op, other, vector, _checks.FLOATS)
-            _checks.shape(op, other, vector, x.shape[-1:], "[C]")
-    _checks.same_device(op, name, x, scale=scale, shift=shift, **affine)
+            checks.dtype(op, other, vector, checks.FLOATS)
+            checks.shape(op, other, vector, x.shape[-1:], "[C]")
+    checks.same_device(op, name, x, scale=scale, shift=shift, **affine)
 
 
 def forward(

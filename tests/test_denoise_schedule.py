@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitdance_kernels import denoise_step, denoise_table
+from bitdance_kernels import denoise_schedule, denoise_step
 from bitdance_kernels.testing import compare
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,7 +34,7 @@ def test_there_are_recorded_runs():
 
 @RECORDED
 def test_times_are_those_of_the_official_sampler(path, label, settings):
-    _, times = denoise_table(settings["steps"], time_shift=settings["time_shift"])
+    _, times = denoise_schedule(settings["steps"], time_shift=settings["time_shift"])
     assert torch.equal(times, _load(path)[f"{label}.trace_t"].reshape(-1))
 
 
@@ -51,7 +51,7 @@ def test_the_last_step_leads_to_the_official_result(path, label, settings):
         truth = unconditional + cfg * (conditional - unconditional)
     else:
         truth = prediction.double()
-    table, _ = denoise_table(settings["steps"], time_shift=settings["time_shift"])
+    table, _ = denoise_schedule(settings["steps"], time_shift=settings["time_shift"])
     noise = torch.randn_like(x)  # has no weight in this step
     end = denoise_step(x, prediction, table, settings["steps"], cfg=guidance, noise=noise)
     compare("staged", end, official, truth, label)
@@ -60,7 +60,7 @@ def test_the_last_step_leads_to_the_official_result(path, label, settings):
 @SCHEDULES
 def test_coefficients_are_those_of_the_update_as_it_is_published(steps, time_shift):
     """The official step is linear in x, x0 and eps: three calls give its coefficients."""
-    table, times = denoise_table(steps, time_shift=time_shift)
+    table, times = denoise_schedule(steps, time_shift=time_shift)
     grid = torch.linspace(0, 0.95, steps + 1)
     grid = (1 / time_shift) / ((1 / time_shift) + (1 / grid - 1))
     expected = torch.zeros(steps + 1, 3, dtype=torch.float64)
@@ -78,11 +78,11 @@ def test_coefficients_are_those_of_the_update_as_it_is_published(steps, time_shi
 
 
 def test_float32_noise_schedule_does_not_depend_on_the_defaults():
-    expected = denoise_table(9, time_shift=1.3)
+    expected = denoise_schedule(9, time_shift=1.3)
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            table, times = denoise_table(9, time_shift=1.3)
+            table, times = denoise_schedule(9, time_shift=1.3)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(table, expected[0])
@@ -91,11 +91,23 @@ def test_float32_noise_schedule_does_not_depend_on_the_defaults():
 
 def test_bad_arguments():
     for call, error, message in (
-        (lambda: denoise_table(0), ValueError, "denoise_table: steps must be at least 1, got 0"),
-        (lambda: denoise_table(2.0), TypeError, "denoise_table: steps must be int, got float"),
-        (lambda: denoise_table(4, time_shift=0.0), ValueError, "time_shift must be positive and"),
-        (lambda: denoise_table(4, time_shift=float("nan")), ValueError, "time_shift must be"),
-        (lambda: denoise_table(4, time_shift=float("inf")), ValueError, "time_shift must be"),
+        (
+            lambda: denoise_schedule(0),
+            ValueError,
+            "denoise_schedule: steps must be at least 1, got 0",
+        ),
+        (
+            lambda: denoise_schedule(2.0),
+            TypeError,
+            "denoise_schedule: steps must be int, got float",
+        ),
+        (
+            lambda: denoise_schedule(4, time_shift=0.0),
+            ValueError,
+            "time_shift must be positive and",
+        ),
+        (lambda: denoise_schedule(4, time_shift=float("nan")), ValueError, "time_shift must be"),
+        (lambda: denoise_schedule(4, time_shift=float("inf")), ValueError, "time_shift must be"),
     ):
         with pytest.raises(error, match=message):
             call()

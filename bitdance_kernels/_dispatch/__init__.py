@@ -1,0 +1,1 @@
+"""From the public function of an op to the backend that computes it."""

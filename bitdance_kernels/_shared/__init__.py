@@ -1,0 +1,1 @@
+"""Helpers of the ops of all families: checks, native modules, rows, Triton."""
