@@ -21,7 +21,7 @@ $(VENV)/.made: constraints.txt
 # since the native modules are the next rule's; and Python compiles of the packages what it imports.
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
 	BITDANCE_BUILD_CUDA=0 CXX=/hidden/c++ \
-		$(BIN)/pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'
+		$(BIN)/pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]' -e ./bitdance_models
 	touch $@
 
 # The native modules, again whenever their sources change.

@@ -132,7 +132,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="fashion",
         help="a folder that save_pretrained wrote, an official .pt file, a hub id owner/name, or "
-        "'fashion', which comes with the library",
+        "'fashion', the model of bitdance-models",
     )  # fmt: skip
     parser.add_argument("--tokenizer", help="the tokenizer's own file, where --model lacks it")
     parser.add_argument("--config", help=CONFIG_HELP)

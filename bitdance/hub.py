@@ -1,8 +1,8 @@
-"""Where a model is: on this disk, in the library, or on the Hugging Face hub."""
+"""Where a model is: on this disk, in bitdance-models, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
-from importlib import resources
+import importlib.util
 from pathlib import Path
 
 from bitdance import model_folder
@@ -11,7 +11,7 @@ from bitdance.files import CheckpointError, one_line
 __all__ = ["BUNDLED", "download", "locate"]
 
 BUNDLED = ("fashion",)
-"""Models that come with the library, in ``assets``."""
+"""Models of the package ``bitdance_models``."""
 
 
 def locate(
@@ -20,15 +20,27 @@ def locate(
     """The file or folder of a model; a repository is downloaded.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or it is bundled and bitdance-models is not installed.
         CheckpointError: a repository holds something else.
     """
     path = Path(source)
     if path.exists():
         return path
     if str(source) in BUNDLED:
-        return Path(str(resources.files("bitdance").joinpath("assets", str(source))))
+        return _bundled(str(source))
     return download(str(source), revision, local_files_only)
+
+
+def _bundled(name: str) -> Path:
+    """The folder of a bundled model."""
+    found = importlib.util.find_spec("bitdance_models")
+    for parent in (found and found.submodule_search_locations) or ():
+        if (folder := Path(parent, name)).is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{name!r} is a bundled model, and the package bitdance_models, which has it, was not "
+        "found: pip install bitdance-models"
+    )
 
 
 def download(source: str, revision: str | None, local_files_only: bool) -> Path:

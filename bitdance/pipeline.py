@@ -79,7 +79,7 @@ class BitDance(Interruptible):
         """Load a model; either all of it is loaded or nothing.
 
         Args:
-            source: "fashion", the small model that comes with the library; a folder written by
+            source: "fashion", the small model of bitdance-models; a folder written by
                 ``save_pretrained``; an official checkpoint (``.pt``) or a ``.safetensors`` file;
                 or the id "owner/name" of a Hugging Face repository that holds such a folder (needs
                 ``pip install bitdance[hub]``).

@@ -345,7 +345,7 @@ def test_compare_times_another_commit_and_cleans_up(tmp_path):
     clone = tmp_path / "clone"
     subprocess.run(["git", "init", "-q", clone], check=True)
     files = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "-z", "--", ":!tests", ":!bitdance/assets"],
+        ["git", "-C", ROOT, "ls-files", "-z", "--", ":!tests", ":!bitdance_models"],
         capture_output=True, text=True, check=True,
     ).stdout.split("\0")  # fmt: skip
     for name in filter(None, files):

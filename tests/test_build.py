@@ -20,7 +20,7 @@ def checkout(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("csrc", "bitdance_kernels", "bitdance"):
-        ignore = shutil.ignore_patterns("*.so", "__pycache__", "assets")
+        ignore = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
     return tmp_path
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,12 @@ from PIL import Image
 from bitdance import BitDance
 from bitdance.cli import main
 from bitdance.evaluate import Evaluation
+from bitdance.hub import locate
 from bitdance.weights import read_json
 from bitdance_kernels.testing import cpu_isas
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDER = resources.files("bitdance").joinpath("assets/fashion")
+FOLDER = ROOT / "bitdance_models/fashion"
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,21 @@ def pipeline():
 
 
 def test_it_is_small_and_complete(pipeline):
-    assert sum(path.stat().st_size for path in Path(str(FOLDER)).iterdir()) <= 12e6
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 12e6
     assert len(pipeline.classes) == 10
     assert pipeline.label("ankle boot") == 9
     assert pipeline.steps == 20
+
+
+def test_it_is_in_a_package_of_its_own():
+    assert locate("fashion") == FOLDER
+
+
+def test_without_its_package_the_error_names_the_remedy(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = "'fashion' is a bundled model, .* bitdance_models, .*: pip install bitdance-models"
+    with pytest.raises(FileNotFoundError, match=message):
+        locate("fashion")
 
 
 def test_its_pictures_are_of_their_kind(pipeline):
