@@ -24,8 +24,8 @@ import torch
 
 from benchmarks import machine, products, run
 from benchmarks.model import measure, paths
-from bitdance import graphs
-from bitdance.pipeline import BitDance
+from bitdance.pipelines.class_conditional import BitDance
+from bitdance.sampling import graphs
 from bitdance_kernels.testing import Case
 
 PARTS = ("ops", "images", "model")

@@ -12,22 +12,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitdance.autoencoder import BinaryAutoencoder
-    from bitdance.batches import GenerationCancelled
-    from bitdance.config import (
+    from bitdance.integrations.official.patch import PatchError, patch_official, unpatch_official
+    from bitdance.io.image_files import ImageError
+    from bitdance.io.weights import CheckpointError
+    from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+    from bitdance.models.config import (
         AUTOENCODER_PRESETS,
         PRESETS,
         AutoencoderConfig,
         HeadConfig,
         ModelConfig,
     )
-    from bitdance.finite import NotFiniteError
-    from bitdance.image_files import ImageError
-    from bitdance.patch_official import PatchError, patch_official, unpatch_official
-    from bitdance.pipeline import BitDance
-    from bitdance.text_to_image_config import TextToImageConfig
-    from bitdance.text_to_image_pipeline import TextToImage
-    from bitdance.weights import CheckpointError
+    from bitdance.models.text_to_image_config import TextToImageConfig
+    from bitdance.pipelines.base import GenerationCancelled
+    from bitdance.pipelines.class_conditional import BitDance
+    from bitdance.pipelines.text_to_image import TextToImage
+    from bitdance.sampling.finite import NotFiniteError
     from bitdance_kernels import __version__
 
 __all__ = [
@@ -51,18 +51,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bitdance.autoencoder": ("BinaryAutoencoder",),
-    "bitdance.batches": ("GenerationCancelled",),
-    "bitdance.config": (
+    "bitdance.models.autoencoder.autoencoder": ("BinaryAutoencoder",),
+    "bitdance.pipelines.base": ("GenerationCancelled",),
+    "bitdance.models.config": (
         "AUTOENCODER_PRESETS", "PRESETS", "AutoencoderConfig", "HeadConfig", "ModelConfig",
     ),
-    "bitdance.finite": ("NotFiniteError",),
-    "bitdance.image_files": ("ImageError",),
-    "bitdance.patch_official": ("PatchError", "patch_official", "unpatch_official"),
-    "bitdance.pipeline": ("BitDance",),
-    "bitdance.text_to_image_config": ("TextToImageConfig",),
-    "bitdance.text_to_image_pipeline": ("TextToImage",),
-    "bitdance.weights": ("CheckpointError",),
+    "bitdance.sampling.finite": ("NotFiniteError",),
+    "bitdance.io.image_files": ("ImageError",),
+    "bitdance.integrations.official.patch": ("PatchError", "patch_official", "unpatch_official"),
+    "bitdance.pipelines.class_conditional": ("BitDance",),
+    "bitdance.models.text_to_image_config": ("TextToImageConfig",),
+    "bitdance.pipelines.text_to_image": ("TextToImage",),
+    "bitdance.io.weights": ("CheckpointError",),
     "bitdance_kernels": ("__version__",),
 }  # fmt: skip
 """Where the names are from: PyTorch is imported with the first of them, not with the package."""

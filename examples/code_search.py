@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitdance.packed_dataset import PackedDataset
+from bitdance.data.packed_dataset import PackedDataset
 from bitdance_kernels import flip_bits, nearest_codes
 
 

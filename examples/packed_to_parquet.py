@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from bitdance.packed_dataset import PackedDataset, PackedWriter
-from bitdance.parquet import from_parquet, to_parquet
+from bitdance.data.packed_dataset import PackedDataset, PackedWriter
+from bitdance.data.parquet import from_parquet, to_parquet
 from bitdance_kernels import pack_signs
 
 TOKENS, BITS, CLASSES = 16, 64, 8

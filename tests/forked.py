@@ -8,7 +8,7 @@ from pathlib import Path
 
 READY = multiprocessing.get_context("forkserver")
 # What an optimiser imports too. The server is one for all test files of a worker.
-READY.set_forkserver_preload(["bitdance.cli", "bitdance.packed_dataset", "torch._dynamo"])
+READY.set_forkserver_preload(["bitdance.cli.main", "bitdance.data.packed_dataset", "torch._dynamo"])
 
 
 def run_script(path: Path, arguments: list[str], output: Path) -> int:

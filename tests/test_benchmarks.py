@@ -13,7 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import cpu, plots, products, report, run, tables, targets, timing
 from benchmarks.model import decode, measure, training
 from benchmarks.model.published import Published
-from bitdance.model import TrainingDraws
+from bitdance.models.class_conditional import TrainingDraws
 from bitdance_kernels import swiglu
 from bitdance_kernels.testing import Call, Case, Timing
 from tests.cases import all_cases

@@ -13,7 +13,7 @@ from benchmarks import gpu
 from benchmarks.gpu import checks, large
 from benchmarks.gpu.worker import Context, work
 from benchmarks.model import bound
-from bitdance.config import PRESETS
+from bitdance.models.config import PRESETS
 from bitdance_kernels.testing import Call, Case, Timing
 from tests.cases import all_cases
 

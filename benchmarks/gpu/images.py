@@ -18,8 +18,8 @@ import torch
 from benchmarks.gpu import limits
 from benchmarks.gpu.worker import Context, Step
 from benchmarks.model import bound, measure, paths
-from bitdance.config import PRESETS
-from bitdance.model import BitDanceModel
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import PRESETS
 
 _MODELS = ("B-16x", "B-1x", "B-4x", "L-1x", "H-1x")
 _BATCHES = (1, 64, 8, 384)

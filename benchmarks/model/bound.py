@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitdance.config import ModelConfig
-from bitdance.model import BitDanceModel
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import ModelConfig
 
 _BYTES = 2  # bfloat16
 _L2_USABLE = 50e6

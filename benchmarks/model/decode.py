@@ -21,9 +21,10 @@ from benchmarks import products
 from benchmarks.machine import describe
 from benchmarks.model.head_sampling import take_turns
 from benchmarks.model.published import PublishedDecoder
-from bitdance import BitDance, graphs
-from bitdance.autoencoder import BinaryAutoencoder, to_uint8
-from bitdance.config import AUTOENCODER_PRESETS
+from bitdance import BitDance
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.models.config import AUTOENCODER_PRESETS
+from bitdance.sampling import graphs
 
 _LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 

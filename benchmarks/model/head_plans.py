@@ -1,8 +1,8 @@
 """Which way to do the head's products is the fastest for how many tokens.
 
 ``python -m benchmarks.model.head_plans`` times an AR step of heads with random weights, guided, by
-every plan of ``bitdance.head_products``, which take turns: on a card as a CUDA graph in bfloat16,
-else call by call in float32. What it finds belongs into ``FASTEST`` of that module. ``--json FILE``
+every plan of ``bitdance.sampling.head_products``, which take turns: on a card as a CUDA graph in
+bfloat16, else call by call in float32. What it finds belongs into ``FASTEST`` of that module. ``--json FILE``
 writes what it prints.
 """
 
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe
-from bitdance import graphs
-from bitdance.config import PRESETS, HeadConfig
-from bitdance.diffusion_head import HeadNetwork
-from bitdance.head_products import PLANS
-from bitdance.sampler import Schedule, denoise, make_head
+from bitdance.models.config import PRESETS, HeadConfig
+from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.sampling import graphs
+from bitdance.sampling.flow_sampler import Schedule, denoise, make_head
+from bitdance.sampling.head_products import PLANS
 from bitdance_kernels import noise_keys
 
 

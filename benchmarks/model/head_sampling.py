@@ -22,9 +22,9 @@ from torch import nn
 
 from benchmarks.machine import describe
 from bitdance import BitDance
-from bitdance.config import PRESETS, HeadConfig
-from bitdance.diffusion_head import HeadNetwork, PatchBlock, TokenBlock
-from bitdance.sampler import Schedule, denoise, make_head
+from bitdance.models.config import PRESETS, HeadConfig
+from bitdance.models.diffusion_head import HeadNetwork, PatchBlock, TokenBlock
+from bitdance.sampling.flow_sampler import Schedule, denoise, make_head
 from bitdance_kernels import noise_keys, use_backend
 
 

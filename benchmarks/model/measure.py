@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import timing
 from benchmarks.model import paths
-from bitdance import graphs
-from bitdance.config import AutoencoderConfig, ModelConfig
-from bitdance.model import BitDanceModel
-from bitdance.workspace import Workspace
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import AutoencoderConfig, ModelConfig
+from bitdance.sampling import graphs
+from bitdance.sampling.workspace import Workspace
 
 LEAST_AR_STEPS = 3
 _DECODED_AT_ONCE = 32

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance.packed_dataset import PackedDataset, PackedWriter, ShuffledBatches
+from bitdance.data.packed_dataset import PackedDataset, PackedWriter, ShuffledBatches
 
 SHAPES = ((16, 64), (256, 32))  # tokens an image, bits a token
 

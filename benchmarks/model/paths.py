@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.model.published import Published
-from bitdance.autoencoder import to_uint8
-from bitdance.model import BitDanceModel
+from bitdance.models.autoencoder.autoencoder import to_uint8
+from bitdance.models.class_conditional import BitDanceModel
 from bitdance_kernels import CpuGraph, use_backend
 
 OnStep = Callable[[int], None]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bitdance.autoencoder_blocks import CodeStatistics, Decoder, ResBlock
-from bitdance.diffusion_head import LEAST_REMAINING, HeadNetwork
-from bitdance.generation import guidance_at
-from bitdance.model import BitDanceModel
+from bitdance.models.autoencoder.blocks import CodeStatistics, Decoder, ResBlock
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.diffusion_head import LEAST_REMAINING, HeadNetwork
+from bitdance.sampling.ar_sampler import guidance_at
 from bitdance_kernels import dense_mask
 
 _LAST = 0.95

@@ -26,7 +26,7 @@ from benchmarks.machine import describe
 from benchmarks.model import published
 from benchmarks.model.head_sampling import take_turns
 from bitdance import BitDance
-from bitdance.model import BitDanceModel
+from bitdance.models.class_conditional import BitDanceModel
 from bitdance_kernels import Ranges, dense_mask, use_backend
 
 WAYS = ("fast", "plain", "published")

@@ -6,9 +6,9 @@ import re
 
 import torch
 
-from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.autoencoder_blocks import depth_to_space
-from bitdance.config import AutoencoderConfig
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.autoencoder.blocks import depth_to_space
+from bitdance.models.config import AutoencoderConfig
 from tests.model.golden_cases import Case, runner
 
 

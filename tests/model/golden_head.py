@@ -7,14 +7,14 @@ import re
 
 import torch
 
-from bitdance.config import HeadConfig
-from bitdance.diffusion_head import (
+from bitdance.models.config import HeadConfig
+from bitdance.models.diffusion_head import (
     DiffusionHead,
     PatchAttention,
     shift_time,
     timestep_embedding,
 )
-from bitdance.sampler import Schedule, sample_patch
+from bitdance.sampling.flow_sampler import Schedule, sample_patch
 from tests.model.golden_cases import Case, runner
 
 

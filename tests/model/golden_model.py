@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bitdance.config import AutoencoderConfig, ModelConfig
-from bitdance.generation import StepResult
-from bitdance.model import BitDanceModel, TrainingDraws
+from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
+from bitdance.models.config import AutoencoderConfig, ModelConfig
+from bitdance.sampling.ar_sampler import StepResult
 from bitdance_kernels import dense_mask
 from tests.model.golden_cases import Case, runner
 from tests.model.golden_transformer import additive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance.quantizer import BinaryQuantizer, QuantizerOutput
+from bitdance.models.autoencoder.quantizer import BinaryQuantizer, QuantizerOutput
 from tests.model.golden_cases import Case, runner
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from bitdance.generation import StepResult
-from bitdance.qwen import rope_frequencies, rope_table
-from bitdance.text_to_image import TextToImageModel
-from bitdance.text_to_image_config import TextToImageConfig
-from bitdance.token_order import tokens_to_codes
+from bitdance.models.qwen3 import rope_frequencies, rope_table
+from bitdance.models.text_to_image import TextToImageModel
+from bitdance.models.text_to_image_config import TextToImageConfig
+from bitdance.models.token_order import tokens_to_codes
+from bitdance.sampling.ar_sampler import StepResult
 from tests.model.golden_cases import Case, runner
 
 

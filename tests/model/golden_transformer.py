@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from bitdance.kv_cache import KVCache
-from bitdance.model import perturb
-from bitdance.projectors import InputProjection, TextToImageProjection, position_embedding_2d
-from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
-from bitdance.transformer import TransformerBlock, cell_centres, rope_table_2d
+from bitdance.models.class_conditional import perturb
+from bitdance.models.kv_cache import KVCache
+from bitdance.models.projectors import InputProjection, TextToImageProjection, position_embedding_2d
+from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
+from bitdance.models.transformer import TransformerBlock, cell_centres, rope_table_2d
 from bitdance_kernels import (
     Ranges,
     block_causal_ranges,

@@ -3,7 +3,7 @@
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitdance import graphs
+from bitdance.sampling import graphs
 
 __all__ = ["recorded"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitdance import graphs
-from bitdance.autoencoder import BinaryAutoencoder, to_uint8
-from bitdance.autoencoder_blocks import depth_to_space
-from bitdance.autoencoder_packed import PackedConvolution, can_pack, packed
-from bitdance.config import AUTOENCODER_PRESETS, AutoencoderConfig
-from bitdance.quantizer import BinaryQuantizer, pack_codes, unpack_codes
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.models.autoencoder.blocks import depth_to_space
+from bitdance.models.autoencoder.packed_weights import PackedConvolution, can_pack, packed
+from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_codes, unpack_codes
+from bitdance.models.config import AUTOENCODER_PRESETS, AutoencoderConfig
+from bitdance.sampling import graphs
 from bitdance_kernels.testing import compare, specials
 
 KEYS = Path(__file__).parent.parent / "golden" / "keys" / "autoencoder_f16c32.txt"

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from bitdance import BitDance
-from bitdance.cli import main
-from bitdance.evaluate import Evaluation
-from bitdance.hub import locate
-from bitdance.weights import read_json
+from bitdance.cli.main import main
+from bitdance.evaluation.evaluate import Evaluation
+from bitdance.io.weights import read_json
+from bitdance.models.loading.hub import locate
 from bitdance_kernels.testing import cpu_isas
 
 ROOT = Path(__file__).parent.parent.parent
@@ -71,7 +71,7 @@ def test_every_class_at_once(tmp_path, capsys):
 
 def test_it_is_what_the_recipe_makes(pipeline):
     """Weights are the run's, rounded to half precision; its configuration is the recipe's."""
-    from bitdance.train.config import read_config
+    from bitdance.training.config import read_config
 
     recipe = read_config(ROOT / "recipes/fashion/model.toml")
     assert recipe.model_config(pipeline.config.autoencoder) == pipeline.config

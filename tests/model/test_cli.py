@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance.cli import main
-from bitdance.config import PRESETS
-from bitdance.model import BitDanceModel
-from bitdance.pictures import grid
-from bitdance.pipeline import BitDance
+from bitdance.cli.main import main
+from bitdance.io.image_grid import grid
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import PRESETS
+from bitdance.pipelines.class_conditional import BitDance
 from tests.model.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent
@@ -136,7 +136,7 @@ def test_info(saved, capsys):
 
 def test_ctrl_c_leaves_nothing_half_written(saved, tmp_path):
     out = tmp_path / "x.png"
-    command = [sys.executable, "-m", "bitdance", "generate", "--model", str(saved)]
+    command = [sys.executable, "-m", "bitdance.cli", "generate", "--model", str(saved)]
     running = subprocess.Popen(
         [*command, "--class", "0", "--n", "64", "--steps", "5000", "--out", str(out)],
         cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -189,7 +189,14 @@ def test_b_16x_from_an_official_checkpoint_and_from_our_folder(tmp_path):
     del pipeline
     out, bits = tmp_path / "x.png", tmp_path / "bits.npy"
     options = ["--steps", "1", "--seed", "5", "--out", str(out), "--quiet", "--bits", str(bits)]
-    command = [sys.executable, "-m", "bitdance", "generate", "--model", str(tmp_path / "folder")]
+    command = [
+        sys.executable,
+        "-m",
+        "bitdance.cli",
+        "generate",
+        "--model",
+        str(tmp_path / "folder"),
+    ]
     subprocess.run([*command, "--class", "golden retriever", *options], cwd=ROOT, check=True)
     assert np.asarray(Image.open(out)).shape == (256, 256, 3)
     assert expected.shape == (1, 256, 4)

@@ -2,9 +2,9 @@ import sys
 
 import pytest
 
-from bitdance import cli_bench
-from bitdance.cli import main
-from bitdance.pipeline import BitDance
+from bitdance.cli import bench
+from bitdance.cli.main import main
+from bitdance.pipelines.class_conditional import BitDance
 from tests.model.tiny import tiny_pipeline
 
 
@@ -20,9 +20,9 @@ def test_bench_prints_a_table_and_draws_it(tmp_path, capsys):
 
 
 def test_a_rate_is_that_of_the_median_round():
-    speed = cli_bench.Speed("decode", 8.0, "images", (4.0, 2.0, 1.0))
+    speed = bench.Speed("decode", 8.0, "images", (4.0, 2.0, 1.0))
     assert speed.rate == 4.0
-    (line,) = cli_bench.table([speed]).splitlines()[1:]
+    (line,) = bench.table([speed]).splitlines()[1:]
     assert line.split() == ["decode", "2000.00", "1000.00", "4.0", "images"]
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-import bitdance.cli
-from bitdance.cli import main
-from bitdance.cli_errors import explain
-from bitdance.pipeline import BitDance
+import bitdance.cli.main
+from bitdance.cli.errors import explain
+from bitdance.cli.main import main
+from bitdance.pipelines.class_conditional import BitDance
 from tests.forked import READY
 from tests.model.tiny import tiny_pipeline
 
@@ -218,7 +218,7 @@ def test_every_argument_of_every_command_has_a_strict_type():
             elif action.nargs != 0:
                 assert action.type not in (None, int, float, str, Path), action.dest
 
-    check(bitdance.cli._parser())
+    check(bitdance.cli.main._parser())
 
 
 class Ascii(io.TextIOWrapper):
@@ -286,7 +286,7 @@ def test_any_error_is_one_line(folder, capsys, monkeypatch, error, line):
     def fail(options):
         raise error
 
-    monkeypatch.setattr(bitdance.cli, "_info", fail)
+    monkeypatch.setattr(bitdance.cli.main, "_info", fail)
     status, errors = ended(["info"], capsys)
     assert status == 1
     assert errors.startswith("bitdance info: error: ")
@@ -304,7 +304,7 @@ def test_interrupts_are_130_wherever_they_come(capsys, monkeypatch):
 
     for where in ("_info", "_parser"):
         with monkeypatch.context() as patched:
-            patched.setattr(bitdance.cli, where, stop)
+            patched.setattr(bitdance.cli.main, where, stop)
             assert ended(["info"], capsys) == (130, "stopped\n")
 
 
@@ -357,7 +357,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path):
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     process = subprocess.run(
-        [sys.executable, "-m", "bitdance", "info"], env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-m", "bitdance.cli", "info"], env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -367,7 +367,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path):
 def test_the_package_is_imported_without_pytorch():
     """So that the command line takes over before anything slow is imported."""
     code = (
-        "import sys, bitdance, bitdance.__main__\n"
+        "import sys, bitdance, bitdance.cli.__main__\n"
         "assert not {'torch', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)\n"
         "assert set(dir(bitdance)) >= set(bitdance.__all__) == set(bitdance._MODULES)\n"
     )

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance import weights
-from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.cli import main
-from bitdance.packed_dataset import PackedDataset
-from bitdance.pipeline import BitDance
-from bitdance.train.images import to_float
+from bitdance.cli.main import main
+from bitdance.data.images import to_float
+from bitdance.data.packed_dataset import PackedDataset
+from bitdance.io import weights
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.pipelines.class_conditional import BitDance
 from tests.model.tiny import AUTOENCODER, tiny_pipeline
 from tests.model.tiny_images import write_idx
 
@@ -137,7 +137,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
 
 def test_checks_of_one_folder_do_not_meet(saved, tmp_path, monkeypatch):
     """A check has no name that another run could take away."""
-    from bitdance import outputs
+    from bitdance.io import outputs
 
     outputs.check_folder(tmp_path)
     seen = []

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance import BitDance, TextToImage, patch_official, unpatch_official
-from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.evaluate import evaluate
-from bitdance.packed_dataset import PackedDataset, PackedWriter
-from bitdance.train.images import augment, open_images, to_float
-from bitdance.train.model import ModelTask
-from bitdance.train.tokenizer import TokenizerTask, load_tokenizer
-from bitdance.train.trainer import Trainer
+from bitdance import BitDance, TextToImage, unpatch_official
+from bitdance.data.images import augment, open_images, to_float
+from bitdance.data.packed_dataset import PackedDataset, PackedWriter
+from bitdance.evaluation.evaluate import evaluate
+from bitdance.integrations.official import patch as patch_official
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.training.class_conditional import ModelTask
+from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
+from bitdance.training.trainer import Trainer
 from tests.defaults import FOREIGN, foreign_defaults
 from tests.model.test_patch_official import small
 from tests.model.test_text_to_image import tiny

@@ -11,11 +11,11 @@ from torch import nn
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.config import AutoencoderConfig
-from bitdance.kv_cache import KVCache
-from bitdance.qwen import QwenConfig, QwenTrunk, rope_frequencies, rope_table
-from bitdance.sampler import Schedule, sample_patch
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.config import AutoencoderConfig
+from bitdance.models.kv_cache import KVCache
+from bitdance.models.qwen3 import QwenConfig, QwenTrunk, rope_frequencies, rope_table
+from bitdance.sampling.flow_sampler import Schedule, sample_patch
 from bitdance_kernels import noise_keys, use_backend
 from tests.model.tiny import AUTOENCODER, tiny_config, tiny_head, tiny_model, tiny_patch
 

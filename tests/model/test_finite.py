@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bitdance import NotFiniteError, TextToImage
-from bitdance.finite import check_predictions, largest
+from bitdance.sampling.finite import check_predictions, largest
 from tests.model.test_text_to_image import tiny as tiny_text_to_image
 from tests.model.test_text_to_image_pipeline import SIZE, Words
 from tests.model.tiny import tiny_pipeline

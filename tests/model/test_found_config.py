@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from bitdance import BitDance
-from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.cli import main
-from bitdance.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
-from bitdance.found_config import autoencoder_of, find_config, said_by_arguments
-from bitdance.model import BitDanceModel
-from bitdance.skeleton import skeleton
-from bitdance.weights import CheckpointError, write_tensors
+from bitdance.cli.main import main
+from bitdance.io.weights import CheckpointError, write_tensors
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
+from bitdance.models.loading.checkpoint_config import autoencoder_of, find_config, said_by_arguments
+from bitdance.models.loading.skeleton import skeleton
 from tests.model.tiny import tiny_config, tiny_pipeline
 
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from bitdance import graphs
-from bitdance.config import AutoencoderConfig
-from bitdance.generation import guidance_at
-from bitdance.model import BitDanceModel
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import AutoencoderConfig
+from bitdance.sampling import graphs
+from bitdance.sampling.ar_sampler import guidance_at
 from bitdance_kernels import CpuGraph, noise, noise_keys
 from tests.model.tiny import tiny_model
 

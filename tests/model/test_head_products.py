@@ -8,10 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.model import head_plans
-from bitdance import generation, head_products, head_runner
-from bitdance.head_products import PLANS
-from bitdance.head_runner import HeadRunner, PlainHead
-from bitdance.sampler import Schedule
+from bitdance.sampling import ar_sampler as generation
+from bitdance.sampling import head_products, head_runner
+from bitdance.sampling.flow_sampler import Schedule
+from bitdance.sampling.head_products import PLANS
+from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import noise_keys, use_backend
 from tests.model.tiny import HEADS, tiny_head, tiny_model, tiny_patch
 

@@ -8,9 +8,10 @@ import pickle
 import pytest
 import torch
 
-from bitdance import diffusion_head, graphs, head_products, head_runner
-from bitdance.head_runner import HeadRunner, PlainHead
-from bitdance.sampler import Schedule, sample_patch
+from bitdance.models import diffusion_head
+from bitdance.sampling import graphs, head_products, head_runner
+from bitdance.sampling.flow_sampler import Schedule, sample_patch
+from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import noise_keys
 from tests.model.recording import recorded  # noqa: F401  (a fixture)
 from tests.model.tiny import HEADS, tiny_head, tiny_model, tiny_patch

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from bitdance.image_files import ImageError, is_image, parse_color, read_image, resize_shorter
+from bitdance.io.image_files import ImageError, is_image, parse_color, read_image, resize_shorter
 
 RED, GREEN, BLUE, WHITE = (250, 10, 10), (10, 240, 20), (10, 10, 250), (255, 255, 255)
 # What an EXIF orientation means: the array as it is stored to the array that is seen.
@@ -349,7 +349,7 @@ def test_the_content_tells_the_format_not_the_name(tmp_path):
 
 
 def test_photos_in_heif_are_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
-    from bitdance import image_files
+    from bitdance.io import image_files
 
     (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

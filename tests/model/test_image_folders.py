@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance.image_files import ImageError
-from bitdance.image_folders import find_images, find_labelled_images
-from bitdance.train.images import open_images
+from bitdance.data.image_folders import find_images, find_labelled_images
+from bitdance.data.images import open_images
+from bitdance.io.image_files import ImageError
 
 
 def picture(path, color=(9, 9, 9), size=(8, 8)):

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitdance.layers import Linear
+from bitdance.models.layers import Linear
 
 
 class Names(TorchDispatchMode):

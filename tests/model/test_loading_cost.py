@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from bitdance import BitDance, TextToImage, weights
-from bitdance.skeleton import skeleton
-from bitdance.train.tokenizer import load_tokenizer
+from bitdance import BitDance, TextToImage
+from bitdance.io import weights
+from bitdance.models.loading.skeleton import skeleton
+from bitdance.training.tokenizer import load_tokenizer
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import Words, release
 from tests.model.tiny import tiny_model, tiny_pipeline

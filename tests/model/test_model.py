@@ -4,11 +4,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitdance.config import AUTOENCODER_PRESETS, HEAD_PRESETS, PRESETS, HeadConfig, ModelConfig
-from bitdance.diffusion_head import DiffusionHead
-from bitdance.model import BitDanceModel, TrainingDraws, perturb
-from bitdance.projectors import TextToImageProjection, position_embedding_2d
-from bitdance.token_order import codes_to_tokens, generation_order, tokens_to_codes
+from bitdance.models.class_conditional import BitDanceModel, TrainingDraws, perturb
+from bitdance.models.config import (
+    AUTOENCODER_PRESETS,
+    HEAD_PRESETS,
+    PRESETS,
+    HeadConfig,
+    ModelConfig,
+)
+from bitdance.models.diffusion_head import DiffusionHead
+from bitdance.models.projectors import TextToImageProjection, position_embedding_2d
+from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
 from tests.model.tiny import AUTOENCODER, tiny_config, tiny_model
 
 KEYS = Path(__file__).parent.parent / "golden" / "keys"

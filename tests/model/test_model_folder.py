@@ -13,9 +13,10 @@ import traceback
 import pytest
 import torch
 
-from bitdance import BitDance, files, weights
-from bitdance.cli import main
-from bitdance.weights import CheckpointError
+from bitdance import BitDance
+from bitdance.cli.main import main
+from bitdance.io import files, weights
+from bitdance.io.weights import CheckpointError
 from tests.forked import READY
 from tests.model.tiny import tiny_config, tiny_pipeline
 

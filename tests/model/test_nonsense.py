@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bitdance import BitDance, weights
-from bitdance.cli import main
-from bitdance.model_folder import open_folder
-from bitdance.weights import CheckpointError, read_weights
+from bitdance import BitDance
+from bitdance.cli.main import main
+from bitdance.io import weights
+from bitdance.io.weights import CheckpointError, read_weights
+from bitdance.models.loading.model_folder import open_folder
 from tests.model.tiny import tiny_config, tiny_pipeline
 
 NONSENSE = {
@@ -119,7 +120,10 @@ def test_sizes_of_a_configuration_cost_nothing(folder):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     built = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitdance.model.BitDanceModel.__init__", lambda *_, **__: built.append(1))
+        patch.setattr(
+            "bitdance.models.class_conditional.BitDanceModel.__init__",
+            lambda *_, **__: built.append(1),
+        )
         for key, value in (
             ("n_layer", 4000), ("diff_layers", 4000), ("diff_adanln_layers", 4000),
         ):  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance.numbers import exact_int, shown
+from bitdance.io.validation import exact_int, shown
 
 
 @pytest.mark.parametrize(

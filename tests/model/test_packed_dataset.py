@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-import bitdance.train.batches
+import bitdance.data.shuffle
 from benchmarks.model.packed_dataset import SHAPES, measure
-from bitdance import files, packed_dataset, staging
-from bitdance.packed_dataset import (
+from bitdance.data import packed_dataset
+from bitdance.data.packed_dataset import (
     PackedDataset,
     PackedDatasetError,
     PackedWriter,
     ShuffledBatches,
     is_packed,
 )
+from bitdance.io import files, staging
 from tests.forked import READY
 
 ROOT = Path(__file__).parent.parent.parent
@@ -276,7 +277,7 @@ def test_a_writer_that_lost_images_stays_broken(tmp_path, monkeypatch):
 WRITE = """
 import os, signal, sys
 import numpy as np
-from bitdance.packed_dataset import PackedWriter
+from bitdance.data.packed_dataset import PackedWriter
 
 calls = 0
 
@@ -347,7 +348,7 @@ def test_batches_resume_in_the_middle_of_an_epoch():
     straight = ShuffledBatches(1000, 32, seed=7)
     first = [straight.batch(i) for i in range(100)]
     assert straight.position(57) == (1, 57 - straight.per_epoch)
-    bitdance.train.batches._order.cache_clear()  # as in a new process
+    bitdance.data.shuffle._order.cache_clear()  # as in a new process
     resumed = ShuffledBatches(1000, 32, seed=7)
     for i in (57, 3, 99):  # in any order
         assert np.array_equal(resumed.batch(i), first[i])

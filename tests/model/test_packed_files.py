@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance import weights
-from bitdance.packed_dataset import PackedDataset, PackedDatasetError, PackedWriter
+from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError, PackedWriter
+from bitdance.io import weights
 from tests.model.test_nonsense import NONSENSE
 from tests.model.test_packed_dataset import make
 

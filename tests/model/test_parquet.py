@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bitdance import parquet
-from bitdance.packed_dataset import PackedDataset, PackedDatasetError
-from bitdance.parquet import from_parquet, to_parquet
+from bitdance.data import parquet
+from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError
+from bitdance.data.parquet import from_parquet, to_parquet
 from tests.model.test_packed_dataset import make
 
 

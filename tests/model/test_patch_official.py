@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import bitdance
-from bitdance import PatchError, official_methods, patch_official, unpatch_official
+from bitdance import PatchError, unpatch_official
+from bitdance.integrations.official import methods as official_methods
+from bitdance.integrations.official import patch as patch_official
 from bitdance_kernels import Ranges
 from bitdance_kernels.testing import compare
 from tests.model import lookalike
@@ -377,4 +379,4 @@ def test_nothing_of_theirs_is_imported():
         assert {module.split(".")[0] for module in imported} <= standard | {
             "bitdance", "bitdance_kernels", "torch", "tqdm",
         }  # fmt: skip
-    assert bitdance.patch_official is patch_official
+    assert bitdance.integrations.official.patch is patch_official

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from bitdance.batches import GenerationCancelled
-from bitdance.config import PRESETS
-from bitdance.pipeline import BitDance
-from bitdance.weights import CheckpointError
+from bitdance.io.weights import CheckpointError
+from bitdance.models.config import PRESETS
+from bitdance.pipelines.base import GenerationCancelled
+from bitdance.pipelines.class_conditional import BitDance
 from tests.model.tiny import tiny_config, tiny_pipeline
 
 
@@ -82,7 +82,7 @@ def test_classes_by_name_and_number(pipeline):
 
 def test_imagenet_has_names():
     with torch.device("meta"):
-        from bitdance.model import BitDanceModel
+        from bitdance.models.class_conditional import BitDanceModel
 
         pipeline = BitDance(BitDanceModel(PRESETS["B-1x"]))
     assert len(set(pipeline.classes)) == 1000
@@ -241,7 +241,7 @@ def test_altered_weights_are_noticed(saved):
 
 
 def test_a_failed_save_leaves_the_earlier_model(pipeline, saved, monkeypatch):
-    from bitdance import weights
+    from bitdance.io import weights
 
     before = BitDance.from_pretrained(saved)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitdance import TextToImage
-from bitdance.prompts import NO_PROMPT, PROMPT, token_ids
+from bitdance.pipelines.prompts import NO_PROMPT, PROMPT, token_ids
 from tests.model.test_text_to_image import CONFIG, tiny
 from tests.model.test_text_to_image_pipeline import SIZE, Words
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
-from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.quantizer import BinaryQuantizer
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.autoencoder.quantizer import BinaryQuantizer
 from tests.forked import READY
 from tests.model.tiny import AUTOENCODER
 

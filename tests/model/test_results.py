@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from bitdance.autoencoder import BinaryAutoencoder, to_uint8
-from bitdance.config import AutoencoderConfig
-from bitdance.finite import largest
-from bitdance.projectors import position_embedding_2d
-from bitdance.quantizer import BinaryQuantizer, pack_codes, unpack_codes
-from bitdance.qwen import rope_frequencies, rope_table
-from bitdance.sampler import Schedule, binarize, sample_patch
-from bitdance.transformer import cell_centres, rope_table_2d
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_codes, unpack_codes
+from bitdance.models.config import AutoencoderConfig
+from bitdance.models.projectors import position_embedding_2d
+from bitdance.models.qwen3 import rope_frequencies, rope_table
+from bitdance.models.transformer import cell_centres, rope_table_2d
+from bitdance.sampling.finite import largest
+from bitdance.sampling.flow_sampler import Schedule, binarize, sample_patch
 from bitdance_kernels import noise_keys
 from tests.model.tiny import AUTOENCODER, tiny_head, tiny_model, tiny_patch
 

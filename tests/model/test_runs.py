@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance.packed_dataset import PackedDataset, PackedWriter
-from bitdance.pipeline import BitDance
-from bitdance.train import checkpoint
-from bitdance.train.config import RunConfig, read_config
-from bitdance.train.images import open_images
-from bitdance.train.model import ModelTask
-from bitdance.train.run_folder import FolderLock
-from bitdance.train.tokenizer import TokenizerTask, load_tokenizer
-from bitdance.train.trainer import Trainer
-from bitdance.weights import CheckpointError, write_tensors
+from bitdance.data.images import open_images
+from bitdance.data.packed_dataset import PackedDataset, PackedWriter
+from bitdance.io.weights import CheckpointError, write_tensors
+from bitdance.pipelines.class_conditional import BitDance
+from bitdance.training import checkpoint
+from bitdance.training.class_conditional import ModelTask
+from bitdance.training.config import RunConfig, read_config
+from bitdance.training.run_folder import FolderLock
+from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
+from bitdance.training.trainer import Trainer
 from tests.forked import READY
 from tests.model.tiny_images import write_data_set
 
@@ -27,7 +27,7 @@ SHAPE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "num
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch):
     """They take a second each, and are tested with the log."""
-    monkeypatch.setattr("bitdance.train.log.Log.plot", lambda *_: None)
+    monkeypatch.setattr("bitdance.training.log.Log.plot", lambda *_: None)
 
 
 class Line:
@@ -392,7 +392,7 @@ def test_a_refused_run_lets_go_of_the_folder(tmp_path):
 
 
 def test_without_locks_nothing_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bitdance.train.run_folder.fcntl", None)
+    monkeypatch.setattr("bitdance.training.run_folder.fcntl", None)
     first = start(tmp_path)
     assert start(tmp_path).run() == 0
     del first

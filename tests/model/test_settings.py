@@ -10,8 +10,9 @@ import pytest
 import tomli_w
 import torch
 
-from bitdance.cli import main
-from bitdance.config import (
+from bitdance.cli.main import main
+from bitdance.io.weights import CheckpointError, read_json
+from bitdance.models.config import (
     AUTOENCODER_PRESETS,
     HEAD_PRESETS,
     PRESETS,
@@ -19,8 +20,7 @@ from bitdance.config import (
     HeadConfig,
     ModelConfig,
 )
-from bitdance.train.config import DataConfig, LossConfig, OptimConfig, RunConfig, read_config
-from bitdance.weights import CheckpointError, read_json
+from bitdance.training.config import DataConfig, LossConfig, OptimConfig, RunConfig, read_config
 
 SHAPE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "num_codebooks": 2}
 MODEL = {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,

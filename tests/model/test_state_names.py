@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bitdance.weights import CheckpointError, read_weights
+from bitdance.io.weights import CheckpointError, read_weights
 
 NAMES = ("proj_in.fc1.weight", "layers.0.attention.wqkv.weight", "head.net.norm.weight")
 TOKENIZER = ("encoder.conv_in.weight", "encoder.norm_out.weight", "decoder.conv_in.weight")

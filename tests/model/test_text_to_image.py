@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from bitdance import graphs
-from bitdance.config import AutoencoderConfig, HeadConfig
-from bitdance.generation import StepResult
-from bitdance.qwen import LanguageModel, QwenConfig, QwenTrunk, rope_frequencies, rope_table
-from bitdance.text_to_image import TextToImageModel
-from bitdance.text_to_image_config import TextToImageConfig
+from bitdance.models.config import AutoencoderConfig, HeadConfig
+from bitdance.models.qwen3 import LanguageModel, QwenConfig, QwenTrunk, rope_frequencies, rope_table
+from bitdance.models.text_to_image import TextToImageModel
+from bitdance.models.text_to_image_config import TextToImageConfig
+from bitdance.sampling import graphs
+from bitdance.sampling.ar_sampler import StepResult
 from bitdance_kernels.testing import compare
 from tests.model.recording import recorded  # noqa: F401  (a fixture)
 from tests.model.tiny import AUTOENCODER
@@ -296,7 +296,7 @@ def test_replays_follow_their_inputs(recorded):  # noqa: F811
         tokens = sample(model, **run, on_step=found.append)
         # Each step of a first run is the function itself, not what was recorded of it.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bitdance.graphs.step_for", lambda _: graphs.EagerStep())
+            patch.setattr("bitdance.sampling.graphs.step_for", lambda _: graphs.EagerStep())
             assert torch.equal(sample(tiny(), **run, on_step=wanted.append), tokens)
         for step, of_plain in zip(found, wanted, strict=True):
             torch.testing.assert_close(step.hidden, of_plain.hidden)

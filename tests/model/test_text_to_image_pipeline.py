@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitdance import GenerationCancelled, TextToImage
-from bitdance.weights import CheckpointError
+from bitdance.io.weights import CheckpointError
 from tests.model.test_text_to_image import CONFIG, tiny
 
 SPECIAL = {"<|vision_start|>": 40, "<|res_4|>": 41, "<|res_6|>": 42}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bitdance.autoencoder import BinaryAutoencoder
-from bitdance.cli import main
-from bitdance.train.tokenizer import load_tokenizer
-from bitdance.weights import CheckpointError, write_tensors
+from bitdance.cli.main import main
+from bitdance.io.weights import CheckpointError, write_tensors
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.training.tokenizer import load_tokenizer
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import release
 from tests.model.tiny import AUTOENCODER, tiny_model, tiny_pipeline

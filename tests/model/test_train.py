@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance import evaluate
-from bitdance.cli import main
-from bitdance.pipeline import BitDance
-from bitdance.train import checkpoint
-from bitdance.train.config import LossConfig, RunConfig, read_config
-from bitdance.train.images import open_images
-from bitdance.train.log import Log
-from bitdance.train.tokenizer import TokenizerTask, load_tokenizer
-from bitdance.train.trainer import Trainer
-from bitdance.weights import CheckpointError
+from bitdance.cli.main import main
+from bitdance.data.images import open_images
+from bitdance.evaluation import evaluate
+from bitdance.io.weights import CheckpointError
+from bitdance.pipelines.class_conditional import BitDance
+from bitdance.training import checkpoint
+from bitdance.training.config import LossConfig, RunConfig, read_config
+from bitdance.training.log import Log
+from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
+from bitdance.training.trainer import Trainer
 from tests.forked import READY
 from tests.model.tiny_images import CLASSES, write_data_set
 
@@ -141,7 +141,7 @@ def test_accumulation_averages_parts(data, tmp_path):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "bitdance", *map(str, arguments)]
+    return [sys.executable, "-m", "bitdance.cli", *map(str, arguments)]
 
 
 def start(*arguments):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance.image_files import ImageError
-from bitdance.train.batches import ShuffledBatches
-from bitdance.train.images import FolderImages, IdxImages, augment, open_images
+from bitdance.data.images import FolderImages, IdxImages, augment, open_images
+from bitdance.data.shuffle import ShuffledBatches
+from bitdance.io.image_files import ImageError
 from tests.model.tiny_images import CLASSES, pictures, write_data_set, write_idx
 
 

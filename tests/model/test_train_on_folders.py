@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitdance.train.config import read_config
-from bitdance.train.model import ModelTask
-from bitdance.train.tokenizer import TokenizerTask
-from bitdance.train.trainer import Trainer
+from bitdance.training.class_conditional import ModelTask
+from bitdance.training.config import read_config
+from bitdance.training.tokenizer import TokenizerTask
+from bitdance.training.trainer import Trainer
 from tests.model.test_train import (
     assert_same,
     final,

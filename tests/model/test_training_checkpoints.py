@@ -8,9 +8,9 @@ import zipfile
 import pytest
 import torch
 
-from bitdance.train import checkpoint
-from bitdance.train.initial import load_initial
-from bitdance.weights import CheckpointError
+from bitdance.io.weights import CheckpointError
+from bitdance.training import checkpoint
+from bitdance.training.initial import load_initial
 from tests.model.test_train import data, final, tokenizer_config, trainer  # noqa: F401
 
 NEWEST = "checkpoint-00000008.pt"

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from bitdance.config import PRESETS
-from bitdance.kv_cache import KVCache
-from bitdance.token_order import generation_order
-from bitdance.transformer import Transformer, TransformerBlock, cell_centres, rope_table_2d
+from bitdance.models.config import PRESETS
+from bitdance.models.kv_cache import KVCache
+from bitdance.models.token_order import generation_order
+from bitdance.models.transformer import Transformer, TransformerBlock, cell_centres, rope_table_2d
 from bitdance_kernels import block_causal_ranges
 
 DIM, HEADS = 24, 3

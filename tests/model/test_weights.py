@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from bitdance import weights
-from bitdance.weights import CheckpointError
+from bitdance.io import weights
+from bitdance.io.weights import CheckpointError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -241,7 +241,7 @@ SMALL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from bitdance import weights
+from bitdance.io import weights
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, limits = Path(sys.argv[1]), map(int, sys.argv[2:])
 for limit in limits:

@@ -2,10 +2,10 @@
 
 import torch
 
-from bitdance.config import AutoencoderConfig, HeadConfig, ModelConfig
-from bitdance.diffusion_head import DiffusionHead
-from bitdance.model import BitDanceModel
-from bitdance.pipeline import BitDance
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import AutoencoderConfig, HeadConfig, ModelConfig
+from bitdance.models.diffusion_head import DiffusionHead
+from bitdance.pipelines.class_conditional import BitDance
 
 AUTOENCODER = AutoencoderConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, num_codebooks=1

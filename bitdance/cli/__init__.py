@@ -1,0 +1,33 @@
+"""The command line, ``bitdance`` or ``python -m bitdance.cli``: one module a command.
+
+The entry point is here, before anything slow is imported; ``bitdance.cli.main`` has the parser.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+__all__ = ["run"]
+
+
+def run() -> int:
+    """Run the command line; returns its exit status."""
+    # Ctrl-C during the imports, and after the command, prints no traceback.
+    interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interrupts:
+        signal.signal(signal.SIGINT, _stop)
+    from bitdance.cli.main import main
+
+    if interrupts:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = main()
+    if interrupts:
+        signal.signal(signal.SIGINT, _stop)
+    return status
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"stopped\n")
+    os._exit(130)

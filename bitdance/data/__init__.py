@@ -1,0 +1,1 @@
+"""Data sets: image folders, IDX files, packed codes, Parquet; and the order of their items."""

@@ -1,0 +1,230 @@
+"""Labelled images from IDX files or from folders of image files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from bitdance.data.idx import IdxImages, is_idx
+from bitdance.data.image_folders import (
+    FoundImages,
+    Split,
+    find_images,
+    find_labelled_images,
+    find_part,
+)
+from bitdance.io.image_files import ImageError, parse_color, printable, read_image, scaled
+from bitdance.io.validation import exact_int
+
+__all__ = ["FolderImages", "IdxImages", "LabelledImages", "augment", "open_images", "to_float"]
+
+OnError = Literal["raise", "check", "skip"]
+_LOG = logging.getLogger(__name__)
+
+
+class LabelledImages(Protocol):
+    """A data set: `labels` int64 [N] and `classes`, their names."""
+
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def identity(self) -> str:
+        """A checksum of what the data are, wherever they lie."""
+        ...
+
+    def take(self, indices: np.ndarray) -> torch.Tensor:
+        """Images of these numbers, uint8 [n, 3, size, size]."""
+        ...
+
+
+def open_images(
+    path: str | Path, size: int, *, split: Split = "train", classes: Sequence[str] = (),
+    labelled: bool = True, background: str = "white", on_error: OnError = "raise",
+) -> LabelledImages:  # fmt: skip
+    """Open a data set.
+
+    Args:
+        path: a folder. With IDX files in it ("train-images-idx3-ubyte", "t10k-...", packed with
+            gzip or not) these are read; else its image files, see ``FolderImages``.
+        size: pixels a side of what comes out.
+        split: which part.
+        classes: names of the classes of IDX files; for image files, which class folders to take,
+            in which order.
+        labelled: whether classes are needed; see ``FolderImages``.
+        background: color behind transparent pixels.
+        on_error: what to do about files that cannot be read: "raise", "check" or "skip".
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no images in it.
+        ImageError: a file is damaged.
+        ValueError: names and labels do not fit.
+    """
+    folder = Path(path)
+    size = exact_int("open_images", "size", size, least=1)
+    if split not in get_args(Split):
+        raise ValueError(f"open_images: split must be 'train' or 'test', got {split!r}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{printable(folder)} is no folder of images")
+    if is_idx(folder):
+        for name, value, unused in (
+            ("background", background, "white"), ("on_error", on_error, "raise")
+        ):  # fmt: skip
+            if value != unused:
+                raise ValueError(
+                    f"open_images: {name} must be left out for IDX files, got {value!r}"
+                )
+        return IdxImages(folder, size, split, classes)
+    return FolderImages(
+        folder, size, split, classes=classes, labelled=labelled, background=background,
+        on_error=on_error,
+    )  # fmt: skip
+
+
+class FolderImages:
+    """The image files of a folder, read when they are asked for.
+
+    Args:
+        folder: as ``find_labelled_images`` takes it.
+        size: pixels a side: images are resized so that the shorter side has them, then cut.
+        split: which part.
+        classes: names of the class folders to take, which also gives their order.
+        labelled: False takes all images of the part, whatever folders they are in, as one class
+            without a name, unless `classes` choose.
+        background: color behind transparent pixels.
+        on_error: "raise": a file that cannot be read raises when it is asked for, one that must not
+            be opened (a pipe, a broken link) now. "check": all files are read now. "skip": so they
+            are, and what cannot be read is left out.
+
+    What is left out is logged as a warning, with counts.
+
+    Raises:
+        FileNotFoundError: there is no such part, or no image in it.
+        ImageError: a file must not be opened, or with "check" one cannot be read.
+        ValueError: parts have other classes, `classes` are not those of the folder, or an argument
+            is out of range.
+    """
+
+    def __init__(
+        self, folder: Path, size: int, split: Split = "train", *, classes: Sequence[str] = (),
+        labelled: bool = True, background: str = "white", on_error: OnError = "raise",
+    ) -> None:  # fmt: skip
+        if on_error not in get_args(OnError):
+            raise ValueError(
+                f"FolderImages: on_error must be one of {', '.join(get_args(OnError))}, got "
+                f"{on_error!r}"
+            )
+        parse_color(background)
+        self._size, self._background = size, background
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        if labelled or classes:
+            found = find_labelled_images(folder, split, classes)
+        else:
+            found = find_images(find_part(folder, split))
+        if on_error != "raise":
+            self._check(found)
+        if found.refused and on_error != "skip":
+            more = f" (and {len(found.refused) - 1} more)" if len(found.refused) > 1 else ""
+            raise ImageError(f"{found.refused[0]}{more}")
+        left_out = found.left_out()
+        if left_out:
+            _LOG.warning("%s: %d images; left out: %s", folder, len(found.files), left_out)
+        if not found.files:
+            raise FileNotFoundError(f"{printable(folder)} has no images")
+        self._files = found.files
+        self.labels = np.array(found.labels, np.int64)
+        self.classes = found.classes
+        self.source = (size, size)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def identity(self) -> str:
+        """Checksum of the names, sizes and labels of the files; their content is not read."""
+        digest = hashlib.sha256()
+        root = os.path.commonpath([file.parent for file in self._files])
+        for file, label in zip(self._files, self.labels.tolist(), strict=True):
+            name = os.path.relpath(file, root)
+            digest.update(os.fsencode(f"{name}\0{file.stat().st_size}\0{label}\0"))
+        return digest.hexdigest()
+
+    def take(self, indices: np.ndarray) -> torch.Tensor:
+        """Images of these numbers, uint8 [n, 3, size, size].
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        files = [self._files[index] for index in indices.tolist()]
+        return torch.stack(list(self._threads().map(self._read, files)))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Threads to decode with, which release Python's lock; a forked process gets its own."""
+        if os.getpid() not in self._pools:
+            self._pools = {os.getpid(): ThreadPoolExecutor(8)}
+        return self._pools[os.getpid()]
+
+    def _read(self, path: Path) -> torch.Tensor:
+        size = self._size
+        picture = read_image(path, background=self._background)
+        width, height = scaled(picture.size, size)
+        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            # Of a strip of a few pixels' width, only what is about the middle.
+            picture = _middle(picture, 3 * min(picture.size))
+            width, height = scaled(picture.size, size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(_middle(picture, size))).permute(2, 0, 1).contiguous()
+
+    def _check(self, found: FoundImages) -> None:
+        """Read all files; those that fail are moved to the refused ones."""
+        errors = list(self._threads().map(self._error_of, found.files))
+        found.refused += [error for error in errors if error]
+        whole = [i for i, error in enumerate(errors) if not error]
+        found.files = [found.files[i] for i in whole]
+        found.labels = [found.labels[i] for i in whole]
+
+    def _error_of(self, path: Path) -> ImageError | None:
+        try:
+            read_image(path)
+        except ImageError as error:
+            return error
+        return None
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    """At most `side` x `side` pixels from the middle."""
+    width, height = (min(side, full) for full in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:
+    """Mirror and move images [B, 3, H, W] at random, by PyTorch's current random state."""
+    if flip:
+        mirrored = torch.rand(len(images), dtype=torch.float32, device="cpu") < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    if shift:
+        height, width = images.shape[2:]
+        padded = F.pad(images.float(), (shift,) * 4, mode="replicate").to(images.dtype)
+        shape = (len(images), 2)
+        offsets = torch.randint(2 * shift + 1, shape, dtype=torch.int64, device="cpu").tolist()
+        images = torch.stack(
+            [p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)]
+        )
+    return images
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1

@@ -1,0 +1,1 @@
+"""Metrics of tokenizers and models on a data set."""

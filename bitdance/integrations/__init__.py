@@ -1,0 +1,1 @@
+"""The kernels inside models that other code has built."""

@@ -1,0 +1,1 @@
+"""Files: weights, images, folders that are written whole or not at all, and validated settings."""

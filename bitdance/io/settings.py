@@ -1,0 +1,236 @@
+"""Settings: frozen dataclasses that check themselves, from Python, JSON and TOML alike.
+
+Types, ranges, unknown and missing keys are pydantic's to find; here are the types that all settings
+share, and the one line that an error is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import pydantic.dataclasses
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+from typing_extensions import dataclass_transform
+
+from bitdance.io.validation import as_number, shown
+
+__all__ = [
+    "Count",
+    "Depth",
+    "Flag",
+    "Integer",
+    "Listed",
+    "Location",
+    "NotNegative",
+    "Number",
+    "Positive",
+    "Share",
+    "Size",
+    "Text",
+    "invalid",
+    "parse",
+    "settings",
+    "unique_keys",
+    "wrong",
+]
+
+T = TypeVar("T")
+
+
+def _integer(value: object) -> object:
+    number = as_number(value)
+    return number if isinstance(number, int) else value
+
+
+def _number(value: object) -> object:
+    number = as_number(value)
+    return value if number is None else number
+
+
+def _storable(text: str) -> str:
+    """Surrogates stand for bytes of names that are not UTF-8; no configuration can hold them."""
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"must be text that UTF-8 can hold, without zero bytes, got {shown(text)}")
+    return text
+
+
+def _listed(value: object) -> object:
+    """Sets have no order, and a text is no list of its letters."""
+    if isinstance(value, (list, tuple)):
+        return value
+    raise ValueError(f"must be a list, got {shown(value)}")
+
+
+Integer = Annotated[int, BeforeValidator(_integer), Strict()]
+"""Whatever is exactly an integer."""
+Count = Annotated[Integer, Field(ge=1, le=2**31 - 1)]
+Size = Annotated[Integer, Field(ge=1, le=2**20)]
+"""A width, or pixels; more is a mistake that would only be found when memory runs out."""
+Depth = Annotated[Integer, Field(ge=1, le=2**12)]
+"""Layers one after the other."""
+Number = Annotated[float, BeforeValidator(_number), Strict(), Field(allow_inf_nan=False)]
+"""A finite number."""
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict(), AfterValidator(_storable)]
+Listed = BeforeValidator(_listed)
+"""Of tuples: from lists and tuples only."""
+Location = Annotated[
+    Text, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
+]
+"""A path, kept as text."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def settings(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose fields are checked, in one line of error.
+
+    ``__post_init__`` checks what fields have to do with each other; see `invalid`.
+
+    Raises (when an object is made):
+        ValueError: unknown or missing fields, values of the wrong type or out of range.
+    """
+    make: Callable[[type[T]], type[T]] = pydantic.dataclasses.dataclass(  # type: ignore[assignment]
+        frozen=True, config=ConfigDict(extra="forbid")
+    )
+    made = make(cls)
+    check = made.__init__
+    names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+
+    @functools.wraps(check)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            check(self, *args, **values)
+        except ValidationError as error:
+            raise ValueError(f"{cls.__name__}: {_problems(error, names)}") from None
+
+    made.__init__ = init  # type: ignore[method-assign]
+    return made
+
+
+def parse(kind: type[T], values: Any, source: str = "") -> T:
+    """Settings of `kind` from nested mappings, such as a file's content.
+
+    Args:
+        kind: a class made by `settings`.
+        values: the content.
+        source: what it is called in errors; by default the class's name.
+
+    Raises:
+        ValueError: one line that names each key that is wrong, what was expected and what came.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise ValueError(f"{source or kind.__name__}: {_problems(error)}") from None
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON file, as its ``object_pairs_hook``: no key may be given twice.
+
+    Raises:
+        ValueError: one is.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is given twice")
+        found[key] = value
+    return found
+
+
+def invalid(config: object, name: str, expected: str) -> ValueError:
+    """The error of a field, or a section.field, that does not fit the others.
+
+    It is for ``__post_init__`` to raise.
+    """
+    return wrong(name, expected, operator.attrgetter(name)(config))
+
+
+def wrong(name: str, expected: str, got: object) -> ValueError:
+    """The error of a value by its name, for validators to raise."""
+    return _FieldError(f"{name} must be {expected}, got {shown(got)}")
+
+
+class _FieldError(ValueError):
+    """Of which the text begins with the field's name."""
+
+
+_SHOWN = 3  # problems told at once
+_EXPECTED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "greater_than_equal": lambda ctx: f"at least {ctx['ge']:g}",
+    "greater_than": lambda ctx: f"greater than {ctx['gt']:g}",
+    "less_than_equal": lambda ctx: f"at most {ctx['le']}",
+    "less_than": lambda ctx: f"less than {ctx['lt']:g}",
+    "int_type": lambda ctx: "an integer",
+    "int_from_float": lambda ctx: "an integer",
+    "float_type": lambda ctx: "a number",
+    "finite_number": lambda ctx: "a finite number",
+    "bool_type": lambda ctx: "true or false",
+    "string_type": lambda ctx: "text",
+    "string_too_short": lambda ctx: "not empty",
+    "literal_error": lambda ctx: ctx["expected"],
+    "tuple_type": lambda ctx: "a list",
+    "too_short": lambda ctx: "not empty",
+    "too_long": lambda ctx: f"a list of at most {ctx['max_length']}",
+    "dataclass_type": lambda ctx: "a section of keys and values",
+    "mapping_type": lambda ctx: "a section of keys and values",
+    "dict_type": lambda ctx: "a section of keys and values",
+}  # fmt: skip
+
+
+def _problems(error: ValidationError, names: Sequence[str] = ()) -> str:
+    """What is wrong; `names` are those of positional arguments."""
+    found = [_problem(details, names) for details in error.errors(include_url=False)[:_SHOWN]]
+    count = error.error_count()
+    more = [f"and {count - _SHOWN} more"] if count > _SHOWN else []
+    return "; ".join([*found, *more])
+
+
+def _problem(details: ErrorDetails, names: Sequence[str]) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    name = _name(details["loc"], names)
+    if kind in ("missing", "missing_argument"):
+        return f"{name} is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {name}"
+    own = context.get("error")
+    if isinstance(own, _FieldError):
+        return f"{name}.{own}" if name else str(own)
+    if own is not None:
+        return f"{name} {own}".strip()
+    told, text, got = _EXPECTED.get(kind), details["msg"], shown(details["input"])
+    if told is None and not text.startswith("Input should be "):
+        return f"{name}: {text}, got {got}"
+    expected = told(context) if told else text.removeprefix("Input should be ")
+    return f"{name or 'it'} must be {expected}, got {got}"
+
+
+def _name(location: tuple[int | str, ...], names: Sequence[str]) -> str:
+    """As it is written in TOML: section.key, and the number of an item in brackets."""
+    if location and isinstance(location[0], int) and location[0] < len(names):
+        location = (names[location[0]], *location[1:])
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part != "[key]":  # how pydantic says that a key is meant, not its value
+            text += "." + (part if re.fullmatch(r"[\w-]{1,60}", part) else shown(part))
+    return text.removeprefix(".")

@@ -1,0 +1,1 @@
+"""Networks and their configurations; the state of a run is in ``bitdance.sampling``."""

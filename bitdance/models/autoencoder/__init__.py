@@ -1,0 +1,1 @@
+"""The binary autoencoder (the image tokenizer): encoder, quantizer, decoder, tiled decoding."""

@@ -1,0 +1,471 @@
+"""The binary autoencoder: images to binary codes and back (BitDance's tokenizer and UniWeTok's)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitdance.io import weights
+from bitdance.models.autoencoder.blocks import Decoder, Encoder
+from bitdance.models.autoencoder.packed_weights import can_pack, packed
+from bitdance.models.autoencoder.quantizer import (
+    BinaryQuantizer,
+    QuantizerOutput,
+    pack_codes,
+    unpack_codes,
+)
+from bitdance.models.autoencoder.tiling import decode_tiles
+from bitdance.models.config import AutoencoderConfig
+from bitdance.models.loading.autoencoder_files import read_tokenizer
+from bitdance.models.loading.hub import locate
+from bitdance.models.loading.skeleton import autoencoder_repeats, check_repeats, skeleton
+from bitdance.models.token_order import codes_to_tokens, generation_order
+from bitdance.sampling import graphs
+from bitdance.sampling.finite import NotFiniteError, largest
+from bitdance.sampling.workspace import Pool
+from bitdance_kernels import default_backend
+
+__all__ = ["BinaryAutoencoder", "to_uint8"]
+
+_MIDDLE = torch.tensor(
+    128.0, dtype=torch.float32, device="cpu"
+)  # a sum that begins with it is one pass
+
+MOST_CAPTURED_PIXELS = 2**14
+"""Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the
+decoder's weights that is packed for its convolutions."""
+
+
+class BinaryAutoencoder(nn.Module):
+    """Convolutional autoencoder whose latent is the sign of every channel.
+
+    Images are NCHW in [-1, 1]. A code is a map [B, C, h, w] of +1 and -1 (C = ``z_channels`` bits,
+    one code for ``downsampling`` pixels a side), or packed: uint8 [B, h, w, ceil(C / 8)], channel c
+    in bit c % 8 of byte c // 8. Only +1/-1 codes carry gradients (straight through).
+
+    Parameter names are those of the official checkpoints, for both architectures, with and without
+    noise input.
+
+    Args:
+        config: shape of the model.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
+
+    Example:
+        >>> import torch
+        >>> from bitdance.models.config import AutoencoderConfig
+        >>> config = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)
+        >>> model = BinaryAutoencoder(config).eval()
+        >>> with torch.no_grad():
+        ...     packed = model.encode(torch.zeros(1, 3, 8, 8), packed=True)
+        ...     image = model.decode(packed)
+        >>> packed.shape, image.shape
+        (torch.Size([1, 4, 4, 4]), torch.Size([1, 3, 8, 8]))
+    """
+
+    def __init__(self, config: AutoencoderConfig, **factory: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, **factory)
+        self.decoder = Decoder(config, **factory)
+        self.quantizer = BinaryQuantizer(config.z_channels, config.num_codebooks)
+        self._graphs: Pool[graphs.Recent[_Pixels]] = Pool(partial(graphs.Recent, graphs.MOST_KINDS))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        config: AutoencoderConfig | None = None,
+        prefer: str = "ema",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> BinaryAutoencoder:
+        """Load a tokenizer; either all of it is loaded or nothing.
+
+        Args:
+            source: an official file (``.pt`` or ``.safetensors``), whose configuration is read
+                from "<name>_config.json" beside it, or told by its shapes; a folder of a training
+                run or of a text-to-image release; or a model as for ``BitDance.from_pretrained``,
+                whose tokenizer is taken.
+            config: its shape, where the file does not tell it.
+            prefer: "ema" or "model", for files that hold both.
+            dtype: dtype of the parameters.
+            device: where to put the tokenizer.
+            revision: revision of a Hugging Face repository.
+            local_files_only: take only what was downloaded before.
+
+        Returns:
+            A tokenizer in evaluation mode, whose parameters need no gradients.
+
+        Raises:
+            FileNotFoundError: there is no such file, folder or repository.
+            CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
+        """
+        path = locate(source, revision=revision, local_files_only=local_files_only)
+        found, tensors = read_tokenizer(path, prefer=prefer)
+        shape = config or found
+        check_repeats(tensors, autoencoder_repeats(shape), cls.__name__, str(source))
+        model = skeleton(lambda: cls(shape, dtype=dtype, device="meta"), str(source))
+        weights.load_weights(model, tensors, str(source))
+        return model.to(device).eval().requires_grad_(False)
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, QuantizerOutput]:
+        """Encode, quantise and decode.
+
+        Args:
+            images: [B, in_channels, H, W] in [-1, 1].
+            noise: as for `decode`.
+            generator: as for `decode`.
+
+        Returns:
+            The reconstruction [B, out_ch, H, W], and the quantiser's output, with losses in
+            training mode.
+
+        Raises:
+            TypeError, ValueError: as in `encode` and `decode`.
+        """
+        quantized = self.quantize(self.features(images), with_losses=self.training)
+        return self.decode(quantized.codes, noise=noise, generator=generator), quantized
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Encoder output before its sign is taken.
+
+        Args:
+            images: [B, in_channels, H, W], floating point in [-1, 1].
+
+        Returns:
+            [B, z_channels, h, w] of the dtype of the parameters, or of autocast where it is on.
+
+        Raises:
+            TypeError: `images` is not floating point.
+            ValueError: `images` has another shape, or H or W is not a positive multiple of
+                ``downsampling`` (for UniWeTok: of at least twice that).
+        """
+        config = self.config
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point in [-1, 1], got {images.dtype}")
+        if images.dim() != 4 or images.shape[1] != config.in_channels:
+            raise ValueError(
+                f"images must be [B, {config.in_channels}, H, W], got {list(images.shape)}"
+            )
+        # UniWeTok's encoder spreads positions from the first cell to the last: one cell has no
+        # spread.
+        least = config.downsampling * (2 if config.architecture == "conv_attention" else 1)
+        if any(side % config.downsampling != 0 or side < least for side in images.shape[2:]):
+            raise ValueError(
+                f"images must have height and width that are multiples of {config.downsampling} "
+                f"and at least {least}, got {list(images.shape[2:])}"
+            )
+        return self.encoder(images.to(self._dtype))
+
+    def quantize(self, features: torch.Tensor, *, with_losses: bool = False) -> QuantizerOutput:
+        """Take the sign of `features` [B, z_channels, h, w]; see `BinaryQuantizer`."""
+        return self.quantizer(features, with_losses=with_losses)
+
+    def encode(self, images: torch.Tensor, *, packed: bool = False) -> torch.Tensor:
+        """Encode images to binary codes.
+
+        Args:
+            images: [B, in_channels, H, W], floating point in [-1, 1].
+            packed: return bits instead of +1 and -1.
+
+        Returns:
+            [B, z_channels, h, w] of +1 and -1 in the dtype of `features`, or uint8
+            [B, h, w, ceil(z_channels / 8)].
+
+        Raises:
+            TypeError, ValueError: as in `features`.
+        """
+        features = self.features(images)
+        return pack_codes(features) if packed else self.quantize(features).codes
+
+    def encode_list(
+        self, images: Sequence[torch.Tensor], *, patch_size: int = 1, max_batch: int = 32
+    ) -> torch.Tensor:
+        """Encode images of different sizes into one sequence of tokens.
+
+        Images of one size are encoded together. Within an image the tokens are in patch-raster
+        order: patches of `patch_size` x `patch_size` codes row by row, and row by row inside a
+        patch.
+
+        Args:
+            images: each [in_channels, H, W] or [1, in_channels, H, W], floating point in [-1, 1].
+            patch_size: side of a patch, in codes.
+            max_batch: images encoded at once, at most.
+
+        Returns:
+            [tokens of all images, z_channels] of +1 and -1, in the order of `images`.
+
+        Raises:
+            TypeError, ValueError: as in `features`; also when `images` is empty, `patch_size` does
+                not divide an image's code, or `max_batch` is less than 1.
+        """
+        if not images:
+            raise ValueError("images must be a sequence of at least one image, got none")
+        for name, value in (("patch_size", patch_size), ("max_batch", max_batch)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        by_size: dict[torch.Size, list[int]] = defaultdict(list)
+        flat = [image[0] if image.dim() == 4 and len(image) == 1 else image for image in images]
+        for index, image in enumerate(flat):
+            by_size[image.shape].append(index)
+        tokens: dict[int, torch.Tensor] = {}
+        for indices in by_size.values():
+            for start in range(0, len(indices), max_batch):
+                chunk = indices[start : start + max_batch]
+                codes = self.encode(torch.stack([flat[index] for index in chunk]))
+                h, w = codes.shape[2:]
+                if h % patch_size != 0 or w % patch_size != 0:
+                    raise ValueError(
+                        f"patch_size must divide height and width of every code, got {patch_size} "
+                        f"for {h} x {w}"
+                    )
+                order = generation_order((h, w), patch_size**2, "patch", codes.device)
+                tokens.update(zip(chunk, codes_to_tokens(codes, 1, order), strict=True))
+        return torch.cat([tokens[index] for index in range(len(flat))])
+
+    def decode(
+        self,
+        codes: torch.Tensor,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Decode binary codes to images.
+
+        Args:
+            codes: [B, z_channels, h, w] of +1 and -1, or packed: uint8
+                [B, h, w, ceil(z_channels / 8)].
+            noise: [B, z_channels, h, w], standard normal, for a model with ``gan_decoder``; drawn
+                where it is None.
+            generator: to draw the noise from.
+
+        Returns:
+            [B, out_ch, h * downsampling, w * downsampling] of the dtype of the parameters, or of
+            autocast where it is on; nominally in [-1, 1] but not clamped, see `to_uint8` and
+            `decode_pixels`.
+
+        Raises:
+            TypeError: `codes` is neither floating point nor uint8.
+            ValueError: a wrong shape; noise for a model that takes none; or a code of a single
+                position, whose deviation over positions AdaGN cannot take.
+        """
+        codes = self._unpacked(codes)
+        return self.decoder(codes, self._noise(codes, noise, generator))
+
+    def decode_pixels(
+        self,
+        codes: torch.Tensor,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Decode binary codes to 8-bit images, without gradients.
+
+        Args:
+            codes: as for `decode`.
+            noise: as for `decode`.
+            generator: as for `decode`.
+
+        Returns:
+            uint8 [B, out_ch, h * downsampling, w * downsampling], channels-last: `to_uint8` of what
+            `decode` gives.
+
+        Raises:
+            TypeError, ValueError: as in `decode`.
+            NotFiniteError: an image holds NaN or infinity. To know it, the host waits for a GPU;
+                exported and compiled programs do not look.
+        """
+        if graphs.is_traced():
+            with torch.no_grad():
+                return to_uint8(self.decode(codes, noise=noise, generator=generator))
+        with self._graphs.lease() as kept:
+            # Autograd's share of a call is felt between the small maps of a small model.
+            with torch.inference_mode():
+                codes = self._unpacked(codes)
+                noise = self._noise(codes, noise, generator)
+                pixels, peaks = self._pixels_of(kept, codes)(codes, noise)
+            if not peaks.is_meta:  # which has no values
+                faults = [i for i, peak in enumerate(peaks.tolist()) if not math.isfinite(peak)]
+                if faults:
+                    raise NotFiniteError("decode_pixels", dict.fromkeys(faults))
+            return pixels.clone()  # a tensor like any other
+
+    def _pixels_of(self, kept: graphs.Recent[_Pixels], codes: torch.Tensor) -> _Pixels:
+        """How to decode such codes: small maps, between which time is lost, from a graph."""
+        B, _, h, w = codes.shape
+        pixels = B * h * w * self.config.downsampling**2
+        if pixels > MOST_CAPTURED_PIXELS or torch.is_autocast_enabled(codes.device.type):
+            return _Pixels(self.decoder, graphs.call)
+        weights = (codes.device, *graphs.memory(self.decoder))
+        return kept.get(
+            weights,
+            (default_backend(), codes.shape),
+            lambda: _Pixels(self.decoder, graphs.call_for(codes.device)),
+        )
+
+    def decode_tiled(
+        self,
+        codes: torch.Tensor,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        tile_size: int = 256,
+        tiled_levels: int = 1,
+        exact: bool = True,
+    ) -> torch.Tensor:
+        """Decode in bounded memory, without gradients.
+
+        One image at a time, its finest levels in tiles. The coarser levels run on the whole code,
+        so memory still grows with the image, but ``4 ** tiled_levels`` times more slowly than that
+        of `decode`. Convolutions, attention and AdaGN's statistics of the code are exact in either
+        mode, since tiles have borders that cover the receptive field, and the code is at hand as a
+        whole. GroupNorm's statistics run over the whole map:
+
+        * exact: they are gathered norm by norm, in as many passes over the tiles as the tiled
+          levels have norms, n. The result equals that of `decode` up to rounding; the tiled levels
+          cost about n / 2 + 1 times as much (n is 10 for one level of four residual blocks, 19 for
+          two).
+        * not exact: they are estimated in one pass in which every tile normalises itself. The tiled
+          levels cost twice as much. There are no seams, but contrast and colour can be slightly
+          off.
+
+        Args:
+            codes: as for `decode`.
+            noise: as for `decode`.
+            generator: as for `decode`; draws the same noise.
+            tile_size: side of a tile in pixels, at least ``2 ** tiled_levels``; rounded down to
+                whole cells.
+            tiled_levels: levels that run in tiles, counted from the finest.
+            exact: see above.
+
+        Returns:
+            As `decode`.
+
+        Raises:
+            TypeError, ValueError: as in `decode`; also when `tile_size` or `tiled_levels` is out of
+                range.
+        """
+        levels = len(self.config.ch_mult)
+        if not 1 <= tiled_levels <= levels:
+            raise ValueError(f"tiled_levels must be between 1 and {levels}, got {tiled_levels}")
+        if tile_size < 2**tiled_levels:
+            raise ValueError(
+                f"tile_size must be at least {2**tiled_levels} for {tiled_levels} tiled levels, "
+                f"got {tile_size}"
+            )
+        codes = self._unpacked(codes)
+        return decode_tiles(
+            self.decoder,
+            codes,
+            self._noise(codes, noise, generator),
+            tile_size=tile_size,
+            tiled_levels=tiled_levels,
+            exact=exact,
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.decoder.conv_in.weight.dtype
+
+    def _unpacked(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes as [B, z_channels, h, w] in the weights' dtype, checked."""
+        bits = self.config.z_channels
+        if codes.dtype == torch.uint8:
+            size = -(-bits // 8)
+            if codes.dim() != 4 or codes.shape[-1] != size:
+                raise ValueError(f"packed codes must be [B, h, w, {size}], got {list(codes.shape)}")
+            codes = unpack_codes(codes, bits, self._dtype)
+        elif not codes.is_floating_point():
+            raise TypeError(f"codes must be floating point or packed uint8, got {codes.dtype}")
+        elif codes.dim() != 4 or codes.shape[1] != bits:
+            raise ValueError(f"codes must be [B, {bits}, h, w], got {list(codes.shape)}")
+        if codes.shape[2] * codes.shape[3] < 2:
+            raise ValueError(
+                "codes must have at least 2 positions, over which AdaGN takes their deviation, got "
+                f"h, w = {list(codes.shape[2:])}"
+            )
+        # One memory layout, so that the same codes give the same image however they came.
+        return codes.to(self._dtype).contiguous(memory_format=torch.channels_last)
+
+    def _noise(
+        self,
+        codes: torch.Tensor,
+        noise: torch.Tensor | None,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor | None:
+        if not self.config.gan_decoder:
+            if noise is not None:
+                raise ValueError(
+                    "noise must be None: this decoder takes none (gan_decoder is false)"
+                )
+            return None
+        if noise is None:
+            device = codes.device if generator is None else generator.device
+            # Drawn in float32 on the generator's device: the same for every model dtype and device.
+            noise = torch.randn(
+                codes.shape, generator=generator, dtype=torch.float32, device=device
+            )
+        elif noise.shape != codes.shape:
+            raise ValueError(
+                f"noise must be {list(codes.shape)} like codes, got {list(noise.shape)}"
+            )
+        return noise.to(codes)
+
+
+_PixelsAndPeaks = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Pixels:
+    """A decoder with 8-bit results.
+
+    Args:
+        decoder: packed before it is captured, where it can be; for fewer calls that would not pay.
+        call: of ``graphs``, for codes of one shape.
+    """
+
+    def __init__(self, decoder: Decoder, call: Callable[..., _PixelsAndPeaks]) -> None:
+        self._decoder, self._call, self._calls = decoder, call, 0
+
+    def __call__(self, codes: torch.Tensor, noise: torch.Tensor | None) -> _PixelsAndPeaks:
+        """uint8 [B, out_ch, H, W] and ``largest`` [B], both overwritten by the next call."""
+        self._calls += 1
+        if self._calls == graphs.CALLS_BEFORE_CAPTURE and can_pack(self._decoder):
+            self._decoder = packed(self._decoder)
+        return self._call(self._decode, codes, noise)
+
+    def _decode(self, codes: torch.Tensor, noise: torch.Tensor | None) -> _PixelsAndPeaks:
+        images = self._decoder(codes, noise)
+        return to_uint8(images), largest(images)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Convert images to 8 bits: clamp(127.5 x + 128, 0, 255), the fraction cut off.
+
+    Args:
+        images: any shape, floating point, nominally in [-1, 1].
+
+    Returns:
+        uint8, the same shape.
+
+    Raises:
+        TypeError: `images` is not floating point.
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {images.dtype}")
+    return torch.add(_MIDDLE, images.float(), alpha=127.5).clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,382 @@
+"""The class-conditional model: tokenizer, transformer and diffusion head under one roof.
+
+A sequence is the class prefix, P - 1 query tokens and the image's tokens in generation order
+without the last P. The transformer's output at a position conditions the head that generates the
+token P positions on; so the P outputs of each block of P give the next patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.config import ModelConfig
+from bitdance.models.diffusion_head import DiffusionHead
+from bitdance.models.kv_cache import KVCache
+from bitdance.models.projectors import InputProjection
+from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
+from bitdance.models.transformer import Transformer, cell_centres, rope_table_2d
+from bitdance.sampling.ar_sampler import Decoding, StepResult, sample_tokens
+from bitdance.sampling.graphs import is_traced
+from bitdance.sampling.head_runner import compute_dtype
+from bitdance.sampling.workspace import Pool, Workspace
+from bitdance_kernels import Ranges, block_causal_ranges, flip_signs
+
+__all__ = ["BitDanceModel", "TrainingDraws", "perturb"]
+
+MOST_RUNS = 4
+"""Kinds of batches (by size, steps, guidance on or off) whose memory and graphs a model keeps."""
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class TrainingDraws:
+    """The random numbers of one training step; what is None is drawn, in this order.
+
+    Attributes:
+        flips: two uniforms [B, N, C] each, see ``flip_signs``.
+        drop: uniform [B]; the class is hidden where it is below the dropout probability.
+        time: [R], see ``DiffusionHead.loss``; R = B N / P times ``diff_batch_mul``.
+        noise: [R, P, C] ([R, C] with one token a step).
+    """
+
+    flips: tuple[torch.Tensor, torch.Tensor] | None = None
+    drop: torch.Tensor | None = None
+    time: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+
+
+def perturb(
+    tokens: torch.Tensor, rate: float, uniforms: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Flip bits as training does: where r1 < rate r2, so with probability rate / 2.
+
+    Args:
+        tokens: +1 and -1, of any shape.
+        rate: in [0, 1].
+        uniforms: (r1, r2), each of the shape of `tokens`; drawn by default.
+
+    Returns:
+        Of the shape of `tokens`.
+
+    Raises:
+        ValueError: `rate` is out of range, or shapes do not fit.
+    """
+    r1, r2 = uniforms or (
+        torch.rand(tokens.shape, dtype=torch.float32, device=tokens.device) for _ in range(2)
+    )
+    if r1.shape != tokens.shape or r2.shape != tokens.shape:
+        raise ValueError(
+            f"perturb: uniforms must be two of shape {list(tokens.shape)}, got {list(r1.shape)} "
+            f"and {list(r2.shape)}"
+        )
+    # The op works on whole bytes of bits; a batch need not be a multiple of 8 of them.
+    missing = -tokens.numel() % 8
+    bits, r1, r2 = (F.pad(tensor.flatten(), (0, missing)) for tensor in (tokens, r1, r2))
+    return flip_signs(bits, rate, uniforms=(r1, r2))[: tokens.numel()].view(tokens.shape)
+
+
+class BitDanceModel(nn.Module):
+    """BitDance for ImageNet-like classes, for any number of tokens per step.
+
+    Parameter names and shapes are those of the official checkpoints, the tokenizer's below ``vae.``
+    included. The tokenizer's parameters need no gradients: it is trained on its own.
+
+    Args:
+        config: its shape.
+        **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
+    """
+
+    def __init__(self, config: ModelConfig, **factory: Any) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.vae = BinaryAutoencoder(config.autoencoder, **factory).requires_grad_(False)
+        if config.parallel_num > 1:
+            queries = (1, config.parallel_num - 1, dim)
+            made = torch.empty(queries, dtype=factory.get("dtype"), device=factory.get("device"))
+            self.query_token = nn.Parameter(nn.init.normal_(made, std=0.02))
+        self.cls_embedding = nn.Embedding(
+            config.num_classes + 1, dim * config.cls_token_num, **factory
+        )
+        self.proj_in = InputProjection(config.token_bits, dim, **factory)
+        self.emb_norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.layers = Transformer(config.n_layer, dim, config.n_head, **factory)
+        self.norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.pos_for_diff = nn.Embedding(config.tokens, dim, **factory)
+        self.head = DiffusionHead(config.head, **factory)
+        nn.init.normal_(self.cls_embedding.weight, std=0.02)
+        nn.init.normal_(self.pos_for_diff.weight, std=0.02)
+
+        self.workspaces: Pool[Workspace[Decoding]] = Pool(partial(Workspace, MOST_RUNS))
+        self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def order(self) -> torch.Tensor:
+        """Raster index of the k-th token that is generated, int64 [N]."""
+        return self._order_and_freqs()[0]
+
+    @property
+    def freqs(self) -> torch.Tensor:
+        """Rotation of every position of the sequence, see ``rope_table_2d``."""
+        return self._order_and_freqs()[1]
+
+    def _order_and_freqs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both tables, made where the parameters are.
+
+        They are no buffers: ``.to(dtype)`` would round the angles, and a model built on the meta
+        device would never get them.
+        """
+        device = self.norm.weight.device
+        if self._tables is None or self._tables[0].device != device:
+            config = self.config
+            grid = (config.grid, config.grid)
+            # Tensors made in inference mode could not be used in training.
+            with torch.inference_mode(False):
+                order = generation_order(grid, config.parallel_num, config.parallel_mode)
+                # The last P tokens are never fed in.
+                fed = cell_centres(*grid)[order[: config.tokens - config.parallel_num]]
+                freqs = rope_table_2d(fed, self.layers.head_dim, config.prefix)
+                tables = order.to(device), freqs.to(device)
+            if is_traced():  # these have no values, or belong to the program
+                return tables
+            self._tables = tables
+        return self._tables
+
+    def ranges(self, patches: int | None = None) -> Ranges:
+        """Mask of a sequence that predicts `patches` patches, by default all, as intervals."""
+        config = self.config
+        patches = config.ar_steps if patches is None else patches
+        return block_causal_ranges(
+            config.cls_token_num - 1, patches, config.parallel_num, device=self.freqs.device
+        )
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images to tokens.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], of the model's resolution.
+
+        Returns:
+            [B, N, C] of +1 and -1, in generation order.
+
+        Raises:
+            TypeError: `images` is not floating point.
+            ValueError: another shape.
+        """
+        config = self.config
+        side = config.grid * config.patch_size * config.autoencoder.downsampling
+        shape = (config.autoencoder.in_channels, side, side)
+        if images.dim() != 4 or images.shape[1:] != shape:
+            expected = f"[B, {shape[0]}, {side}, {side}]"
+            raise ValueError(f"images must be {expected}, got {list(images.shape)}")
+        with torch.no_grad():
+            return self.to_tokens(self.vae.encode(images))
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, N, C] of +1 and -1, in generation order, to images [B, 3, H, W].
+
+        Raises:
+            ValueError: `tokens` has another shape.
+        """
+        return self.vae.decode(self.to_codes(tokens))
+
+    def to_tokens(self, codes: torch.Tensor) -> torch.Tensor:
+        """The tokenizer's map [B, latent_dim, h, w], strided in any way, to tokens [B, N, C].
+
+        Raises:
+            ValueError: `codes` has another shape.
+        """
+        config = self.config
+        side = config.grid * config.patch_size
+        if codes.dim() != 4 or codes.shape[1:] != (config.latent_dim, side, side):
+            expected = f"[B, {config.latent_dim}, {side}, {side}]"
+            raise ValueError(f"codes must be {expected}, got {list(codes.shape)}")
+        return codes_to_tokens(codes, config.patch_size, self.order)
+
+    def to_codes(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, N, C] in generation order to the tokenizer's map [B, latent_dim, h, w].
+
+        Raises:
+            ValueError: `tokens` has another shape.
+        """
+        self._check_tokens(tokens)
+        grid = (self.config.grid, self.config.grid)
+        return tokens_to_codes(tokens, self.config.patch_size, self.order, grid)
+
+    def _check_tokens(self, tokens: torch.Tensor, rows: int | None = None) -> None:
+        of_image = (self.config.tokens, self.config.token_bits)
+        right_rows = rows is None or tokens.shape[:1] == (rows,)
+        if tokens.dim() != 3 or tokens.shape[1:] != of_image or not right_rows:
+            expected = f"[{'B' if rows is None else rows}, {of_image[0]}, {of_image[1]}]"
+            raise ValueError(f"tokens must be {expected}, got {list(tokens.shape)}")
+
+    def check_labels(self, labels: torch.Tensor, *, values: bool) -> None:
+        """Check that labels are int64 or int32 [B].
+
+        With `values` also that they are classes, which waits for a GPU.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if labels.dim() != 1 or labels.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"labels must be int64 [B], got {labels.dtype} {list(labels.shape)}")
+        count = self.config.num_classes
+        if values and bool(((labels < 0) | (labels >= count)).any()):
+            raise ValueError(f"labels must be 0 to {count - 1}, got {labels.tolist()}")
+
+    def prefix(self, labels: torch.Tensor) -> torch.Tensor:
+        """Class tokens and query tokens, [B, cls + P - 1, dim]; label ``num_classes`` is none."""
+        config = self.config
+        rows = self.cls_embedding(labels).view(labels.shape[0], config.cls_token_num, config.dim)
+        if config.parallel_num == 1:
+            return rows
+        return torch.cat([rows, self.query_token.expand(labels.shape[0], -1, -1)], dim=1)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, n, C] of +1 and -1 as the transformer is fed them, [B, n, dim].
+
+        In the weights' dtype also under autocast, as all of the residual stream.
+        """
+        return self.proj_in(tokens.to(self._dtype)).to(self._dtype)
+
+    def forward(
+        self, tokens: torch.Tensor, labels: torch.Tensor, draws: TrainingDraws | None = None
+    ) -> torch.Tensor:
+        """Training loss of a batch: the mean of the head's loss over all tokens.
+
+        In training mode bits of the tokens that are fed in flip and classes are hidden, at the
+        configured rates; the targets stay clean.
+
+        Args:
+            tokens: [B, N, C] of +1 and -1 in generation order, as ``encode`` gives.
+            labels: int64 [B].
+            draws: random numbers to use, for comparisons.
+
+        Returns:
+            A scalar, float32.
+
+        Raises:
+            ValueError: shapes or labels do not fit.
+        """
+        target, cond = self.conditions(tokens, labels, draws)
+        draws = draws or TrainingDraws()
+        return self.head.loss(target, cond, time_draw=draws.time, noise=draws.noise)
+
+    def conditions(
+        self, tokens: torch.Tensor, labels: torch.Tensor, draws: TrainingDraws | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Targets and conditioning of the head: [R, P, C] and [R, P, dim] ([R, ...] with P = 1).
+
+        Targets are in the dtype of `tokens`, the conditioning in that of the parameters, also under
+        autocast.
+
+        Every patch of the batch ``diff_batch_mul`` times over, since each is trained at that many
+        noise levels.
+        """
+        config = self.config
+        on_host = labels.device.type == "cpu" and not is_traced()
+        self.check_labels(labels, values=on_host)
+        self._check_tokens(tokens, labels.shape[0])
+        draws = draws or TrainingDraws()
+        fed = tokens
+        if self.training:
+            fed = perturb(tokens, config.perturb_rate, draws.flips)
+            drop = draws.drop
+            if drop is None:
+                drop = torch.rand(labels.shape[0], dtype=torch.float32, device=labels.device)
+            labels = torch.where(drop < config.class_dropout_prob, config.num_classes, labels)
+        fed = self.embed(fed[:, : config.tokens - config.parallel_num])
+        sequence = self.emb_norm(torch.cat([self.prefix(labels), fed], dim=1))
+        hidden = self.norm(self.layers(sequence, self.freqs, self.ranges()))
+        cond = hidden[:, -config.tokens :] + self.pos_for_diff.weight
+        patch = () if config.parallel_num == 1 else (config.parallel_num,)
+        times = config.diff_batch_mul
+        return (
+            tokens.reshape(-1, *patch, config.token_bits).repeat(times, *[1] * (len(patch) + 1)),
+            cond.reshape(-1, *patch, config.dim).repeat(times, *[1] * (len(patch) + 1)),
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: torch.Tensor,
+        *,
+        steps: int = 100,
+        cfg_scale: float = 1.0,
+        cfg_schedule: str = "linear",
+        seeds: Sequence[int] | None = None,
+        sample_ids: Sequence[int] | None = None,
+        noise: Sequence[Sequence[torch.Tensor]] | None = None,
+        on_step: Callable[[StepResult], None] | None = None,
+        mode: str = "fast",
+    ) -> torch.Tensor:
+        """Generate the tokens of one image per label.
+
+        Any number of calls may run at a time, in threads and in `on_step` of another call.
+
+        With guidance the batch holds 2 B rows, conditional first. Where the guidance of a step is 1
+        although the scale is more (step 0 of the linear schedule), both halves draw noise of their
+        own and go on with tokens of their own; at the other steps they share them. This is the
+        published behaviour.
+
+        Args:
+            labels: int64 [B].
+            steps: noisy denoising steps per patch.
+            cfg_scale: guidance; at most 1 is none, and no unconditional rows are computed.
+            cfg_schedule: "linear" or "constant", see ``guidance_at``.
+            seeds: one per image, in [0, 2^64); an image's noise depends on its seed and sample id
+                alone.
+            sample_ids: one per image, in [0, 2^32); by default 0.
+            noise: instead of `seeds`, for each AR step the draws of ``sample_patch``.
+            on_step: called after every AR step; may raise to stop.
+            mode: "fast", or "plain" for reference ops and the head as published, which computes
+                everything anew in every evaluation: for comparison. The tokens are the same but for
+                rounding.
+
+        Returns:
+            [B, N, C] of +1 and -1, in generation order.
+
+        Raises:
+            TypeError: `steps` or a seed is not an int.
+            ValueError: an argument is out of range, or there is not one seed for each label.
+            NotFiniteError: a prediction holds NaN or infinity; known after the last step.
+        """
+        return sample_tokens(
+            self,
+            labels,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            cfg_schedule=cfg_schedule,
+            seeds=seeds,
+            sample_ids=sample_ids,
+            noise=noise,
+            on_step=on_step,
+            mode=mode,
+        )
+
+    def reserve_cache(self, workspace: Workspace[Decoding], rows: int) -> KVCache:
+        """Empty cache of `rows` rows in a workspace, for sequences of the model's length."""
+        tokens, device = len(self.freqs), self.freqs.device
+        dtype = compute_dtype(self.layers)
+        layers = self.layers
+
+        def allocate() -> KVCache:
+            return KVCache.allocate(
+                len(layers), rows, tokens, layers.num_heads, layers.head_dim,
+                dtype=dtype, device=device,
+            )  # fmt: skip
+
+        return workspace.reserve(rows, tokens, dtype, device, allocate)

@@ -1,0 +1,1 @@
+"""From files to configurations and parameters: detection, checks and folders of models."""

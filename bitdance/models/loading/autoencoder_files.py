@@ -1,0 +1,72 @@
+"""A tokenizer's configuration and weights, from whatever it was released or saved in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitdance.io import weights
+from bitdance.io.files import CheckpointError, one_line
+from bitdance.models.config import AutoencoderConfig
+from bitdance.models.loading.checkpoint_config import autoencoder_of
+from bitdance.models.loading.model_folder import open_folder, retried
+
+__all__ = ["read_tokenizer", "tokenizer_tensors"]
+
+_PARTS = ("encoder.", "decoder.")
+# Weights and configuration in a folder: of training, and of a text-to-image release.
+_PAIRS = (("tokenizer.safetensors", "tokenizer.json"), ("ae.safetensors", "ae_config.json"))
+
+
+def read_tokenizer(path: Path, *, prefer: str = "ema") -> tuple[AutoencoderConfig, weights.Tensors]:
+    """Configuration and weights of the tokenizer in a file or folder.
+
+    A file's configuration is read from "<name>_config.json" or "<name>.json" beside it; without
+    one its shapes tell it. A model's file or folder gives the tokenizer inside.
+
+    Args:
+        path: the file or folder.
+        prefer: "ema" or "model", for files that hold both.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        CheckpointError: the files are damaged, or hold no tokenizer.
+    """
+    if not path.is_dir():
+        return _read_file(path, prefer)
+    for file, config in _PAIRS:
+        if (path / config).exists():
+            return _read_file(path / file, prefer, path / config)
+    if (path / "config.json").exists():
+        return retried(path, lambda: _read_model(path))
+    known = " or ".join(config for _, config in (*_PAIRS, ("", "config.json")))
+    raise FileNotFoundError(f"{path} holds no trained tokenizer ({known})")
+
+
+def tokenizer_tensors(tensors: weights.Tensors) -> weights.Tensors:
+    """What of a checkpoint is the tokenizer: without discriminator, perceptual loss or model."""
+    inside, _ = weights.split_prefix(tensors, "vae.")
+    return {k: t for k, t in (inside or tensors).items() if k.startswith(_PARTS)}
+
+
+def _read_file(
+    path: Path, prefer: str, config: Path | None = None
+) -> tuple[AutoencoderConfig, weights.Tensors]:
+    tensors = tokenizer_tensors(weights.read_weights(path, prefer=prefer))
+    beside = [path.with_name(f"{path.stem}{end}") for end in ("_config.json", ".json")]
+    for settings in [config] if config is not None else beside:
+        if settings.exists():
+            content = weights.read_json(settings)
+            try:
+                return AutoencoderConfig.from_dict(content), tensors
+            except (TypeError, ValueError, RecursionError) as error:
+                raise CheckpointError(f"{settings} is damaged: {one_line(error)}") from error
+    return autoencoder_of(tensors, path), tensors
+
+
+def _read_model(folder: Path) -> tuple[AutoencoderConfig, weights.Tensors]:
+    found = open_folder(folder)
+    if weights.sha256(found.file) != found.digest:
+        raise CheckpointError(
+            f"{found.file} is altered: its checksum is not the one in {folder}/config.json"
+        )
+    return found.config.autoencoder, tokenizer_tensors(weights.read_tensors(found.file))

@@ -1,0 +1,265 @@
+"""The configuration of a model that comes as a file of weights.
+
+What the file says of itself counts: the training arguments of an official ``.pt``, a configuration
+beside it. Shapes are held against that; they name a published model where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from bitdance.io.files import CheckpointError, NoModelError, checked_file, one_line
+from bitdance.io.validation import shown
+from bitdance.io.weights import read_json, split_prefix
+from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
+from bitdance.models.loading.skeleton import count
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Said", "autoencoder_of", "find_config", "read_fields", "said_by_arguments"]
+
+# Arguments of the authors' training scripts that a model is made of, and our names for them.
+_ARGUMENTS = {
+    "image_size": "resolution",
+    **{
+        name: name
+        for name in (
+            "down_size", "patch_size", "num_classes", "cls_token_num", "latent_dim",
+            "diff_batch_mul", "perturb_rate", "time_schedule", "time_shift", "parallel_num",
+            "parallel_mode", "P_mean", "P_std",
+        )
+    },
+}  # fmt: skip
+_SIZE = ("dim", "n_layer", "n_head", "diff_layers", "diff_dim", "diff_adanln_layers")
+# Does not change what a model draws: the file's own word counts, and may differ from a preset's.
+_OF_TRAINING = {
+    "diff_batch_mul", "perturb_rate", "class_dropout_prob", "time_schedule", "P_mean", "P_std",
+}  # fmt: skip
+_HEAD_DIM = 64  # of all published transformers
+_GROUP_BITS = 8  # of all published tokenizers
+_CLASSES = "cls_embedding.weight"
+_DECIDED_BY = {"tokens": "resolution", "token_bits": "latent_dim"}
+
+Made = TypeVar("Made")
+
+
+class Said(NamedTuple):
+    """What somebody says of a model.
+
+    Attributes:
+        by: who, as subject of "say".
+        fields: of a ``ModelConfig``, some or all.
+    """
+
+    by: str
+    fields: Mapping[str, Any]
+
+
+class _Seen(NamedTuple):
+    value: int
+    where: str
+
+
+def find_config(
+    tensors: Mapping[str, torch.Tensor], said: Iterable[Said], path: Path
+) -> ModelConfig:
+    """The configuration of a class-conditional model.
+
+    Args:
+        tensors: of the whole model.
+        said: what is known of it besides; what nobody says is taken from the shapes.
+        path: for messages.
+
+    Raises:
+        CheckpointError: those that say something and the shapes contradict each other, or nothing
+            tells what the model is.
+    """
+    seen = _seen(tensors)
+    merged: dict[str, tuple[Any, str]] = {}
+    for by, fields in said:
+        for name, value in fields.items():
+            if name == "autoencoder" and not isinstance(value, AutoencoderConfig):
+                value = _tried(path, by, functools.partial(AutoencoderConfig.from_dict, value))
+            before, who = merged.setdefault(name, (value, by))
+            if before is not value and before != value and name not in _OF_TRAINING:
+                raise CheckpointError(
+                    f"{path}: {who} say {name} = {shown(before)}, but {by} say {shown(value)}"
+                )
+    if not merged:
+        return _preset(seen, path)
+    by = " and ".join(dict.fromkeys(who for _, who in merged.values()))
+    known = {name: value for name, (value, _) in merged.items()}
+    config = _tried(path, by, lambda: _completed(known, seen, tensors))
+    for name, (value, where) in seen.items():
+        expected, field = getattr(config, name), _DECIDED_BY.get(name, name)
+        if expected != value:
+            of = "" if field == name else f" ({field} = {shown(getattr(config, field))})"
+            raise CheckpointError(
+                f"{path}: {by} say {name} = {shown(expected)}{of}, but {where} has {value}"
+            )
+    return config
+
+
+def said_by_arguments(arguments: Mapping[str, Any] | None) -> list[Said]:
+    """What the arguments of the authors' training scripts say; nothing if they are of others."""
+    arguments = arguments or {}
+    fields = {ours: arguments[name] for name, ours in _ARGUMENTS.items() if name in arguments}
+    if not fields:
+        return []
+    name = str(arguments.get("model")).removeprefix("BitDance-")
+    for preset, config in PRESETS.items():
+        if preset.startswith(f"{name}-"):
+            fields |= {field: getattr(config, field) for field in _SIZE}
+            break
+    return [Said("its training arguments", fields)]
+
+
+def read_fields(path: Path) -> Said:
+    """Fields of a ``ModelConfig`` in a JSON or TOML file, at its top or below "model".
+
+    Raises:
+        CheckpointError: the file is neither.
+        FileNotFoundError: no such file.
+    """
+    if path.suffix == ".toml":
+        try:
+            content = tomllib.loads(checked_file(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is not TOML: {one_line(error)}") from error
+    else:
+        content = read_json(path)
+    fields = content.get("model", content)
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: model must be a section, got {shown(fields)}")
+    return Said(f"the settings of {path}", fields)
+
+
+def autoencoder_of(tensors: Mapping[str, torch.Tensor], path: Path) -> AutoencoderConfig:
+    """The configuration of a tokenizer, all of which shapes decide but for UniWeTok's heads.
+
+    Args:
+        tensors: of the tokenizer.
+        path: for messages.
+
+    Raises:
+        CheckpointError: they are of no tokenizer.
+    """
+    try:
+        ch, in_channels = tensors["encoder.conv_in.weight"].shape[:2]
+        bits = len(tensors["encoder.conv_out.weight"])
+        widths = [
+            len(tensors[f"encoder.down.{level}.block.0.conv2.weight"])
+            for level in range(count(tensors, "encoder.down."))
+        ]
+        fields: dict[str, Any] = {
+            "ch": ch,
+            "ch_mult": tuple(width // ch for width in widths),
+            "num_res_blocks": count(tensors, "encoder.down.0.block."),
+            "z_channels": bits,
+            "in_channels": in_channels,
+            "out_ch": len(tensors["decoder.conv_out.weight"]),
+            "num_codebooks": bits // _GROUP_BITS if bits % _GROUP_BITS == 0 else 1,
+            "gan_decoder": tensors["decoder.conv_in.weight"].shape[1] == 2 * bits,
+        }
+        if "encoder.register_token.weight" in tensors:
+            blocks = count(tensors, "encoder.mid_attn_blocks.")
+            fields |= {"architecture": "conv_attention", "attn_blocks": blocks}
+        return AutoencoderConfig(**fields)
+    except KeyError as error:
+        raise CheckpointError(f"{path} holds no tokenizer: {error.args[0]} is missing") from error
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path} holds no tokenizer: {one_line(error)}") from error
+
+
+def _tried(path: Path, by: str, make: Callable[[], Made]) -> Made:
+    try:
+        return make()
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: {by} say: {one_line(error)}") from error
+
+
+def _completed(
+    known: Mapping[str, Any], seen: Mapping[str, _Seen], tensors: Mapping[str, torch.Tensor]
+) -> ModelConfig:
+    """What is known, and for the rest what the shapes or all published models have."""
+    fields: dict[str, Any] = {name: value for name, (value, _) in seen.items()} | dict(known)
+    tokens, bits = fields.pop("tokens", 0), fields.pop("token_bits", 0)
+    if "dim" in fields:
+        fields.setdefault("n_head", max(1, fields["dim"] // _HEAD_DIM))
+    fields.setdefault("patch_size", 1)
+    fields.setdefault("latent_dim", bits // fields["patch_size"] ** 2)
+    if "autoencoder" not in fields:
+        vae, _ = split_prefix(dict(tensors), "vae.")
+        if vae:
+            fields["autoencoder"] = autoencoder_of(vae, Path("the file"))
+        else:  # that of the authors' scripts; the weights are missing anyway
+            official = AUTOENCODER_PRESETS["d16c32"].to_dict()
+            own = {"z_channels": fields["latent_dim"], "num_codebooks": 1}
+            fields["autoencoder"] = AutoencoderConfig.from_dict({**official, **own})
+    fields.setdefault("down_size", fields["autoencoder"].downsampling)
+    side = fields["down_size"] * fields["patch_size"]
+    fields.setdefault("resolution", math.isqrt(tokens) * side)
+    if "cfg_scale" not in fields:  # what the authors recommend, where they published such a model
+        size = {name: fields.get(name) for name in (*_SIZE, "parallel_num")}
+        for preset in PRESETS.values():
+            if all(getattr(preset, name) == value for name, value in size.items()):
+                fields["cfg_scale"] = preset.cfg_scale
+    return ModelConfig.from_dict({**fields, "autoencoder": fields["autoencoder"].to_dict()})
+
+
+def _preset(seen: Mapping[str, _Seen], path: Path) -> ModelConfig:
+    """The published model of these shapes."""
+
+    def differing(preset: ModelConfig) -> list[str]:
+        return [name for name, (value, _) in seen.items() if getattr(preset, name) != value]
+
+    if not seen:
+        raise NoModelError(f"{path} holds no model: it has no {_CLASSES}")
+    nearest = min(PRESETS, key=lambda name: len(differing(PRESETS[name])))
+    if not differing(PRESETS[nearest]):
+        return PRESETS[nearest]
+    shapes = ", ".join(f"{name} {value}" for name, (value, _) in seen.items())
+    raise CheckpointError(
+        f"{path} does not say what it is, and has the shapes of no preset ({', '.join(PRESETS)}; "
+        f"nearest: {nearest}): {shapes}; give config=... (--config)"
+    )
+
+
+def _seen(tensors: Mapping[str, torch.Tensor]) -> dict[str, _Seen]:
+    """Attributes of a ``ModelConfig`` that shapes decide, as far as the tensors are there."""
+    seen: dict[str, _Seen] = {}
+
+    def take(attribute: str, name: str, axis: int, divisor: int = 1, more: int = 0) -> None:
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.dim() > axis and divisor:
+            value, where = tensor.shape[axis] // divisor + more, f"{name} {list(tensor.shape)}"
+            seen[attribute] = _Seen(value, where)
+
+    take("dim", "norm.weight", 0)
+    take("num_classes", _CLASSES, 0, more=-1)
+    if "dim" in seen:
+        take("cls_token_num", _CLASSES, 1, seen["dim"].value)
+    take("tokens", "pos_for_diff.weight", 0)
+    take("token_bits", "proj_in.w1.weight", 1)
+    take("diff_dim", "head.net.input_proj.weight", 0)
+    take("parallel_num", "query_token", 1, more=1)
+    if seen and "parallel_num" not in seen:
+        seen["parallel_num"] = _Seen(1, "a file without query_token")
+    for attribute, prefix in (
+        ("n_layer", "layers."),
+        ("diff_layers", "head.net.res_blocks."),
+        ("diff_adanln_layers", "head.net.ada_ln_blocks."),
+    ):
+        if seen:
+            seen[attribute] = _Seen(count(tensors, prefix), f"{prefix}* of the file")
+    return seen

@@ -1,0 +1,126 @@
+"""Models without memory, built only where their file has as much as they ask for.
+
+A configuration is read from outside: what it counts is compared with the names in the file before a
+module is built, and the modules are built on the meta device, where no size costs anything. Nothing
+random is drawn for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from bitdance.io.files import CheckpointError, one_line
+from bitdance.models.config import AutoencoderConfig, HeadConfig, ModelConfig
+
+__all__ = ["Repeated", "autoencoder_repeats", "check_repeats", "head_repeats", "model_repeats",
+           "skeleton"]  # fmt: skip
+
+Built = TypeVar("Built", bound=nn.Module)
+
+_FILLS = {"normal_", "uniform_", "trunc_normal_", "zero_", "fill_", "random_", "bernoulli_"}
+
+
+class Repeated(NamedTuple):
+    """Parts of a model that a configuration counts.
+
+    Attributes:
+        prefix: what stands before their numbers.
+        number: how many the configuration says.
+        field: of the configuration.
+    """
+
+    prefix: str
+    number: int
+    field: str
+
+
+def model_repeats(config: ModelConfig) -> Iterator[Repeated]:
+    """Of a ``BitDanceModel``."""
+    yield Repeated("layers.", config.n_layer, "n_layer")
+    yield from head_repeats(config.head, "head.", ("diff_layers", "diff_adanln_layers"))
+    yield from autoencoder_repeats(config.autoencoder, "vae.", "autoencoder.")
+
+
+def head_repeats(
+    config: HeadConfig,
+    prefix: str = "",
+    fields: tuple[str, str] = ("depth_latent", "depth_adanln"),
+) -> Iterator[Repeated]:
+    """Of a ``DiffusionHead``."""
+    yield Repeated(f"{prefix}net.res_blocks.", config.depth_latent, fields[0])
+    yield Repeated(f"{prefix}net.ada_ln_blocks.", config.depth_adanln, fields[1])
+
+
+def autoencoder_repeats(
+    config: AutoencoderConfig, prefix: str = "", field: str = ""
+) -> Iterator[Repeated]:
+    """Of a ``BinaryAutoencoder``."""
+    levels = f"{prefix}encoder.down."
+    yield Repeated(levels, len(config.ch_mult), f"{field}ch_mult")
+    for level in range(len(config.ch_mult)):
+        blocks = f"{levels}{level}.block."
+        yield Repeated(blocks, config.num_res_blocks, f"{field}num_res_blocks")
+    if config.architecture == "conv_attention":
+        blocks = f"{prefix}encoder.mid_attn_blocks."
+        yield Repeated(blocks, config.attn_blocks, f"{field}attn_blocks")
+
+
+def count(names: Iterable[str], prefix: str) -> int:
+    """How many parts stand after `prefix` in names."""
+    return len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
+
+
+def check_repeats(
+    tensors: Mapping[str, Any], repeats: Iterable[Repeated], kind: str, source: str
+) -> None:
+    """Compare what a configuration counts with what a file has.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    for prefix, expected, field in repeats:
+        found = count(tensors, prefix)
+        if found != expected:
+            which = "missing" if found < expected else "unexpected"
+            raise CheckpointError(
+                f"{source} does not fit {kind}, nothing was loaded; "
+                f"{_number(abs(expected - found))} {which}: {prefix}{min(found, expected)} ... "
+                f"({field} is of {_number(expected)}, the file has {found})"
+            )
+
+
+def _number(value: int) -> str:
+    return str(value) if value < 10**18 else "more than 10^18"
+
+
+def skeleton(build: Callable[[], Built], source: str) -> Built:
+    """What `build` returns, on the meta device.
+
+    Raises:
+        CheckpointError: there cannot be such a model.
+    """
+    try:
+        with torch.device("meta"), _NoFills():
+            return build()
+    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        message = f"{source}: there is no model of such a configuration: {one_line(error)}"
+        raise CheckpointError(message) from error
+
+
+class _NoFills(TorchFunctionMode):
+    """Leaves out what fills tensors at first.
+
+    To draw a normal number on the meta device PyTorch imports its compiler, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        initial = getattr(func, "__module__", None) == "torch.nn.init"
+        if initial or getattr(func, "__name__", "") in _FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

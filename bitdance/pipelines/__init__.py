@@ -1,0 +1,1 @@
+"""Pipelines, from a class or a prompt to images."""

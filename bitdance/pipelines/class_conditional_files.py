@@ -1,0 +1,119 @@
+"""From files to a class-conditional model; either all of it is loaded or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitdance.io import weights
+from bitdance.io.files import CheckpointError
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import PRESETS, ModelConfig
+from bitdance.models.loading.autoencoder_files import tokenizer_tensors
+from bitdance.models.loading.checkpoint_config import (
+    Said,
+    find_config,
+    read_fields,
+    said_by_arguments,
+)
+from bitdance.models.loading.model_folder import names, open_folder, retried
+from bitdance.models.loading.skeleton import check_repeats, model_repeats, skeleton
+
+__all__ = ["digest", "load_file", "load_folder"]
+
+Loaded = tuple[BitDanceModel, Mapping[str, Any]]
+"""A model, and what ``BitDance`` is told besides."""
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a model's weights, in a folder or a file of their own."""
+    return open_folder(path).digest if path.is_dir() else weights.sha256(path)
+
+
+def load_folder(folder: Path, dtype: torch.dtype) -> Loaded:
+    """Load what ``save_pretrained`` wrote.
+
+    Raises:
+        CheckpointError: the files are damaged or do not fit.
+    """
+
+    def load() -> Loaded:
+        found = open_folder(folder)
+        tensors = weights.read_tensors(found.file)
+        model = _structure(found.config, tensors, dtype, str(folder))
+        if weights.sha256(found.file) != found.digest:
+            raise CheckpointError(
+                f"{found.file} is altered: its checksum is not the one in {folder}/config.json"
+            )
+        weights.load_weights(model, tensors, str(folder))
+        return model, found.extra
+
+    return retried(folder, load)
+
+
+def load_file(
+    path: Path,
+    dtype: torch.dtype,
+    *,
+    tokenizer: Path | None = None,
+    config: ModelConfig | str | Path | None = None,
+    prefer: str = "ema",
+) -> Loaded:
+    """Load a file of weights; see ``BitDance.from_pretrained``.
+
+    Raises:
+        CheckpointError: the files are damaged, do not fit, or do not say what they are.
+        FileNotFoundError: there is no such file.
+        ValueError: `config` is neither the name of a preset nor a file.
+    """
+    given = _given(config)
+    if tokenizer is None and given is None and names(path.parent, path.name):
+        return load_folder(path.parent, dtype)
+    stored = weights.read_checkpoint(path, prefer=prefer)
+    tensors = stored.tensors
+    if tokenizer is not None:
+        _, tensors = weights.split_prefix(tensors, "vae.")
+        own = tokenizer_tensors(weights.read_weights(tokenizer, prefer=prefer))
+        tensors |= {f"vae.{name}": tensor for name, tensor in own.items()}
+    said = [*said_by_arguments(stored.arguments), *_beside(path)]
+    found = find_config(tensors, [*said, *([given] if given else [])], path)
+    source = str(path)
+    if not any(name.startswith("vae.") for name in tensors):
+        source = f"{path}, which has no tokenizer (give tokenizer=...),"
+    model = _structure(found, tensors, dtype, source)
+    weights.load_weights(model, tensors, source)
+    return model, {}
+
+
+def _structure(
+    config: ModelConfig, tensors: weights.Tensors, dtype: torch.dtype, source: str
+) -> BitDanceModel:
+    """The model without memory, once it is clear that `tensors` are its state."""
+    check_repeats(tensors, model_repeats(config), BitDanceModel.__name__, source)
+    model = skeleton(lambda: BitDanceModel(config, dtype=dtype, device="meta"), source)
+    weights.check_weights(model, tensors, source, values=False)
+    return model
+
+
+def _given(config: ModelConfig | str | Path | None) -> Said | None:
+    if config is None:
+        return None
+    if isinstance(config, ModelConfig):
+        return Said("config=", config.to_dict())
+    if str(config) in PRESETS:
+        return Said(f"the settings of {config}", PRESETS[str(config)].to_dict())
+    path = Path(config)
+    if path.suffix in (".json", ".toml"):
+        return read_fields(path)
+    raise ValueError(
+        f"config must be one of {', '.join(PRESETS)}, or a .json or .toml file, got {str(config)!r}"
+    )
+
+
+def _beside(path: Path) -> list[Said]:
+    """What a configuration that was released with a file says."""
+    beside = path.with_name(f"{path.stem}_config.json")
+    return [read_fields(beside)] if beside.exists() else []

@@ -1,0 +1,91 @@
+"""What stands before an image's tokens: a text, and special tokens that say what is to come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from bitdance.io.validation import shown
+
+__all__ = ["NO_PROMPT", "PROMPT", "Words", "image_prefix", "token_ids"]
+
+PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+"""The conditional text, around what a user asks for."""
+
+NO_PROMPT = "<|im_start|>assistant\n"
+"""The unconditional text."""
+
+
+class Words(Protocol):
+    """A tokenizer of texts, such as Hugging Face's transformers and tokenizers have."""
+
+    def encode(self, text: str, /) -> Any:
+        """Token ids of a text, as ``token_ids`` takes them."""
+
+    def convert_tokens_to_ids(self, token: str, /) -> int | None:
+        """Id of a token; ``token_to_id`` serves too."""
+
+
+def token_ids(words: Words, text: str) -> list[int]:
+    """Token ids of a text.
+
+    Args:
+        words: whose ``encode`` returns a flat list, an array or a tensor of ids [n] or [1, n], a
+            mapping with "input_ids", or an object with ``ids``.
+        text: what to encode.
+
+    Raises:
+        TypeError: it returns something else.
+    """
+    encoded = words.encode(text)
+    if isinstance(encoded, Mapping) and "input_ids" in encoded:
+        encoded = encoded["input_ids"]
+    ids: Any = getattr(encoded, "ids", encoded)
+    if hasattr(ids, "tolist"):
+        ids = ids.tolist()
+    if isinstance(ids, Sequence) and len(ids) == 1 and isinstance(ids[0], Sequence):
+        ids = ids[0]
+    whole = isinstance(ids, Sequence) and all(
+        isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids
+    )
+    if not whole or isinstance(ids, str | bytes):
+        raise TypeError(f"words.encode must return a list of token ids, got {shown(encoded)}")
+    return [int(i) for i in ids]
+
+
+def image_prefix(words: Words, grid: tuple[int, int], parallel_num: int) -> list[int]:
+    """Ids of what stands between a prompt and an image's tokens.
+
+    Args:
+        words: knows the special tokens.
+        grid: tokens vertically and horizontally.
+        parallel_num: P, tokens a step.
+
+    Returns:
+        Ids of <|vision_start|>, height, width and P - 1 queries.
+
+    Raises:
+        TypeError: `words` has no method that knows tokens.
+        ValueError: there is no such token, since images of that size were not trained.
+    """
+    height, width = grid
+    # Tokenizers of the library of that name have the second.
+    to_id = getattr(words, "convert_tokens_to_ids", None) or getattr(words, "token_to_id", None)
+    if to_id is None:
+        raise TypeError(
+            "words must be a tokenizer with convert_tokens_to_ids or token_to_id, got "
+            f"{type(words).__name__}"
+        )
+    names = ["<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>"]
+    names += [f"<|query_{i}|>" for i in range(1, parallel_num)]
+    ids = {name: to_id(name) for name in names}
+    unknown = (None, getattr(words, "unk_token_id", None))
+    missing = [name for name in names if ids[name] in unknown]
+    if missing:
+        raise ValueError(
+            f"tokenizer must have {', '.join(missing[:3])} for images of {height} x {width} "
+            f"tokens, {parallel_num} a step, got none"
+        )
+    return [id for name in names if (id := ids[name]) is not None]

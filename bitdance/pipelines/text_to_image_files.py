@@ -1,0 +1,101 @@
+"""From a released folder to a text-to-image model; either all of it is loaded or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bitdance.io import weights
+from bitdance.io.files import CheckpointError, one_line
+from bitdance.io.state_names import normalise
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.diffusion_head import DiffusionHead
+from bitdance.models.loading.skeleton import (
+    Repeated,
+    autoencoder_repeats,
+    check_repeats,
+    head_repeats,
+    skeleton,
+)
+from bitdance.models.qwen3 import LanguageModel
+from bitdance.models.text_to_image import TextToImageModel
+from bitdance.models.text_to_image_config import TextToImageConfig
+
+__all__ = ["load_released"]
+
+
+def load_released(folder: Path, dtype: torch.dtype, device: torch.device | str) -> TextToImageModel:
+    """Load a released folder; see ``TextToImage.from_pretrained``.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        CheckpointError: a file is damaged, or does not fit the configuration.
+    """
+    config = _read_config(folder)
+    # Mapped, not read: names and shapes are compared first, of all files.
+    files = {
+        "language model": _read_language_model(folder, config),
+        **{
+            f"{name}.safetensors": weights.read_weights(folder / f"{name}.safetensors")
+            for name in ("vision_head", "ae", "projector")
+        },
+    }
+    layers = config.llm.num_hidden_layers
+    counted: dict[str, tuple[type[nn.Module], Iterable[Repeated]]] = {
+        "language model": (
+            LanguageModel, [Repeated("model.layers.", layers, "num_hidden_layers")],
+        ),
+        "vision_head.safetensors": (DiffusionHead, head_repeats(config.head)),
+        "ae.safetensors": (BinaryAutoencoder, autoencoder_repeats(config.autoencoder)),
+    }  # fmt: skip
+    for name, (kind, repeats) in counted.items():
+        check_repeats(files[name], repeats, kind.__name__, f"{folder}: {name}")
+    model = skeleton(lambda: TextToImageModel(config, dtype=dtype, device="meta"), str(folder))
+    parts: dict[str, nn.Module] = {
+        "language model": model.llm_model,
+        "vision_head.safetensors": model.vision_head,
+        "ae.safetensors": model.ae,
+        "projector.safetensors": model.embed_vision_mlp,
+    }
+    for name, part in parts.items():
+        weights.check_weights(part, files[name], f"{folder}: {name}", values=False)
+    for name, part in parts.items():  # one at a time, so that there is memory for it
+        weights.load_weights(part, files.pop(name), f"{folder}: {name}")
+        part.to(device)
+    return model
+
+
+def _read_config(folder: Path) -> TextToImageConfig:
+    names = ("config.json", "vision_head_config.json", "ae_config.json")
+    files = [weights.read_json(folder / name) for name in names]
+    try:
+        return TextToImageConfig.from_dicts(*files)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: {one_line(error)}") from error
+
+
+def _read_language_model(folder: Path, config: TextToImageConfig) -> weights.Tensors:
+    """All tensors, from one file or from the parts that an index names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        tensors = weights.read_weights(folder / "model.safetensors")
+    else:
+        names = weights.read_json(index).get("weight_map")
+        files = list(names.values()) if isinstance(names, dict) else []
+        if not files or any(not isinstance(n, str) or Path(n).name != n or not n for n in files):
+            raise CheckpointError(f"{index} must map tensors to files beside it")
+        stored: weights.Tensors = {}
+        for name in sorted(set(files)):
+            weights.check_checksum(folder / name)
+            part = weights.read_tensors(folder / name)
+            twice = sorted(part.keys() & stored.keys())
+            if twice:
+                raise CheckpointError(f"{folder / name} has {twice[0]}, which another part has too")
+            stored |= part
+        tensors = normalise(stored, "ema", str(index))
+    if config.llm.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)  # the input's once more
+    return tensors

@@ -1,0 +1,136 @@
+"""Checkpoints of a run: written whole, checked when read, the newest few kept."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitdance.io.files import CheckpointError, one_line, replace_file
+from bitdance.io.weights import check_weights, is_finite, read_pickle
+
+__all__ = ["check_state", "newest", "newest_step", "save"]
+
+_NAME = re.compile(r"checkpoint-(\d{8})\.pt")
+
+
+def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep`.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; older checkpoints are untouched.
+    """
+    path = folder / f"checkpoint-{step:08d}.pt"
+    with replace_file(path) as temporary:
+        try:
+            torch.save({"step": step, **state}, temporary)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise OSError(f"cannot write {path}: {error}") from error
+    files = _steps(folder)
+    # Later ones are damaged: this run began before them. They do not count as the newest.
+    for old in sorted(number for number in files if number <= step)[:-keep]:
+        if files[old].is_file():
+            files[old].unlink()
+    return path
+
+
+def newest(
+    folder: Path, check: Callable[[Mapping[str, Any]], None] | None = None
+) -> dict[str, Any] | None:
+    """The newest checkpoint of a folder that is whole, None without any.
+
+    Args:
+        folder: of a run.
+        check: raises where the content is none that the run can go on with.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all are damaged.
+    """
+    files = _steps(folder)
+    problem = ""
+    for step in sorted(files, reverse=True):
+        try:
+            state = _read(files[step], step)
+            if check is not None:
+                check(state)
+            return state
+        except Exception as error:  # whatever the damage is, an earlier checkpoint may be whole
+            problem = one_line(error)
+            warnings.warn(f"{files[step]}: {problem}; trying the one before", stacklevel=2)
+    if files:
+        raise CheckpointError(f"no checkpoint of {folder} is whole: {problem}")
+    return None
+
+
+def check_state(
+    state: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer, terms: int
+) -> None:
+    """Check that a run of this module can go on with a checkpoint; nothing is changed.
+
+    Args:
+        state: of the checkpoint.
+        module: what is trained.
+        optimizer: of its trained parameters.
+        terms: numbers that the log averages.
+
+    Raises:
+        CheckpointError: something is missing, or does not fit.
+    """
+    kinds = {
+        "module": Mapping, "average": Mapping, "optimizer": Mapping, "extra": Mapping,
+        "sums": torch.Tensor, "summed": int, "identity": str,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(state.get(name), kind):
+            got = type(state.get(name)).__name__ if name in state else "nothing"
+            raise CheckpointError(f"{name} must be a {kind.__name__}, got {got}")
+    check_weights(module, state["module"], "module")
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    _check_like("average", state["average"], trained)
+    if state["sums"].shape != (terms,) or state["sums"].dtype != torch.float64:
+        raise CheckpointError(f"sums must be float64 [{terms}], got {list(state['sums'].shape)}")
+    saved = state["optimizer"]
+    groups = [[*group["params"]] for group in saved["param_groups"]]
+    own = [group["params"] for group in optimizer.param_groups]
+    if [len(group) for group in groups] != [len(group) for group in own]:
+        raise CheckpointError("optimizer has other groups of parameters")
+    for number, parameter in zip(_joined(groups), _joined(own), strict=True):
+        moments = saved["state"][number]
+        like = {"exp_avg": parameter, "exp_avg_sq": parameter}
+        _check_like(f"optimizer.{number}", {k: moments[k] for k in like}, like)
+
+
+def _check_like(what: str, tensors: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> None:
+    if tensors.keys() != like.keys():
+        raise CheckpointError(f"{what} has other parameters than are trained")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != like[name].shape:
+            raise CheckpointError(f"{what}: {name} must be of shape {list(like[name].shape)}")
+        if not is_finite(tensor):
+            raise CheckpointError(f"{what}: {name} is not finite")
+
+
+def _joined(lists: Iterable[list[Any]]) -> list[Any]:
+    return [item for part in lists for item in part]
+
+
+def newest_step(folder: Path) -> int:
+    """Step of the newest checkpoint of a folder, whole or not; 0 without any."""
+    return max(_steps(folder), default=0)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match.group(1)): path for match, path in found if match}
+
+
+def _read(path: Path, step: int) -> dict[str, Any]:
+    content = read_pickle(path)
+    if not isinstance(content, dict) or content.get("step") != step:
+        raise CheckpointError(f"{path} must be the checkpoint of step {step}, got another content")
+    return content

@@ -1,0 +1,68 @@
+"""Weights that a run begins with: another run's, exported or official ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitdance.io import weights
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.pipelines.class_conditional import BitDance
+from bitdance.training import checkpoint
+from bitdance.training.tokenizer import CONFIG, WEIGHTS
+
+__all__ = ["load_initial"]
+
+
+def load_initial(module: nn.Module, source: str) -> None:
+    """Put the weights of `source` into the module that is to be trained.
+
+    Args:
+        module: a tokenizer, or a model whose tokenizer is frozen and already there.
+        source: a run's folder, of whose newest checkpoint the averaged weights are taken; what a
+            run exported; or an official file, of which a tokenizer takes what it has itself.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        CheckpointError: it is damaged, or does not fit the module; it is unchanged then.
+    """
+    tensors = _read(Path(source))
+    state = module.state_dict()
+    if isinstance(module, BinaryAutoencoder):
+        inside, _ = weights.split_prefix(tensors, "vae.")
+        roots = {name.split(".")[0] for name in state}
+        tensors = {k: v for k, v in (inside or tensors).items() if k.split(".")[0] in roots}
+    for name, own in module.named_parameters():
+        if not own.requires_grad and not _same(tensors.setdefault(name, own), own):
+            raise weights.CheckpointError(
+                f"init: {source} was trained on another tokenizer than that of tokenizer_path "
+                f"({name} differs)"
+            )
+    weights.load_weights(module, tensors, f"init: {source}")
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
+
+
+def _check_weights(state: Mapping[str, Any]) -> None:
+    for name in ("module", "average"):
+        if not isinstance(state.get(name), Mapping):
+            raise weights.CheckpointError(f"the checkpoint has no {name}")
+
+
+def _read(path: Path) -> weights.Tensors:
+    if not path.exists():
+        raise FileNotFoundError(f"init: there is no {path}")
+    if path.is_file():
+        return weights.read_weights(path)
+    state = checkpoint.newest(path, _check_weights)
+    if state is not None:
+        return {**state["module"], **state["average"]}
+    if (path / CONFIG).is_file():
+        return weights.read_weights(path / WEIGHTS)
+    return BitDance.from_pretrained(path).model.state_dict()

@@ -1,0 +1,75 @@
+"""The log of a run: a CSV file that survives being killed, and its plot."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bitdance.io.validation import shown
+from bitdance.io.weights import replace_file, write_text
+
+__all__ = ["Log"]
+
+
+class Log:
+    """Lines of numbers; the first column is the step.
+
+    Args:
+        path: the file. Lines after step `step`, which a killed run may have left, are removed.
+        columns: names.
+        step: where the run begins or resumes.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+        self._path = path
+        self._columns = ["step", *columns]
+        head = ",".join(self._columns)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        lines = text.splitlines(keepends=True)
+        if lines and lines[0].strip() != head:
+            raise ValueError(f"{path} has the columns {shown(lines[0].strip())}, expected {head}")
+        whole = [line for line in lines[1:] if line.endswith("\n")]
+        try:
+            kept = [line for line in whole if int(line.split(",")[0]) <= step]
+        except ValueError:
+            raise ValueError(f"{path} is damaged: it has a line that no step begins") from None
+        write_text(path, "".join([head + "\n", *kept]))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a line and have the disk hold it."""
+        numbers = [f"{values[name]:.6g}" for name in self._columns[1:]]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(",".join([str(step), *numbers]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def plot(self, path: Path) -> None:
+        """Draw every column over the steps; nothing without matplotlib."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            return
+        with self._path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows:
+            return
+        steps = [int(row["step"]) for row in rows]
+        names = self._columns[1:]
+        across = 3
+        down = -(-len(names) // across)
+        figure = Figure(figsize=(4 * across, 2.6 * down), layout="constrained")
+        for i, name in enumerate(names):
+            axes = figure.add_subplot(down, across, i + 1)
+            values = [float(row[name]) for row in rows]
+            axes.plot(steps, values, linewidth=1)
+            axes.set_title(name, fontsize=9)
+            axes.tick_params(labelsize=7)
+            if name == "loss" and min(values) > 0:
+                axes.set_yscale("log")
+        with replace_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=100)

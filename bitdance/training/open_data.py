@@ -1,0 +1,57 @@
+"""The data of a run, as its settings ask for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitdance.data.idx import is_idx
+from bitdance.data.images import LabelledImages, open_images
+from bitdance.data.packed_dataset import PackedDataset
+from bitdance.io.validation import shown
+from bitdance.training.config import DataConfig
+
+__all__ = ["open_codes", "open_training_images"]
+
+
+def open_training_images(data: DataConfig, *, labelled: bool = True) -> LabelledImages:
+    """Image files or IDX files.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a file is damaged, names and labels do not fit, or a setting is of no use.
+    """
+    if is_idx(Path(data.path)):
+        _refuse_unused(data, ("path", "size", "flip", "shift", "classes"), "IDX files")
+    return open_images(
+        data.path, data.size, classes=data.classes, labelled=labelled, background=data.background,
+        on_error=data.on_error,
+    )  # fmt: skip
+
+
+def open_codes(data: DataConfig) -> tuple[PackedDataset, Sequence[str]]:
+    """Packed codes and the names of their classes.
+
+    Raises:
+        ValueError: a file is damaged, or a setting is of no use: codes are neither flipped nor
+            moved, and have their names with them.
+    """
+    _refuse_unused(data, ("path", "size", "classes"), "packed codes instead of images")
+    packed = PackedDataset(data.path)
+    classes = packed.metadata.get("classes", data.classes)
+    if data.classes and data.classes != tuple(classes):
+        raise ValueError(
+            f"data.classes must be left out, or as {data.path} has them, got {shown(data.classes)}"
+        )
+    return packed, classes
+
+
+def _refuse_unused(data: DataConfig, used: Sequence[str], what: str) -> None:
+    for field in dataclasses.fields(data):
+        value = getattr(data, field.name)
+        if field.name not in used and value != field.default:
+            raise ValueError(
+                f"data.{field.name} must be left out, since {data.path} holds {what}, got "
+                f"{shown(value)}"
+            )
