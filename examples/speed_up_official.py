@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance.integrations.official import patch as patch_official
+from bitdance import patch_official
 
 
 def find(name: str) -> Callable[[], Any]:

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.model.head_plans`` times an AR step of heads with random weights, guided, by
 every plan of ``bitdance.sampling.head_products``, which take turns: on a card as a CUDA graph in
-bfloat16, else call by call in float32. What it finds belongs into ``FASTEST`` of that module. ``--json FILE``
-writes what it prints.
+bfloat16, else call by call in float32. Its result belongs into ``FASTEST`` of that module.
+``--json FILE`` writes what it prints.
 """
 
 from __future__ import annotations

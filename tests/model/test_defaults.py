@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance import BitDance, TextToImage, unpatch_official
+from bitdance import BitDance, TextToImage, patch_official, unpatch_official
 from bitdance.data.images import augment, open_images, to_float
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter
 from bitdance.evaluation.evaluate import evaluate
-from bitdance.integrations.official import patch as patch_official
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.training.class_conditional import ModelTask
 from bitdance.training.tokenizer import TokenizerTask, load_tokenizer

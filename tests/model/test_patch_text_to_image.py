@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bitdance import PatchError, unpatch_official
+from bitdance import PatchError, patch_official, unpatch_official
 from bitdance.integrations.official import methods as official_methods
-from bitdance.integrations.official import patch as patch_official
 from bitdance_kernels.testing import compare
 from tests.model import lookalike
 from tests.model.golden_cases import Case, case_names, kind_of, mismatches
