@@ -13,8 +13,7 @@ if "--dry-run" in sys.argv:
 import torch
 
 from benchmarks import compare, cpu, gpu, plots, report, run
-from bitdance_kernels.testing import Case
-from tests.cases import all_cases
+from benchmarks.shapes import Bench, all_benches
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _case(name: str) -> Case:
-    cases = all_cases()
+def _case(name: str) -> Bench:
+    cases = all_benches()
     if name not in cases:
         raise argparse.ArgumentTypeError(f"no op {name!r}; there are {', '.join(cases)}")
     return cases[name]
@@ -99,7 +98,7 @@ def _budget(text: str) -> tuple[str, float]:
 
 
 def _list(_: argparse.Namespace) -> int:
-    for name, case in all_cases().items():
+    for name, case in all_benches().items():
         print(name)
         for backend in case.kernel_op.backends:
             reason = case.kernel_op.unavailable(backend)
@@ -153,7 +152,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _cpu(options: argparse.Namespace) -> int:
     return cpu.main(
-        options.ops or list(all_cases().values()),
+        options.ops or list(all_benches().values()),
         options.out,
         options.only,
         threads=options.threads or os.cpu_count() or 1,
@@ -173,7 +172,7 @@ def _gpu(options: argparse.Namespace) -> int:
     budget = {**usual, **dict(options.budget)}
     parts = {part: budget[part] for part in gpu.PARTS if part in options.only}
     return gpu.main(
-        options.ops or list(all_cases().values()),
+        options.ops or list(all_benches().values()),
         options.out,
         parts,
         quick=options.quick,

@@ -14,13 +14,12 @@ import pytest
 import torch
 
 from benchmarks import timing
-from bitdance_kernels.testing import Case, Timing
-from tests.cases import all_cases
+from benchmarks.shapes import Bench, Timing, all_benches
 
 _CPU = torch.device("cpu")
 _SHAPES = [
     pytest.param(case, shape, id=f"{case.name}, {shape.name}")
-    for case in all_cases().values()
+    for case in all_benches().values()
     for shape in case.timings
     if "cpu" in shape.devices
 ]
@@ -35,7 +34,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("case", "shape"), _SHAPES)
-def test_speed(case: Case, shape: Timing, benchmark: Callable[..., Any]) -> None:
+def test_speed(case: Bench, shape: Timing, benchmark: Callable[..., Any]) -> None:
     call = shape.make(_CPU)
     function = timing.functions(case, call, ["auto"], backward=shape.backward)["auto"]
     extra: dict[str, Any] = getattr(benchmark, "extra_info")  # noqa: B009  (it has no stubs)

@@ -24,9 +24,9 @@ import torch
 
 from benchmarks import machine, products, run
 from benchmarks.model import measure, paths
+from benchmarks.shapes import Bench
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.sampling import graphs
-from bitdance_kernels.testing import Case
 
 PARTS = ("ops", "images", "model")
 MODEL_PARTS: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ Result = dict[str, Any]
 
 
 def main(
-    cases: Sequence[Case], out: Path, parts: Sequence[str], *, threads: int, quick: bool
+    cases: Sequence[Bench], out: Path, parts: Sequence[str], *, threads: int, quick: bool
 ) -> int:
     """Run the parts; returns the exit status: 0, or 1 if a check or a part failed.
 
@@ -104,7 +104,7 @@ def _limits(result: Result) -> None:
     result["limits"] = machine.cpu_limits()
 
 
-def _op(result: Result, case: Case, quick: bool) -> None:
+def _op(result: Result, case: Bench, quick: bool) -> None:
     """Check and time one op; a wrong backend is not timed."""
     seconds = 0.3 if quick else 5.0
     timed = run.run(case, seconds=seconds, limits=result["limits"])

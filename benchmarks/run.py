@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, timing
+from benchmarks.shapes import Bench
 from bitdance_kernels._dispatch.backends import BackendError
 from bitdance_kernels.testing import Call, Case, check_backend
 
@@ -48,7 +49,7 @@ def gate(case: Case, backends: Sequence[str], device: torch.device) -> list[str]
 
 
 def run(
-    case: Case,
+    case: Bench,
     *,
     backends: Sequence[str] = (),
     threads: int = 1,

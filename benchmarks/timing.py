@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from bitdance_kernels.testing import Call, Case, Timing
+from benchmarks.shapes import Bench, Timing
+from bitdance_kernels.testing import Call
 
 Functions = Mapping[str, Callable[[Call], Any]]
 Seconds = dict[str, list[float]]
@@ -23,7 +24,7 @@ _SLOW = 0.05
 
 
 def functions(
-    case: Case, call: Call, backends: Sequence[str], *, backward: bool = False
+    case: Bench, call: Call, backends: Sequence[str], *, backward: bool = False
 ) -> Functions:
     """What is timed against each other: backends of the op, and the baselines of its case."""
 
@@ -141,7 +142,7 @@ def _capture(function: Callable[[Call], Any], calls: Sequence[Call]) -> torch.cu
 
 
 def rows(
-    case: Case, timing: Timing, times: Seconds, backends: Sequence[str], device: str
+    case: Bench, timing: Timing, times: Seconds, backends: Sequence[str], device: str
 ) -> list[dict[str, Any]]:
     """One row per function: median, least and quartiles, rates by what must be moved and done."""
     table = []

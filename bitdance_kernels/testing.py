@@ -58,37 +58,14 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One shape to time, with the least traffic and arithmetic it needs.
-
-    Attributes:
-        name: such as "64 MB float32".
-        make: builds the call on a device.
-        bytes: bytes that must be moved: every input read once, every output written once.
-        flops: floating-point operations that must be done (a multiply-add is two).
-        devices: where this shape is worth timing.
-        backward: time the gradients of all floating-point arguments with it.
-    """
-
-    name: str
-    make: Callable[[torch.device], Call]
-    bytes: int
-    flops: int = 0
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    backward: bool = False
-
-
-@dataclass(frozen=True)
 class Case:
-    """What tests and benchmarks must know of an op.
+    """How an op is tested.
 
     Attributes:
         op: the public function.
         rule: one of RULES.
         samples: calls that cover dtypes, odd sizes, one row, no row; small enough for the
         interpreter.
-        timings: real shapes of BitDance.
-        baselines: what users would call instead, by name, with the arguments of `op`.
         mutates: positions in ``Call.args`` of tensors that the op writes; they count as outputs.
         constants: positions of floating-point tensors in which a differentiable op has no gradient.
     """
@@ -96,8 +73,6 @@ class Case:
     op: Callable[..., Any]
     rule: str
     samples: Callable[[torch.device], Iterable[Call]]
-    timings: tuple[Timing, ...] = ()
-    baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     mutates: tuple[int, ...] = ()
     constants: tuple[int, ...] = ()
 

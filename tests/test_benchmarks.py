@@ -13,10 +13,10 @@ from benchmarks import __main__ as command
 from benchmarks import cpu, plots, products, report, run, tables, targets, timing
 from benchmarks.model import decode, measure, training
 from benchmarks.model.published import Published
+from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance.models.class_conditional import TrainingDraws
 from bitdance_kernels import swiglu
-from bitdance_kernels.testing import Call, Case, Timing
-from tests.cases import all_cases
+from bitdance_kernels.testing import Call
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,10 +34,10 @@ def _keep_threads():
 @pytest.fixture
 def small():
     """pack_signs with one tiny shape to time."""
-    case = all_cases()["pack_signs"]
+    case = all_benches()["pack_signs"]
     call = Call("tiny", (torch.randn(4, 16),))
     timing = Timing("tiny", lambda device: call.map(lambda t: t.to(device)), bytes=272)
-    return Case(case.op, case.rule, case.samples, (timing,), case.baselines)
+    return Bench(case.op, case.rule, case.samples, timings=(timing,), baselines=case.baselines)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def _small_limits(monkeypatch):
 def test_list_names_every_op(capsys):
     assert command.main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in all_cases():
+    for name in all_benches():
         assert f"\n{name}\n" in f"\n{printed}"
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_backend_is_not_timed(small, monkeypatch, capsys):
     result = run.run(small, backends=["triton"], seconds=0.01)
     assert result["rows"] == []
     assert "elements differ" in result["wrong"][0]
-    monkeypatch.setattr(command, "all_cases", lambda: {"pack_signs": small})
+    monkeypatch.setattr(command, "all_benches", lambda: {"pack_signs": small})
     assert command.main(["run", "pack_signs", "--backend", "triton"]) == 1
     assert "is wrong, so it is not timed" in capsys.readouterr().out
 
@@ -167,7 +167,7 @@ def test_targets_of_every_unit_are_measured():
         "sdpa dense mask",
     )  # fmt: skip
     rows = []
-    for case in all_cases().values():
+    for case in all_benches().values():
         for shape in (t.name for t in case.timings):
             rows.append(_row(case.name, shape, "cpu", "backend", 2.0, 0.9, 900.0) | {"peak_mb": 1})
             rows += [
@@ -257,7 +257,7 @@ def test_the_published_sampler_gives_the_models_tokens():
 def test_cpu_command_writes_its_file(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "_images", lambda result, *_: result["images"].append({"ms": 1}))
     monkeypatch.setattr(cpu, "_model", lambda result, name, *_: result["model"].update({name: {}}))
-    monkeypatch.setattr(command, "all_cases", lambda: {"pack_signs": small})
+    monkeypatch.setattr(command, "all_benches", lambda: {"pack_signs": small})
     out = tmp_path / "cpu.json"
     assert command.main(["cpu", "--out", str(out), "--quick", "--threads", "1"]) == 0
     result = json.loads(out.read_text())
@@ -317,7 +317,7 @@ def test_bench_collects_every_cpu_shape():
     call = [sys.executable, "-m", "pytest", "benchmarks/bench_cpu.py", "-o", "addopts=-q"]
     done = subprocess.run([*call, "--collect-only"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for case in all_cases().values():
+    for case in all_benches().values():
         for shape in case.timings:
             collected = f"test_speed[{case.name}, {shape.name}]" in done.stdout
             assert collected == ("cpu" in shape.devices)
@@ -329,7 +329,7 @@ def test_gradients_are_timed():
         return x * x
 
     calls = []
-    case = Case(op, "exact", lambda device: iter(()), (), {"exp": torch.exp})
+    case = Bench(op, "exact", lambda device: iter(()), baselines={"exp": torch.exp})
     call = Call("x", (torch.randn(3),))
     with torch.inference_mode():
         timed = timing.functions(case, call, ["reference"], backward=True)

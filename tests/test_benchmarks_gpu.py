@@ -13,9 +13,9 @@ from benchmarks import gpu
 from benchmarks.gpu import checks, large
 from benchmarks.gpu.worker import Context, work
 from benchmarks.model import bound
+from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance.models.config import PRESETS
-from bitdance_kernels.testing import Call, Case, Timing
-from tests.cases import all_cases
+from bitdance_kernels.testing import Call
 
 CPU = torch.device("cpu")
 
@@ -41,13 +41,13 @@ def test_dry_run_goes_through_every_part(dry_run):
 def test_dry_run_checks_every_op_on_reference_and_interpreter(dry_run):
     done = {(check["op"], check["backend"], check["check"]) for check in dry_run["checks"]}
     assert all(check["wrong"] is None for check in dry_run["checks"])
-    for name, case in all_cases().items():
+    for name, case in all_benches().items():
         for backend in case.kernel_op.backends:
             if case.kernel_op.unavailable(backend) is None:
                 for kind in checks.KINDS:
                     assert (name, backend, kind) in done
     assert {op for op, _, kind in done if kind == "past 2^31"} == set(large.SHAPES)
-    assert {row["op"] for row in dry_run["rows"]} == set(all_cases())
+    assert {row["op"] for row in dry_run["rows"]} == set(all_benches())
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def _context(tmp_path, cases, parts):
 
 
 def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsys):
-    case = all_cases()["pack_signs"]
+    case = all_benches()["pack_signs"]
     op = case.kernel_op
     right = op.backend("triton")
     wrong = dataclasses.replace(right, run=lambda x: right.run(x) ^ 1)
@@ -76,7 +76,7 @@ def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsy
         raise OSError("no samples today")
         yield
 
-    cases = [Case(all_cases()["swiglu"].op, "rounded", broken), case]
+    cases = [Bench(all_benches()["swiglu"].op, "rounded", broken), case]
     assert gpu.main(cases, tmp_path, {"checks": 60.0}, quick=True, dry_run=True) == 1
     result = json.loads((tmp_path / "dry-run.json").read_text())
     assert "no samples today" in result["failed"]["checks: swiglu"]
@@ -95,7 +95,7 @@ def test_what_changes_from_run_to_run_is_found(kind):
         return x + len(calls)
 
     op.__name__ = "swiglu"  # some op that there is
-    case = Case(op, "exact", lambda device: iter(()))
+    case = Bench(op, "exact", lambda device: iter(()))
     with pytest.raises(AssertionError, match=r"differs in [1-9]"):
         checks.KINDS[kind](case, Call("x", (torch.ones(8),)), "reference")
 
@@ -106,20 +106,20 @@ def test_a_wrapped_offset_is_found():
     assert max(t.numel() for t in built.large.tensors()) > 2**12
 
     def op(x, *, backend):
-        y = all_cases()["swiglu"].op(x, backend=backend)
+        y = all_benches()["swiglu"].op(x, backend=backend)
         flat = y.view(-1)
         if flat.numel() > 2**12:
             flat[2**12 :] = flat[: flat.numel() - 2**12].clone()
         return y
 
-    large.check(all_cases()["swiglu"], built, "reference")
+    large.check(all_benches()["swiglu"], built, "reference")
     built = large.build("swiglu", CPU, 2**13 + 2304)
     with pytest.raises(AssertionError, match="not those of the same rows"):
-        large.check(Case(op, "exact", lambda device: iter(())), built, "reference")
+        large.check(Bench(op, "exact", lambda device: iter(())), built, "reference")
 
 
 def test_the_time_that_is_used_up_is_said(tmp_path, capsys):
-    context = _context(tmp_path, [all_cases()["swiglu"]], {"checks": 0.0, "timings": 0.0})
+    context = _context(tmp_path, [all_benches()["swiglu"]], {"checks": 0.0, "timings": 0.0})
     assert work(context, gpu.PARTS) == 0
     assert context.result["not run"]["checks: swiglu"] == "the time was used up"
     assert context.result["not run"]["timings: swiglu"] == "the time was used up"
@@ -203,7 +203,7 @@ def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatc
 
 def test_sums_that_are_divided_otherwise_are_held_by_the_rule():
     """Where the rows' number changes their rounding, rounding passes and another row does not."""
-    case = all_cases()["group_norm_silu"]
+    case = all_benches()["group_norm_silu"]
     built = large.build("group_norm_silu", CPU, 2**18)
 
     def op(change):
@@ -212,7 +212,7 @@ def test_sums_that_are_divided_otherwise_are_held_by_the_rule():
             return change(y) if len(x) > len(built.block.args[0]) else y
 
         changed.__name__ = case.name
-        return Case(changed, case.rule, case.samples)
+        return Bench(changed, case.rule, case.samples)
 
     def neighbour(y):
         flat = y.view(torch.int16).clone()
@@ -230,9 +230,9 @@ def test_what_a_check_raises_is_recorded(tmp_path):
             return x + 1
         raise OSError("no strides today")
 
-    registered = all_cases()["swiglu"]
+    registered = all_benches()["swiglu"]
     op.__name__ = "swiglu"
-    case = Case(op, "rounded", registered.samples)
+    case = Bench(op, "rounded", registered.samples)
     assert gpu.main([case], tmp_path, {"checks": 60.0}, quick=True, dry_run=True) == 1
     result = json.loads((tmp_path / "dry-run.json").read_text())
     assert "OSError: no strides today" in {check["wrong"] for check in result["checks"]}
@@ -278,11 +278,13 @@ def test_bounds_of_whole_images():
 
 
 def test_timings_begin_with_the_first_shape_of_every_op(tmp_path):
-    case = all_cases()["pack_signs"]
+    case = all_benches()["pack_signs"]
     one = Timing("one", lambda device: Call("one", (torch.ones(1, 8),)), bytes=1)
     two = Timing("two", lambda device: Call("two", (torch.ones(1, 8),)), bytes=1)
     context = _context(
-        tmp_path, [Case(case.op, case.rule, case.samples, (one, two))] * 2, {"timings": 9.0}
+        tmp_path,
+        [Bench(case.op, case.rule, case.samples, timings=(one, two))] * 2,
+        {"timings": 9.0},
     )
     context.dry_run = False
     names = [name for name, _ in gpu.PARTS["timings"](context)]

@@ -25,8 +25,8 @@ from typing import Any
 from benchmarks import run
 from benchmarks.gpu import checks, images, limits, timings
 from benchmarks.gpu.worker import Context, Step, work
+from benchmarks.shapes import Bench
 from bitdance_kernels._shared import native
-from bitdance_kernels.testing import Case
 
 PARTS: Mapping[str, Callable[[Context], Sequence[Step]]] = {
     "checks": checks.steps,
@@ -50,7 +50,7 @@ _CHECKERS = 12
 
 
 def main(
-    cases: Sequence[Case],
+    cases: Sequence[Bench],
     out: Path,
     parts: Mapping[str, float],
     *,

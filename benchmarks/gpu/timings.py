@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import run, timing
 from benchmarks.gpu.worker import Context, Step
-from bitdance_kernels.testing import Call, Case, Timing
+from benchmarks.shapes import Bench, Timing
+from bitdance_kernels.testing import Call
 
 _SHARE_EAGER = 0.35
 # Compiling a baseline takes seconds: not done any more once less than this share is left.
@@ -23,7 +24,7 @@ def steps(context: Context) -> Sequence[Step]:
     if context.dry_run:
         return [(case.name, _dry(context, case)) for case in context.cases]
 
-    def step(case: Case, shape: Timing) -> Step:
+    def step(case: Bench, shape: Timing) -> Step:
         return f"{case.name}, {shape.name}", lambda: _time(context, case, shape, share)
 
     shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in context.cases]
@@ -33,7 +34,7 @@ def steps(context: Context) -> Sequence[Step]:
     return [step(case, shape) for case, shape in turns]
 
 
-def _time(context: Context, case: Case, shape: Timing, seconds: float) -> None:
+def _time(context: Context, case: Bench, shape: Timing, seconds: float) -> None:
     call = shape.make(context.device)
     able = [name for name, why in run.runnable(case, call, ()).items() if why is None]
     timed = dict(timing.functions(case, call, able, backward=shape.backward))
@@ -73,7 +74,7 @@ def _peaks(timed: timing.Functions, call: Call) -> dict[str, dict[str, float]]:
     return peaks
 
 
-def compiled(case: Case, shape: Timing) -> dict[str, Callable[[Call], Any]]:
+def compiled(case: Bench, shape: Timing) -> dict[str, Callable[[Call], Any]]:
     """Every baseline under torch.compile, for exactly this shape."""
 
     def make(function: Callable[..., Any]) -> Callable[[Call], Any]:
@@ -91,7 +92,7 @@ def compiled(case: Case, shape: Timing) -> dict[str, Callable[[Call], Any]]:
     }
 
 
-def _dry(context: Context, case: Case) -> Callable[[], None]:
+def _dry(context: Context, case: Bench) -> Callable[[], None]:
     """The code path on the smallest sample; not a measurement."""
 
     def step() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, run
-from bitdance_kernels.testing import Case
+from benchmarks.shapes import Bench
 
 BROKEN = 3
 """Exit status of a process whose card no longer answers; another one can go on."""
@@ -40,7 +40,7 @@ class Context:
         share: (i, n): of the checks' samples only those of the i-th of n processes.
     """
 
-    cases: Sequence[Case]
+    cases: Sequence[Bench]
     path: Path
     parts: Mapping[str, float]
     quick: bool
@@ -51,7 +51,7 @@ class Context:
     @classmethod
     def open(
         cls,
-        cases: Sequence[Case],
+        cases: Sequence[Bench],
         path: Path,
         parts: Mapping[str, float],
         *,

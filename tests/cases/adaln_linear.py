@@ -1,14 +1,13 @@
-"""adaln_linear and adaln_linear_swiglu: the first products of the head's branches, at batch 1."""
+"""Samples of adaln_linear and adaln_linear_swiglu."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 
-from bitdance_kernels import adaln_linear, adaln_linear_swiglu, adaln_norm, swiglu
-from bitdance_kernels.testing import Call, Case, Timing
+from bitdance_kernels import adaln_linear, adaln_linear_swiglu
+from bitdance_kernels.testing import Call, Case
 
 
 def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
@@ -45,52 +44,7 @@ def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
     return samples
 
 
-def _timing(rows: int, channels: int, features: int, halves: int) -> Timing:
-    name = f"[{rows}, {channels}] to {features} bfloat16"
-
-    def make(device: torch.device) -> Call:
-        weight = torch.randn(halves * features, channels, device=device) / channels**0.5
-        modulation = torch.randn(rows, 6 * channels, device=device).bfloat16()
-        x = torch.randn(rows, channels, device=device).bfloat16()
-        scale, shift = modulation[:, :channels], modulation[:, channels : 2 * channels]
-        bias = weight[:, 0].bfloat16().contiguous()
-        norm = torch.randn(2, channels, device=device).unbind()
-        return Call(name, (x, scale, shift, weight.bfloat16(), bias, *norm))
-
-    moved = 2 * (3 * rows * channels + halves * features * (channels + 1) + rows * features)
-    flops = 2 * rows * channels * halves * features
-    return Timing(name, make, moved, flops=flops, devices=("cuda",))
-
-
-def library(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    norm_weight: torch.Tensor | None = None,
-    norm_bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return F.linear(adaln_norm(x, scale, shift, norm_weight, norm_bias), weight, bias)
-
-
-def library_swiglu(*arguments: torch.Tensor) -> torch.Tensor:
-    return swiglu(library(*arguments))
-
-
 CASES = (
-    Case(
-        op=adaln_linear,
-        rule="staged",
-        samples=_samples(1),
-        timings=(_timing(2, 768, 2304, 1), _timing(32, 768, 2304, 1), _timing(32, 5120, 15360, 1)),
-        baselines={"adaln_norm, F.linear": library},
-    ),
-    Case(
-        op=adaln_linear_swiglu,
-        rule="staged",
-        samples=_samples(2),
-        timings=(_timing(2, 768, 1152, 2), _timing(32, 768, 1152, 2), _timing(32, 5120, 7680, 2)),
-        baselines={"adaln_norm, F.linear, swiglu": library_swiglu},
-    ),
+    Case(op=adaln_linear, rule="staged", samples=_samples(1)),
+    Case(op=adaln_linear_swiglu, rule="staged", samples=_samples(2)),
 )

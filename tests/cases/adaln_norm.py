@@ -1,14 +1,13 @@
-"""adaln_norm: the rows of a head evaluation, at batch 64 of B-16x and at batch 1."""
+"""Samples of adaln_norm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
 from bitdance_kernels import adaln_norm
-from bitdance_kernels.testing import Call, Case, Timing
+from bitdance_kernels.testing import Call, Case
 
 
 def samples(device: torch.device) -> Iterator[Call]:
@@ -40,34 +39,4 @@ def samples(device: torch.device) -> Iterator[Call]:
         yield Call(f"3 rows of {width}, {dtype}", wide)
 
 
-def _timing(rows: int, width: int, dtype: torch.dtype, *devices: str) -> Timing:
-    name = f"[{rows}, {width}] {str(dtype).removeprefix('torch.')}"
-
-    def make(device: torch.device) -> Call:
-        modulation = torch.randn(rows, 6 * width, device=device).to(dtype)
-        scale, shift = modulation[:, :width], modulation[:, width : 2 * width]
-        return Call(name, (torch.randn(rows, width, device=device).to(dtype), scale, shift))
-
-    return Timing(name, make, 4 * rows * width * dtype.itemsize, devices=devices or ("cpu", "cuda"))
-
-
-def torch_expression(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-CASES = (
-    Case(
-        op=adaln_norm,
-        rule="rounded",
-        samples=samples,
-        timings=(
-            _timing(2048, 768, torch.float32),
-            _timing(128, 5120, torch.float32),
-            _timing(2048, 768, torch.bfloat16, "cuda"),
-            _timing(12288, 768, torch.bfloat16, "cuda"),
-            _timing(8192, 5120, torch.bfloat16, "cuda"),
-            _timing(32, 768, torch.bfloat16, "cuda"),
-        ),
-        baselines={"torch": torch_expression},
-    ),
-)
+CASES = (Case(op=adaln_norm, rule="rounded", samples=samples),)

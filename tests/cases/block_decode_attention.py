@@ -1,16 +1,14 @@
-"""block_decode_attention: one step of the ImageNet and the text-to-image models."""
+"""Samples of block_decode_attention."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from bitdance_kernels import block_decode_attention
-from bitdance_kernels.testing import Call, Case, Timing
+from bitdance_kernels.testing import Call, Case
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -60,90 +58,4 @@ def samples(device: torch.device) -> Iterator[Call]:
     yield _call("no batch", (0, 2, 1, 8), (4, 1), (), F32, device)
 
 
-def _timing(
-    name: str,
-    q: tuple[int, int, int, int],
-    cache: tuple[int, int],
-    length: int,
-    dtype: torch.dtype,
-    *devices: str,
-) -> Timing:
-    B, P, H, D = q
-    keys = 2 * B * length * cache[1] * D
-
-    name = f"{name}, {str(dtype).removeprefix('torch.')}"
-
-    def make(device: torch.device) -> Call:
-        k, v = torch.randn(2, B, *cache, D, device=device).to(dtype)
-        lengths = torch.full((B,), length, dtype=torch.int32, device=device)
-        return Call(name, (torch.randn(q, device=device).to(dtype), k, v, lengths))
-
-    moved = (2 * B * P * H * D + keys) * dtype.itemsize
-    return Timing(name, make, moved, flops=4 * B * P * H * D * length, devices=devices)
-
-
-def sdpa(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    *,
-    scale: float | None = None,
-) -> torch.Tensor:
-    """With a mask, as lengths that stay on the device need."""
-    mask = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None]
-    q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask[:, None, None].expand(-1, 1, q.shape[2], -1),
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return out.transpose(1, 2)
-
-
-def flash_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    *,
-    scale: float | None = None,
-) -> torch.Tensor:
-    """What FlashAttention has for this, where it is installed."""
-    from flash_attn import flash_attn_with_kvcache
-
-    return flash_attn_with_kvcache(
-        q, k_cache, v_cache, cache_seqlens=lengths, softmax_scale=scale, causal=False
-    )
-
-
-def baselines() -> dict[str, Callable[..., torch.Tensor]]:
-    found: dict[str, Callable[..., torch.Tensor]] = {"sdpa mask": sdpa}
-    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
-        found["flash_attn_with_kvcache"] = flash_attention
-    return found
-
-
-CASES = (
-    Case(
-        op=block_decode_attention,
-        rule="staged",
-        samples=samples,
-        timings=(
-            _timing("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, F32, "cpu", "cuda"),
-            _timing("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 200, F32, "cpu", "cuda"),
-            _timing("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 319, BF16, "cuda"),
-            _timing("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, BF16, "cuda"),
-            _timing("ImageNet B-1x, 64 images", (128, 1, 12, 64), (319, 12), 319, BF16, "cuda"),
-            _timing("ImageNet B-16x, 64 images", (128, 16, 12, 64), (319, 12), 319, BF16, "cuda"),
-            _timing("ImageNet B-1x, 384 images", (768, 1, 12, 64), (319, 12), 319, BF16, "cuda"),
-            _timing("14B-64x, 1 image", (2, 64, 40, 128), (4352, 8), 4352, BF16, "cuda"),
-            _timing("14B-64x, 16 images", (32, 64, 40, 128), (4352, 8), 4352, BF16, "cuda"),
-            _timing("14B-64x, 64 images", (128, 64, 40, 128), (4352, 8), 4352, BF16, "cuda"),
-        ),
-        baselines=baselines(),
-    ),
-)
+CASES = (Case(op=block_decode_attention, rule="staged", samples=samples),)

@@ -1,14 +1,13 @@
-"""lfq_quantize: the latents of a training batch."""
+"""Samples of lfq_quantize and lfq_quantize_commitment."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
-from bitdance_kernels import lfq_quantize, lfq_quantize_commitment, pack_signs
-from bitdance_kernels.testing import Call, Case, Timing, specials
+from bitdance_kernels import lfq_quantize, lfq_quantize_commitment
+from bitdance_kernels.testing import Call, Case, specials
 
 
 def samples(device: torch.device) -> Iterator[Call]:
@@ -21,43 +20,11 @@ def samples(device: torch.device) -> Iterator[Call]:
         yield Call(f"special values, {dtype}", (x,))
 
 
-def _make(device: torch.device) -> Call:
-    return Call("16384 tokens of 256 bits", (torch.randn(2**14, 256, device=device),))
-
-
-def torch_expression(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.where(x > 0, 1.0, -1.0), pack_signs(x)
-
-
 def commitment_samples(device: torch.device) -> Iterator[Call]:
     yield from (call for call in samples(device) if not call.name.startswith("special"))
 
 
-def torch_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    signs = torch.where(x > 0, 1.0, -1.0)
-    return x + (signs - x).detach(), pack_signs(x.detach()), F.mse_loss(x, signs)
-
-
 CASES = (
-    Case(
-        op=lfq_quantize,
-        rule="exact",
-        samples=samples,
-        timings=(Timing("16384 tokens of 256 bits", _make, bytes=2**22 * 8 + 2**19),),
-        baselines={"where, pack_signs": torch_expression},
-    ),
-    Case(
-        op=lfq_quantize_commitment,
-        rule="staged",
-        samples=commitment_samples,
-        timings=(
-            Timing(
-                "16384 tokens of 256 bits, with backward",
-                _make,
-                bytes=2**22 * 20 + 2**19,
-                backward=True,
-            ),
-        ),
-        baselines={"where, pack_signs, mse_loss": torch_commitment},
-    ),
+    Case(op=lfq_quantize, rule="exact", samples=samples),
+    Case(op=lfq_quantize_commitment, rule="staged", samples=commitment_samples),
 )

@@ -1,14 +1,13 @@
-"""packed_linear: the input projection of the transformer, 32 bits to a hidden layer."""
+"""Samples of packed_linear."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
-from bitdance_kernels import packed_linear, unpack_signs
-from bitdance_kernels.testing import Call, Case, Timing
+from bitdance_kernels import packed_linear
+from bitdance_kernels.testing import Call, Case
 
 
 def samples(device: torch.device) -> Iterator[Call]:
@@ -22,30 +21,4 @@ def samples(device: torch.device) -> Iterator[Call]:
     yield Call("no bias", (packed, weight))
 
 
-def _timing(rows: int, bits: int, features: int) -> Timing:
-    name = f"[{rows}, {bits}] to {features}"
-
-    def make(device: torch.device) -> Call:
-        packed = torch.randint(256, (rows, bits // 8), dtype=torch.uint8, device=device)
-        weight = torch.randn(features, bits, device=device)
-        return Call(name, (packed, weight, torch.randn(features, device=device)))
-
-    moved = rows * bits // 8 + 4 * features * (bits + 1) + 4 * rows * features
-    return Timing(name, make, bytes=moved, flops=2 * rows * bits * features)
-
-
-def unpack_then_linear(
-    packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    return F.linear(unpack_signs(packed, weight.dtype), weight, bias)
-
-
-CASES = (
-    Case(
-        op=packed_linear,
-        rule="staged",
-        samples=samples,
-        timings=(_timing(2048, 32, 2304), _timing(16384, 32, 2304), _timing(16384, 256, 3840)),
-        baselines={"unpack, linear": unpack_then_linear},
-    ),
-)
+CASES = (Case(op=packed_linear, rule="staged", samples=samples),)

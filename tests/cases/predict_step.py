@@ -1,14 +1,13 @@
-"""predict_step: between two evaluations of the head, at batch 1 and 64 of the model's shapes."""
+"""Samples of predict_step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
-from bitdance_kernels import adaln_norm, denoise_schedule, denoise_step, noise_keys, predict_step
-from bitdance_kernels.testing import Call, Case, Timing
+from bitdance_kernels import denoise_schedule, noise_keys, predict_step
+from bitdance_kernels.testing import Call, Case
 
 _STEPS = 100
 
@@ -79,58 +78,4 @@ def samples(device: torch.device) -> Iterator[Call]:
         )
 
 
-def _timing(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> Timing:
-    def make(device: torch.device) -> Call:
-        draw = torch.Generator().manual_seed(0)
-        return _call(
-            name, draw, device, torch.bfloat16, shape, width, cfg=3.0, keys=True, timed=timed
-        )
-
-    tokens = 2 * torch.Size(shape[:-1]).numel()
-    # h, scale, shift and the stream, and what y is made of; two layers; the state
-    moved = 2 * width * (tokens * (6 if timed else 4) + 2 * shape[-1]) + 8 * tokens * shape[-1]
-    flops = 3 * tokens * width * shape[-1]
-    return Timing(name, make, moved, flops=flops, devices=("cuda",))
-
-
-def library(
-    h: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    x: torch.Tensor,
-    table: torch.Tensor,
-    step: torch.Tensor,
-    in_weight: torch.Tensor,
-    in_bias: torch.Tensor,
-    time: torch.Tensor | None,
-    cond: torch.Tensor | None,
-    *,
-    cfg: torch.Tensor,
-    noise: torch.Tensor | None,
-    keys: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """As without the op, guided."""
-    x0 = F.linear(adaln_norm(h, scale, shift), weight, bias)
-    x = denoise_step(x, x0, table, step, cfg=cfg, keys=keys)
-    stream = F.linear(torch.cat([x, x]).to(h.dtype), in_weight, in_bias)
-    if time is None or cond is None:
-        return x, stream
-    return x, stream, F.silu(time[4] + cond)
-
-
-CASES = (
-    Case(
-        op=predict_step,
-        rule="staged",
-        samples=samples,
-        timings=(
-            _timing("B-1x, batch 1", (1, 32), 768, timed=False),
-            _timing("B-16x, batch 1", (1, 16, 32), 768, timed=False),
-            _timing("B-16x, batch 64", (64, 16, 32), 768, timed=True),
-            _timing("T2I, 1 image of 64", (1, 64, 32), 5120, timed=True),
-        ),
-        baselines={"library": library},
-    ),
-)
+CASES = (Case(op=predict_step, rule="staged", samples=samples),)

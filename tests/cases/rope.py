@@ -1,4 +1,4 @@
-"""rope: training sequences of the ImageNet and the text-to-image models."""
+"""Samples of rope."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from bitdance_kernels import rope
-from bitdance_kernels.testing import Call, Case, Timing
+from bitdance_kernels.testing import Call, Case
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -52,40 +52,4 @@ def samples(device: torch.device) -> Iterator[Call]:
         yield call(f"{pairs}, no token", (2, 0, 3, 8), interleaved)
 
 
-def _timing(name: str, shape: tuple[int, ...], dtype: torch.dtype, *devices: str) -> Timing:
-    B, T, H, D = shape
-
-    name = f"{name}, {str(dtype).removeprefix('torch.')}"
-
-    def make(device: torch.device) -> Call:
-        return Call(name, (torch.randn(shape, device=device).to(dtype), table(T, D, device)))
-
-    moved = 2 * B * T * H * D * dtype.itemsize + 4 * T * D
-    return Timing(name, make, moved, devices=devices)
-
-
-def torch_complex(
-    x: torch.Tensor, freqs: torch.Tensor, *, interleaved: bool = True
-) -> torch.Tensor:
-    """As the official code rotates: as complex numbers."""
-    pairs = x.float().unflatten(-1, (-1, 2) if interleaved else (2, -1))
-    pairs = pairs if interleaved else pairs.transpose(-1, -2).contiguous()
-    turned = torch.view_as_complex(pairs) * torch.view_as_complex(freqs)[:, None]
-    result = torch.view_as_real(turned)
-    return (result if interleaved else result.transpose(-1, -2)).flatten(-2).to(x.dtype)
-
-
-CASES = (
-    Case(
-        op=rope,
-        rule="rounded",
-        samples=samples,
-        timings=(
-            _timing("ImageNet B, 4 images", (4, 319, 12, 64), F32, "cpu", "cuda"),
-            _timing("ImageNet B, 64 images", (64, 319, 12, 64), BF16, "cuda"),
-            _timing("14B, 18k tokens", (1, 18496, 40, 128), BF16, "cuda"),
-        ),
-        baselines={"torch": torch_complex},
-        constants=(1,),
-    ),
-)
+CASES = (Case(op=rope, rule="rounded", samples=samples, constants=(1,)),)

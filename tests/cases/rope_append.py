@@ -1,4 +1,4 @@
-"""rope_append: one step of the ImageNet and the text-to-image models."""
+"""Samples of rope_append."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from bitdance_kernels import rope_append
-from bitdance_kernels.testing import Call, Case, Timing
-from tests.cases.rope import table, torch_complex
+from bitdance_kernels.testing import Call, Case
+from tests.cases.rope import table
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -64,83 +63,4 @@ def samples(device: torch.device) -> Iterator[Call]:
     yield call("no batch", (2, 2, 8), 4, 2, (), F32)
 
 
-def _timing(
-    name: str,
-    B: int,
-    P: int,
-    heads: tuple[int, int, int],
-    cache: int,
-    dtype: torch.dtype,
-    *devices: str,
-    **kwargs: Any,
-) -> Timing:
-    H, Hkv, D = heads
-
-    name = f"{name}, {str(dtype).removeprefix('torch.')}"
-
-    def make(device: torch.device) -> Call:
-        return _call(name, heads, cache, P, [cache // 2] * B, dtype, device, **kwargs)
-
-    moved = 2 * B * P * (H + 2 * Hkv) * D * dtype.itemsize
-    return Timing(name, make, moved, devices=devices)
-
-
-def torch_steps(
-    qkv: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    position: torch.Tensor,
-    freqs: torch.Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    interleaved: bool = True,
-    q_norm: torch.Tensor | None = None,
-    k_norm: torch.Tensor | None = None,
-    eps: float = 1e-6,
-) -> torch.Tensor:
-    """Norm, rotation and two writes as separate steps; all rows at the position of the first."""
-    P = qkv.shape[1]
-    split = qkv.unflatten(-1, (-1, k_cache.shape[3]))
-    q, k, v = split.split((num_heads, num_kv_heads, num_kv_heads), dim=2)
-    if q_norm is not None:
-        q = F.rms_norm(q, q_norm.shape, q_norm, eps)
-    if k_norm is not None:
-        k = F.rms_norm(k, k_norm.shape, k_norm, eps)
-    rows = position[0] + torch.arange(P, device=qkv.device)
-    angles = freqs[rows]
-    k_cache.index_copy_(1, rows, torch_complex(k, angles, interleaved=interleaved))
-    v_cache.index_copy_(1, rows, v)
-    return torch_complex(q, angles, interleaved=interleaved)
-
-
-CASES = (
-    Case(
-        op=rope_append,
-        rule="rounded",
-        samples=samples,
-        timings=(
-            _timing("ImageNet B-16x, 1 image", 2, 16, (12, 12, 64), 319, F32, "cpu", "cuda"),
-            _timing("ImageNet B-1x, 1 image", 2, 1, (12, 12, 64), 319, BF16, "cuda"),
-            _timing("ImageNet B-1x, 64 images", 128, 1, (12, 12, 64), 319, BF16, "cuda"),
-            _timing("ImageNet B-16x, 1 image", 2, 16, (12, 12, 64), 319, BF16, "cuda"),
-            _timing("ImageNet B-16x, 64 images", 128, 16, (12, 12, 64), 319, BF16, "cuda"),
-            *(
-                _timing(
-                    f"14B-64x, {images} image{'s' * (images > 1)}",
-                    2 * images,
-                    64,
-                    (40, 8, 128),
-                    4352,
-                    BF16,
-                    "cuda",
-                    norm=BF16,
-                    interleaved=False,
-                )
-                for images in (1, 16)
-            ),
-        ),
-        baselines={"torch": torch_steps},
-        mutates=(1, 2),
-    ),
-)
+CASES = (Case(op=rope_append, rule="rounded", samples=samples, mutates=(1, 2)),)

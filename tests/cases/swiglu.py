@@ -1,14 +1,13 @@
-"""swiglu: the hidden layers of the heads (1.5 C) and of the transformer."""
+"""Samples of swiglu."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
 from bitdance_kernels import swiglu
-from bitdance_kernels.testing import Call, Case, Timing
+from bitdance_kernels.testing import Call, Case
 
 
 def samples(device: torch.device) -> Iterator[Call]:
@@ -21,33 +20,4 @@ def samples(device: torch.device) -> Iterator[Call]:
     yield Call("saturated", (extremes,))
 
 
-def _timing(rows: int, hidden: int, dtype: torch.dtype, *devices: str) -> Timing:
-    name = f"[{rows}, 2 x {hidden}] {str(dtype).removeprefix('torch.')}"
-    return Timing(
-        name,
-        lambda device: Call(name, (torch.randn(rows, 2 * hidden, device=device).to(dtype),)),
-        bytes=3 * rows * hidden * dtype.itemsize,
-        devices=devices or ("cpu", "cuda"),
-    )
-
-
-def torch_expression(h: torch.Tensor) -> torch.Tensor:
-    gate, value = h.chunk(2, dim=-1)
-    return F.silu(gate) * value
-
-
-CASES = (
-    Case(
-        op=swiglu,
-        rule="rounded",
-        samples=samples,
-        timings=(
-            _timing(2048, 1152, torch.float32),
-            _timing(128, 7680, torch.float32),
-            _timing(12288, 1152, torch.bfloat16, "cuda"),
-            _timing(8192, 7680, torch.bfloat16, "cuda"),
-            _timing(32, 1152, torch.bfloat16, "cuda"),
-        ),
-        baselines={"torch": torch_expression},
-    ),
-)
+CASES = (Case(op=swiglu, rule="rounded", samples=samples),)

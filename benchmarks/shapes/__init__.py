@@ -1,0 +1,107 @@
+"""What is timed of each op: real shapes of BitDance, and what users would call instead.
+
+One module a family with ``SHAPES``: by the op's name its timings, and its baselines, which take the
+arguments of the op. The names of shapes and baselines are those in ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bitdance_kernels.testing import Call, Case
+from tests.cases import all_cases
+
+FAMILIES = ("binary", "denoise", "attention", "autoencode")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One shape to time, with the least traffic and arithmetic it needs.
+
+    Attributes:
+        name: such as "64 MB float32".
+        make: builds the call on a device.
+        bytes: bytes that must be moved: every input read once, every output written once.
+        flops: floating-point operations that must be done (a multiply-add is two).
+        devices: where this shape is worth timing.
+        backward: time the gradients of all floating-point arguments with it.
+    """
+
+    name: str
+    make: Callable[[torch.device], Call]
+    bytes: int
+    flops: int = 0
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    backward: bool = False
+
+
+@dataclass(frozen=True)
+class Bench(Case):
+    """The case of an op with what is timed.
+
+    Attributes:
+        timings: shapes.
+        baselines: functions by name.
+    """
+
+    timings: tuple[Timing, ...] = ()
+    baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+class Make:
+    """Random tensors on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Normal values."""
+        return torch.randn(shape, device=self.device).to(dtype)
+
+    def bytes(self, *shape: int) -> torch.Tensor:
+        """Packed codes."""
+        return torch.randint(256, shape, dtype=torch.uint8, device=self.device)
+
+    def layer(
+        self, features: int, channels: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight [features, channels] and bias of a linear layer."""
+        weight = self.randn(features, channels) / channels**0.5
+        return weight.to(dtype), weight[:, 0].to(dtype).contiguous()
+
+
+def timing(
+    name: str, arguments: Callable[[Make], Sequence[Any]], moved: int, **more: Any
+) -> Timing:
+    """A ``Timing`` of the `arguments`, of which a dictionary at the end holds those with names."""
+
+    def make(device: torch.device) -> Call:
+        *args, last = arguments(Make(device))
+        named = isinstance(last, dict)
+        return Call(name, tuple(args) if named else (*args, last), last if named else {})
+
+    return Timing(name, make, moved, **more)
+
+
+def short(dtype: torch.dtype) -> str:
+    """The name of a dtype in the names of shapes."""
+    return str(dtype).removeprefix("torch.")
+
+
+def all_benches() -> dict[str, Bench]:
+    """The case of every op, with its timings if it has any."""
+    shapes: dict[str, tuple[Sequence[Timing], Mapping[str, Callable[..., Any]]]] = {}
+    for family in FAMILIES:
+        shapes |= importlib.import_module(f"{__name__}.{family}").SHAPES
+    benches = {}
+    for name, case in all_cases().items():
+        timings, baselines = shapes.pop(name, ((), {}))
+        benches[name] = Bench(**vars(case), timings=tuple(timings), baselines=baselines)
+    if shapes:
+        raise KeyError(f"benchmarks.shapes: no case of {', '.join(shapes)}")
+    return benches

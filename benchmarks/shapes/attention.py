@@ -1,0 +1,294 @@
+"""Shapes of the attention ops: training sequences and decoding steps of the published models."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.shapes import Make, Timing, short, timing
+from bitdance_kernels import Ranges, block_causal_ranges, dense_mask, packed_document_ranges
+from tests.cases.rope import table
+
+F32, BF16 = torch.float32, torch.bfloat16
+CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
+MakeRanges = Callable[..., Ranges]
+
+
+def _causal_attention(
+    name: str, B: int, heads: tuple[int, int], D: int, make_ranges: MakeRanges, dtype: torch.dtype,
+    devices: tuple[str, ...], *, backward: bool = False,
+) -> Timing:  # fmt: skip
+    """Operations are those of visible pairs: two products forward, five more for the gradients."""
+    H, Hkv = heads
+    ranges = make_ranges(device="cpu")
+    T = ranges.start.shape[0]
+    pairs = int((ranges.end - ranges.start).sum())
+
+    def arguments(make: Make) -> list[Any]:
+        q, k, v = (make.randn(B, T, h, D, dtype=dtype) for h in (H, Hkv, Hkv))
+        return [q, k, v, make_ranges(device=make.device)]
+
+    moved = 2 * B * T * (H + Hkv) * D * dtype.itemsize  # q, k, v, out
+    if backward:  # those and the gradient of out are read, those of q, k and v written
+        moved += B * T * (4 * H + 4 * Hkv) * D * dtype.itemsize
+    flops = 2 * (7 if backward else 2) * B * H * D * pairs
+    name = f"{name}, {short(dtype)}{', with gradients' if backward else ''}"
+    return timing(name, arguments, moved, flops=flops, devices=devices, backward=backward)
+
+
+def _text_to_image(device: torch.device | str) -> Ranges:
+    """Fourteen documents, each a prompt and a 512-pixel image in patches of 64 tokens."""
+    documents, prompt, image, P = 14, 130, 2 + 1024, 64
+    segments = [(prompt, "causal"), (image, "parallel")] * documents
+    lengths = [prompt + image] * documents
+    return packed_document_ranges(lengths, segments, patch_tokens=P, device=device)
+
+
+def _causal_timings() -> Iterator[Timing]:
+    ranges: MakeRanges
+    imagenet, serial, bundled, first, causal = (
+        functools.partial(block_causal_ranges, *sizes)
+        for sizes in ((63, 16, 16), (63, 256, 1), (3, 16, 4), (3, 1, 4), (8192, 0, 1))
+    )
+    B, small, large = (12, 12), (6, 6), (40, 8)
+    yield _causal_attention("ImageNet B, 4 images", 4, B, 64, imagenet, F32, BOTH)
+    yield _causal_attention("bundled model, first patch", 2, small, 32, first, F32, CPU)
+    for backward in (False, True):
+        for name, batch, heads, D, ranges in (
+            ("ImageNet B, 1 image", 1, B, 64, imagenet),
+            ("ImageNet B, 16 images", 16, B, 64, imagenet),
+            ("ImageNet B-1x, 4 images", 4, B, 64, serial),
+            ("bundled model, 32 images", 32, small, 32, bundled),
+        ):
+            yield _causal_attention(name, batch, heads, D, ranges, F32, CPU, backward=backward)
+        for name, batch, heads, D, ranges in (
+            ("ImageNet B, 64 images", 64, B, 64, imagenet),
+            ("ImageNet H, 64 images", 64, (20, 20), 64, imagenet),
+            ("packed 14B, 16k tokens", 1, large, 128, _text_to_image),
+            ("causal 8k", 1, large, 128, causal),
+        ):
+            yield _causal_attention(name, batch, heads, D, ranges, BF16, CUDA, backward=backward)
+
+
+@functools.lru_cache(maxsize=2)
+def _dense(ranges: Ranges, keys: int) -> Tensor:
+    """Made once and kept, as a user who trains with a dense mask would.
+
+    [T, Tk] or [B, 1, T, Tk]: with three dimensions SDPA on the CPU writes its scores.
+    """
+    mask = dense_mask(ranges, keys)
+    return mask if mask.dim() == 2 else mask.unsqueeze(1)
+
+
+def sdpa_dense(
+    q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
+) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask, grouped = _dense(ranges, k.shape[2]), q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=2)
+def _flex(ranges: Ranges, keys: int) -> Callable[..., Tensor]:
+    """Compiled FlexAttention with the block mask of `ranges` [T]."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    start, end = ranges.start, ranges.end
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j >= start[i]) & (j < end[i])
+
+    device = str(start.device)
+    blocks = create_block_mask(visible, None, None, start.shape[0], keys, device=device)
+    return functools.partial(torch.compile(flex_attention), block_mask=blocks)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = _flex(ranges, k.shape[2])(q, k, v, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def flash_attn_causal(
+    q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
+) -> Tensor:
+    """FlashAttention-2 under a causal mask of T tokens: another function, to compare the speed."""
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+
+
+def flash_attn_4_causal(
+    q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
+) -> Tensor:
+    """FlashAttention-4 (``flash-attn-4``, in CuTe) under a causal mask, as above."""
+    from flash_attn.cute import flash_attn_func
+
+    out = flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+    return out[0] if isinstance(out, tuple) else out  # some versions return the log-sum-exp too
+
+
+def _decode(
+    name: str, q: tuple[int, int, int, int], cache: tuple[int, int], length: int,
+    dtype: torch.dtype, devices: tuple[str, ...] = CUDA,
+) -> Timing:  # fmt: skip
+    B, P, H, D = q
+
+    def arguments(make: Make) -> list[Any]:
+        k, v = make.randn(2, B, *cache, D, dtype=dtype)
+        lengths = torch.full((B,), length, dtype=torch.int32, device=make.device)
+        return [make.randn(*q, dtype=dtype), k, v, lengths]
+
+    moved = (2 * B * P * H * D + 2 * B * length * cache[1] * D) * dtype.itemsize
+    flops = 4 * B * P * H * D * length
+    return timing(f"{name}, {short(dtype)}", arguments, moved, flops=flops, devices=devices)
+
+
+def sdpa_mask(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """With a mask, as lengths that stay on the device need."""
+    visible = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None]
+    q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
+    mask = visible[:, None, None].expand(-1, 1, q.shape[2], -1)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def flash_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """FlashAttention's decoding with per-row lengths, where it is installed."""
+    from flash_attn import flash_attn_with_kvcache
+
+    return flash_attn_with_kvcache(
+        q, k_cache, v_cache, cache_seqlens=lengths, softmax_scale=scale, causal=False
+    )
+
+
+def _decode_baselines() -> dict[str, Callable[..., Tensor]]:
+    baselines: dict[str, Callable[..., Tensor]] = {"sdpa mask": sdpa_mask}
+    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
+        baselines["flash_attn_with_kvcache"] = flash_attention
+    return baselines
+
+
+def _rope(
+    name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, devices: tuple[str, ...]
+) -> Timing:
+    B, T, H, D = shape
+    return timing(
+        f"{name}, {short(dtype)}",
+        lambda make: [make.randn(*shape, dtype=dtype), table(T, D, make.device)],
+        2 * B * T * H * D * dtype.itemsize + 4 * T * D,
+        devices=devices,
+    )
+
+
+def rope_complex(x: Tensor, freqs: Tensor, *, interleaved: bool = True) -> Tensor:
+    """As the official code rotates: as complex numbers."""
+    pairs = x.float().unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    pairs = pairs if interleaved else pairs.transpose(-1, -2).contiguous()
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(freqs)[:, None]
+    result = torch.view_as_real(turned)
+    return (result if interleaved else result.transpose(-1, -2)).flatten(-2).to(x.dtype)
+
+
+def _append(
+    name: str, B: int, P: int, heads: tuple[int, int, int], cache: int, dtype: torch.dtype,
+    devices: tuple[str, ...] = CUDA, *, norm: torch.dtype | None = None, **options: Any,
+) -> Timing:  # fmt: skip
+    H, Hkv, D = heads
+
+    def arguments(make: Make) -> list[Any]:
+        named = {"num_heads": H, "num_kv_heads": Hkv, **options}
+        qkv = make.randn(B, P, (H + 2 * Hkv) * D, dtype=dtype)
+        k, v = make.randn(2, B, cache, Hkv, D, dtype=dtype)
+        if norm is not None:
+            named["q_norm"], named["k_norm"] = make.randn(2, D, dtype=norm)
+        rows = torch.full((B,), cache // 2, dtype=torch.int32, device=make.device)
+        return [qkv, k, v, rows, table(cache, D, make.device), named]
+
+    moved = 2 * B * P * (H + 2 * Hkv) * D * dtype.itemsize
+    return timing(f"{name}, {short(dtype)}", arguments, moved, devices=devices)
+
+
+def append_steps(
+    qkv: Tensor, k_cache: Tensor, v_cache: Tensor, position: Tensor, freqs: Tensor, *,
+    num_heads: int, num_kv_heads: int, interleaved: bool = True, q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None, eps: float = 1e-6,
+) -> Tensor:  # fmt: skip
+    """Norm, rotation and two writes as separate steps; all rows at the position of the first."""
+    P = qkv.shape[1]
+    split = qkv.unflatten(-1, (-1, k_cache.shape[3]))
+    q, k, v = split.split((num_heads, num_kv_heads, num_kv_heads), dim=2)
+    if q_norm is not None:
+        q = F.rms_norm(q, q_norm.shape, q_norm, eps)
+    if k_norm is not None:
+        k = F.rms_norm(k, k_norm.shape, k_norm, eps)
+    rows = position[0] + torch.arange(P, device=qkv.device)
+    angles = freqs[rows]
+    k_cache.index_copy_(1, rows, rope_complex(k, angles, interleaved=interleaved))
+    v_cache.index_copy_(1, rows, v)
+    return rope_complex(q, angles, interleaved=interleaved)
+
+
+_B, _14B = (12, 12, 64), (40, 8, 128)
+_T2I: dict[str, Any] = {"norm": BF16, "interleaved": False}
+
+SHAPES = {
+    "block_causal_attention": (
+        list(_causal_timings()),
+        {
+            "sdpa dense mask": sdpa_dense,
+            "flex": flex,
+            "flash-attn 2, causal": flash_attn_causal,
+            "flash-attn 4, causal": flash_attn_4_causal,
+        },
+    ),
+    "block_decode_attention": (
+        [
+            _decode("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, F32, BOTH),
+            _decode("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 200, F32, BOTH),
+            _decode("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 319, BF16),
+            _decode("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, BF16),
+            _decode("ImageNet B-1x, 64 images", (128, 1, 12, 64), (319, 12), 319, BF16),
+            _decode("ImageNet B-16x, 64 images", (128, 16, 12, 64), (319, 12), 319, BF16),
+            _decode("ImageNet B-1x, 384 images", (768, 1, 12, 64), (319, 12), 319, BF16),
+            _decode("14B-64x, 1 image", (2, 64, 40, 128), (4352, 8), 4352, BF16),
+            _decode("14B-64x, 16 images", (32, 64, 40, 128), (4352, 8), 4352, BF16),
+            _decode("14B-64x, 64 images", (128, 64, 40, 128), (4352, 8), 4352, BF16),
+        ],
+        _decode_baselines(),
+    ),
+    "rope": (
+        [
+            _rope("ImageNet B, 4 images", (4, 319, 12, 64), F32, BOTH),
+            _rope("ImageNet B, 64 images", (64, 319, 12, 64), BF16, CUDA),
+            _rope("14B, 18k tokens", (1, 18496, 40, 128), BF16, CUDA),
+        ],
+        {"torch": rope_complex},
+    ),
+    "rope_append": (
+        [
+            _append("ImageNet B-16x, 1 image", 2, 16, _B, 319, F32, BOTH),
+            _append("ImageNet B-1x, 1 image", 2, 1, _B, 319, BF16),
+            _append("ImageNet B-1x, 64 images", 128, 1, _B, 319, BF16),
+            _append("ImageNet B-16x, 1 image", 2, 16, _B, 319, BF16),
+            _append("ImageNet B-16x, 64 images", 128, 16, _B, 319, BF16),
+            _append("14B-64x, 1 image", 2, 64, _14B, 4352, BF16, **_T2I),
+            _append("14B-64x, 16 images", 32, 64, _14B, 4352, BF16, **_T2I),
+        ],
+        {"torch": append_steps},
+    ),
+}
+"""Timings and baselines by op."""

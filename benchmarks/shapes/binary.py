@@ -1,0 +1,207 @@
+"""Shapes of the ops on packed bits: latents of a batch, and sizes that show the bandwidth."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.shapes import Timing, timing
+from bitdance_kernels import pack_signs, unpack_signs
+from tests.cases.lfq_entropy import all_codes
+
+F32, BF16 = torch.float32, torch.bfloat16
+CUDA = {"devices": ("cuda",)}
+
+
+def _pack(name: str, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) -> Timing:
+    values = math.prod(shape)
+    moved = values * dtype.itemsize + values // 8
+    return timing(name, lambda make: [make.randn(*shape, dtype=dtype)], moved, **more)
+
+
+def _unpack(name: str, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) -> Timing:
+    packed = math.prod(shape)
+    moved = packed + packed * 8 * dtype.itemsize
+    return timing(name, lambda make: [make.bytes(*shape), dtype], moved, **more)
+
+
+def _counts(rows: int, width: int, **more: Any) -> Timing:
+    return timing(
+        f"[{rows}, {width}]", lambda make: [make.bytes(rows, width)], rows * width, **more
+    )
+
+
+def _pairs(rows: int, width: int, *k: int) -> Timing:
+    written = rows * 12 * k[0] if k else rows * rows * 4
+    flops = 2 * rows * rows * 8 * width
+    name = f"{rows} x {rows}, {8 * width} bits"
+    moved = 2 * rows * width + written
+    return timing(
+        name,
+        lambda make: [make.bytes(rows, width), make.bytes(rows, width), *k],
+        moved,
+        flops=flops,
+    )
+
+
+def _packed_linear(rows: int, bits: int, features: int) -> Timing:
+    moved = rows * bits // 8 + 4 * features * (bits + 1) + 4 * rows * features
+    return timing(
+        f"[{rows}, {bits}] to {features}",
+        lambda make: [
+            make.bytes(rows, bits // 8),
+            make.randn(features, bits),
+            make.randn(features),
+        ],
+        moved,
+        flops=2 * rows * bits * features,
+    )
+
+
+def _entropy(tokens: int, bits: int) -> Timing:
+    return timing(
+        f"{tokens} tokens, {bits} bits, with backward",
+        lambda make: [0.05 * make.randn(tokens, bits), bits],
+        12 * tokens * bits,
+        flops=3 * 2 * tokens * 2**bits,  # a product forward, two backward
+        backward=True,
+    )
+
+
+def pack_numpy(x: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(x.numpy() > 0, axis=-1, bitorder="little"))
+
+
+def pack_torch(x: Tensor) -> Tensor:
+    weights = 2 ** torch.arange(8, device=x.device)
+    return ((x > 0).unflatten(-1, (-1, 8)) * weights).sum(-1).to(torch.uint8)
+
+
+def unpack_numpy(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    bits = np.unpackbits(packed.numpy(), axis=-1, bitorder="little")
+    return torch.from_numpy(bits.astype(np.float32) * 2 - 1).to(dtype)
+
+
+def unpack_torch(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    return (((packed[..., None] >> shifts) & 1).to(dtype) * 2 - 1).flatten(-2)
+
+
+def fill_alone(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a new tensor of that size costs alone: the system clears a large one first."""
+    return packed.new_empty((*packed.shape[:-1], 8 * packed.shape[-1]), dtype=dtype).fill_(1.0)
+
+
+def counts_numpy(packed: Tensor) -> Tensor:
+    bits = np.unpackbits(packed.numpy().reshape(-1, packed.shape[-1]), axis=1, bitorder="little")
+    return torch.from_numpy(bits.sum(0, dtype=np.int64))
+
+
+def flip_bits_torch(packed: Tensor, rate: float, **_: Any) -> Tensor:
+    shape = (*packed.shape, 8)
+    flips = torch.rand(shape, device=packed.device) < rate * torch.rand(shape, device=packed.device)
+    return packed ^ (flips * 2 ** torch.arange(8, device=packed.device)).sum(-1).to(torch.uint8)
+
+
+def flip_signs_torch(x: Tensor, rate: float, **_: Any) -> Tensor:
+    return torch.where(torch.rand_like(x) < rate * torch.rand_like(x), -x, x)
+
+
+def float_product(a: Tensor, b: Tensor) -> Tensor:
+    product = unpack_signs(a) @ unpack_signs(b).T
+    return ((a.shape[1] * 8 - product) / 2).to(torch.int32)
+
+
+def float_product_topk(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    distance, index = float_product(a, b).topk(k, dim=1, largest=False)
+    return index, distance
+
+
+def unpack_then_linear(packed: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(unpack_signs(packed, weight.dtype), weight, bias)
+
+
+def quantize_torch(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(x > 0, 1.0, -1.0), pack_signs(x)
+
+
+def commitment_torch(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    signs = torch.where(x > 0, 1.0, -1.0)
+    return x + (signs - x).detach(), pack_signs(x.detach()), F.mse_loss(x, signs)
+
+
+_TOKENS, _VALUES = "16384 tokens of 256 bits", 2**22
+
+SHAPES = {
+    "pack_signs": (
+        [
+            _pack("16.8 M float32", (2**16, 256), F32),
+            _pack("16.8 M bfloat16", (2**16, 256), BF16),
+            _pack("one image [256, 32] float32", (256, 32), F32),
+            _pack("268 M float32", (2**23, 32), F32, **CUDA),
+            _pack("537 M bfloat16", (2**24, 32), BF16, **CUDA),
+        ],
+        {"numpy": pack_numpy, "torch": pack_torch},
+    ),
+    "unpack_signs": (
+        [
+            _unpack("16.8 M float32", (2**16, 32), F32),
+            _unpack("16.8 M bfloat16", (2**16, 32), BF16),
+            _unpack("4.2 M float32", (2**14, 32), F32),
+            _unpack("one image [256, 32] float32", (256, 4), F32),
+            _unpack("268 M float32", (2**23, 4), F32, **CUDA),
+            _unpack("537 M bfloat16", (2**24, 4), BF16, **CUDA),
+        ],
+        {"numpy": unpack_numpy, "torch": unpack_torch, "fill alone": fill_alone},
+    ),
+    "bit_counts": ([_counts(2**18, 32), _counts(2**25, 32, **CUDA)], {"numpy": counts_numpy}),
+    "flip_bits": (
+        [timing("16.8 M bits", lambda make: [make.bytes(2**16, 32), 0.1, {"seed": 1}], 2 * 2**21)],
+        {"torch": flip_bits_torch},
+    ),
+    "flip_signs": (
+        [
+            timing(
+                "4.2 M float32",
+                lambda make: [make.randn(2**14, 256).sign(), 0.1, {"seed": 1}],
+                8 * 2**22,
+            )
+        ],
+        {"torch": flip_signs_torch},
+    ),
+    "hamming_distance": ([_pairs(4096, 32), _pairs(1024, 4)], {"float product": float_product}),
+    "nearest_codes": ([_pairs(4096, 32, 10)], {"float product, topk": float_product_topk}),
+    "packed_linear": (
+        [
+            _packed_linear(2048, 32, 2304),
+            _packed_linear(16384, 32, 2304),
+            _packed_linear(16384, 256, 3840),
+        ],
+        {"unpack, linear": unpack_then_linear},
+    ),
+    "lfq_quantize": (
+        [timing(_TOKENS, lambda make: [make.randn(2**14, 256)], _VALUES * 8 + 2**19)],
+        {"where, pack_signs": quantize_torch},
+    ),
+    "lfq_quantize_commitment": (
+        [
+            timing(
+                f"{_TOKENS}, with backward",
+                lambda make: [make.randn(2**14, 256)],
+                _VALUES * 20 + 2**19,
+                backward=True,
+            )
+        ],
+        {"where, pack_signs, mse_loss": commitment_torch},
+    ),
+    "lfq_entropy": (
+        [_entropy(16384, 8), _entropy(4096, 12), _entropy(1024, 16)],
+        {"N x 2^d": all_codes},
+    ),
+}
+"""Timings and baselines by op."""

@@ -1,0 +1,397 @@
+"""Shapes of the diffusion head's ops, at the widths of the published models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.shapes import Make, Timing, short, timing
+from bitdance_kernels import (
+    adaln_norm,
+    denoise_schedule,
+    denoise_step,
+    gated_residual,
+    noise_keys,
+    swiglu,
+)
+
+F32, BF16 = torch.float32, torch.bfloat16
+CPU: dict[str, Any] = {"devices": ("cpu",)}
+CUDA: dict[str, Any] = {"devices": ("cuda",)}
+STEPS = 100  # of the ImageNet models
+
+
+def _rows(
+    inputs: int, chunks: int, results: int, rows: int, width: int, dtype: torch.dtype, **more: Any
+) -> Timing:
+    """An op on `inputs` tensors and `chunks` of a modulation."""
+
+    def arguments(make: Make) -> list[Any]:
+        modulation = make.randn(rows, 6 * width, dtype=dtype).chunk(6, dim=-1)
+        return [
+            *(make.randn(rows, width, dtype=dtype) for _ in range(inputs)),
+            *modulation[:chunks],
+        ]
+
+    moved = (inputs + chunks + results) * rows * width * dtype.itemsize
+    return timing(f"[{rows}, {width}] {short(dtype)}", arguments, moved, **more)
+
+
+def _gated(chunks: int, results: int) -> list[Timing]:
+    return [
+        _rows(2, chunks, results, 2048, 768, F32),
+        _rows(2, chunks, results, 128, 5120, F32),
+        _rows(2, chunks, results, 12288, 768, BF16, **CUDA),
+        _rows(2, chunks, results, 8192, 5120, BF16, **CUDA),
+        _rows(2, chunks, results, 32, 768, BF16, **CUDA),
+    ]
+
+
+def norm_torch(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def sum_torch(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
+    return x + gate * h
+
+
+def sum_and_norm_torch(
+    x: Tensor, h: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, **affine: Any
+) -> tuple[Tensor, Tensor]:
+    total = x + gate * h
+    return total, F.layer_norm(total, x.shape[-1:], eps=1e-6, **affine) * (1 + scale) + shift
+
+
+def _swiglu(rows: int, hidden: int, dtype: torch.dtype, **more: Any) -> Timing:
+    moved = 3 * rows * hidden * dtype.itemsize
+    name = f"[{rows}, 2 x {hidden}] {short(dtype)}"
+    return timing(name, lambda make: [make.randn(rows, 2 * hidden, dtype=dtype)], moved, **more)
+
+
+def swiglu_torch(h: Tensor) -> Tensor:
+    gate, value = h.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def _patches(
+    rows: int, patch: int, width: int, heads: int, dtype: torch.dtype = F32, **more: Any
+) -> Timing:
+    return timing(
+        f"[{rows}, {patch}, 3 x {width}] {short(dtype)}",
+        lambda make: [make.randn(rows, patch, 3 * width, dtype=dtype), heads],
+        4 * rows * patch * width * dtype.itemsize,
+        flops=4 * rows * patch * patch * width,
+        **more,
+    )
+
+
+def patch_sdpa(qkv: Tensor, num_heads: int) -> Tensor:
+    rows, patch, width = qkv.shape
+    q, k, v = qkv.view(rows, patch, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).reshape(rows, patch, width // 3)
+
+
+def eight_launches(qkv: Tensor, num_heads: int) -> Tensor:
+    rows, patch, width = qkv.shape
+    q, k, v = qkv.view(rows, patch, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    out = torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
+    return out.transpose(1, 2).reshape(rows, patch, width // 3)
+
+
+def _step(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype = BF16, *, keys: bool = True, **more: Any
+) -> Timing:
+    """A guided step with noise from keys or drawn before."""
+
+    def arguments(make: Make) -> list[Any]:
+        x, x0 = make.randn(*shape), make.randn(2 * shape[0], *shape[1:], dtype=dtype)
+        table = denoise_schedule(STEPS)[0].to(make.device)
+        step = torch.full((), 40, dtype=torch.int64, device=make.device)
+        cfg = torch.full((), 4.0, device=make.device)
+        if keys:
+            noise: dict[str, Any] = {"keys": noise_keys(0, range(shape[0]), device=make.device)}
+        else:
+            noise = {"noise": torch.randn_like(x)}
+        return [x, x0, table, step, {"cfg": cfg, **noise}]
+
+    values = math.prod(shape)
+    moved = values * (4 + 4 + 2 * dtype.itemsize)  # x, x', both halves of x0
+    moved += shape[0] * 24 if keys else values * 4
+    return timing(name, arguments, moved, **more)
+
+
+def step_torch(
+    x: Tensor, x0: Tensor, table: Tensor, step: Tensor, *, cfg: Tensor,
+    noise: Tensor | None = None, keys: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The affine step op by op; without explicit noise, PyTorch's own generator draws it."""
+    a, b, s = table.index_select(0, step.view(1))[0]  # table[step] would wait for the card
+    conditional, unconditional = x0.float().chunk(2)
+    guided = torch.lerp(unconditional, conditional, cfg)
+    return a * x + b * guided + s * (torch.randn_like(x) if noise is None else noise)
+
+
+def step_official(
+    x: Tensor, x0: Tensor, table: Tensor, step: Tensor, *, cfg: Tensor,
+    noise: Tensor | None = None, keys: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Velocities, guidance, score and Euler-Maruyama step, as the published sampler writes them."""
+    a, b, s = table.index_select(0, step.view(1))[0]
+    dt = 1 - a - b
+    t = 1 - s.square() / (2 * dt)
+    both = torch.cat((x, x))
+    velocity = (x0.float() - both) / (1 - t).clamp_min(0.05)
+    conditional, unconditional = velocity.chunk(2)
+    velocity = unconditional + cfg * (conditional - unconditional)
+    score = (t * velocity - x) / (1 - t)
+    drift = velocity + (1 - t) * score
+    eps = torch.randn_like(x) if noise is None else noise
+    return x + drift * dt + torch.sqrt(2 * (1 - t) * dt) * eps
+
+
+def _bits(name: str, shape: tuple[int, ...], dtype: torch.dtype = BF16, **more: Any) -> Timing:
+    """Guided predictions of `shape` states."""
+
+    def arguments(make: Make) -> list[Any]:
+        x0 = make.randn(2 * shape[0], *shape[1:], dtype=dtype)
+        return [x0, {"cfg": torch.full((), 4.0, device=make.device)}]
+
+    values = math.prod(shape)
+    return timing(name, arguments, values * 3 * dtype.itemsize + values // 8, **more)
+
+
+def bits_torch(x0: Tensor, *, cfg: Tensor) -> tuple[Tensor, Tensor]:
+    conditional, unconditional = x0.float().chunk(2)
+    bits = torch.lerp(unconditional, conditional, cfg) > 0
+    weights = 2 ** torch.arange(8, device=x0.device)
+    packed = (bits.unflatten(-1, (-1, 8)) * weights).sum(-1).to(torch.uint8)
+    return bits.to(x0.dtype) * 2 - 1, packed
+
+
+def _linear(rows: int, channels: int, features: int) -> Timing:
+    return timing(
+        f"[{rows}, {channels}] to {features} float32",
+        lambda make: [make.randn(rows, channels), *make.layer(features, channels, F32)],
+        4 * (rows * channels + features * (channels + 1) + rows * features),
+        flops=2 * rows * channels * features,
+        **CPU,
+    )
+
+
+def _linear_swiglu(rows: int, channels: int, hidden: int) -> Timing:
+    return timing(
+        f"[{rows}, {channels}] to {hidden} bfloat16",
+        lambda make: [
+            make.randn(rows, channels, dtype=BF16), *make.layer(2 * hidden, channels, BF16)
+        ],
+        2 * (rows * channels + 2 * hidden * (channels + 1) + rows * hidden),
+        flops=4 * rows * channels * hidden,
+        **CUDA,
+    )  # fmt: skip
+
+
+def swiglu_after_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return swiglu(F.linear(x, weight, bias))
+
+
+def _linear_gated_residual(rows: int, channels: int, width: int) -> Timing:
+    def arguments(make: Make) -> list[Any]:
+        x, residual = (make.randn(rows, n, dtype=BF16) for n in (channels, width))
+        gate = make.randn(rows, 3 * width, dtype=BF16)[:, width : 2 * width]
+        return [x, *make.layer(width, channels, BF16), residual, gate]
+
+    moved = 2 * (rows * channels + width * (channels + 1) + 3 * rows * width)
+    flops = 2 * rows * channels * width
+    return timing(
+        f"[{rows}, {channels}] to {width} bfloat16", arguments, moved, flops=flops, **CUDA
+    )
+
+
+def gated_residual_after_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gate: Tensor
+) -> Tensor:
+    return gated_residual(residual, F.linear(x, weight, bias), gate)
+
+
+def _adaln_linear(rows: int, channels: int, features: int, halves: int) -> Timing:
+    def arguments(make: Make) -> list[Any]:
+        modulation = make.randn(rows, 6 * channels, dtype=BF16)
+        scale, shift = modulation[:, :channels], modulation[:, channels : 2 * channels]
+        x, norm = make.randn(rows, channels, dtype=BF16), make.randn(2, channels).unbind()
+        return [x, scale, shift, *make.layer(halves * features, channels, BF16), *norm]
+
+    moved = 2 * (3 * rows * channels + halves * features * (channels + 1) + rows * features)
+    flops = 2 * rows * channels * halves * features
+    return timing(
+        f"[{rows}, {channels}] to {features} bfloat16", arguments, moved, flops=flops, **CUDA
+    )
+
+
+def linear_after_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None = None,
+    norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    return F.linear(adaln_norm(x, scale, shift, norm_weight, norm_bias), weight, bias)
+
+
+def swiglu_after_norm(*arguments: Tensor) -> Tensor:
+    return swiglu(linear_after_norm(*arguments))
+
+
+def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> Timing:
+    """Two evaluations' joint, with `timed` modulations for all steps made before."""
+    bits, stream = shape[-1], (2 * shape[0], *shape[1:-1], width)
+
+    def arguments(make: Make) -> list[Any]:
+        modulation = make.randn(*stream[:-1], 3 * width, dtype=BF16)
+        weight, bias = make.layer(bits, width, BF16)
+        in_weight, in_bias = make.layer(width, bits, BF16)
+        table = denoise_schedule(STEPS)[0].to(make.device)
+        step = torch.tensor(3, dtype=torch.int32, device=make.device)
+        cfg = torch.full((1,), 3.0, device=make.device)
+        keys = noise_keys(7, range(shape[0]), ar_step=3, device=make.device)
+        return [
+            make.randn(*stream, dtype=BF16), modulation[..., :width],
+            modulation[..., width : 2 * width], weight, bias, make.randn(*shape), table, step,
+            in_weight, in_bias, make.randn(STEPS + 1, width, dtype=BF16) if timed else None,
+            make.randn(*stream, dtype=BF16) if timed else None,
+            {"cfg": cfg, "noise": None, "keys": keys},
+        ]  # fmt: skip
+
+    tokens = 2 * math.prod(shape[:-1])
+    # h, scale, shift and the stream, and what y is made of; two layers; the state
+    moved = 2 * width * (tokens * (6 if timed else 4) + 2 * bits) + 8 * tokens * bits
+    return timing(name, arguments, moved, flops=3 * tokens * width * bits, **CUDA)
+
+
+def predict_library(
+    h: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, x: Tensor,
+    table: Tensor, step: Tensor, in_weight: Tensor, in_bias: Tensor, time: Tensor | None,
+    cond: Tensor | None, *, cfg: Tensor, noise: Tensor | None, keys: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """As without the op, guided."""
+    x0 = F.linear(adaln_norm(h, scale, shift), weight, bias)
+    x = denoise_step(x, x0, table, step, cfg=cfg, keys=keys)
+    stream = F.linear(torch.cat([x, x]).to(h.dtype), in_weight, in_bias)
+    if time is None or cond is None:
+        return x, stream
+    return x, stream, F.silu(time[4] + cond)
+
+
+_ONE, _MANY, _B1, _T2I = (1, 16, 32), (64, 16, 32), (384, 1, 32), (1, 64, 32)
+_LARGE = (2**16, 16, 32)
+
+SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
+    "adaln_norm": (
+        [
+            _rows(1, 2, 1, 2048, 768, F32),
+            _rows(1, 2, 1, 128, 5120, F32),
+            _rows(1, 2, 1, 2048, 768, BF16, **CUDA),
+            _rows(1, 2, 1, 12288, 768, BF16, **CUDA),
+            _rows(1, 2, 1, 8192, 5120, BF16, **CUDA),
+            _rows(1, 2, 1, 32, 768, BF16, **CUDA),
+        ],
+        {"torch": norm_torch},
+    ),
+    "gated_residual": (_gated(1, 1), {"torch": sum_torch}),
+    "gated_residual_adaln": (_gated(3, 2), {"torch": sum_and_norm_torch}),
+    "swiglu": (
+        [
+            _swiglu(2048, 1152, F32),
+            _swiglu(128, 7680, F32),
+            _swiglu(12288, 1152, BF16, **CUDA),
+            _swiglu(8192, 7680, BF16, **CUDA),
+            _swiglu(32, 1152, BF16, **CUDA),
+        ],
+        {"torch": swiglu_torch},
+    ),
+    "patch_attention": (
+        [
+            _patches(128, 16, 768, 12),
+            _patches(128, 4, 768, 12),
+            _patches(2, 64, 5120, 40),
+            _patches(768, 16, 768, 12, BF16, **CUDA),
+            _patches(768, 4, 768, 12, BF16, **CUDA),
+            _patches(128, 64, 5120, 40, BF16, **CUDA),
+        ],
+        {"sdpa": patch_sdpa, "eight launches": eight_launches},
+    ),
+    "denoise_step": (
+        [
+            _step("B-16x batch 1 [1, 16, 32] bfloat16", _ONE),
+            _step("B-16x batch 64 [64, 16, 32] bfloat16", _MANY),
+            _step("B-16x batch 64 [64, 16, 32] float32", _MANY, F32),
+            _step("B-1x batch 384 [384, 1, 32] bfloat16", _B1),
+            _step("14B-64x batch 1 [1, 64, 32] bfloat16", _T2I),
+            _step("B-16x batch 64 with noise", _MANY, keys=False),
+            _step("33.5 M bfloat16", _LARGE, **CUDA),
+            _step("33.5 M with noise", _LARGE, keys=False, **CUDA),
+        ],
+        {"torch": step_torch, "official": step_official},
+    ),
+    "finalize_bits": (
+        [
+            _bits("B-16x batch 1 [1, 16, 32] bfloat16", _ONE),
+            _bits("B-16x batch 64 [64, 16, 32] bfloat16", _MANY),
+            _bits("B-1x batch 384 [384, 1, 32] bfloat16", _B1),
+            _bits("14B-64x batch 1 [1, 64, 32] bfloat16", _T2I),
+            _bits("33.5 M bfloat16", _LARGE, **CUDA),
+            _bits("33.5 M float32", _LARGE, F32, **CUDA),
+        ],
+        {"torch": bits_torch},
+    ),
+    "linear": (
+        [
+            _linear(*sizes)
+            for sizes in (
+                (8, 192, 576), (64, 192, 576), (32, 768, 2304), (256, 768, 2304), (512, 768, 2304),
+                (32, 5120, 5120),
+            )
+        ],
+        {"F.linear": F.linear},
+    ),
+    "linear_swiglu": (
+        [
+            _linear_swiglu(*sizes)
+            for sizes in (
+                (32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152), (128, 5120, 7680),
+                (8192, 5120, 7680),
+            )
+        ],
+        {"F.linear, swiglu": swiglu_after_linear},
+    ),
+    "linear_gated_residual": (
+        [
+            _linear_gated_residual(*sizes)
+            for sizes in (
+                (32, 1152, 768), (2048, 1152, 768), (12288, 1152, 768), (128, 7680, 5120),
+                (8192, 7680, 5120),
+            )
+        ],
+        {"F.linear, gated_residual": gated_residual_after_linear},
+    ),
+    "adaln_linear": (
+        [_adaln_linear(*s, 1) for s in ((2, 768, 2304), (32, 768, 2304), (32, 5120, 15360))],
+        {"adaln_norm, F.linear": linear_after_norm},
+    ),
+    "adaln_linear_swiglu": (
+        [_adaln_linear(*s, 2) for s in ((2, 768, 1152), (32, 768, 1152), (32, 5120, 7680))],
+        {"adaln_norm, F.linear, swiglu": swiglu_after_norm},
+    ),
+    "predict_step": (
+        [
+            _predict("B-1x, batch 1", (1, 32), 768, timed=False),
+            _predict("B-16x, batch 1", _ONE, 768, timed=False),
+            _predict("B-16x, batch 64", _MANY, 768, timed=True),
+            _predict("T2I, 1 image of 64", _T2I, 5120, timed=True),
+        ],
+        {"library": predict_library},
+    ),
+}  # fmt: skip
+"""Timings and baselines by op."""
