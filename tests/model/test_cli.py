@@ -16,7 +16,7 @@ from bitdance.io.image_grid import grid
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.class_conditional import BitDance
-from tests.model.tiny import tiny_pipeline
+from tests.model.helpers.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -5,7 +5,7 @@ import pytest
 from bitdance.cli import bench
 from bitdance.cli.main import main
 from bitdance.pipelines.class_conditional import BitDance
-from tests.model.tiny import tiny_pipeline
+from tests.model.helpers.tiny import tiny_pipeline
 
 
 def test_bench_prints_a_table_and_draws_it(tmp_path, capsys):

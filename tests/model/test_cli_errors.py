@@ -18,7 +18,7 @@ from bitdance.cli.errors import explain
 from bitdance.cli.main import main
 from bitdance.pipelines.class_conditional import BitDance
 from tests.forked import READY
-from tests.model.tiny import tiny_pipeline
+from tests.model.helpers.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ["generate", "reconstruct", "info", "export", "train", "tokenize", "evaluate", "bench"]

@@ -14,8 +14,8 @@ from bitdance.data.packed_dataset import PackedDataset
 from bitdance.io import weights
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDance
-from tests.model.tiny import AUTOENCODER, tiny_pipeline
-from tests.model.tiny_images import write_idx
+from tests.model.helpers.tiny import AUTOENCODER, tiny_pipeline
+from tests.model.helpers.tiny_images import write_idx
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 

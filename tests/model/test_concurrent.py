@@ -11,9 +11,9 @@ import torch
 from bitdance import GenerationCancelled, TextToImage
 from bitdance.sampling import graphs
 from bitdance.sampling.workspace import MAX_IDLE, Pool
+from tests.model.helpers.tiny import tiny_pipeline
 from tests.model.test_text_to_image import tiny as tiny_text_to_image
 from tests.model.test_text_to_image_pipeline import SIZE, Words
-from tests.model.tiny import tiny_pipeline
 
 THREADS = 8
 

@@ -4,8 +4,8 @@ import pytest
 
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import only_backend
-from tests.model import golden_cases
-from tests.model.golden_cases import RUNNERS, Case, kind_of, mismatches
+from tests.model.helpers import golden_cases
+from tests.model.helpers.golden_cases import RUNNERS, Case, kind_of, mismatches
 
 golden_cases.load_runners()
 OPS = ("rope", "rope_backward", "rope_append", "block_decode_attention")

@@ -13,12 +13,12 @@ from bitdance.training.class_conditional import ModelTask
 from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.training.trainer import Trainer
 from tests.defaults import FOREIGN, foreign_defaults
+from tests.model.helpers.tiny import tiny_pipeline
+from tests.model.helpers.tiny_images import write_data_set
 from tests.model.test_patch_official import small
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import SIZE, Words, release
 from tests.model.test_train import assert_same, model_config, tokenizer_config
-from tests.model.tiny import tiny_pipeline
-from tests.model.tiny_images import write_data_set
 
 
 def _same_under(kind, function):

@@ -17,7 +17,7 @@ from bitdance.models.kv_cache import KVCache
 from bitdance.models.qwen3 import QwenConfig, QwenTrunk, rope_frequencies, rope_table
 from bitdance.sampling.flow_sampler import Schedule, sample_patch
 from bitdance_kernels import noise_keys, use_backend
-from tests.model.tiny import AUTOENCODER, tiny_config, tiny_head, tiny_model, tiny_patch
+from tests.model.helpers.tiny import AUTOENCODER, tiny_config, tiny_head, tiny_model, tiny_patch
 
 ATTENTION = AutoencoderConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, num_codebooks=1,

@@ -5,9 +5,9 @@ import torch
 
 from bitdance import NotFiniteError, TextToImage
 from bitdance.sampling.finite import check_predictions, largest
+from tests.model.helpers.tiny import tiny_pipeline
 from tests.model.test_text_to_image import tiny as tiny_text_to_image
 from tests.model.test_text_to_image_pipeline import SIZE, Words
-from tests.model.tiny import tiny_pipeline
 
 OPTIONS = {"steps": 2, "progress": False, "cfg_scale": 1.0}
 

@@ -15,7 +15,7 @@ from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
 from bitdance.models.loading.checkpoint_config import autoencoder_of, find_config, said_by_arguments
 from bitdance.models.loading.skeleton import skeleton
-from tests.model.tiny import tiny_config, tiny_pipeline
+from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
 def arguments(config, name, **changes):

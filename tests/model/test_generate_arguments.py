@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.model.tiny import AUTOENCODER, tiny_pipeline
+from tests.model.helpers.tiny import AUTOENCODER, tiny_pipeline
 
 
 @pytest.fixture(scope="module")

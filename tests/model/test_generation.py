@@ -10,7 +10,7 @@ from bitdance.models.config import AutoencoderConfig
 from bitdance.sampling import graphs
 from bitdance.sampling.ar_sampler import guidance_at
 from bitdance_kernels import CpuGraph, noise, noise_keys
-from tests.model.tiny import tiny_model
+from tests.model.helpers.tiny import tiny_model
 
 LABELS = torch.tensor([1, 3])
 

@@ -7,8 +7,8 @@ import torch
 
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import only_backend
-from tests.model import golden_cases
-from tests.model.golden_cases import KINDS, RUNNERS, Case, case_names, kind_of, mismatches
+from tests.model.helpers import golden_cases
+from tests.model.helpers.golden_cases import KINDS, RUNNERS, Case, case_names, kind_of, mismatches
 
 golden_cases.load_runners()
 

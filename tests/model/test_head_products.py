@@ -14,7 +14,7 @@ from bitdance.sampling.flow_sampler import Schedule
 from bitdance.sampling.head_products import PLANS
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import noise_keys, use_backend
-from tests.model.tiny import HEADS, tiny_head, tiny_model, tiny_patch
+from tests.model.helpers.tiny import HEADS, tiny_head, tiny_model, tiny_patch
 
 ALL = pytest.mark.parametrize("products", PLANS)
 

@@ -13,8 +13,8 @@ from bitdance.sampling import graphs, head_products, head_runner
 from bitdance.sampling.flow_sampler import Schedule, sample_patch
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import noise_keys
-from tests.model.recording import recorded  # noqa: F401  (a fixture)
-from tests.model.tiny import HEADS, tiny_head, tiny_model, tiny_patch
+from tests.model.helpers.recording import recorded  # noqa: F401  (a fixture)
+from tests.model.helpers.tiny import HEADS, tiny_head, tiny_model, tiny_patch
 
 LABELS = torch.tensor([1, 3, 0])
 

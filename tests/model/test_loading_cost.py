@@ -12,9 +12,9 @@ from bitdance import BitDance, TextToImage
 from bitdance.io import weights
 from bitdance.models.loading.skeleton import skeleton
 from bitdance.training.tokenizer import load_tokenizer
+from tests.model.helpers.tiny import tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import Words, release
-from tests.model.tiny import tiny_model, tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent
 

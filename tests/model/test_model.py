@@ -15,7 +15,7 @@ from bitdance.models.config import (
 from bitdance.models.diffusion_head import DiffusionHead
 from bitdance.models.projectors import TextToImageProjection, position_embedding_2d
 from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
-from tests.model.tiny import AUTOENCODER, tiny_config, tiny_model
+from tests.model.helpers.tiny import AUTOENCODER, tiny_config, tiny_model
 
 KEYS = Path(__file__).parent.parent / "golden" / "keys"
 COUNTS = {  # parameters without the autoencoder, as published

@@ -18,7 +18,7 @@ from bitdance.cli.main import main
 from bitdance.io import files, weights
 from bitdance.io.weights import CheckpointError
 from tests.forked import READY
-from tests.model.tiny import tiny_config, tiny_pipeline
+from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
 def filled(value):

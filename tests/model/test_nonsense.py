@@ -19,7 +19,7 @@ from bitdance.cli.main import main
 from bitdance.io import weights
 from bitdance.io.weights import CheckpointError, read_weights
 from bitdance.models.loading.model_folder import open_folder
-from tests.model.tiny import tiny_config, tiny_pipeline
+from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 NONSENSE = {
     "null": None, "true": True, "text": "abc", "number as text": "6", "empty text": "",

@@ -13,9 +13,9 @@ from bitdance import PatchError, patch_official, unpatch_official
 from bitdance.integrations.official import methods as official_methods
 from bitdance_kernels import Ranges
 from bitdance_kernels.testing import compare
-from tests.model import lookalike
-from tests.model.golden_cases import Case, case_names, kind_of, mismatches
-from tests.model.lookalike import Model, Tokenizer
+from tests.model.helpers import lookalike
+from tests.model.helpers.golden_cases import Case, case_names, kind_of, mismatches
+from tests.model.helpers.lookalike import Model, Tokenizer
 
 CASES = [name for name in case_names() if kind_of(name) == "model, ImageNet"]
 LABELS = torch.tensor([1, 0])

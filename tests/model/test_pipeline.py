@@ -13,7 +13,7 @@ from bitdance.io.weights import CheckpointError
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.base import GenerationCancelled
 from bitdance.pipelines.class_conditional import BitDance
-from tests.model.tiny import tiny_config, tiny_pipeline
+from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch.multiprocessing import start_processes
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.autoencoder.quantizer import BinaryQuantizer
 from tests.forked import READY
-from tests.model.tiny import AUTOENCODER
+from tests.model.helpers.tiny import AUTOENCODER
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available(), reason="this PyTorch has no distributed package"

@@ -12,7 +12,7 @@ from bitdance.models.transformer import cell_centres, rope_table_2d
 from bitdance.sampling.finite import largest
 from bitdance.sampling.flow_sampler import Schedule, binarize, sample_patch
 from bitdance_kernels import noise_keys
-from tests.model.tiny import AUTOENCODER, tiny_head, tiny_model, tiny_patch
+from tests.model.helpers.tiny import AUTOENCODER, tiny_head, tiny_model, tiny_patch
 
 HALF, FULL, WIDE, BYTE = torch.bfloat16, torch.float32, torch.float64, torch.uint8
 

@@ -19,7 +19,7 @@ from bitdance.training.run_folder import FolderLock
 from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
-from tests.model.tiny_images import write_data_set
+from tests.model.helpers.tiny_images import write_data_set
 
 SHAPE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "num_codebooks": 2}
 

@@ -14,8 +14,8 @@ from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.sampling import graphs
 from bitdance.sampling.ar_sampler import StepResult
 from bitdance_kernels.testing import compare
-from tests.model.recording import recorded  # noqa: F401  (a fixture)
-from tests.model.tiny import AUTOENCODER
+from tests.model.helpers.recording import recorded  # noqa: F401  (a fixture)
+from tests.model.helpers.tiny import AUTOENCODER
 
 QWEN = QwenConfig(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -10,9 +10,9 @@ from bitdance.cli.main import main
 from bitdance.io.weights import CheckpointError, write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.training.tokenizer import load_tokenizer
+from tests.model.helpers.tiny import AUTOENCODER, tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import release
-from tests.model.tiny import AUTOENCODER, tiny_model, tiny_pipeline
 
 IMAGES = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
 

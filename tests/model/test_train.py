@@ -24,7 +24,7 @@ from bitdance.training.log import Log
 from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
-from tests.model.tiny_images import CLASSES, write_data_set
+from tests.model.helpers.tiny_images import CLASSES, write_data_set
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,7 +10,7 @@ from PIL import Image
 from bitdance.data.images import FolderImages, IdxImages, augment, open_images
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io.image_files import ImageError
-from tests.model.tiny_images import CLASSES, pictures, write_data_set, write_idx
+from tests.model.helpers.tiny_images import CLASSES, pictures, write_data_set, write_idx
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.models.token_order import tokens_to_codes
 from bitdance.sampling.ar_sampler import StepResult
-from tests.model.golden_cases import Case, runner
+from tests.model.helpers.golden_cases import Case, runner
 
 
 def config(case: Case, parallel_num: int) -> TextToImageConfig:

@@ -15,7 +15,7 @@ from bitdance.models.diffusion_head import (
     timestep_embedding,
 )
 from bitdance.sampling.flow_sampler import Schedule, sample_patch
-from tests.model.golden_cases import Case, runner
+from tests.model.helpers.golden_cases import Case, runner
 
 
 def _config(case: Case, architecture: str) -> HeadConfig:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from tests.model import lookalike
+from tests.model.helpers import lookalike
 
 
 class RMSNorm(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bitdance.models.autoencoder.quantizer import BinaryQuantizer, QuantizerOutput
-from tests.model.golden_cases import Case, runner
+from tests.model.helpers.golden_cases import Case, runner
 
 
 @runner("quantiser")

@@ -9,7 +9,7 @@ import torch
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.autoencoder.blocks import depth_to_space
 from bitdance.models.config import AutoencoderConfig
-from tests.model.golden_cases import Case, runner
+from tests.model.helpers.golden_cases import Case, runner
 
 
 def autoencoder_config(case: Case) -> AutoencoderConfig:

@@ -16,7 +16,7 @@ from bitdance_kernels import (
     packed_document_ranges,
     rope,
 )
-from tests.model.golden_cases import Case, runner
+from tests.model.helpers.golden_cases import Case, runner
 
 
 def additive(mask: torch.Tensor) -> torch.Tensor:

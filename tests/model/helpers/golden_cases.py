@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 HERE = Path(__file__).parent
-GOLDEN_DIR = Path(os.environ.get("BITDANCE_GOLDEN_DIR", HERE.parent / "golden"))
+GOLDEN_DIR = Path(os.environ.get("BITDANCE_GOLDEN_DIR", HERE.parents[1] / "golden"))
 
 # The first pattern found in description["official"] decides.
 KINDS = {

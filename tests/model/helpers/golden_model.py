@@ -8,8 +8,8 @@ from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
 from bitdance.models.config import AutoencoderConfig, ModelConfig
 from bitdance.sampling.ar_sampler import StepResult
 from bitdance_kernels import dense_mask
-from tests.model.golden_cases import Case, runner
-from tests.model.golden_transformer import additive
+from tests.model.helpers.golden_cases import Case, runner
+from tests.model.helpers.golden_transformer import additive
 
 
 def model_config(case: Case) -> ModelConfig:
