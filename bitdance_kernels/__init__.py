@@ -14,100 +14,95 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-# PyTorch takes seconds to import, and a data loader that packs bits with ``binary.numpy`` does not
-# need it: unless it is there already, it is imported when the first of these names is used.
-if TYPE_CHECKING or "torch" in sys.modules:
-    from bitdance_kernels._dispatch.backends import (
-        BackendError,
-        default_backend,
-        explain,
-        use_backend,
-    )
-    from bitdance_kernels._version import __version__
-    from bitdance_kernels.attention.block_causal_attention.op import block_causal_attention
-    from bitdance_kernels.attention.block_decode_attention.op import block_decode_attention
-    from bitdance_kernels.attention.ranges import (
-        Ranges,
-        block_causal_ranges,
-        dense_mask,
-        packed_document_ranges,
-    )
-    from bitdance_kernels.attention.rope.op import rope
-    from bitdance_kernels.attention.rope_append.op import rope_append
-    from bitdance_kernels.autoencode.group_norm_silu.op import group_norm_silu
-    from bitdance_kernels.binary.bit_counts.op import bit_counts
-    from bitdance_kernels.binary.flip_bits.op import flip_bits, flip_signs
-    from bitdance_kernels.binary.hamming_distance.op import hamming_distance, nearest_codes
-    from bitdance_kernels.binary.lfq_entropy.op import lfq_entropy
-    from bitdance_kernels.binary.lfq_quantize.op import lfq_quantize, lfq_quantize_commitment
-    from bitdance_kernels.binary.pack_signs.op import pack_signs
-    from bitdance_kernels.binary.packed_linear.op import packed_linear
-    from bitdance_kernels.binary.unpack_signs.op import unpack_signs
-    from bitdance_kernels.cpu_graph import CaptureError, CpuGraph
-    from bitdance_kernels.denoise.adaln_linear.op import adaln_linear, adaln_linear_swiglu
-    from bitdance_kernels.denoise.adaln_norm.op import adaln_norm
-    from bitdance_kernels.denoise.denoise_step.op import denoise_step
-    from bitdance_kernels.denoise.finalize_bits.op import finalize_bits
-    from bitdance_kernels.denoise.gated_residual.op import gated_residual, gated_residual_adaln
-    from bitdance_kernels.denoise.linear.op import linear
-    from bitdance_kernels.denoise.linear_gated_residual.op import linear_gated_residual
-    from bitdance_kernels.denoise.linear_swiglu.op import linear_swiglu
-    from bitdance_kernels.denoise.patch_attention.op import patch_attention
-    from bitdance_kernels.denoise.predict_step.op import predict_step
-    from bitdance_kernels.denoise.schedule import denoise_schedule
-    from bitdance_kernels.denoise.swiglu.op import swiglu
-    from bitdance_kernels.philox import noise, noise_keys
-else:
+# Public names by module. Packing bits with ``binary.numpy`` needs no PyTorch, whose import
+# takes seconds. Unless it is there already, the first use of a name imports it and all of
+# these modules, so that every op is registered.
+_MODULES = {
+    "_dispatch.backends": "BackendError default_backend use_backend",
+    "_dispatch.explain": "explain",
+    "_version": "__version__",
+    "attention.block_causal_attention.op": "block_causal_attention",
+    "attention.block_decode_attention.op": "block_decode_attention",
+    "attention.ranges": "Ranges block_causal_ranges dense_mask packed_document_ranges",
+    "attention.rope.op": "rope",
+    "attention.rope_append.op": "rope_append",
+    "autoencode.group_norm_silu.op": "group_norm_silu",
+    "binary.bit_counts.op": "bit_counts",
+    "binary.flip_bits.op": "flip_bits flip_signs",
+    "binary.hamming_distance.op": "hamming_distance nearest_codes",
+    "binary.lfq_entropy.op": "lfq_entropy",
+    "binary.lfq_quantize.op": "lfq_quantize lfq_quantize_commitment",
+    "binary.pack_signs.op": "pack_signs",
+    "binary.packed_linear.op": "packed_linear",
+    "binary.unpack_signs.op": "unpack_signs",
+    "cpu_graph": "CaptureError CpuGraph",
+    "denoise.adaln_linear.op": "adaln_linear adaln_linear_swiglu",
+    "denoise.adaln_norm.op": "adaln_norm",
+    "denoise.denoise_step.op": "denoise_step",
+    "denoise.finalize_bits.op": "finalize_bits",
+    "denoise.gated_residual.op": "gated_residual gated_residual_adaln",
+    "denoise.linear.op": "linear",
+    "denoise.linear_gated_residual.op": "linear_gated_residual",
+    "denoise.linear_swiglu.op": "linear_swiglu",
+    "denoise.patch_attention.op": "patch_attention",
+    "denoise.predict_step.op": "predict_step",
+    "denoise.schedule": "denoise_schedule",
+    "denoise.swiglu.op": "swiglu",
+    "philox": "noise noise_keys",
+}
+__all__ = sorted(name for names in _MODULES.values() for name in names.split())
 
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        importlib.import_module("torch")
-        return getattr(importlib.reload(sys.modules[__name__]), name)
+if TYPE_CHECKING:
+    from bitdance_kernels._dispatch.backends import *
+    from bitdance_kernels._dispatch.explain import *
+    from bitdance_kernels._version import __version__ as __version__
+    from bitdance_kernels.attention.block_causal_attention.op import *
+    from bitdance_kernels.attention.block_decode_attention.op import *
+    from bitdance_kernels.attention.ranges import *
+    from bitdance_kernels.attention.rope.op import *
+    from bitdance_kernels.attention.rope_append.op import *
+    from bitdance_kernels.autoencode.group_norm_silu.op import *
+    from bitdance_kernels.binary.bit_counts.op import *
+    from bitdance_kernels.binary.flip_bits.op import *
+    from bitdance_kernels.binary.hamming_distance.op import *
+    from bitdance_kernels.binary.lfq_entropy.op import *
+    from bitdance_kernels.binary.lfq_quantize.op import *
+    from bitdance_kernels.binary.pack_signs.op import *
+    from bitdance_kernels.binary.packed_linear.op import *
+    from bitdance_kernels.binary.unpack_signs.op import *
+    from bitdance_kernels.cpu_graph import *
+    from bitdance_kernels.denoise.adaln_linear.op import *
+    from bitdance_kernels.denoise.adaln_norm.op import *
+    from bitdance_kernels.denoise.denoise_step.op import *
+    from bitdance_kernels.denoise.finalize_bits.op import *
+    from bitdance_kernels.denoise.gated_residual.op import *
+    from bitdance_kernels.denoise.linear.op import *
+    from bitdance_kernels.denoise.linear_gated_residual.op import *
+    from bitdance_kernels.denoise.linear_swiglu.op import *
+    from bitdance_kernels.denoise.patch_attention.op import *
+    from bitdance_kernels.denoise.predict_step.op import *
+    from bitdance_kernels.denoise.schedule import *
+    from bitdance_kernels.denoise.swiglu.op import *
+    from bitdance_kernels.philox import noise as noise
+    from bitdance_kernels.philox import noise_keys as noise_keys
 
 
-__all__ = [
-    "BackendError",
-    "CaptureError",
-    "CpuGraph",
-    "Ranges",
-    "__version__",
-    "adaln_linear",
-    "adaln_linear_swiglu",
-    "adaln_norm",
-    "bit_counts",
-    "block_causal_attention",
-    "block_causal_ranges",
-    "block_decode_attention",
-    "default_backend",
-    "denoise_schedule",
-    "denoise_step",
-    "dense_mask",
-    "explain",
-    "finalize_bits",
-    "flip_bits",
-    "flip_signs",
-    "gated_residual",
-    "gated_residual_adaln",
-    "group_norm_silu",
-    "hamming_distance",
-    "lfq_entropy",
-    "lfq_quantize",
-    "lfq_quantize_commitment",
-    "linear",
-    "linear_gated_residual",
-    "linear_swiglu",
-    "nearest_codes",
-    "noise",
-    "noise_keys",
-    "pack_signs",
-    "packed_document_ranges",
-    "packed_linear",
-    "patch_attention",
-    "predict_step",
-    "rope",
-    "rope_append",
-    "swiglu",
-    "unpack_signs",
-    "use_backend",
-]
+def _import_all() -> None:
+    for module, names in _MODULES.items():
+        imported = importlib.import_module(f"{__name__}.{module}")
+        globals().update({name: getattr(imported, name) for name in names.split()})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _import_all()
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "torch" in sys.modules:
+    _import_all()

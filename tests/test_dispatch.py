@@ -16,7 +16,18 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitdance_kernels import BackendError, explain, pack_signs, swiglu, use_backend
+from bitdance_kernels import (
+    BackendError,
+    adaln_norm,
+    explain,
+    gated_residual,
+    linear,
+    pack_signs,
+    rope_append,
+    swiglu,
+    use_backend,
+)
+from bitdance_kernels._dispatch import fast_path
 from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
 from bitdance_kernels.binary.pack_signs import cpu as pack_signs_cpu
 from bitdance_kernels.testing import cpu_isas
@@ -365,6 +376,86 @@ def test_what_watches_pytorch_sees_the_op(inference):
         with torch.profiler.profile() as profile:
             swiglu(x)
         assert "bitdance::swiglu" in {event.name for event in profile.events()}
+
+
+PRIVATE = [
+    (torch._C, "_dispatch_tls_local_include_set"),
+    (torch._C, "_dispatch_keys"),
+    (torch._C, "_is_torch_function_mode_enabled"),
+    (torch._C._autograd, "_profiler_enabled"),
+    (torch._C, "_is_any_autocast_enabled"),
+    (torch._C.DispatchKeySet, "raw_repr"),
+]
+
+
+@pytest.fixture
+def without_entry(request, monkeypatch):
+    """PyTorch without one of the entries that the fast path reads."""
+    with monkeypatch.context() as patched:
+        patched.delattr(*request.param)
+        importlib.reload(fast_path)
+    yield
+    importlib.reload(fast_path)
+    assert not fast_path.needs_dispatcher()
+
+
+def _every_way_of_calling():
+    generator = torch.Generator().manual_seed(0)
+    x, h = torch.randn(2, 3, 16, generator=generator)
+    weight = torch.randn(8, 16, generator=generator)
+    yield pack_signs(x)
+    yield pack_signs(x, backend="reference")
+    yield gated_residual(x, h, torch.tensor(0.5))  # expanded
+    with torch.autocast("cpu"):
+        yield linear(x, weight)
+        yield pack_signs(x)
+    leaf = x.clone().requires_grad_()
+    result = adaln_norm(leaf, h, h)
+    result.sum().backward()
+    yield from (result.detach(), leaf.grad)
+    yield torch.func.vmap(swiglu)(x)
+    yield from torch.func.jvp(swiglu, (x,), (h,))
+    yield swiglu(torch._neg_view(-x))
+    yield swiglu(x.as_subclass(_Subclass)).as_subclass(torch.Tensor)
+    qkv, cache = torch.randn(1, 1, 24, generator=generator), torch.zeros(2, 1, 4, 2, 4)
+    lengths, angles = torch.zeros(1, dtype=torch.int32), torch.ones(4, 2, 2)
+    yield rope_append(qkv, *cache, lengths, angles, num_heads=2)
+    yield cache
+    with torch.inference_mode():
+        yield swiglu(x)
+
+
+@pytest.mark.parametrize("without_entry", PRIVATE, ids=lambda entry: entry[1], indirect=True)
+def test_results_where_pytorch_lacks_a_private_entry(without_entry, chosen):
+    """Every call then crosses the dispatcher."""
+    assert fast_path.needs_dispatcher()
+    slow = list(_every_way_of_calling())
+    with pytest.raises(RuntimeError, match="pack_signs: has no gradient, but x requires grad"):
+        pack_signs(torch.ones(8, requires_grad=True))
+    with pytest.raises(ValueError, match=r"pack_signs: x must be \[..., C\] with C a positive"):
+        pack_signs(torch.ones(2, 7))
+    assert explain(pack_signs, torch.ones(8))["reference"] is None
+    assert REGISTRY["pack_signs"]._chosen == {}
+    importlib.reload(fast_path)
+    assert not fast_path.needs_dispatcher()
+    for result, expected in zip(slow, _every_way_of_calling(), strict=True):
+        assert result.dtype == expected.dtype
+        assert torch.equal(result, expected)
+    assert REGISTRY["pack_signs"]._chosen or not cpu_isas()
+
+
+def test_a_pytorch_without_dlpacks_c_interface():
+    code = (
+        "import torch; del torch.Tensor.__dlpack_c_exchange_api__; import bitdance_kernels as bk\n"
+        "assert bk.pack_signs(torch.ones(2, 8)).tolist() == [[255], [255]]\n"
+        "assert bk.CpuGraph.unavailable() == bk.explain(bk.pack_signs, torch.ones(8))['cpu']\n"
+        "import numpy, bitdance_kernels.binary.numpy as front\n"
+        "assert front.pack_signs(numpy.ones((2, 8), 'float32')).tolist() == [[255], [255]]\n"
+        "bk.pack_signs(torch.ones(8), backend='cpu')"
+    )
+    failed = _python(code)
+    assert "BackendError: pack_signs: backend 'cpu' cannot run this call: " in failed.stderr
+    assert "does not offer its tensors by DLPack's C interface" in failed.stderr
 
 
 def test_a_trace_has_the_op_in_it():

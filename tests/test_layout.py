@@ -56,6 +56,16 @@ def test_room_is_complete(room):
         assert hasattr(bitdance_kernels, function)
 
 
+def test_type_checkers_see_the_public_names():
+    """The imports that only they see give the names of the table."""
+    seen = []
+    for node in ast.walk(ast.parse((KERNELS / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("bitdance_kernels"):
+            names = [alias.asname or alias.name for alias in node.names]
+            seen += importlib.import_module(node.module).__all__ if names == ["*"] else names
+    assert sorted(seen) == bitdance_kernels.__all__
+
+
 @ROOM
 def test_room_has_the_backends_it_lists_and_no_other_file(room):
     ops = [op for op in REGISTRY.values() if op.package == _package(room)]

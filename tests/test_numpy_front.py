@@ -73,8 +73,13 @@ assert unpack_signs(pack_signs(np.ones((4, 8), np.float32))).sum() == 32
 assert "torch" not in sys.modules
 import bitdance_kernels
 assert not hasattr(bitdance_kernels, "nonsense") and "torch" not in sys.modules
+assert {"pack_signs", "__doc__"} <= set(dir(bitdance_kernels))
+assert "torch" not in sys.modules
 bitdance_kernels.pack_signs, bitdance_kernels.__version__
 assert "torch" in sys.modules
-from bitdance_kernels import lfq_quantize
+import pickle
+from bitdance_kernels import *
+assert pickle.loads(pickle.dumps(lfq_quantize)) is bitdance_kernels.lfq_quantize is lfq_quantize
+assert lfq_quantize is sys.modules["bitdance_kernels.binary.lfq_quantize.op"].lfq_quantize
 """
     subprocess.run([sys.executable, "-c", code], check=True)

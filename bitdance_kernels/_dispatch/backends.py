@@ -1,11 +1,11 @@
-"""The backends by name: which are there, which is asked for, what each says of a call."""
+"""Backends by name: which exist, which one is the default, which ones this machine can run."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,22 @@ import torch
 
 from bitdance_kernels._shared import native
 
+__all__ = ["BackendError", "default_backend", "use_backend"]
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 class BackendError(RuntimeError):
-    """A backend asked for by name cannot run the call; the message says why."""
+    """A backend named explicitly cannot run the call; the message says why."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What of a backend module serves one op.
+    """The functions of a backend module that serve one op.
 
     Attributes:
-        run: computes.
-        unsupported: why not, for some arguments.
+        run: computes the op.
+        unsupported: the reason why it cannot run on the given arguments, or None.
         native_functions: names of the compiled module's functions that it calls.
     """
 
@@ -35,21 +37,7 @@ class Backend:
     native_functions: tuple[str, ...]
 
 
-class Explained(Exception):  # noqa: N818  (unwinds `explain`, is never seen outside)
-    """What every backend of an op says of a call."""
-
-    def __init__(
-        self, op: str, order: Mapping[str, Sequence[str]], reasons: dict[str, str | None]
-    ) -> None:
-        self.op = op
-        self.order = order
-        self.reasons = reasons
-
-
-EXPLAIN = "explain"
-
-
-# Read once: the environment is not consulted per call. A wrong name is reported by the first call.
+# Read once, not per call. The first call reports an invalid name.
 _environment = os.environ.get("BITDANCE_KERNELS_BACKEND", "auto")
 DEFAULT = contextvars.ContextVar("bitdance_kernels_backend", default=_environment)
 
@@ -81,8 +69,8 @@ def _cuda_unavailable(functions: Sequence[str]) -> str | None:
     return reason or (None if torch.cuda.is_available() else "no CUDA device")
 
 
-# By backend: why it cannot run, with these functions of a compiled module, on this machine,
-# whatever the arguments.
+# For each backend, the reason why this machine cannot run it, given the functions of the compiled
+# module that it calls; None if it can.
 MACHINE: dict[str, Callable[[Sequence[str]], str | None]] = {
     "cpu": _cpu_unavailable,
     "triton": _triton_unavailable,
@@ -92,15 +80,15 @@ MACHINE: dict[str, Callable[[Sequence[str]], str | None]] = {
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Make `name` the backend of every op call in this context that does not name one itself.
+    """Make `name` the backend of every op call in this context that names no backend.
 
     Args:
         name: "reference", "cpu", "triton", "cuda", or "auto" for the usual choice.
 
     Raises:
         ValueError: `name` is no backend.
-        BackendError: (from an op called inside) the backend cannot run that call. There is no
-            fallback from a backend that was asked for by name.
+        BackendError: from an op called inside, if the backend cannot run that call. A backend
+            named explicitly never falls back to another.
     """
     token = DEFAULT.set(check_name(name, "use_backend: name"))
     try:
@@ -110,51 +98,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def default_backend() -> str:
-    """The backend of calls that name none: that of ``use_backend``, of the environment, or "auto".
+    """Backend of calls that name none: from ``use_backend``, the environment, or "auto".
 
-    What was compiled or captured under one backend goes on with it; this tells whether it still is
-    what a caller would get.
+    A compiled or captured program keeps the backend that it was made with; compare with this value
+    to see whether a new call would take the same.
     """
     return DEFAULT.get()
-
-
-def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str | None]:
-    """Print, for one call, what each backend of the op says, and which one ``auto`` takes.
-
-    Nothing is computed, but the arguments are checked as in the real call.
-
-    Args:
-        op: a public op of this package, for example ``pack_signs``.
-        *args: the call's arguments.
-        **kwargs: the call's keyword arguments, without ``backend``.
-
-    Returns:
-        For each backend of the op, None if it can run the call, else the reason why not.
-
-    Raises:
-        TypeError, ValueError: the arguments are bad, as in the real call.
-    """
-    token = DEFAULT.set(EXPLAIN)
-    try:
-        op(*args, **kwargs)
-    except Explained as explained:
-        name, order, reasons = explained.op, explained.order, explained.reasons
-    else:
-        raise TypeError(f"explain: {op!r} is not an op of bitdance_kernels")
-    finally:
-        DEFAULT.reset(token)
-    device = _device_of(args, kwargs)
-    usual = order.get(device, ("reference",))
-    chosen = next((backend for backend in usual if reasons[backend] is None), None)
-    print(f"{name} on {device}")
-    for backend, reason in reasons.items():
-        mark = "  <- auto takes this one" if backend == chosen else ""
-        print(f"  {backend:<10} {reason or 'yes'}{mark}")
-    return reasons
-
-
-def _device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            return value.device.type
-    return "cpu"

@@ -1,13 +1,13 @@
-"""The one boundary between PyTorch and the backends of an op.
+"""Registration of an op with PyTorch, and the way of a call to its backend.
 
 Every op is registered once, with ``Library.define`` and ``Library.impl``
-(``torch.library.custom_op`` costs more than twice as much per call). Above the boundary PyTorch
-sees a schema, a fake kernel and, where there is one, a backward formula; a call in which PyTorch
-would have nothing to do does not cross it. Below it the op checks its arguments, picks a backend
-and runs it, so nothing of the choice is ever baked into a compiled graph.
+(``torch.library.custom_op`` costs more than twice as much per call). PyTorch sees a schema, a fake
+kernel and, for a differentiable op, a backward formula. Below that boundary the op checks its
+arguments, selects a backend and runs it, so a compiled graph never holds the choice. A call that
+needs nothing of PyTorch's dispatcher skips it.
 
-The schema has no default values: the public function in the op's room is the only place that has
-them, and passes every argument. A last argument ``str backend`` is added to each schema here.
+Schemas have no default values: the public function alone has them, and passes every argument. A
+last argument ``str backend`` is added to each schema here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,9 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels._dispatch import arguments, backends, overlap, transforms
-from bitdance_kernels._dispatch.backends import (
-    BACKENDS,
-    Backend,
-    BackendError,
-    Explained,
-    check_name,
-)
-from bitdance_kernels._shared import native
+from bitdance_kernels._dispatch import arguments, fast_path, overlap, transforms
+from bitdance_kernels._dispatch.backends import DEFAULT, Backend, check_name
+from bitdance_kernels._dispatch.selection import Backends
 
 NAMESPACE = "bitdance"
 REGISTRY: dict[str, KernelOp] = {}
@@ -35,8 +29,13 @@ REGISTRY: dict[str, KernelOp] = {}
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-class _Prepared(Backend):
-    """A backend for calls whose arguments are expanded, or made numbers of Python's, each time."""
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # key of a device type
+_AUTOCAST_KEYS = transforms.key_set(*_AUTOCAST.values())
+_MAX_SIGNATURES = 256  # per op
+
+
+class _PreparedBackend(Backend):
+    """A backend for calls whose arguments must be expanded or converted each time."""
 
     def __init__(self, op: KernelOp, backend: Backend) -> None:
         def run(*inputs: Any) -> Any:
@@ -45,37 +44,22 @@ class _Prepared(Backend):
         super().__init__(run, backend.unsupported, backend.native_functions)
 
 
-_is_autocast = torch._C._is_any_autocast_enabled
-_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # key of a device type
-_AUTOCAST_KEYS = transforms.key_set(*_AUTOCAST.values())
-_default = backends.DEFAULT
-_MOST_SIGNATURES = 256  # of one op
-
-
 def _is_decomposed(backend: str) -> bool:
-    """Whether a program is being written that shall hold PyTorch's own operators instead of ours.
+    """Whether a traced program gets the reference's PyTorch operators in place of the op.
 
-    ONNX has no others; elsewhere who asks for the reference by name wants those.
+    ONNX knows no other operators; other exports do so where the reference is requested by name.
     """
-    if torch.compiler.is_dynamo_compiling():  # which cannot ask for the default backend
+    if torch.compiler.is_dynamo_compiling():  # it cannot read the default backend
         return False
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     if not tracing and not torch.compiler.is_exporting():
         return False
     if torch.onnx.is_in_onnx_export():
         return True
-    return (_default.get() if backend == "auto" else backend) == "reference"
+    return (DEFAULT.get() if backend == "auto" else backend) == "reference"
 
 
-@functools.cache
-def _signer() -> Callable[[tuple[Any, ...], bool, int], bytes | None]:
-    """What tells calls apart: see csrc/bindings/signature.h; without that module, nothing does."""
-    if native.cpu.unavailable("signature") is not None:
-        return lambda inputs, gradients, written: None
-    return native.cpu.signature
-
-
-class KernelOp:
+class KernelOp(Backends):
     """One op: its contract, and the backends that fulfil it.
 
     Args:
@@ -83,8 +67,8 @@ class KernelOp:
         schema: arguments and results as PyTorch writes them, without defaults and without backend.
         package: the op's package, whose modules are its backends.
         check: raises TypeError or ValueError on bad arguments; runs for real and for fake tensors.
-            It, like `unsupported` of a backend, depends on nothing but what a call's signature
-            has (csrc/bindings/signature.h), since it is not asked for a call like one before.
+            Like `unsupported` of a backend it depends only on what a call's signature holds
+            (csrc/bindings/signature.h), since calls with equal signatures are checked once.
         fake: makes empty outputs of the right shape, dtype and device; allocates nothing real.
         order: for each device type the backends that ``auto`` tries, best first.
         entry: a backend module serves the op by ``run<entry>`` and ``unsupported<entry>``, and has
@@ -93,17 +77,17 @@ class KernelOp:
         backward: gradient formula as for ``torch.library.register_autograd``; without one the op
             refuses arguments that require grad.
         setup_context: saves what `backward` needs.
-        is_backward: the op is the gradient of another one. A gradient of it is a second derivative,
-            which the reference has.
-        constants: arguments in which an op with a gradient has none; it refuses them too.
+        is_backward: the op is the gradient of another one; only its reference has a gradient.
+        constants: arguments of a differentiable op that have no gradient; it refuses them if they
+            require grad.
         broadcast: arguments that `call` expands to the shape of another one, as PyTorch's operators
             would, and to how many of its first dimensions (None: all).
-        reads_values: whether the reference looks at values on the CPU to choose what it does, which
-            a captured graph would not do anew.
-        called: name of the public function, for messages; that of the op by default.
-        called_arguments: names of arguments for messages, where the schema has others.
+        reads_values: whether the reference reads values on the CPU to choose what it does, which
+            a captured graph would not repeat.
+        called: name of the public function, for messages; the op's own by default.
+        called_arguments: names of arguments for messages, where they differ from the schema's.
         autocast: names of the tensors that autocast casts, as it casts those of ``F.linear``. An op
-            without any computes under autocast what it does elsewhere.
+            without any ignores autocast.
     """
 
     def __init__(
@@ -126,17 +110,11 @@ class KernelOp:
         called_arguments: Mapping[str, str] | None = None,
         autocast: Sequence[str] = (),
     ) -> None:
-        self.name = name
-        self.called = called or name
-        self.package = package
-        self.order = {device: tuple(backends) for device, backends in order.items()}
-        self.entry = entry
         self.differentiable = backward is not None
         self.reads_values = reads_values
         self._check = check
         self._fake = fake
-        self._loaded: dict[str, Backend | str] = {}
-        self._chosen: dict[bytes, Backend] = {}  # by signature of a call, for "auto"
+        self._chosen: dict[bytes, Backend] = {}  # by signature, for "auto"
 
         declared, results = schema.split("->")
         declared = declared.strip().removeprefix("(").removesuffix(")")
@@ -146,7 +124,6 @@ class KernelOp:
         self._written = tuple(i for i, a in enumerate(self._arguments) if a.written)
         self._written_bits = sum(1 << i for i in self._written)
         self._cast = tuple(map(self._argument_names.index, autocast))
-        self._device_argument = next(i for i in self._tensors if not self._arguments[i].optional)
         self._has_derivative = self.differentiable or is_backward
         self._is_backward = is_backward
         self._constants = tuple(
@@ -158,9 +135,12 @@ class KernelOp:
             for name, (like, dims) in (broadcast or {}).items()
         )
 
+        first = next(i for i in self._tensors if not self._arguments[i].optional)
+        super().__init__(name, called or name, package, order, entry, first)
+
         _library.define(f"{name}({declared}, str backend) -> {results.strip()}")
         _library.impl(name, self.run, "CompositeExplicitAutograd")
-        # Where a call arrives inside of a transform of torch.func, before it takes anything apart.
+        # A call inside a transform of torch.func arrives here first.
         _library.impl(name, self._run_transformed, "FuncTorchDynamicLayerFrontMode")
         torch.library.register_fake(f"{NAMESPACE}::{name}", self._run_fake, lib=_library)
         if backward is not None:
@@ -178,44 +158,41 @@ class KernelOp:
         REGISTRY[name] = self
 
     def call(self, *args: Any) -> Any:
-        """The op, as the room's public function calls it; the last of `args` is the backend."""
-        # Across PyTorch's dispatcher a call takes 3 us more, and 7 us where that asks a formula in
-        # Python for a gradient. What nothing in PyTorch would act on stays on this side. And a call
-        # like one before, which is the rule, is neither checked again nor is a backend sought.
+        """Run the op for its public function; the last of `args` is the backend."""
         if (
             torch.compiler.is_compiling()
-            or transforms.is_watched()
-            or (self._cast and _is_autocast())
+            or fast_path.needs_dispatcher()
+            or (self._cast and fast_path.is_autocast())
         ):
-            return self._call_watched(args)
+            return self._call_dispatcher(args)
         inputs, signature = args[:-1], None
-        if args[-1] == _default.get() == "auto":
-            signature = _signer()(inputs, torch.is_grad_enabled(), self._written_bits)
+        if args[-1] == DEFAULT.get() == "auto":
+            signature = fast_path.signer()(inputs, torch.is_grad_enabled(), self._written_bits)
         if signature is None:
             args = self._prepared(args)
             if self._is_second_derivative(args):
                 return self._run_functional(args)
             given = [args[i] for i in self._tensors if args[i] is not None]
-            return (self.overload if transforms.concern_pytorch(given) else self.run)(*args)
+            return (self.run if fast_path.are_plain(given) else self.overload)(*args)
         backend = self._chosen.get(signature)
         if backend is None:
             backend = self._choose(signature, args)
         return self._run_on(backend, inputs)
 
     def _choose(self, signature: bytes, args: tuple[Any, ...]) -> Backend:
-        """The backend of calls with this signature, from the first of them."""
+        """Check a call, select its backend and keep that for calls of the same signature."""
         inputs = self._prepared(args)[:-1]
         self._check_all(inputs)
         backend = self.select("auto", inputs)
         if any(a is not b for a, b in zip(inputs, args[:-1], strict=True)):
-            backend = _Prepared(self, backend)
-        if len(self._chosen) >= _MOST_SIGNATURES:
+            backend = _PreparedBackend(self, backend)
+        if len(self._chosen) >= _MAX_SIGNATURES:
             self._chosen.clear()
         self._chosen[signature] = backend
         return backend
 
-    def _call_watched(self, args: tuple[Any, ...]) -> Any:
-        """A call in which PyTorch has a part, as a mode, a transform or for a tangent."""
+    def _call_dispatcher(self, args: tuple[Any, ...]) -> Any:
+        """Run a call that a mode, a transform, a tracer or forward-mode AD must see."""
         args = self._prepared(args)
         if _is_decomposed(args[-1]):
             return self._decompose(args)
@@ -226,9 +203,9 @@ class KernelOp:
         return self.overload(*args)
 
     def _prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of the right kinds, and with those expanded that may be smaller."""
+        """`args` with their kinds checked, and with those expanded that broadcast."""
         checked = list(args[:-1])
-        if not torch.compiler.is_compiling():  # which has numbers that are not known yet
+        if not torch.compiler.is_compiling():  # its numbers may not be known yet
             for i, argument in enumerate(self._arguments):
                 checked[i] = arguments.checked_kind(self.called, argument, checked[i])
         for i, like, dims in self._broadcast:
@@ -239,10 +216,10 @@ class KernelOp:
         return (*checked, args[-1])
 
     def _is_second_derivative(self, args: Sequence[Any]) -> bool:
-        """Whether autograd goes through a backward pass by the reference, which is asked for."""
+        """Whether autograd differentiates a backward pass, which the requested reference can."""
         if not self._is_backward or not torch.is_grad_enabled():
             return False
-        by_reference = (_default.get() if args[-1] == "auto" else args[-1]) == "reference"
+        by_reference = (DEFAULT.get() if args[-1] == "auto" else args[-1]) == "reference"
         given = (args[i] for i in self._tensors)
         return by_reference and any(t is not None and t.requires_grad for t in given)
 
@@ -260,17 +237,10 @@ class KernelOp:
         return self._run_functional(args)
 
     def _run_functional(self, args: Sequence[Any]) -> Any:
-        """The op by PyTorch's operators, which transforms and second derivatives go through."""
+        """Run the reference, whose operators transforms and second derivatives go through."""
         *inputs, requested = args
-        requested = _default.get() if requested == "auto" else requested
         reason = "torch.func and forward-mode AD have the reference alone"
-        if requested == backends.EXPLAIN:
-            reasons = dict.fromkeys(self.backends, reason) | {"reference": None}
-            raise Explained(self.called, self.order, reasons)
-        if check_name(requested, f"{self.called}: backend") not in ("auto", "reference"):
-            raise BackendError(
-                f"{self.called}: backend {requested!r} cannot run this call: {reason}"
-            )
+        self.select_reference(requested, reason)
         device = inputs[self._device_argument].device.type
         if self._cast and device in _AUTOCAST and torch.is_autocast_enabled(device):
             inputs = self._cast_inputs(device, inputs)
@@ -287,51 +257,14 @@ class KernelOp:
                 f"{self.called}: its reference cannot be transformed here: {error}"
             ) from error
 
-    @property
-    def backends(self) -> tuple[str, ...]:
-        """Every backend this op has, reference first."""
-        listed = {backend for order in self.order.values() for backend in order}
-        return tuple(backend for backend in BACKENDS if backend in listed)
-
-    def backend(self, name: str) -> Backend | str:
-        """The backend's functions, or why this process cannot have them."""
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
-
-    def reason(self, name: str, inputs: Sequence[Any]) -> str | None:
-        """Why backend `name` cannot run on `inputs`; None when it can."""
-        if name not in self.backends:
-            return f"{self.called} has no such backend; it has {', '.join(self.backends)}"
-        backend = self.backend(name)
-        return backend if isinstance(backend, str) else backend.unsupported(*inputs)
-
-    def unavailable(self, name: str) -> str | None:
-        """Why backend `name` cannot run here whatever the arguments; None when it can."""
-        backend = self.backend(name)
-        if isinstance(backend, str):
-            return backend
-        return backends.MACHINE.get(name, lambda _: None)(backend.native_functions)
-
-    def _load(self, name: str) -> Backend | str:
-        try:
-            module = importlib.import_module(f"{self.package}.{name}")
-        except ImportError as error:
-            return f"its module cannot be imported ({error})"
-        run = getattr(module, f"run{self.entry}")
-        if name == "reference":
-            return Backend(run, lambda *_: None, ())
-        functions = getattr(module, f"native_functions{self.entry}", (self.name,))
-        return Backend(run, getattr(module, f"unsupported{self.entry}"), functions)
-
     def run(self, *args: Any) -> Any:
-        """What is below the boundary; the last of `args` is the backend."""
+        """Check a call, select its backend and run it; the last of `args` is the backend."""
         inputs = args[:-1]
         self._check_all(inputs)
         return self._run_on(self.select(args[-1], inputs), inputs)
 
     def _decompose(self, args: Sequence[Any]) -> Any:
-        """The reference's own operators, in the place of the op."""
+        """Run the reference's operators in place of the op."""
         inputs = args[:-1]
         device = inputs[self._device_argument].device.type
         if device in _AUTOCAST and torch.is_autocast_enabled(device):
@@ -343,7 +276,7 @@ class KernelOp:
             return reference.run(*inputs)
 
     def _run_autocast(self, device: str, *args: Any) -> Any:
-        """What autocast does: PyTorch's rule for its products and attention."""
+        """Cast as autocast casts the arguments of PyTorch's products and attention."""
         cast = self._cast_inputs(device, args)
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             return self.overload(*cast)
@@ -359,15 +292,15 @@ class KernelOp:
 
     def _run_on(self, backend: Backend, inputs: Sequence[Any]) -> Any:
         try:
-            if _is_autocast():  # dtypes are settled; PyTorch's functions shall not choose others
+            if fast_path.is_autocast():  # dtypes are settled; PyTorch must not choose others
                 with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
                     result = backend.run(*inputs)
             else:
                 result = backend.run(*inputs)
-        except IndexError as error:  # of a value, which the reference leaves to PyTorch to say
+        except IndexError as error:  # raised by PyTorch in the reference, or by native code
             raise IndexError(f"{self.called}: index out of range") from error
         if self._written:
-            # Autograd then notices when a tensor that it saved was written by a kernel.
+            # So autograd notices that a tensor it saved was written by a kernel.
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])
         return result
 
@@ -404,27 +337,3 @@ class KernelOp:
                     )
         if self._written:
             overlap.check(self.called, self._arguments, inputs)
-
-    def select(self, requested: str, inputs: Sequence[Any]) -> Backend:
-        """The backend that runs a call, `requested` by name or "auto"."""
-        if requested == "auto":
-            requested = _default.get()
-        if requested == "auto":
-            tensor = inputs[self._device_argument]
-            device = "cpu" if tensor.is_cpu else tensor.device.type  # the first is far quicker
-            for name in self.order.get(device, ("reference",)):
-                backend = self._loaded.get(name) or self.backend(name)
-                if not isinstance(backend, str) and backend.unsupported(*inputs) is None:
-                    return backend
-        if requested == backends.EXPLAIN:
-            reasons = {name: self.reason(name, inputs) for name in self.backends}
-            raise Explained(self.called, self.order, reasons)
-        check_name(requested, f"{self.called}: backend")
-        reason = self.reason(requested, inputs)
-        if reason is not None:
-            raise BackendError(
-                f"{self.called}: backend {requested!r} cannot run this call: {reason}"
-            )
-        backend = self.backend(requested)
-        assert isinstance(backend, Backend)
-        return backend

@@ -13,7 +13,6 @@ from bitdance_kernels._shared import checks
 
 # Of numpy's search for a common address. Views of one buffer as they occur take far less.
 _MAX_WORK = 100_000
-_NO_MEMORY = (torch._C.DispatchKey.Python, torch._C.DispatchKey.Functionalize)
 
 
 def check(op: str, arguments: Sequence[Argument], inputs: Sequence[Any]) -> None:
@@ -77,8 +76,9 @@ def _beneath(tensor: torch.Tensor) -> torch.Tensor:
 
 def _has_address(tensor: torch.Tensor) -> bool:
     """Neither empty nor what a tracer or a subclass only presents as a tensor."""
-    keys = torch._C._dispatch_keys(tensor)
-    if any(keys.has(key) for key in _NO_MEMORY):
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return False
+    if torch._is_functional_tensor(tensor):
         return False
     return (tensor.is_cpu or tensor.is_cuda) and tensor.numel() > 0
 

@@ -16,52 +16,12 @@ import torch
 from torch.autograd import forward_ad
 
 _functorch = torch._C._functorch
-_state_keys = torch._C._dispatch_tls_local_include_set
-_tensor_keys = torch._C._dispatch_keys
-_is_function_mode = torch._C._is_torch_function_mode_enabled
-_is_profiling = torch._C._autograd._profiler_enabled
 
 
 def key_set(*names: str) -> torch._C.DispatchKeySet:
     """Dispatch keys by their names."""
     keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
     return functools.reduce(operator.or_, keys)
-
-
-def _keys(*names: str) -> int:
-    return key_set(*names).raw_repr()
-
-
-# Dispatch keys of a thread without modes and transforms, in inference mode and elsewhere, and of
-# dense tensors without a pending negation and the like, made there and elsewhere.
-_ORDINARY_STATES = {_keys("BackendSelect"), _keys("BackendSelect", "ADInplaceOrView")}
-_ORDINARY_TENSORS = {
-    _keys(device, f"Autocast{device}", *rest)
-    for device in ("CPU", "CUDA")
-    for rest in ((), ("ADInplaceOrView", f"Autograd{device}"))
-}
-_ORDINARY_TYPES = {torch.Tensor, torch.nn.Parameter}
-
-
-def is_watched() -> bool:
-    """Whether a mode, a transform, forward-mode AD or the profiler has a part in every call."""
-    return (
-        _state_keys().raw_repr() not in _ORDINARY_STATES
-        or forward_ad._current_level >= 0
-        or _is_function_mode()
-        or _is_profiling()
-    )
-
-
-def concern_pytorch(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether a gradient is wanted, or a tensor is more than values in memory."""
-    gradients = torch.is_grad_enabled()
-    return any(
-        type(tensor) not in _ORDINARY_TYPES
-        or _tensor_keys(tensor).raw_repr() not in _ORDINARY_TENSORS
-        or (gradients and tensor.requires_grad)
-        for tensor in tensors
-    )
 
 
 def active() -> bool:

@@ -33,6 +33,10 @@ __all__ = [
     "stream",
 ]
 
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    for module in (cpu, cuda):
+        module.disable("this version of PyTorch does not offer its tensors by DLPack's C interface")
+
 DTYPE_CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 
 

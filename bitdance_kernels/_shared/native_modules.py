@@ -46,6 +46,11 @@ class NativeModule:
             self._functions.add(function)
         return None
 
+    def disable(self, reason: str) -> None:
+        """Make the module unavailable in this process, for `reason`."""
+        self._module, self._reason = None, reason
+        self._functions.clear()
+
     def __getattr__(self, function: str) -> Any:
         reason = self.unavailable(function)
         if reason is not None:

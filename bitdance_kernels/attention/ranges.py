@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 from bitdance_kernels._shared import checks
 from bitdance_kernels.attention._shared import intervals
 
+__all__ = ["Ranges", "block_causal_ranges", "dense_mask", "packed_document_ranges"]
+
 _MODES = ("causal", "parallel")
 
 # The first two tokens of an image in the text-to-image layout (start of vision, height) are causal;
