@@ -1,9 +1,13 @@
 # Everything a fresh machine needs besides python3 (with venv) and, for the native kernels, a C++ compiler
-# and nvcc; see README.md.
+# and nvcc; see README.md. `make V=1 ...` prints the commands.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 NATIVE = setup.py $(shell find csrc -type f)
+
+# What sets up says in a line what it does, unless the commands are asked for.
+Q = $(if $(filter 1,$(V)),,@)
+PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check -c constraints.txt
 
 .PHONY: venv demo test test-without-nvcc test-without-compiler sanitize check format bench report docs clean
 
@@ -13,24 +17,29 @@ venv:
 
 # What the native modules are built with.
 $(VENV)/.made: constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt 'setuptools>=77' wheel 'pybind11>=2.13'
-	touch $@
+	@echo "setting up $(VENV): packages and native modules, side by side; takes a minute or two"
+	$(Q)$(PYTHON) -m venv $(VENV)
+	$(Q)$(PIP) 'setuptools>=77' wheel 'pybind11>=2.13'
+	$(Q)touch $@
 
-# The library in editable mode, with everything that tests and benchmarks need. Pip has no compiler,
-# since the native modules are the next rule's; and Python compiles of the packages what it imports.
+# The library and its models in editable mode, with everything that tests and benchmarks need. Pip has no
+# compiler, since the native modules are the next rule's. The packages are compiled to bytecode by all
+# cores rather than by pip's one, whatever PYTHONDONTWRITEBYTECODE says: else every command would compile
+# what it imports. Tests of the packages are left out; files for a newer Python do not compile.
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
-	BITDANCE_BUILD_CUDA=0 CXX=/hidden/c++ \
-		$(BIN)/pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]' -e ./bitdance_models
-	touch $@
+	$(Q)BITDANCE_BUILD_CUDA=0 CXX=/hidden/c++ \
+		$(PIP) --no-compile --no-build-isolation -e '.[dev]' -e ./bitdance_models
+	$(Q)$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib/python3*/site-packages || true
+	@echo "installed the packages"
+	$(Q)touch $@
 
 # The native modules, again whenever their sources change.
 $(VENV)/.built: $(VENV)/.made $(NATIVE)
-	$(BIN)/python setup.py -q build_ext --inplace
-	touch $@
+	$(Q)$(BIN)/python setup.py -q build_ext --inplace
+	$(Q)touch $@
 
 demo: venv
-	$(BIN)/bitdance generate --class all --n 8 --seed 0 --batch-size 80 --zoom 2 --out out/demo.png
+	$(Q)$(BIN)/bitdance generate --class all --n 8 --seed 0 --batch-size 80 --zoom 2 --out out/demo.png
 
 # Two workers, which take a file at a time in the order of tests/conftest.py.
 SHARED = -n 2 --dist loadfile --no-loadscope-reorder

@@ -8,7 +8,9 @@ Metadata is in pyproject.toml. Environment:
 * BITDANCE_BUILD_STRICT: 1: warnings are errors, and so is a module that fails to build (for
   developers)
 * CXX, NVCC: the compilers, default c++ / g++ / clang++ and nvcc on the PATH
+* V: 1: print the commands
 
+An object is compiled again when its source, a header that it includes or its command has changed.
 Where no C++ compiler is found, or a native module fails to build in auto mode, the package installs
 without it: the ops run on PyTorch and Triton, and `python -m bitdance_kernels` says what is
 missing.
@@ -19,52 +21,41 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
-CSRC = ROOT / "csrc"
+ROOT = Path(__file__).resolve().parent
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
-# For good vector loops of GCC. Nobody reads the floating-point exception flags or errno; while they
-# count, a loop with a comparison or a square root stays scalar. And the path of a clamped value
-# must not be split off: both are then computed and blended. SiLU takes seven times as long with
-# neither and twice as long with the first alone.
-CXX_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fno-trapping-math",
-    "-fno-math-errno",
-    "-fno-thread-jumps",
-]
-# -Wno-...: GCC 12 sees its own AVX-512 intrinsics use values they leave undefined on purpose.
-WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
-WARNINGS += ["-Wno-uninitialized", "-Wno-ignored-optimization-argument"] + ["-Werror"] * STRICT
-# Instruction sets by file suffix; a file is only entered where the processor has them.
+# GCC vectorises the loops only with the last three. Nobody reads the floating-point exception flags
+# or errno, but while they count, a loop with a comparison or a square root stays scalar; and the
+# branch of a clamped value must not be threaded away, so that both values are computed and blended.
+# SiLU takes seven times as long with none of them and twice as long with the first alone.
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden".split()
+CXX_FLAGS += "-fno-trapping-math -fno-math-errno -fno-thread-jumps".split()
+# -Wno-...uninitialized: GCC 12 warns of its own AVX-512 intrinsics.
+WARNINGS = "-Wall -Wextra -Wno-unknown-warning-option -Wno-maybe-uninitialized".split()
+WARNINGS += "-Wno-uninitialized -Wno-ignored-optimization-argument".split() + ["-Werror"] * STRICT
+# Instruction sets by suffix of the file; its functions are called where the processor has them.
 ISA_FLAGS = {
-    "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
-    "_avx512": [
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512vl",
-        "-mavx512dq",
-        "-mfma",
-        "-mf16c",
-        "-mpopcnt",
-    ],
+    "_avx2": "-mavx2 -mfma -mf16c -mpopcnt".split(),
+    "_avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mpopcnt".split(),
 }
 ISA_FLAGS["_bitalg"] = [*ISA_FLAGS["_avx512"], "-mavx512bitalg"]
+NVCC_FLAGS = "-std=c++17 -O3 --threads 0 -Xcompiler -fPIC,-Wall,-Wextra,-fvisibility=hidden".split()
+NVCC_FLAGS += "-Werror all-warnings -Xptxas -warn-spills,-Werror".split() * STRICT
 
 
 def find_compiler() -> str | None:
@@ -98,8 +89,45 @@ def cuda_archs() -> list[str]:
     return archs
 
 
+def cuda_targets(source: str) -> list[tuple[str, str]]:
+    """Pairs (PTX, code) that a .cu file is compiled for, such as ("80", "sm_90").
+
+    * ``x.cu``: every capability of BITDANCE_CUDA_ARCHS. The cards before Blackwell share the PTX of
+      the oldest: no source asks for what only some of them have, and Hopper's machine code differs
+      in little but how bfloat16 is widened. This saves one of three translations.
+    * ``x_sm90.cu``: those from 90 on, all from the PTX of 90, which has clusters and programmatic
+      dependent launch.
+    * ``x_sm90a.cu``: 90a alone, which has wgmma; nothing else runs it, so no PTX is kept.
+
+    Without a capability that fits, a file with a suffix is compiled for the suffix, since the
+    module links its functions; they check the card before they launch.
+    """
+    suffix = re.search(r"_sm(\d+)(a?)$", Path(source).stem)
+    if suffix and suffix[2]:
+        return [(f"{suffix[1]}a", f"sm_{suffix[1]}a")]
+    archs, oldest, end = cuda_archs(), 80, 100
+    if suffix:
+        oldest, end = int(suffix[1]), sys.maxsize
+        archs = [arch for arch in archs if int(arch.rstrip("af")) >= oldest] or [suffix[1]]
+    shared = [arch for arch in archs if arch.isdigit() and oldest <= int(arch) < end]
+    ptx = {arch: suffix[1] if suffix else min(shared, key=int) for arch in shared}
+    targets = [(ptx.get(arch, arch), f"sm_{arch}") for arch in archs]
+    return [*targets, (targets[-1][0], f"compute_{targets[-1][0]}")]
+
+
+def flags(source: str) -> list[str]:
+    """Flags that the name of a source asks for, without include paths."""
+    path = Path(source)
+    if path.suffix == ".cu":
+        gencode = [f"arch=compute_{ptx},code={code}" for ptx, code in cuda_targets(source)]
+        return NVCC_FLAGS + [flag for target in gencode for flag in ("-gencode", target)]
+    suffix = next(filter(path.stem.endswith, ISA_FLAGS), "")
+    isa = ISA_FLAGS.get(suffix, [])
+    return [*CXX_FLAGS, *isa, *WARNINGS, *SANITIZE, *["-DBDK_X86"] * X86]
+
+
 class BuildNative(build_ext):
-    """Compiles each source with the flags its name asks for, and links with the C++ compiler."""
+    """Compiles each source with the flags its name asks for, and links the objects."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -117,129 +145,68 @@ class BuildNative(build_ext):
     def _build(self, ext: Extension) -> None:
         import pybind11
 
-        include = [
-            f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{CSRC / 'bindings'}",
-            f"-I{pybind11.get_include()}", f"-I{self._python_include()}",
-        ]  # fmt: skip
-        cxx = find_compiler()
-        openmp = self._openmp(cxx)
-        nvcc = find_nvcc()
-        # Not self.build_temp: pip's is another one each time, and nothing would be used again.
+        begin = time.monotonic()
+        cxx, nvcc = find_compiler(), find_nvcc()
+        openmp = openmp_flags(cxx)
+        include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
+        binding = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+        binding += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
+        # Not self.build_temp: that of pip is new each time, and nothing would be reused.
         tag = f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
         build = ROOT / "build" / tag / ext.name
-        build.mkdir(parents=True, exist_ok=True)
-        headers = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), Path(__file__)]
-        newest_header = max(path.stat().st_mtime for path in headers)
 
-        def compile_one(source: str) -> str:
-            path = Path(source)
-            target = build / (path.name + ".o")
-            if path.suffix == ".cu":
-                command = [
-                    nvcc,
-                    "-c",
-                    source,
-                    "-o",
-                    str(target),
-                    f"-I{CSRC}",
-                    f"-I{CSRC / 'include'}",
-                ]
-                command += nvcc_flags()
-            else:
-                command = [
-                    cxx,
-                    "-c",
-                    source,
-                    "-o",
-                    str(target),
-                    *include,
-                    *CXX_FLAGS,
-                ]
-                command += [*WARNINGS, *openmp, *SANITIZE]
-                command += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
-                if X86:
-                    command += ["-DBDK_X86"]
-                for suffix, flags in ISA_FLAGS.items():
-                    command += flags if path.stem.endswith(suffix) else []
-            made_by, newest = Path(f"{target}.txt"), max(newest_header, path.stat().st_mtime)
-            current = target.exists() and target.stat().st_mtime > newest and made_by.exists()
-            if not (current and made_by.read_text() == " ".join(command)):
-                run(command)
-                made_by.write_text(" ".join(command))
-            return str(target)
+        def compile_one(source: str) -> bool:
+            command = [nvcc] if source.endswith(".cu") else [cxx, *openmp]
+            command += [*flags(source), *include, *binding * ("bindings" in Path(source).parts)]
+            return compile_object(command, source, build / f"{source}.o")
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, ext.sources))
+            compiled = sum(pool.map(compile_one, ext.sources))
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
-        link = [cxx, "-shared", *objects, "-o", str(output), *openmp, *SANITIZE]
-        if sys.platform == "darwin":
-            link += ["-undefined", "dynamic_lookup"]
+        # nvcc links its runtime statically, so that the module loads, and can say what is missing,
+        # without a CUDA installation.
+        link = [nvcc] if ext.name.endswith("_cuda") else [cxx, *openmp, *SANITIZE]
+        link += ["-undefined", "dynamic_lookup"] * (sys.platform == "darwin")
+        run([*link, "-shared", *(f"{build / source}.o" for source in ext.sources), "-o", output])
+        what = f"{compiled} of {len(ext.sources)} files compiled"
         if ext.name.endswith("_cuda"):
-            # Static, so that the module loads, and can say what is missing, without a CUDA
-            # installation.
-            link += [f"-L{cuda_library(nvcc)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        run(link)
-
-    def _python_include(self) -> str:
-        import sysconfig
-
-        return sysconfig.get_paths()["include"]
-
-    def _openmp(self, cxx: str) -> list[str]:
-        """["-fopenmp"] where the compiler has it; without it the kernels use one thread."""
-        with tempfile.TemporaryDirectory() as folder:
-            probe = Path(folder) / "probe.cpp"
-            probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
-            command = [cxx, "-fopenmp", str(probe), "-o", str(Path(folder) / "probe")]
-            return (
-                ["-fopenmp"] if subprocess.run(command, capture_output=True).returncode == 0 else []
-            )
+            what += f" for sm_{', sm_'.join(cuda_archs())}"
+        print(f"built {ext.name}: {what}, {time.monotonic() - begin:.0f} s", flush=True)
 
 
-def nvcc_flags() -> list[str]:
-    """Flags of every .cu file: all targets, warnings and register spills are errors."""
-    archs = cuda_archs()
-    flags = [
-        "-std=c++17",
-        "-O3",
-        "--threads",
-        "0",
-        "-Xcompiler",
-        "-fPIC,-Wall,-Wextra,-fvisibility=hidden",
-    ]
-    flags += ["-Werror", "all-warnings", "-Xptxas", "-warn-spills,-Werror"] if STRICT else []
-    # The cards before Blackwell share one translation to PTX, that for the oldest of them: no
-    # source asks for what only some have, and Hopper's machine code is nearly the same, mostly but
-    # for how bfloat16 is widened. It saves one of three translations.
-    shared = [arch for arch in archs if arch.isdigit() and 80 <= int(arch) < 100]
-    for arch in archs:
-        ptx = min(shared, key=int) if arch in shared else arch
-        flags += ["-gencode", f"arch=compute_{ptx},code=sm_{arch}"]
-    flags += ["-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
-    return flags
+def compile_object(command: list[str], source: str, target: Path) -> bool:
+    """Compile unless `target` is up to date; whether it was compiled."""
+    made_by, needed = Path(f"{target}.txt"), Path(f"{target}.d")
+    command = [*command, "-MMD", "-MF", str(needed), "-c", source, "-o", str(target)]
+    text = shlex.join(command)
+    if target.exists() and made_by.exists() and made_by.read_text() == text:
+        files = shlex.split(needed.read_text().replace("\\\n", " ").split(": ", 1)[1])
+        made = target.stat().st_mtime
+        if all(os.path.exists(file) and os.path.getmtime(file) <= made for file in files):
+            return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made_by.unlink(missing_ok=True)
+    run(command)
+    made_by.write_text(text)
+    return True
 
 
-def cuda_library(nvcc: str) -> str:
-    """Folder of libcudart_static.a, as nvcc itself names it."""
-    listing = subprocess.run([nvcc, "--dryrun", "-o", "x", "x.cu"], capture_output=True, text=True)
-    match = re.search(r"LIBRARIES=.*?-L\"?([^\"\s]+)", listing.stderr)
-    top = re.search(r"TOP=(\S+)", listing.stderr)
-    folders = [match.group(1)] if match else []
-    if top:
-        folders += [
-            f"{top.group(1)}/{name}" for name in ("lib64", "lib", "targets/x86_64-linux/lib")
-        ]
-    for folder in folders:
-        if (Path(folder) / "libcudart_static.a").exists():
-            return folder
-    raise subprocess.CalledProcessError(1, "looking for libcudart_static.a beside nvcc")
-
-
-def run(command: list[str | None]) -> None:
+def run(command: list[str | Path]) -> None:
     """Run a compiler; its messages go to the terminal."""
-    print(" ".join(map(str, command)), flush=True)
+    if os.environ.get("V") == "1":
+        print(shlex.join(map(str, command)), flush=True)
     subprocess.run(command, check=True)
+
+
+def openmp_flags(cxx: str) -> list[str]:
+    """["-fopenmp"] where the compiler has it; without it the kernels use one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder) / "probe.cpp"
+        probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+        command = [cxx, "-fopenmp", str(probe), "-o", str(Path(folder) / "probe")]
+        found = subprocess.run(command, capture_output=True).returncode == 0
+    return ["-fopenmp"] if found else []
 
 
 def extensions() -> list[Extension]:
@@ -249,22 +216,19 @@ def extensions() -> list[Extension]:
     if find_compiler() is None:
         print("warning: no C++ compiler, so no native module is built", file=sys.stderr)
         return []
-    sources = sorted((CSRC / "cpu").rglob("*.cpp"))
-    if not X86:
-        sources = [s for s in sources if not s.stem.endswith(tuple(ISA_FLAGS))]
-    modules = [Extension("bitdance_kernels._cpu", [str(s.relative_to(ROOT)) for s in sources])]
-    modules[0].sources.append("csrc/bindings/module_cpu.cpp")
     if nvcc is None:
         print("warning: no nvcc, so the CUDA module is not built", file=sys.stderr)
-    else:
-        sources = sorted((CSRC / "cuda").rglob("*.cu"))
-        modules.append(
-            Extension("bitdance_kernels._cuda", [str(s.relative_to(ROOT)) for s in sources])
-        )
-        modules[1].sources.append("csrc/bindings/module_cuda.cpp")
-    for module in modules:
-        module.optional = True  # setuptools then copes with a module that BuildNative left out
+    modules = []
+    for side, pattern in {"cpu": "*.cpp", "cuda": "*.cu"}.items():
+        files = [*ROOT.glob(f"csrc/{side}/**/{pattern}"), ROOT / f"csrc/bindings/module_{side}.cpp"]
+        sources = sorted(path.relative_to(ROOT).as_posix() for path in files)
+        if not X86:
+            sources = [name for name in sources if not Path(name).stem.endswith(tuple(ISA_FLAGS))]
+        if side == "cpu" or nvcc is not None:
+            # Optional: setuptools then copes with a module that BuildNative left out.
+            modules.append(Extension(f"bitdance_kernels._{side}", sources, optional=True))
     return modules
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})
+if __name__ == "__main__":
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})

@@ -1,17 +1,26 @@
-"""setup.py on machines that lack a tool, or whose compiler fails."""
+"""Building and packaging: missing tools, flags, what is compiled again, what is shipped."""
 
-import ast
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
+import triton
+
+import bitdance_kernels
 
 ROOT = Path(__file__).parent.parent
+SETUP = runpy.run_path(str(ROOT / "setup.py"))
+NVCC = shutil.which(os.environ.get("NVCC", "nvcc"))
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 @pytest.fixture
@@ -20,14 +29,14 @@ def checkout(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("csrc", "bitdance_kernels", "bitdance"):
-        ignore = shutil.ignore_patterns("*.so", "__pycache__")
+        ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
     return tmp_path
 
 
 def _build(checkout, **environment):
     return subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=checkout,
         env={**os.environ, "BITDANCE_BUILD_STRICT": "0", **environment},
         capture_output=True,
@@ -92,15 +101,6 @@ def test_wrong_settings_are_refused(checkout, environment, message):
     assert message in done.stderr
 
 
-def _setup_constant(name):
-    """A list or dict that setup.py defines, without running it."""
-    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
-    raise LookupError(name)
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="GCC reports which loops it vectorised")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2")
 @pytest.mark.parametrize("op", ["adaln_norm", "gated_residual", "patch_attention", "swiglu"])
@@ -109,7 +109,7 @@ def test_loops_over_channels_are_vectorised(op, tmp_path):
     folder = ROOT / "csrc"
     command = ["g++", "-c", folder / "cpu" / op / f"{op}_avx2.cpp", "-o", tmp_path / "out.o"]
     command += [f"-I{folder}", f"-I{folder / 'include'}", "-fopenmp", "-fopt-info-vec-optimized"]
-    command += [*_setup_constant("CXX_FLAGS"), *_setup_constant("ISA_FLAGS")["_avx2"]]
+    command += [*SETUP["CXX_FLAGS"], *SETUP["ISA_FLAGS"]["_avx2"]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"(\w+\.h):(\d+):\d+: optimized: loop vectorized", done.stderr)
@@ -126,3 +126,145 @@ def test_no_source_asks_for_a_card_before_blackwell():
     for path in (ROOT / "csrc").rglob("*"):
         if path.is_file():
             assert not re.search(r"__CUDA_ARCH__\s*[<>=]", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    ("source", "archs", "targets"),
+    [
+        ("x.cu", "80 90 100", "80:sm_80 80:sm_90 100:sm_100 100:compute_100"),
+        ("x.cu", "90", "90:sm_90 90:compute_90"),
+        ("x.cu", "86,90a", "86:sm_86 90a:sm_90a 90a:compute_90a"),
+        ("a/x_sm90.cu", "80 90 100", "90:sm_90 90:sm_100 90:compute_90"),
+        ("x_sm90.cu", "80", "90:sm_90 90:compute_90"),
+        ("x_sm90.cu", "100 120", "90:sm_100 90:sm_120 90:compute_90"),
+        ("x_sm90a.cu", "80 90 100", "90a:sm_90a"),
+    ],
+)
+def test_targets_of_a_cuda_source(source, archs, targets, monkeypatch):
+    monkeypatch.setenv("BITDANCE_CUDA_ARCHS", archs)
+    assert " ".join(map(":".join, SETUP["cuda_targets"](source))) == targets
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+def test_a_source_for_hopper_is_compiled_for_hopper_and_later(tmp_path):
+    """Clusters and dependent launches do not compile from the PTX of the other sources."""
+    text = """__global__ void kernel(unsigned* out) {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(out[threadIdx.x]));
+  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+}
+"""
+    compile_object, flags = SETUP["compile_object"], SETUP["flags"]
+    for name in ("x_sm90.cu", "x.cu"):
+        (tmp_path / name).write_text(text)
+    source, target = str(tmp_path / "x_sm90.cu"), tmp_path / "x.o"
+    assert compile_object([NVCC, *flags(source)], source, target)
+    assert not compile_object([NVCC, *flags(source)], source, target)
+    command = [CUOBJDUMP, "-lelf", "-lptx", target]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    held = re.findall(r"\.(sm_\d+)\.(cubin|ptx)", printed)
+    assert sorted(held) == [("sm_100", "cubin"), ("sm_90", "cubin"), ("sm_90", "ptx")]
+    source = str(tmp_path / "x.cu")
+    with pytest.raises(subprocess.CalledProcessError):
+        compile_object([NVCC, *flags(source)], source, target)
+
+
+SMALL = {
+    "csrc/include/all.h": "",
+    "csrc/common/one.h": "",
+    "csrc/common/two.h": '#include "common/one.h"\n',
+    "csrc/{side}/a/a{suffix}": '#include "all.h"\n#include "common/one.h"\n',
+    "csrc/{side}/b/b{suffix}": '#include "common/two.h"\n',
+    "csrc/{side}/c/c{suffix}": "",
+    "csrc/bindings/module_{side}.cpp": '#include "all.h"\n',
+}
+
+
+@pytest.mark.parametrize("side", ["cpu", "cuda"])
+def test_a_changed_header_compiles_only_what_includes_it(side, tmp_path):
+    if shutil.which(os.environ.get("CXX", "c++")) is None or (side == "cuda" and NVCC is None):
+        pytest.skip("needs the compiler")
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bitdance_kernels").mkdir()
+    (tmp_path / "csrc/bindings").mkdir(parents=True)
+    (tmp_path / "csrc/bindings/module_cpu.cpp").write_text("")
+    for name, text in SMALL.items():
+        path = tmp_path / name.format(side=side, suffix=".cu" if side == "cuda" else ".cpp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    sources = {"a", "b", "c", f"module_{side}"}
+
+    def build(archs="90", **more):
+        """Names of the sources that are compiled, and the lines printed."""
+        cuda = str(int(side == "cuda"))
+        done = _build(tmp_path, BITDANCE_BUILD_CUDA=cuda, BITDANCE_CUDA_ARCHS=archs, **more)
+        assert done.returncode == 0, done.stderr
+        return {Path(name).stem for name in re.findall(r" -c (\S+)", done.stdout)}, done.stdout
+
+    def changed(header):
+        """Make objects newer than their sources, and the header newer than the objects."""
+        now = time.time()
+        for path in tmp_path.rglob("*.*"):
+            age = 1000 if path.suffix == ".o" else 2000
+            os.utime(path, (now - age, now - age))
+        os.utime(tmp_path / "csrc" / header, (now - 500, now - 500))
+        return build(V="1")[0]
+
+    assert build(V="1")[0] == sources | {"module_cpu"}
+    printed = build()[1]
+    assert re.findall(rf"^built bitdance_kernels._{side}: 0 of 4 files", printed, re.MULTILINE)
+    assert len(printed.splitlines()) == (2 if side == "cuda" else 1)  # one for each module
+    assert changed("common/one.h") == {"a", "b"}
+    if side == "cpu":
+        assert changed("common/two.h") == {"b"}
+        assert changed("include/all.h") == {"a", "module_cpu"}
+        assert build(archs="100", V="1")[0] == {"module_cpu"}  # whose command names them
+
+
+def _backend(folder, call):
+    """Call a hook of the build backend; returns the file that it wrote."""
+    code = f"from setuptools import build_meta; print(build_meta.{call})"
+    environment = {**os.environ, "CXX": "/hidden/c++", "NVCC": "/hidden/nvcc"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return folder / done.stdout.splitlines()[-1]
+
+
+def _files(*folders):
+    return {
+        path.relative_to(ROOT).as_posix()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".so")
+    }
+
+
+def test_distributions_of_the_kernels_and_the_model_layer(checkout):
+    """The source has all that a build needs, the wheel all that runs; neither has models."""
+    for name in ("MANIFEST.in", "constraints.txt", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, checkout)
+    with tarfile.open(_backend(checkout, "build_sdist('.')")) as archive:
+        source = {name.partition("/")[2] for name in archive.getnames()}
+    packages = _files("bitdance_kernels", "bitdance")
+    assert packages | _files("csrc") | {"setup.py", "constraints.txt", "LICENSE"} <= source
+    with zipfile.ZipFile(_backend(checkout, "build_wheel('.')")) as archive:
+        wheel = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert wheel == packages
+    assert not [name for name in source if "bitdance_models" in name]
+
+
+def test_distribution_of_the_models(tmp_path):
+    """Pure, complete and of the version that the library's extra asks for."""
+    folder = tmp_path / "bitdance_models"
+    shutil.copytree(ROOT / "bitdance_models", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    wheel = _backend(folder, "build_wheel('.')")
+    version = bitdance_kernels.__version__
+    assert wheel.name == f"bitdance_models-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == _files("bitdance_models") - {"bitdance_models/pyproject.toml"}
+    assert f'models = ["bitdance-models=={version}"]' in (ROOT / "pyproject.toml").read_text()
