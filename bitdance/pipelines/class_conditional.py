@@ -292,5 +292,5 @@ class BitDance(Interruptible):
 def _class_names(config: ModelConfig) -> tuple[str, ...]:
     if config.num_classes != 1000:
         return ("",) * config.num_classes
-    text = resources.files("bitdance").joinpath("assets/imagenet_classes.txt").read_text("utf-8")
+    text = resources.files("bitdance.pipelines").joinpath("imagenet_classes.txt").read_text("utf-8")
     return tuple(text.splitlines())
