@@ -1,9 +1,9 @@
-"""Train a small tokenizer of your own on ``lfq_quantize_commitment`` and ``lfq_entropy``.
+"""Train a small autoencoder of your own on ``lfq_quantize_commitment`` and ``lfq_entropy``.
 
 The model is plain PyTorch: any network that ends in C channels will do. Images are drawn here:
 discs and bars of random place, size and grey. The loss is the reconstruction, plus an entropy term
 that makes every bit decided and the codes evenly used, plus a commitment of the features to their
-codes. ``python examples/train_tokenizer.py`` takes a minute on a laptop.
+codes. ``python examples/train_autoencoder.py`` takes a minute on a laptop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def images(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(shape, uniform(0, 1), uniform(-1, 0))[:, None]
 
 
-class Tokenizer(nn.Module):
+class Autoencoder(nn.Module):
     """A grid of 4 x 4 codes for an image of 16 x 16 pixels."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    model = Tokenizer()
+    model = Autoencoder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(options.steps):
         x = images(options.batch_size, generator)

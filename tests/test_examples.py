@@ -60,8 +60,8 @@ def test_block_causal_attention(run):
     assert same == 100
 
 
-def test_train_tokenizer(run):
-    out = run("train_tokenizer.py", "--steps", 120, "--batch-size", 64)
+def test_train_autoencoder(run):
+    out = run("train_autoencoder.py", "--steps", 120, "--batch-size", 64)
     errors = [float(x) for x in re.findall(r"error ([\d.]+)", out)]
     assert errors[-1] < 0.4 * errors[0]
     decibels, bits, used, of = map(float, re.findall(r"[\d.]+", out[out.index("new images") :]))

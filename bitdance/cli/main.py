@@ -20,7 +20,7 @@ import torch
 from bitdance.cli import bench, reconstruct
 from bitdance.cli.arguments import check_device, make_strict, positive
 from bitdance.cli.errors import run_command
-from bitdance.cli.reconstruct import tokenizer_alone
+from bitdance.cli.reconstruct import autoencoder_alone
 from bitdance.cli.train import add_commands
 from bitdance.io import weights
 from bitdance.io.files import NoModelError
@@ -110,14 +110,14 @@ def _parser() -> argparse.ArgumentParser:
         "Without one: the environment.",
     )
     info.add_argument("model", nargs="?", help="folder, file or hub id")
-    info.add_argument("--tokenizer", help="the tokenizer's own file")
+    info.add_argument("--autoencoder", help="the autoencoder's own file")
     info.add_argument("--config", help=CONFIG_HELP)
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
     export = commands.add_parser(
         "export",
         help="write a checkpoint as safetensors and JSON",
-        description="Write a model, checked and with its tokenizer, into a folder that --model "
+        description="Write a model, checked and with its autoencoder, into a folder that --model "
         "takes: an official checkpoint without its pickle, or a trained model in half precision.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -136,7 +136,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="a folder that save_pretrained wrote, an official .pt file, a hub id owner/name, or "
         "'fashion', the model of bitdance-models",
     )  # fmt: skip
-    parser.add_argument("--tokenizer", help="the tokenizer's own file, where --model lacks it")
+    parser.add_argument("--autoencoder", help="the autoencoder's own file, where --model lacks it")
     parser.add_argument("--config", help=CONFIG_HELP)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
@@ -145,7 +145,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _load(options: argparse.Namespace) -> BitDance:
     return BitDance.from_pretrained(
         options.model,
-        tokenizer=options.tokenizer,
+        tokenizer=options.autoencoder,
         config=options.config,
         dtype=DTYPES[options.dtype],
         device=options.device,
@@ -227,10 +227,10 @@ def _info(options: argparse.Namespace) -> None:
     path = locate(options.model)
     try:
         pipeline = BitDance.from_pretrained(
-            path, tokenizer=options.tokenizer, config=options.config
+            path, tokenizer=options.autoencoder, config=options.config
         )
     except NoModelError:
-        _tell_tokenizer(options, path)
+        _tell_autoencoder(options, path)
         return
     model = pipeline.model
     counts = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
@@ -258,19 +258,19 @@ def _info(options: argparse.Namespace) -> None:
     print(f"  SHA-256          {report['sha256']}")
 
 
-def _tell_tokenizer(options: argparse.Namespace, path: Path) -> None:
-    tokenizer = tokenizer_alone(path)
-    config = tokenizer.config
+def _tell_autoencoder(options: argparse.Namespace, path: Path) -> None:
+    autoencoder = autoencoder_alone(path)
+    config = autoencoder.config
     report: dict[str, Any] = {
-        "tokenizer": config.to_dict(),
-        "parameters": {"all": sum(p.numel() for p in tokenizer.parameters())},
+        "autoencoder": config.to_dict(),
+        "parameters": {"all": sum(p.numel() for p in autoencoder.parameters())},
         "sha256": weights.sha256(path) if path.is_file() else None,
     }
     if options.json:
         print(json.dumps(report, indent=2))
         return
     side = config.downsampling
-    print(f"{printable(options.model)}: a tokenizer")
+    print(f"{printable(options.model)}: an autoencoder")
     print(f"  parameters       {report['parameters']['all']:,}")
     print(f"  a code           {config.z_channels} bits a code of {side} x {side} pixels")
     if path.is_file():

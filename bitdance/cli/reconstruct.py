@@ -1,4 +1,4 @@
-"""The command ``bitdance reconstruct``: images through the tokenizer and back."""
+"""The command ``bitdance reconstruct``: images through the autoencoder and back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_command(
     """Add the command's parser."""
     parser = commands.add_parser(
         "reconstruct",
-        help="send images through the tokenizer",
+        help="send images through the autoencoder",
         description="Encode images to bits and decode them again; each original and its "
         "reconstruction are written side by side.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -67,7 +67,7 @@ def _reconstruct(options: argparse.Namespace, load: Callable[[Any], BitDance]) -
         pipeline = load(options)
         autoencoder = pipeline.model.vae
     except NoModelError:
-        autoencoder = tokenizer_alone(locate(options.model)).to(
+        autoencoder = autoencoder_alone(locate(options.model)).to(
             options.device, getattr(torch, options.dtype)
         )
     factor = autoencoder.config.downsampling
@@ -86,16 +86,18 @@ def _reconstruct(options: argparse.Namespace, load: Callable[[Any], BitDance]) -
             _note(f"{printable(path)}: little is left of it{made}")
 
 
-def tokenizer_alone(path: Path) -> BinaryAutoencoder:
-    """The tokenizer of files that are no model.
+def autoencoder_alone(path: Path) -> BinaryAutoencoder:
+    """The autoencoder of files that are no model.
 
     Raises:
-        CheckpointError: they are no tokenizer either.
+        CheckpointError: they are no autoencoder either.
     """
     try:
         return BinaryAutoencoder.from_pretrained(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} holds neither a model nor a tokenizer: {error}") from error
+        raise CheckpointError(
+            f"{path} holds neither a model nor an autoencoder: {error}"
+        ) from error
 
 
 def _sizes(options: argparse.Namespace) -> dict[Path, tuple[int, int]]:
@@ -140,7 +142,7 @@ def _read(path: Path, options: argparse.Namespace) -> Image.Image:
 
 
 def _whole_cells(image: Image.Image, factor: int) -> Image.Image:
-    """The middle of the image, as much as the tokenizer's cells cover."""
+    """The middle of the image, as much as the autoencoder's cells cover."""
     width, height = (side // factor * factor for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

@@ -22,10 +22,10 @@ from bitdance.evaluation import evaluate
 from bitdance.io.image_files import printable
 from bitdance.io.outputs import check_folder
 from bitdance.pipelines.class_conditional import BitDance
-from bitdance.training.class_conditional import ModelTask
+from bitdance.training.autoencoder import AutoencoderTask, load_autoencoder
+from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import read_config
 from bitdance.training.run_folder import check_single_process
-from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.training.trainer import Task, Trainer
 
 _BATCH = 256
@@ -35,21 +35,21 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     """Add the parsers of these commands."""
     train = commands.add_parser(
         "train",
-        help="train a tokenizer or a model",
-        description="Train a tokenizer, or a model on what one makes. A run that was stopped, in "
-        "whatever way, goes on where it was when the same command is given again.",
+        help="train an autoencoder or a model",
+        description="Train an autoencoder, or a model on its codes. A run that was stopped resumes "
+        "when the same command is given again.",
     )
     kinds = train.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, text in {
-        "tokenizer": "the autoencoder that turns images into bits",
-        "model": "the transformer and its diffusion head, on a trained tokenizer's bits",
+        "autoencoder": "the autoencoder that turns images into bits",
+        "model": "the transformer and its diffusion head, on a trained autoencoder's bits",
     }.items():
         parser = kinds.add_parser(kind, help=text, description=f"Train {text}.")
         parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file")
         parser.add_argument("--out", type=Path, required=True, help="folder of the run")
         parser.add_argument("--data", help="instead of data.path of the file")
         if kind == "model":
-            parser.add_argument("--tokenizer", help="instead of tokenizer_path of the file")
+            parser.add_argument("--autoencoder", help="instead of autoencoder_path of the file")
         parser.add_argument(
             "--set", dest="changes", nargs="+", action="extend", default=[],
             metavar="SECTION.KEY=VALUE",
@@ -69,7 +69,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     tokenize.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")
-    tokenize.add_argument("--tokenizer", required=True, help="folder of its training")
+    tokenize.add_argument("--autoencoder", required=True, help="folder of its training")
     tokenize.add_argument("--size", type=positive, required=True, help="pixels a side")
     tokenize.add_argument("--split", choices=("train", "test"), default="train", help="which part")
     tokenize.add_argument(
@@ -112,7 +112,7 @@ def _train(options: argparse.Namespace) -> int:
     given = {
         "data.path": options.data,
         "init": options.init,
-        "tokenizer_path": options.tokenizer if options.kind == "model" else None,
+        "autoencoder_path": options.autoencoder if options.kind == "model" else None,
     }
     values = {name: value for name, value in given.items() if value is not None}
     config = read_config(options.config, options.changes, values)
@@ -120,9 +120,9 @@ def _train(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.config} has no section [{options.kind}]")
     task: Task
     if options.kind == "model":
-        task = ModelTask(config, device=options.device)
+        task = ClassConditionalTask(config, device=options.device)
     else:
-        task = TokenizerTask(config, device=options.device)
+        task = AutoencoderTask(config, device=options.device)
     trainer = Trainer(
         task, config, options.out, device=options.device, progress=not options.quiet
     )  # fmt: skip
@@ -137,11 +137,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _tokenize(options: argparse.Namespace) -> None:
-    tokenizer = load_tokenizer(options.tokenizer).to(options.device)
-    config = tokenizer.config
+    autoencoder = load_autoencoder(options.autoencoder).to(options.device)
+    config = autoencoder.config
     if options.size % config.downsampling:
         raise ValueError(
-            f"--size must be a multiple of the tokenizer's {config.downsampling}, got "
+            f"--size must be a multiple of the autoencoder's {config.downsampling}, got "
             f"{options.size}"
         )
     images = open_images(
@@ -156,7 +156,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         for items in np.array_split(np.arange(count), -(-count // _BATCH)):
             with torch.no_grad():
                 x = to_float(images.take(items)).to(options.device)
-                packed = tokenizer.encode(x, packed=True).flatten(1, 2).cpu()
+                packed = autoencoder.encode(x, packed=True).flatten(1, 2).cpu()
             writer.write(packed, images.labels[items])
             bar.update(len(items))
     print(f"{count} images of {cells} codes of {config.z_channels} bits: {options.out}")

@@ -1,1 +1,1 @@
-"""Metrics of tokenizers and models on a data set."""
+"""Metrics of autoencoders and models on a data set."""

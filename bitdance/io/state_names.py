@@ -30,7 +30,7 @@ _WRAPPERS = {
     "_forward_module",
 }  # fmt: skip
 # Parameters that tell where a model begins: of class-conditional models, language models, heads of
-# text-to-image models and tokenizers, in this order, since the first have a tokenizer inside.
+# text-to-image models and autoencoders, in this order, since the first have an autoencoder inside.
 _LANDMARKS = (
     "cls_embedding.weight", "model.embed_tokens.weight", "net.input_proj.weight",
     "encoder.conv_in.weight",

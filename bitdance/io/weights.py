@@ -1,7 +1,7 @@
 """Reading and writing weights: safe, checked before anything is assigned, never half-written.
 
 Read: the official ImageNet ``.pt`` files (a dict with ``model`` and / or ``ema``, and the training
-arguments), the tokenizer's ``.pt`` (a dict with ``state_dict``), what usual trainers write, any
+arguments), the autoencoder's ``.pt`` (a dict with ``state_dict``), what usual trainers write, any
 ``.safetensors``. Pickles are only opened with ``weights_only``; besides tensors they may hold the
 ``argparse.Namespace`` of the official checkpoints and nothing else.
 """

@@ -12,7 +12,7 @@ from bitdance.io import weights
 from bitdance.io.files import CheckpointError
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import PRESETS, ModelConfig
-from bitdance.models.loading.autoencoder_files import tokenizer_tensors
+from bitdance.models.loading.autoencoder_files import autoencoder_tensors
 from bitdance.models.loading.checkpoint_config import (
     Said,
     find_config,
@@ -76,7 +76,7 @@ def load_file(
     tensors = stored.tensors
     if tokenizer is not None:
         _, tensors = weights.split_prefix(tensors, "vae.")
-        own = tokenizer_tensors(weights.read_weights(tokenizer, prefer=prefer))
+        own = autoencoder_tensors(weights.read_weights(tokenizer, prefer=prefer))
         tensors |= {f"vae.{name}": tensor for name, tensor in own.items()}
     said = [*said_by_arguments(stored.arguments), *_beside(path)]
     found = find_config(tensors, [*said, *([given] if given else [])], path)

@@ -1,4 +1,4 @@
-"""What a tokenizer is trained for: to give images back, with codes that are decided and used."""
+"""What an autoencoder is trained for: to give images back, with codes that are decided and used."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.training.config import RunConfig
 from bitdance.training.open_data import open_training_images
 
-__all__ = ["TokenizerTask", "load_tokenizer"]
+__all__ = ["AutoencoderTask", "load_autoencoder"]
 
 ExtraLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
+WEIGHTS, CONFIG = "autoencoder.safetensors", "autoencoder.json"
 _SHOWN = 32
 
 
-class TokenizerTask:
+class AutoencoderTask:
     """Train a ``BinaryAutoencoder`` on images.
 
     The loss is l1 |x - y| + l2 (x - y)^2 + entropy (sample_entropy E[H] - codebook_entropy H[E]) +
@@ -52,11 +52,11 @@ class TokenizerTask:
         extra: Mapping[str, tuple[ExtraLoss, float]] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        assert config.tokenizer is not None
+        assert config.autoencoder is not None
         self.images = images or open_training_images(config.data, labelled=False)
         self.size, self.identity = len(self.images), self.images.identity()
         torch.manual_seed(config.optim.seed)
-        own = BinaryAutoencoder(config.tokenizer, dtype=torch.float32, device="cpu")
+        own = BinaryAutoencoder(config.autoencoder, dtype=torch.float32, device="cpu")
         self.module = own.to(device)
         quantizer = self.module.quantizer
         quantizer.sample_weight = config.loss.sample_entropy
@@ -112,7 +112,7 @@ class TokenizerTask:
             sheet.save(temporary, format="PNG")
 
     def export(self, folder: Path) -> None:
-        """Write ``tokenizer.safetensors``, its checksum and ``tokenizer.json``."""
+        """Write ``autoencoder.safetensors``, its checksum and ``autoencoder.json``."""
         weights.write_tensors(folder / WEIGHTS, self.module.state_dict())
         text = json.dumps(self.module.config.to_dict(), indent=2)
         weights.write_text(folder / CONFIG, text + "\n")
@@ -128,8 +128,8 @@ class TokenizerTask:
             self._extra[name][0].load_state_dict(values)  # type: ignore[attr-defined]
 
 
-def load_tokenizer(source: str | Path) -> BinaryAutoencoder:
-    """The tokenizer of a run's folder, or whatever ``BinaryAutoencoder.from_pretrained`` takes.
+def load_autoencoder(source: str | Path) -> BinaryAutoencoder:
+    """The autoencoder of a run's folder, or whatever ``BinaryAutoencoder.from_pretrained`` takes.
 
     Raises:
         FileNotFoundError: there is none; a run has not ended.

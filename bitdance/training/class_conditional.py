@@ -16,17 +16,17 @@ from bitdance.io.image_grid import grid
 from bitdance.models.autoencoder.quantizer import unpack_codes
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.pipelines.class_conditional import BitDance
+from bitdance.training.autoencoder import load_autoencoder
 from bitdance.training.config import RunConfig
 from bitdance.training.open_data import open_codes, open_training_images
-from bitdance.training.tokenizer import load_tokenizer
 
-__all__ = ["ModelTask"]
+__all__ = ["ClassConditionalTask"]
 
 _EACH = 8  # sample pictures of a class
 _CLASSES = 10  # classes shown
 
 
-class ModelTask:
+class ClassConditionalTask:
     """Train a ``BitDanceModel`` on packed codes, or on images that are encoded on the way.
 
     Args:
@@ -34,8 +34,8 @@ class ModelTask:
         device: for the model.
 
     Raises:
-        FileNotFoundError: there is no data, or no tokenizer.
-        ValueError: tokenizer, data and model do not fit.
+        FileNotFoundError: there is no data, or no autoencoder.
+        ValueError: autoencoder, data and model do not fit.
     """
 
     columns: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class ModelTask:
     no_decay: tuple[str, ...] = ("proj_in.", "cls_embedding.", "query_token")
 
     def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
-        tokenizer = load_tokenizer(config.tokenizer_path)
+        autoencoder = load_autoencoder(config.autoencoder_path)
         self._config, self._device = config, torch.device(device)
         data = config.data
         self._packed: PackedDataset | None = None
@@ -56,9 +56,9 @@ class ModelTask:
             self.identity = self._images.identity()
         self.size = len(self.labels)
         torch.manual_seed(config.optim.seed)
-        model_config = config.model_config(tokenizer.config)
+        model_config = config.model_config(autoencoder.config)
         self.module = BitDanceModel(model_config, dtype=torch.float32, device="cpu")
-        self.module.vae.load_state_dict(tokenizer.state_dict())
+        self.module.vae.load_state_dict(autoencoder.state_dict())
         self.module.to(device)
         self.classes = tuple(classes) or ("",) * model_config.num_classes
         if len(self.classes) != model_config.num_classes:
@@ -66,11 +66,11 @@ class ModelTask:
                 f"model.num_classes must be the data's {len(self.classes)}, got "
                 f"{model_config.num_classes}"
             )
-        cells = (config.data.size // tokenizer.config.downsampling) ** 2
-        bits = tokenizer.config.z_channels
+        cells = (config.data.size // autoencoder.config.downsampling) ** 2
+        bits = autoencoder.config.z_channels
         if self._packed and (self._packed.tokens, self._packed.channels) != (cells, bits):
             raise ValueError(
-                f"{data.path} must hold {cells} codes of {bits} bits an image as the tokenizer "
+                f"{data.path} must hold {cells} codes of {bits} bits an image as the autoencoder "
                 f"makes them, got {self._packed.tokens} of {self._packed.channels}"
             )
 

@@ -85,7 +85,7 @@ class DataConfig:
 
 @settings
 class LossConfig:
-    """Weights of the tokenizer's loss terms.
+    """Weights of the autoencoder's loss terms.
 
     Args:
         l1: mean absolute error of the pixels.
@@ -176,11 +176,11 @@ class RunConfig:
     Args:
         data: see ``DataConfig``.
         optim: see ``OptimConfig``.
-        tokenizer: the autoencoder that is trained; None when a model is.
+        autoencoder: the autoencoder that is trained; None when a model is.
         loss: of the autoencoder.
-        model: what of ``ModelConfig`` does not follow from tokenizer and data; None when a
-            tokenizer is trained.
-        tokenizer_path: folder of the trained tokenizer, for a model.
+        model: what of ``ModelConfig`` does not follow from autoencoder and data; None when
+            an autoencoder is trained.
+        autoencoder_path: folder of the trained autoencoder, for a model.
         sample_steps: denoising steps of a model's sample pictures, saved with it as its default.
         init: a checkpoint whose weights the run begins with: a run's folder, what it exported, or
             an official file. By default weights are drawn.
@@ -192,10 +192,10 @@ class RunConfig:
 
     data: DataConfig
     optim: OptimConfig
-    tokenizer: AutoencoderConfig | None = None
+    autoencoder: AutoencoderConfig | None = None
     loss: LossConfig = LossConfig()
     model: ModelShape | None = None
-    tokenizer_path: Location = ""
+    autoencoder_path: Location = ""
     sample_steps: Size = 20
     init: Location = ""
 
@@ -205,14 +205,16 @@ class RunConfig:
             shape = vars(self.model).items()
             given["model"] = {k: v for k, v in shape if v != _default(self.model, k)}
         _refuse_unused(given)
-        if self.model is not None and not self.tokenizer_path:
-            raise invalid(self, "tokenizer_path", "the folder of a trained tokenizer")
-        if self.tokenizer is not None and self.data.size % self.tokenizer.downsampling != 0:
-            expected = f"a multiple of the tokenizer's {self.tokenizer.downsampling} pixels a code"
+        if self.model is not None and not self.autoencoder_path:
+            raise invalid(self, "autoencoder_path", "the folder of a trained autoencoder")
+        if self.autoencoder is not None and self.data.size % self.autoencoder.downsampling != 0:
+            expected = (
+                f"a multiple of the autoencoder's {self.autoencoder.downsampling} pixels a code"
+            )
             raise invalid(self, "data.size", expected)
 
     def model_config(self, autoencoder: AutoencoderConfig) -> ModelConfig:
-        """The model's configuration with a given tokenizer.
+        """The model's configuration with a given autoencoder.
 
         Raises:
             ValueError: they do not fit.
@@ -233,11 +235,14 @@ class RunConfig:
         """As TOML can hold it; ``from_dict`` is the inverse."""
         content: dict[str, Any] = {"init": self.init} if self.init else {}
         if self.model is not None:
-            content |= {"tokenizer_path": self.tokenizer_path, "sample_steps": self.sample_steps}
-        content |= {"data": dataclasses.asdict(self.data), "optim": dataclasses.asdict(self.optim)}
-        if self.tokenizer is not None:
             content |= {
-                "tokenizer": self.tokenizer.to_dict(),
+                "autoencoder_path": self.autoencoder_path,
+                "sample_steps": self.sample_steps,
+            }
+        content |= {"data": dataclasses.asdict(self.data), "optim": dataclasses.asdict(self.optim)}
+        if self.autoencoder is not None:
+            content |= {
+                "autoencoder": self.autoencoder.to_dict(),
                 "loss": dataclasses.asdict(self.loss),
             }
         if self.model is not None:
@@ -275,14 +280,14 @@ def _default(config: Any, name: str) -> Any:
 def _unused(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Keys (as section.key) that a run of this content passes over, and why."""
     found = []
-    if "tokenizer" in content:
-        found += [(name, "it is a model's") for name in ("tokenizer_path", "sample_steps")]
+    if "autoencoder" in content:
+        found += [(name, "it is a model's") for name in ("autoencoder_path", "sample_steps")]
     if "model" in content:
-        found += [("loss", "it is a tokenizer's")]
-    tokenizer, model = (content.get(name) for name in ("tokenizer", "model"))
-    if isinstance(tokenizer, Mapping) and tokenizer.get("architecture", "conv") == "conv":
+        found += [("loss", "it is an autoencoder's")]
+    autoencoder, model = (content.get(name) for name in ("autoencoder", "model"))
+    if isinstance(autoencoder, Mapping) and autoencoder.get("architecture", "conv") == "conv":
         attention = "architecture 'conv' has no attention"
-        found += [(f"tokenizer.{name}", attention) for name in ("attn_blocks", "n_heads")]
+        found += [(f"autoencoder.{name}", attention) for name in ("attn_blocks", "n_heads")]
     if isinstance(model, Mapping) and model.get("time_schedule") == "uniform":
         found += [(f"model.{name}", "uniform times have none") for name in ("P_mean", "P_std")]
     return found
@@ -297,9 +302,9 @@ def _take(content: dict[str, Any], name: str) -> Any:
 
 
 def _refuse_unused(content: Mapping[str, Any]) -> None:
-    if ("tokenizer" in content) == ("model" in content):
+    if ("autoencoder" in content) == ("model" in content):
         got = "both" if "model" in content else "neither"
-        raise ValueError(f"there must be either a section [tokenizer] or [model], got {got}")
+        raise ValueError(f"there must be either a section [autoencoder] or [model], got {got}")
     for name, reason in _unused(content):
         *sections, key = name.split(".")
         values = content[sections[0]] if sections else content

@@ -13,7 +13,7 @@ from bitdance.io import weights
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training import checkpoint
-from bitdance.training.tokenizer import CONFIG, WEIGHTS
+from bitdance.training.autoencoder import CONFIG, WEIGHTS
 
 __all__ = ["load_initial"]
 
@@ -22,9 +22,9 @@ def load_initial(module: nn.Module, source: str) -> None:
     """Put the weights of `source` into the module that is to be trained.
 
     Args:
-        module: a tokenizer, or a model whose tokenizer is frozen and already there.
+        module: an autoencoder, or a model whose autoencoder is frozen and already there.
         source: a run's folder, of whose newest checkpoint the averaged weights are taken; what a
-            run exported; or an official file, of which a tokenizer takes what it has itself.
+            run exported; or an official file, of which an autoencoder takes what it has itself.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -39,7 +39,7 @@ def load_initial(module: nn.Module, source: str) -> None:
     for name, own in module.named_parameters():
         if not own.requires_grad and not _same(tensors.setdefault(name, own), own):
             raise weights.CheckpointError(
-                f"init: {source} was trained on another tokenizer than that of tokenizer_path "
+                f"init: {source} was trained on another autoencoder than that of autoencoder_path "
                 f"({name} differs)"
             )
     weights.load_weights(module, tensors, f"init: {source}")

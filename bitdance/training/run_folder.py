@@ -23,9 +23,9 @@ _LOCK = ".lock"
 _FREE = {
     "optim.steps", "optim.log_every", "optim.save_every", "optim.picture_every", "optim.keep",
     "data.path", "data.classes", "data.on_error",
-    "tokenizer_path", "sample_steps", "model.cfg_scale",
+    "autoencoder_path", "sample_steps", "model.cfg_scale",
 }  # fmt: skip
-"""What does not decide the weights; of data and tokenizer the content does, and is compared."""
+"""What does not decide the weights; of data and autoencoder the content does, and is compared."""
 
 
 class FolderLock:

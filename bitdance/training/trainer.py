@@ -1,4 +1,4 @@
-"""The training loop, the same for tokenizer and model.
+"""The training loop, the same for autoencoder and model.
 
 Everything random in step i is drawn from (seed, i), and the batch is a function of (seed, i) too.
 So a checkpoint is weights, their average, the optimizer's state and the number of the step, and a
@@ -331,8 +331,8 @@ class Trainer:
         for name, own in self.task.module.named_parameters():
             if not own.requires_grad and not torch.equal(own.cpu(), state["module"][name]):
                 raise ValueError(
-                    f"tokenizer_path must hold the tokenizer that the run in {self.folder} began "
-                    f"with, got another in {self.config.tokenizer_path} ({name} differs)"
+                    f"autoencoder_path must hold the autoencoder that {self.folder} began with, "
+                    f"got another in {self.config.autoencoder_path} ({name} differs)"
                 )
         self.task.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])

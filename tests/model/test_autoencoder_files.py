@@ -1,4 +1,4 @@
-"""Tokenizers on their own: released files, folders of runs and of releases, and models."""
+"""Autoencoders on their own: released files, folders of runs and of releases, and models."""
 
 import json
 
@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from bitdance.cli.main import main
 from bitdance.io.weights import CheckpointError, write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.training.tokenizer import load_tokenizer
+from bitdance.training.autoencoder import load_autoencoder
 from tests.model.helpers.tiny import AUTOENCODER, tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import release
@@ -18,12 +18,12 @@ IMAGES = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def autoencoder():
     return tiny_model().vae
 
 
-def released(path, tokenizer, kind):
-    state = {k: t.contiguous() for k, t in tokenizer.state_dict().items()}
+def released(path, autoencoder, kind):
+    state = {k: t.contiguous() for k, t in autoencoder.state_dict().items()}
     more = {**state, "loss.discriminator.weight": torch.zeros(3)}
     if kind == "pt":
         torch.save({"state_dict": more, "epoch": 1}, path)
@@ -39,34 +39,34 @@ def official(config):
     return {"ddconfig": shape, "num_codebooks": 1}
 
 
-def assert_same(loaded, tokenizer):
-    assert loaded.config == tokenizer.config
+def assert_same(loaded, autoencoder):
+    assert loaded.config == autoencoder.config
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
-    assert torch.equal(loaded.encode(IMAGES), tokenizer.encode(IMAGES))
+    assert torch.equal(loaded.encode(IMAGES), autoencoder.encode(IMAGES))
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
 @pytest.mark.parametrize("beside", ["ae_x_config.json", "ae_x.json", ""])
-def test_released_files_work_alone(tmp_path, tokenizer, kind, beside):
-    path = released(tmp_path / f"ae_x.{kind}", tokenizer, kind)
+def test_released_files_work_alone(tmp_path, autoencoder, kind, beside):
+    path = released(tmp_path / f"ae_x.{kind}", autoencoder, kind)
     if beside:
-        (tmp_path / beside).write_text(json.dumps(official(tokenizer.config)))
-    assert_same(BinaryAutoencoder.from_pretrained(path), tokenizer)
-    assert_same(load_tokenizer(path), tokenizer)
+        (tmp_path / beside).write_text(json.dumps(official(autoencoder.config)))
+    assert_same(BinaryAutoencoder.from_pretrained(path), autoencoder)
+    assert_same(load_autoencoder(path), autoencoder)
     half = BinaryAutoencoder.from_pretrained(path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 
-def test_folders_and_models_have_one(tmp_path, tokenizer):
+def test_folders_and_models_have_one(tmp_path, autoencoder):
     run, text, model = (tmp_path / name for name in ("run", "text", "model"))
     run.mkdir()
-    write_tensors(run / "tokenizer.safetensors", tokenizer.state_dict())
-    (run / "tokenizer.json").write_text(json.dumps(tokenizer.config.to_dict()))
-    assert_same(BinaryAutoencoder.from_pretrained(run), tokenizer)
-    assert_same(BinaryAutoencoder.from_pretrained(run / "tokenizer.safetensors"), tokenizer)
+    write_tensors(run / "autoencoder.safetensors", autoencoder.state_dict())
+    (run / "autoencoder.json").write_text(json.dumps(autoencoder.config.to_dict()))
+    assert_same(BinaryAutoencoder.from_pretrained(run), autoencoder)
+    assert_same(BinaryAutoencoder.from_pretrained(run / "autoencoder.safetensors"), autoencoder)
     tiny_pipeline().save_pretrained(model)
-    assert_same(BinaryAutoencoder.from_pretrained(model), tokenizer)
+    assert_same(BinaryAutoencoder.from_pretrained(model), autoencoder)
     text.mkdir()
     whole = tiny()
     release(text, whole)
@@ -75,23 +75,27 @@ def test_folders_and_models_have_one(tmp_path, tokenizer):
     assert BinaryAutoencoder.from_pretrained("fashion").config.z_channels == 32
 
 
-def test_averaged_weights_of_uniwetok_win(tmp_path, tokenizer):
-    raw = {k: torch.zeros_like(t) for k, t in tokenizer.state_dict().items()}
-    averaged = {f"model_ema.{k.replace('.', '')}": t for k, t in tokenizer.state_dict().items()}
+def test_averaged_weights_of_uniwetok_win(tmp_path, autoencoder):
+    raw = {k: torch.zeros_like(t) for k, t in autoencoder.state_dict().items()}
+    averaged = {f"model_ema.{k.replace('.', '')}": t for k, t in autoencoder.state_dict().items()}
     path = tmp_path / "x.pt"
     torch.save({"state_dict": {**raw, **averaged}}, path)
-    assert_same(BinaryAutoencoder.from_pretrained(path), tokenizer)
+    assert_same(BinaryAutoencoder.from_pretrained(path), autoencoder)
     plain = BinaryAutoencoder.from_pretrained(path, prefer="model")
     assert not any(t.any() for t in plain.state_dict().values())
 
 
-def test_what_is_no_tokenizer_is_said(tmp_path, tokenizer):
-    with pytest.raises(FileNotFoundError, match=r"holds no trained tokenizer \(tokenizer\.json or"):
+def test_what_is_no_autoencoder_is_said(tmp_path, autoencoder):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no trained autoencoder \(autoencoder\.json or"
+    ):
         BinaryAutoencoder.from_pretrained(tmp_path)
     write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(3)})
-    with pytest.raises(CheckpointError, match=r"no tokenizer: encoder\.conv_in\.weight is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"no autoencoder: encoder\.conv_in\.weight is missing"
+    ):
         BinaryAutoencoder.from_pretrained(tmp_path / "x.safetensors")
-    path = released(tmp_path / "y.safetensors", tokenizer, "safetensors")
+    path = released(tmp_path / "y.safetensors", autoencoder, "safetensors")
     (tmp_path / "y_config.json").write_text(json.dumps({**official(AUTOENCODER), "ch_mult": [1]}))
     with pytest.raises(CheckpointError, match=r"y_config\.json is damaged: .*ch_mult"):
         BinaryAutoencoder.from_pretrained(path)
@@ -101,13 +105,13 @@ def test_what_is_no_tokenizer_is_said(tmp_path, tokenizer):
         BinaryAutoencoder.from_pretrained(path)
 
 
-def test_commands_take_a_tokenizer_alone(tmp_path, tokenizer, capsys):
-    path = released(tmp_path / "ae.safetensors", tokenizer, "safetensors")
+def test_commands_take_an_autoencoder_alone(tmp_path, autoencoder, capsys):
+    path = released(tmp_path / "ae.safetensors", autoencoder, "safetensors")
     picture = tmp_path / "x.png"
     tiny_pipeline().generate([0], steps=1, progress=False)[0].save(picture)
     assert main(["info", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["tokenizer"] == tokenizer.config.to_dict()
+    assert said["autoencoder"] == autoencoder.config.to_dict()
     assert main(["info", str(path)]) == 0
     assert "8 bits a code" in capsys.readouterr().out
     out = tmp_path / "out"

@@ -75,8 +75,8 @@ def test_it_is_what_the_recipe_makes(pipeline):
 
     recipe = read_config(ROOT / "recipes/fashion/model.toml")
     assert recipe.model_config(pipeline.config.autoencoder) == pipeline.config
-    tokenizer = read_config(ROOT / "recipes/fashion/tokenizer.toml").tokenizer
-    assert tokenizer == pipeline.config.autoencoder
+    autoencoder = read_config(ROOT / "recipes/fashion/autoencoder.toml").autoencoder
+    assert autoencoder == pipeline.config.autoencoder
     last = (ROOT / "recipes/fashion/model-log.csv").read_text().splitlines()[-1]
     assert int(last.split(",")[0]) == recipe.optim.steps
     assert all(torch.equal(p, p.half().float()) for p in pipeline.model.state_dict().values())
@@ -92,7 +92,7 @@ def test_the_readme_has_the_evaluation():
     assert found.sample_accuracy >= 0.85
     real, made = np.array(found.bits_real), np.array(found.bits_samples)
     assert np.abs(real - made).max() <= 0.02
-    # The README says why two channels of the tokenizer are constant.
+    # The README says why two channels of the autoencoder are constant.
     assert sorted(np.minimum(real, 1 - real))[2] >= 0.05
 
 

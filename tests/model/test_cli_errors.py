@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     (folder / "bytes.safetensors").write_bytes(b"\xff" * 100)
     (folder / "run.toml").write_text(
         '[data]\npath = "empty"\nsize = 8\n[optim]\nsteps = 200\n'
-        "[tokenizer]\nch = 32\nch_mult = [1, 1]\nz_channels = 8\nnum_codebooks = 1\n"
+        "[autoencoder]\nch = 32\nch_mult = [1, 1]\nz_channels = 8\nnum_codebooks = 1\n"
     )
     return folder
 
@@ -48,7 +48,7 @@ USAGE = [  # exit status 2
     ["--n", "0"], ["--n", "1e12"], ["--batch-size", "0"], ["--batch-size", "x"],
     ["--zoom", "0"], ["--zoom", "-3"], ["--cfg", "nan"], ["--cfg", "inf"], ["--cfg", "x"],
     ["--cfg", ""], ["--seed", "1.5"], ["--seed", "x"], ["--seed", ""], ["--seed", "²"],
-    ["--out", ""], ["--out", " "], ["--model", ""], ["--tokenizer", ""], ["--class", ""],
+    ["--out", ""], ["--out", " "], ["--model", ""], ["--autoencoder", ""], ["--class", ""],
     ["--bits", ""], ["--dtype", "int8"], ["--cfg-schedule", "cosine"], ["--device", ""],
     ["--unknown"], ["extra"], ["--class"],
 ]  # fmt: skip
@@ -77,7 +77,7 @@ REFUSED = [  # exit status 1, and what is in the line
     (["--model", "bytes.pt"], "bytes.pt"),
     (["--model", "bytes.safetensors"], "bytes.safetensors"),
     (["--model", "picture.png"], "picture.png"),
-    (["--tokenizer", "nowhere"], "tokenizer"),
+    (["--autoencoder", "nowhere"], "tokenizer"),
     (["--out", "nothing/x.png"], "nothing"),
     (["--out", "empty/../picture.png/x.png"], "picture.png"),
     (["--out", "nothing"], "nothing"),
@@ -142,23 +142,23 @@ def test_what_cannot_be_done_is_one_line(folder, capsys, monkeypatch, more, mess
         ["reconstruct", "--model", "model", "empty", "--out", "new"],
         ["reconstruct", "--model", "model", "picture.png", "--out", "nothing"],
         ["reconstruct", "--model", "model", "picture.png", "--background", "no colour"],
-        ["train", "tokenizer", "nowhere.toml", "--out", "new"],
-        ["train", "tokenizer", "empty", "--out", "new"],
-        ["train", "tokenizer", "bytes.toml", "--out", "new"],
-        ["train", "tokenizer", "picture.png", "--out", "new"],
-        ["train", "tokenizer", "run.toml", "--out", "new"],
-        ["train", "tokenizer", "run.toml", "--out", "nothing"],
-        ["train", "tokenizer", "run.toml", "--out", "new", "--set", "optim.steps=2.5"],
-        ["train", "tokenizer", "run.toml", "--out", "new", "--set", "nonsense"],
-        ["train", "tokenizer", "run.toml", "--out", "new", "--set", "a=1", "--set", "a=2"],
-        ["train", "tokenizer", "run.toml", "--out", "new", "--device", "cuda:99"],
-        ["train", "tokenizer", "run.toml", "--out", "new", "--data", "nowhere"],
-        ["train", "tokenizer", "run.toml", "--out", "new", "--data", "5"],
-        ["train", "tokenizer", "run.toml", "--out", "new", "--data", "x", "--set", "data.path=y"],
+        ["train", "autoencoder", "nowhere.toml", "--out", "new"],
+        ["train", "autoencoder", "empty", "--out", "new"],
+        ["train", "autoencoder", "bytes.toml", "--out", "new"],
+        ["train", "autoencoder", "picture.png", "--out", "new"],
+        ["train", "autoencoder", "run.toml", "--out", "new"],
+        ["train", "autoencoder", "run.toml", "--out", "nothing"],
+        ["train", "autoencoder", "run.toml", "--out", "new", "--set", "optim.steps=2.5"],
+        ["train", "autoencoder", "run.toml", "--out", "new", "--set", "nonsense"],
+        ["train", "autoencoder", "run.toml", "--out", "new", "--set", "a=1", "--set", "a=2"],
+        ["train", "autoencoder", "run.toml", "--out", "new", "--device", "cuda:99"],
+        ["train", "autoencoder", "run.toml", "--out", "new", "--data", "nowhere"],
+        ["train", "autoencoder", "run.toml", "--out", "new", "--data", "5"],
+        ["train", "autoencoder", "run.toml", "--out", "new", "--data", "x", "--set", "data.path=y"],
         ["train", "model", "run.toml", "--out", "new"],
-        ["train", "model", "run.toml", "--out", "new", "--tokenizer", "x"],
-        ["tokenize", "nowhere", "--tokenizer", "empty", "--size", "8", "--out", "new"],
-        ["tokenize", "empty", "--tokenizer", "empty", "--size", "8", "--out", "new"],
+        ["train", "model", "run.toml", "--out", "new", "--autoencoder", "x"],
+        ["tokenize", "nowhere", "--autoencoder", "empty", "--size", "8", "--out", "new"],
+        ["tokenize", "empty", "--autoencoder", "empty", "--size", "8", "--out", "new"],
         ["evaluate", "nowhere", "--model", "model", "--out", "new"],
         ["evaluate", "empty", "--model", "model", "--out", "nothing"],
         ["bench", "--model", "model", "--out", "speed.xyz"],
@@ -194,7 +194,7 @@ def test_numbers_may_be_written_as_one_likes(folder, tmp_path, capsys, monkeypat
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_tells_no_defaults_that_are_none(capsys, command):
-    kinds = [[command, "tokenizer"], [command, "model"]] if command == "train" else [[command]]
+    kinds = [[command, "autoencoder"], [command, "model"]] if command == "train" else [[command]]
     for arguments in kinds:
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, "--help"])

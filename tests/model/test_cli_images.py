@@ -28,14 +28,14 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+def autoencoder(tmp_path_factory):
     """Folder as training writes it, of random weights."""
-    folder = tmp_path_factory.mktemp("tokenizer")
+    folder = tmp_path_factory.mktemp("autoencoder")
     torch.manual_seed(0)
     weights.write_tensors(
-        folder / "tokenizer.safetensors", BinaryAutoencoder(AUTOENCODER).state_dict()
+        folder / "autoencoder.safetensors", BinaryAutoencoder(AUTOENCODER).state_dict()
     )
-    (folder / "tokenizer.json").write_text(json.dumps(AUTOENCODER.to_dict()))
+    (folder / "autoencoder.json").write_text(json.dumps(AUTOENCODER.to_dict()))
     return folder
 
 
@@ -234,13 +234,13 @@ def test_reconstruct_bounds_what_it_resizes_to(saved, tmp_path, capsys, monkeypa
     assert "a.png: resized to 4800 x 8, it has more than 2000 pixels" in capsys.readouterr().err
 
 
-def test_tokenize_encodes_every_image_of_more_than_a_batch(tokenizer, tmp_path, capsys):
+def test_tokenize_encodes_every_image_of_more_than_a_batch(autoencoder, tmp_path, capsys):
     """300 images: the codes of each are those that it has alone."""
     pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8), dtype=np.uint8)
     write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(300) % 7)
     out = tmp_path / "codes"
-    arguments = ["tokenize", str(tmp_path), "--tokenizer", str(tokenizer), "--size", "8"]
+    arguments = ["tokenize", str(tmp_path), "--autoencoder", str(autoencoder), "--size", "8"]
     assert main([*arguments, "--out", str(out), "--quiet"]) == 0
     assert "300 images of 16 codes of 8 bits" in capsys.readouterr().out
     data = PackedDataset(out)
@@ -255,13 +255,20 @@ def test_tokenize_encodes_every_image_of_more_than_a_batch(tokenizer, tmp_path, 
             assert torch.equal(alone.encode(x, packed=True).flatten(1, 2)[0], codes[i]), i
 
 
-def test_tokenize_keeps_codes_and_labels_together_when_it_skips(tokenizer, tmp_path, caplog):
+def test_tokenize_keeps_codes_and_labels_together_when_it_skips(autoencoder, tmp_path, caplog):
     colors = {"a/0": 0, "a/1": 80, "b/0": 160, "b/1": 250}
     for name, level in colors.items():
         picture(tmp_path / "data" / f"{name}.png", (level, 0, 255 - level))
     (tmp_path / "data" / "a" / "0.png").write_bytes(b"no image")
     os.mkfifo(tmp_path / "data" / "b" / "pipe.png")
-    arguments = ["tokenize", str(tmp_path / "data"), "--tokenizer", str(tokenizer), "--size", "8"]
+    arguments = [
+        "tokenize",
+        str(tmp_path / "data"),
+        "--autoencoder",
+        str(autoencoder),
+        "--size",
+        "8",
+    ]
     for on_error in ("raise", "check"):
         out = ["--out", str(tmp_path / "codes"), "--quiet", "--on-error", on_error]
         assert main([*arguments, *out]) == 1
@@ -277,14 +284,14 @@ def test_tokenize_keeps_codes_and_labels_together_when_it_skips(tokenizer, tmp_p
 
 
 def test_tokenize_takes_a_flat_folder_and_refuses_a_size_that_does_not_fit(
-    tokenizer, tmp_path, capsys
+    autoencoder, tmp_path, capsys
 ):
     for i in range(3):
         picture(tmp_path / "data" / f"{i}.png", (80 * i, 0, 0))
-    arguments = ["tokenize", str(tmp_path / "data"), "--tokenizer", str(tokenizer), "--quiet"]
+    arguments = ["tokenize", str(tmp_path / "data"), "--autoencoder", str(autoencoder), "--quiet"]
     out = ["--out", str(tmp_path / "codes")]
     assert main([*arguments, *out, "--size", "9"]) == 1
-    assert "--size must be a multiple of the tokenizer's 2, got 9" in capsys.readouterr().err
+    assert "--size must be a multiple of the autoencoder's 2, got 9" in capsys.readouterr().err
     assert main([*arguments, *out, "--size", "8"]) == 0
     data = PackedDataset(tmp_path / "codes")
     assert data.labels.tolist() == [0, 0, 0]

@@ -9,8 +9,8 @@ from bitdance.data.images import augment, open_images, to_float
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter
 from bitdance.evaluation.evaluate import evaluate
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.training.class_conditional import ModelTask
-from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
+from bitdance.training.autoencoder import AutoencoderTask, load_autoencoder
+from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.trainer import Trainer
 from tests.defaults import FOREIGN, foreign_defaults
 from tests.model.helpers.tiny import tiny_pipeline
@@ -18,7 +18,7 @@ from tests.model.helpers.tiny_images import write_data_set
 from tests.model.test_patch_official import small
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import SIZE, Words, release
-from tests.model.test_train import assert_same, model_config, tokenizer_config
+from tests.model.test_train import assert_same, autoencoder_config, model_config
 
 
 def _same_under(kind, function):
@@ -99,7 +99,7 @@ def data(tmp_path_factory):
 
 @FOREIGN
 def test_training_is_the_same(kind, data, tmp_path):
-    """Tokenizer and model from a seed, through a checkpoint, on images and on packed codes."""
+    """Autoencoder and model from a seed, through a checkpoint, on images and on packed codes."""
 
     def trained(folder, config, task):
         for stop in (1, 2):
@@ -109,17 +109,17 @@ def test_training_is_the_same(kind, data, tmp_path):
         return [state, trainer._average, trainer._optimizer.state_dict()]
 
     def both(folder):
-        config = tokenizer_config(data, steps=2, warmup=0, save_every=1)
-        results = [trained(folder / "tokenizer", config, TokenizerTask)]
-        tokenizer = load_tokenizer(folder / "tokenizer")
-        results.append(tokenizer.state_dict())
+        config = autoencoder_config(data, steps=2, warmup=0, save_every=1)
+        results = [trained(folder / "autoencoder", config, AutoencoderTask)]
+        autoencoder = load_autoencoder(folder / "autoencoder")
+        results.append(autoencoder.state_dict())
         images = open_images(data, 8)
         with PackedWriter(folder / "packed", tokens=16, channels=8) as writer:
-            codes = tokenizer.encode(to_float(images.take(np.arange(60))), packed=True)
+            codes = autoencoder.encode(to_float(images.take(np.arange(60))), packed=True)
             writer.write(codes.flatten(1, 2).numpy(), images.labels)
         for name, path in (("images", data), ("packed", folder / "packed")):
-            config = model_config(path, folder / "tokenizer", steps=2, warmup=0, save_every=1)
-            results.append(trained(folder / name, config, ModelTask))
+            config = model_config(path, folder / "autoencoder", steps=2, warmup=0, save_every=1)
+            results.append(trained(folder / name, config, ClassConditionalTask))
         return results
 
     wanted = both(tmp_path / "ordinary")

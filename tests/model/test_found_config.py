@@ -243,9 +243,11 @@ def test_config_on_the_command_line(tmp_path, capsys, kind):
                           architecture="conv_attention", attn_blocks=3, n_heads=16),
     ],
 )  # fmt: skip
-def test_shapes_tell_all_of_a_tokenizer(tmp_path, config):
+def test_shapes_tell_all_of_an_autoencoder(tmp_path, config):
     tensors = skeleton(lambda: BinaryAutoencoder(config), "a test").state_dict()
     assert autoencoder_of(tensors, tmp_path) == config
     del tensors["decoder.conv_in.weight"]
-    with pytest.raises(CheckpointError, match=r"no tokenizer: decoder\.conv_in\.weight is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"no autoencoder: decoder\.conv_in\.weight is missing"
+    ):
         autoencoder_of(tensors, tmp_path)

@@ -11,7 +11,7 @@ import torch
 from bitdance import BitDance, TextToImage
 from bitdance.io import weights
 from bitdance.models.loading.skeleton import skeleton
-from bitdance.training.tokenizer import load_tokenizer
+from bitdance.training.autoencoder import load_autoencoder
 from tests.model.helpers.tiny import tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import Words, release
@@ -48,13 +48,13 @@ def test_no_random_number_is_drawn(tmp_path):
     (tmp_path / "text").mkdir()
     release(tmp_path / "text", tiny())
     vae = tiny_model().vae
-    (tmp_path / "tokenizer").mkdir()
-    weights.write_tensors(tmp_path / "tokenizer" / "tokenizer.safetensors", vae.state_dict())
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(vae.config.to_dict()))
+    (tmp_path / "autoencoder").mkdir()
+    weights.write_tensors(tmp_path / "autoencoder" / "autoencoder.safetensors", vae.state_dict())
+    (tmp_path / "autoencoder" / "autoencoder.json").write_text(json.dumps(vae.config.to_dict()))
     before = torch.get_rng_state()
     BitDance.from_pretrained(tmp_path / "model")
     TextToImage.from_pretrained(tmp_path / "text", words=Words())
-    load_tokenizer(tmp_path / "tokenizer")
+    load_autoencoder(tmp_path / "autoencoder")
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -42,8 +42,8 @@ def test_presets_have_the_official_names_shapes_and_counts(preset):
         model = BitDanceModel(PRESETS[preset])
     size, times = preset.split("-")
     expected = _keys(KEYS / f"imagenet_{size}_{times}.txt")
-    tokenizer = _keys(KEYS / "autoencoder_f16c32.txt")
-    assert _shapes(model) == expected | {f"vae.{name}": s for name, s in tokenizer.items()}
+    autoencoder = _keys(KEYS / "autoencoder_f16c32.txt")
+    assert _shapes(model) == expected | {f"vae.{name}": s for name, s in autoencoder.items()}
     own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("vae."))
     assert own == COUNTS[preset]
     vae = sum(p.numel() for p in model.vae.parameters())
@@ -229,7 +229,7 @@ def test_training_under_autocast():
             assert parameter.grad.isfinite().all(), name
 
 
-def test_the_tokenizer_is_not_trained():
+def test_the_autoencoder_is_not_trained():
     trained = {name for name, p in tiny_model().named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in tiny_model().named_parameters() if name[:4] != "vae."}
 

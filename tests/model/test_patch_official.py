@@ -15,7 +15,7 @@ from bitdance_kernels import Ranges
 from bitdance_kernels.testing import compare
 from tests.model.helpers import lookalike
 from tests.model.helpers.golden_cases import Case, case_names, kind_of, mismatches
-from tests.model.helpers.lookalike import Model, Tokenizer
+from tests.model.helpers.lookalike import Autoencoder, Model
 
 CASES = [name for name in case_names() if kind_of(name) == "model, ImageNet"]
 LABELS = torch.tensor([1, 0])
@@ -24,7 +24,7 @@ LABELS = torch.tensor([1, 0])
 def of_case(case):
     """A look-alike with a case's weights."""
     ctor = case.params["ctor"]
-    model = Model(Tokenizer(ctor["latent_dim"], **case.params["vae"]), **ctor)
+    model = Model(Autoencoder(ctor["latent_dim"], **case.params["vae"]), **ctor)
     return case.load_into(model)
 
 
@@ -40,7 +40,7 @@ def small(seed=0, noisy=False, **changes):
     sizes |= changes
     if sizes["parallel_num"] is None:
         del sizes["parallel_num"]
-    model = Model(Tokenizer(sizes["latent_dim"], 32, (1, 2), 1, noisy), **sizes)
+    model = Model(Autoencoder(sizes["latent_dim"], 32, (1, 2), 1, noisy), **sizes)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1 if parameter.dim() > 1 else 1.0)
     return model.eval()

@@ -38,7 +38,7 @@ def small(seed=0, noisy=False, **changes):
     torch.manual_seed(seed)
     llm = LLM | {name: value for name, value in changes.items() if name in LLM}
     head = HEAD | {name: value for name, value in changes.items() if name in HEAD}
-    ae = lookalike.Tokenizer(8, 32, (1, 2), 1, noisy)
+    ae = lookalike.Autoencoder(8, 32, (1, 2), 1, noisy)
     pipeline = Pipeline(Words(SPECIAL, {}), llm, head, ae, 4, 2)
     for name in MODULES:
         for parameter in getattr(pipeline, name).parameters():
@@ -55,7 +55,7 @@ def of_case(case, P):
     params = case.params
     texts = {"user": case["in.prompt_ids"].tolist(), "none": case["in.uncond_ids"].tolist()}
     dd = params["ddconfig"]
-    ae = lookalike.Tokenizer(
+    ae = lookalike.Autoencoder(
         dd["z_channels"], dd["ch"], dd["ch_mult"], dd["num_res_blocks"],
         case.description["ae_config"].get("gan_decoder", False),
     )  # fmt: skip

@@ -153,7 +153,7 @@ def test_official_checkpoints(pipeline, tmp_path):
     assert torch.equal(_latent(loaded, seed=3), _latent(pipeline, seed=3))
 
 
-def test_tokenizer_from_its_own_file(pipeline, tmp_path):
+def test_autoencoder_from_its_own_file(pipeline, tmp_path):
     state = pipeline.model.state_dict()
     own = {k: v for k, v in state.items() if not k.startswith("vae.")}
     torch.save({"model": own}, tmp_path / "model.pt")
@@ -225,7 +225,7 @@ def test_damaged_folders_are_refused(saved, change, message):
         BitDance.from_pretrained(saved)
 
 
-def test_a_folder_has_its_own_tokenizer_and_configuration(saved):
+def test_a_folder_has_its_own_autoencoder_and_configuration(saved):
     for name, value in (("tokenizer", saved), ("config", tiny_config())):
         with pytest.raises(ValueError, match=f"{name} must be left out where source is a folder"):
             BitDance.from_pretrained(saved, **{name: value})

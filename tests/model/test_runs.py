@@ -13,10 +13,10 @@ from bitdance.data.packed_dataset import PackedDataset, PackedWriter
 from bitdance.io.weights import CheckpointError, write_tensors
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training import checkpoint
-from bitdance.training.class_conditional import ModelTask
+from bitdance.training.autoencoder import AutoencoderTask, load_autoencoder
+from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import RunConfig, read_config
 from bitdance.training.run_folder import FolderLock
-from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
 from tests.model.helpers.tiny_images import write_data_set
@@ -59,9 +59,13 @@ class Line:
         pass
 
 
-def config(path="data", size=8, init="", tokenizer=SHAPE, **optim):
+def config(path="data", size=8, init="", autoencoder=SHAPE, **optim):
     optim = {"steps": 4, "batch_size": 2, "warmup": 1, "log_every": 2, "save_every": 2, **optim}
-    content = {"data": {"path": path, "size": size}, "optim": optim, "tokenizer": dict(tokenizer)}
+    content = {
+        "data": {"path": path, "size": size},
+        "optim": optim,
+        "autoencoder": dict(autoencoder),
+    }
     return RunConfig.from_dict({**content, **({"init": init} if init else {})})
 
 
@@ -101,7 +105,10 @@ def test_a_run_goes_on_with_what_does_not_decide_the_weights(tmp_path, stop_at, 
         ({"lr": 1e-2}, "optim.lr (was 0.0006, is 0.01)"),
         ({"batch_size": 4, "seed": 3}, "optim.batch_size (was 2, is 4), optim.seed (was 0, is 3)"),
         ({"size": 16}, "data.size (was 8, is 16)"),
-        ({"tokenizer": {**SHAPE, "ch_mult": [1, 2]}}, "tokenizer.ch_mult (was [1, 1], is [1, 2])"),
+        (
+            {"autoencoder": {**SHAPE, "ch_mult": [1, 2]}},
+            "autoencoder.ch_mult (was [1, 1], is [1, 2])",
+        ),
         ({"init": "x"}, "init (was None, is 'x')"),
         ({"steps": 3}, "optim.steps must be at least 4, which the run in"),
     ],
@@ -167,9 +174,9 @@ def test_other_data_are_refused_wherever_they_lie(tmp_path):
     assert start(tmp_path, task=Line("a"), path="moved").step == 2
 
 
-def test_another_tokenizer_is_refused(tmp_path):
+def test_another_autoencoder_is_refused(tmp_path):
     start(tmp_path, task=Line(frozen=1.0)).run(2)
-    with pytest.raises(ValueError, match=r"^tokenizer_path must hold the tokenizer .*\(frozen"):
+    with pytest.raises(ValueError, match=r"^autoencoder_path must hold the autoencoder .*\(frozen"):
         start(tmp_path, task=Line(frozen=2.0))
 
 
@@ -213,32 +220,32 @@ def test_data_are_known_by_their_content_and_not_their_place(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    """A finished run of a tokenizer, and its data."""
-    folder = tmp_path_factory.mktemp("tokenizer")
+def autoencoder(tmp_path_factory):
+    """A finished run of an autoencoder, and its data."""
+    folder = tmp_path_factory.mktemp("autoencoder")
     (folder / "data").mkdir()
     data = write_data_set(folder / "data")
     run = config(str(data), steps=2)
-    Trainer(TokenizerTask(run), run, folder / "run", progress=False).run()
+    Trainer(AutoencoderTask(run), run, folder / "run", progress=False).run()
     return folder / "run", data
 
 
-def model_config(data, tokenizer, init="", **model):
+def model_config(data, autoencoder, init="", **model):
     model = {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,
              "diff_adanln_layers": 1, "parallel_num": 4, "num_classes": 3, "cls_token_num": 2,
              **model}  # fmt: skip
-    content = {"data": {"path": str(data), "size": 8}, "tokenizer_path": str(tokenizer),
+    content = {"data": {"path": str(data), "size": 8}, "autoencoder_path": str(autoencoder),
                "sample_steps": 1, "model": model,
                "optim": {"steps": 2, "batch_size": 4, "warmup": 1}}  # fmt: skip
     return RunConfig.from_dict({**content, **({"init": str(init)} if init else {})})
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer, tmp_path_factory):
+def model(autoencoder, tmp_path_factory):
     """A finished run of a model."""
     folder = tmp_path_factory.mktemp("model") / "run"
-    run = model_config(tokenizer[1], tokenizer[0])
-    Trainer(ModelTask(run), run, folder, progress=False).run()
+    run = model_config(autoencoder[1], autoencoder[0])
+    Trainer(ClassConditionalTask(run), run, folder, progress=False).run()
     return folder
 
 
@@ -253,51 +260,51 @@ def _begun(task, run, folder):
     return state
 
 
-def test_a_tokenizer_begins_with_the_weights_of_init(tokenizer, model, tmp_path):
-    run, data = tokenizer
-    expected = load_tokenizer(run).state_dict()
+def test_an_autoencoder_begins_with_the_weights_of_init(autoencoder, model, tmp_path):
+    run, data = autoencoder
+    expected = load_autoencoder(run).state_dict()
     official = tmp_path / "ae.pt"
     torch.save({"state_dict": {**expected, "loss.discriminator.weight": torch.ones(3)}}, official)
     exported = tmp_path / "exported"
     exported.mkdir()
-    for name in TokenizerTask.exports:
+    for name in AutoencoderTask.exports:
         shutil.copy(run / name, exported)
-    sources = [run, exported, run / "tokenizer.safetensors", official, model / "model"]
+    sources = [run, exported, run / "autoencoder.safetensors", official, model / "model"]
     for number, source in enumerate(sources):
         changed = config(str(data), init=str(source))
-        state = _begun(TokenizerTask(changed), changed, tmp_path / str(number))
+        state = _begun(AutoencoderTask(changed), changed, tmp_path / str(number))
         assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
-def test_a_model_begins_with_the_weights_of_init(tokenizer, model, tmp_path):
+def test_a_model_begins_with_the_weights_of_init(autoencoder, model, tmp_path):
     expected = BitDance.from_pretrained(model / "model").model.state_dict()
     official = tmp_path / "model.pt"
     alone = {name: value for name, value in expected.items() if not name.startswith("vae.")}
     torch.save({"model": {k: v + 1 for k, v in alone.items()}, "ema": alone}, official)
     for number, source in enumerate([model, model / "model", official]):
-        run = model_config(tokenizer[1], tokenizer[0], source)
-        state = _begun(ModelTask(run), run, tmp_path / str(number))
+        run = model_config(autoencoder[1], autoencoder[0], source)
+        state = _begun(ClassConditionalTask(run), run, tmp_path / str(number))
         assert all(torch.equal(state[name], expected[name]) for name in expected)
     shutil.rmtree(tmp_path / "2")
-    Trainer(ModelTask(run), run, tmp_path / "2", progress=False).run(1)
+    Trainer(ClassConditionalTask(run), run, tmp_path / "2", progress=False).run(1)
     official.unlink()  # only the beginning needs it
-    assert Trainer(ModelTask(run), run, tmp_path / "2", progress=False).step == 1
+    assert Trainer(ClassConditionalTask(run), run, tmp_path / "2", progress=False).step == 1
 
 
-def test_weights_that_do_not_fit_are_named_and_no_folder_is_made(tokenizer, model, tmp_path):
-    run, data = tokenizer
+def test_weights_that_do_not_fit_are_named_and_no_folder_is_made(autoencoder, model, tmp_path):
+    run, data = autoencoder
     other = tmp_path / "other.safetensors"
     whole = BitDance.from_pretrained(model / "model").model.state_dict()
     write_tensors(other, {k: v + k.startswith("vae.") for k, v in whole.items()})
     for changed, message in (
         (model_config(data, run, model, dim=64), r"cls_embedding.* \(\[.*32\], expected \[.*64\]"),
-        (model_config(data, run, other), r"on another tokenizer .*\(vae\..* differs\)"),
+        (model_config(data, run, other), r"on another autoencoder .*\(vae\..* differs\)"),
         (model_config(data, run, run), "unexpected"),
         (model_config(data, run, tmp_path / "no"), "init: there is no .*no$"),
         (model_config(data, run, data), "config.json"),
     ):
         with pytest.raises((CheckpointError, FileNotFoundError), match=message) as caught:
-            Trainer(ModelTask(changed), changed, tmp_path / "new", progress=False)
+            Trainer(ClassConditionalTask(changed), changed, tmp_path / "new", progress=False)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "new").exists()
 
@@ -313,21 +320,23 @@ def test_weights_that_do_not_fit_are_named_and_no_folder_is_made(tokenizer, mode
     ],
     ids=str,
 )
-def test_settings_of_images_are_refused_for_packed_codes(tokenizer, tmp_path, change, message):
+def test_settings_of_images_are_refused_for_packed_codes(autoencoder, tmp_path, change, message):
     codes = _codes(tmp_path / "codes")
-    run = model_config(codes, tokenizer[0], num_classes=2)
-    ModelTask(dataclasses.replace(run, data=dataclasses.replace(run.data, classes=("a", "b"))))
+    run = model_config(codes, autoencoder[0], num_classes=2)
+    ClassConditionalTask(
+        dataclasses.replace(run, data=dataclasses.replace(run.data, classes=("a", "b")))
+    )
     with pytest.raises(ValueError, match=message):
-        ModelTask(dataclasses.replace(run, data=dataclasses.replace(run.data, **change)))
+        ClassConditionalTask(dataclasses.replace(run, data=dataclasses.replace(run.data, **change)))
 
 
 @pytest.mark.parametrize("setting", ["background", "on_error"])
-def test_settings_of_image_files_are_refused_for_idx_files(tokenizer, setting):
-    run = config(str(tokenizer[1]))
+def test_settings_of_image_files_are_refused_for_idx_files(autoencoder, setting):
+    run = config(str(autoencoder[1]))
     value = {"background": "red", "on_error": "skip"}[setting]
     data = dataclasses.replace(run.data, **{setting: value})
     with pytest.raises(ValueError, match=f"data.{setting} must be left out, .* holds IDX files"):
-        TokenizerTask(dataclasses.replace(run, data=data))
+        AutoencoderTask(dataclasses.replace(run, data=data))
 
 
 @pytest.mark.parametrize("size", ["2", "8", "0", "-1", "two", "1.0"])
@@ -465,8 +474,8 @@ class Broken:
         ("tests.model.test_runs:no_tensor", "must return a scalar tensor, got 1.0"),
     ],
 )
-def test_losses_of_ones_own_that_are_none_are_named(tokenizer, name, message):
-    run = config(str(tokenizer[1]))
+def test_losses_of_ones_own_that_are_none_are_named(autoencoder, name, message):
+    run = config(str(autoencoder[1]))
     run = dataclasses.replace(run, loss=dataclasses.replace(run.loss, extra={name: 1.0}))
     with pytest.raises(ValueError, match=rf"^loss\.extra: '{name}' .*{message}"):
-        TokenizerTask(run).loss(np.arange(2))
+        AutoencoderTask(run).loss(np.arange(2))

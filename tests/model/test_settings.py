@@ -27,10 +27,10 @@ MODEL = {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,
          "diff_adanln_layers": 1, "num_classes": 3, "cls_token_num": 2}  # fmt: skip
 
 
-def tokenizer_run():
-    """Every key of a tokenizer's run."""
+def autoencoder_run():
+    """Every key of an autoencoder's run."""
     run = RunConfig.from_dict(
-        {"data": {"path": "x", "size": 8}, "optim": {"steps": 200}, "tokenizer": dict(SHAPE)}
+        {"data": {"path": "x", "size": 8}, "optim": {"steps": 200}, "autoencoder": dict(SHAPE)}
     )
     return {**run.to_dict(), "init": "y"}
 
@@ -42,7 +42,7 @@ def model_run():
             "data": {"path": "x", "size": 8},
             "optim": {"steps": 200},
             "model": dict(MODEL),
-            "tokenizer_path": "z",
+            "autoencoder_path": "z",
         }
     )
     return {**run.to_dict(), "init": "y"}
@@ -74,7 +74,7 @@ def right(value, nonsense):
     return isinstance(nonsense, type(value))
 
 
-@pytest.mark.parametrize("run", [tokenizer_run, model_run])
+@pytest.mark.parametrize("run", [autoencoder_run, model_run])
 def test_every_field_refuses_every_other_type_and_names_its_key(run):
     checked = 0
     for path in keys(run()):
@@ -97,7 +97,7 @@ def test_every_field_refuses_every_other_type_and_names_its_key(run):
     assert checked > 400
 
 
-@pytest.mark.parametrize("run", [tokenizer_run, model_run])
+@pytest.mark.parametrize("run", [autoencoder_run, model_run])
 def test_every_number_refuses_fractions_of_integers_infinity_and_nan(run):
     for path in keys(run()):
         content = run()
@@ -137,7 +137,11 @@ def test_every_number_refuses_fractions_of_integers_infinity_and_nan(run):
             "half",
             "optim.autocast must be 'auto', 'off' or 'bfloat16', got 'half'",
         ),
-        ("data.size", 9, "data.size must be a multiple of the tokenizer's 2 pixels a code, got 9"),
+        (
+            "data.size",
+            9,
+            "data.size must be a multiple of the autoencoder's 2 pixels a code, got 9",
+        ),
         ("data.size", 2**20, "data.size must be at most 65536, got 1048576"),
         ("data.shift", 8, "data.shift must be less than size = 8, got 8"),
         ("data.classes", "ab", "data.classes must be a list, got 'ab'"),
@@ -148,14 +152,14 @@ def test_every_number_refuses_fractions_of_integers_infinity_and_nan(run):
         ("loss.extra", {"os:getcwd": "1"}, "loss.extra.'os:getcwd' must be a number, got '1'"),
         ("loss.extra", {"os": 1.0}, "loss.extra.os must be named module:function, got 'os'"),
         ("loss.extra", {"os:": 1.0}, "loss.extra.'os:' must be named module:function, got 'os:'"),
-        ("tokenizer.ch_mult", [1] * 100_000, "tokenizer.ch_mult must be a list of at most 12"),
-        ("tokenizer.ch", 33, "tokenizer.ch must be a multiple of the 32 norm groups, got 33"),
-        ("tokenizer.double_z", 1, "tokenizer.double_z must be false, "),
+        ("autoencoder.ch_mult", [1] * 100_000, "autoencoder.ch_mult must be a list of at most 12"),
+        ("autoencoder.ch", 33, "autoencoder.ch must be a multiple of the 32 norm groups, got 33"),
+        ("autoencoder.double_z", 1, "autoencoder.double_z must be false, "),
     ],
 )
 def test_ranges_and_what_fields_have_to_do_with_each_other(key, value, message):
     section, name = key.split(".")
-    content = tokenizer_run()
+    content = autoencoder_run()
     content[section][name] = value
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (compared below)
         RunConfig.from_dict(content, "c.toml")
@@ -165,10 +169,10 @@ def test_ranges_and_what_fields_have_to_do_with_each_other(key, value, message):
 @pytest.mark.parametrize(
     ("run", "key", "value"),
     [
-        (tokenizer_run, "tokenizer_path", "x"),
-        (tokenizer_run, "sample_steps", 20),
-        (tokenizer_run, "tokenizer.attn_blocks", 2),
-        (tokenizer_run, "tokenizer.n_heads", 16),
+        (autoencoder_run, "autoencoder_path", "x"),
+        (autoencoder_run, "sample_steps", 20),
+        (autoencoder_run, "autoencoder.attn_blocks", 2),
+        (autoencoder_run, "autoencoder.n_heads", 16),
         (model_run, "loss", {}),
         (model_run, "loss", {"l1": 1.0}),
         (model_run, "model.P_mean", -0.8),
@@ -291,7 +295,7 @@ def test_what_json_says_of_a_model_is_checked_to_the_depth():
 )
 def test_changes_of_the_command_line_are_checked(tmp_path, changes, message):
     path = tmp_path / "c.toml"
-    path.write_text(tomli_w.dumps(tokenizer_run()))
+    path.write_text(tomli_w.dumps(autoencoder_run()))
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (compared below)
         read_config(path, changes)
     assert str(caught.value).startswith(f"{path}: {message}")
@@ -299,7 +303,7 @@ def test_changes_of_the_command_line_are_checked(tmp_path, changes, message):
 
 def test_changes_have_toml_keys_and_values_and_paths_are_texts(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_bytes(b"\xef\xbb\xbf" + tomli_w.dumps(tokenizer_run()).encode())  # as Notepad does
+    path.write_bytes(b"\xef\xbb\xbf" + tomli_w.dumps(autoencoder_run()).encode())  # as Notepad does
     changes = ["optim.steps=1e4", 'loss.extra."a.b:c"=0.5', "data.classes=['ü']", "init=a b"]
     config = read_config(path, changes, {"data.path": "2024"})
     assert (config.optim.steps, config.loss.extra) == (10_000, {"a.b:c": 0.5})
@@ -314,7 +318,7 @@ def test_changes_have_toml_keys_and_values_and_paths_are_texts(tmp_path):
 def test_a_file_that_is_no_configuration_is_one_line(tmp_path, capsys, content):
     path = tmp_path / "c.toml"
     path.write_bytes(content)
-    assert main(["train", "tokenizer", str(path), "--out", str(tmp_path / "run")]) == 1
+    assert main(["train", "autoencoder", str(path), "--out", str(tmp_path / "run")]) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert f"{path}: " in printed

@@ -10,7 +10,7 @@ from torch import nn
 from bitdance.io.weights import CheckpointError, read_weights
 
 NAMES = ("proj_in.fc1.weight", "layers.0.attention.wqkv.weight", "head.net.norm.weight")
-TOKENIZER = ("encoder.conv_in.weight", "encoder.norm_out.weight", "decoder.conv_in.weight")
+AUTOENCODER = ("encoder.conv_in.weight", "encoder.norm_out.weight", "decoder.conv_in.weight")
 
 
 def state(value=1.0, prefix="", names=NAMES):
@@ -122,7 +122,7 @@ AVERAGES = {
 
 @pytest.mark.parametrize("name", AVERAGES)
 def test_averaged_weights_win_unless_raw_ones_are_asked_for(tmp_path, name):
-    raw, averaged = state(1.0, names=TOKENIZER), state(2.0, names=TOKENIZER)
+    raw, averaged = state(1.0, names=AUTOENCODER), state(2.0, names=AUTOENCODER)
     content = AVERAGES[name](raw, averaged)
     assert values(read(tmp_path, content)) == values(averaged)
     assert values(read(tmp_path, content, prefer="model")) == values(raw)
@@ -130,14 +130,14 @@ def test_averaged_weights_win_unless_raw_ones_are_asked_for(tmp_path, name):
 
 def test_what_has_no_average_stays_as_it_is(tmp_path):
     """As in the authors' loader of UniWeTok: buffers and frozen parameters are not averaged."""
-    raw = state(1.0, names=TOKENIZER)
+    raw = state(1.0, names=AUTOENCODER)
     content = {"state_dict": {**raw, "model_ema.encoderconv_inweight": torch.full((2,), 2.0)}}
     found = values(read(tmp_path, content))
     assert found == {**values(raw), "encoder.conv_in.weight": 2.0}
     save_file(content["state_dict"], tmp_path / "y.safetensors")
     assert values(read_weights(tmp_path / "y.safetensors")) == found
-    # A run of this library averages what it trains: not the tokenizer inside of the model.
-    content = {"step": 3, "module": raw, "average": {TOKENIZER[0]: torch.full((2,), 2.0)}}
+    # A run of this library averages what it trains: not the autoencoder inside of the model.
+    content = {"step": 3, "module": raw, "average": {AUTOENCODER[0]: torch.full((2,), 2.0)}}
     assert values(read(tmp_path, content)) == found
 
 
@@ -158,7 +158,7 @@ def test_averages_of_no_parameter_are_an_error(tmp_path):
         ({"a": {"b": state()}, "c": state()}, r"where trainers put them; .* a\.b \(3\), c \(3\)"),
         ({"ema": {}, "epoch": 3}, "holds no tensors; its keys are ema, epoch"),
         (
-            state(names=TOKENIZER, prefix="a.") | state(names=TOKENIZER, prefix="b."),
+            state(names=AUTOENCODER, prefix="a.") | state(names=AUTOENCODER, prefix="b."),
             r"several models: encoder\.conv_in\.weight stands below 'a\.', 'b\.'",
         ),
     ],

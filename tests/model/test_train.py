@@ -19,9 +19,9 @@ from bitdance.evaluation import evaluate
 from bitdance.io.weights import CheckpointError
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training import checkpoint
+from bitdance.training.autoencoder import AutoencoderTask, load_autoencoder
 from bitdance.training.config import LossConfig, RunConfig, read_config
 from bitdance.training.log import Log
-from bitdance.training.tokenizer import TokenizerTask, load_tokenizer
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
 from tests.model.helpers.tiny_images import CLASSES, write_data_set
@@ -34,22 +34,22 @@ def data(tmp_path_factory):
     return write_data_set(tmp_path_factory.mktemp("idx"))
 
 
-def tokenizer_config(data, **optim):
+def autoencoder_config(data, **optim):
     optim = {"steps": 12, "batch_size": 8, "warmup": 2, "log_every": 3, "save_every": 4,
              "picture_every": 100, **optim}  # fmt: skip
     return RunConfig.from_dict({
         "data": {"path": str(data), "size": 8, "classes": CLASSES, "shift": 1, "flip": True},
-        "tokenizer": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8,
+        "autoencoder": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8,
                       "num_codebooks": 2},
         "optim": optim,
     })  # fmt: skip
 
 
-def model_config(data, tokenizer, **optim):
+def model_config(data, autoencoder, **optim):
     optim = {"steps": 6, "batch_size": 8, "warmup": 2, "log_every": 3, "save_every": 3,
              "picture_every": 100, **optim}  # fmt: skip
     return RunConfig.from_dict({
-        "tokenizer_path": str(tokenizer), "sample_steps": 2,
+        "autoencoder_path": str(autoencoder), "sample_steps": 2,
         "data": {"path": str(data), "size": 8, "classes": CLASSES},
         "model": {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,
                   "diff_adanln_layers": 1, "parallel_num": 4, "num_classes": 3,
@@ -64,7 +64,7 @@ def write_config(config, path):
 
 
 def trainer(config, folder):
-    return Trainer(TokenizerTask(config), config, folder, progress=False)
+    return Trainer(AutoencoderTask(config), config, folder, progress=False)
 
 
 def final(folder):
@@ -90,38 +90,38 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(data, tmp_path_factory):
+def autoencoder(data, tmp_path_factory):
     """Folder of a finished run."""
-    folder = tmp_path_factory.mktemp("run") / "tokenizer"
-    assert trainer(tokenizer_config(data), folder).run() == 0
+    folder = tmp_path_factory.mktemp("run") / "autoencoder"
+    assert trainer(autoencoder_config(data), folder).run() == 0
     return folder
 
 
-def test_a_run_leaves_what_it_promises(tokenizer):
-    names = {path.name for path in tokenizer.iterdir()}
+def test_a_run_leaves_what_it_promises(autoencoder):
+    names = {path.name for path in autoencoder.iterdir()}
     assert names == {
-        "config.toml", "log.csv", "log.png", "pictures-00000012.png", "tokenizer.json",
-        "tokenizer.safetensors", "tokenizer.safetensors.sha256",
+        "config.toml", "log.csv", "log.png", "pictures-00000012.png", "autoencoder.json",
+        "autoencoder.safetensors", "autoencoder.safetensors.sha256",
         "checkpoint-00000008.pt", "checkpoint-00000012.pt",
     }  # fmt: skip
-    lines = (tokenizer / "log.csv").read_text().splitlines()
+    lines = (autoencoder / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "3", "6", "9", "12"]
     first, last = (dict(zip(lines[0].split(","), map(float, lines[i].split(",")), strict=True))
                    for i in (1, -1))  # fmt: skip
     assert last["l2"] < first["l2"]
-    averaged = final(tokenizer)["average"]
-    state = load_tokenizer(tokenizer).state_dict()
+    averaged = final(autoencoder)["average"]
+    state = load_autoencoder(autoencoder).state_dict()
     assert all(torch.equal(state[name], value) for name, value in averaged.items())
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(data, tokenizer, tmp_path):
-    config = tokenizer_config(data)
+def test_a_resumed_run_equals_an_uninterrupted_one(data, autoencoder, tmp_path):
+    config = autoencoder_config(data)
     for stop in (1, 5, 7, None):  # not at multiples of anything
         trainer(config, tmp_path).run(stop)
-    assert_same(final(tmp_path), final(tokenizer))
+    assert_same(final(tmp_path), final(autoencoder))
     columns = [
         [line.split(",")[:-1] for line in (folder / "log.csv").read_text().splitlines()]
-        for folder in (tmp_path, tokenizer)
+        for folder in (tmp_path, autoencoder)
     ]
     assert columns[0] == columns[1]  # all but the rate
 
@@ -129,7 +129,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tokenizer, tmp_path):
 def test_accumulation_averages_parts(data, tmp_path):
     """Without entropy, which is a statistic of the batch, and without random augmentation."""
     changes = ["data.flip=false", "data.shift=0", "loss.entropy=0.0", "optim.log_every=1"]
-    path = write_config(tokenizer_config(data), tmp_path / "c.toml")
+    path = write_config(autoencoder_config(data), tmp_path / "c.toml")
     first = []
     for parts in (1, 4):
         config = read_config(path, [*changes, f"optim.accumulate={parts}"])
@@ -163,7 +163,7 @@ def wait_for(path, seconds=120):
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(data, tmp_path):
     """Twenty kills leave a loadable checkpoint each, and the final weights of no kill."""
-    config = tokenizer_config(data, steps=100, save_every=2)
+    config = autoencoder_config(data, steps=100, save_every=2)
     trainer(config, tmp_path / "whole").run()
     path = write_config(config, tmp_path / "config.toml")
     killed = tmp_path / "killed"
@@ -171,7 +171,7 @@ def test_killed_at_random_moments(data, tmp_path):
     kills = 0
     while kills < 20:
         before = {p.name for p in killed.glob("checkpoint-*")} if killed.exists() else set()
-        arguments = ["train", "tokenizer", str(path), "--out", str(killed), "--quiet"]
+        arguments = ["train", "autoencoder", str(path), "--out", str(killed), "--quiet"]
         process = READY.Process(target=main, args=(arguments,))
         process.start()
         end = time.monotonic() + 120
@@ -195,9 +195,9 @@ def test_killed_at_random_moments(data, tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_finish_the_step_and_save(data, tmp_path, number, status):
-    config = tokenizer_config(data, steps=100_000, save_every=100_000, log_every=1)
+    config = autoencoder_config(data, steps=100_000, save_every=100_000, log_every=1)
     path = write_config(config, tmp_path / "config.toml")
-    process = start("train", "tokenizer", path, "--out", tmp_path / "run", "--quiet")
+    process = start("train", "autoencoder", path, "--out", tmp_path / "run", "--quiet")
     wait_for(tmp_path / "run" / "log.csv")
     while (tmp_path / "run" / "log.csv").read_text().count("\n") < 3:
         time.sleep(0.01)
@@ -211,7 +211,7 @@ def test_signals_finish_the_step_and_save(data, tmp_path, number, status):
 
 
 def test_damaged_checkpoints_are_passed_over(data, tmp_path):
-    config = tokenizer_config(data, steps=8)
+    config = autoencoder_config(data, steps=8)
     trainer(config, tmp_path).run()
     newest = tmp_path / "checkpoint-00000008.pt"
     whole = newest.read_bytes()
@@ -232,7 +232,7 @@ def test_damaged_checkpoints_are_passed_over(data, tmp_path):
 
 
 def test_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
-    config = tokenizer_config(data)
+    config = autoencoder_config(data)
     trainer(config, tmp_path).run(4)
 
     def full(*_, **__):
@@ -244,14 +244,14 @@ def test_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.glob("*checkpoint*")] == ["checkpoint-00000004.pt"]
 
 
-def test_another_configuration_is_refused(data, tokenizer):
+def test_another_configuration_is_refused(data, autoencoder):
     with pytest.raises(ValueError, match="another configuration"):
-        trainer(tokenizer_config(data, lr=1e-2), tokenizer)
+        trainer(autoencoder_config(data, lr=1e-2), autoencoder)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
-    config = tokenizer_config(data)
-    task = TokenizerTask(config, extra={"bad": (lambda x, y: y.sum() * float("nan"), 1.0)})
+    config = autoencoder_config(data)
+    task = AutoencoderTask(config, extra={"bad": (lambda x, y: y.sum() * float("nan"), 1.0)})
     with pytest.raises(RuntimeError, match="step 1: the loss is nan"):
         Trainer(task, config, tmp_path, progress=False).run()
     assert not list(tmp_path.glob("checkpoint-*"))
@@ -275,28 +275,28 @@ class Edges:
 
 
 def test_extra_losses_by_name_and_their_state(data, tmp_path):
-    path = write_config(tokenizer_config(data), tmp_path / "c.toml")
+    path = write_config(autoencoder_config(data), tmp_path / "c.toml")
     path.write_text(
         path.read_text().replace("[loss.extra]", f'[loss.extra]\n"{__name__}:Edges" = 0.5')
     )
     config = read_config(path)
     for stop in (3, None):
-        task = TokenizerTask(config)
+        task = AutoencoderTask(config)
         Trainer(task, config, tmp_path / "run", progress=False).run(stop)
     assert task.extra_state() == {f"{__name__}:Edges": {"calls": 12}}
     assert f"{__name__}:Edges" in (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
     path.write_text(path.read_text().replace(":Edges", ":Edgy"))
     with pytest.raises(ValueError, match=r"loss\.extra: .*Edgy.* is not module:function"):
-        TokenizerTask(read_config(path))
+        AutoencoderTask(read_config(path))
 
 
-def test_everything_through_the_command_line(data, tokenizer, tmp_path, capsys):
+def test_everything_through_the_command_line(data, autoencoder, tmp_path, capsys):
     """Tokenize, train on codes and on images alike, generate, evaluate."""
     codes = tmp_path / "codes"
-    options = ["--tokenizer", str(tokenizer), "--size", "8", "--out", str(codes), "--quiet"]
+    options = ["--autoencoder", str(autoencoder), "--size", "8", "--out", str(codes), "--quiet"]
     assert main(["tokenize", str(data), *options, "--classes", *CLASSES]) == 0
     assert "60 images of 16 codes of 8 bits" in capsys.readouterr().out
-    path = write_config(model_config(data, tokenizer), tmp_path / "model.toml")
+    path = write_config(model_config(data, autoencoder), tmp_path / "model.toml")
     runs = []
     for name, source in (("packed", codes), ("images", data)):
         runs.append(tmp_path / name)
@@ -346,11 +346,11 @@ def test_the_log_drops_what_came_after_the_checkpoint(tmp_path):
 
 
 def test_configurations_survive_their_file(data, tmp_path):
-    for config in (tokenizer_config(data), model_config(data, "runs/x")):
+    for config in (autoencoder_config(data), model_config(data, "runs/x")):
         path = write_config(config, tmp_path / "config.toml")
         assert read_config(path) == config
     odd = dataclasses.replace(
-        tokenizer_config('a "quoted" \\ path\nof two lines, \x7f and \t'),
+        autoencoder_config('a "quoted" \\ path\nof two lines, \x7f and \t'),
         loss=LossConfig(extra={"a.b:c": 1e-30}),
     )
     assert read_config(write_config(odd, tmp_path / "config.toml")) == odd
@@ -365,24 +365,24 @@ def test_configurations_survive_their_file(data, tmp_path):
         ("optim.speed=2", "unknown key optim.speed"),
         ("optim.autocast=half", "autocast must be 'auto', 'off'"),
         ("data.shift=8", "shift must be less than size = 8, got 8"),
-        ("tokenizer.ch=33", "ch must be a multiple of the 32 norm groups, got 33"),
+        ("autoencoder.ch=33", "ch must be a multiple of the 32 norm groups, got 33"),
         ("loss.temperature=0", "temperature must be greater than 0"),
-        ("model.dim=4", r"either a section \[tokenizer\] or \[model\], got both"),
+        ("model.dim=4", r"either a section \[autoencoder\] or \[model\], got both"),
         ("colour=red", "unknown key colour"),
         ("optim.steps='many'", "optim.steps must be an integer, got 'many'"),
         ("nonsense", "a change must be section.key=value"),
     ],
 )
 def test_wrong_configurations(data, tmp_path, change, message):
-    path = write_config(tokenizer_config(data), tmp_path / "config.toml")
+    path = write_config(autoencoder_config(data), tmp_path / "config.toml")
     with pytest.raises(ValueError, match=message) as caught:
         read_config(path, [change])
     assert str(path) in str(caught.value)
 
 
-def test_command_line_errors(data, tokenizer, tmp_path, capsys):
-    path = write_config(tokenizer_config(data), tmp_path / "c.toml")
-    train = ["train", "tokenizer", str(path), "--out", str(tmp_path / "run"), "--quiet"]
+def test_command_line_errors(data, autoencoder, tmp_path, capsys):
+    path = write_config(autoencoder_config(data), tmp_path / "c.toml")
+    train = ["train", "autoencoder", str(path), "--out", str(tmp_path / "run"), "--quiet"]
     assert main([*train, "--data", str(tmp_path / "nowhere")]) == 1
     assert "nowhere is no folder of images" in capsys.readouterr().err
     assert main(["train", "model", str(path), "--out", str(tmp_path / "run")]) == 1

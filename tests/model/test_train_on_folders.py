@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitdance.training.class_conditional import ModelTask
+from bitdance.training.autoencoder import AutoencoderTask
+from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import read_config
-from bitdance.training.tokenizer import TokenizerTask
 from bitdance.training.trainer import Trainer
 from tests.model.test_train import (
     assert_same,
+    autoencoder_config,
     final,
     model_config,
-    tokenizer_config,
     write_config,
 )
 
@@ -35,34 +35,36 @@ def configured(config, tmp_path, *changes):
     return read_config(path, ["data.classes=[]", "data.size=8", *changes])
 
 
-def test_a_tokenizer_trains_on_a_flat_folder_and_resumes_without_what_it_skips(flat, tmp_path):
-    config = configured(tokenizer_config(flat, steps=5), tmp_path, "data.on_error=skip")
+def test_an_autoencoder_trains_on_a_flat_folder_and_resumes_without_what_it_skips(flat, tmp_path):
+    config = configured(autoencoder_config(flat, steps=5), tmp_path, "data.on_error=skip")
     for stops, name in (((2, None), "resumed"), ((None,), "whole")):
         for stop in stops:
-            task = TokenizerTask(config)
+            task = AutoencoderTask(config)
             assert task.size == 11
             Trainer(task, config, tmp_path / name, progress=False).run(stop)
     assert_same(final(tmp_path / "resumed"), final(tmp_path / "whole"))
 
 
 def test_damaged_images_are_found_before_the_first_step(flat, tmp_path):
-    config = configured(tokenizer_config(flat), tmp_path, "data.on_error=check")
+    config = configured(autoencoder_config(flat), tmp_path, "data.on_error=check")
     with pytest.raises(ValueError, match=r"5\.png is no whole image"):
-        TokenizerTask(config)
+        AutoencoderTask(config)
 
 
 def test_a_model_without_classes_trains_on_a_flat_folder(flat, tmp_path):
     """And one with classes does not, as if all images were of the first."""
     (flat / "5.png").unlink()
-    config = configured(tokenizer_config(flat, steps=3), tmp_path)
-    Trainer(TokenizerTask(config), config, tmp_path / "tokenizer", progress=False).run()
-    config = configured(model_config(flat, tmp_path / "tokenizer"), tmp_path, "model.num_classes=1")
-    task = ModelTask(config)
+    config = configured(autoencoder_config(flat, steps=3), tmp_path)
+    Trainer(AutoencoderTask(config), config, tmp_path / "autoencoder", progress=False).run()
+    config = configured(
+        model_config(flat, tmp_path / "autoencoder"), tmp_path, "model.num_classes=1"
+    )
+    task = ClassConditionalTask(config)
     assert (task.size, task.classes) == (11, ("",))
     assert np.isfinite(float(task.loss(np.arange(4))[0].detach()))
-    config = configured(model_config(flat, tmp_path / "tokenizer"), tmp_path)
+    config = configured(model_config(flat, tmp_path / "autoencoder"), tmp_path)
     with pytest.raises(ValueError, match="num_classes must be the data's 1, got 3"):
-        ModelTask(config)
+        ClassConditionalTask(config)
 
 
 @pytest.mark.parametrize(
@@ -77,4 +79,4 @@ def test_a_model_without_classes_trains_on_a_flat_folder(flat, tmp_path):
 )
 def test_wrong_settings_of_images(flat, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
-        configured(tokenizer_config(flat), tmp_path, change)
+        configured(autoencoder_config(flat), tmp_path, change)

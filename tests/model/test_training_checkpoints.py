@@ -11,7 +11,7 @@ import torch
 from bitdance.io.weights import CheckpointError
 from bitdance.training import checkpoint
 from bitdance.training.initial import load_initial
-from tests.model.test_train import data, final, tokenizer_config, trainer  # noqa: F401
+from tests.model.test_train import autoencoder_config, data, final, trainer  # noqa: F401
 
 NEWEST = "checkpoint-00000008.pt"
 
@@ -20,7 +20,7 @@ NEWEST = "checkpoint-00000008.pt"
 def run(data, tmp_path_factory):  # noqa: F811
     """Of eight steps, with checkpoints of 4 and 8."""
     folder = tmp_path_factory.mktemp("run")
-    config = tokenizer_config(data, steps=8)
+    config = autoencoder_config(data, steps=8)
     trainer(config, folder).run()
     return config, folder
 

@@ -57,7 +57,7 @@ def test_only_one_of_model_and_ema(tmp_path, state):
     assert torch.equal(weights.read_weights(path)["0.weight"], state["0.weight"])
 
 
-def test_tokenizer_and_bare_state_dicts(tmp_path, state):
+def test_autoencoder_and_bare_state_dicts(tmp_path, state):
     for content in ({"state_dict": state, "epoch": 1}, state):
         path = tmp_path / "ae.pt"
         torch.save(content, path)

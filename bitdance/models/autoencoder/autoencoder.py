@@ -23,7 +23,7 @@ from bitdance.models.autoencoder.quantizer import (
 )
 from bitdance.models.autoencoder.tiling import decode_tiles
 from bitdance.models.config import AutoencoderConfig
-from bitdance.models.loading.autoencoder_files import read_tokenizer
+from bitdance.models.loading.autoencoder_files import read_autoencoder
 from bitdance.models.loading.hub import locate
 from bitdance.models.loading.skeleton import autoencoder_repeats, check_repeats, skeleton
 from bitdance.models.token_order import codes_to_tokens, generation_order
@@ -111,7 +111,7 @@ class BinaryAutoencoder(nn.Module):
             CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
         """
         path = locate(source, revision=revision, local_files_only=local_files_only)
-        found, tensors = read_tokenizer(path, prefer=prefer)
+        found, tensors = read_autoencoder(path, prefer=prefer)
         shape = config or found
         check_repeats(tensors, autoencoder_repeats(shape), cls.__name__, str(source))
         model = skeleton(lambda: cls(shape, dtype=dtype, device="meta"), str(source))

@@ -1,4 +1,4 @@
-"""A tokenizer's configuration and weights, from whatever it was released or saved in."""
+"""An autoencoder's configuration and weights, from whatever it was released or saved in."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from bitdance.models.config import AutoencoderConfig
 from bitdance.models.loading.checkpoint_config import autoencoder_of
 from bitdance.models.loading.model_folder import open_folder, retried
 
-__all__ = ["read_tokenizer", "tokenizer_tensors"]
+__all__ = ["autoencoder_tensors", "read_autoencoder"]
 
 _PARTS = ("encoder.", "decoder.")
 # Weights and configuration in a folder: of training, and of a text-to-image release.
-_PAIRS = (("tokenizer.safetensors", "tokenizer.json"), ("ae.safetensors", "ae_config.json"))
+_PAIRS = (("autoencoder.safetensors", "autoencoder.json"), ("ae.safetensors", "ae_config.json"))
 
 
-def read_tokenizer(path: Path, *, prefer: str = "ema") -> tuple[AutoencoderConfig, weights.Tensors]:
-    """Configuration and weights of the tokenizer in a file or folder.
+def read_autoencoder(
+    path: Path, *, prefer: str = "ema"
+) -> tuple[AutoencoderConfig, weights.Tensors]:
+    """Configuration and weights of the autoencoder in a file or folder.
 
     A file's configuration is read from "<name>_config.json" or "<name>.json" beside it; without
-    one its shapes tell it. A model's file or folder gives the tokenizer inside.
+    one its shapes tell it. A model's file or folder gives the autoencoder inside.
 
     Args:
         path: the file or folder.
@@ -29,7 +31,7 @@ def read_tokenizer(path: Path, *, prefer: str = "ema") -> tuple[AutoencoderConfi
 
     Raises:
         FileNotFoundError: there is nothing.
-        CheckpointError: the files are damaged, or hold no tokenizer.
+        CheckpointError: the files are damaged, or hold no autoencoder.
     """
     if not path.is_dir():
         return _read_file(path, prefer)
@@ -39,11 +41,11 @@ def read_tokenizer(path: Path, *, prefer: str = "ema") -> tuple[AutoencoderConfi
     if (path / "config.json").exists():
         return retried(path, lambda: _read_model(path))
     known = " or ".join(config for _, config in (*_PAIRS, ("", "config.json")))
-    raise FileNotFoundError(f"{path} holds no trained tokenizer ({known})")
+    raise FileNotFoundError(f"{path} holds no trained autoencoder ({known})")
 
 
-def tokenizer_tensors(tensors: weights.Tensors) -> weights.Tensors:
-    """What of a checkpoint is the tokenizer: without discriminator, perceptual loss or model."""
+def autoencoder_tensors(tensors: weights.Tensors) -> weights.Tensors:
+    """What of a checkpoint is the autoencoder: without discriminator, perceptual loss or model."""
     inside, _ = weights.split_prefix(tensors, "vae.")
     return {k: t for k, t in (inside or tensors).items() if k.startswith(_PARTS)}
 
@@ -51,7 +53,7 @@ def tokenizer_tensors(tensors: weights.Tensors) -> weights.Tensors:
 def _read_file(
     path: Path, prefer: str, config: Path | None = None
 ) -> tuple[AutoencoderConfig, weights.Tensors]:
-    tensors = tokenizer_tensors(weights.read_weights(path, prefer=prefer))
+    tensors = autoencoder_tensors(weights.read_weights(path, prefer=prefer))
     beside = [path.with_name(f"{path.stem}{end}") for end in ("_config.json", ".json")]
     for settings in [config] if config is not None else beside:
         if settings.exists():
@@ -69,4 +71,4 @@ def _read_model(folder: Path) -> tuple[AutoencoderConfig, weights.Tensors]:
         raise CheckpointError(
             f"{found.file} is altered: its checksum is not the one in {folder}/config.json"
         )
-    return found.config.autoencoder, tokenizer_tensors(weights.read_tensors(found.file))
+    return found.config.autoencoder, autoencoder_tensors(weights.read_tensors(found.file))

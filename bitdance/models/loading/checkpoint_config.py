@@ -46,7 +46,7 @@ _OF_TRAINING = {
     "diff_batch_mul", "perturb_rate", "class_dropout_prob", "time_schedule", "P_mean", "P_std",
 }  # fmt: skip
 _HEAD_DIM = 64  # of all published transformers
-_GROUP_BITS = 8  # of all published tokenizers
+_GROUP_BITS = 8  # of all published autoencoders
 _CLASSES = "cls_embedding.weight"
 _DECIDED_BY = {"tokens": "resolution", "token_bits": "latent_dim"}
 
@@ -145,14 +145,14 @@ def read_fields(path: Path) -> Said:
 
 
 def autoencoder_of(tensors: Mapping[str, torch.Tensor], path: Path) -> AutoencoderConfig:
-    """The configuration of a tokenizer, all of which shapes decide but for UniWeTok's heads.
+    """The configuration of an autoencoder, all of which shapes decide but for UniWeTok's heads.
 
     Args:
-        tensors: of the tokenizer.
+        tensors: of the autoencoder.
         path: for messages.
 
     Raises:
-        CheckpointError: they are of no tokenizer.
+        CheckpointError: they are of no autoencoder.
     """
     try:
         ch, in_channels = tensors["encoder.conv_in.weight"].shape[:2]
@@ -176,9 +176,9 @@ def autoencoder_of(tensors: Mapping[str, torch.Tensor], path: Path) -> Autoencod
             fields |= {"architecture": "conv_attention", "attn_blocks": blocks}
         return AutoencoderConfig(**fields)
     except KeyError as error:
-        raise CheckpointError(f"{path} holds no tokenizer: {error.args[0]} is missing") from error
+        raise CheckpointError(f"{path} holds no autoencoder: {error.args[0]} is missing") from error
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} holds no tokenizer: {one_line(error)}") from error
+        raise CheckpointError(f"{path} holds no autoencoder: {one_line(error)}") from error
 
 
 def _tried(path: Path, by: str, make: Callable[[], Made]) -> Made:

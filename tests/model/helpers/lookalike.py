@@ -300,7 +300,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class Tokenizer(nn.Module):
+class Autoencoder(nn.Module):
     def __init__(self, bits, ch, ch_mult, num_res_blocks, noisy=False):
         super().__init__()
         self.encoder = Encoder(ch, ch_mult, num_res_blocks, bits)
