@@ -112,12 +112,9 @@ def _run(options: argparse.Namespace) -> int:
     merged = None
     for case in options.ops:
         result = run.run(
-            case,
-            backends=options.backend,
-            threads=options.threads,
-            seconds=options.seconds,
+            case, backends=options.backend, threads=options.threads, seconds=options.seconds,
             checked=not options.unchecked,
-        )
+        )  # fmt: skip
         if result["wrong"]:
             print(f"{case.name} is wrong, so it is not timed:", *result["wrong"], sep="\n  ")
             return 1
@@ -136,13 +133,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     try:
+        names = [bench.name for bench in options.ops]
         text = compare.compare(
-            options.ref,
-            [case.name for case in options.ops],
-            rounds=options.rounds,
-            seconds=options.seconds,
+            options.ref, names, rounds=options.rounds, seconds=options.seconds,
             threads=options.threads,
-        )
+        )  # fmt: skip
     except RuntimeError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
@@ -151,13 +146,11 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _cpu(options: argparse.Namespace) -> int:
+    benches, threads = options.ops or list(all_benches().values()), options.threads
     return cpu.main(
-        options.ops or list(all_benches().values()),
-        options.out,
-        options.only,
-        threads=options.threads or os.cpu_count() or 1,
+        benches, options.out, options.only, threads=threads or os.cpu_count() or 1,
         quick=options.quick,
-    )
+    )  # fmt: skip
 
 
 def _gpu(options: argparse.Namespace) -> int:
@@ -172,14 +165,9 @@ def _gpu(options: argparse.Namespace) -> int:
     budget = {**usual, **dict(options.budget)}
     parts = {part: budget[part] for part in gpu.PARTS if part in options.only}
     return gpu.main(
-        options.ops or list(all_benches().values()),
-        options.out,
-        parts,
-        quick=options.quick,
-        dry_run=options.dry_run,
-        worker=options.worker is not None,
-        share=tuple(options.worker or (0, 1)),
-    )
+        options.ops or list(all_benches().values()), options.out, parts, quick=options.quick,
+        dry_run=options.dry_run, worker=tuple(options.worker) if options.worker else None,
+    )  # fmt: skip
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -47,13 +47,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def headline(machine: dict[str, Any], threads: int) -> str:
+def headline(machine: dict[str, Any]) -> str:
     """One line for tables."""
     versions = " ".join(f"{k} {v}" for k, v in machine["packages"].items() if v)
     if machine["device"] == "cuda":
         name = machine["cuda"]["devices"][0]["name"]
     else:
-        cpu = machine["cpu"]
+        cpu, threads = machine["cpu"], machine["threads"]
         isa = cpu["instruction_set_used"] or "no native code"
         name = f"{cpu['model']}, {threads} thread{'s' if threads > 1 else ''}, {isa}"
     return f"{name}; {versions}; {machine['commit']}; {machine['date']}"

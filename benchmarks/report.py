@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,6 @@ from benchmarks import tables, targets
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- results: ", "<!-- end of results -->"
-
-# What can stand between the markers besides the speed-ups of a file.
-_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "images": tables.images,
-    "model": tables.model,
-    "probes": tables.probes,
-}
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
@@ -37,8 +29,8 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 def markdown(runs: dict[str, dict[str, Any]]) -> str:
     """One section per file: the machine, its measured limits, tables; then the targets."""
-    lines = [line for name, run in runs.items() for line in tables.everything(name, run)]
-    return "\n".join([*lines, "## Targets\n", targets.table(runs)])
+    sections = [tables.section(name, run) for name, run in runs.items()]
+    return "\n".join([*sections, "## Targets\n", targets.table(runs)])
 
 
 def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
@@ -65,6 +57,7 @@ def _table(what: str, runs: dict[str, dict[str, Any]]) -> str:
     if what == "targets":
         return targets.table(runs)
     kind, _, name = what.rpartition(" ")
-    if name not in runs or (kind and kind not in _TABLES):
+    table = tables.KINDS.get(kind) if kind else tables.speedups
+    if name not in runs or table is None:
         raise ValueError(f"the table of {what!r} has no results")
-    return _TABLES[kind](runs[name]) if kind else tables.speedups(runs[name])
+    return table(runs[name])

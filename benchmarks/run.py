@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, timing
+from benchmarks import machine, tables, timing
 from benchmarks.shapes import Bench
 from bitdance_kernels._dispatch.backends import BackendError
 from bitdance_kernels.testing import Call, Case, check_backend
 
 CPU = torch.device("cpu")
-_COLUMNS = ("median_us", "min_us", "q25_us", "q75_us")
 
 
-def runnable(case: Case, call: Call, wanted: Sequence[str]) -> dict[str, str | None]:
+def runnable(case: Case, call: Call, wanted: Sequence[str] = ()) -> dict[str, str | None]:
     """For each backend of the op (or each wanted one) None, or why it cannot run `call`."""
     reasons: dict[str, str | None] = {}
     for name in wanted or case.kernel_op.backends:
@@ -49,7 +48,7 @@ def gate(case: Case, backends: Sequence[str], device: torch.device) -> list[str]
 
 
 def run(
-    case: Bench,
+    bench: Bench,
     *,
     backends: Sequence[str] = (),
     threads: int = 1,
@@ -57,10 +56,10 @@ def run(
     checked: bool = True,
     limits: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Time every CPU shape of `case`.
+    """Time every CPU shape of `bench`.
 
     Args:
-        case: the op.
+        bench: the op.
         backends: only these; all by default.
         threads: to keep the process to.
         seconds: for each shape.
@@ -72,48 +71,47 @@ def run(
         "skipped" (backend -> reason), "not timed" (baseline -> reason) and "rows".
     """
     machine.pin(threads)
-    result: dict[str, Any] = {"machine": machine.describe(CPU, threads), "rows": [], "wrong": []}
-    result["not timed"] = {}
-    call = next(iter(case.samples(CPU)))
-    reasons = runnable(case, call, backends)
-    result["skipped"] = {name: why for name, why in reasons.items() if why is not None}
+    reasons = runnable(bench, next(iter(bench.samples(CPU))), backends)
     able = [name for name, why in reasons.items() if why is None]
-    if checked:
-        result["wrong"] = gate(case, able, CPU)
+    result: dict[str, Any] = {
+        "machine": machine.describe(CPU, threads),
+        "rows": [],
+        "wrong": gate(bench, able, CPU) if checked else [],
+        "not timed": {},
+        "skipped": {name: why for name, why in reasons.items() if why is not None},
+    }
     if result["wrong"] or not able:
         return result
     result["limits"] = limits or machine.cpu_limits()
-    for shape in case.timings:
+    for shape in bench.timings:
         if "cpu" not in shape.devices:
             continue
         call = shape.make(CPU)
         with torch.inference_mode():
-            timed = timing.functions(case, call, able, backward=shape.backward)
+            timed = timing.functions(bench, call, able, backward=shape.backward)
             times, failed = timing.time_cpu(timed, call, seconds)
         result["not timed"] |= {f"{shape.name}: {name}": why for name, why in failed.items()}
-        result["rows"] += timing.rows(case, shape, times, able, "cpu")
+        result["rows"] += timing.rows(bench, shape, times, able, "cpu")
     return result
 
 
 def table(result: dict[str, Any]) -> str:
     """The run for people."""
-    threads = result["machine"]["threads"]
-    lines = [machine.headline(result["machine"], threads)]
+    lines = [machine.headline(result["machine"])]
     lines.append(f"measured in this run: {machine.bandwidths(result['limits'])}")
     left_out = {**result["skipped"], **result["not timed"]}
     lines += [f"not timed: {name}: {reason}" for name, reason in left_out.items()]
-    shapes = list(dict.fromkeys(row["shape"] for row in result["rows"]))
-    for shape in shapes:
+    columns = ("median", "least", "q25", "q75", "GB/s", "ratio")
+    for shape in dict.fromkeys(row["shape"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["shape"] == shape]
-        best = min((r for r in rows if r["kind"] == "backend"), key=lambda r: r["median_us"])
-        lines += ["", f"{rows[0]['op']}, {shape}; speed-up of {best['name']} over each"]
-        lines.append(
-            f"  {'':<18}{'median us':>12}{'least':>12}{'q25':>12}{'q75':>12}{'GB/s':>9}{'ratio':>9}"
-        )
+        best = tables.best(result, rows[0])
+        lines += ["", f"{best['op']}, {shape}; speed-up of {best['name']} over each"]
+        lines.append(" " * 20 + "".join(f"{column:>12}" for column in columns))
         for row in rows:
-            ratio = row["median_us"] / best["median_us"]
-            figures = "".join(f"{row[k]:12.1f}" for k in _COLUMNS)
-            lines.append(f"  {row['name']:<18}{figures}{row['gb_s']:9.1f}{ratio:9.2f}")
+            us = [tables.time(row[f"{name}_us"]) for name in ("median", "min", "q25", "q75")]
+            ratio = f"{row['median_us'] / best['median_us']:.2f}"
+            cells = "".join(f"{cell:>12}" for cell in (*us, f"{row['gb_s']:.1f}", ratio))
+            lines.append(f"  {row['name']:<18}{cells}")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import machine
@@ -10,79 +10,79 @@ from benchmarks import machine
 Run = dict[str, Any]
 
 
-def everything(name: str, run: Run) -> Iterator[str]:
-    """Lines of a section: the machine, its measured limits, every row."""
-    yield f"## {name}\n"
-    yield machine.headline(run["machine"], run["machine"]["threads"]) + ".\n"
+def markdown(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> str:
+    """A table.
+
+    Args:
+        columns: headings; a column whose value is ">" is aligned to the right.
+        rows: one cell a column.
+    """
+    lines = [columns, ["---:" if side else "---" for side in columns.values()], *rows]
+    text = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+    text[1] = text[1].replace(" ", "")
+    return "\n".join([text[0].replace("|  |", "| |"), *text[1:], ""])
+
+
+def section(name: str, run: Run) -> str:
+    """The machine, its measured limits, every row."""
     limits = machine.bandwidths(run["limits"])
-    if limits:
-        yield f"Limits measured in the same run: {limits}.\n"
+    parts = [f"## {name}\n", machine.headline(run["machine"]) + ".\n"]
+    parts += [f"Limits measured in the same run: {limits}.\n"] * bool(limits)
     if run["rows"]:
-        yield "| op | shape | | median | least | GB/s | best backend is faster by |"
-        yield "|---|---|---|---:|---:|---:|---:|"
-    for row in run["rows"]:
-        times = row["median_us"] / best(run, row)["median_us"]
-        least = time(row["min_us"]) if "min_us" in row else ""
-        yield (
-            f"| {row['op']} | {row['shape']} | {row['name']} | {time(row['median_us'])} | {least} "
-            f"| {row['gb_s']:.1f} | {times:.2f}x |"
-        )
-    yield ""
-    if run.get("images"):
-        yield images(run)
-    if run.get("model"):
-        yield model(run)
-    if run.get("probes"):
-        yield probes(run)
+        names = dict.fromkeys(("op", "shape", "name"), "")
+        columns = {**names, "median": ">", "least": ">", "GB/s": ">", "best is faster by": ">"}
+        parts.append(markdown(columns, (_row(run, row) for row in run["rows"])))
+    parts += [table(run) for kind, table in KINDS.items() if run.get(kind)]
+    return "\n".join(parts)
+
+
+def _row(run: Run, row: dict[str, Any]) -> Sequence[str]:
+    times = row["median_us"] / best(run, row)["median_us"]
+    least = time(row["min_us"]) if "min_us" in row else ""
+    figures = time(row["median_us"]), least, f"{row['gb_s']:.1f}", f"{times:.2f}x"
+    return (row["op"], row["shape"], row["name"], *figures)
 
 
 def speedups(run: Run) -> str:
     """A row per op and shape: the best backend's time, and how much faster it is than the rest."""
-    lines = [
-        machine.headline(run["machine"], run["machine"]["threads"]) + ".",
-        "",
-        "| op | shape | backend | median | GB/s | times as fast as |",
-        "|---|---|---|---:|---:|---|",
-    ]
+    rows = []
     for fastest, others in shapes(run):
         ratios = "; ".join(f"{name}: {ratio(value)}" for name, value in others.items())
         rate = "" if fastest["gflop_s"] else f"{fastest['gb_s']:.1f}"  # arithmetic bounds it
-        lines.append(
-            f"| {fastest['op']} | {fastest['shape']} | {fastest['name']} "
-            f"| {time(fastest['median_us'])} | {rate} | {ratios} |"
-        )
+        what = fastest["op"], fastest["shape"], fastest["name"]
+        rows.append((*what, time(fastest["median_us"]), rate, ratios))
+    names = dict.fromkeys(("op", "shape", "backend"), "")
+    text = markdown({**names, "median": ">", "GB/s": ">", "times as fast as": ""}, rows)
     limits = machine.bandwidths(run["limits"])
-    return "\n".join([*lines, "", f"Limits of memory measured in the same run: {limits}.", ""])
+    end = f"Limits of memory measured in the same run: {limits}.\n"
+    return f"{machine.headline(run['machine'])}.\n\n{text}\n{end}"
 
 
 def images(run: Run) -> str:
     """A row per model, batch and path: an image's time, its parts, and what it is held against."""
-    lines = [
-        "| model | batch | path | ms an image | trunk | head | decoder | bound | over products |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for row in run["images"]:
-        parts = [row["parts_ms"].get(part) for part in ("trunk", "head", "decoder")]
         bound = row.get("bound_ms", {}).get("whole")
+        parts = [row["parts_ms"].get(part) for part in ("trunk", "head", "decoder")]
         alone = image(run, row["model"], row["batch"], "products alone")
         over = f"{row['ms'] / alone['ms']:.2f}" if alone else ""
-        cells = [milliseconds(ms) if ms is not None else "" for ms in (*parts, bound)]
+        cells = [milliseconds(ms) if ms is not None else "" for ms in (row["ms"], *parts, bound)]
         part_run = row.get("ar_steps_timed", 0) < row.get("ar_steps", 0)
         steps = f" (from {row['ar_steps_timed']} of {row['ar_steps']} AR steps)" if part_run else ""
-        lines.append(
-            f"| {row['model']} | {row['batch']} | {row['path']}{steps} "
-            f"| {milliseconds(row['ms'])} | {' | '.join(cells)} | {over} |"
-        )
-    return "\n".join([*lines, ""])
+        rows.append((row["model"], row["batch"], row["path"] + steps, *cells, over))
+    columns = {"model": "", "batch": ">", "path": ""}
+    times = ("ms an image", "trunk", "head", "decoder", "bound", "over products")
+    return markdown(columns | dict.fromkeys(times, ">"), rows)
 
 
 def model(run: Run) -> str:
     """The figures of the programs of ``benchmarks.model``."""
-    lines = ["| benchmark | figure | |", "|---|---|---:|"]
-    for name, content in run.get("model", {}).items():
-        for figure, value in _figures(content):
-            lines.append(f"| {name} | {figure} | {value:.4g} |")
-    return "\n".join([*lines, ""])
+    rows = [
+        (name, figure, f"{value:.4g}")
+        for name, content in run.get("model", {}).items()
+        for figure, value in _figures(content)
+    ]
+    return markdown({"benchmark": "", "figure": "", "": ">"}, rows)
 
 
 def _figures(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -97,12 +97,16 @@ def _figures(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 def probes(run: Run) -> str:
     """What a card answered to the questions of ``benchmarks.gpu.limits``."""
     names = {"us": "us", "gb_s": "GB/s", "tflop_s": "TFLOP/s", "weight_gb_s": "GB/s of weights"}
-    lines = ["| probe | setting | |", "|---|---|---|"]
+    rows = []
     for probe in run["probes"]:
         figures = [f"{probe[key]:.2f} {unit}" for key, unit in names.items() if key in probe]
         figures += [probe["note"]] if "note" in probe else []
-        lines.append(f"| {probe['probe']} | {probe['setting']} | {', '.join(figures)} |")
-    return "\n".join([*lines, ""])
+        rows.append((probe["probe"], probe["setting"], ", ".join(figures)))
+    return markdown({"probe": "", "setting": "", "": ""}, rows)
+
+
+KINDS: dict[str, Callable[[Run], str]] = {"images": images, "model": model, "probes": probes}
+"""What a result may hold besides the rows of ops."""
 
 
 def shapes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
@@ -110,10 +114,8 @@ def shapes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
     for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in run["rows"]):
         rows = [row for row in run["rows"] if (row["op"], row["shape"]) == (op, shape)]
         fastest = best(run, rows[0])
-        others = {
-            r["name"]: r["median_us"] / fastest["median_us"] for r in rows if r is not fastest
-        }
-        yield fastest, others
+        others = [row for row in rows if row is not fastest]
+        yield fastest, {r["name"]: r["median_us"] / fastest["median_us"] for r in others}
 
 
 def best(run: Run, row: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +128,8 @@ def best(run: Run, row: dict[str, Any]) -> dict[str, Any]:
 def image(run: Run, model: str, batch: int, path: str) -> dict[str, Any] | None:
     """The record of a whole image, if there is one."""
     wanted = (model, batch, path)
-    found = (r for r in run.get("images", []) if (r["model"], r["batch"], r["path"]) == wanted)
-    return next(found, None)
+    rows = (r for r in run.get("images", []) if (r["model"], r["batch"], r["path"]) == wanted)
+    return next(rows, None)
 
 
 def time(us: float) -> str:

@@ -1,9 +1,11 @@
-"""Timing: interleaved rounds on the CPU, CUDA graphs over rotating inputs on a card."""
+"""Timing: functions take turns on the CPU; on a card graphs over rotating inputs are replayed."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,26 +18,25 @@ from bitdance_kernels.testing import Call
 Functions = Mapping[str, Callable[[Call], Any]]
 Seconds = dict[str, list[float]]
 
-_LEAST_ROUNDS = 5
+MIN_ROUNDS = 5
 # A measurement is at least this long, so that the clock and the call of a lambda do not matter.
-_LEAST_SECONDS = 2e-3
-# Of a graph's replay: three rounds are enough then.
-_SLOW = 0.05
+_MIN_SECONDS = 2e-3
+_TURNS_ON_A_CARD = 3
 
 
 def functions(
-    case: Bench, call: Call, backends: Sequence[str], *, backward: bool = False
+    bench: Bench, call: Call, backends: Sequence[str], *, backward: bool = False
 ) -> Functions:
-    """What is timed against each other: backends of the op, and the baselines of its case."""
+    """What is timed against each other: backends of the op, and its baselines."""
 
     def backend(name: str) -> Callable[[Call], Any]:
-        return lambda call: case.op(*call.args, **call.kwargs, backend=name)
+        return lambda call: bench.op(*call.args, **call.kwargs, backend=name)
 
     def baseline(function: Callable[..., Any]) -> Callable[[Call], Any]:
         return lambda call: function(*call.args, **call.kwargs)
 
     timed: dict[str, Callable[[Call], Any]] = {name: backend(name) for name in backends}
-    timed |= {name: baseline(function) for name, function in case.baselines.items()}
+    timed |= {name: baseline(function) for name, function in bench.baselines.items()}
     return {name: with_backward(f) for name, f in timed.items()} if backward else timed
 
 
@@ -53,41 +54,59 @@ def with_backward(function: Callable[[Call], Any]) -> Callable[[Call], Any]:
     return timed
 
 
-def time_cpu(
-    timed: Functions, call: Call, seconds: float, *, least_seconds: float = _LEAST_SECONDS
-) -> tuple[Seconds, dict[str, str]]:
-    """Seconds per call of each function, one value a round, and for each that failed the reason.
+def take_turns(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    seconds: float = 0.0,
+    min_seconds: float = 0.0,
+) -> Seconds:
+    """Seconds per call of each way, one value a round.
 
-    The functions take turns, so that a change of the machine's speed meets all of them alike. Large
-    inputs come from memory each time; small ones are warm. A function's turn repeats it until
-    `least_seconds` have passed.
+    The ways take turns, so that a change of the machine's speed meets all of them alike
+    (``torch.utils.benchmark`` and ``timeit`` time one after the other).
+
+    Args:
+        ways: called once before the first round, to load modules and allocate.
+        rounds: at least.
+        seconds: goes on until they are over.
+        min_seconds: a way is repeated within its turn until they are over.
     """
-    repeats: dict[str, int] = {}
-    failed: dict[str, str] = {}
+    timers = {name: timeit.Timer(way) for name, way in ways.items()}
+    repeats = {}
+    for name, timer in timers.items():
+        timer.timeit(1)
+        once = timer.timeit(1) if min_seconds else 1.0
+        repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
+    times: Seconds = {name: [] for name in timers}
+    start, done = time.perf_counter(), 0
+    while timers and (done < rounds or time.perf_counter() - start < seconds):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(repeats[name]) / repeats[name])
+        done += 1
+    return times
+
+
+def medians(times: Seconds) -> dict[str, float]:
+    """Median seconds of each way."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def time_cpu(
+    timed: Functions, call: Call, seconds: float, *, min_seconds: float = _MIN_SECONDS
+) -> tuple[Seconds, dict[str, str]]:
+    """Seconds per call of each function in each round, and for each that failed the reason.
+
+    Large inputs come from memory each time; small ones are warm.
+    """
+    ways, failed = {}, {}
     for name, function in timed.items():
         try:
-            repeats[name] = _repeats(function, call, least_seconds)
+            function(call)
+            ways[name] = functools.partial(function, call)
         except Exception as error:  # a baseline may not take this dtype
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    times: Seconds = {name: [] for name in repeats}
-    start = time.perf_counter()
-    while True:
-        for name in repeats:
-            begin = time.perf_counter()
-            for _ in range(repeats[name]):
-                timed[name](call)
-            times[name].append((time.perf_counter() - begin) / repeats[name])
-        rounds = len(next(iter(times.values())))
-        if rounds >= _LEAST_ROUNDS and time.perf_counter() - start > seconds:
-            return times, failed
-
-
-def _repeats(function: Callable[[Call], Any], call: Call, least_seconds: float) -> int:
-    function(call)  # first calls load modules and allocate
-    begin = time.perf_counter()
-    function(call)
-    once = max(time.perf_counter() - begin, 1e-7)
-    return max(1, round(least_seconds / once))
+    return take_turns(ways, MIN_ROUNDS, seconds=seconds, min_seconds=min_seconds), failed
 
 
 def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds, dict[str, str]]:
@@ -96,13 +115,14 @@ def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds
     Every function is captured into a graph that calls it on one input set after the other; the sets
     together are more than twice the L2 cache, so each call finds its inputs in device memory.
     """
+    from triton.testing import do_bench
+
     device = torch.device("cuda")
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     sets = min(64, max(2, -(-2 * cache // max(timing.bytes, 1))))
     with torch.inference_mode(False):  # gradients may be asked for
         calls = [timing.make(device) for _ in range(sets)]
-    graphs: dict[str, torch.cuda.CUDAGraph] = {}
-    failed: dict[str, str] = {}
+    graphs, failed = {}, {}
     for name, function in timed.items():
         try:
             graphs[name] = _capture(function, calls)
@@ -110,20 +130,11 @@ def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             torch.cuda.synchronize()
     times: Seconds = {name: [] for name in graphs}
-    start, rounds = time.perf_counter(), 0
-    while graphs:
+    milliseconds = 1e3 * seconds / (_TURNS_ON_A_CARD * max(len(graphs), 1))
+    for _ in range(_TURNS_ON_A_CARD):
         for name, graph in graphs.items():
-            if len(times[name]) >= 3 and sets * times[name][-1] > _SLOW:
-                continue
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3 / sets)
-        rounds += 1
-        if rounds >= 3 * _LEAST_ROUNDS and time.perf_counter() - start > seconds:
-            break
+            replays = do_bench(graph.replay, warmup=1, rep=milliseconds, return_mode="all")
+            times[name] += [ms / 1e3 / sets for ms in replays]
     return times, failed
 
 
@@ -142,34 +153,28 @@ def _capture(function: Callable[[Call], Any], calls: Sequence[Call]) -> torch.cu
 
 
 def rows(
-    case: Bench, timing: Timing, times: Seconds, backends: Sequence[str], device: str
+    bench: Bench, timing: Timing, times: Seconds, backends: Sequence[str], device: str
 ) -> list[dict[str, Any]]:
     """One row per function: median, least and quartiles, rates by what must be moved and done."""
-    table = []
-    for name, values in times.items():
-        median = statistics.median(values)
-        table.append(
-            {
-                "op": case.name,
-                "shape": timing.name,
-                "name": name,
-                "kind": "backend" if name in backends else "baseline",
-                "device": device,
-                **spread(values),
-                "gb_s": timing.bytes / median / 1e9,
-                "gflop_s": timing.flops / median / 1e9,
-            }
-        )
-    return table
+    return [
+        {
+            "op": bench.name,
+            "shape": timing.name,
+            "name": name,
+            "kind": "backend" if name in backends else "baseline",
+            "device": device,
+            **spread(values),
+            "gb_s": timing.bytes / statistics.median(values) / 1e9,
+            "gflop_s": timing.flops / statistics.median(values) / 1e9,
+        }
+        for name, values in times.items()
+    ]
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median, least and quartiles of rounds, in microseconds, and how many rounds there were."""
-    low, median, high = (
-        statistics.quantiles(seconds, n=4, method="inclusive")
-        if len(seconds) > 1
-        else [seconds[0]] * 3
-    )
+    several = seconds if len(seconds) > 1 else [*seconds, *seconds]
+    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return {
         "median_us": median * 1e6,
         "min_us": min(seconds) * 1e6,

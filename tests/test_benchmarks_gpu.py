@@ -11,7 +11,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import gpu
 from benchmarks.gpu import checks, large
-from benchmarks.gpu.worker import Context, work
+from benchmarks.gpu.worker import Context, Journal, collect, work
 from benchmarks.model import bound
 from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance.models.config import PRESETS
@@ -34,13 +34,13 @@ def test_dry_run_goes_through_every_part(dry_run):
     assert {key.partition(":")[0] for key in dry_run["done"]} == set(gpu.PARTS)
     assert {"copy_gb_s", "bf16_tflop_s"} <= dry_run["limits"].keys()
     probes = {probe["probe"] for probe in dry_run["probes"]}
-    assert probes == {"L2 read", "launch to launch", "all-gather", "head product"}
+    assert probes == {"L2 read", "launch to launch"}
 
 
 @pytest.mark.slow
 def test_dry_run_checks_every_op_on_reference_and_interpreter(dry_run):
-    done = {(check["op"], check["backend"], check["check"]) for check in dry_run["checks"]}
-    assert all(check["wrong"] is None for check in dry_run["checks"])
+    done = {tuple(name.split(", ")) for name in dry_run["passed"]}
+    assert dry_run["checks"] == []  # none is wrong
     for name, case in all_benches().items():
         for backend in case.kernel_op.backends:
             if case.kernel_op.unavailable(backend) is None:
@@ -61,8 +61,7 @@ def test_dry_run_times_whole_images(dry_run):
 
 
 def _context(tmp_path, cases, parts):
-    path = tmp_path / "dry-run.json"
-    return Context.open(cases, path, parts, quick=True, dry_run=True)
+    return Context(cases, Journal(tmp_path / "run.jsonl"), parts, quick=True, dry_run=True)
 
 
 def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsys):
@@ -127,40 +126,42 @@ def test_the_time_that_is_used_up_is_said(tmp_path, capsys):
 
 
 WORKER = """
-import json, sys, time
-from pathlib import Path
-path = Path({path!r})
-result = json.loads(path.read_text())
+import json, os, time
+path = {path!r}
+def write(name, value):
+    with open(path, "a") as file:
+        file.write("\\n" + json.dumps([name, None, value]))
+done = open(path).read() if os.path.exists(path) else ""
 for step in ("one", "crash", "hang", "last"):
-    if step in result["done"]:
+    if json.dumps(["done", None, step]) in done:
         continue
-    result["doing"] = step
-    path.write_text(json.dumps(result))
+    write("doing", step)
     if step == "crash":
-        sys.exit(139)
+        with open(path, "a") as file:
+            file.write('\\n["rows", null, {{"half a l')
+        os._exit(139)
     if step == "hang" and {hang}:
         time.sleep(60)
-    result["done"].append(step)
-    result["doing"] = None
-    path.write_text(json.dumps(result))
+    write("done", step)
+    write("doing", None)
 """
 
 
 @pytest.mark.parametrize("hang", [False, True])
 def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
-    path = tmp_path / "gpu.json"
-    path.write_text(json.dumps({"done": [], "doing": None, "failed": {}}))
+    path = tmp_path / "run.jsonl"
     monkeypatch.setattr(gpu, "_GRACE", 0.5)
     monkeypatch.setattr(gpu, "_POLL", 0.05)
     code = WORKER.format(path=str(path), hang=hang)
     start = time.monotonic()
     gpu.supervise([sys.executable, "-c", code], path, 16.0)
     assert time.monotonic() - start < 50  # it hangs for a minute
-    result = json.loads(path.read_text())
+    result = collect(path)
     assert result["done"] == ["one", "crash", "hang", "last"]
     expected = {"crash": "the process ended with status 139 in this step"}
     expected |= {"hang": "the process hung in this step"} if hang else {}
     assert result["failed"] == expected
+    assert result["rows"] == []
 
 
 @pytest.mark.slow
@@ -169,8 +170,9 @@ def test_the_worker_understands_its_command(tmp_path):
     command = gpu.worker_command(
         ["swiglu"], tmp_path, {"checks": 30.0, "large": 9.0}, quick=True, share=(1, 2)
     )
-    gpu.supervise([*command, "--dry-run"], tmp_path / "dry-run.json", 60.0)
-    result = json.loads((tmp_path / "dry-run.json").read_text())
+    path = gpu.journal_of(tmp_path, {"checks": 30.0, "large": 9.0}, 1, 2)
+    gpu.supervise([*command, "--dry-run"], path, 60.0)
+    result = collect(path)
     assert result["failed"] == {}
     assert result["done"] == ["checks: swiglu", "large: swiglu"]
     assert {check["check"] for check in result["checks"]} == {"past 2^31"}  # of one sample, half
@@ -185,20 +187,24 @@ def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatc
         ran.append((i, count))
         if i == 2:
             return  # it never began
-        path.parent.mkdir()
-        found = {"checks": [{"op": "x", "wrong": None}] * i, "failed": {}, "not run": {}}
-        found |= {"failed": {"checks: x": "slow"} if i == 1 else {}, "rows": [], "done": ["x"]}
-        path.write_text(json.dumps(found))
+        journal = Journal(path)
+        for _ in range(i):
+            check = {"op": "x", "backend": "cpu", "check": "graph", "wrong": None}
+            journal.write("checks", check)
+        journal.write("done", "checks: x")
+        if i == 1:
+            journal.write("failed", "slow", "checks: x")
 
     monkeypatch.setattr(gpu, "supervise", supervise)
+    monkeypatch.setattr(gpu, "build", lambda: None)
     monkeypatch.setattr(gpu, "_CHECKERS", 4)
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
-    missing = gpu.check_in_parallel(["x"], tmp_path / "gpu.json", 5.0)
-    assert missing == "1 of 4 processes never began"
+    assert gpu.main([all_benches()["swiglu"]], tmp_path, {"checks": 5.0}) == 1
     assert sorted(ran) == [(i, 4) for i in range(4)]
     result = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(result["checks"]) == 0 + 1 + 3
-    assert result["failed"] == {"checks: x": "slow"}
+    assert result["passed"] == {"x, cpu, graph": 0 + 1 + 3}
+    never = {"run": "1 of 4 processes never began"}
+    assert result["failed"] == {"checks: x": "slow", **never}
 
 
 def test_sums_that_are_divided_otherwise_are_held_by_the_rule():
@@ -239,9 +245,9 @@ def test_what_a_check_raises_is_recorded(tmp_path):
 
 
 def test_a_worker_that_never_starts_is_given_up(tmp_path):
-    path = tmp_path / "gpu.json"
     start = time.monotonic()
-    gpu.supervise([sys.executable, "-c", "import sys; sys.exit(1)"], path, 200.0)
+    command = [sys.executable, "-c", "import sys; sys.exit(1)"]
+    gpu.supervise(command, tmp_path / "run.jsonl", 200.0)
     assert time.monotonic() - start < 100
 
 

@@ -1,21 +1,19 @@
 """``python -m benchmarks gpu``: check and time everything on a card, within ten minutes.
 
 Needs neither pytest nor a network. Five parts: whether every op is right on the card, past 2^31
-elements too, what the machine can do, how fast the ops are, how fast whole images are. Results are
-written after every step, and the steps run in processes of their own, which are replaced when a
-step kills them: a run that goes wrong keeps what it had. The checks, which mostly wait for Triton
-to compile, are shared by several processes; all else has the card for itself. ``--dry-run`` goes
-through the same code on the CPU, in one process, with Triton's interpreter.
+elements too, what the machine can do, how fast the ops are, how fast whole images are. The steps
+run in processes of their own, which keep a journal and are replaced when a step kills them: a run
+that goes wrong keeps what it had. The checks, which mostly wait for Triton to compile, are shared
+by several processes; all else has the card for itself. ``--dry-run`` goes through the same code on
+the CPU, in one process, with Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,8 @@ from typing import Any
 
 from benchmarks import run
 from benchmarks.gpu import checks, images, limits, timings
-from benchmarks.gpu.worker import Context, Step, work
+from benchmarks.gpu.worker import BROKEN, Context, Journal, Step, collect, work
+from benchmarks.machine import ROOT
 from benchmarks.shapes import Bench
 from bitdance_kernels._shared import native
 
@@ -41,7 +40,6 @@ QUICK = {"checks": 45.0, "large": 15.0, "machine": 10.0, "timings": 30.0, "image
 DRY_RUN = dict.fromkeys(PARTS, 3600.0)
 """On the CPU nobody waits for the figures: each part goes to its end."""
 
-ROOT = Path(__file__).parents[2]
 # A step that is this late is stuck: its process is ended, and the run goes on behind it.
 _GRACE = 60.0
 _POLL = 0.5
@@ -50,52 +48,71 @@ _CHECKERS = 12
 
 
 def main(
-    cases: Sequence[Bench],
+    benches: Sequence[Bench],
     out: Path,
     parts: Mapping[str, float],
     *,
-    quick: bool,
-    dry_run: bool,
-    worker: bool = False,
-    share: tuple[int, int] = (0, 1),
+    quick: bool = False,
+    dry_run: bool = False,
+    worker: tuple[int, int] | None = None,
 ) -> int:
     """Run the parts; returns the exit status: 0, or 1 if a check or a step failed.
 
     Args:
-        cases: the ops.
-        out: folder of the result file, ``gpu.json`` or ``dry-run.json``.
+        benches: the ops.
+        out: folder of the result file, ``gpu.json`` or ``dry-run.json``, and of the journals.
         parts: seconds for each part that is wanted.
         quick: short timings.
         dry_run: on the CPU, in this process.
-        worker: this is a process that `supervise` started.
-        share: of a process that checks with others: which one of how many.
+        worker: (i, n): this is a process that `supervise` started, the i-th of n.
     """
-    path = out / ("dry-run.json" if dry_run else "gpu.json")
-    if not worker:
-        path.unlink(missing_ok=True)
-    if dry_run or worker:
-        context = Context.open(cases, path, parts, quick=quick, dry_run=dry_run, share=share)
+    if worker is not None or dry_run:
+        share = worker or (0, 1)
+        journal = Journal(journal_of(out, parts, *share))
+        if worker is None:
+            journal.path.unlink(missing_ok=True)
+        context = Context(benches, journal, parts, quick, dry_run, share)
         status = work(context, PARTS)
-        return status if worker else summary(context.result, path)
+        return status if worker else finish(collect(journal.path), out / "dry-run.json")
     problem = build()
     if problem:
         print(f"gpu: without the cuda backends: {problem}", file=sys.stderr)
-    names = [case.name for case in cases]
-    missing = check_in_parallel(names, path, parts["checks"]) if "checks" in parts else None
+    names = [bench.name for bench in benches]
+    first = {part: seconds for part, seconds in parts.items() if part == "checks"}
     rest = {part: seconds for part, seconds in parts.items() if part != "checks"}
-    if rest:
-        command = worker_command(names, out, rest, quick=quick)
-        supervise(command, path, sum(rest.values()) + _GRACE)
-    if not path.exists():
-        print("gpu: the process that does the steps never began", file=sys.stderr)
+    journals: list[Path] = []
+    for some, count in ((first, min(_CHECKERS, os.cpu_count() or 1)), (rest, 1)):
+        if some:
+            journals += run_parts(names, out, some, count, quick=quick)
+    result = collect(*journals)
+    missing = sum(not path.exists() for path in journals)
+    if missing == len(journals):
+        print("gpu: no process ever began", file=sys.stderr)
         return 1
-    result = json.loads(path.read_text())
-    result["cuda module"] = problem or "built"
     if missing:
-        result["failed"]["checks"] = missing
-    status = summary(result, path)
-    run.save(condensed(result), path)
-    return status
+        result["failed"]["run"] = f"{missing} of {len(journals)} processes never began"
+    return finish(result | {"cuda module": problem or "built"}, out / "gpu.json")
+
+
+def journal_of(out: Path, parts: Mapping[str, float], i: int, count: int) -> Path:
+    """Journal of the i-th of `count` processes that do these parts."""
+    return out / "journals" / f"{'-'.join(parts)}-{i}-of-{count}.jsonl"
+
+
+def run_parts(
+    ops: Sequence[str], out: Path, parts: Mapping[str, float], count: int, *, quick: bool
+) -> list[Path]:
+    """Do the parts in `count` processes that share their samples; returns the journals."""
+
+    def one(i: int) -> Path:
+        path = journal_of(out, parts, i, count)
+        path.unlink(missing_ok=True)
+        command = worker_command(ops, out, parts, quick=quick, share=(i, count))
+        supervise(command, path, sum(parts.values()) + _GRACE)
+        return path
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
 
 
 def worker_command(
@@ -111,40 +128,6 @@ def worker_command(
     command = [sys.executable, "-m", "benchmarks", "gpu", "--worker", *map(str, share)]
     command += ["--out", str(out), "--budget", *budget, "--only", *parts, "--ops", *ops]
     return [*command, *["--quick"] * quick]
-
-
-def check_in_parallel(ops: Sequence[str], path: Path, seconds: float) -> str | None:
-    """The checks, by several processes that each take a share of every op's samples.
-
-    Begins the result file at `path`, as a run whose other parts are yet to come.
-
-    Returns:
-        How many of the processes never began, for people; None if all did.
-    """
-    count = min(_CHECKERS, os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
-
-        def check(i: int) -> dict[str, Any]:
-            out, parts = Path(folder, str(i)), {"checks": seconds}
-            command = worker_command(ops, out, parts, quick=False, share=(i, count))
-            found = out / path.name
-            supervise(command, found, seconds + _GRACE)
-            return json.loads(found.read_text()) if found.exists() else {}
-
-        begun = [share for share in pool.map(check, range(count)) if share]
-    if begun:
-        run.save(merged(begun), path)
-    missing = count - len(begun)
-    return f"{missing} of {count} processes never began" if missing else None
-
-
-def merged(shares: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One result of what processes found that checked side by side."""
-    result = {**shares[0], "started": time.time()}
-    result["checks"] = [check for share in shares for check in share["checks"]]
-    for kind in ("failed", "not run"):
-        result[kind] = {name: why for share in shares for name, why in share[kind].items()}
-    return result
 
 
 def build() -> str | None:
@@ -166,7 +149,7 @@ def build() -> str | None:
 
 
 def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
-    """Run `command` until it has done all steps of the result file at `path`.
+    """Run `command` until it has done all steps of the journal at `path`.
 
     A process that dies, or hangs in a step, costs that step: it is recorded as failed and the
     command is started again. After `seconds` the run ends whatever it was doing.
@@ -175,8 +158,8 @@ def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
     python_path = str(ROOT) if before is None else os.pathsep.join([str(ROOT), before])
     environment = {**os.environ, "PYTHONPATH": python_path}
     end = time.monotonic() + seconds
-    crashes = 0
-    while time.monotonic() < end:
+    idle = 0
+    while time.monotonic() < end and idle < 3:
         process = subprocess.Popen(command, env=environment)
         stuck = False
         while process.poll() is None and not stuck:
@@ -187,48 +170,39 @@ def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
         status = process.wait()
         if status == 0:
             return
-        crashes = _blame(path, "hung" if stuck else f"ended with status {status}", crashes)
-        if crashes > 2:
-            return
+        step = collect(path)["doing"]
+        if step is None:  # its card broke after a step, or it never began one
+            idle = 0 if status == BROKEN else idle + 1
+            continue
+        idle, journal = 0, Journal(path)
+        how = "hung" if stuck else f"ended with status {status}"
+        journal.write("failed", f"the process {how} in this step", step)
+        journal.write("done", step)
+        journal.write("doing", None)
 
 
 def _age(path: Path) -> float:
-    """Seconds since the last step of the run began or ended."""
+    """Seconds since the process last wrote to its journal."""
     return time.time() - path.stat().st_mtime if path.exists() else 0.0
 
 
-def _blame(path: Path, how: str, crashes: int) -> int:
-    """Record the step that its process did not survive; counts processes that did nothing."""
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    step = result.get("doing")
-    if step is None:
-        return 0 if result.get("done") and how == "ended with status 3" else crashes + 1
-    result["failed"][step] = f"the process {how} in this step"
-    result["done"].append(step)
-    result["doing"] = None
-    run.save(result, path)
-    return 0
+def finish(result: Mapping[str, Any], path: Path) -> int:
+    """Print what failed and write the result; returns the exit status.
 
-
-def condensed(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The result with the checks that passed as their number by op, backend and kind."""
+    Of the checks that passed the file has their number by op, backend and kind.
+    """
+    wrong = [check for check in result["checks"] if check["wrong"] is not None]
     passed: dict[str, int] = {}
     for check in result["checks"]:
         if check["wrong"] is None:
             name = f"{check['op']}, {check['backend']}, {check['check']}"
             passed[name] = passed.get(name, 0) + 1
-    wrong = [check for check in result["checks"] if check["wrong"] is not None]
-    return {**result, "checks": wrong, "passed": dict(sorted(passed.items()))}
-
-
-def summary(result: Mapping[str, Any], path: Path) -> int:
-    """Print what failed; returns the exit status."""
-    failures = [check for check in result["checks"] if check["wrong"]]
-    for check in failures:
+    for check in wrong:
         print(f"FAILED {check['op']} {check['backend']} {check['check']}: {check['wrong']}")
     for name, text in result["failed"].items():
         print(f"ERROR {name}: {text.strip().splitlines()[-1]}")
     for name, why in result["not run"].items():
         print(f"not run: {name}: {why}")
-    print(f"{len(result['checks'])} checks, {len(failures)} failed; {path}")
-    return 1 if failures or result["failed"] else 0
+    print(f"{len(result['checks'])} checks, {len(wrong)} failed; {path}")
+    run.save({**result, "checks": wrong, "passed": dict(sorted(passed.items()))}, path)
+    return 1 if wrong or result["failed"] else 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -18,33 +18,18 @@ _REPLAYS = {"cuda": 5, "cpu": 2}  # a dry run repeats what it must to be told fr
 _SLEEP = 20_000_000  # cycles, some 10 ms: a launch on another stream would come first
 
 
+Check = Callable[[Case, Call, str], None]
+
+
 def steps(context: Context) -> Sequence[Step]:
     """A step per op."""
-
-    def check(case: Case) -> Callable[[], None]:
-        return lambda: _check(context, case)
-
-    return [(case.name, check(case)) for case in context.cases]
+    return [(case.name, functools.partial(_check, context, case)) for case in context.benches]
 
 
 def large_steps(context: Context) -> Sequence[Step]:
     """A step per op for tensors past 2^31 elements."""
-
-    def check(case: Case) -> Callable[[], None]:
-        return lambda: _check_large(context, case)
-
-    return [(case.name, check(case)) for case in context.cases if case.name in large.SHAPES]
-
-
-KINDS: dict[str, Callable[[Case, Call, str], None]] = {}
-
-
-def _kind(name: str) -> Callable[[Callable[[Case, Call, str], None]], Any]:
-    def register(function: Callable[[Case, Call, str], None]) -> Any:
-        KINDS[name] = function
-        return function
-
-    return register
+    cases = [case for case in context.benches if case.name in large.SHAPES]
+    return [(case.name, functools.partial(_check_large, context, case)) for case in cases]
 
 
 def _check(context: Context, case: Case) -> None:
@@ -58,23 +43,16 @@ def _check(context: Context, case: Case) -> None:
             continue
         if context.left("checks") <= 0:
             why = f"samples {i} to {len(calls) - 1}: the time was used up"
-            context.result["not run"][f"checks: {case.name}"] = why
+            context.add("not run", why, f"checks: {case.name}")
             return
-        for backend, why_not in run.runnable(case, call, ()).items():
+        for backend, why_not in run.runnable(case, call).items():
             if why_not is None:
                 for kind, function in KINDS.items():
-                    _record(context, case, call.name, backend, kind, function, call)
-        context.save()  # which also says that this process is not stuck
+                    _record(context, case, call, backend, kind, function)
 
 
 def _record(
-    context: Context,
-    case: Case,
-    sample: str,
-    backend: str,
-    kind: str,
-    function: Callable[[Case, Call, str], None],
-    call: Call,
+    context: Context, case: Case, call: Call, backend: str, kind: str, function: Check
 ) -> None:
     wrong = None
     try:
@@ -86,33 +64,22 @@ def _record(
             raise  # nothing that follows in this process can be believed
         wrong = f"{type(error).__name__}: {error}"
         if (backend, kind) == ("reference", "graph"):  # a reference may wait for the card
-            context.result["not run"][f"checks: {case.name}, reference in a graph"] = wrong
+            context.add("not run", wrong, f"checks: {case.name}, reference in a graph")
             return
-    context.result["checks"].append(
-        {
-            "step": context.result["doing"],
-            "op": case.name,
-            "sample": sample,
-            "backend": backend,
-            "check": kind,
-            "wrong": wrong,
-        }
-    )
+    what = {"op": case.name, "sample": call.name, "backend": backend, "check": kind}
+    context.add("checks", {"step": context.result["doing"], **what, "wrong": wrong})
 
 
-@_kind("reference")
 def _against_float64(case: Case, call: Call, backend: str) -> None:
     """In NaN-poisoned memory, gradients too."""
     check_backend(case, call, backend)
 
 
-@_kind("strided")
 def _strided(case: Case, call: Call, backend: str) -> None:
     written = {id(call.args[i]) for i in case.mutates}
     check_backend(case, call.map(lambda t: t if id(t) in written else strided(t)), backend)
 
 
-@_kind("repeated")
 def _repeated(case: Case, call: Call, backend: str) -> None:
     """The same bits from every run."""
     first = results(case, _own(case, call), backend)
@@ -120,7 +87,6 @@ def _repeated(case: Case, call: Call, backend: str) -> None:
         assert_same(first, results(case, _own(case, call), backend), "a repeated run differs")
 
 
-@_kind("like before")
 def _like_before(case: Case, call: Call, backend: str) -> None:
     """Where the backend is chosen and not named, and the second time not even sought."""
     expected = results(case, _own(case, call), backend)
@@ -130,7 +96,6 @@ def _like_before(case: Case, call: Call, backend: str) -> None:
             assert_same(actual, expected, "a call like one before differs")
 
 
-@_kind("graph")
 def _graph(case: Case, call: Call, backend: str) -> None:
     """Replay on changed inputs, with outputs poisoned and the allocator stirred in between."""
     fixed = call.map(lambda t: t.detach().clone())
@@ -151,7 +116,6 @@ def _graph(case: Case, call: Call, backend: str) -> None:
         assert_same(captured, expected, "a graph replay differs")
 
 
-@_kind("stream")
 def _side_stream(case: Case, call: Call, backend: str) -> None:
     """On a side stream whose inputs arrive late: a launch on any other stream reads zeros."""
     expected = results(case, _own(case, call), backend)
@@ -163,19 +127,29 @@ def _side_stream(case: Case, call: Call, backend: str) -> None:
     assert_same(actual, expected, "on a side stream it differs")
 
 
+KINDS: dict[str, Check] = {
+    "reference": _against_float64,
+    "strided": _strided,
+    "repeated": _repeated,
+    "like before": _like_before,
+    "graph": _graph,
+    "stream": _side_stream,
+}
+
+
 def _check_large(context: Context, case: Case) -> None:
     """Every element of results past 2^31 elements, against the same rows on their own."""
     built = large.build(case.name, context.device, 2**12 if context.dry_run else 2**31)
     if isinstance(built, str):
-        context.result["not run"][f"large: {case.name}"] = built
+        context.add("not run", built, f"large: {case.name}")
         return
-    for backend, why_not in run.runnable(case, built.block, ()).items():
+    for backend, why_not in run.runnable(case, built.block).items():
         if why_not is None and (backend != "reference" or context.dry_run):
 
             def check(case: Case, call: Call, backend: str) -> None:
                 large.check(case, built, backend)
 
-            _record(context, case, built.block.name, backend, "past 2^31", check, built.block)
+            _record(context, case, built.block, backend, "past 2^31", check)
 
 
 def _replays(call: Call) -> int:

@@ -60,7 +60,7 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
         ),
     }
     measured = _limits(context)
-    least = {} if measured is None else bound.seconds(config, batch, measured)
+    bound_seconds = {} if measured is None else bound.seconds(config, batch, measured)
     end = time.monotonic() + _share(context.left("images"), share)
     for i, (path, make) in enumerate(ways.items()):
         label = f"images: {name}, batch {batch}: {path}"
@@ -68,22 +68,13 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
             seconds = (end - time.monotonic()) / (len(ways) - i)
             figures = _time(context, *make(), batch, seconds, rounds=_rounds(context))
         except torch.OutOfMemoryError as error:
-            context.result["not timed"][label] = str(error).splitlines()[0]
+            context.add("not timed", str(error).splitlines()[0], label)
             continue
         finally:
             _forget(context)
-        context.result["images"].append(
-            {
-                "model": name,
-                "batch": batch,
-                "path": path,
-                "device": context.device.type,
-                "steps": denoising,
-                "bound_ms": {part: 1e3 * s / batch for part, s in least.items()},
-                **figures,
-            }
-        )
-        context.save()
+        what = {"model": name, "batch": batch, "path": path, "device": context.device.type}
+        bounds = {part: 1e3 * s / batch for part, s in bound_seconds.items()}
+        context.add("images", {**what, "steps": denoising, "bound_ms": bounds, **figures})
 
 
 def _fast(model: BitDanceModel, denoising: int) -> Way:
@@ -136,7 +127,7 @@ def _time(
         times = measure.sampling(way, labels, config.ar_steps, left)
         ran.append(times | {"decoder": measure.decoding(way, tokens)})
     if way.trunk is None:
-        step = limits.seconds_of(context, measure.trunk_step(model, batch), 4)
+        step = limits.seconds_of(context, measure.trunk_step(model, batch))
         ran = [r | {"trunk": step * config.ar_steps} for r in ran]
     return {
         **measure.figures(ran, batch),

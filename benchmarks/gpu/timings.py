@@ -13,21 +13,21 @@ from benchmarks.gpu.worker import Context, Step
 from benchmarks.shapes import Bench, Timing
 from bitdance_kernels.testing import Call
 
+# Compiling a baseline takes seconds: not done once less than this share of the time is left.
 _SHARE_EAGER = 0.35
-# Compiling a baseline takes seconds: not done any more once less than this share is left.
-_NOT_COMPILED = ("numpy", "flex", "flash", "fill", "library")
 # What has no graph, is compiled already, or has nothing to fuse.
+_NOT_COMPILED = ("numpy", "flex", "flash", "fill", "library")
 
 
 def steps(context: Context) -> Sequence[Step]:
     """A step per op and shape; first shapes of all ops first, in case the time does not reach."""
     if context.dry_run:
-        return [(case.name, _dry(context, case)) for case in context.cases]
+        return [(case.name, _dry(context, case)) for case in context.benches]
 
     def step(case: Bench, shape: Timing) -> Step:
         return f"{case.name}, {shape.name}", lambda: _time(context, case, shape, share)
 
-    shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in context.cases]
+    shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in context.benches]
     turns = [pair for turn in zip_longest(*shapes) for pair in turn if pair is not None]
     total = sum(context.parts[part] for part in ("timings",) if part in context.parts)
     share = min(0.15 if context.quick else 1.0, 0.2 * total / max(len(turns), 1))
@@ -36,14 +36,14 @@ def steps(context: Context) -> Sequence[Step]:
 
 def _time(context: Context, case: Bench, shape: Timing, seconds: float) -> None:
     call = shape.make(context.device)
-    able = [name for name, why in run.runnable(case, call, ()).items() if why is None]
+    able = [name for name, why in run.runnable(case, call).items() if why is None]
     timed = dict(timing.functions(case, call, able, backward=shape.backward))
     left = context.left("timings")
     if left > _SHARE_EAGER * context.parts["timings"]:
         timed |= compiled(case, shape)
     else:
         note = "not compiled: the time was used up"
-        context.result["not timed"][f"{case.name}, {shape.name}: compiled baselines"] = note
+        context.add("not timed", note, f"{case.name}, {shape.name}: compiled baselines")
     with torch.inference_mode():
         memory = _peaks(timed, call)
         del call
@@ -52,9 +52,9 @@ def _time(context: Context, case: Bench, shape: Timing, seconds: float) -> None:
     for name, why in failed.items():
         # A reference may wait for the card, which no graph can.
         target = "failed" if name in able and name != "reference" else "not timed"
-        context.result[target][f"{case.name}, {shape.name}: {name}"] = why
+        context.add(target, why, f"{case.name}, {shape.name}: {name}")
     for row in timing.rows(case, shape, times, able, "cuda"):
-        context.result["rows"].append(row | memory.get(row["name"], {}))
+        context.add("rows", row | memory.get(row["name"], {}))
 
 
 def _peaks(timed: timing.Functions, call: Call) -> dict[str, dict[str, float]]:
@@ -98,14 +98,15 @@ def _dry(context: Context, case: Bench) -> Callable[[], None]:
     def step() -> None:
         samples = case.samples(context.device)
         call = next(c for c in samples if all(t.numel() for t in c.tensors()))
-        able = [name for name, why in run.runnable(case, call, ()).items() if why is None]
+        able = [name for name, why in run.runnable(case, call).items() if why is None]
         shape = Timing(call.name, lambda _: call, bytes=1)
         with torch.inference_mode():
             every = timing.functions(case, call, able)
             timed = {name: f for name, f in every.items() if name != "flex"}  # compiles for long
-            times, failed = timing.time_cpu(timed, call, 0.0, least_seconds=0.0)
+            times, failed = timing.time_cpu(timed, call, 0.0, min_seconds=0.0)
         for name, why in failed.items():
-            context.result["not timed"][f"{case.name}, {shape.name}: {name}"] = why
-        context.result["rows"] += timing.rows(case, shape, times, able, "cpu")
+            context.add("not timed", why, f"{case.name}, {shape.name}: {name}")
+        for row in timing.rows(case, shape, times, able, "cpu"):
+            context.add("rows", row)
 
     return step

@@ -1,8 +1,8 @@
 """The steps of a run on a card, one after the other, in one process.
 
-The run's state is its result file: what is done, what is being done, what failed. So a process that
-dies in a step (a kernel that hangs or writes where it must not ends it) loses that step alone, and
-another process goes on behind it.
+The state of a run is its journal, a file with a line for everything that was done, measured or
+failed. So a process that dies in a step (a kernel that hangs or writes where it must not ends it)
+loses that step alone, and another process goes on behind it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,58 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine, run
+from benchmarks import machine
 from benchmarks.shapes import Bench
 
 BROKEN = 3
 """Exit status of a process whose card no longer answers; another one can go on."""
 
 Step = tuple[str, Callable[[], None]]
+Result = dict[str, Any]
+_LISTS = ("probes", "checks", "rows", "images", "done")
+_TABLES = ("limits", "failed", "not timed", "not run")
+
+
+class Journal:
+    """A file of JSON lines [field, key or null, value].
+
+    Args:
+        path: may exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, value: Any, key: str | None = None) -> None:
+        """Append `value` to the list `name`, or set it, or its item `key`."""
+        with self.path.open("a") as file:
+            file.write("\n" + json.dumps([name, key, value]))  # behind a line that broke off, too
+
+
+def collect(*paths: Path) -> Result:
+    """The result that the journals hold; a line that broke off counts for nothing."""
+    result: Result = {name: [] for name in _LISTS} | {name: {} for name in _TABLES}
+    result["doing"] = None
+    for path in paths:
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                name, key, value = json.loads(line)
+            except ValueError:
+                continue
+            if key is not None:
+                result[name][key] = value
+            elif name in _LISTS:
+                result[name].append(value)
+            else:
+                result[name] = value
+    return result
 
 
 @dataclass
@@ -31,71 +70,51 @@ class Context:
     """What every part of a run works on.
 
     Attributes:
-        cases: the ops.
-        path: the result file.
+        benches: the ops.
+        journal: of this process, and of those before it.
         parts: seconds for each part, in their order; a part may use what earlier ones left.
         quick: short timings.
         dry_run: on the CPU, at tiny sizes.
-        result: content of the result file.
         share: (i, n): of the checks' samples only those of the i-th of n processes.
     """
 
-    cases: Sequence[Bench]
-    path: Path
+    benches: Sequence[Bench]
+    journal: Journal
     parts: Mapping[str, float]
-    quick: bool
-    dry_run: bool
-    result: dict[str, Any]
+    quick: bool = False
+    dry_run: bool = False
     share: tuple[int, int] = (0, 1)
+    result: Result = field(init=False)
 
-    @classmethod
-    def open(
-        cls,
-        cases: Sequence[Bench],
-        path: Path,
-        parts: Mapping[str, float],
-        *,
-        quick: bool,
-        dry_run: bool,
-        share: tuple[int, int] = (0, 1),
-    ) -> Context:
-        """A run's state, from its file if there is one."""
-        if path.exists():
-            result = json.loads(path.read_text())
-        else:
-            device = torch.device("cpu" if dry_run else "cuda")
-            result = {
-                "machine": machine.describe(device, torch.get_num_threads()),
-                "peers": machine.peers(),
-                "dry_run": dry_run,
-                "started": time.time(),
-                "limits": {},
-                "probes": [],
-                "checks": [],
-                "rows": [],
-                "images": [],
-                "failed": {},
-                "not timed": {},
-                "not run": {},
-                "done": [],
-                "doing": None,
-            }
-        return cls(cases, path, parts, quick, dry_run, result, share)
+    def __post_init__(self) -> None:
+        self.result = collect(self.journal.path)
+        if "started" not in self.result:
+            self.journal.write("machine", machine.describe(self.device, torch.get_num_threads()))
+            self.journal.write("peers", machine.peers())
+            self.journal.write("dry_run", self.dry_run)
+            self.journal.write("started", time.time())
+            self.result = collect(self.journal.path)
 
     @property
     def device(self) -> torch.device:
         """The card, or the CPU in a dry run."""
         return torch.device("cpu" if self.dry_run else "cuda")
 
+    def add(self, name: str, value: Any, key: str | None = None) -> None:
+        """Add to the result and to the journal; see ``Journal.write``."""
+        self.journal.write(name, value, key)
+        if key is not None:
+            self.result[name][key] = value
+        elif name in _LISTS:
+            self.result[name].append(value)
+        else:
+            self.result[name] = value
+
     def left(self, part: str) -> float:
         """Seconds until `part` must be over."""
         names = list(self.parts)
         end = sum(self.parts[name] for name in names[: names.index(part) + 1])
         return end - (time.time() - self.result["started"])
-
-    def save(self) -> None:
-        """Write the result file, whole or not at all."""
-        run.save(self.result, self.path)
 
 
 def work(context: Context, steps: Mapping[str, Callable[[Context], Sequence[Step]]]) -> int:
@@ -106,24 +125,21 @@ def work(context: Context, steps: Mapping[str, Callable[[Context], Sequence[Step
             if key in context.result["done"]:
                 continue
             if context.left(part) <= 0:
-                context.result["not run"][key] = "the time was used up"
-                context.result["done"].append(key)
-                continue
-            if not _do(context, key, function):
+                context.add("not run", "the time was used up", key)
+                context.add("done", key)
+            elif not _do(context, key, function):
                 return BROKEN
-    context.save()
     return 0
 
 
 def _do(context: Context, key: str, function: Callable[[], None]) -> bool:
     """One step; False when the card is unusable after it."""
-    result = context.result
-    result["doing"] = key
-    context.save()
+    context.add("doing", key)
+    error = None
     try:
         function()
     except Exception:
-        result["failed"][key] = traceback.format_exc()
+        error = traceback.format_exc()
     usable = True
     try:
         if not context.dry_run:
@@ -132,18 +148,14 @@ def _do(context: Context, key: str, function: Callable[[], None]) -> bool:
             torch.rand(1, device="cuda")
     # After an illegal access every call of this process fails, and after a capture that drew random
     # numbers and failed, every call that draws some.
-    except RuntimeError as error:
-        result["failed"].setdefault(key, f"{type(error).__name__}: {error}")
-        usable = False
-    result["done"].append(key)
-    result["doing"] = None
-    context.save()
-    seconds = time.time() - result["started"]
-    state = "failed" if key in result["failed"] else _wrong(result, key) or "done"
-    print(f"{seconds:6.1f} s  {key:<60} {state}", flush=True)
+    except RuntimeError as broken:
+        error, usable = error or f"{type(broken).__name__}: {broken}", False
+    if error:
+        context.add("failed", error, key)
+    context.add("done", key)
+    context.add("doing", None)
+    checks = context.result["checks"]
+    wrong = sum(check["step"] == key and check["wrong"] is not None for check in checks)
+    state = "failed" if error else f"{wrong} checks failed" if wrong else "done"
+    print(f"{time.time() - context.result['started']:6.1f} s  {key:<60} {state}", flush=True)
     return usable
-
-
-def _wrong(result: Mapping[str, Any], key: str) -> str | None:
-    count = sum(check["step"] == key and check["wrong"] is not None for check in result["checks"])
-    return f"{count} checks failed" if count else None

@@ -5,21 +5,17 @@ turns: as the library does, as published (contiguous maps, every step an operati
 convolutions alone, on tensors of the same shapes, once in each memory layout, of which the faster
 counts: PyTorch's own, on weights as the model has them, while the library packs the weights of
 small maps once for all calls. The models are the one that comes with the library and, with random
-weights, the published tokenizer at 256 pixels. ``--json FILE`` writes what it prints.
+weights, the published tokenizer at 256 pixels. ``--json FILE`` writes the figures.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from benchmarks import products
-from benchmarks.machine import describe
-from benchmarks.model.head_sampling import take_turns
+from benchmarks import products, timing
+from benchmarks.model import program
 from benchmarks.model.published import PublishedDecoder
 from bitdance import BitDance
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
@@ -66,7 +62,7 @@ def measure(
     ways |= {layout: convolutions(model, codes, _LAYOUTS[layout]) for layout in _LAYOUTS}
     for _ in range(min(rounds, 1 + graphs.CALLS_BEFORE_CAPTURE)):
         ways["decoder"]()  # small maps are captured then
-    seconds = take_turns(ways, rounds)
+    seconds = timing.medians(timing.take_turns(ways, rounds))
     alone = min(seconds[layout] for layout in _LAYOUTS)
     ours, theirs = (to_uint8(way(codes)).int() for way in (model.decode, plain))
     count = f"{name}, {images} image{'s' * (images > 1)}"
@@ -81,27 +77,26 @@ def measure(
 @torch.no_grad()
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=("fashion", "d16c32"))
+    parser = program.parser(__doc__)
+    models = ("fashion", "d16c32")
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--rounds", type=int, default=3, help="of d16c32; the other has ten times")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    models = options.models or ("fashion", "d16c32")
-    threads = torch.get_num_threads()
-    found: dict[str, object] = {"machine": describe(torch.device("cpu"), threads)}
-    torch.manual_seed(0)
-    if "fashion" in models:
-        vae = BitDance.from_pretrained("fashion").model.vae
-        for images in (1, 8):
-            found |= measure(vae, "fashion", images, 8, 10 * options.rounds)
-    if "d16c32" in models:
-        vae = BinaryAutoencoder(AUTOENCODER_PRESETS["d16c32"]).eval().requires_grad_(False)
-        vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        found |= measure(vae, "d16c32", 1, 16, options.rounds)
-    text = json.dumps(found, indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n", encoding="utf-8")
+
+    def every() -> dict[str, object]:
+        figures: dict[str, object] = {}
+        torch.manual_seed(0)
+        if "fashion" in options.models:
+            vae = BitDance.from_pretrained("fashion").model.vae
+            for images in (1, 8):
+                figures |= measure(vae, "fashion", images, 8, 10 * options.rounds)
+        if "d16c32" in options.models:
+            vae = BinaryAutoencoder(AUTOENCODER_PRESETS["d16c32"]).eval().requires_grad_(False)
+            vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            figures |= measure(vae, "d16c32", 1, 16, options.rounds)
+        return figures
+
+    program.main(options, every)
 
 
 if __name__ == "__main__":

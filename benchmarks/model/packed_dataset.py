@@ -7,8 +7,6 @@ through a ``DataLoader``.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import timing
+from benchmarks.model import program
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter, ShuffledBatches
 
 SHAPES = ((16, 64), (256, 32))  # tokens an image, bits a token
@@ -43,48 +43,40 @@ def measure(
 
         batches = ShuffledBatches(images, batch_size)
         some = torch.utils.data.Subset(data, batches.batch(0).tolist())
-        ways: dict[str, tuple[Callable[[int], Any], int]] = {
-            "PackedDataset.take": (lambda i: data.take(batches.batch(i)), batches.per_epoch),
-            "array in memory": (
-                lambda i: (torch.from_numpy(codes[batches.batch(i)]), labels[batches.batch(i)]),
-                batches.per_epoch,
+
+        def epoch(read: Callable[[np.ndarray], Any]) -> None:
+            for i in range(batches.per_epoch):
+                read(batches.batch(i))
+
+        ways: dict[str, Callable[[], object]] = {
+            "PackedDataset.take": lambda: epoch(data.take),
+            "array in memory": lambda: epoch(lambda i: (torch.from_numpy(codes[i]), labels[i])),
+            "DataLoader, image by image": lambda: list(
+                torch.utils.data.DataLoader(some, batch_size=batch_size)
             ),
-            "DataLoader, image by image": (
-                lambda i: list(torch.utils.data.DataLoader(some, batch_size=batch_size)), 1,
-            ),
-        }  # fmt: skip
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, (read, count) in ways.items():
-                batches.batch(0)  # the order of the epoch is drawn once, outside the timing
-                begin = time.perf_counter()
-                for i in range(count):
-                    read(i)
-                seconds[name].append((time.perf_counter() - begin) / (count * batch_size))
-    return rates | {name: 1 / statistics.median(times) for name, times in seconds.items()}
+        }
+        seconds = timing.medians(timing.take_turns(ways, rounds))
+    read = dict.fromkeys(ways, batches.per_epoch * batch_size)
+    read["DataLoader, image by image"] = batch_size  # of one batch
+    return rates | {name: read[name] / seconds[name] for name in ways}
 
 
 def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure and print."""
+    parser = program.parser(__doc__)
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--shard-size", type=int, default=16_384, help="images a shard")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for tokens, bits in SHAPES:
-        rates = measure(
-            tokens, bits, images=options.images, batch_size=options.batch_size,
-            shard_size=options.shard_size, rounds=options.rounds,
-        )  # fmt: skip
-        size = tokens * bits // 8
-        print(f"{options.images} images of {tokens} tokens of {bits} bits ({size} bytes)")
-        for name, rate in rates.items():
-            share = rate / rates["array in memory"]
-            print(
-                f"  {name:28} {rate:12,.0f} images/s {rate * size / 1e6:8,.0f} MB/s {share:8.3f}x"
-            )
+
+    def every() -> dict[str, Any]:
+        names = ("images", "batch_size", "shard_size", "rounds")
+        sizes = {name: getattr(options, name) for name in names}
+        return {f"{n} x {bits} bits, images/s": measure(n, bits, **sizes) for n, bits in SHAPES}
+
+    program.main(options, every)
 
 
 if __name__ == "__main__":

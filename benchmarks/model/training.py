@@ -4,27 +4,23 @@
 library does it ("fast"), the same with reference ops ("plain"), and as published, with a dense
 mask for the transformer and the head op by op ("published"; the mask goes to
 ``scaled_dot_product_attention``, the fastest way there is to use one on a CPU). It also gives the
-most memory that a step of the head alone takes beyond its weights. ``--json FILE`` writes what it
-prints. Whole pictures are timed by ``python -m benchmarks cpu --parts images``.
+most memory that a step of the head alone takes beyond its weights. ``--json FILE`` writes the
+figures. Whole pictures are timed by ``python -m benchmarks cpu --only images``.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.machine import describe
-from benchmarks.model import published
-from benchmarks.model.head_sampling import take_turns
+from benchmarks import timing
+from benchmarks.model import program, published
 from bitdance import BitDance
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance_kernels import Ranges, dense_mask, use_backend
@@ -118,7 +114,7 @@ def measure(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
     steps: dict[str, Callable[[], object]] = {
         way: functools.partial(step, way, model, tokens, labels) for way in WAYS
     }
-    seconds = take_turns(steps, rounds)
+    seconds = timing.medians(timing.take_turns(steps, rounds))
     with torch.no_grad():
         x, cond = model.conditions(tokens, labels)
     held = {way: peak_bytes(functools.partial(head_step, way, model, x, cond)) for way in WAYS}
@@ -135,23 +131,15 @@ def measure(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     parser.add_argument("--model", default="fashion")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     model = BitDance.from_pretrained(options.model).model.requires_grad_(True)
     model.vae.requires_grad_(False)
-    found = {
-        "machine": describe(torch.device("cpu"), torch.get_num_threads()),
-        "model": options.model,
-        **measure(model, options.batch, options.rounds),
-    }
-    text = json.dumps(found, indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    figures = functools.partial(measure, model, options.batch, options.rounds)
+    program.main(options, lambda: {"model": options.model, **figures()})
 
 
 if __name__ == "__main__":
