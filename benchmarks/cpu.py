@@ -38,7 +38,7 @@ MODEL_PARTS: dict[str, tuple[str, ...]] = {
 
 _BUNDLED = "fashion"
 _BATCHES = (1, 8)
-_LEAST_ROUNDS = 5
+_MIN_ROUNDS = 5
 Result = dict[str, Any]
 
 
@@ -171,7 +171,7 @@ def images(
             measure.sampling(way, labels, config.ar_steps, 0.0, most=1)
             measure.decoding(way, tokens)
     for count in range(rounds):
-        if count >= min(rounds, _LEAST_ROUNDS) and time.perf_counter() - start > seconds:
+        if count >= min(rounds, _MIN_ROUNDS) and time.perf_counter() - start > seconds:
             break
         for way in ways:
             once = measure.sampling(way, labels, config.ar_steps, float("inf"))

@@ -349,7 +349,7 @@ def cpu_isas() -> tuple[str, ...]:
 
 
 def specials(dtype: torch.dtype) -> Sequence[float]:
-    """Values at which sign and rounding rules show: zeros, NaN, infinities, least and largest."""
+    """Values at which sign and rounding rules show: zeros, NaN, infinities and the extremes."""
     info = torch.finfo(dtype)
-    least = info.smallest_normal * info.eps  # the least subnormal
-    return (0.0, -0.0, float("nan"), float("inf"), -float("inf"), least, -least, info.max, info.min)
+    tiny = info.smallest_normal * info.eps  # the smallest subnormal
+    return (0.0, -0.0, float("nan"), float("inf"), -float("inf"), tiny, -tiny, info.max, info.min)

@@ -1,23 +1,25 @@
-"""Compiles every Triton kernel for a card that is not there.
+"""Compiles every Triton kernel for cards that this machine does not have.
 
-``python -m tests.offline_compile [OP ...] [--from-nothing]``
+``python -m tests.offline_compile [OP ...] [--all]``
 
-The launchers run on the samples of the cases, on CPU tensors, under a driver that only
-pretends to be a card: each launch compiles its kernel to a cubin and runs nothing. So every kernel
-is compiled with the types, alignments and constants that it is launched with. In processes of its
-own, because a test process has Triton in interpreter mode.
+The launchers run on the samples of the cases, on CPU tensors, under a driver that only pretends to
+be a card: each launch compiles its kernel to a cubin and runs nothing. So every kernel is compiled
+with the types, alignments and constants that it is launched with. It runs in processes of its own,
+because a test process has Triton in interpreter mode.
 
-A compilation gives the same for the same source, options and version of Triton, and all of them
-take many minutes. So RECORD keeps the digests of those that were found to be good, and what is in
-it is not compiled again, unless ``--from-nothing`` asks for it. The command leaves the record as it
-should be; the test only reads it, and compiles what it lacks.
+Compiling all kernels takes half an hour of CPU time, and gives the same result for the same source,
+options and version of Triton. RECORD therefore has one digest per op and capability, of all kernels
+that passed; an op with the same digest is not compiled again, unless ``--all`` asks for it. The
+command writes the record; the test only reads it, and compiles the ops that have changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -100,46 +102,47 @@ def faults(compiled: Any, capability: int) -> list[str]:
 
 
 def digest(source: Any, target: GPUTarget, options: dict[str, Any]) -> str:
-    """Of all that a cubin is made from, on whatever machine."""
+    """Digest of all inputs of a compilation, the same on every machine."""
     parsed = make_backend(target).parse_options({**options, **source.parse_options()})
-    return hashlib.sha256(f"{source.hash()}-{parsed.hash()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{source.hash()}-{parsed.hash()}".encode()).hexdigest()
 
 
-def good_kernels(capability: int) -> frozenset[str]:
-    """The digests in the record, if this version of Triton made it."""
+def passed(capability: int) -> dict[str, str]:
+    """The record's digest of each op, empty if another version of Triton made it."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if record.get("triton") != triton.__version__:
-        return frozenset()
-    return frozenset(record["good"][str(capability)])
+        return {}
+    return record["passed"][str(capability)]
 
 
-class _Known(Exception):  # noqa: N818  (ends a launch whose kernel need not be compiled)
+class _Collected(Exception):  # noqa: N818  (ends a launch whose kernel is compiled later)
     pass
 
 
 class Compiler:
-    """From its making on, launches compile only: each kernel once for its types and constants.
+    """Collects the kernels of all launches, once for each set of types and constants.
 
     Args:
-        capability: of the card that is pretended to be there.
-        known: digests of kernels that need no compilation.
+        capability: compute capability of the card to pretend.
 
     Attributes:
-        launches: how many there were.
-        faults: by the digest of each kernel what is wrong with it.
+        launches: number of launches so far.
+        kernels: arguments of the compilation of each collected kernel, by digest.
     """
 
-    def __init__(self, capability: int, known: frozenset[str] = frozenset()) -> None:
-        self.capability, self.known = capability, known
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
         self.launches = 0
-        self.faults: dict[str, list[str]] = {}
+        self.kernels: dict[str, tuple[Any, GPUTarget, dict[str, Any]]] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self._run, self._compile = JITFunction.run, triton.compiler.compile
         driver.set_active(PretendedCard(capability))
-        JITFunction.run = lambda kernel, *args, **kwargs: self.launch(kernel, *args, **kwargs)
-        triton.compiler.compile = self.compile
+        # A kernel keeps its digest when it moves within its file.
+        JITFunction.starting_line_number = property(lambda kernel: 0, lambda kernel, line: None)
+        JITFunction.run = lambda kernel, *args, **kwargs: self._launch(kernel, *args, **kwargs)
+        triton.compiler.compile = self._collect
 
-    def launch(
+    def _launch(
         self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any
     ) -> None:
         self.launches += 1
@@ -150,17 +153,21 @@ class Compiler:
         variant = (kernel, *kinds, *sorted(kwargs.items()))
         if variant not in self._seen:
             self._seen.add(variant)
-            with contextlib.suppress(_Known):
+            with contextlib.suppress(_Collected):
                 self._run(kernel, *args, grid=grid, warmup=True, **kwargs)
 
-    def compile(self, source: Any, target: GPUTarget, options: dict[str, Any]) -> Any:
-        key = digest(source, target, options)
-        if key in self.known:
-            self.faults[key] = []
-            raise _Known
-        compiled = self._compile(source, target=target, options=options)
-        self.faults[key] = faults(compiled, self.capability)
-        return compiled
+    def _collect(self, source: Any, target: GPUTarget, options: dict[str, Any]) -> Any:
+        self.kernels[digest(source, target, options)] = source, target, options
+        raise _Collected
+
+    def digest(self) -> str:
+        """Digest of all collected kernels."""
+        return hashlib.sha256(" ".join(sorted(self.kernels)).encode()).hexdigest()[:16]
+
+    def faults(self) -> list[list[str]]:
+        """Compile the collected kernels, and return what is wrong with each."""
+        compiled = (self._compile(s, target=t, options=o) for s, t, o in self.kernels.values())
+        return [faults(kernel, self.capability) for kernel in compiled]
 
 
 def launch_all(case: Case) -> None:
@@ -181,27 +188,36 @@ def launch_all(case: Case) -> None:
             torch.autograd.grad([t.float().sum() for t in outputs], leaves, allow_unused=True)
 
 
-def report(capability: int, ops: list[str], known: frozenset[str]) -> dict[str, Any]:
-    """How often each op launches, and for the digest of each kernel what is wrong with it."""
-    compiler = Compiler(capability, known)
+def report(capability: int, ops: list[str], known: dict[str, str]) -> dict[str, Any]:
+    """For each op its launches, the digest of its kernels, and what is wrong with them."""
+    compiler = Compiler(capability)
     # The backends refuse CPU tensors, and the launches compute nothing: go past the refusal.
     KernelOp.reason = lambda self, name, inputs: None  # type: ignore[method-assign]
-    launches = {}
-    for name, case in all_cases().items():
-        if "triton" in case.kernel_op.backends and (not ops or name in ops):
-            before = compiler.launches
-            launch_all(case)
-            launches[name] = compiler.launches - before
-    if not ops or "noise" in ops:  # which is no op
-        before = compiler.launches
-        for elements in (512, 7):
-            philox_triton.noise(noise_keys(0, range(3)), torch.tensor(0), elements)
-        launches["noise"] = compiler.launches - before
-    return {"launches": launches, "faults": compiler.faults}
+    launchers = {
+        name: functools.partial(launch_all, case)
+        for name, case in all_cases().items()
+        if "triton" in case.kernel_op.backends
+    }
+    made = {}
+    for name, launch in {**launchers, "noise": launch_noise}.items():
+        if ops and name not in ops:
+            continue
+        compiler.launches, compiler.kernels = 0, {}
+        launch()
+        key = compiler.digest()
+        wrong = [] if known.get(name) == key else list(itertools.chain(*compiler.faults()))
+        made[name] = {"launches": compiler.launches, "digest": key, "faults": wrong}
+    return made
+
+
+def launch_noise() -> None:
+    """Launch the kernel of ``noise``, which is no op."""
+    for elements in (512, 7):
+        philox_triton.noise(noise_keys(0, range(3)), torch.tensor(0), elements)
 
 
 def reports(*arguments: str) -> dict[int, dict[str, Any]]:
-    """The report for each capability, made side by side; the arguments are the command's."""
+    """The report for each capability, from parallel processes; `arguments` are the command's."""
     command = [sys.executable, "-m", "tests.offline_compile", *arguments]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     made = {}
@@ -228,28 +244,30 @@ def main() -> int:
     """The command; returns its exit status, 1 if anything is wrong with a kernel."""
     parser = argparse.ArgumentParser(prog="python -m tests.offline_compile")
     parser.add_argument("ops", nargs="*", metavar="OP")
-    parser.add_argument("--from-nothing", action="store_true", help="compile what is recorded too")
+    parser.add_argument("--all", action="store_true", help="compile what the record has too")
     parser.add_argument("--worker", nargs=2, metavar=("CC", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         capability, out = int(options.worker[0]), Path(options.worker[1])
-        known = frozenset() if options.from_nothing else good_kernels(capability)
+        known = {} if options.all else passed(capability)
         out.write_text(json.dumps(report(capability, options.ops, known)))
         return 0
     made = reports(*sys.argv[1:])
     bad = [
         f"sm_{capability} {fault}"
-        for capability, of_capability in made.items()
-        for faults_of_one in of_capability["faults"].values()
-        for fault in faults_of_one
+        for capability, ops in made.items()
+        for op in ops.values()
+        for fault in op["faults"]
     ]
     print(*bad, sep="\n", end="\n" * bool(bad))
     if not options.ops:
         good = {
-            str(capability): sorted(k for k, wrong in of_capability["faults"].items() if not wrong)
-            for capability, of_capability in made.items()
+            capability: {name: op["digest"] for name, op in ops.items() if not op["faults"]}
+            for capability, ops in made.items()
         }
-        RECORD.write_text(json.dumps({"triton": triton.__version__, "good": good}, indent=0) + "\n")
+        RECORD.write_text(
+            json.dumps({"triton": triton.__version__, "passed": good}, indent=0) + "\n"
+        )
     return 1 if bad else 0
 
 

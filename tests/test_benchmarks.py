@@ -333,10 +333,10 @@ def test_gradients_are_timed():
     call = Call("x", (torch.randn(3),))
     with torch.inference_mode():
         timed = timing.functions(case, call, ["reference"], backward=True)
-        (of_x,), (of_exp,) = timed["reference"](call), timed["exp"](call)
+        (grad_x,), (grad_exp,) = timed["reference"](call), timed["exp"](call)
     assert calls == ["reference"]
-    torch.testing.assert_close(of_x, 2 * call.args[0])
-    torch.testing.assert_close(of_exp, call.args[0].exp())
+    torch.testing.assert_close(grad_x, 2 * call.args[0])
+    torch.testing.assert_close(grad_exp, call.args[0].exp())
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_it_is_used_again_when_the_last_view_is_gone():
 
 
 def test_what_lies_unused_is_limited(monkeypatch):
-    monkeypatch.setattr(memory, "_MOST_UNUSED_BYTES", 100 << 20)
+    monkeypatch.setattr(memory, "_MAX_UNUSED_BYTES", 100 << 20)
     results = [empty((LARGE + i,), torch.float32) for i in range(3)]
     sizes = [4 * (LARGE + i) + (2 << 20) for i in range(3)]
     del results[0], results[0], results[0]

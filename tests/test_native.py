@@ -152,10 +152,10 @@ def test_cuda_row_functions_check_before_they_launch():
 
     with pytest.raises(RuntimeError, match=r"adaln_norm: dtype code not handled \(status -1\)"):
         adaln_norm(odd, 1, 8)
-    for rows, channels in ((-1, 8), (1, 0), (1, rows_cuda.MOST_CHANNELS + 1)):
+    for rows, channels in ((-1, 8), (1, 0), (1, rows_cuda.MAX_CHANNELS + 1)):
         with pytest.raises(RuntimeError, match="adaln_norm: size or argument out of range"):
             adaln_norm(row, rows, channels)
-    adaln_norm(row, 0, rows_cuda.MOST_CHANNELS)  # no row: nothing to launch, on any machine
+    adaln_norm(row, 0, rows_cuda.MAX_CHANNELS)  # no row: nothing to launch, on any machine
     affine = (64, 8, 0)
     with pytest.raises(RuntimeError, match="adaln_norm_backward: size or argument out of range"):
         # The sums for weight have nowhere to go.

@@ -173,8 +173,8 @@ def test_second_derivatives(case):
         x = primals[0]
         distance = x - ((x > 0).double() * 2 - 1)
         commitment = distance.square().mean()
-        of_commitment = 4 / count * (2 / count * distance.sum() * distance + commitment)
-        expected = 2 + (of_commitment if case.name.endswith("commitment") else 0)
+        grad_commitment = 4 / count * (2 / count * distance.sum() * distance + commitment)
+        expected = 2 + (grad_commitment if case.name.endswith("commitment") else 0)
         _close(again, expected * torch.ones_like(x))
         return
     for p in primals:

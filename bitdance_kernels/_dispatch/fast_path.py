@@ -8,7 +8,6 @@ the dispatcher, with the same results.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,17 +18,19 @@ from bitdance_kernels._dispatch.transforms import key_set
 from bitdance_kernels._shared import native
 
 
-@functools.cache
-def signer() -> Callable[[tuple[Any, ...], bool, int], bytes | None]:
-    """A function that gives two calls the same bytes only if no check can tell them apart.
+def _first_signature(*call: Any) -> bytes | None:
+    global signature
+    found = native.cpu.unavailable("signature") is None
+    signature = native.cpu.signature if found else lambda *call: None
+    return signature(*call)
 
-    It takes the arguments, whether gradients are recorded, and the bits of the written arguments;
-    it returns None for a call that must be checked. See csrc/bindings/signature.h.
-    """
-    if native.cpu.unavailable("signature") is not None:
-        return lambda inputs, gradients, written: None
-    return native.cpu.signature
 
+signature: Callable[[tuple[Any, ...], bool, int], bytes | None] = _first_signature
+"""Returns bytes that two calls of an op have in common only if no check can tell them apart.
+
+It takes the arguments, whether gradients are recorded, and an integer whose bit i is set if the op
+writes argument i; it returns None for a call that must be checked. See csrc/bindings/signature.h.
+"""
 
 try:
     _thread_keys = torch._C._dispatch_tls_local_include_set

@@ -167,7 +167,7 @@ class KernelOp(Backends):
             return self._call_dispatcher(args)
         inputs, signature = args[:-1], None
         if args[-1] == DEFAULT.get() == "auto":
-            signature = fast_path.signer()(inputs, torch.is_grad_enabled(), self._written_bits)
+            signature = fast_path.signature(inputs, torch.is_grad_enabled(), self._written_bits)
         if signature is None:
             args = self._prepared(args)
             if self._is_second_derivative(args):

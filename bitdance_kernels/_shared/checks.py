@@ -26,16 +26,18 @@ def dtype(op: str, argument: str, tensor: torch.Tensor, allowed: Collection[torc
         raise TypeError(f"{op}: {argument} must be {names}, got {got}")
 
 
-def rank(op: str, argument: str, tensor: torch.Tensor, least: int, most: int | None = None) -> None:
-    """Raise ValueError unless `tensor` has `least` to `most` dimensions (no `most`: or more)."""
+def rank(
+    op: str, argument: str, tensor: torch.Tensor, min_dims: int, max_dims: int | None = None
+) -> None:
+    """Raise ValueError unless `tensor` has `min_dims` to `max_dims` dimensions (None: no limit)."""
     dims = tensor.dim()
-    if dims < least or (most is not None and dims > most):
-        if most is None:
-            expected = f"of at least {least} dimension{'s' if least > 1 else ''}"
-        elif most == least:
-            expected = f"of {least} dimension{'s' if least != 1 else ''}"
+    if dims < min_dims or (max_dims is not None and dims > max_dims):
+        if max_dims is None:
+            expected = f"of at least {min_dims} dimension{'s' if min_dims > 1 else ''}"
+        elif max_dims == min_dims:
+            expected = f"of {min_dims} dimension{'s' if min_dims != 1 else ''}"
         else:
-            expected = f"of {least} to {most} dimensions"
+            expected = f"of {min_dims} to {max_dims} dimensions"
         raise fail(op, argument, expected, f"shape {list(tensor.shape)}")
 
 

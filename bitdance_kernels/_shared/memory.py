@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 # clears every page first, which takes longer than the kernels take to write it. Ours costs 20 us.
 _MAPPED_BYTES = 8 << 20
 _LARGE_PAGE = 2 << 20
-_MOST_UNUSED_BYTES = 512 << 20
+_MAX_UNUSED_BYTES = 512 << 20
 
 _CPU = torch.device("cpu")  # takes less of a call than its name does
 
@@ -48,12 +48,12 @@ class _Unused:
         self._mappings.clear()
 
     def give(self, mapping: mmap.mmap) -> None:
-        if len(mapping) > _MOST_UNUSED_BYTES:
+        if len(mapping) > _MAX_UNUSED_BYTES:
             return
         # The system may take the pages while they lie here, should it need memory.
         mapping.madvise(mmap.MADV_FREE)
         self._mappings.append(mapping)
-        while sum(self.sizes) > _MOST_UNUSED_BYTES:
+        while sum(self.sizes) > _MAX_UNUSED_BYTES:
             self._mappings.pop(0)
 
 

@@ -157,9 +157,11 @@ def block_causal_ranges(
     total = prefix + patches * patch_tokens
     if tokens is not None:
         _check_count(op, "tokens", tokens, 0)
-        least = total - patch_tokens + 1 if patches else total
-        if not least <= tokens <= total:
-            expected = f"from {least} to {total}, so that the last of {patches} patches has a token"
+        minimum = total - patch_tokens + 1 if patches else total
+        if not minimum <= tokens <= total:
+            expected = (
+                f"from {minimum} to {total}, so that the last of {patches} patches has a token"
+            )
             raise checks.fail(op, "tokens", expected, tokens)
         total = tokens
     i = torch.arange(total, dtype=torch.int32, device=device)
@@ -272,8 +274,8 @@ def dense_mask(ranges: Ranges, keys: int | None = None) -> torch.Tensor:
     return intervals.visible(ranges.start, ranges.end, keys)
 
 
-def _check_count(op: str, argument: str, value: int, least: int) -> None:
+def _check_count(op: str, argument: str, value: int, minimum: int) -> None:
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{op}: {argument} must be an integer, got {value!r}")
-    if value < least:
-        raise checks.fail(op, argument, f"{least} or more", value)
+    if value < minimum:
+        raise checks.fail(op, argument, f"{minimum} or more", value)

@@ -15,7 +15,7 @@ __all__ = ["denoise_schedule"]
 # The stochastic steps end here; one plain Euler step of 0.05 leads to the data.
 _LAST_TIME = 0.95
 # Velocities divide by 1 - t, but by no less than this.
-_LEAST_REMAINDER = 0.05
+_MIN_REMAINDER = 0.05
 
 
 def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +80,7 @@ def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tens
         reached.append(reached[-1] + width)
     times = torch.stack([*reached, grid.new_tensor(_LAST_TIME)])
     t, dt = times[:-1].double(), widths.double()
-    b = (1 + t) * dt / (1 - t).clamp_min(_LEAST_REMAINDER)
+    b = (1 + t) * dt / (1 - t).clamp_min(_MIN_REMAINDER)
     s = torch.sqrt(2 * (1 - t) * dt)
     table = torch.stack((1 - dt - b, b, s), dim=1).float()
     return torch.cat((table, grid.new_tensor([[0.0, 1.0, 0.0]]))), times

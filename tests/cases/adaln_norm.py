@@ -34,8 +34,8 @@ def samples(device: torch.device) -> Iterator[Call]:
     for width, dtype in ((64, torch.float32), (192, torch.float16), (768, torch.bfloat16),
                          (1024, torch.float32), (1280, torch.float16), (5120, torch.bfloat16),
                          (8192, torch.float32)):  # fmt: skip
-        of_three = make(3, 3 * width, dtype=dtype).chunk(3, dim=-1)[:2]
-        wide = (make(3, width, dtype=dtype), *of_three, make(width), make(width))
+        thirds = make(3, 3 * width, dtype=dtype).chunk(3, dim=-1)[:2]
+        wide = (make(3, width, dtype=dtype), *thirds, make(width), make(width))
         yield Call(f"3 rows of {width}, {dtype}", wide)
 
 

@@ -65,9 +65,9 @@ def _in_process(rank, folder, results):
 
 
 def _average(results, *key):
-    (a, of_a), (b, of_b) = (results[(rank, *key)] for rank in (0, 1))
+    (a, grad_a), (b, grad_b) = (results[(rank, *key)] for rank in (0, 1))
     average = [(x + y) / 2 for x, y in zip(a, b, strict=True)]
-    return a, b, average, torch.cat([of_a, of_b]) / 2  # as averaged gradients leave each share
+    return a, b, average, torch.cat([grad_a, grad_b]) / 2  # as averaged gradients leave each share
 
 
 def test_processes_have_the_losses_and_gradient_of_the_whole_batch(tmp_path):

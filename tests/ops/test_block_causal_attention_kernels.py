@@ -86,7 +86,7 @@ def _any_ranges(draw):
 
 def _small_tiles(queries, keys):
     tile = config.Tile(queries, keys, 4, 1)
-    stages = ("forward", "of_queries", "of_keys")
+    stages = ("forward", "query_tile", "key_tile")
     return mock.patch.multiple(config, **{stage: lambda *_: tile for stage in stages})
 
 

@@ -66,14 +66,14 @@ def _check(name, where, value, dtype):
     reads[0] = mask[0, :, KEY] if where in "kv" else torch.arange(T) == KEY
     read_by = (mask & reads[..., None]).any(1)  # keys of a query that reads it
     own = {"q": 0, "gradient": 0}.get(where, 1)  # head of the keys
-    for result, before, (affected, of_heads) in zip(
+    for result, before, (affected, own_heads) in zip(
         dirty,
         clean,
         ((reads, heads), (reads, heads), (read_by, [own]), (read_by, [own])),
         strict=True,
     ):
         may = torch.zeros_like(result, dtype=torch.bool)
-        may[:, :, of_heads] = affected[..., None, None]
+        may[:, :, own_heads] = affected[..., None, None]
         assert result[~may].isfinite().all()
         torch.testing.assert_close(result[~may], before[~may])
     out, dq, dk, dv = dirty
@@ -85,9 +85,9 @@ def _check(name, where, value, dtype):
     if math.isnan(value):
         nan = {"q": (out, dq, dk), "k": (out, dq, dk), "v": (dq, dk), "gradient": (dq, dk)}
         for result in nan[where]:
-            of_heads, affected = (heads, reads) if result.shape[2] == 4 else ([own], read_by)
+            own_heads, affected = (heads, reads) if result.shape[2] == 4 else ([own], read_by)
             some = (..., CHANNEL) if where == "gradient" and result is dv else (...,)
-            assert result[affected][:, of_heads][some].isnan().all()
+            assert result[affected][:, own_heads][some].isnan().all()
     if where == "gradient":
         assert not dv[read_by][:, own, CHANNEL].isfinite().any()
 
@@ -159,7 +159,7 @@ def test_queries_keys_and_values_may_lie_differently(name):
         apart = [out.detach(), *torch.autograd.grad(out, views, torch.ones_like(q))]
         lengths = torch.tensor([3, 7], dtype=torch.int32)
         views = [view.detach() for view in views]
-        of_cache = [block_decode_attention(*x, lengths) for x in (views, (q, k, v))]
+        results = [block_decode_attention(*x, lengths) for x in (views, (q, k, v))]
     for a, b in zip(apart, plain, strict=True):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(*of_cache)
+    torch.testing.assert_close(*results)

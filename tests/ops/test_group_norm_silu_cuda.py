@@ -33,11 +33,11 @@ def emulated(tmp_path_factory):
 
         result = torch.full_like(x, torch.nan, memory_format=torch.channels_last)
         given = (weight, bias, scale, shift)
-        of_given = [None if t is None else unwritten(images, channels) for t in given]
+        grad_given = [None if t is None else unwritten(images, channels) for t in given]
         workspaces = [unwritten(images, chunks, channels, 2) for _ in range(2)]
         workspaces.append(unwritten(images, 5, channels))
         results = (result, None, None) if grad is None else (None, grad, result)
-        tensors = (x, *results, *given, *of_given, *workspaces)
+        tensors = (x, *results, *given, *grad_given, *workspaces)
         sizes = [images, channels, positions, num_groups, CHUNK, silu]
         sizes.append(native.DTYPE_CODES[x.dtype])
         for t in given:
@@ -51,8 +51,8 @@ def emulated(tmp_path_factory):
         )
         if grad is None:
             return result
-        affine = [None if t is None else t.sum(0) for t in of_given[:2]]
-        return result, *affine, *of_given[2:]
+        affine = [None if t is None else t.sum(0) for t in grad_given[:2]]
+        return result, *affine, *grad_given[2:]
 
     return run
 
@@ -121,16 +121,16 @@ def test_contiguous_maps_are_left_to_the_other_backends(monkeypatch):
     reason="the CUDA module was not built here",
 )
 def test_c_functions_check_before_they_launch():
-    def call(*, images=1, channels=8, positions=16, groups=2, chunk=4, dtype=0, of_weight=0):
+    def call(*, images=1, channels=8, positions=16, groups=2, chunk=4, dtype=0, grad_weight=0):
         sizes = (images, channels, positions, groups, chunk)
-        weight, nothing = (1, 0, of_weight), (0, 0, 0)
+        weight, nothing = (1, 0, grad_weight), (0, 0, 0)
         rows = (weight, nothing, nothing, nothing)
         native.cuda.group_norm_silu(0, 0, *sizes, *rows, 1, 1e-6, 0, 0, dtype, 0, 0)
         native.cuda.group_norm_silu_backward(
             0, 0, 0, *sizes, *rows, 0, 0, 0, 0, 1, 1e-6, 0, 0, 0, dtype, 0, 0
         )
 
-    for dtypes in ({"dtype": 9}, {"of_weight": 9}):
+    for dtypes in ({"dtype": 9}, {"grad_weight": 9}):
         with pytest.raises(RuntimeError, match="dtype code not handled"):
             call(**dtypes)
     wrong = ({"images": -1}, {"channels": 0}, {"groups": 3}, {"groups": 0}, {"chunk": 0})

@@ -36,9 +36,9 @@ def test_equals_the_formula_over_all_codes(bits):
         expected = all_codes(x, bits, temperature)
         for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b)
-            of_a = torch.autograd.grad(a, x, retain_graph=True)
-            of_b = torch.autograd.grad(b, x, retain_graph=True)
-            torch.testing.assert_close(of_a, of_b)
+            grad_a = torch.autograd.grad(a, x, retain_graph=True)
+            grad_b = torch.autograd.grad(b, x, retain_graph=True)
+            torch.testing.assert_close(grad_a, grad_b)
 
 
 def test_per_group_keeps_a_distribution_for_each():
@@ -100,8 +100,8 @@ def test_every_width_and_instruction_set(isa, bits):
             leaf = x.to(dtype).requires_grad_()
             with cpu_isa(isa):
                 per_sample, codebook = lfq_entropy(leaf, bits, per_group=per_group, backend=backend)
-                of_x = torch.autograd.grad(per_sample - codebook.sum(), leaf)[0]
-            results.append([t.detach().double() for t in (per_sample, codebook, of_x)])
+                grad_x = torch.autograd.grad(per_sample - codebook.sum(), leaf)[0]
+            results.append([t.detach().double() for t in (per_sample, codebook, grad_x)])
         for actual, expected in zip(*results, strict=True):
             assert (actual - expected).norm() <= 1e-5 * expected.norm()
 
@@ -124,8 +124,8 @@ def _in_process(rank, folder, results):
         x = _halves()[rank].requires_grad_()
         for per_group in (False, True):
             _, codebook = lfq_entropy(x, 4, per_group=per_group, process_group=dist.group.WORLD)
-            (of_x,) = torch.autograd.grad(codebook.sum(), x)
-            results[rank, per_group] = (codebook.detach(), of_x)
+            (grad_x,) = torch.autograd.grad(codebook.sum(), x)
+            results[rank, per_group] = (codebook.detach(), grad_x)
         uneven = x if rank else x[:0]  # a process may have no token
         results[rank] = lfq_entropy(uneven, 4, process_group=dist.group.WORLD)[1].detach()
     finally:
@@ -150,11 +150,11 @@ def test_processes_share_one_codebook_term(tmp_path):
     for per_group in (False, True):
         whole = torch.cat(_halves()).requires_grad_()
         _, expected = lfq_entropy(whole, 4, per_group=per_group)
-        (of_whole,) = torch.autograd.grad(expected.sum(), whole)
+        (grad_whole,) = torch.autograd.grad(expected.sum(), whole)
         parts = [results[rank, per_group] for rank in (0, 1)]
         for codebook, _ in parts:
             torch.testing.assert_close(codebook, expected.detach())
-        torch.testing.assert_close(torch.cat([of_x for _, of_x in parts]) / 2, of_whole)
+        torch.testing.assert_close(torch.cat([grad_x for _, grad_x in parts]) / 2, grad_whole)
 
 
 def test_the_caller_keeps_its_subnormal_numbers():

@@ -64,13 +64,13 @@ def test_commitment_and_its_gradient():
     assert torch.equal(packed, lfq_quantize(x)[1])
     expected = F.mse_loss(x, quantized.detach())
     torch.testing.assert_close(commitment, expected)
-    of_x, of_expected = (
+    grad_x, grad_expected = (
         torch.autograd.grad(y, x, retain_graph=True)[0] for y in (commitment, expected)
     )
-    torch.testing.assert_close(of_x, of_expected)
+    torch.testing.assert_close(grad_x, grad_expected)
     cotangent = torch.randn(7, 24, dtype=torch.float64)
     (both,) = torch.autograd.grad((quantized * cotangent).sum() + 3 * commitment, x)
-    torch.testing.assert_close(both, cotangent + 3 * of_expected)
+    torch.testing.assert_close(both, cotangent + 3 * grad_expected)
 
 
 @pytest.mark.parametrize("isa", cpu_isas())
@@ -84,7 +84,7 @@ def test_commitment_of_many_strided_rows(isa, threads):
             assert torch.equal(packed, lfq_quantize(x)[1])
             expected = F.mse_loss(x.double(), quantized.detach().double())
             torch.testing.assert_close(commitment.double(), expected, rtol=2e-7, atol=0)
-            of_x = torch.autograd.grad(commitment + quantized[:, ::2].sum(), x)[0]
-            of_expected = torch.autograd.grad(expected, x)[0]
-            of_expected[:, ::2] += 1
-            torch.testing.assert_close(of_x, of_expected)
+            grad_x = torch.autograd.grad(commitment + quantized[:, ::2].sum(), x)[0]
+            grad_expected = torch.autograd.grad(expected, x)[0]
+            grad_expected[:, ::2] += 1
+            torch.testing.assert_close(grad_x, grad_expected)

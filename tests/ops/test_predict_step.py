@@ -117,7 +117,7 @@ def test_has_no_gradient():
 def test_widths_of_the_models(width, monkeypatch):
     if width > 192:  # a program for all: slices repeat much, which takes the interpreter long
         module = importlib.import_module("bitdance_kernels.denoise.predict_step.triton")
-        monkeypatch.setattr(module, "_MOST_SLICES", 1)
+        monkeypatch.setattr(module, "_MAX_SLICES", 1)
     h, scale, shift = torch.randn(3, 4, width).half()
     weight, in_weight = (torch.randn(32, width) / width**0.5).half(), torch.randn(width, 32).half()
     bias, in_bias = torch.randn(32).half(), torch.randn(width).half()

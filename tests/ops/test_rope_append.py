@@ -252,7 +252,7 @@ def test_caches_may_lie_differently(backend):
     wide = [torch.zeros(B, 7, Hkv, D + 3), torch.zeros(Hkv, 9, B, D)]
     apart = [wide[0][..., :D], wide[1].permute(2, 1, 0, 3)[:, :7]]
     pairs = zip(*(cache.stride()[:3] for cache in apart), strict=True)
-    assert all(of_k != of_v for of_k, of_v in pairs)
+    assert all(grad_k != grad_v for grad_k, grad_v in pairs)
     sizes = {"num_heads": H, "num_kv_heads": Hkv}
     expected = rope_append(qkv, *plain, position, freqs, **sizes, backend="reference")
     actual = rope_append(qkv, *apart, position, freqs, **sizes, backend=backend)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # The widest head that the kernels keep in registers.
-MOST_WIDTH = 128
+MAX_WIDTH = 128
 
 
 class Tile(NamedTuple):
@@ -35,7 +35,7 @@ def forward(width: int, size: int, capability: int) -> Tile:
     return Tile(128, 64, 8, 3) if width <= 64 else Tile(64, 64, 8, 2)
 
 
-def of_queries(width: int, size: int, capability: int) -> Tile:
+def query_tile(width: int, size: int, capability: int) -> Tile:
     """Of the kernel for the gradient of queries."""
     if size == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(32, 32, 16, 1)
@@ -44,7 +44,7 @@ def of_queries(width: int, size: int, capability: int) -> Tile:
     return Tile(64, 64, 4, 2) if width <= 64 else Tile(64, 64, 8, 2)
 
 
-def of_keys(width: int, size: int, capability: int) -> Tile:
+def key_tile(width: int, size: int, capability: int) -> Tile:
     """Of the kernel for the gradients of keys and values."""
     if size == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 32, 8, 1)

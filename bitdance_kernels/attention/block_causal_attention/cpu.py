@@ -12,8 +12,8 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.attention._shared.heads import unit_channels
 from bitdance_kernels.attention.block_causal_attention import reference
 
-_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
-_MOST_TOKENS = 128
+_MAX_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
+_MAX_TOKENS = 128
 
 
 def unsupported(
@@ -29,10 +29,10 @@ def unsupported(
         return reason
     if q.dtype != torch.float32:
         return f"it handles float32 alone, got {q.dtype}"
-    if q.shape[3] > _MOST_CHANNELS:
-        return f"it takes heads of at most {_MOST_CHANNELS} channels, got D = {q.shape[3]}"
-    if max(q.shape[1], k.shape[1]) > _MOST_TOKENS:
-        return f"it takes at most {_MOST_TOKENS} tokens, got T, Tk = {q.shape[1]}, {k.shape[1]}"
+    if q.shape[3] > _MAX_CHANNELS:
+        return f"it takes heads of at most {_MAX_CHANNELS} channels, got D = {q.shape[3]}"
+    if max(q.shape[1], k.shape[1]) > _MAX_TOKENS:
+        return f"it takes at most {_MAX_TOKENS} tokens, got T, Tk = {q.shape[1]}, {k.shape[1]}"
     return None
 
 

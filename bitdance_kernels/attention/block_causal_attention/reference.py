@@ -80,12 +80,12 @@ def forward(
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     start, end = start.expand(B, T), end.expand(B, T)
     k, v = _without_unseen(start, end, k.to(wide), v.to(wide))
-    v, of_v = intervals.sum_of_nonfinite(v, start, end)
+    v, v_nonfinite = intervals.sum_of_nonfinite(v, start, end)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=wide, device=q.device)
     for b, i in _chunks(B, T, H * Tk):
         out[b, i], lse[b, :, i] = _attend(q[b, i], k[b], v[b], start[b, i], end[b, i], scale)
-        out[b, i] += of_v[b, i].repeat_interleave(H // Hkv, dim=2).to(q.dtype)
+        out[b, i] += v_nonfinite[b, i].repeat_interleave(H // Hkv, dim=2).to(q.dtype)
     return out, lse
 
 
@@ -130,12 +130,13 @@ def backward(
     grad = grad.to(lse.dtype).masked_fill(blind, 0)
     k_wide, v_wide = _without_unseen(start, end, k.to(lse.dtype), v.to(lse.dtype))
     seers = intervals.transposed(start, end, Tk)
-    q_finite, of_q = intervals.sum_of_nonfinite(q_wide, *seers)
-    grad_finite, of_grad = intervals.sum_of_nonfinite(grad, *seers)
-    k_finite, of_k = intervals.sum_of_nonfinite(k_wide, start, end)
+    q_finite, q_nonfinite = intervals.sum_of_nonfinite(q_wide, *seers)
+    grad_finite, grad_nonfinite = intervals.sum_of_nonfinite(grad, *seers)
+    k_finite, k_nonfinite = intervals.sum_of_nonfinite(k_wide, start, end)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    of_q, of_k = of_q * 0, of_k * 0  # the weights' gradients are of either sign: NaN or 0
-    dk, dv = (x.unflatten(2, (Hkv, -1)).sum(3) for x in (of_q, of_grad))
+    # Gradients of the weights have either sign, so whatever is not finite becomes NaN.
+    q_nonfinite, k_nonfinite = q_nonfinite * 0, k_nonfinite * 0
+    dk, dv = (x.unflatten(2, (Hkv, -1)).sum(3) for x in (q_nonfinite, grad_nonfinite))
     for b, i in _chunks(B, T, H * Tk):
         mask = _mask(start[b, i], end[b, i], Tk, H // Hkv)
         queries, grads = by_kv_head(q_wide[b, i], Hkv), by_kv_head(grad[b, i], Hkv)
@@ -146,7 +147,7 @@ def backward(
         delta = (grads * by_kv_head(out[b, i].to(lse.dtype), Hkv)).sum(-1, keepdim=True)
         dscores = (grads @ values.mT).sub_(delta).mul_(weights).mul_(scale).masked_fill_(~mask, 0)
         dq[b, i] = by_query(dscores @ k_finite[b].transpose(1, 2), H)
-        dq[b, i] += of_k[b, i].repeat_interleave(H // Hkv, dim=2).to(q.dtype)
+        dq[b, i] += k_nonfinite[b, i].repeat_interleave(H // Hkv, dim=2).to(q.dtype)
         dk[b] += (dscores.mT @ by_kv_head(q_finite[b, i], Hkv)).transpose(1, 2)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 

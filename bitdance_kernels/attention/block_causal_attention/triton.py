@@ -269,8 +269,8 @@ def _block_causal_of_queries_kernel(
     sighted = start < end
     q = _load_rows(q_ptr + (b * q_b + h * q_h), row, q_t, sighted, D, WIDTH)
     grad = _load_rows(grad_ptr + (b * grad_b + h * grad_h), row, grad_t, sighted, D, WIDTH)
-    of_out = (b * T * H + h) * D
-    out = _load_rows(out_ptr + of_out, row, H * D, sighted, D, WIDTH)
+    out_offset = (b * T * H + h) * D
+    out = _load_rows(out_ptr + out_offset, row, H * D, sighted, D, WIDTH)
     at = (b * H + h) * T + row + tl.arange(0, QUERIES)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
     tl.store(delta_ptr + at, delta, mask=inside)
@@ -288,7 +288,7 @@ def _block_causal_of_queries_kernel(
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
     # The scale is that of the scores; a query that sees nothing takes part in nothing.
     dq = tl.where(sighted[:, None], dq * scale, 0.0)
-    _store_rows(dq_ptr + of_out, dq, row, H * D, inside, D, WIDTH)
+    _store_rows(dq_ptr + out_offset, dq, row, H * D, inside, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -331,23 +331,23 @@ def _block_causal_of_keys_kernel(
     for h in range(head * group, head * group + group):
         q_head = q_ptr + (b * q_b + h * q_h)
         grad_head = grad_ptr + (b * grad_b + h * grad_h)
-        of_head = (b * H + h) * T
+        head_offset = (b * H + h) * T
         for first in range(low, high, QUERIES):
             row = first + tl.arange(0, QUERIES)
             seen = _seen(first_ptr, past_ptr, key, Tk, row, high, gaps, KEYS)
             q = _load_rows(q_head, first, q_t, seen, D, WIDTH)
             grad = _load_rows(grad_head, first, grad_t, seen, D, WIDTH)
-            lse = _exponent(tl.load(lse_ptr + (of_head + row), mask=seen, other=0.0), q)
-            delta = tl.load(delta_ptr + (of_head + row), mask=seen, other=0.0)
+            lse = _exponent(tl.load(lse_ptr + (head_offset + row), mask=seen, other=0.0), q)
+            delta = tl.load(delta_ptr + (head_offset + row), mask=seen, other=0.0)
             scores = _scores(k, q, first, start, end, whole_from, whole_to, QUERIES)
             weights = _exp(scores * factor - lse[None, :], q)
             dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision="ieee")
             dweights = tl.dot(v, tl.trans(grad), input_precision="ieee")
             dscores = weights * (dweights - delta[None, :])
             dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision="ieee")
-    of_head = (b * Tk * heads + head) * D
-    _store_rows(dk_ptr + of_head, dk * scale, key, heads * D, inside, D, WIDTH)
-    _store_rows(dv_ptr + of_head, dv, key, heads * D, inside, D, WIDTH)
+    head_offset = (b * Tk * heads + head) * D
+    _store_rows(dk_ptr + head_offset, dk * scale, key, heads * D, inside, D, WIDTH)
+    _store_rows(dv_ptr + head_offset, dv, key, heads * D, inside, D, WIDTH)
 
 
 def unsupported(
@@ -358,8 +358,8 @@ def unsupported(
     end: torch.Tensor,
     scale: float,
 ) -> str | None:
-    if q.shape[-1] > config.MOST_WIDTH:
-        return f"it handles D up to {config.MOST_WIDTH}, got {q.shape[-1]}"
+    if q.shape[-1] > config.MAX_WIDTH:
+        return f"it handles D up to {config.MAX_WIDTH}, got {q.shape[-1]}"
     if not scale > 0:
         return f"it needs a scale over 0, got {scale}"
     return triton_support.unsupported(q) or triton_support.dtype_unsupported(q.dtype)
@@ -434,7 +434,7 @@ def run_backward(
     with triton_support.on_device(q):
         capability = triton_support.capability(q.device)
         if dq.numel():
-            tile = config.of_queries(width, q.element_size(), capability)
+            tile = config.query_tile(width, q.element_size(), capability)
             _block_causal_of_queries_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
                 grad, q, k, v, out, lse, start, end, dq, delta, *numbers, start.stride(0),
                 end.stride(0),
@@ -442,7 +442,7 @@ def run_backward(
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         if dk.numel():
-            tile = config.of_keys(width, q.element_size(), capability)
+            tile = config.key_tile(width, q.element_size(), capability)
             first, past = start.new_empty((2, 1 if shared else B, Tk))
             _block_causal_transpose_kernel[(triton.cdiv(Tk, _SEARCHES), len(first))](
                 start, end, first, past, T, Tk, start.stride(0), end.stride(0),

@@ -11,7 +11,7 @@ import torch
 # on their way; many rows wait for the tensor cores, and leave large parts to combine.
 _FEW_ROWS = 16
 _PROGRAMS_OF_FEW_ROWS, _PROGRAMS_OF_MANY_ROWS = 4, 2
-_MOST_SPLITS = 64
+_MAX_SPLITS = 64
 _H200_MULTIPROCESSORS = 132
 
 
@@ -23,7 +23,7 @@ def split_count(device: torch.device, programs: int, rows: int, tiles: int) -> i
     """
     each = _PROGRAMS_OF_FEW_ROWS if rows <= _FEW_ROWS else _PROGRAMS_OF_MANY_ROWS
     wanted = -(-_multiprocessors(device) * each // programs)
-    return max(1, min(wanted, tiles, _MOST_SPLITS))
+    return max(1, min(wanted, tiles, _MAX_SPLITS))
 
 
 @functools.cache

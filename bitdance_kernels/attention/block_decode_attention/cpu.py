@@ -7,7 +7,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.attention._shared.heads import unit_channels
 
-_MOST_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
+_MAX_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
 
 
 def unsupported(
@@ -22,8 +22,8 @@ def unsupported(
         return reason
     if q.dtype != torch.float32:
         return f"it handles float32 alone, got {q.dtype}"
-    if q.shape[3] > _MOST_CHANNELS:
-        return f"it takes heads of at most {_MOST_CHANNELS} channels, got D = {q.shape[3]}"
+    if q.shape[3] > _MAX_CHANNELS:
+        return f"it takes heads of at most {_MAX_CHANNELS} channels, got D = {q.shape[3]}"
     return None
 
 

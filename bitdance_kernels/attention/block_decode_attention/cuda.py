@@ -8,7 +8,7 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.attention.block_decode_attention.config import split_count
 
 _LOG2_E = 1.4426950408889634
-_MOST_CHANNELS = 128
+_MAX_CHANNELS = 128
 # As in csrc/cuda/block_decode_attention: they decide how many blocks there are.
 _KEYS = 64
 _FEW_ROWS, _MANY_ROWS = 16, 64
@@ -23,8 +23,8 @@ def unsupported(
 ) -> str | None:
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"it does not handle {q.dtype}"
-    if q.shape[3] % 8 != 0 or q.shape[3] > _MOST_CHANNELS:
-        return f"it takes heads of 8 to {_MOST_CHANNELS} channels in eights, got D = {q.shape[3]}"
+    if q.shape[3] % 8 != 0 or q.shape[3] > _MAX_CHANNELS:
+        return f"it takes heads of 8 to {_MAX_CHANNELS} channels in eights, got D = {q.shape[3]}"
     return native.cuda_unsupported("block_decode_attention", q, k_cache, v_cache, lengths)
 
 

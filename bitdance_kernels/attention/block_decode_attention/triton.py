@@ -16,8 +16,8 @@ from bitdance_kernels.attention._shared.heads import unit_channels
 from bitdance_kernels.attention.block_decode_attention.config import split_count
 
 _LOG2_E = 1.4426950408889634
-_MOST_CHANNELS = 128
-_MOST_ROWS = 64  # query rows of a program
+_MAX_CHANNELS = 128
+_MAX_ROWS = 64  # query rows of a program
 _KEYS = {2: 64, 4: 32}  # of a tile, by bytes of a value
 
 
@@ -130,8 +130,8 @@ def unsupported(
     lengths: torch.Tensor,
     scale: float,
 ) -> str | None:
-    if q.shape[3] > _MOST_CHANNELS:
-        return f"it holds heads of at most {_MOST_CHANNELS} channels, got D = {q.shape[3]}"
+    if q.shape[3] > _MAX_CHANNELS:
+        return f"it holds heads of at most {_MAX_CHANNELS} channels, got D = {q.shape[3]}"
     return triton_support.unsupported(
         q, k_cache, v_cache, lengths
     ) or triton_support.dtype_unsupported(q.dtype)
@@ -154,7 +154,7 @@ def run(
     group = H // Hkv
     channels = max(16, triton.next_power_of_2(D))
     keys = max(16, _KEYS[q.element_size()] * 64 // max(64, channels))
-    rows = max(16, min(_MOST_ROWS, triton.next_power_of_2(P * group)))
+    rows = max(16, min(_MAX_ROWS, triton.next_power_of_2(P * group)))
     if q.dtype == torch.float32:
         rows = 16  # products in full float32 are sums in registers
     row_tiles = triton.cdiv(P * group, rows)

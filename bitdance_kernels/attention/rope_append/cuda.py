@@ -6,7 +6,7 @@ import torch
 
 from bitdance_kernels._shared import native
 
-_MOST_CHANNELS = 256
+_MAX_CHANNELS = 256
 
 
 def unsupported(
@@ -23,8 +23,8 @@ def unsupported(
     eps: float,
 ) -> str | None:
     D = k_cache.shape[3]
-    if D % 8 != 0 or D > _MOST_CHANNELS:
-        return f"it takes heads of 8 to {_MOST_CHANNELS} channels in eights, got D = {D}"
+    if D % 8 != 0 or D > _MAX_CHANNELS:
+        return f"it takes heads of 8 to {_MAX_CHANNELS} channels in eights, got D = {D}"
     if not (native.rows_are_aligned(k_cache) and native.rows_are_aligned(v_cache)):
         return "it writes caches whose heads lie, without gaps, at multiples of 16 bytes"
     given = [x for x in (qkv, freqs, q_norm, k_norm) if x is not None]

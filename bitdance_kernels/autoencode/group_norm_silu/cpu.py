@@ -9,11 +9,11 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
-_MOST_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu
+_MAX_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu
 # Values of a channels-last map that a thread takes at a time, each of which begins and ends with
 # some work for every channel, and the most positions: of moments, and of gradients, whose sums in
 # float32 lose too much beyond.
-_CHUNK, _MOST_POSITIONS, _MOST_OF_GRADIENTS = 32768, 256, 16
+_CHUNK, _MAX_POSITIONS, _MAX_GRADIENT_POSITIONS = 32768, 256, 16
 
 
 class _Map(NamedTuple):
@@ -57,8 +57,8 @@ def unsupported(
     for tensor in given:
         if tensor.dtype != torch.float32:
             return f"it handles float32 alone, got {tensor.dtype}"
-    if memory_format(x) == torch.channels_last and x.shape[1] > _MOST_CHANNELS:
-        return f"it takes at most {_MOST_CHANNELS} channels-last channels, got {x.shape[1]}"
+    if memory_format(x) == torch.channels_last and x.shape[1] > _MAX_CHANNELS:
+        return f"it takes at most {_MAX_CHANNELS} channels-last channels, got {x.shape[1]}"
     return None
 
 
@@ -72,7 +72,7 @@ def run(
     silu: bool,
     eps: float,
 ) -> torch.Tensor:
-    feature_map = _Map.of(x, num_groups, _MOST_POSITIONS)
+    feature_map = _Map.of(x, num_groups, _MAX_POSITIONS)
     y = torch.empty_like(x, memory_format=memory_format(x))
     spreads, coefficients = feature_map.workspace()
     native.cpu.group_norm_silu(
@@ -123,22 +123,22 @@ def run_backward(
     silu: bool,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    feature_map = _Map.of(x, num_groups, _MOST_OF_GRADIENTS)
+    feature_map = _Map.of(x, num_groups, _MAX_GRADIENT_POSITIONS)
     grad = grad.contiguous(memory_format=memory_format(x))
-    of_x = torch.empty_like(x, memory_format=memory_format(x))
+    grad_x = torch.empty_like(x, memory_format=memory_format(x))
     images, channels = x.shape[:2]
     given = (weight, bias, scale, shift)
-    of_given = [x.new_empty(0) if t is None else x.new_zeros(images, channels) for t in given]
+    grad_given = [x.new_empty(0) if t is None else x.new_zeros(images, channels) for t in given]
     spreads, coefficients = feature_map.workspace()
     sums = x.new_empty(images, 2, channels, dtype=torch.float64)
     chunk_sums = x.new_empty(images, feature_map.chunks, 2, channels)
     native.cpu.group_norm_silu_backward(
         grad,
         feature_map.x,
-        of_x,
+        grad_x,
         *feature_map.sizes,
         *_contiguous(*given),
-        *(None if t is None else of for t, of in zip(given, of_given, strict=True)),
+        *(None if t is None else grad_t for t, grad_t in zip(given, grad_given, strict=True)),
         int(silu),
         eps,
         spreads,
@@ -147,12 +147,12 @@ def run_backward(
         chunk_sums,
         torch.get_num_threads(),
     )
-    of_weight, of_bias, *of_adaptive = of_given
+    grad_weight, grad_bias, *grad_adaptive = grad_given
     affine = (
-        of.sum(0) if t is not None else of
-        for t, of in zip((weight, bias), (of_weight, of_bias), strict=True)
+        grad_t.sum(0) if t is not None else grad_t
+        for t, grad_t in zip((weight, bias), (grad_weight, grad_bias), strict=True)
     )
-    return of_x, *affine, *of_adaptive
+    return grad_x, *affine, *grad_adaptive
 
 
 def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:

@@ -10,7 +10,7 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 # Chunks of all images together that fill any card, and the fewest positions of a chunk.
-_CHUNKS, _LEAST_POSITIONS = 1056, 64
+_CHUNKS, _MIN_POSITIONS = 1056, 64
 _Rows = tuple[int, int, int]  # address, stride, dtype code
 
 
@@ -25,7 +25,7 @@ class _Map(NamedTuple):
     def of(cls, x: torch.Tensor, num_groups: int) -> _Map:
         images, channels, height, width = x.shape
         positions = height * width
-        chunk = max(_LEAST_POSITIONS, -(-positions * images // _CHUNKS))
+        chunk = max(_MIN_POSITIONS, -(-positions * images // _CHUNKS))
         x = x.contiguous(memory_format=torch.channels_last)
         return cls(x, (images, channels, positions, num_groups, chunk), -(-positions // chunk))
 
@@ -121,7 +121,7 @@ def run_backward(
     silu: bool,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    of_x = torch.empty_like(x, memory_format=torch.channels_last)
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
     feature_map = _Map.of(x, num_groups)
     moments, sums, coefficients = (
@@ -131,15 +131,15 @@ def run_backward(
     )
     given = (weight, bias, scale, shift)
     # Zeros, since nothing is written where there are no positions.
-    of_given = [x.new_zeros(0 if t is None else x.shape[:2], dtype=torch.float32) for t in given]
+    grad_given = [x.new_zeros(0 if t is None else x.shape[:2], dtype=torch.float32) for t in given]
     _kept, rows = _rows(*given)
     native.cuda.group_norm_silu_backward(
         grad.data_ptr(),
         feature_map.x.data_ptr(),
-        of_x.data_ptr(),
+        grad_x.data_ptr(),
         *feature_map.sizes,
         *rows,
-        *(0 if t is None else of.data_ptr() for t, of in zip(given, of_given, strict=True)),
+        *(0 if t is None else grad.data_ptr() for t, grad in zip(given, grad_given, strict=True)),
         int(silu),
         eps,
         moments.data_ptr(),
@@ -149,10 +149,10 @@ def run_backward(
         *native.stream(x.device),
     )
     gradients = (
-        of if t is None else (of.sum(0) if t.dim() == 1 else of).to(t.dtype)
-        for t, of in zip(given, of_given, strict=True)
+        grad if t is None else (grad.sum(0) if t.dim() == 1 else grad).to(t.dtype)
+        for t, grad in zip(given, grad_given, strict=True)
     )
-    return of_x, *gradients
+    return grad_x, *gradients
 
 
 def _rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[_Rows]]:

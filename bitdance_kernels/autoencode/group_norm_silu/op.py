@@ -111,12 +111,12 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     x, weight, bias, scale, shift = ctx.saved_tensors
     num_groups, silu, eps, backend = ctx.settings
     grads = _backward_op.call(grad, x, num_groups, weight, bias, scale, shift, silu, eps, backend)
-    of_x, *others = grads
-    of_others = [
+    grad_x, *others = grads
+    grad_others = [
         grad if given is not None else None
         for grad, given in zip(others, (weight, bias, scale, shift), strict=True)
     ]
-    return of_x, None, *of_others, None, None, None
+    return grad_x, None, *grad_others, None, None, None
 
 
 _op = KernelOp(

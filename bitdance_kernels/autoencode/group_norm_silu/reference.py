@@ -46,8 +46,8 @@ def functional(
 
 
 def run_backward(grad: torch.Tensor, x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-    of_x, *others = functional_backward(grad, x, *rest)
-    return of_x.contiguous(memory_format=memory_format(x)), *others
+    grad_x, *others = functional_backward(grad, x, *rest)
+    return grad_x.contiguous(memory_format=memory_format(x)), *others
 
 
 def functional_backward(
@@ -73,30 +73,30 @@ def functional_backward(
     unit = (centred * rstd).reshape(x.shape)  # (x - mean) / sqrt(var + eps)
     n = unit * _per_channel(w) + _per_channel(b)
 
-    of_z = grad.to(dtype)
+    grad_z = grad.to(dtype)
     if silu:
         z = n
         if scale is not None and shift is not None:
             z = n * _per_image(scale.to(dtype)) + _per_image(shift.to(dtype))
         sigmoid = torch.sigmoid(z)
-        of_z = of_z * sigmoid * (1 + z * (1 - sigmoid))
-    of_shift = of_z.sum((2, 3))
-    of_scale = (of_z * n).sum((2, 3))
-    of_n = of_z if scale is None else of_z * _per_image(scale.to(dtype))
-    of_bias = of_n.sum((0, 2, 3))
-    of_weight = (of_n * unit).sum((0, 2, 3))
+        grad_z = grad_z * sigmoid * (1 + z * (1 - sigmoid))
+    grad_shift = grad_z.sum((2, 3))
+    grad_scale = (grad_z * n).sum((2, 3))
+    grad_n = grad_z if scale is None else grad_z * _per_image(scale.to(dtype))
+    grad_bias = grad_n.sum((0, 2, 3))
+    grad_weight = (grad_n * unit).sum((0, 2, 3))
 
     # The statistics depend on x too: what the gradient has along 1 and along `unit` is taken out.
-    of_unit = (of_n * _per_channel(w)).reshape(groups.shape)
+    grad_unit = (grad_n * _per_channel(w)).reshape(groups.shape)
     unit = unit.reshape(groups.shape)
-    along_one = of_unit.mean(2, keepdim=True)
-    along_unit = (of_unit * unit).mean(2, keepdim=True)
-    of_x = (rstd * (of_unit - along_one - unit * along_unit)).reshape(x.shape).to(x.dtype)
+    along_one = grad_unit.mean(2, keepdim=True)
+    along_unit = (grad_unit * unit).mean(2, keepdim=True)
+    grad_x = (rstd * (grad_unit - along_one - unit * along_unit)).reshape(x.shape).to(x.dtype)
 
     # An argument that was not given has an empty gradient: the schema has no optional results.
-    given = ((of_weight, weight), (of_bias, bias), (of_scale, scale), (of_shift, shift))
-    others = (x.new_empty(0) if tensor is None else of.to(tensor.dtype) for of, tensor in given)
-    return of_x, *others
+    given = ((grad_weight, weight), (grad_bias, bias), (grad_scale, scale), (grad_shift, shift))
+    others = (x.new_empty(0) if tensor is None else grad.to(tensor.dtype) for grad, tensor in given)
+    return grad_x, *others
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:

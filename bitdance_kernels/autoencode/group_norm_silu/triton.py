@@ -19,9 +19,9 @@ from bitdance_kernels._shared import triton_support
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 # Values of a tile, channels that a block has at least if it can, and the most channels of a group.
-_TILE, _CHANNELS, _MOST_WIDTH = 2048, 64, 2048
+_TILE, _CHANNELS, _MAX_WIDTH = 2048, 64, 2048
 # Chunks of an image that every program can put together at once, and programs that fill any card.
-_MOST_CHUNKS, _PROGRAMS = 128, 2048
+_MAX_CHUNKS, _PROGRAMS = 128, 2048
 
 
 @triton.jit
@@ -224,8 +224,8 @@ def _group_norm_sums_kernel(
     )  # fmt: skip
     slope, offset = (rstd * weight * scale).to(tl.float32), bias * scale + shift
     mean = mean.to(tl.float32)
-    of_z = tl.zeros((TILE, BLOCK), tl.float32)
-    of_z_x = tl.zeros((TILE, BLOCK), tl.float32)
+    grad_z = tl.zeros((TILE, BLOCK), tl.float32)
+    grad_z_x = tl.zeros((TILE, BLOCK), tl.float32)
     position = first + tl.arange(0, TILE)
     for _ in range(tiles):
         inside = (position < last)[:, None] & exists[None, :]
@@ -233,18 +233,18 @@ def _group_norm_sums_kernel(
         grad = tl.load(grad_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         centred = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
         grad = _of_z(grad, centred, slope, offset, SILU)
-        of_z += grad
-        of_z_x += grad * centred
+        grad_z += grad
+        grad_z_x += grad * centred
         position += TILE
     to = (image * chunks + chunk) * (2 * CHANNELS) + channel
-    tl.store(sums_ptr + to, tl.sum(of_z.to(tl.float64), axis=0), mask=exists)
-    tl.store(sums_ptr + (to + CHANNELS), tl.sum(of_z_x.to(tl.float64), axis=0), mask=exists)
+    tl.store(sums_ptr + to, tl.sum(grad_z.to(tl.float64), axis=0), mask=exists)
+    tl.store(sums_ptr + (to + CHANNELS), tl.sum(grad_z_x.to(tl.float64), axis=0), mask=exists)
 
 
 @triton.jit
 def _group_norm_channels_kernel(
     moments_ptr, sums_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, along_ptr,
-    of_weight_ptr, of_bias_ptr, of_scale_ptr, of_shift_ptr, positions, chunks, tiles, eps,
+    grad_weight_ptr, grad_bias_ptr, grad_scale_ptr, grad_shift_ptr, positions, chunks, tiles, eps,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, ADAPTIVE: tl.constexpr,
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr,
@@ -265,28 +265,28 @@ def _group_norm_channels_kernel(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, image, channel, exists,
         CHANNELS, WEIGHT, BIAS, ADAPTIVE,
     )  # fmt: skip
-    of_z = tl.zeros((BLOCK,), tl.float64)
+    grad_z = tl.zeros((BLOCK,), tl.float64)
     with_unit = tl.zeros((BLOCK,), tl.float64)  # the gradient of z times (x - mean) rstd
     at = image * chunks * (2 * CHANNELS) + channel
     for _ in range(chunks):
-        of_z += tl.load(sums_ptr + at, mask=exists, other=0.0)
+        grad_z += tl.load(sums_ptr + at, mask=exists, other=0.0)
         with_unit += tl.load(sums_ptr + (at + CHANNELS), mask=exists, other=0.0)
         at += 2 * CHANNELS
     # The sums are about the mean in float32.
-    with_unit = (with_unit - (mean - mean.to(tl.float32)) * of_z) * rstd
+    with_unit = (with_unit - (mean - mean.to(tl.float32)) * grad_z) * rstd
     row = image * CHANNELS + channel
     if WEIGHT:
-        tl.store(of_weight_ptr + row, scale * with_unit, mask=exists)
+        tl.store(grad_weight_ptr + row, scale * with_unit, mask=exists)
     if BIAS:
-        tl.store(of_bias_ptr + row, scale * of_z, mask=exists)
+        tl.store(grad_bias_ptr + row, scale * grad_z, mask=exists)
     if ADAPTIVE:
-        of_scale = weight * with_unit + bias * of_z
-        tl.store(of_scale_ptr + row, of_scale.to(of_scale_ptr.dtype.element_ty), mask=exists)
-        tl.store(of_shift_ptr + row, of_z.to(of_shift_ptr.dtype.element_ty), mask=exists)
+        grad_scale = weight * with_unit + bias * grad_z
+        tl.store(grad_scale_ptr + row, grad_scale.to(grad_scale_ptr.dtype.element_ty), mask=exists)
+        tl.store(grad_shift_ptr + row, grad_z.to(grad_shift_ptr.dtype.element_ty), mask=exists)
     # The moments depend on x too: what the gradient of unit has along 1 and unit is taken out.
     belongs = _belongs(GROUPS, WIDTH, SLOTS, BLOCK)
     size = positions * 1.0 * WIDTH
-    one = tl.sum(tl.where(belongs, (weight * scale * of_z)[None, :], 0.0), axis=1) / size
+    one = tl.sum(tl.where(belongs, (weight * scale * grad_z)[None, :], 0.0), axis=1) / size
     unit = tl.sum(tl.where(belongs, (weight * scale * with_unit)[None, :], 0.0), axis=1) / size
     one_of = tl.sum(tl.where(belongs, one[:, None], 0.0), axis=0)
     unit_of = tl.sum(tl.where(belongs, unit[:, None], 0.0), axis=0)
@@ -297,7 +297,7 @@ def _group_norm_channels_kernel(
 
 @triton.jit
 def _group_norm_backward_kernel(
-    grad_ptr, x_ptr, moments_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, along_ptr, of_x_ptr,
+    grad_ptr, x_ptr, moments_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, along_ptr, grad_x_ptr,
     positions, chunks, tiles, eps,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, ADAPTIVE: tl.constexpr, SILU: tl.constexpr,
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
@@ -326,8 +326,8 @@ def _group_norm_backward_kernel(
         grad = tl.load(grad_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         centred = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
         grad = _of_z(grad, centred, slope, offset, SILU)
-        of_x = grad * slope[None, :] - one[None, :] - centred * unit[None, :]
-        tl.store(of_x_ptr + offsets, of_x.to(of_x_ptr.dtype.element_ty), mask=inside)
+        grad_x = grad * slope[None, :] - one[None, :] - centred * unit[None, :]
+        tl.store(grad_x_ptr + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
         position += TILE
 
 
@@ -347,14 +347,14 @@ class _Launch(NamedTuple):
         block = triton.next_power_of_2(groups * group)
         tile = min(_TILE // block, triton.next_power_of_2(positions))
         blocks, tiles = triton.cdiv(num_groups, groups), triton.cdiv(positions, tile)
-        chunks = min(_MOST_CHUNKS, tiles, triton.cdiv(_PROGRAMS, images * blocks))
-        of_chunk = triton.cdiv(tiles, chunks)
-        chunks = triton.cdiv(tiles, of_chunk)
+        chunks = min(_MAX_CHUNKS, tiles, triton.cdiv(_PROGRAMS, images * blocks))
+        chunk_tiles = triton.cdiv(tiles, chunks)
+        chunks = triton.cdiv(tiles, chunk_tiles)
         constants = {
             "CHANNELS": channels, "GROUPS": groups, "WIDTH": group,
             "SLOTS": triton.next_power_of_2(groups), "BLOCK": block, "TILE": tile,
         }  # fmt: skip
-        return cls(images, blocks, (positions, chunks, of_chunk), constants)
+        return cls(images, blocks, (positions, chunks, chunk_tiles), constants)
 
     @property
     def grid(self) -> tuple[int]:
@@ -380,8 +380,8 @@ def unsupported(
     reason = triton_support.unsupported(*given) or triton_support.dtype_unsupported(
         *(t.dtype for t in given)
     )
-    if reason is None and x.shape[1] // num_groups > _MOST_WIDTH:
-        reason = f"it takes at most {_MOST_WIDTH} channels a group, got {x.shape[1] // num_groups}"
+    if reason is None and x.shape[1] // num_groups > _MAX_WIDTH:
+        reason = f"it takes at most {_MAX_WIDTH} channels a group, got {x.shape[1] // num_groups}"
     return reason
 
 
@@ -438,11 +438,11 @@ def run_backward(
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
     layout = memory_format(x)
-    of_x = torch.empty_like(x, memory_format=layout)
+    grad_x = torch.empty_like(x, memory_format=layout)
     images, channels = x.shape[:2]
     # Those of weight and bias are summed over the images at the end.
-    of_affine = [x.new_zeros((images, channels), dtype=torch.float64) for _ in range(2)]
-    of_adaptive = [
+    grad_affine = [x.new_zeros((images, channels), dtype=torch.float64) for _ in range(2)]
+    grad_adaptive = [
         x.new_empty(0) if t is None else torch.zeros_like(t, memory_format=torch.contiguous_format)
         for t in (scale, shift)
     ]
@@ -459,18 +459,18 @@ def run_backward(
                 **launch.joining, LAST=last,
             )  # fmt: skip
             _group_norm_channels_kernel[(launch.images * launch.blocks,)](
-                moments, sums, *vectors, along, *of_affine, *of_adaptive, *launch.sizes, eps,
+                moments, sums, *vectors, along, *grad_affine, *grad_adaptive, *launch.sizes, eps,
                 **given, **launch.joining,
             )  # fmt: skip
             _group_norm_backward_kernel[launch.grid](
-                grad, x, moments, *vectors, along, of_x, *launch.sizes, eps, **given, SILU=silu,
+                grad, x, moments, *vectors, along, grad_x, *launch.sizes, eps, **given, SILU=silu,
                 **launch.joining, LAST=last,
             )  # fmt: skip
     affine = (
-        x.new_empty(0) if t is None else of.sum(0).to(t.dtype)
-        for t, of in zip((weight, bias), of_affine, strict=True)
+        x.new_empty(0) if t is None else grad_t.sum(0).to(t.dtype)
+        for t, grad_t in zip((weight, bias), grad_affine, strict=True)
     )
-    return of_x, *affine, *of_adaptive
+    return grad_x, *affine, *grad_adaptive
 
 
 def _moments(x: torch.Tensor, num_groups: int, launch: _Launch, last: bool) -> torch.Tensor:

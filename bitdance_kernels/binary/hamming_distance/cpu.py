@@ -10,7 +10,7 @@ from bitdance_kernels._shared import memory, native
 # Codes of a block, see csrc/cpu/hamming_distance.
 _BLOCK = 64
 # Neighbours are kept in a sorted list, which many would make slow.
-_MOST_NEIGHBOURS = 128
+_MAX_NEIGHBOURS = 128
 
 
 def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
@@ -29,8 +29,8 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
-    if k > _MOST_NEIGHBOURS:
-        return f"it finds at most {_MOST_NEIGHBOURS} neighbours, got {k}"
+    if k > _MAX_NEIGHBOURS:
+        return f"it finds at most {_MAX_NEIGHBOURS} neighbours, got {k}"
     return native.cpu_unsupported("nearest_codes", a, b)
 
 

@@ -8,8 +8,8 @@ from bitdance_kernels._shared import native
 from bitdance_kernels._shared.rows import as_rows
 
 # kMostNearestBits of csrc/cuda/hamming_distance: a warp counts every distance.
-_MOST_BITS = 8192
-_MOST_CODES = 2**32 - 1
+_MAX_BITS = 8192
+_MAX_CODES = 2**32 - 1
 
 
 def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
@@ -34,10 +34,10 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
-    if 8 * a.shape[1] > _MOST_BITS:
-        return f"it compares codes of at most {_MOST_BITS} bits, got {8 * a.shape[1]}"
-    if b.shape[0] > _MOST_CODES:
-        return f"it searches at most {_MOST_CODES} codes, got {b.shape[0]}"
+    if 8 * a.shape[1] > _MAX_BITS:
+        return f"it compares codes of at most {_MAX_BITS} bits, got {8 * a.shape[1]}"
+    if b.shape[0] > _MAX_CODES:
+        return f"it searches at most {_MAX_CODES} codes, got {b.shape[0]}"
     return native.cuda_unsupported("nearest_codes", a, b)
 
 

@@ -10,7 +10,7 @@ from bitdance_kernels._shared import checks
 __all__ = ["hamming_distance", "nearest_codes"]
 
 _ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
-_MOST_CHANNELS = 2**24  # up to here a sum of +1 and -1 is exact in float32
+_MAX_CHANNELS = 2**24  # up to here a sum of +1 and -1 is exact in float32
 
 
 def hamming_distance(a: torch.Tensor, b: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
@@ -75,7 +75,7 @@ def _check_codes(op: str, a: torch.Tensor, b: torch.Tensor) -> None:
         checks.dtype(op, name, tensor, (torch.uint8,))
         checks.rank(op, name, tensor, 2, 2)
     width = a.shape[1]
-    if not 0 < width * 8 <= _MOST_CHANNELS:
+    if not 0 < width * 8 <= _MAX_CHANNELS:
         raise checks.fail(op, "a", "[N, C / 8] with 0 < C <= 2^24", list(a.shape))
     checks.shape(op, "b", b, (b.shape[0], width), "[M, C / 8]")
     checks.same_device(op, "a", a, b=b)

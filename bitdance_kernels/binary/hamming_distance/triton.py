@@ -14,7 +14,7 @@ _ROWS, _COLUMNS = 64, 64
 # Queries of a program of nearest_codes, and codes it looks at a time.
 _QUERIES, _CANDIDATES = 16, 64
 # Lists are merged by a sorting network, which many neighbours would make slow.
-_MOST_NEIGHBOURS = 64
+_MAX_NEIGHBOURS = 64
 # Keys are distance * 2^38 + index; a distance is at most 2^24.
 _INDEX_BITS = 38
 
@@ -119,8 +119,8 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
-    if k > _MOST_NEIGHBOURS:
-        return f"it finds at most {_MOST_NEIGHBOURS} neighbours, got {k}"
+    if k > _MAX_NEIGHBOURS:
+        return f"it finds at most {_MAX_NEIGHBOURS} neighbours, got {k}"
     if b.shape[0] > 2**_INDEX_BITS:
         return f"it searches at most 2^{_INDEX_BITS} codes, got {b.shape[0]}"
     return triton_support.unsupported(a, b)

@@ -54,15 +54,19 @@ def run_backward(
     per_group: bool,
 ) -> torch.Tensor:
     codes = _Codes(x, group_bits, temperature, per_group)
-    of_x = x.new_empty(x.shape, dtype=torch.float32)
+    grad_x = x.new_empty(x.shape, dtype=torch.float32)
     if codes.tokens == 0:
-        return of_x.to(x.dtype)
-    of_p = (grad_p / (codes.tokens * codes.groups // codes.tables)).float()
-    of_p = F.pad(of_p, (0, codes.low - of_p.shape[2], 0, codes.high - of_p.shape[1])).contiguous()
-    transposed = of_p.mT.contiguous()
+        return grad_x.to(x.dtype)
+    grad_p = (grad_p / (codes.tokens * codes.groups // codes.tables)).float()
+    grad_p = F.pad(
+        grad_p, (0, codes.low - grad_p.shape[2], 0, codes.high - grad_p.shape[1])
+    ).contiguous()
+    transposed = grad_p.mT.contiguous()
     share = grad_sample.item() / (codes.tokens * codes.groups)
-    native.cpu.lfq_entropy_backward(*codes.arguments, of_p, transposed, share, of_x, codes.slices)
-    return of_x.to(x.dtype)
+    native.cpu.lfq_entropy_backward(
+        *codes.arguments, grad_p, transposed, share, grad_x, codes.slices
+    )
+    return grad_x.to(x.dtype)
 
 
 class _Codes:

@@ -14,7 +14,7 @@ from bitdance_kernels._shared import checks
 __all__ = ["lfq_entropy"]
 
 _ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
-_MOST_BITS = 16
+_MAX_BITS = 16
 
 
 def lfq_entropy(
@@ -124,8 +124,8 @@ def _check(x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
     op = "lfq_entropy"
     checks.dtype(op, "x", x, checks.FLOATS)
     checks.rank(op, "x", x, 1)
-    if not 1 <= group_bits <= _MOST_BITS:
-        raise checks.fail(op, "group_bits", f"in 1 to {_MOST_BITS}", group_bits)
+    if not 1 <= group_bits <= _MAX_BITS:
+        raise checks.fail(op, "group_bits", f"in 1 to {_MAX_BITS}", group_bits)
     if x.shape[-1] == 0 or x.shape[-1] % group_bits != 0:
         expected = f"[..., C] with C a positive multiple of group_bits = {group_bits}"
         raise checks.fail(op, "x", expected, f"shape {list(x.shape)}")

@@ -38,16 +38,16 @@ def run_backward(
     tokens, groups, _ = logits.shape
     s = torch.sigmoid(logits)
     share = grad_sample.to(logits.dtype) / max(tokens * groups, 1)
-    of_logits = -logits * s * torch.sigmoid(-logits) * share
-    of_p = (grad_p / max(tokens * groups // len(grad_p), 1)).to(logits.dtype)
+    grad_logits = -logits * s * torch.sigmoid(-logits) * share
+    grad_p = (grad_p / max(tokens * groups // len(grad_p), 1)).to(logits.dtype)
     chunks = [
-        _through_distribution(part, of_p.expand(groups, -1, -1)) for part in logits.split(_CHUNK)
+        _through_distribution(part, grad_p.expand(groups, -1, -1)) for part in logits.split(_CHUNK)
     ]
     if chunks:
-        of_logits = of_logits + torch.cat(chunks)
+        grad_logits = grad_logits + torch.cat(chunks)
     # A bit that is decided has no gradient, but for NaN; what rounding leaves would be scaled up.
-    of_logits = of_logits * (s * torch.sigmoid(-logits) != 0)
-    return (of_logits * odds_scale(temperature, logits.dtype)).reshape(x.shape).to(x.dtype)
+    grad_logits = grad_logits * (s * torch.sigmoid(-logits) != 0)
+    return (grad_logits * odds_scale(temperature, logits.dtype)).reshape(x.shape).to(x.dtype)
 
 
 def odds_scale(temperature: float, dtype: torch.dtype) -> float:
@@ -91,13 +91,15 @@ def _distribution(logits: torch.Tensor, per_group: bool) -> torch.Tensor:
     return mean if per_group else mean.mean(0, keepdim=True)
 
 
-def _through_distribution(logits: torch.Tensor, of_p: torch.Tensor) -> torch.Tensor:
-    """[N, G, d]: sum over codes c of of_p[c] dp(c)/dlogit_i = E[of_p bit_i] - s_i E[of_p]."""
+def _through_distribution(logits: torch.Tensor, grad_p: torch.Tensor) -> torch.Tensor:
+    """[N, G, d]: sum over codes c of grad_p[c] dp(c)/dlogit_i = E[grad_p bit_i] - s_i E[grad_p]."""
     low, high = (_half_codes(half).transpose(0, 1) for half in _halves(logits))  # [G, N, codes]
-    of_low = low * (high @ of_p)  # [G, N, low codes]: p(c) of_p(c), summed over the high bits
-    of_high = high * (low @ of_p.mT)
-    mean = of_low.sum(-1, keepdim=True)
-    ones = [part @ _bit_table(part) for part in (of_low, of_high)]
+    weighted_low = low * (
+        high @ grad_p
+    )  # [G, N, low codes]: p(c) grad_p(c), summed over the high bits
+    weighted_high = high * (low @ grad_p.mT)
+    mean = weighted_low.sum(-1, keepdim=True)
+    ones = [part @ _bit_table(part) for part in (weighted_low, weighted_high)]
     s = torch.sigmoid(logits).transpose(0, 1)
     return (torch.cat(ones, dim=-1) - s * mean).transpose(0, 1)
 

@@ -12,7 +12,7 @@ from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
 _TOKENS = 32
 # Codes of one half in a tile of the distribution; a product takes at least 16.
-_LEAST, _MOST = 16, 64
+_MIN_CODES, _MAX_CODES = 16, 64
 _PROGRAMS = 512
 _VALUES = 1024  # of a program of the bits' entropy
 
@@ -103,10 +103,10 @@ def _lfq_entropy_bits_kernel(
 
 @triton.jit
 def _store_half(
-    x_ptr, of_x_ptr, token, inside, x_stride, channels, channel, scale, share, ones, total,
+    x_ptr, grad_x_ptr, token, inside, x_stride, channels, channel, scale, share, ones, total,
     BITS: tl.constexpr,
 ):  # fmt: skip
-    """of_logit = sum of u over the codes with the bit - P(1) sum of u, for BITS channels."""
+    """grad_logit = sum of u over the codes with the bit - P(1) sum of u, for BITS channels."""
     bit = tl.arange(0, 16)
     real = inside[:, None] & (bit < BITS)[None, :]
     at = token[:, None] * x_stride + (channel + bit)[None, :]
@@ -114,10 +114,10 @@ def _store_half(
     _, one, zero = _odds(logit)
     both = one * zero
     # A bit that is decided has no gradient, but for NaN; what rounding leaves would be scaled up.
-    of_logit = ones - one * total[:, None] - share * logit * both
-    of_x = of_logit * tl.where(both == 0.0, 0.0, scale)
+    grad_logit = ones - one * total[:, None] - share * logit * both
+    grad_x = grad_logit * tl.where(both == 0.0, 0.0, scale)
     at = token[:, None] * channels + (channel + bit)[None, :]
-    tl.store(of_x_ptr + at, of_x.to(of_x_ptr.dtype.element_ty), mask=real)
+    tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=real)
 
 
 @triton.jit
@@ -128,11 +128,11 @@ def _bits_of(codes):
 
 @triton.jit
 def _lfq_entropy_backward_kernel(
-    x_ptr, of_p_ptr, share_ptr, of_x_ptr, tokens, x_stride, channels, scale,
+    x_ptr, grad_p_ptr, share_ptr, grad_x_ptr, tokens, x_stride, channels, scale,
     PER_GROUP: tl.constexpr, LOW_BITS: tl.constexpr, HIGH_BITS: tl.constexpr, LOW: tl.constexpr,
     TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """With u(c) = p(c) of_p(c): two products with of_p give u's sums over either half."""
+    """With u(c) = p(c) grad_p(c): two products with grad_p give u's sums over either half."""
     BITS: tl.constexpr = LOW_BITS + HIGH_BITS
     LOW_CODES: tl.constexpr = 1 << LOW_BITS
     HIGH_CODES: tl.constexpr = 1 << HIGH_BITS
@@ -142,10 +142,10 @@ def _lfq_entropy_backward_kernel(
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     inside = token < tokens
     if PER_GROUP:
-        of_p_ptr += group * (HIGH_CODES * LOW_CODES)
+        grad_p_ptr += group * (HIGH_CODES * LOW_CODES)
     low_codes = tl.arange(0, LOW)
     low = _half_codes(x_ptr, token, inside, x_stride, channel, scale, low_codes, LOW_BITS)
-    of_low = tl.zeros([TOKENS, LOW], tl.float32)
+    weighted_low = tl.zeros([TOKENS, LOW], tl.float32)
     high_ones = tl.zeros([TOKENS, 16], tl.float32)
     high_total = tl.zeros([TOKENS], tl.float32)
     for first in range(0, HIGH_CODES, HIGH):
@@ -155,20 +155,20 @@ def _lfq_entropy_backward_kernel(
         )
         at = high_codes.to(tl.int64)[:, None] * LOW_CODES + low_codes[None, :]
         real = (high_codes < HIGH_CODES)[:, None] & (low_codes < LOW_CODES)[None, :]
-        of_p = tl.load(of_p_ptr + at, mask=real, other=0.0)
-        of_low = tl.dot(high, of_p, of_low, input_precision="ieee")
-        u = high * tl.dot(low, tl.trans(of_p), input_precision="ieee")
+        grad_p = tl.load(grad_p_ptr + at, mask=real, other=0.0)
+        weighted_low = tl.dot(high, grad_p, weighted_low, input_precision="ieee")
+        u = high * tl.dot(low, tl.trans(grad_p), input_precision="ieee")
         high_ones = tl.dot(u, _bits_of(high_codes), high_ones, input_precision="ieee")
         high_total += tl.sum(u, axis=1)
-    u = low * of_low
+    u = low * weighted_low
     low_ones = tl.dot(u, _bits_of(low_codes), input_precision="ieee")
     share = tl.load(share_ptr)
     _store_half(
-        x_ptr, of_x_ptr, token, inside, x_stride, channels, channel, scale, share, low_ones,
+        x_ptr, grad_x_ptr, token, inside, x_stride, channels, channel, scale, share, low_ones,
         tl.sum(u, axis=1), LOW_BITS,
     )  # fmt: skip
     _store_half(
-        x_ptr, of_x_ptr, token, inside, x_stride, channels, channel + LOW_BITS, scale, share,
+        x_ptr, grad_x_ptr, token, inside, x_stride, channels, channel + LOW_BITS, scale, share,
         high_ones, high_total, HIGH_BITS,
     )  # fmt: skip
 
@@ -218,21 +218,21 @@ def run_backward(
     temperature: float,
     per_group: bool,
 ) -> torch.Tensor:
-    of_x = x.new_empty(x.shape)
+    grad_x = x.new_empty(x.shape)
     if x.numel() == 0:
-        return of_x
+        return grad_x
     rows, tokens, stride = as_rows(x)
     groups = x.shape[-1] // group_bits
-    of_p = (grad_p / (tokens * groups // len(grad_p))).float()
+    grad_p = (grad_p / (tokens * groups // len(grad_p))).float()
     share = grad_sample.float() / (tokens * groups)
     low_bits = (group_bits + 1) // 2
     with triton_support.on_device(x):
         _lfq_entropy_backward_kernel[(triton.cdiv(tokens, _TOKENS), groups)](
-            rows, of_p.contiguous(), share, of_x, tokens, stride, x.shape[-1],
+            rows, grad_p.contiguous(), share, grad_x, tokens, stride, x.shape[-1],
             odds_scale(temperature, torch.float32), PER_GROUP=per_group, LOW_BITS=low_bits,
-            HIGH_BITS=group_bits // 2, LOW=max(2**low_bits, _LEAST), TOKENS=_TOKENS,
+            HIGH_BITS=group_bits // 2, LOW=max(2**low_bits, _MIN_CODES), TOKENS=_TOKENS,
         )  # fmt: skip
-    return of_x
+    return grad_x
 
 
 def _distribution(
@@ -243,7 +243,7 @@ def _distribution(
     groups = x.shape[-1] // group_bits
     tables = groups if per_group else 1
     low_bits, high_bits = (group_bits + 1) // 2, group_bits // 2
-    low, high = (min(max(2**bits, _LEAST), _MOST) for bits in (low_bits, high_bits))
+    low, high = (min(max(2**bits, _MIN_CODES), _MAX_CODES) for bits in (low_bits, high_bits))
     tiles = triton.cdiv(2**low_bits, low) * triton.cdiv(2**high_bits, high)
     blocks = triton.cdiv(tokens, _TOKENS)
     trips = max(triton.cdiv(blocks, max(_PROGRAMS // (tiles * tables), 1)), 1)

@@ -60,14 +60,14 @@ def unsupported_commitment_backward(
 def run_commitment_backward(
     grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    of_x = memory.empty(x.shape, x.dtype)
+    grad_x = memory.empty(x.shape, x.dtype)
     factor = grad_commitment.item() * 2 / max(x.numel(), 1)
     grad, _, grad_stride = as_rows(grad)
     x, rows, x_stride = as_rows(x)
     native.cpu.lfq_quantize_commitment_backward(
-        grad, grad_stride, x, x_stride, factor, of_x, rows, x.shape[-1], torch.get_num_threads()
+        grad, grad_stride, x, x_stride, factor, grad_x, rows, x.shape[-1], torch.get_num_threads()
     )
-    return of_x
+    return grad_x
 
 
 def _not_float32(*tensors: torch.Tensor) -> str | None:

@@ -45,13 +45,13 @@ def _lfq_quantize_kernel(
     tl.store(packed_ptr + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=inside)
     if COMMITMENT:
         distance = tl.where(inside[:, None], tl.abs(x) - 1.0, 0.0)
-        of_bytes = tl.sum(distance * distance, axis=1).to(tl.float64)
-        tl.store(sums_ptr + program, tl.sum(of_bytes, axis=0))
+        squares = tl.sum(distance * distance, axis=1).to(tl.float64)
+        tl.store(sums_ptr + program, tl.sum(squares, axis=0))
 
 
 @triton.jit
 def _lfq_quantize_backward_kernel(
-    grad_ptr, grad_commitment_ptr, x_ptr, of_x_ptr, total, channels, grad_stride, x_stride, share,
+    grad_ptr, grad_commitment_ptr, x_ptr, grad_x_ptr, total, channels, grad_stride, x_stride, share,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     value = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -60,8 +60,8 @@ def _lfq_quantize_backward_kernel(
     x = tl.load(x_ptr + (row * x_stride + channel), mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + (row * grad_stride + channel), mask=inside, other=0.0)
     factor = tl.load(grad_commitment_ptr).to(tl.float32) * share
-    of_x = grad.to(tl.float32) + factor * (x - tl.where(x > 0, 1.0, -1.0))
-    tl.store(of_x_ptr + value, of_x.to(of_x_ptr.dtype.element_ty), mask=inside)
+    grad_x = grad.to(tl.float32) + factor * (x - tl.where(x > 0, 1.0, -1.0))
+    tl.store(grad_x_ptr + value, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
 
 
 def unsupported(x: torch.Tensor) -> str | None:
@@ -110,14 +110,14 @@ def unsupported_commitment_backward(
 def run_commitment_backward(
     grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    of_x = x.new_empty(x.shape)
+    grad_x = x.new_empty(x.shape)
     total = x.numel()
     if total == 0:
-        return of_x
+        return grad_x
     (grad, _, grad_stride), (x, _, x_stride) = as_rows(grad), as_rows(x)
     with triton_support.on_device(x):
         _lfq_quantize_backward_kernel[(triton.cdiv(total, 2 * _BLOCK),)](
-            grad, grad_commitment, x, of_x, total, x.shape[-1], grad_stride, x_stride, 2 / total,
+            grad, grad_commitment, x, grad_x, total, x.shape[-1], grad_stride, x_stride, 2 / total,
             BLOCK=2 * _BLOCK,
         )  # fmt: skip
-    return of_x
+    return grad_x

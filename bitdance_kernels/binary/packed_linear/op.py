@@ -74,8 +74,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     has_bias, backend = ctx.settings
-    of_weight, of_bias = _backward_op.call(grad, *ctx.saved_tensors, backend)
-    return None, of_weight, of_bias if has_bias else None, None
+    grad_weight, grad_bias = _backward_op.call(grad, *ctx.saved_tensors, backend)
+    return None, grad_weight, grad_bias if has_bias else None, None
 
 
 _op = KernelOp(

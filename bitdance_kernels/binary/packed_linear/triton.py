@@ -57,10 +57,10 @@ def _packed_linear_kernel(
 
 @triton.jit
 def _packed_linear_of_weight_kernel(
-    grad_ptr, packed_ptr, of_weight_ptr, rows, features, width, grad_stride, packed_stride, trips,
+    grad_ptr, packed_ptr, grad_weight_ptr, rows, features, width, grad_stride, packed_stride, trips,
     ROWS: tl.constexpr, FEATURES: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """Adds grad^T signs over `trips` tiles of rows, into slice program_id(1) of of_weight."""
+    """Adds grad^T signs over `trips` tiles of rows, into slice program_id(1) of grad_weight."""
     tiles = tl.cdiv(width, BYTES)
     program = tl.program_id(0).to(tl.int64)
     piece = tl.program_id(1).to(tl.int64)
@@ -80,7 +80,7 @@ def _packed_linear_of_weight_kernel(
         sums = tl.dot(tl.trans(grad), signs, sums, input_precision="ieee")
     inside = (feature < features)[:, None] & (channel < 8 * width)[None, :]
     at = (piece * features + feature[:, None]) * (8 * width) + channel[None, :]
-    tl.store(of_weight_ptr + at, sums, mask=inside)
+    tl.store(grad_weight_ptr + at, sums, mask=inside)
 
 
 def _bytes(width: int) -> int:
@@ -124,9 +124,9 @@ def run_backward(
     grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     features, width = weight.shape[0], packed.shape[-1]
-    of_bias = grad.reshape(-1, features).sum(0, dtype=torch.float32).to(weight.dtype)
+    grad_bias = grad.reshape(-1, features).sum(0, dtype=torch.float32).to(weight.dtype)
     if grad.numel() == 0:
-        return torch.zeros_like(weight, memory_format=torch.contiguous_format), of_bias
+        return torch.zeros_like(weight, memory_format=torch.contiguous_format), grad_bias
     grad, rows, grad_stride = as_rows(grad.to(weight.dtype))
     packed, _, packed_stride = as_rows(packed)
     tiles = triton.cdiv(features, _GRADIENT_FEATURES) * triton.cdiv(width, _bytes(width))
@@ -139,4 +139,4 @@ def run_backward(
             grad, packed, parts, rows, features, width, grad_stride, packed_stride, trips,
             ROWS=_GRADIENT_ROWS, FEATURES=_GRADIENT_FEATURES, BYTES=_bytes(width),
         )  # fmt: skip
-    return parts.sum(0).to(weight.dtype), of_bias
+    return parts.sum(0).to(weight.dtype), grad_bias

@@ -76,16 +76,16 @@ def backward(
     n = unit if weight is None else unit * weight.to(dtype)
     n = n if bias is None else n + bias.to(dtype)
 
-    of_n = grad * (1 + scale.to(dtype))
-    of_unit = of_n if weight is None else of_n * weight.to(dtype)
-    along_one = of_unit.mean(-1, keepdim=True)
-    along_unit = (of_unit * unit).mean(-1, keepdim=True)
-    of_x = rstd * (of_unit - along_one - unit * along_unit)
+    grad_n = grad * (1 + scale.to(dtype))
+    grad_unit = grad_n if weight is None else grad_n * weight.to(dtype)
+    along_one = grad_unit.mean(-1, keepdim=True)
+    along_unit = (grad_unit * unit).mean(-1, keepdim=True)
+    grad_x = rstd * (grad_unit - along_one - unit * along_unit)
     rows = tuple(range(x.dim() - 1))
-    of_weight, of_bias = of_n * unit, of_n
+    grad_weight, grad_bias = grad_n * unit, grad_n
     if rows:
-        of_weight, of_bias = of_weight.sum(rows), of_bias.sum(rows)
-    return of_x, grad * n, grad, of_weight, of_bias
+        grad_weight, grad_bias = grad_weight.sum(rows), grad_bias.sum(rows)
+    return grad_x, grad * n, grad, grad_weight, grad_bias
 
 
 def as_given(gradient: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:

@@ -15,7 +15,7 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
-MOST_CHANNELS = 8192
+MAX_CHANNELS = 8192
 # Elements of a row block, and programs that share the sums over rows of a backward pass.
 _BLOCK, _PROGRAMS = 1024, 512
 
@@ -75,7 +75,8 @@ def _norm_forward_kernel(
 @triton.jit
 def _norm_backward_kernel(
     grad_total_ptr, grad_ptr, x_ptr, h_ptr, gate_ptr, scale_ptr, weight_ptr, bias_ptr,
-    of_x_ptr, of_h_ptr, of_gate_ptr, of_scale_ptr, of_shift_ptr, of_weight_ptr, of_bias_ptr,
+    grad_x_ptr, grad_h_ptr, grad_gate_ptr, grad_scale_ptr, grad_shift_ptr, grad_weight_ptr,
+    grad_bias_ptr,
     rows, channels, repeats, grad_total_stride, grad_stride, x_stride, h_stride, gate_stride,
     scale_stride, eps,
     GATED: tl.constexpr, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
@@ -94,39 +95,39 @@ def _norm_backward_kernel(
         row = (program * repeats + i) * ROWS + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & within[None, :]
         if GATED:
-            of_x = _load(grad_total_ptr, row, grad_total_stride, channel, inside)
+            grad_x = _load(grad_total_ptr, row, grad_total_stride, channel, inside)
         else:
-            of_x = tl.zeros((ROWS, WIDTH), tl.float32)
+            grad_x = tl.zeros((ROWS, WIDTH), tl.float32)
         if NORM:
             grad = _load(grad_ptr, row, grad_stride, channel, inside)
-            _store(of_shift_ptr, row, channels, channel, inside, grad)
+            _store(grad_shift_ptr, row, channels, channel, inside, grad)
             unit, rstd = _unit(_load(x_ptr, row, x_stride, channel, inside), inside, channels, eps)
             n = unit
             if WEIGHT:
                 n *= weight[None, :]
             if BIAS:
                 n += bias[None, :]
-            _store(of_scale_ptr, row, channels, channel, inside, grad * n)
-            of_unit = grad * (1 + _load(scale_ptr, row, scale_stride, channel, inside))
+            _store(grad_scale_ptr, row, channels, channel, inside, grad * n)
+            grad_unit = grad * (1 + _load(scale_ptr, row, scale_stride, channel, inside))
             if BIAS:
-                bias_sum += tl.sum(of_unit, axis=0)
+                bias_sum += tl.sum(grad_unit, axis=0)
             if WEIGHT:
-                weight_sum += tl.sum(of_unit * unit, axis=0)
-                of_unit *= weight[None, :]
+                weight_sum += tl.sum(grad_unit * unit, axis=0)
+                grad_unit *= weight[None, :]
             # The statistics depend on x too: take away what lies along 1 and along unit.
-            along_one = tl.sum(of_unit, axis=1) / channels
-            along_unit = tl.sum(of_unit * unit, axis=1) / channels
-            of_x += rstd[:, None] * (of_unit - along_one[:, None] - unit * along_unit[:, None])
-        _store(of_x_ptr, row, channels, channel, inside, of_x)
+            along_one = tl.sum(grad_unit, axis=1) / channels
+            along_unit = tl.sum(grad_unit * unit, axis=1) / channels
+            grad_x += rstd[:, None] * (grad_unit - along_one[:, None] - unit * along_unit[:, None])
+        _store(grad_x_ptr, row, channels, channel, inside, grad_x)
         if GATED:
             gate = _load(gate_ptr, row, gate_stride, channel, inside)
-            _store(of_h_ptr, row, channels, channel, inside, of_x * gate)
+            _store(grad_h_ptr, row, channels, channel, inside, grad_x * gate)
             h = _load(h_ptr, row, h_stride, channel, inside)
-            _store(of_gate_ptr, row, channels, channel, inside, of_x * h)
+            _store(grad_gate_ptr, row, channels, channel, inside, grad_x * h)
     if WEIGHT:
-        tl.store(of_weight_ptr + (program * channels + channel), weight_sum, mask=within)
+        tl.store(grad_weight_ptr + (program * channels + channel), weight_sum, mask=within)
     if BIAS:
-        tl.store(of_bias_ptr + (program * channels + channel), bias_sum, mask=within)
+        tl.store(grad_bias_ptr + (program * channels + channel), bias_sum, mask=within)
 
 
 class _Launch(NamedTuple):
@@ -152,8 +153,8 @@ def unsupported(*tensors: torch.Tensor | None) -> str | None:
     reason = triton_support.unsupported(*given) or triton_support.dtype_unsupported(
         *(t.dtype for t in given)
     )
-    if reason is None and given[0].shape[-1] > MOST_CHANNELS:
-        reason = f"it takes at most {MOST_CHANNELS} channels, got {given[0].shape[-1]}"
+    if reason is None and given[0].shape[-1] > MAX_CHANNELS:
+        reason = f"it takes at most {MAX_CHANNELS} channels, got {given[0].shape[-1]}"
     return reason
 
 
@@ -201,9 +202,9 @@ def backward(
     The norm is of `x`, which is the sum where there is a gate. Gradients of a `weight` or `bias`
     that is None are empty.
     """
-    of_x = x.new_empty(x.shape)
-    of_gated = tuple(t.new_empty(t.shape) for t in gated or ())
-    of_modulation = tuple(t.new_empty(t.shape) for t in modulation or ())
+    grad_x = x.new_empty(x.shape)
+    grad_gated = tuple(t.new_empty(t.shape) for t in gated or ())
+    grad_modulation = tuple(t.new_empty(t.shape) for t in modulation or ())
     channels = x.shape[-1]
     x, rows, x_stride = as_rows(x)
     launch = _Launch.of(rows, channels or 1)
@@ -220,22 +221,22 @@ def backward(
         scale, _, scale_stride = as_rows(modulation[0] if modulation else x)
         total_grad, _, total_stride = as_rows(x if grad_total is None else grad_total)
         norm_grad, _, norm_stride = as_rows(x if grad_normed is None else grad_normed)
-        of_h, of_gate = of_gated or (x, x)
-        of_scale, of_shift = of_modulation or (x, x)
+        grad_h, grad_gate = grad_gated or (x, x)
+        grad_scale, grad_shift = grad_modulation or (x, x)
         with triton_support.on_device(x):
             _norm_backward_kernel[(programs,)](
                 total_grad, norm_grad, x, h, gate, scale, _vector(weight, x), _vector(bias, x),
-                of_x, of_h, of_gate, of_scale, of_shift, *sums, rows, channels, repeats,
+                grad_x, grad_h, grad_gate, grad_scale, grad_shift, *sums, rows, channels, repeats,
                 total_stride, norm_stride, x_stride, h_stride, gate_stride, scale_stride, eps,
                 GATED=gated is not None, NORM=modulation is not None, WEIGHT=weight is not None,
                 BIAS=bias is not None, ROWS=launch.rows, WIDTH=launch.width,
                 num_warps=launch.warps,
             )  # fmt: skip
-    of_affine = (
-        x.new_empty(0, dtype=torch.float32) if given is None else of.sum(0).to(given.dtype)
-        for given, of in zip((weight, bias), sums, strict=True)
+    grad_affine = (
+        x.new_empty(0, dtype=torch.float32) if given is None else grad_t.sum(0).to(given.dtype)
+        for given, grad_t in zip((weight, bias), sums, strict=True)
     )
-    return of_x, *of_gated, *of_modulation, *(of_affine if modulation else ())
+    return grad_x, *grad_gated, *grad_modulation, *(grad_affine if modulation else ())
 
 
 def _vector(vector: torch.Tensor | None, instead: torch.Tensor) -> torch.Tensor:

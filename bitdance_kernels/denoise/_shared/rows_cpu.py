@@ -7,7 +7,7 @@ import torch
 from bitdance_kernels._shared import memory, native
 from bitdance_kernels._shared.rows import as_rows
 
-_MOST_HALVES = 8192
+_MAX_HALVES = 8192
 
 
 def unsupported(
@@ -27,9 +27,9 @@ def unsupported(
     for tensor in given:
         if tensor.dtype not in native.DTYPE_CODES:
             return f"it does not handle {tensor.dtype}"
-        if whole_rows and tensor.dtype != torch.float32 and tensor.shape[-1] > _MOST_HALVES:
+        if whole_rows and tensor.dtype != torch.float32 and tensor.shape[-1] > _MAX_HALVES:
             return (
-                f"it handles rows of at most {_MOST_HALVES} channels of {tensor.dtype}, "
+                f"it handles rows of at most {_MAX_HALVES} channels of {tensor.dtype}, "
                 f"got {tensor.shape[-1]}"
             )
     return None
@@ -73,13 +73,13 @@ def norm_backward(
     bias: torch.Tensor | None,
     eps: float,
     *,
-    of_x_dtype: torch.dtype | None = None,
+    grad_x_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of x, scale, shift, weight and bias of adaln_norm; empty for what is None.
 
-    Each is of the dtype of its tensor, that of x of `of_x_dtype` if given.
+    Each is of the dtype of its tensor, that of x of `grad_x_dtype` if given.
     """
-    like_x = x if of_x_dtype is None else x.new_empty((), dtype=of_x_dtype).expand(x.shape)
+    like_x = x if grad_x_dtype is None else x.new_empty((), dtype=grad_x_dtype).expand(x.shape)
     gradients = [memory.empty_like(tensor) for tensor in (like_x, scale, shift)]
     rows, channels = size(x)
     affine = weight is not None or bias is not None
@@ -97,8 +97,8 @@ def norm_backward(
         eps,
         torch.get_num_threads(),
     )
-    of_weight, of_bias = (
-        x.new_empty(0) if given is None else of_given.to(given.dtype, copy=True)
-        for of_given, given in zip(sums.unbind(), (weight, bias), strict=True)
+    grad_weight, grad_bias = (
+        x.new_empty(0) if given is None else grad_given.to(given.dtype, copy=True)
+        for grad_given, given in zip(sums.unbind(), (weight, bias), strict=True)
     )
-    return *gradients, of_weight, of_bias
+    return *gradients, grad_weight, grad_bias

@@ -12,14 +12,14 @@ from bitdance_kernels._shared.dtypes import accumulate_dtype
 from bitdance_kernels._shared.rows import as_rows
 
 # What a kernel holds in registers: kMostRowChannels of csrc/cuda/common/modulated_norm_config.h.
-MOST_CHANNELS = 8192
+MAX_CHANNELS = 8192
 # What a block has in shared memory for the gradients of weight and bias: kAffineHeld floats of each
 # thread, a warp for every kWarpChannels channels, and the sums of its rows.
 _WARP_CHANNELS, _WARP_BYTES, _ROW_BYTES = 512, 32 * 65 * 4, 320
 # Rows summed one after another, and sums at most, in the first stage of the gradients of weight
 # and bias. Not a property of the card, so that every card adds in the same order.
 _SLICE_ROWS = 4
-_MOST_SLICES = 1024
+_MAX_SLICES = 1024
 
 Rows = tuple[int, int, int]
 ABSENT: Rows = (0, 0, native.DTYPE_CODES[torch.float32])
@@ -29,8 +29,8 @@ def unsupported(function: str, *tensors: torch.Tensor | None) -> str | None:
     """Why the CUDA code cannot take these tensors, x first; None when it can."""
     given = [tensor for tensor in tensors if tensor is not None]
     channels = given[0].shape[-1]
-    if channels > MOST_CHANNELS:
-        return f"it handles up to {MOST_CHANNELS} channels, got {channels}"
+    if channels > MAX_CHANNELS:
+        return f"it handles up to {MAX_CHANNELS} channels, got {channels}"
     return native.cuda_unsupported(function, *given) or native.dtype_unsupported(
         *(tensor.dtype for tensor in given)
     )
@@ -113,5 +113,5 @@ def workspace(
 ) -> tuple[torch.Tensor, int]:
     """Where the gradients of weight and bias are summed first, and in how many slices."""
     affine = weight is not None or bias is not None
-    slices = max(1, min(-(-count(x) // _SLICE_ROWS), _MOST_SLICES)) if affine else 0
+    slices = max(1, min(-(-count(x) // _SLICE_ROWS), _MAX_SLICES)) if affine else 0
     return x.new_empty(slices, 2, x.shape[-1], dtype=torch.float32), slices

@@ -41,9 +41,9 @@ def _sum_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of x, h and gate, from `grad` + `more` of the sum."""
     gradients = tuple(memory.empty_like(tensor) for tensor in (x, h, gate))
-    of_sum, *others = rows_cpu.spaced(grad, h, gate)
+    grad_sum, *others = rows_cpu.spaced(grad, h, gate)
     native.cpu.gated_residual_backward(
-        of_sum, more, *others, *gradients, *rows_cpu.size(grad), torch.get_num_threads()
+        grad_sum, more, *others, *gradients, *rows_cpu.size(grad), torch.get_num_threads()
     )
     return gradients
 
@@ -122,6 +122,6 @@ def run_adaln_backward(
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
     through_norm, *modulation = rows_cpu.norm_backward(
-        grad_normed, total, scale, shift, weight, bias, eps, of_x_dtype=torch.float32
+        grad_normed, total, scale, shift, weight, bias, eps, grad_x_dtype=torch.float32
     )
     return *_sum_backward(grad_total, through_norm, total, h, gate), *modulation

@@ -50,10 +50,10 @@ def run_adaln_backward(
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
     dtype = accumulate_dtype(total)
-    through_norm, *modulation = modulated_norm.backward(
+    grad_through_norm, *modulation = modulated_norm.backward(
         grad_normed, total, scale, weight, bias, eps
     )
-    of_total = grad_total.to(dtype) + through_norm
-    gradients = (of_total, of_total * gate.to(dtype), of_total * h.to(dtype), *modulation)
+    grad_sum = grad_total.to(dtype) + grad_through_norm
+    gradients = (grad_sum, grad_sum * gate.to(dtype), grad_sum * h.to(dtype), *modulation)
     arguments = (total, h, gate, scale, shift, weight, bias)
     return tuple(map(modulated_norm.as_given, gradients, arguments))

@@ -7,7 +7,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.denoise._shared import rows_cpu
 
-MOST_ROWS = 512
+MAX_ROWS = 512
 """Rows that it is for; with more a library's product has time to lay out its operands."""
 
 
@@ -16,8 +16,8 @@ def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if reason is not None:
         return reason
     rows, _ = rows_cpu.size(x)
-    if rows > MOST_ROWS:
-        return f"it is for at most {MOST_ROWS} rows, got {rows}"
+    if rows > MAX_ROWS:
+        return f"it is for at most {MAX_ROWS} rows, got {rows}"
     return None
 
 

@@ -82,14 +82,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """By the library's products, as the backward of ``F.linear``."""
     x, weight = ctx.saved_tensors
-    of_x = of_weight = None
+    grad_x = grad_weight = None
     rows = _rows(grad)
     if ctx.needs_input_grad[0]:
-        of_x = grad @ weight
+        grad_x = grad @ weight
     if ctx.needs_input_grad[1]:
-        of_weight = rows.t() @ _rows(x)
-    of_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
-    return of_x, of_weight, of_bias, None
+        grad_weight = rows.t() @ _rows(x)
+    grad_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
+    return grad_x, grad_weight, grad_bias, None
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.denoise._shared import rows_cpu
 
-_MOST_HEAD_DIM = 128
+_MAX_HEAD_DIM = 128
 
 
 def _unsupported(function: str, num_heads: int, *tensors: torch.Tensor) -> str | None:
     head_dim = tensors[-1].shape[2] // (3 * num_heads)
-    if head_dim > _MOST_HEAD_DIM:
-        return f"it handles heads of at most {_MOST_HEAD_DIM} channels, got {head_dim}"
+    if head_dim > _MAX_HEAD_DIM:
+        return f"it handles heads of at most {_MAX_HEAD_DIM} channels, got {head_dim}"
     return rows_cpu.float32_unsupported(function, *tensors)
 
 
@@ -42,14 +42,14 @@ def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) 
 
 def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     rows, patch, width = qkv.shape
-    of_qkv = qkv.new_empty(qkv.shape)
+    grad_qkv = qkv.new_empty(qkv.shape)
     native.cpu.patch_attention_backward(
         *rows_cpu.spaced(grad, qkv),
-        of_qkv,
+        grad_qkv,
         rows,
         patch,
         num_heads,
         width // (3 * num_heads),
         torch.get_num_threads(),
     )
-    return of_qkv
+    return grad_qkv

@@ -7,15 +7,15 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels._shared.rows import as_rows
 
-_MOST_HEAD_DIM = 128
+_MAX_HEAD_DIM = 128
 
 
 def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
     if qkv.dtype != torch.float32:
         return f"it handles float32 alone, got {qkv.dtype}"
     head_dim = qkv.shape[2] // (3 * num_heads)
-    if head_dim > _MOST_HEAD_DIM or head_dim % 4 != 0:
-        return f"it takes heads of 4 to {_MOST_HEAD_DIM} channels in fours, got {head_dim}"
+    if head_dim > _MAX_HEAD_DIM or head_dim % 4 != 0:
+        return f"it takes heads of 4 to {_MAX_HEAD_DIM} channels in fours, got {head_dim}"
     return native.cuda_unsupported("patch_attention", qkv)
 
 

@@ -13,7 +13,7 @@ __all__ = ["patch_attention"]
 
 _ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 _BACKWARD_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
-_MOST_TOKENS = 64
+_MAX_TOKENS = 64
 
 
 def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto") -> torch.Tensor:
@@ -61,8 +61,8 @@ def _check(qkv: torch.Tensor, num_heads: int) -> None:
         raise checks.fail(
             op, "qkv", f"[R, P, 3C] with C a multiple of num_heads = {num_heads}", list(qkv.shape)
         )
-    if qkv.shape[1] > _MOST_TOKENS:
-        raise checks.fail(op, "qkv", f"[R, P, 3C] with P <= {_MOST_TOKENS}", list(qkv.shape))
+    if qkv.shape[1] > _MAX_TOKENS:
+        raise checks.fail(op, "qkv", f"[R, P, 3C] with P <= {_MAX_TOKENS}", list(qkv.shape))
 
 
 def _fake(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:

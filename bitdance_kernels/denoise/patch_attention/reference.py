@@ -17,12 +17,12 @@ def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch
     q, k, v = _heads(qkv, num_heads)
     p = _probabilities(q, k)
     rows, patch, width = grad.shape
-    of_out = grad.to(q.dtype).reshape(rows, patch, num_heads, width // num_heads).transpose(1, 2)
-    of_v = p.mT @ of_out
-    of_p = of_out @ v.mT
+    grad_out = grad.to(q.dtype).reshape(rows, patch, num_heads, width // num_heads).transpose(1, 2)
+    grad_v = p.mT @ grad_out
+    grad_p = grad_out @ v.mT
     # Softmax: each row of scores moves by what its gradient has above the row's mean under p.
-    of_scores = p * (of_p - (of_p * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
-    thirds = [_tokens(of) for of in (of_scores @ k, of_scores.mT @ q, of_v)]
+    grad_scores = p * (grad_p - (grad_p * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+    thirds = [_tokens(grad_x) for grad_x in (grad_scores @ k, grad_scores.mT @ q, grad_v)]
     return torch.cat(thirds, dim=-1).to(qkv.dtype)
 
 

@@ -15,9 +15,9 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
-_MOST_HEAD_DIM = 128
+_MAX_HEAD_DIM = 128
 # Values of a tile: products of float32 run on the ordinary cores and hold more in registers.
-_MOST_FLOAT32 = 2048
+_MAX_FLOAT32 = 2048
 _LOG2_E = 1.4426950408889634
 
 
@@ -87,7 +87,7 @@ def _patch_attention_forward_kernel(
 
 @triton.jit
 def _patch_attention_backward_kernel(
-    grad_ptr, qkv_ptr, of_qkv_ptr, grad_stride, stride, channels, total, heads, scale, factor,
+    grad_ptr, qkv_ptr, grad_qkv_ptr, grad_stride, stride, channels, total, heads, scale, factor,
     PATCH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -97,24 +97,24 @@ def _patch_attention_backward_kernel(
     p = _exponentials(q, k, scale, PATCH, TILE)
     p = p / tl.sum(p, axis=1)[:, None]
     grad = _load(grad_ptr, token, grad_stride, channel, inside).to(q.dtype)
-    of_v = tl.dot(tl.trans(p.to(q.dtype)), grad, input_precision="ieee")
-    _store(of_qkv_ptr, token, 3 * channels, 2 * channels + channel, inside, of_v)
+    grad_v = tl.dot(tl.trans(p.to(q.dtype)), grad, input_precision="ieee")
+    _store(grad_qkv_ptr, token, 3 * channels, 2 * channels + channel, inside, grad_v)
     v = _load(qkv_ptr, token, stride, 2 * channels + channel, inside)
-    of_p = tl.dot(grad, tl.trans(v), input_precision="ieee")
+    grad_p = tl.dot(grad, tl.trans(v), input_precision="ieee")
     # Softmax: each row of scores moves by what its gradient has above the row's mean under p.
-    of_scores = (p * (of_p - tl.sum(of_p * p, axis=1)[:, None])).to(q.dtype)
-    of_q = tl.dot(of_scores, k, input_precision="ieee") * factor
-    _store(of_qkv_ptr, token, 3 * channels, channel, inside, of_q)
-    of_k = tl.dot(tl.trans(of_scores), q, input_precision="ieee") * factor
-    _store(of_qkv_ptr, token, 3 * channels, channels + channel, inside, of_k)
+    grad_scores = (p * (grad_p - tl.sum(grad_p * p, axis=1)[:, None])).to(q.dtype)
+    grad_q = tl.dot(grad_scores, k, input_precision="ieee") * factor
+    _store(grad_qkv_ptr, token, 3 * channels, channel, inside, grad_q)
+    grad_k = tl.dot(tl.trans(grad_scores), q, input_precision="ieee") * factor
+    _store(grad_qkv_ptr, token, 3 * channels, channels + channel, inside, grad_k)
 
 
 def _unsupported(num_heads: int, qkv: torch.Tensor, *others: torch.Tensor) -> str | None:
     head_dim = qkv.shape[2] // (3 * num_heads)
-    if head_dim > _MOST_HEAD_DIM:
-        return f"it handles heads of at most {_MOST_HEAD_DIM} channels, got {head_dim}"
+    if head_dim > _MAX_HEAD_DIM:
+        return f"it handles heads of at most {_MAX_HEAD_DIM} channels, got {head_dim}"
     tile, width = _tile(qkv.shape[1], head_dim)
-    if qkv.dtype == torch.float32 and tile * width > _MOST_FLOAT32:
+    if qkv.dtype == torch.float32 and tile * width > _MAX_FLOAT32:
         return f"float32 tiles of {tile} tokens and {width} channels overflow the registers"
     tensors = (qkv, *others)
     return triton_support.unsupported(*tensors) or triton_support.dtype_unsupported(
@@ -170,16 +170,16 @@ def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) 
 
 
 def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
-    of_qkv = qkv.new_empty(qkv.shape)
-    if of_qkv.numel() == 0:
-        return of_qkv
+    grad_qkv = qkv.new_empty(qkv.shape)
+    if grad_qkv.numel() == 0:
+        return grad_qkv
     programs, constants = _launch(qkv, num_heads, 1024)
     (qkv, total, stride), (grad, _, grad_stride) = as_rows(qkv), as_rows(grad)
     channels = qkv.shape[2] // 3
     factor = (channels // num_heads) ** -0.5
     with triton_support.on_device(qkv):
         _patch_attention_backward_kernel[(programs,)](
-            grad, qkv, of_qkv, grad_stride, stride, channels, total, num_heads,
+            grad, qkv, grad_qkv, grad_stride, stride, channels, total, num_heads,
             factor * _LOG2_E, factor, **constants,
         )  # fmt: skip
-    return of_qkv
+    return grad_qkv

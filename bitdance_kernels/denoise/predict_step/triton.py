@@ -21,13 +21,13 @@ from bitdance_kernels.denoise._shared.product_triton import (
     store_tile,
 )
 
-_MOST_BITS = 128
+_MAX_BITS = 128
 # Untuned until a card has decided: tokens of a tile, few and many; channels of a tile, fewer for
 # float32 and odd widths, which take more registers; and slices at most, as each computes the
 # predictions anew.
 _FEW_TOKENS, _MANY_TOKENS, _MANY = 16, 32, 1024
 _DEPTH, _LESS_DEPTH = 64, 32
-_MOST_SLICES = 8
+_MAX_SLICES = 8
 
 
 @triton.jit
@@ -154,8 +154,8 @@ def unsupported(
         h.dtype, scale.dtype, shift.dtype, x.dtype
     )
     bits = x.shape[-1]
-    if reason is None and bits > _MOST_BITS:
-        reason = f"it handles up to {_MOST_BITS} bits a token, got {bits}"
+    if reason is None and bits > _MAX_BITS:
+        reason = f"it handles up to {_MAX_BITS} bits a token, got {bits}"
     if reason is None and keys is not None and bits % 4 != 0:
         reason = f"it draws noise for four bits at a time, got {bits} a token"
     return reason
@@ -194,7 +194,7 @@ def run(
     narrow = h.dtype.itemsize == 2 and channels % 8 == 0 and bits % 8 == 0
     depth = _DEPTH if narrow else _LESS_DEPTH
     blocks, tiles = triton.cdiv(tokens, rows), triton.cdiv(channels, depth)
-    slices = min(tiles, max(1, MULTIPROCESSORS // blocks), _MOST_SLICES)
+    slices = min(tiles, max(1, MULTIPROCESSORS // blocks), _MAX_SLICES)
     trips = triton.cdiv(tiles, slices)
     with triton_support.on_device(h):
         _predict_step_kernel[(blocks, triton.cdiv(tiles, trips))](

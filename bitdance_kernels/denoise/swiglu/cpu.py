@@ -24,8 +24,8 @@ def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    of_h = memory.empty_like(h)
+    grad_h = memory.empty_like(h)
     native.cpu.swiglu_backward(
-        *rows_cpu.spaced(grad, h), of_h, *rows_cpu.size(grad), torch.get_num_threads()
+        *rows_cpu.spaced(grad, h), grad_h, *rows_cpu.size(grad), torch.get_num_threads()
     )
-    return of_h
+    return grad_h

@@ -18,6 +18,6 @@ def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     wide = grad.to(dtype)
     sigmoid = torch.sigmoid(gate)
     # d/dg of g sigmoid(g) is sigmoid(g) (1 + g (1 - sigmoid(g))).
-    of_gate = wide * value * sigmoid * (1 + gate * (1 - sigmoid))
-    of_value = wide * gate * sigmoid
-    return torch.cat([of_gate, of_value], dim=-1).to(h.dtype)
+    grad_gate = wide * value * sigmoid * (1 + gate * (1 - sigmoid))
+    grad_value = wide * gate * sigmoid
+    return torch.cat([grad_gate, grad_value], dim=-1).to(h.dtype)

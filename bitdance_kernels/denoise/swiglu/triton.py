@@ -12,7 +12,7 @@ from bitdance_kernels._shared.rows import as_rows
 # Values of a tile: eight a thread, so that 16-bit dtypes move 16 bytes at a time. The hidden widths
 # of BitDance are multiples of its channels.
 _TILE = 1024
-_MOST_CHANNELS = 128
+_MAX_CHANNELS = 128
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _swiglu_forward_kernel(
 
 @triton.jit
 def _swiglu_backward_kernel(
-    grad_ptr, h_ptr, of_h_ptr, grad_stride, h_stride, rows, hidden,
+    grad_ptr, h_ptr, grad_h_ptr, grad_stride, h_stride, rows, hidden,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, channel, inside = _where(rows, hidden, ROWS, CHANNELS)
@@ -50,17 +50,17 @@ def _swiglu_backward_kernel(
     grad = grad.to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     # d/dg of g sigmoid(g) is sigmoid(g) (1 + g (1 - sigmoid(g))).
-    of_gate = grad * value * sigmoid * (1 + gate * (1 - sigmoid))
-    of_value = grad * gate * sigmoid
+    grad_gate = grad * value * sigmoid * (1 + gate * (1 - sigmoid))
+    grad_value = grad * gate * sigmoid
     target = row * 2 * hidden + channel
-    tl.store(of_h_ptr + target, of_gate.to(of_h_ptr.dtype.element_ty), mask=inside)
-    of_value = of_value.to(of_h_ptr.dtype.element_ty)
-    tl.store(of_h_ptr + (target + hidden), of_value, mask=inside)
+    tl.store(grad_h_ptr + target, grad_gate.to(grad_h_ptr.dtype.element_ty), mask=inside)
+    grad_value = grad_value.to(grad_h_ptr.dtype.element_ty)
+    tl.store(grad_h_ptr + (target + hidden), grad_value, mask=inside)
 
 
 def _launch(rows: int, hidden: int) -> tuple[tuple[int], dict[str, int]]:
     """The grid, and the constants of a kernel."""
-    channels = min(_MOST_CHANNELS, triton.next_power_of_2(hidden))
+    channels = min(_MAX_CHANNELS, triton.next_power_of_2(hidden))
     constants = {"ROWS": _TILE // channels, "CHANNELS": channels}
     programs = triton.cdiv(rows, constants["ROWS"]) * triton.cdiv(hidden, channels)
     return (programs,), constants
@@ -89,14 +89,14 @@ def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    of_h = h.new_empty(h.shape)
+    grad_h = h.new_empty(h.shape)
     if grad.numel() == 0:
-        return of_h
+        return grad_h
     (grad, rows, grad_stride), (h, _, h_stride) = as_rows(grad), as_rows(h)
     hidden = grad.shape[-1]
     grid, constants = _launch(rows, hidden)
     with triton_support.on_device(h):
         _swiglu_backward_kernel[grid](
-            grad, h, of_h, grad_stride, h_stride, rows, hidden, **constants
+            grad, h, grad_h, grad_stride, h_stride, rows, hidden, **constants
         )
-    return of_h
+    return grad_h
