@@ -1,4 +1,4 @@
-"""What the arguments of all commands have in common: their types, their help, the device."""
+"""Arguments that commands share: types, help, the model and device to use."""
 
 from __future__ import annotations
 
@@ -9,93 +9,113 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["HelpFormatter", "check_device", "make_strict", "positive"]
+from bitdance.io.files import CheckpointError
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.pipelines.class_conditional import BitDance
 
-_MOST = 99_999_999
-"""Of counts: more would be a mistake that is noticed when memory runs out, or never."""
+__all__ = [
+    "AUTOENCODER_HELP",
+    "CONFIG_HELP",
+    "DTYPES",
+    "add_device_argument",
+    "add_image_arguments",
+    "add_model_arguments",
+    "add_sampling_arguments",
+    "check_device",
+    "load_autoencoder",
+    "load_pipeline",
+    "make_strict",
+    "positive_int",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODEL_HELP = (
+    "a folder that save_pretrained wrote, an official .pt file, a hub id owner/name, or 'fashion', "
+    "the model of bitdance-models"
+)
+AUTOENCODER_HELP = "file of the autoencoder, where the model's file does not contain it"
+CONFIG_HELP = (
+    "for a file that does not say what it is: a preset such as B-16x, or a .json or .toml file "
+    "with fields of the model's configuration"
+)
+_MAX_COUNT = 99_999_999  # more is a mistake that would only be noticed when memory runs out
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults where there are any."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which model to load, how, and where to."""
+    parser.add_argument("--model", default="fashion", help=MODEL_HELP)
+    parser.add_argument("--autoencoder", help=AUTOENCODER_HELP)
+    parser.add_argument("--config", help=CONFIG_HELP)
+    add_device_argument(parser)
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the parameters"
+    )
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default is None or action.default is False or action.default == []
-        if nothing or "(default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, which ``main`` checks."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
 
 
-def integer(text: str) -> int:
-    """Any text of an integer, 1e3 too."""
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
+    """Add the number of denoising steps and the guidance scale."""
+    parser.add_argument(
+        "--num-inference-steps", type=positive_int,
+        help="denoising steps per patch (default: the model's own)",
+    )  # fmt: skip
+    if guidance:
+        parser.add_argument(
+            "--guidance-scale", type=float, help="guidance scale (default: the model's own)"
+        )
+
+
+def add_image_arguments(parser: argparse.ArgumentParser, *, with_check: bool) -> None:
+    """Add how image files are read; `with_check` offers to read all of them first."""
+    parser.add_argument("--background", default="white", help="color behind transparent pixels")
+    parser.add_argument(
+        "--on-error", choices=("raise", "check", "skip") if with_check else ("raise", "skip"),
+        default="raise",
+        help="images that cannot be read end the command, or are skipped and counted",
+    )  # fmt: skip
+
+
+def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> BitDance:
+    """Load the model that the arguments name; `source` replaces ``--model``."""
+    given = vars(options)
+    return BitDance.from_pretrained(
+        source or options.model,
+        tokenizer=options.autoencoder,
+        config=options.config,
+        dtype=DTYPES[given.get("dtype", "float32")],
+        device=given.get("device", "cpu"),
+    )
+
+
+def load_autoencoder(
+    path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> BinaryAutoencoder:
+    """Load the autoencoder of files that are no model.
+
+    Raises:
+        CheckpointError: they are no autoencoder either.
+    """
     try:
-        return int(text)
-    except ValueError:
-        pass
-    value = number(text)
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"must be an integer, got {_shown(text)}")
-    return int(value)
-
-
-def number(text: str) -> float:
-    """Any text of a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got {_shown(text)}")
-    return value
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1."""
-    value = integer(text)
-    if not 1 <= value <= _MOST:
-        raise argparse.ArgumentTypeError(f"must be at least 1 and at most {_MOST}, got {value:g}")
-    return value
-
-
-def words(text: str) -> str:
-    """Any text but an empty one."""
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError(f"must be some text, got {_shown(text)}")
-    return text
-
-
-def path(text: str) -> Path:
-    """A path; the empty one would be the working folder."""
-    return Path(words(text))
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-_STRICT = {int: integer, float: number, Path: path, None: words}
-
-
-def make_strict(parser: argparse.ArgumentParser) -> None:
-    """Give all arguments of a parser, and of its commands, the types and the help from here."""
-    parser.formatter_class = HelpFormatter
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                make_strict(command)
-        elif action.nargs != 0:  # not a flag
-            action.type = _STRICT.get(action.type, action.type)  # type: ignore[arg-type]
+        return BinaryAutoencoder.from_pretrained(path, dtype=dtype, device=device)
+    except FileNotFoundError as error:
+        message = f"{path} is neither a model nor an autoencoder: {error}"
+        raise CheckpointError(message) from error
 
 
 def check_device(device: str) -> None:
     """Check that PyTorch has a device here.
 
     Raises:
-        ValueError: it is no device that the library knows.
+        ValueError: it is neither the CPU nor a CUDA device.
         RuntimeError: there is no such CUDA device.
     """
     match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,4}))?", device)
     if match is None:
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {_shown(device)}")
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {_shorten(device)}")
     if device == "cpu":
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -104,3 +124,72 @@ def check_device(device: str) -> None:
         raise RuntimeError(
             f"--device {device}: PyTorch {torch.__version__}{built} finds {count} CUDA devices here"
         )
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    value = _integer(text)
+    if not 1 <= value <= _MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {_MAX_COUNT}, got {value:g}")
+    return value
+
+
+def _integer(text: str) -> int:
+    """An integer in any notation, such as 1e3."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    value = _finite_float(text)
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be an integer, got {_shorten(text)}")
+    return int(value)
+
+
+def _finite_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {_shorten(text)}")
+    return value
+
+
+def _nonempty_text(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be some text, got {_shorten(text)}")
+    return text
+
+
+def _path(text: str) -> Path:
+    """A path; an empty one would be the working folder."""
+    return Path(_nonempty_text(text))
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except None, False and empty lists."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default is None or action.default is False or action.default == []
+        if empty or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+_STRICT_TYPES = {int: _integer, float: _finite_float, Path: _path, None: _nonempty_text}
+
+
+def make_strict(parser: argparse.ArgumentParser) -> None:
+    """Replace the types and the help formatter of a parser and its commands by those from here."""
+    parser.formatter_class = _HelpFormatter
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                make_strict(command)
+        elif action.nargs != 0:  # not a flag
+            action.type = _STRICT_TYPES.get(action.type, action.type)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""``bitdance bench``: how fast a model is on this machine."""
+"""``bitdance bench``: the speed of a model on this machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from typing import Any
 
 import torch
 
+from bitdance.cli.arguments import (
+    add_model_arguments,
+    add_sampling_arguments,
+    load_pipeline,
+    positive_int,
+)
+from bitdance.io.files import replace_file
 from bitdance.io.outputs import check_file
-from bitdance.io.weights import replace_file
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance_kernels import pack_signs, unpack_signs
 
@@ -23,65 +29,65 @@ _BITS = 2**22
 
 @dataclass(frozen=True)
 class Speed:
-    """One thing that was timed.
+    """Times of one operation.
 
     Attributes:
-        what: for people.
-        amount: of `unit` in one go.
+        name: title of the operation.
+        amount: units processed by one run.
         unit: such as "images".
-        seconds: of every go.
+        seconds: time of each run.
     """
 
-    what: str
+    name: str
     amount: float
     unit: str
     seconds: tuple[float, ...]
 
     @property
     def rate(self) -> float:
-        """Units a second, by the median go."""
+        """Units per second of the median run."""
         return self.amount / statistics.median(self.seconds)
 
 
-def add_command(
-    commands: Any, add_model: Callable[..., None], load: Callable[..., BitDance], positive: Any
-) -> None:
+def add_command(commands: Any) -> None:
     """Add the command's parser."""
-    bench = commands.add_parser(
+    parser = commands.add_parser(
         "bench",
-        help="how fast a model is on this machine",
+        help="measure the speed of a model on this machine",
         description="Time generation, decoding, encoding and the packing of bits; print a table "
         "and draw it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_model(bench)
-    bench.add_argument("--n", type=positive, default=8, help="images at a time")
-    bench.add_argument("--steps", type=positive, help="denoising steps (default: the model's own)")
-    bench.add_argument("--rounds", type=positive, default=5, help="the median of so many counts")
-    bench.add_argument("--out", type=Path, default=Path("bench.svg"), help="the plot")
+    add_model_arguments(parser)
+    parser.add_argument("--num-images", type=positive_int, default=8, help="images per batch")
+    add_sampling_arguments(parser, guidance=False)
+    parser.add_argument("--rounds", type=positive_int, default=5, help="runs to take medians of")
+    parser.add_argument("--out", type=Path, default=Path("bench.svg"), help="file of the plot")
+    parser.set_defaults(run=run)
 
-    def run(options: argparse.Namespace) -> None:
-        check_drawing(options.out)
-        pipeline = load(options)
-        speeds = measure(pipeline, options.n, rounds=options.rounds, steps=options.steps)
-        print(f"{options.model} on {device_name(pipeline.device)}, PyTorch {torch.__version__}")
-        print(table(speeds))
-        draw(speeds, options.out)
-        print(options.out)
 
-    bench.set_defaults(run=run)
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    check_drawing(options.out)
+    pipeline = load_pipeline(options)
+    speeds = measure(
+        pipeline, options.num_images, rounds=options.rounds, steps=options.num_inference_steps
+    )
+    print(f"{options.model} on {device_name(pipeline.device)}, PyTorch {torch.__version__}")
+    print(table(speeds))
+    draw(speeds, options.out)
+    print(options.out)
 
 
 def measure(
     pipeline: BitDance, count: int, *, rounds: int, steps: int | None = None
 ) -> list[Speed]:
-    """Time a model; everything takes turns, so that a busy moment meets all alike.
+    """Time a model; operations take turns, so that a busy moment affects all of them.
 
     Args:
         pipeline: the model.
-        count: images at a time.
-        rounds: of each.
-        steps: denoising steps a patch; by default the model's own.
+        count: images per batch.
+        rounds: runs of each operation.
+        steps: denoising steps per patch; by default the model's own.
     """
     config, device = pipeline.config, pipeline.device
     labels = [i % config.num_classes for i in range(count)]
@@ -95,7 +101,7 @@ def measure(
     noise = torch.randn(_BITS, dtype=torch.float32, device=device)
     signs = torch.where(noise > 0, 1.0, -1.0)
     bits = pack_signs(signs)
-    things: list[tuple[str, Callable[[], Any], float, str]] = [
+    operations: list[tuple[str, Callable[[], Any], float, str]] = [
         ("generate, 1 image", lambda: generate(labels[:1]), config.tokens, "tokens"),
         (f"generate, {count} images", lambda: generate(labels), count * config.tokens, "tokens"),
         (f"decode, {count} images", lambda: pipeline.decode(packed), count, "images"),
@@ -103,46 +109,46 @@ def measure(
         ("pack_signs", lambda: pack_signs(signs), _BITS / 1e6, "Mbit"),
         ("unpack_signs", lambda: unpack_signs(bits), _BITS / 1e6, "Mbit"),
     ]
-    seconds: list[list[float]] = [[] for _ in things]
+    seconds: list[list[float]] = [[] for _ in operations]
     for i in range(rounds + 1):
-        for (_, function, _, _), times in zip(things, seconds, strict=True):
-            begin = time.perf_counter()
+        for (_, function, _, _), times in zip(operations, seconds, strict=True):
+            start = time.perf_counter()
             function()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if i > 0:  # the first loads modules, allocates and captures
-                times.append(time.perf_counter() - begin)
+            if i > 0:  # the first run loads modules, allocates and captures graphs
+                times.append(time.perf_counter() - start)
     return [
-        Speed(what, amount, unit, tuple(times))
-        for (what, _, amount, unit), times in zip(things, seconds, strict=True)
+        Speed(name, amount, unit, tuple(times))
+        for (name, _, amount, unit), times in zip(operations, seconds, strict=True)
     ]
 
 
 def table(speeds: Sequence[Speed]) -> str:
-    """For people."""
-    lines = [f"{'':<22}{'median ms':>12}{'least ms':>12}{'a second':>16}"]
+    """A table of medians, minima and rates."""
+    lines = [f"{'':<22}{'median ms':>12}{'min ms':>12}{'per second':>16}"]
     for speed in speeds:
-        median, least = (1e3 * f(speed.seconds) for f in (statistics.median, min))
+        median, fastest = (1e3 * f(speed.seconds) for f in (statistics.median, min))
         rate = f"{speed.rate:>16,.1f} {speed.unit}"
-        lines.append(f"{speed.what:<22}{median:>12.2f}{least:>12.2f}{rate}")
+        lines.append(f"{speed.name:<22}{median:>12.2f}{fastest:>12.2f}{rate}")
     return "\n".join(lines)
 
 
 def check_drawing(path: Path) -> None:
-    """Check before the work that the plot can be drawn.
+    """Check that the plot can be drawn.
 
     Raises:
         RuntimeError: matplotlib is not installed.
-        ValueError: it does not know the format.
+        ValueError: matplotlib does not know the format.
         OSError: the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RuntimeError("to draw the plot, pip install 'bitdance[bench]'") from error
-    known = Figure().canvas.get_supported_filetypes()
-    if _format(path) not in known:
-        raise ValueError(f"bench: --out must end with one of {', '.join(known)}, got {path}")
+    formats = Figure().canvas.get_supported_filetypes()
+    if _format(path) not in formats:
+        raise ValueError(f"bench: --out must end with one of {', '.join(formats)}, got {path}")
     check_file(path)
 
 
@@ -151,7 +157,7 @@ def _format(path: Path) -> str:
 
 
 def draw(speeds: Sequence[Speed], path: Path) -> None:
-    """Bars of the median times, with the rates.
+    """Draw a bar for each median time, labelled with its rate.
 
     Raises:
         OSError: the file cannot be written.
@@ -161,7 +167,7 @@ def draw(speeds: Sequence[Speed], path: Path) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axis = figure.add_subplot()
     times = [1e3 * statistics.median(speed.seconds) for speed in speeds]
-    bars = axis.barh([speed.what for speed in speeds], times)
+    bars = axis.barh([speed.name for speed in speeds], times)
     labels = [f"{speed.rate:,.0f} {speed.unit}/s" for speed in speeds]
     axis.bar_label(bars, labels, padding=4, fontsize=8)
     axis.set_xscale("log")
@@ -173,7 +179,7 @@ def draw(speeds: Sequence[Speed], path: Path) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What a table says it was made on."""
+    """Name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

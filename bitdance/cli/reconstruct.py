@@ -1,106 +1,96 @@
-"""The command ``bitdance reconstruct``: images through the autoencoder and back."""
+"""``bitdance reconstruct``: images through the autoencoder and back."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import unicodedata
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
+from bitdance.cli.arguments import (
+    DTYPES,
+    add_image_arguments,
+    add_model_arguments,
+    load_autoencoder,
+    load_pipeline,
+    positive_int,
+)
 from bitdance.data.image_folders import find_images
-from bitdance.io.files import CheckpointError, NoModelError
-from bitdance.io.image_files import ImageError, printable, read_image, resize_shorter
+from bitdance.evaluation.reconstruction import reconstruct_image
+from bitdance.io.files import NoModelError
+from bitdance.io.image_files import (
+    ImageError,
+    crop_center,
+    printable,
+    read_image,
+    resize_shorter,
+)
 from bitdance.io.image_grid import grid
-from bitdance.io.outputs import check_folder, save_image
-from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.io.outputs import check_folder, output_paths, save_image
 from bitdance.models.loading.hub import locate
 from bitdance.pipelines.class_conditional import BitDance
 
-_POOR = 15.0  # dB: an error of 45 of 255 levels
+__all__ = ["add_command"]
+
+_POOR_DB = 15.0  # an error of 45 of 255 levels
+
+Size = tuple[int, int]
 
 
-def add_command(
-    commands: Any,
-    add_model: Callable[[argparse.ArgumentParser], None],
-    load: Callable[[argparse.Namespace], BitDance],
-    positive: Callable[[str], int],
-) -> None:
+def add_command(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "reconstruct",
         help="send images through the autoencoder",
         description="Encode images to bits and decode them again; each original and its "
         "reconstruction are written side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_model(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them"
     )
-    parser.add_argument("--size", type=positive, help="resize the shorter side to this")
-    add_image_options(parser, ("raise", "skip"))
+    parser.add_argument("--size", type=positive_int, help="resize the shorter side to this")
+    add_image_arguments(parser, with_check=False)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
-    parser.set_defaults(run=lambda options: _reconstruct(options, load))
+    parser.set_defaults(run=run)
 
 
-def add_image_options(parser: argparse.ArgumentParser, on_error: Sequence[str]) -> None:
-    """Add how image files are read."""
-    parser.add_argument("--background", default="white", help="color behind transparent pixels")
-    parser.add_argument(
-        "--on-error", choices=on_error, default="raise",
-        help="images that cannot be read end the command, or are left out and counted",
-    )  # fmt: skip
-
-
-def _reconstruct(options: argparse.Namespace, load: Callable[[Any], BitDance]) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
     check_folder(options.out)
-    sizes = _sizes(options)
+    sizes = _read_sizes(options)
     pipeline: BitDance | None = None
     try:
-        pipeline = load(options)
+        pipeline = load_pipeline(options)
         autoencoder = pipeline.model.vae
     except NoModelError:
-        autoencoder = autoencoder_alone(locate(options.model)).to(
-            options.device, getattr(torch, options.dtype)
+        autoencoder = load_autoencoder(
+            locate(options.model), dtype=DTYPES[options.dtype], device=options.device
         )
     factor = autoencoder.config.downsampling
     for path, size in sizes.items():
         if min(size) < factor:
             raise ValueError(f"{printable(path)} is smaller than {factor} pixels; use --size")
     if pipeline is not None:
-        _warn_of_sizes(sizes, pipeline)
-    for path, target in _targets(list(sizes), options.out).items():
-        original = _whole_cells(_read(path, options), factor)
-        again, count, psnr = _there_and_back(autoencoder, original)
-        save_image(grid([original, again], 2), target)
-        print(f"{printable(path)}: {count} bytes of bits, {psnr:.2f} dB: {printable(target)}")
-        if psnr < _POOR:
-            made = "" if pipeline is None else f"; the model is made for {_purpose(pipeline)}"
-            _note(f"{printable(path)}: little is left of it{made}")
+        _warn_about_sizes(sizes, pipeline)
+    for path, target in output_paths(list(sizes), options.out, "-reconstructed.png").items():
+        image = _read(path, options)
+        width, height = image.size
+        original = crop_center(image, width // factor * factor, height // factor * factor)
+        result = reconstruct_image(autoencoder, original)
+        save_image(grid([original, result.image], 2), target)
+        print(
+            f"{printable(path)}: {result.num_bytes} bytes of bits, {result.psnr_db:.2f} dB: "
+            f"{printable(target)}"
+        )
+        if result.psnr_db < _POOR_DB:
+            purpose = "" if pipeline is None else f"; the model is made for {_purpose(pipeline)}"
+            _warn(f"{printable(path)} is reconstructed poorly{purpose}")
 
 
-def autoencoder_alone(path: Path) -> BinaryAutoencoder:
-    """The autoencoder of files that are no model.
-
-    Raises:
-        CheckpointError: they are no autoencoder either.
-    """
-    try:
-        return BinaryAutoencoder.from_pretrained(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} holds neither a model nor an autoencoder: {error}"
-        ) from error
-
-
-def _sizes(options: argparse.Namespace) -> dict[Path, tuple[int, int]]:
+def _read_sizes(options: argparse.Namespace) -> dict[Path, Size]:
     """Width and height of each image: all are read once before anything is written."""
     paths: list[Path] = []
     errors: list[ImageError] = []
@@ -113,7 +103,7 @@ def _sizes(options: argparse.Namespace) -> dict[Path, tuple[int, int]]:
         errors += found.refused
         found.refused = []
         if found.left_out():
-            _note(f"{printable(path)}: left out: {found.left_out()}")
+            _warn(f"{printable(path)}: skipped: {found.left_out()}")
     sizes = {}
     for path in paths:
         try:
@@ -125,7 +115,7 @@ def _sizes(options: argparse.Namespace) -> dict[Path, tuple[int, int]]:
     if errors and options.on_error == "raise":
         raise errors[0]
     for reason in errors:
-        _note(f"left out: {reason}")
+        _warn(f"skipped: {reason}")
     if not sizes:
         raise ValueError(f"{', '.join(map(printable, options.images))}: there are no images")
     return sizes
@@ -141,54 +131,13 @@ def _read(path: Path, options: argparse.Namespace) -> Image.Image:
         raise ImageError(f"{printable(path)}: {error}") from error
 
 
-def _whole_cells(image: Image.Image, factor: int) -> Image.Image:
-    """The middle of the image, as much as the autoencoder's cells cover."""
-    width, height = (side // factor * factor for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def _there_and_back(
-    autoencoder: BinaryAutoencoder, image: Image.Image
-) -> tuple[Image.Image, int, float]:
-    """What comes back of an image, the bytes of its codes, and the error in dB."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    parameter = next(autoencoder.parameters())
-    x = (pixels.to(parameter.device, parameter.dtype) / 127.5) - 1
-    with torch.inference_mode():
-        packed = autoencoder.encode(x, packed=True)
-        decoded = autoencoder.decode_pixels(packed).cpu()
-    again = Image.fromarray(decoded[0].permute(1, 2, 0).contiguous().numpy())
-    error = float((decoded[0].double() - pixels[0].double()).square().mean())
-    return again, packed.numel(), 10 * math.log10(255**2 / error) if error else math.inf
-
-
-def _targets(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """A separate output file for each image; no output replaces an input."""
-    taken = {_key(path) for path in paths}
-    targets = {}
-    for path in paths:
-        target, count = folder / f"{path.stem}-reconstructed.png", 1
-        while _key(target) in taken:
-            count += 1
-            target = folder / f"{path.stem}-{count}-reconstructed.png"
-        taken.add(_key(target))
-        targets[path] = target
-    return targets
-
-
-def _key(path: Path) -> str:
-    """Equal for names that any file system takes for the same."""
-    return unicodedata.normalize("NFC", str(path.resolve())).casefold()
-
-
-def _warn_of_sizes(sizes: dict[Path, tuple[int, int]], pipeline: BitDance) -> None:
+def _warn_about_sizes(sizes: dict[Path, Size], pipeline: BitDance) -> None:
     side = pipeline.config.resolution
     others = [path for path, size in sizes.items() if min(size) != side]
     if others:
         width, height = sizes[others[0]]
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
-        _note(
+        _warn(
             f"{printable(others[0])} has {width} x {height} pixels{more}, but the model is made "
             f"for {_purpose(pipeline)}; --size {side} resizes"
         )
@@ -196,9 +145,9 @@ def _warn_of_sizes(sizes: dict[Path, tuple[int, int]], pipeline: BitDance) -> No
 
 def _purpose(pipeline: BitDance) -> str:
     side, names = pipeline.config.resolution, [name for name in pipeline.classes if name]
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"{side} x {side} pixels" + (f" of {shown}" if names else "")
+    listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{side} x {side} pixels" + (f" of {listed}" if names else "")
 
 
-def _note(text: str) -> None:
+def _warn(text: str) -> None:
     print(f"bitdance reconstruct: {text}", file=sys.stderr)

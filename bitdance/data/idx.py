@@ -75,8 +75,8 @@ class IdxImages:
             raise ValueError(
                 f"{printable(files[1])} has {count} classes, but {len(self.classes)} names"
             )
-        self.source = images.shape[1:]  # height and width inside the padding
-        self._images, self._size = images, size
+        self.source: tuple[int, int] = images.shape[1:]
+        self._images, self.size = images, size
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,8 +92,8 @@ class IdxImages:
         """Images of these numbers, uint8 [n, 3, size, size]."""
         pixels = torch.from_numpy(self._images[indices])
         height, width = self.source
-        left, top = (self._size - width) // 2, (self._size - height) // 2
-        right, bottom = self._size - width - left, self._size - height - top
+        left, top = (self.size - width) // 2, (self.size - height) // 2
+        right, bottom = self.size - width - left, self.size - height - top
         return F.pad(pixels, (left, right, top, bottom)).unsqueeze(1).repeat(1, 3, 1, 1)
 
 

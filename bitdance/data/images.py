@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tqdm.auto import tqdm
 
 from bitdance.data.idx import IdxImages, is_idx
 from bitdance.data.image_folders import (
@@ -24,20 +25,44 @@ from bitdance.data.image_folders import (
     find_labelled_images,
     find_part,
 )
-from bitdance.io.image_files import ImageError, parse_color, printable, read_image, scaled
+from bitdance.io.image_files import (
+    ImageError,
+    crop_center,
+    parse_color,
+    printable,
+    read_image,
+    scaled,
+)
 from bitdance.io.validation import exact_int
 
-__all__ = ["FolderImages", "IdxImages", "LabelledImages", "augment", "open_images", "to_float"]
+__all__ = [
+    "FolderImages",
+    "IdxImages",
+    "LabelledImages",
+    "augment",
+    "iterate_batches",
+    "open_images",
+    "to_float",
+]
 
 OnError = Literal["raise", "check", "skip"]
 _LOG = logging.getLogger(__name__)
 
 
 class LabelledImages(Protocol):
-    """A data set: `labels` int64 [N] and `classes`, their names."""
+    """A data set of square images with labels.
+
+    Attributes:
+        labels: int64 [N], classes of the images.
+        classes: names of the classes.
+        size: pixels a side.
+        source: height and width of the part of an image that is not padding.
+    """
 
     labels: np.ndarray
     classes: tuple[str, ...]
+    size: int
+    source: tuple[int, int]
 
     def __len__(self) -> int: ...
 
@@ -127,7 +152,7 @@ class FolderImages:
                 f"{on_error!r}"
             )
         parse_color(background)
-        self._size, self._background = size, background
+        self.size, self._background = size, background
         self._pools: dict[int, ThreadPoolExecutor] = {}
         if labelled or classes:
             found = find_labelled_images(folder, split, classes)
@@ -176,15 +201,17 @@ class FolderImages:
         return self._pools[os.getpid()]
 
     def _read(self, path: Path) -> torch.Tensor:
-        size = self._size
+        size = self.size
         picture = read_image(path, background=self._background)
         width, height = scaled(picture.size, size)
         if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
             # Of a strip of a few pixels' width, only what is about the middle.
-            picture = _middle(picture, 3 * min(picture.size))
+            side = 3 * min(picture.size)
+            picture = crop_center(picture, side, side)
             width, height = scaled(picture.size, size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(_middle(picture, size))).permute(2, 0, 1).contiguous()
+        pixels = np.array(crop_center(picture, size, size))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def _check(self, found: FoundImages) -> None:
         """Read all files; those that fail are moved to the refused ones."""
@@ -200,13 +227,6 @@ class FolderImages:
         except ImageError as error:
             return error
         return None
-
-
-def _middle(image: Image.Image, side: int) -> Image.Image:
-    """At most `side` x `side` pixels from the middle."""
-    width, height = (min(side, full) for full in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:
@@ -228,3 +248,23 @@ def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
+
+
+def iterate_batches(
+    images: LabelledImages, device: torch.device, items: np.ndarray | None = None, *,
+    batch_size: int = 250, desc: str = "", progress: bool = False,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Batches of images, float32 [B, 3, H, W] in [-1, 1].
+
+    Args:
+        images: the data set.
+        device: device of the batches.
+        items: numbers of the images, by default all in order.
+        batch_size: largest number of images in a batch.
+        desc: title of the progress bar.
+        progress: show a progress bar.
+    """
+    items = np.arange(len(images)) if items is None else items
+    parts = np.array_split(items, -(-len(items) // batch_size))
+    for part in tqdm(parts, desc=desc, disable=not progress):
+        yield to_float(images.take(part)).to(device)

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError, features
 
 __all__ = [
     "ImageError",
+    "crop_center",
     "is_image",
     "parse_color",
     "printable",
@@ -144,6 +145,13 @@ def resize_shorter(image: Image.Image, size: int, filter: Image.Resampling) -> I
             f"resized to {width} x {height}, it has more than {Image.MAX_IMAGE_PIXELS} pixels"
         )
     return image.resize((width, height), filter)
+
+
+def crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of an image, at most `width` x `height` pixels."""
+    width, height = min(width, image.width), min(height, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def printable(path: str | Path) -> str:

@@ -1,15 +1,30 @@
-"""Files that a command writes: checked before the work, whole or not at all."""
+"""Files that a command writes: checked before the work, written completely or not at all."""
 
 from __future__ import annotations
 
 import tempfile
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from bitdance.io import weights
+from bitdance.io.files import replace_file
 
-__all__ = ["check_file", "check_folder", "save_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "check_file",
+    "check_folder",
+    "image_fits",
+    "output_paths",
+    "save_array",
+    "save_image",
+]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_MAX_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # limits of the formats
+_MAX_PIXELS = 2**28
 
 
 def check_file(path: Path) -> None:
@@ -39,12 +54,48 @@ def check_folder(path: Path) -> None:
         raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def image_fits(path: Path, width: int, height: int) -> bool:
+    """Whether an image file of this name can have so many pixels."""
+    side = max(width, height)
+    return side <= _MAX_SIDE.get(path.suffix.lower(), 65535) and width * height <= _MAX_PIXELS
+
+
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image in the format that the ending names; missing folders are made.
+    """Write an image in the format of the path's suffix; missing folders are created.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with weights.replace_file(path) as temporary:
+    with replace_file(path) as temporary:
         image.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
+
+
+def save_array(array: np.ndarray, path: Path) -> None:
+    """Write a ``.npy`` file; missing folders are created.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def output_paths(paths: Sequence[Path], folder: Path, suffix: str) -> dict[Path, Path]:
+    """A file of its own in `folder` for each input path; no output replaces an input."""
+    taken = {_canonical(path) for path in paths}
+    targets = {}
+    for path in paths:
+        target, count = folder / f"{path.stem}{suffix}", 1
+        while _canonical(target) in taken:
+            count += 1
+            target = folder / f"{path.stem}-{count}{suffix}"
+        taken.add(_canonical(target))
+        targets[path] = target
+    return targets
+
+
+def _canonical(path: Path) -> str:
+    """Equal for names that some file system treats as the same."""
+    return unicodedata.normalize("NFC", str(path.resolve())).casefold()

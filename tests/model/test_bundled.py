@@ -56,7 +56,7 @@ def test_its_pictures_are_of_their_kind(pipeline):
 
 def test_one_command_makes_sixteen_pictures(tmp_path, capsys):
     begin = time.process_time()
-    arguments = ["--class", "sneaker", "--n", "16", "--seed", "0", "--quiet"]
+    arguments = ["--class", "sneaker", "--num-images", "16", "--seed", "0", "--quiet"]
     assert main(["generate", *arguments, "--out", str(tmp_path / "x.png")]) == 0
     assert Image.open(tmp_path / "x.png").size == (4 * 32 + 6, 4 * 32 + 6)
     # 4 seconds of a core's time, which others on the machine do not add to as they do to the clock.
@@ -64,7 +64,17 @@ def test_one_command_makes_sixteen_pictures(tmp_path, capsys):
 
 
 def test_every_class_at_once(tmp_path, capsys):
-    arguments = ["--class", "all", "--n", "2", "--steps", "2", "--quiet", "--zoom", "2"]
+    arguments = [
+        "--class",
+        "all",
+        "--num-images",
+        "2",
+        "--num-inference-steps",
+        "2",
+        "--quiet",
+        "--zoom",
+        "2",
+    ]
     assert main(["generate", *arguments, "--out", str(tmp_path / "x.png")]) == 0
     assert Image.open(tmp_path / "x.png").size == (2 * 64 + 2, 10 * 64 + 18)
 

@@ -29,13 +29,13 @@ def saved(tmp_path_factory):
 
 
 def _generate(saved, out, *more):
-    fixed = ["--model", str(saved), "--steps", "2", "--out", str(out), "--quiet"]
+    fixed = ["--model", str(saved), "--num-inference-steps", "2", "--out", str(out), "--quiet"]
     return main(["generate", *fixed, *more])
 
 
 def test_generate_a_grid(saved, tmp_path, capsys):
     out = tmp_path / "new" / "grid.png"
-    assert _generate(saved, out, "--class", "boot", "3", "--n", "3") == 0
+    assert _generate(saved, out, "--class", "boot", "3", "--num-images", "3") == 0
     assert Image.open(out).size == (3 * 8 + 4, 2 * 8 + 2)  # a row per class
     assert f"6 images, seed 0: {out}" in capsys.readouterr().out
     expected = BitDance.from_pretrained(saved).generate([0] * 3 + [3] * 3, steps=2, progress=False)
@@ -43,14 +43,14 @@ def test_generate_a_grid(saved, tmp_path, capsys):
 
 
 def test_generate_a_folder(saved, tmp_path):
-    assert _generate(saved, tmp_path / "images", "--class", "night dress", "--n", "5") == 0
+    assert _generate(saved, tmp_path / "images", "--class", "night dress", "--num-images", "5") == 0
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == [f"{i:05d}-class3.png" for i in range(5)]
 
 
 def test_same_seed_same_file_whatever_the_batch(saved, tmp_path):
     for name, size in (("a.png", "1"), ("b.png", "4")):
-        options = ("--class", "1", "--n", "4", "--seed", "9", "--batch-size", size)
+        options = ("--class", "1", "--num-images", "4", "--seed", "9", "--batch-size", size)
         assert _generate(saved, tmp_path / name, *options) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
@@ -93,7 +93,12 @@ def test_unwritable_output_is_noticed_before_the_work(saved, tmp_path, capsys, m
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["paint"], ["generate"], ["generate", "--model", "m", "--class", "0", "--steps", "0"]],
+    [
+        [],
+        ["paint"],
+        ["generate"],
+        ["generate", "--model", "m", "--class", "0", "--num-inference-steps", "0"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -138,7 +143,8 @@ def test_ctrl_c_leaves_nothing_half_written(saved, tmp_path):
     out = tmp_path / "x.png"
     command = [sys.executable, "-m", "bitdance.cli", "generate", "--model", str(saved)]
     running = subprocess.Popen(
-        [*command, "--class", "0", "--n", "64", "--steps", "5000", "--out", str(out)],
+        [*command, "--class", "0", "--num-images", "64", "--num-inference-steps", "5000",
+         "--out", str(out)],
         cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         # As in a terminal: a shell makes what it puts into the background ignore the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -188,7 +194,17 @@ def test_b_16x_from_an_official_checkpoint_and_from_our_folder(tmp_path):
     )
     del pipeline
     out, bits = tmp_path / "x.png", tmp_path / "bits.npy"
-    options = ["--steps", "1", "--seed", "5", "--out", str(out), "--quiet", "--bits", str(bits)]
+    options = [
+        "--num-inference-steps",
+        "1",
+        "--seed",
+        "5",
+        "--out",
+        str(out),
+        "--quiet",
+        "--bits",
+        str(bits),
+    ]
     command = [
         sys.executable,
         "-m",

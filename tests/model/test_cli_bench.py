@@ -10,7 +10,16 @@ from tests.model.helpers.tiny import tiny_pipeline
 
 def test_bench_prints_a_table_and_draws_it(tmp_path, capsys):
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    options = ["--n", "2", "--steps", "1", "--rounds", "2", "--out", str(tmp_path / "speed.svg")]
+    options = [
+        "--num-images",
+        "2",
+        "--num-inference-steps",
+        "1",
+        "--rounds",
+        "2",
+        "--out",
+        str(tmp_path / "speed.svg"),
+    ]
     assert main(["bench", "--model", str(tmp_path / "model"), *options]) == 0
     printed = capsys.readouterr().out
     for what in ("generate, 1 image", "generate, 2 images", "decode, 2 images", "pack_signs"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bitdance.cli.info
 import bitdance.cli.main
 from bitdance.cli.errors import explain
 from bitdance.cli.main import main
@@ -42,14 +43,15 @@ def folder(tmp_path_factory):
     return folder
 
 
+STEPS = ("0", "-1", "2.5", "²", "", "1e400", "9" * 5000, "nan", "True")
 USAGE = [  # exit status 2
-    ["--steps", "0"], ["--steps", "-1"], ["--steps", "2.5"], ["--steps", "²"], ["--steps", ""],
-    ["--steps", "1e400"], ["--steps", "9" * 5000], ["--steps", "nan"], ["--steps", "True"],
-    ["--n", "0"], ["--n", "1e12"], ["--batch-size", "0"], ["--batch-size", "x"],
-    ["--zoom", "0"], ["--zoom", "-3"], ["--cfg", "nan"], ["--cfg", "inf"], ["--cfg", "x"],
-    ["--cfg", ""], ["--seed", "1.5"], ["--seed", "x"], ["--seed", ""], ["--seed", "²"],
+    *(["--num-inference-steps", text] for text in STEPS),
+    ["--num-images", "0"], ["--num-images", "1e12"], ["--batch-size", "0"], ["--batch-size", "x"],
+    ["--zoom", "0"], ["--zoom", "-3"],
+    *(["--guidance-scale", text] for text in ("nan", "inf", "x", "")),
+    ["--seed", "1.5"], ["--seed", "x"], ["--seed", ""], ["--seed", "²"],
     ["--out", ""], ["--out", " "], ["--model", ""], ["--autoencoder", ""], ["--class", ""],
-    ["--bits", ""], ["--dtype", "int8"], ["--cfg-schedule", "cosine"], ["--device", ""],
+    ["--bits", ""], ["--dtype", "int8"], ["--guidance-schedule", "cosine"], ["--device", ""],
     ["--unknown"], ["extra"], ["--class"],
 ]  # fmt: skip
 REFUSED = [  # exit status 1, and what is in the line
@@ -67,10 +69,13 @@ REFUSED = [  # exit status 1, and what is in the line
     (["--device", "cuda:-1"], "--device must be cpu, cuda or cuda:N"),
     (["--device", "cuda:99999999999"], "--device must be cpu, cuda or cuda:N"),
     (["--device", "cuda:99"], "CUDA devices here"),
-    (["--n", "99999999"], "--n must be such that there are at most 10000000 images"),
-    (["--n", "9999999"], "would have 25304 x 25296 pixels; give a folder"),
+    (
+        ["--num-images", "99999999"],
+        "--num-images must give at most 10000000 images",
+    ),
+    (["--num-images", "9999999"], "would have 31628 x 31618 pixels; give a folder"),
     (["--zoom", "2048", "--out", "x.webp"], "x.webp would have 16384 x 16384 pixels"),
-    (["--zoom", "99999999"], "pixels; give a folder, or less --n or --zoom"),
+    (["--zoom", "99999999"], "pixels; give a folder, or lower --num-images or --zoom"),
     (["--model", "nowhere"], "is no file, no folder and no repository id"),
     (["--model", "empty"], "config.json"),
     (["--model", "nothing"], "nothing"),
@@ -102,7 +107,17 @@ def everything(folder):
 
 
 def _generate(more):
-    given = ["generate", "--model", "model", "--class", "0", "--out", "out.png", "--steps", "1"]
+    given = [
+        "generate",
+        "--model",
+        "model",
+        "--class",
+        "0",
+        "--out",
+        "out.png",
+        "--num-inference-steps",
+        "1",
+    ]
     return [*given, "--quiet", *more]
 
 
@@ -186,7 +201,16 @@ def test_numbers_may_be_written_as_one_likes(folder, tmp_path, capsys, monkeypat
     monkeypatch.chdir(folder)
     found = []
     for seed, steps, out in (("1000", "1", "a.png"), ("1e3", "1.0", "b.png")):
-        given = ["--seed", seed, "--steps", steps, "--out", str(tmp_path / out), "--class", "1.0"]
+        given = [
+            "--seed",
+            seed,
+            "--num-inference-steps",
+            steps,
+            "--out",
+            str(tmp_path / out),
+            "--class",
+            "1.0",
+        ]
         assert main(["generate", "--model", "model", "--quiet", *given[:-1], "1"]) == 0
         found.append((tmp_path / out).read_bytes())
     assert found[0] == found[1]
@@ -286,7 +310,7 @@ def test_any_error_is_one_line(folder, capsys, monkeypatch, error, line):
     def fail(options):
         raise error
 
-    monkeypatch.setattr(bitdance.cli.main, "_info", fail)
+    monkeypatch.setattr(bitdance.cli.info, "run", fail)
     status, errors = ended(["info"], capsys)
     assert status == 1
     assert errors.startswith("bitdance info: error: ")
@@ -302,9 +326,9 @@ def test_interrupts_are_130_wherever_they_come(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    for where in ("_info", "_parser"):
+    for module, name in ((bitdance.cli.info, "run"), (bitdance.cli.main, "_parser")):
         with monkeypatch.context() as patched:
-            patched.setattr(bitdance.cli.main, where, stop)
+            patched.setattr(module, name, stop)
             assert ended(["info"], capsys) == (130, "stopped\n")
 
 

@@ -306,8 +306,9 @@ def test_evaluate_takes_the_folder_that_training_took(saved, tmp_path, capsys):
     for label, name in enumerate(classes):
         for i in range(3):
             picture(tmp_path / "data" / name / f"{i}.png", (50 * label, 80 * i, 0))
-    judge = ["evaluate", str(tmp_path / "data"), "--model", str(saved), "--quiet", "--steps", "1",
-             "--samples", "10", "--out", str(tmp_path / "out")]  # fmt: skip
+    judge = ["evaluate", str(tmp_path / "data"), "--model", str(saved), "--quiet",
+             "--num-inference-steps", "1", "--samples", "10",
+             "--out", str(tmp_path / "out")]  # fmt: skip
     assert main(judge) == 1
     assert "has no sub-folder 'test' or 'val', only the split 'train'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -327,7 +328,8 @@ def test_evaluate_takes_the_folder_that_training_took(saved, tmp_path, capsys):
 def test_evaluate_says_when_classes_are_matched_by_their_order(saved, tmp_path, capsys):
     for name in ("n1", "n2", "n3", "n4", "n5"):
         picture(tmp_path / "data" / name / "0.png")
-    judge = ["evaluate", str(tmp_path / "data"), "--model", str(saved), "--quiet", "--steps", "1",
-             "--samples", "10", "--out", str(tmp_path / "out"), "--split", "train"]  # fmt: skip
+    judge = ["evaluate", str(tmp_path / "data"), "--model", str(saved), "--quiet",
+             "--num-inference-steps", "1", "--samples", "10",
+             "--out", str(tmp_path / "out"), "--split", "train"]  # fmt: skip
     assert main(judge) == 0
     assert "'n1' is taken for 'boot'" in capsys.readouterr().err

@@ -148,7 +148,9 @@ def test_an_evaluation_is_the_same(kind, data):
     parts = [open_images(data, 8, split=split) for split in ("train", "test")]
 
     def evaluated():
-        found, picture = evaluate(pipeline, *parts, samples=6, steps=1, epochs=1, progress=False)
+        found, picture = evaluate(
+            pipeline, *parts, samples=6, num_inference_steps=1, epochs=1, progress=False
+        )
         return [repr(found), torch.from_numpy(np.array(picture))]
 
     _same_under(kind, evaluated)

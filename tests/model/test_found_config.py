@@ -221,7 +221,7 @@ def test_config_on_the_command_line(tmp_path, capsys, kind):
         assert main(["export", "--model", str(path), *more, "--out", str(out)]) == 0
         assert BitDance.from_pretrained(out).config == pipeline.config
         picture = str(tmp_path / "x.png")
-        quick = ["--class", "0", "--steps", "1", "--quiet", "--out", picture]
+        quick = ["--class", "0", "--num-inference-steps", "1", "--quiet", "--out", picture]
         assert main(["generate", "--model", str(path), *more, *quick]) == 0
         size = ["--size", "8", "--out", str(tmp_path / "again")]
         assert main(["reconstruct", "--model", str(path), *more, picture, *size]) == 0

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from bitdance.cli.main import main
-from bitdance.data.images import open_images
-from bitdance.evaluation import evaluate
+from bitdance.data.images import iterate_batches, open_images
+from bitdance.evaluation.classifier import train_classifier
+from bitdance.evaluation.metrics import frechet_distance
 from bitdance.io.weights import CheckpointError
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training import checkpoint
@@ -317,18 +318,18 @@ def test_everything_through_the_command_line(data, autoencoder, tmp_path, capsys
 
 def test_evaluation_against_its_definitions(data):
     a, b = torch.randn(500, 3), 2 * torch.randn(400, 3) + 1
-    same = evaluate.frechet_distance(a, a)
+    same = frechet_distance(a, a)
     assert same == pytest.approx(0, abs=1e-9)
     # Of one dimension: (m_a - m_b)^2 + (s_a - s_b)^2.
     x, y = a[:, :1].double(), b[:, :1].double()
     expected = (x.mean() - y.mean()) ** 2 + (x.std() - y.std()) ** 2
-    assert evaluate.frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-9)
-    classifier = evaluate._train_classifier(
+    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-9)
+    classifier = train_classifier(
         open_images(data, 8), 3, epochs=12, seed=0, device=torch.device("cpu"), progress=False
     )
     test = open_images(data, 8, split="test")
     with torch.no_grad():
-        guessed = torch.cat([classifier(x) for x in evaluate._batches(test, torch.device("cpu"))])
+        guessed = torch.cat([classifier(x) for x in iterate_batches(test, torch.device("cpu"))])
     assert (guessed.argmax(1).numpy() == test.labels).mean() > 0.9
 
 

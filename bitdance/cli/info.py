@@ -1,0 +1,105 @@
+"""``bitdance info``: what a checkpoint contains."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitdance.cli.arguments import (
+    AUTOENCODER_HELP,
+    CONFIG_HELP,
+    load_autoencoder,
+    load_pipeline,
+)
+from bitdance.io import weights
+from bitdance.io.files import NoModelError
+from bitdance.io.image_files import printable
+from bitdance.models.loading.hub import locate
+from bitdance.pipelines.class_conditional_files import digest
+
+__all__ = ["add_command"]
+
+
+def add_command(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "info",
+        help="show what a checkpoint contains",
+        description="Configuration, parameters and bits per image of a checkpoint. "
+        "Without one: the environment.",
+    )
+    parser.add_argument("model", nargs="?", help="folder, file or hub id")
+    parser.add_argument("--autoencoder", help=AUTOENCODER_HELP)
+    parser.add_argument("--config", help=CONFIG_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    if options.model is None:
+        from bitdance_kernels import env_report
+
+        env_report.main(["--json"] if options.json else [])
+        return
+    path = locate(options.model)
+    title = printable(options.model)
+    try:
+        report, lines = _describe_model(options, path)
+    except NoModelError:
+        report, lines = _describe_autoencoder(path)
+        title = f"{title}: an autoencoder"
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    print(title)
+    for name, value in lines:
+        print(f"  {name:<16} {value}")
+
+
+def _describe_model(
+    options: argparse.Namespace, path: Path
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    pipeline = load_pipeline(options, path)
+    model, config = pipeline.model, pipeline.config
+    counts = {name: _count_parameters(module) for name, module in model.named_children()}
+    counts = {"all": _count_parameters(model), **{name: n for name, n in counts.items() if n}}
+    report = {
+        "model": config.to_dict(),
+        "parameters": counts,
+        "ar_steps": config.ar_steps,
+        "tokens_per_image": config.tokens,
+        "bits_per_image": config.tokens * config.token_bits,
+        "sha256": digest(path),
+    }
+    lines = [
+        ("parameters", f"{counts['all']:,}"),
+        *((f"  {name}", f"{count:,}") for name, count in counts.items() if name != "all"),
+        ("one image", f"{config.tokens} tokens of {config.token_bits} bits"),
+        ("", f"= {config.tokens * config.token_bits // 8:,} bytes packed"),
+        ("AR steps", f"{config.ar_steps}, {config.tokens // config.ar_steps} tokens a step"),
+        ("classes", f"{config.num_classes}"),
+        ("SHA-256", f"{report['sha256']}"),
+    ]
+    return report, lines
+
+
+def _describe_autoencoder(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    autoencoder = load_autoencoder(path)
+    config, count = autoencoder.config, _count_parameters(autoencoder)
+    digest = weights.sha256(path) if path.is_file() else None
+    report = {"autoencoder": config.to_dict(), "parameters": {"all": count}, "sha256": digest}
+    side = config.downsampling
+    lines = [
+        ("parameters", f"{count:,}"),
+        ("one code", f"{config.z_channels} bits for {side} x {side} pixels"),
+    ]
+    return report, [*lines, ("SHA-256", digest)] if digest else lines
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

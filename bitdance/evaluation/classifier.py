@@ -1,0 +1,76 @@
+"""A small classifier of images, whose features the Fréchet distances are taken in."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+
+from bitdance.data.images import LabelledImages, to_float
+from bitdance.data.shuffle import ShuffledBatches
+
+__all__ = ["Classifier", "train_classifier"]
+
+_WIDTHS = (3, 32, 64, 128)
+_FEATURES = 128
+
+
+class Classifier(nn.Module):
+    """Three convolutions and a hidden layer, whose 128 values are the features."""
+
+    def __init__(self, classes: int, **factory: Any) -> None:
+        super().__init__()
+        blocks = [
+            [
+                nn.Conv2d(a, b, 3, padding=1, **factory), nn.BatchNorm2d(b, **factory),
+                nn.ReLU(), nn.MaxPool2d(2),
+            ]
+            for a, b in itertools.pairwise(_WIDTHS)
+        ]  # fmt: skip
+        self.body = nn.Sequential(
+            *itertools.chain.from_iterable(blocks),
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3),
+            nn.Linear(16 * _WIDTHS[-1], _FEATURES, **factory), nn.ReLU(),
+        )  # fmt: skip
+        self.last = nn.Linear(_FEATURES, classes, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [B, classes] of images [B, 3, H, W] in [-1, 1]."""
+        return self.last(self.body(x))
+
+    @torch.no_grad()
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 128] features of images [B, 3, H, W] in [-1, 1]."""
+        return self.body(x)
+
+    @torch.no_grad()
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """int64 [B] classes of features [B, 128], on the CPU."""
+        return self.last(features).argmax(1).cpu()
+
+
+def train_classifier(
+    images: LabelledImages, classes: int, *, epochs: int, seed: int, device: torch.device,
+    progress: bool = True,
+) -> Classifier:  # fmt: skip
+    """A classifier trained on labelled images, in evaluation mode."""
+    torch.manual_seed(seed)
+    model = Classifier(classes, dtype=torch.float32, device="cpu").to(device).train()
+    batches = ShuffledBatches(len(images), min(128, len(images)), seed=seed)
+    steps = epochs * batches.per_epoch
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    for step in tqdm(range(steps), desc="classifier", disable=not progress):
+        items = batches.batch(step)
+        x = to_float(images.take(items)).to(device)
+        labels = torch.from_numpy(images.labels[items]).to(device)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels, label_smoothing=0.05).backward()
+        with torch.device(device):  # AdamW makes its step counters here
+            optimizer.step()
+        schedule.step()
+    return model.eval()
