@@ -102,8 +102,8 @@ def _read_sizes(options: argparse.Namespace) -> dict[Path, Size]:
         paths += found.files
         errors += found.refused
         found.refused = []
-        if found.left_out():
-            _warn(f"{printable(path)}: skipped: {found.left_out()}")
+        if found.describe_skipped():
+            _warn(f"{printable(path)}: skipped: {found.describe_skipped()}")
     sizes = {}
     for path in paths:
         try:

@@ -63,7 +63,7 @@ class FoundImages:
     others: Counter[str] = field(default_factory=Counter)
     outside: int = 0
 
-    def left_out(self) -> str:
+    def describe_skipped(self) -> str:
         """Files that are passed over, in words; empty where there are none."""
         parts = []
         if self.refused:

@@ -163,9 +163,9 @@ class FolderImages:
         if found.refused and on_error != "skip":
             more = f" (and {len(found.refused) - 1} more)" if len(found.refused) > 1 else ""
             raise ImageError(f"{found.refused[0]}{more}")
-        left_out = found.left_out()
-        if left_out:
-            _LOG.warning("%s: %d images; left out: %s", folder, len(found.files), left_out)
+        skipped = found.describe_skipped()
+        if skipped:
+            _LOG.warning("%s: %d images; left out: %s", folder, len(found.files), skipped)
         if not found.files:
             raise FileNotFoundError(f"{printable(folder)} has no images")
         self._files = found.files

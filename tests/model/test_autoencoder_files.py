@@ -113,7 +113,7 @@ def test_commands_take_an_autoencoder_alone(tmp_path, autoencoder, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["autoencoder"] == autoencoder.config.to_dict()
     assert main(["info", str(path)]) == 0
-    assert "8 bits a code" in capsys.readouterr().out
+    assert "8 bits for 2 x 2 pixels" in capsys.readouterr().out
     out = tmp_path / "out"
     assert main(["reconstruct", "--model", str(path), str(picture), "--out", str(out)]) == 0
     assert (out / "x-reconstructed.png").exists()

@@ -194,7 +194,7 @@ def test_reconstruct_says_what_the_model_is_made_for(tmp_path, capsys):
     assert printed.err.splitlines() == [
         f"bitdance reconstruct: {tmp_path}/photo.png has 200 x 200 pixels, but the model is made "
         "for 32 x 32 pixels of t-shirt, trouser, pullover, dress, ...; --size 32 resizes",
-        f"bitdance reconstruct: {tmp_path}/photo.png: little is left of it; the model is made for "
+        f"bitdance reconstruct: {tmp_path}/photo.png is reconstructed poorly; the model is made for "
         "32 x 32 pixels of t-shirt, trouser, pullover, dress, ...",
     ]
     sleeve = np.zeros((32, 32), np.uint8)
@@ -212,7 +212,7 @@ def test_reconstruct_takes_folders_and_skips_with_a_count(saved, tmp_path, capsy
     (data / "._a.png").write_bytes(b"\0\5")
     assert reconstruct(saved, data, "--out", out) == 0
     assert names(out) == ["a-reconstructed.png", "x-reconstructed.png"]
-    assert "left out: 1 files that are no images (.txt 1)" in capsys.readouterr().err
+    assert "skipped: 1 files that are no images (.txt 1)" in capsys.readouterr().err
     (data / "c.png").write_bytes(b"no image")
     (data / "d.png").symlink_to("nowhere")
     assert reconstruct(saved, data, "--out", tmp_path / "new") == 1
@@ -220,8 +220,8 @@ def test_reconstruct_takes_folders_and_skips_with_a_count(saved, tmp_path, capsy
     assert reconstruct(saved, data, "--on-error", "skip", "--out", tmp_path / "new") == 0
     assert names(tmp_path / "new") == names(out)
     errors = capsys.readouterr().err
-    assert "left out: " + str(data / "c.png") + " is no whole image" in errors
-    assert "left out: " + str(data / "d.png") + " is no image file" in errors
+    assert "skipped: " + str(data / "c.png") + " is no whole image" in errors
+    assert "skipped: " + str(data / "d.png") + " is no image file" in errors
     (tmp_path / "empty").mkdir()
     assert reconstruct(saved, tmp_path / "empty") == 1
     assert "empty: there are no images" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_tokenize_keeps_codes_and_labels_together_when_it_skips(autoencoder, tmp
         assert main([*arguments, *out]) == 1
         assert names(tmp_path) == ["data"]
     assert main([*arguments, *out[:-1], "skip"]) == 0
-    assert "left out: 2 that cannot be read" in caplog.text
+    assert "skipped: 2 that cannot be read" in caplog.text
     (tmp_path / "data" / "a" / "0.png").unlink()
     (tmp_path / "data" / "b" / "pipe.png").unlink()
     assert main([*arguments, "--out", str(tmp_path / "clean"), "--quiet"]) == 0

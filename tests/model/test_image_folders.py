@@ -71,7 +71,7 @@ def test_other_files_are_counted_and_images_known_by_their_content(data, caplog)
         "0.png", "1.png", "b.JPE", "photo", "photo.jpg_large"
     ]  # fmt: skip
     assert caplog.messages == [
-        f"{data}: 7 images; left out: 1 images outside of the class folders, 5 files that are no "
+        f"{data}: 7 images; skipped: 1 images outside of the class folders, 5 files that are no "
         "images (no ending 1, .csv 1, .mp4 1, .txt 2)"
     ]
 
@@ -87,7 +87,7 @@ def test_what_must_not_be_opened_is_refused_by_name_or_counted(data, caplog, kin
         with pytest.raises(ImageError, match=r"cat/x\.png is no image file"):
             open_images(data, 8, on_error=on_error)
     assert listed(data, on_error="skip") == CATS_AND_DOGS
-    assert f"left out: 1 that cannot be read ({path} is no image file" in caplog.text
+    assert f"skipped: 1 that cannot be read ({path} is no image file" in caplog.text
 
 
 def test_pipes_that_do_not_end_like_images_are_never_opened(data, caplog):
@@ -119,7 +119,7 @@ def test_damaged_images_are_skipped_with_a_count_and_labels_stay_aligned(data, c
     assert images.labels.tolist() == [0, 1, 1]
     taken = images.take(np.arange(3))
     assert taken[:, :2, 4, 4].tolist() == [[0, 10], [100, 0], [100, 10]]
-    assert "3 images; left out: 2 that cannot be read (" in caplog.text
+    assert "3 images; skipped: 2 that cannot be read (" in caplog.text
     again = open_images(data, 8, on_error="skip")
     assert torch.equal(again.take(np.arange(3)), taken)
 
@@ -315,5 +315,5 @@ def test_a_forked_process_has_its_own_threads(data):
 def test_listing_logs_nothing_by_itself(data, caplog):
     caplog.set_level(logging.DEBUG)
     (data / "cat" / "x.txt").write_text("")
-    assert find_labelled_images(data).left_out() == "1 files that are no images (.txt 1)"
+    assert find_labelled_images(data).skipped() == "1 files that are no images (.txt 1)"
     assert not caplog.records
