@@ -131,9 +131,9 @@ class FolderImages:
         background: color behind transparent pixels.
         on_error: "raise": a file that cannot be read raises when it is asked for, one that must not
             be opened (a pipe, a broken link) now. "check": all files are read now. "skip": so they
-            are, and what cannot be read is left out.
+            are, and those that cannot be read are skipped.
 
-    What is left out is logged as a warning, with counts.
+    Skipped files are logged as a warning, with counts.
 
     Raises:
         FileNotFoundError: there is no such part, or no image in it.
@@ -165,7 +165,7 @@ class FolderImages:
             raise ImageError(f"{found.refused[0]}{more}")
         skipped = found.describe_skipped()
         if skipped:
-            _LOG.warning("%s: %d images; left out: %s", folder, len(found.files), skipped)
+            _LOG.warning("%s: %d images; skipped: %s", folder, len(found.files), skipped)
         if not found.files:
             raise FileNotFoundError(f"{printable(folder)} has no images")
         self._files = found.files

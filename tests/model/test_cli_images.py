@@ -194,8 +194,8 @@ def test_reconstruct_says_what_the_model_is_made_for(tmp_path, capsys):
     assert printed.err.splitlines() == [
         f"bitdance reconstruct: {tmp_path}/photo.png has 200 x 200 pixels, but the model is made "
         "for 32 x 32 pixels of t-shirt, trouser, pullover, dress, ...; --size 32 resizes",
-        f"bitdance reconstruct: {tmp_path}/photo.png is reconstructed poorly; the model is made for "
-        "32 x 32 pixels of t-shirt, trouser, pullover, dress, ...",
+        f"bitdance reconstruct: {tmp_path}/photo.png is reconstructed poorly; the model is made "
+        "for 32 x 32 pixels of t-shirt, trouser, pullover, dress, ...",
     ]
     sleeve = np.zeros((32, 32), np.uint8)
     sleeve[4:28, 8:24] = 180

@@ -315,5 +315,5 @@ def test_a_forked_process_has_its_own_threads(data):
 def test_listing_logs_nothing_by_itself(data, caplog):
     caplog.set_level(logging.DEBUG)
     (data / "cat" / "x.txt").write_text("")
-    assert find_labelled_images(data).skipped() == "1 files that are no images (.txt 1)"
+    assert find_labelled_images(data).describe_skipped() == "1 files that are no images (.txt 1)"
     assert not caplog.records
