@@ -1,0 +1,1 @@
+"""Tools for the maintenance of this repository."""

@@ -1,0 +1,1 @@
+"""The skeleton of an op; see ``__main__.py``."""
