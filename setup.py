@@ -35,6 +35,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+REPOSITORY = "https://github.com/bitdance-kernels/bitdance"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
@@ -199,6 +200,17 @@ def run(command: list[str | Path]) -> None:
     subprocess.run(command, check=True)
 
 
+def readme() -> str:
+    """README.md with absolute links, which work on PyPI too."""
+
+    def absolute(match: re.Match[str]) -> str:
+        kind = "raw" if match[2].endswith((".png", ".svg")) else "blob"
+        return f"{match[1]}{REPOSITORY}/{kind}/main/{match[2]}"
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r'(\]\(|(?:src|href)=")(?!\w+:|#)([^)"]+)', absolute, text)
+
+
 def openmp_flags(cxx: str) -> list[str]:
     """["-fopenmp"] where the compiler has it; without it the kernels use one thread."""
     with tempfile.TemporaryDirectory() as folder:
@@ -231,4 +243,9 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": BuildNative},
+        long_description=readme(),
+        long_description_content_type="text/markdown",
+    )

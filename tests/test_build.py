@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import triton
+import yaml
 
 import bitdance_kernels
 
@@ -185,7 +186,7 @@ SMALL = {
 def test_a_changed_header_compiles_only_what_includes_it(side, tmp_path):
     if shutil.which(os.environ.get("CXX", "c++")) is None or (side == "cuda" and NVCC is None):
         pytest.skip("needs the compiler")
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "bitdance_kernels").mkdir()
     (tmp_path / "csrc/bindings").mkdir(parents=True)
@@ -253,7 +254,13 @@ def test_distributions_of_the_kernels_and_the_model_layer(checkout):
     assert packages | _files("csrc") | {"setup.py", "constraints.txt", "LICENSE"} <= source
     with zipfile.ZipFile(_backend(checkout, "build_wheel('.')")) as archive:
         wheel = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        page = archive.read(metadata).decode()
     assert wheel == packages
+    assert f"\nProject-URL: Homepage, {SETUP['REPOSITORY']}\n" in page
+    links = re.findall(r"\]\(([^)]*)\)", page) + re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(links) > 5
+    assert all(link.startswith(("https://", "#")) for link in links), links
     assert not [name for name in source if "bitdance_models" in name]
 
 
@@ -268,3 +275,38 @@ def test_distribution_of_the_models(tmp_path):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == _files("bitdance_models") - {"bitdance_models/pyproject.toml"}
     assert f'models = ["bitdance-models=={version}"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == bitdance_kernels.__version__
+    assert citation["repository-code"] == SETUP["REPOSITORY"]
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml"], ids=lambda p: p.name
+)
+def test_configuration_of_services_is_yaml(path):
+    """Every job has steps, and the commands are those of the project."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for job in content.get("jobs", {}).values():
+        assert job["runs-on"]
+        assert all(("run" in step) != ("uses" in step) for step in job["steps"])
+
+
+def test_workflows_run_what_ci_runs():
+    commands = set(re.findall(r"^make (\S+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE))
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    run = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
+    run |= {f"make {command}" for command in jobs["test"]["strategy"]["matrix"]["command"]}
+    assert {f"make {command}" for command in commands} <= run
+
+
+def test_pre_commit_has_the_versions_of_the_constraints():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    constraints = (ROOT / "constraints.txt").read_text()
+    for tool, repository in {
+        "ruff": "ruff-pre-commit", "clang-format": "mirrors-clang-format", "codespell": "codespell"
+    }.items():  # fmt: skip
+        (rev,) = (r["rev"] for r in hooks if r["repo"].endswith(f"/{repository}"))
+        assert f"\n{tool}=={rev.removeprefix('v')}\n" in constraints
