@@ -8,7 +8,7 @@ import triton.language as tl
 
 from bitdance_kernels._shared import triton_support
 
-# Counters a program, as in denoise_step.
+# Counters per program, as in denoise_step.
 _BLOCK = 128
 
 
@@ -20,7 +20,7 @@ def _uniform(word):
 
 @triton.jit
 def _sine_and_cosine(turns):
-    """Of `turns` in [0, 1]: quarter turns come off exactly, minimax polynomials do the rest."""
+    """Cosine and sine of `turns` in [0, 1]: exact quarter turns, then minimax polynomials."""
     quarters = turns * 4.0
     n = (quarters + 0.5).to(tl.int32)
     f = quarters - n.to(tl.float32)  # [-1/2, 1/2]
@@ -48,7 +48,7 @@ def _normals(word0, word1):
 
 @triton.jit
 def four_normals(keys_ptr, row, block, step, BLOCK: tl.constexpr):
-    """The normals of blocks `block` of rows `row`, float32 [BLOCK, 4]."""
+    """Normals of the counters `block` of rows `row`, float32 [BLOCK, 4]."""
     key = row * 3
     zero = row * 0
     w0, w1, w2, w3 = tl.philox(
@@ -70,10 +70,10 @@ def _noise_kernel(
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0)
-    if WIDE:  # a division of 64 bits costs as much as Philox does
+    if WIDE:  # a 64-bit division costs as much as Philox
         i = i.to(tl.int64)
     i = i * BLOCK + tl.arange(0, BLOCK)
-    # Lanes past the end draw for the first row, whose key exists.
+    # Lanes past the end read the key of the first row, which exists.
     row = tl.where(i < total_blocks, i // row_blocks, 0)
     block = tl.where(i < total_blocks, i - row * row_blocks, 0)
     row = row.to(tl.int64)

@@ -1,4 +1,4 @@
-"""What all Triton backends share; importing it imports Triton."""
+"""Helpers of all Triton backends; importing this module imports Triton."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def interpreting() -> bool:
 
 
 def unsupported(*tensors: torch.Tensor) -> str | None:
-    """What every Triton backend asks first: can kernels run where these tensors are?"""
+    """The reason why kernels cannot run where these tensors are; None when they can."""
     for tensor in tensors:
         if tensor.device.type == "cuda":
             if interpreting():
@@ -30,7 +30,7 @@ def unsupported(*tensors: torch.Tensor) -> str | None:
 
 
 def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
-    """Why the kernels do not handle one of these dtypes; None when they do."""
+    """The reason why kernels do not handle one of these dtypes; None when they do."""
     for dtype in dtypes:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return f"it does not handle {dtype}"
@@ -40,7 +40,7 @@ def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
 
 
 def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Launch inside this: Triton launches on the current device, which may be another."""
+    """A context in which Triton launches on the device of `tensor`."""
     if tensor.device.type == "cuda":
         return torch.cuda.device(tensor.device)
     return contextlib.nullcontext()

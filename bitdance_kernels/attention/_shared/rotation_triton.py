@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Values that a program turns at a time, of as many heads of a token as that makes.
+# Values per program: it rotates as many heads of a token as that holds.
 _VALUES = 2048
 
 
@@ -69,12 +69,12 @@ def load_turn(
 def rotate(
     a: tl.tensor, b: tl.tensor, cos: tl.tensor, sin: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The pairs turned by their angles."""
+    """The pairs rotated by their angles."""
     return a * cos - b * sin, a * sin + b * cos
 
 
 def head_tile(heads: int, D: int) -> tuple[int, int, int]:
-    """For `heads` heads a token: heads a tile, HALF, and warps that give a lane 8 values."""
+    """For `heads` heads per token: heads per tile, HALF, and warps for 8 values a lane."""
     half = triton.next_power_of_2(D // 2)
     tile = max(1, min(triton.next_power_of_2(heads), _VALUES // (2 * half)))
     return tile, half, max(1, min(8, tile * half // 128))

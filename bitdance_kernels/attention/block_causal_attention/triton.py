@@ -23,8 +23,8 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels.attention.block_causal_attention import config
 
-_SEARCHES = 128  # keys that a program of the transposition takes
-# Numbers that differ from batch to batch: a kernel is not compiled anew for those of 16 or 1.
+_SEARCHES = 128  # keys per program of the transposition
+# Sizes that differ between batches: no separate kernel for multiples of 16 or for 1.
 _CHANGING = ("T", "Tk", "H", "group")
 
 
@@ -38,7 +38,7 @@ def _place(tiles, H):
 
 @triton.jit
 def _load_rows(x_ptr, first, stride, keep, D: tl.constexpr, WIDTH: tl.constexpr):
-    """[rows, WIDTH] from row `first` on; 0 in rows that are not to `keep` and in columns past D."""
+    """[rows, WIDTH] from row `first` on; 0 in rows without `keep` and in columns past D."""
     row = first + tl.arange(0, keep.shape[0]).to(tl.int64)
     column = tl.arange(0, WIDTH)
     mask = keep[:, None]
@@ -97,7 +97,7 @@ def _seen(start_ptr, end_ptr, first, count, other, high, gaps, ROWS: tl.constexp
     What none sees is read as 0: a weight of 0 would not undo a NaN.
     """
     seen = other < high
-    if gaps:  # seldom; and a search needs fewer registers than a look at every pair
+    if gaps:  # rare; a search needs fewer registers than comparing every pair
         TRIPS: tl.constexpr = 8
         tl.static_assert(ROWS < 2**TRIPS)
         rows = tl.minimum(count - first, ROWS)
@@ -120,7 +120,7 @@ def _scores(rows, others, first, start, end, whole_from, whole_to, OTHERS: tl.co
 
 @triton.jit
 def _exp(x, like):
-    """Computes e^x in float32, where scores keep the units of the formula, and 2^x for the rest."""
+    """Computes e^x for float32 scores, which keep the units of the formula, else 2^x."""
     if like.dtype == tl.float32:
         y = tl.exp(x)
     else:
@@ -130,7 +130,7 @@ def _exp(x, like):
 
 @triton.jit
 def _exponent(lse, like):
-    """What the weights' exponents are less than: log-sum-exp in the units of `_exp`."""
+    """Upper bound of the weights' exponents: log-sum-exp in the units of `_exp`."""
     if like.dtype == tl.float32:
         exponent = lse
     else:
@@ -176,7 +176,7 @@ def _attend(
     peak, total, sums, q, k, v, first, start, end, whole_from, whole_to, factor,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys more, from key `first` on; with WHOLE every query sees all of it."""
+    """Add one tile of keys, from key `first` on; with WHOLE every query sees all of it."""
     if WHOLE:
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     else:
@@ -201,7 +201,7 @@ def _block_causal_forward_kernel(
     """Online softmax: the largest score so far, the sum of weights, the sum of weights times v."""
     tiles = tl.cdiv(T, QUERIES)
     tile, b, h = _place(tiles, H)
-    # Under a causal mask the last tiles see the most keys; begun first, none is left at the end.
+    # Under a causal mask the last tiles see the most keys; starting with them balances the load.
     row = (tiles - 1 - tile) * QUERIES
     inside = row + tl.arange(0, QUERIES) < T
     k_ptr += b * k_b + h // group * k_h
@@ -286,7 +286,7 @@ def _block_causal_of_queries_kernel(
         dweights = tl.dot(grad, tl.trans(v), input_precision="ieee")
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
-    # The scale is that of the scores; a query that sees nothing takes part in nothing.
+    # The scale is that of the scores; a query that sees nothing contributes nothing.
     dq = tl.where(sighted[:, None], dq * scale, 0.0)
     _store_rows(dq_ptr + out_offset, dq, row, H * D, inside, D, WIDTH)
 
@@ -458,21 +458,21 @@ def run_backward(
 
 
 def _adjacent(x: torch.Tensor) -> torch.Tensor:
-    """`x` [B, T, H, D] with the values of a head next to each other; copied if they are not."""
+    """`x` [B, T, H, D] with contiguous heads; copied if they are not."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _by_row(x: torch.Tensor, B: int) -> torch.Tensor:
-    """[T] or [B, T] as [B, T] with the values of a row next to each other."""
+    """[T] or [B, T] as [B, T] with contiguous rows."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     return x.expand(B, x.shape[-1])
 
 
 def _factor(scale: float, q: torch.Tensor) -> float:
-    """What makes scores exponents of `_exp`: one operation less for each weight than e^x takes."""
+    """Factor that turns scores into exponents of `_exp`, which saves an operation over e^x."""
     return scale if q.dtype == torch.float32 else scale * math.log2(math.e)
 
 
 def _width(D: int) -> int:
-    """Columns of a tile: a power of two, of which a product takes at least 16."""
+    """Columns of a tile: a power of two, at least the 16 that a product needs."""
     return max(triton.next_power_of_2(D), 16)

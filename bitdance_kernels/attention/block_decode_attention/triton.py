@@ -59,7 +59,7 @@ def _block_decode_attend_kernel(
     real = real_row[:, None] & real_channel[None, :]
     out_row = (batch * P + token) * (Hkv * GROUP) + head
     if SPLIT and first >= last:
-        return  # the combining kernel knows as much
+        return  # the combining kernel skips this part
     at = batch * q_batch_stride + token * q_token_stride + head * q_head_stride
     q = tl.load(q_ptr + (at[:, None] + channel[None, :]), mask=real, other=0.0)
 
@@ -72,7 +72,7 @@ def _block_decode_attend_kernel(
         key = start + tl.arange(0, KEYS)
         filled = key < last
         cached = key.to(tl.int64)[:, None]
-        # What lies behind the filled rows may be NaN, and a weight of 0 does not undo that.
+        # Cache rows past the length may hold NaN, which a weight of 0 does not remove.
         inside = filled[:, None] & real_channel[None, :]
         k = tl.load(k_ptr + (cached * k_token_stride + channel[None, :]), mask=inside, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -103,19 +103,19 @@ def _block_decode_combine_kernel(
     lengths_ptr, sums_ptr, top_ptr, total_ptr, out_ptr, Tmax, rows, splits,
     D: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one query of one head, of `rows` a batch row, in one softmax."""
+    """Combine the parts of one query and head, of `rows` per batch row, in one softmax."""
     out_row = tl.program_id(0).to(tl.int64)
     length = tl.minimum(tl.maximum(tl.load(lengths_ptr + out_row // rows), 0), Tmax)
     split = tl.arange(0, PARTS)  # the power of two from `splits` on
-    made = split * _share(length, splits, KEYS) < length  # others have written nothing
-    made &= split < splits
+    has_part = split * _share(length, splits, KEYS) < length  # others have written nothing
+    has_part &= split < splits
     part = out_row * splits + split
-    top = tl.load(top_ptr + part, mask=made, other=float("-inf"))
+    top = tl.load(top_ptr + part, mask=has_part, other=float("-inf"))
     highest = tl.max(top, axis=0)
     weights = tl.exp2(top - tl.where(highest == float("-inf"), 0.0, highest))
-    total = tl.sum(weights * tl.load(total_ptr + part, mask=made, other=0.0), axis=0)
+    total = tl.sum(weights * tl.load(total_ptr + part, mask=has_part, other=0.0), axis=0)
     channel = tl.arange(0, CHANNELS)
-    inside = made[:, None] & (channel < D)[None, :]
+    inside = has_part[:, None] & (channel < D)[None, :]
     at = part[:, None] * D + channel[None, :]
     sums = tl.load(sums_ptr + at, mask=inside, other=0.0)
     out = tl.sum(weights[:, None] * sums, axis=0) / tl.where(length > 0, total, 1.0)

@@ -1,4 +1,4 @@
-"""rope in Triton: a program turns some heads of one token, forward or back."""
+"""rope in Triton: a program rotates some heads of one token, forward or back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _rope_kernel(
     head = tl.program_id(1).to(tl.int64) * HEADS + tl.arange(0, HEADS)
     inside = head < H
     cos, sin = load_turn(freqs_ptr, token, D, HALF)
-    if BACK:  # a rotation is orthogonal: its transpose turns by the negative angle
+    if BACK:  # a rotation is orthogonal: its transpose rotates by the negative angle
         sin = -sin
     x_ptr += row // T * x_batch_stride + token * x_token_stride
     a, b = load_pairs(x_ptr, head, inside, x_head_stride, D, HALF, INTERLEAVED)

@@ -1,4 +1,4 @@
-"""rope_append in Triton: a program takes some query, key or value heads of one new token."""
+"""rope_append in Triton: a program handles some query, key or value heads of a new token."""
 
 from __future__ import annotations
 

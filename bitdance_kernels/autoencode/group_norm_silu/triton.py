@@ -18,9 +18,9 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
-# Values of a tile, channels that a block has at least if it can, and the most channels of a group.
+# Values per tile, minimum of channels per block where there are as many, maximum per group.
 _TILE, _CHANNELS, _MAX_WIDTH = 2048, 64, 2048
-# Chunks of an image that every program can put together at once, and programs that fill any card.
+# Chunks of an image that one program can combine, and programs that fill any card.
 _MAX_CHUNKS, _PROGRAMS = 128, 2048
 
 
@@ -29,7 +29,7 @@ def _program(
     positions, chunks, tiles, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A program's image, chunk, first group, first and last position, channels, which exist."""
+    """Image, chunk, first group, first and last position, channels and their mask of a program."""
     blocks: tl.constexpr = (CHANNELS // WIDTH + GROUPS - 1) // GROUPS
     program = tl.program_id(0).to(tl.int64)
     chunk = program % chunks
@@ -44,7 +44,7 @@ def _program(
 
 @triton.jit
 def _offsets(image, position, channel, positions, CHANNELS: tl.constexpr, LAST: tl.constexpr):
-    """Of a tile's values [TILE, BLOCK]."""
+    """Offsets of a tile's values [TILE, BLOCK]."""
     if LAST:
         return (image * positions + position)[:, None] * CHANNELS + channel[None, :]
     return (image * CHANNELS + channel)[None, :] * positions + position[:, None]
@@ -73,8 +73,8 @@ def _group_norm_moments_kernel(
     # The divisions come first, while registers are free: in float64 they are calls.
     count = (last - first).to(tl.float64)
     share, in_tile = 1.0 / count, 1.0 / tl.minimum(last - first, TILE).to(tl.float32)
-    # Distances to the mean of a channel's first tile: near enough to the chunk's that nothing
-    # cancels, and known from the start.
+    # Distances to the mean of a channel's first tile, which is known first and close enough to
+    # the chunk's mean that nothing cancels.
     position = first + tl.arange(0, TILE)
     inside = (position < last)[:, None] & exists[None, :]
     offsets = _offsets(image, position, channel, positions, CHANNELS, LAST)
@@ -90,8 +90,8 @@ def _group_norm_moments_kernel(
         sums += distance
         squares += distance * distance
         position += TILE
-    # The rest in float64: an error here is common to all positions.
-    offset = tl.sum(sums, axis=0).to(tl.float64) * share  # of a channel's mean, from its pivot
+    # Float64 from here: an error would be common to all positions.
+    offset = tl.sum(sums, axis=0).to(tl.float64) * share  # from a channel's pivot to its mean
     square = tl.sum(squares, axis=0).to(tl.float64) - count * offset * offset
     mean = tl.where(exists, pivot.to(tl.float64) + offset, 0.0)
     belongs = _belongs(GROUPS, WIDTH, SLOTS, BLOCK)
@@ -136,7 +136,7 @@ def _joined(
 
 @triton.jit
 def _vector(ptr, index, exists, otherwise, GIVEN: tl.constexpr):
-    """Values of what is given per channel, or `otherwise` where it is not."""
+    """Values per channel, or `otherwise` without them."""
     if GIVEN:
         return tl.load(ptr + index, mask=exists, other=0.0).to(tl.float32)
     return tl.zeros(index.shape, tl.float32) + otherwise
@@ -249,7 +249,7 @@ def _group_norm_channels_kernel(
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what is given per channel, for each image, and what the map's lies along.
+    """Gradients of the per-channel arguments for each image, and what the map's lies along.
 
     along: [B, 2, C], what is taken from the gradient at every position: a number, and a factor of
     (x - mean). A program for each image and block.
@@ -283,7 +283,7 @@ def _group_norm_channels_kernel(
         grad_scale = weight * with_unit + bias * grad_z
         tl.store(grad_scale_ptr + row, grad_scale.to(grad_scale_ptr.dtype.element_ty), mask=exists)
         tl.store(grad_shift_ptr + row, grad_z.to(grad_shift_ptr.dtype.element_ty), mask=exists)
-    # The moments depend on x too: what the gradient of unit has along 1 and unit is taken out.
+    # The moments depend on x too: remove the components of the gradient along 1 and unit.
     belongs = _belongs(GROUPS, WIDTH, SLOTS, BLOCK)
     size = positions * 1.0 * WIDTH
     one = tl.sum(tl.where(belongs, (weight * scale * grad_z)[None, :], 0.0), axis=1) / size
@@ -362,7 +362,7 @@ class _Launch(NamedTuple):
 
     @property
     def joining(self) -> dict[str, Any]:
-        """The constants of kernels that put chunks together."""
+        """Constants of the kernels that combine chunks."""
         return {**self.constants, "CHUNKS": triton.next_power_of_2(self.sizes[1])}
 
 
@@ -485,7 +485,7 @@ def _moments(x: torch.Tensor, num_groups: int, launch: _Launch, last: bool) -> t
 def _given(
     x: torch.Tensor, *tensors: torch.Tensor | None
 ) -> tuple[list[torch.Tensor], dict[str, bool]]:
-    """Weight, bias, scale and shift, contiguous, with `x` for what is not given; which are."""
+    """Contiguous weight, bias, scale and shift, `x` in place of None; and which were given."""
     vectors = [x if t is None else t.contiguous() for t in tensors]
     weight, bias, scale, _ = (t is not None for t in tensors)
     return vectors, {"WEIGHT": weight, "BIAS": bias, "ADAPTIVE": scale}

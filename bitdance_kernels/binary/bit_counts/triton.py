@@ -1,4 +1,4 @@
-"""bit_counts in Triton: carry-save adders over rows, so that few counters are ever spread out.
+"""bit_counts in Triton: carry-save adders over rows, so that few counters are ever unpacked.
 
 A lane goes down one column of words. Sixteen words become one word of sixteens (and what is left in
 ones, twos, fours, eights), bit by bit: two logic operations a word instead of three for each of its
@@ -15,8 +15,8 @@ from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
 _LANES = 256
-_TRIPS = 15  # of sixteen rows: 240, and no count of a lane exceeds 255
-_PROGRAMS = 2048  # more than enough for any card; fewer trips where there are fewer rows
+_TRIPS = 15  # of sixteen rows: 240 rows, so that no count of a lane exceeds 255
+_PROGRAMS = 2048  # enough for any card; fewer rows take fewer trips
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def _bit_counts_kernel(
             offset = row[:, None] * row_stride + column[None, :]
             word = tl.load(packed_ptr + offset, mask=(row < rows)[:, None] & inside, other=0)
             word = word.to(tl.int32)
-            # A carry waits for the second one of its weight, and then both go up together.
+            # A carry waits for a second one of its weight; both are then added.
             if i % 2 == 0:
                 last = word
             else:

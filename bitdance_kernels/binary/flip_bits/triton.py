@@ -9,14 +9,14 @@ import triton.language as tl
 from bitdance_kernels._shared import native, triton_support
 from bitdance_kernels._shared.rows import as_rows
 
-# Bytes a program. Sixty integer instructions a byte hide every load.
+# Bytes per program. Sixty integer instructions a byte hide every load.
 _BLOCK = 512
 _SIGNS_BLOCK = 256
 
 
 @triton.jit
 def _below(word, threshold, bit):
-    """Bits `bit` and `bit + 1`: whether the lower and the upper half-word are below."""
+    """Bits `bit` and `bit + 1`: whether the lower and upper half-words are below `threshold`."""
     low = ((word & 0xFFFF).to(tl.int32) < threshold).to(tl.int32)
     high = ((word >> 16).to(tl.int32) < threshold).to(tl.int32)
     return (low << bit) | (high << (bit + 1))
@@ -54,7 +54,7 @@ def _flip_bits_kernel(
 ):
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = byte < total
-    if EVEN:  # the rows follow each other without a gap: no division
+    if EVEN:  # rows without gaps: no division
         source = byte
     else:
         source = (byte // row_bytes) * row_stride + byte % row_bytes
@@ -151,7 +151,7 @@ def run_signs(
     if y.numel() == 0:
         return y
     x, _, stride = as_rows(x)
-    # Patterns, not values: a sign is a bit, of NaN too.
+    # Bit patterns, not values: NaN has a sign bit too.
     pattern = torch.int32 if x.dtype == torch.float32 else torch.int16
     width = x.shape[-1]
     total = x.numel() // 8

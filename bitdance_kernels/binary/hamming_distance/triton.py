@@ -9,9 +9,9 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
-# Codes of `a` and of `b` a program compares at a time.
+# Codes of `a` and of `b` that a program compares at a time.
 _ROWS, _COLUMNS = 64, 64
-# Queries of a program of nearest_codes, and codes it looks at a time.
+# Queries per program of nearest_codes, and codes that it reads at a time.
 _QUERIES, _CANDIDATES = 16, 64
 # Lists are merged by a sorting network, which many neighbours would make slow.
 _MAX_NEIGHBOURS = 64
@@ -72,7 +72,7 @@ def _nearest_codes_kernel(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     codes = tl.zeros([], tl.int64) + m
     nothing = -9223372036854775807
-    # The largest of -(distance, index): the least distance, and among equals the first.
+    # The largest of -(distance, index): the smallest distance, then the smallest index.
     best = tl.full([ROWS, KEPT], nothing, tl.int64)
     for start in range(0, codes, COLUMNS):
         columns = start + tl.arange(0, COLUMNS).to(tl.int64)
@@ -82,7 +82,7 @@ def _nearest_codes_kernel(
         keys = -((found.to(tl.int64) << INDEX_BITS) | columns[None, :])
         keys = tl.where((columns < m)[None, :], keys, nothing)
         worst = tl.min(best, axis=1)
-        if tl.max((keys > worst[:, None]).to(tl.int32)) > 0:  # else none of them is near enough
+        if tl.max((keys > worst[:, None]).to(tl.int32)) > 0:  # otherwise none is near enough
             nearest = tl.topk(keys, KEPT)
             both = tl.reshape(tl.join(best, nearest), [ROWS, 2 * KEPT])
             best = tl.topk(both, KEPT)
@@ -95,7 +95,7 @@ def _nearest_codes_kernel(
 
 
 def _bytes(width: int) -> int:
-    """Bytes of a code compared at a time: at least 32 bits, what a tensor core takes."""
+    """Bytes of a code compared at a time: at least the 32 bits that a tensor core takes."""
     return min(max(triton.next_power_of_2(width), 4), 16)
 
 

@@ -1,4 +1,4 @@
-"""lfq_entropy in Triton: tables of half codes are made in registers, a tile of tokens at a time."""
+"""lfq_entropy in Triton: half-code tables in registers, a tile of tokens at a time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bitdance_kernels._shared.rows import as_rows
 from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
 _TOKENS = 32
-# Codes of one half in a tile of the distribution; a product takes at least 16.
+# Codes of one half in a tile of the distribution; a product needs at least 16.
 _MIN_CODES, _MAX_CODES = 16, 64
 _PROGRAMS = 512
-_VALUES = 1024  # of a program of the bits' entropy
+_VALUES = 1024  # per program of the bits' entropy
 
 
 @triton.jit
 def _log_odds(x, scale):
-    """Within bounds beyond which a bit is decided: infinity times 0 is none."""
+    """Clamp logits where a bit is decided, since infinity times 0 is NaN."""
     logit = x.to(tl.float32) * scale
     logit = tl.where(logit > 200.0, 200.0, logit)
     return tl.where(logit < -200.0, -200.0, logit)
@@ -91,7 +91,7 @@ def _lfq_entropy_bits_kernel(
     inside = value < values
     logit = _log_odds(tl.load(x_ptr + at, mask=inside, other=0.0), scale)
     power, _, _ = _odds(logit)
-    # log(1 + e) = 2 atanh(e / (2 + e)), by its series: exact where e is tiny, and that it often is.
+    # log(1 + e) = 2 atanh(e / (2 + e)) by its series, which is exact for tiny e.
     z = power / (2.0 + power)
     q = z * z
     series = 1.0 / 15.0
@@ -113,7 +113,7 @@ def _store_half(
     logit = _log_odds(tl.load(x_ptr + at, mask=real, other=0.0), scale)
     _, one, zero = _odds(logit)
     both = one * zero
-    # A bit that is decided has no gradient, but for NaN; what rounding leaves would be scaled up.
+    # A decided bit has no gradient unless it is NaN; the scale would magnify rounding errors.
     grad_logit = ones - one * total[:, None] - share * logit * both
     grad_x = grad_logit * tl.where(both == 0.0, 0.0, scale)
     at = token[:, None] * channels + (channel + bit)[None, :]

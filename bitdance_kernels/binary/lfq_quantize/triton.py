@@ -9,7 +9,7 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
-# Bytes a program: 8 KiB of float32 in and out, four bytes a thread at four warps.
+# Bytes per program: 8 KiB of float32 in and out, four bytes a thread at four warps.
 _BLOCK = 512
 
 
@@ -29,7 +29,7 @@ def _lfq_quantize_kernel(
     program = tl.program_id(0).to(tl.int64)
     byte = program * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = byte < total
-    if EVEN:  # the rows follow each other without a gap: no division
+    if EVEN:  # rows without gaps: no division
         first = byte * 8
     else:
         first = (byte // row_bytes) * row_stride + (byte % row_bytes) * 8
@@ -83,7 +83,7 @@ def run_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def _run(x: torch.Tensor, *, commitment: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Signs, bits, and what each program found as its sum of squared distances."""
+    """Signs, bits, and each program's sum of squared distances."""
     quantized = x.new_empty(x.shape)
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     total = packed.numel()

@@ -9,7 +9,7 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
-# Bytes a program: 8 KiB of float32 in, four bytes a thread at four warps.
+# Bytes per program: 8 KiB of float32 in, four bytes a thread at four warps.
 _BLOCK = 512
 
 
@@ -19,7 +19,7 @@ def _pack_signs_kernel(
 ):
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = byte < total
-    if EVEN:  # the rows follow each other without a gap: no division
+    if EVEN:  # rows without gaps: no division
         first = byte * 8
     else:
         first = (byte // row_bytes) * row_stride + (byte % row_bytes) * 8

@@ -11,7 +11,7 @@ from bitdance_kernels._shared.rows import as_rows
 
 _ROWS, _FEATURES = 64, 64
 _GRADIENT_ROWS, _GRADIENT_FEATURES = 32, 32  # more would spill in float32
-# Programs that the backward pass is split into where rows are many and features few.
+# Programs of the backward pass for many rows and few features.
 _PROGRAMS = 512
 
 
@@ -20,7 +20,7 @@ def _load_signs(
     packed_ptr, rows, count, stride, byte, width, dtype: tl.constexpr, ROWS: tl.constexpr,
     BYTES: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, 8 * BYTES] of +1 and -1; what lies outside is -1, and meets zeros in the product."""
+    """[ROWS, 8 * BYTES] of +1 and -1; outside it is -1, which the product multiplies by zero."""
     inside = (rows < count)[:, None] & (byte < width)[None, :]
     packed = tl.load(packed_ptr + (rows[:, None] * stride + byte[None, :]), mask=inside, other=0)
     bits = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
@@ -84,7 +84,7 @@ def _packed_linear_of_weight_kernel(
 
 
 def _bytes(width: int) -> int:
-    """Bytes of a row in a tile: at least 16 channels, what a product takes."""
+    """Bytes of a row in a tile: at least the 16 channels that a product needs."""
     return min(max(triton.next_power_of_2(width), 2), 8)
 
 

@@ -16,7 +16,7 @@ from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
 MAX_CHANNELS = 8192
-# Elements of a row block, and programs that share the sums over rows of a backward pass.
+# Elements per block of rows, and programs that share the row sums of a backward pass.
 _BLOCK, _PROGRAMS = 1024, 512
 
 
@@ -58,7 +58,7 @@ def _norm_forward_kernel(
         h = _load(h_ptr, row, h_stride, channel, inside)
         x += _load(gate_ptr, row, gate_stride, channel, inside) * h
         _store(total_ptr, row, channels, channel, inside, x)
-        x = x.to(total_ptr.dtype.element_ty).to(tl.float32)  # the norm is of the sum as stored
+        x = x.to(total_ptr.dtype.element_ty).to(tl.float32)  # the norm sees the sum as stored
     if NORM:
         n, _ = _unit(x, inside, channels, eps)
         if WEIGHT:
@@ -114,7 +114,7 @@ def _norm_backward_kernel(
             if WEIGHT:
                 weight_sum += tl.sum(grad_unit * unit, axis=0)
                 grad_unit *= weight[None, :]
-            # The statistics depend on x too: take away what lies along 1 and along unit.
+            # The statistics depend on x too: remove the components along 1 and along unit.
             along_one = tl.sum(grad_unit, axis=1) / channels
             along_unit = tl.sum(grad_unit * unit, axis=1) / channels
             grad_x += rstd[:, None] * (grad_unit - along_one[:, None] - unit * along_unit[:, None])
@@ -131,7 +131,7 @@ def _norm_backward_kernel(
 
 
 class _Launch(NamedTuple):
-    """How rows of one width are cut into programs."""
+    """Rows and warps of a program for rows of one width."""
 
     rows: int
     width: int
@@ -142,7 +142,7 @@ class _Launch(NamedTuple):
         width = triton.next_power_of_2(channels)
         # Few rows are spread over as many multiprocessors as there are rows.
         block = 1 if rows <= 256 else max(1, _BLOCK // width)
-        # Offsets of several rows take registers too.
+        # Offsets of several rows need registers too.
         per_warp = 512 if block == 1 else 256
         return cls(block, width, min(16, max(1, block * width // per_warp)))
 
@@ -166,7 +166,7 @@ def forward(
     bias: torch.Tensor | None = None,
     eps: float = 0.0,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """X + gate h for `gated` (h, gate), and its norm for `modulation` (scale, shift)."""
+    """The sum x + gate h if `gated` is (h, gate); its norm if `modulation` is (scale, shift)."""
     total = None if gated is None else x.new_empty(x.shape)
     normed = None if modulation is None else x.new_empty(x.shape)
     channels = x.shape[-1]
@@ -197,7 +197,7 @@ def backward(
     bias: torch.Tensor | None = None,
     eps: float = 0.0,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of x, then of (h, gate), then of (scale, shift, weight, bias), as are given.
+    """Gradients of x, (h, gate) and (scale, shift, weight, bias), as far as these are given.
 
     The norm is of `x`, which is the sum where there is a gate. Gradients of a `weight` or `bias`
     that is None are empty.

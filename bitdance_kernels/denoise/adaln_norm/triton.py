@@ -1,4 +1,4 @@
-"""adaln_norm in Triton; the kernels are those of denoise/norm_triton.py."""
+"""adaln_norm in Triton; the kernels are those of denoise/_shared/norm_triton.py."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.philox_triton import four_normals
 
-# Counters a program. Some hundred instructions a counter hide every load.
+# Counters per program. Some hundred instructions a counter hide every load.
 _BLOCK = 128
 
 
@@ -21,11 +21,11 @@ def _denoise_step_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0)
-    if WIDE:  # a division of 64 bits costs as much as Philox does
+    if WIDE:  # a 64-bit division costs as much as Philox
         i = i.to(tl.int64)
     i = i * BLOCK + tl.arange(0, BLOCK)
     inside = (i < total_blocks)[:, None]
-    # Where no lane draws, all values are one row.
+    # Without random numbers all values are one row.
     row = i // row_blocks
     block = i - row * row_blocks
     row = row.to(tl.int64)
@@ -47,7 +47,7 @@ def _denoise_step_kernel(
         other = tl.load(x0_ptr + (value + total), mask=inside, other=0.0).to(tl.float32)
         x0 = other + tl.load(cfg_ptr) * (x0 - other)
     if DRAWN:
-        # Lanes past the end draw for the first row, whose key exists.
+        # Lanes past the end read the key of the first row, which exists.
         row = tl.where(i < total_blocks, row, 0)
         eps = four_normals(keys_ptr, row, block, step + 1, BLOCK)
     else:
@@ -80,7 +80,7 @@ def run(
     total = y.numel()
     if total == 0:
         return y
-    # Given noise has no rows: the values follow each other in one.
+    # Explicit noise needs no rows: all values are one.
     rows = 1 if keys is None else x.shape[0]
     elements = total // rows
     row_blocks = triton.cdiv(elements, 4)
@@ -104,7 +104,7 @@ def run(
             EVEN=elements % 4 == 0,
             WIDE=blocks + _BLOCK >= 2**31,
             BLOCK=_BLOCK,
-            # Guidance rounds operation by operation: a fused multiply-add would change signs.
+            # Guidance rounds after each operation: a fused multiply-add would change signs.
             enable_fp_fusion=False,
         )
     return y

@@ -9,7 +9,7 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels.denoise._shared import guidance
 
-# Bytes a program: of bfloat16, 8 KiB of both halves in and 4 KiB out.
+# Bytes per program: of bfloat16, 8 KiB of both halves in and 4 KiB out.
 _BLOCK = 256
 
 
@@ -53,7 +53,7 @@ def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch
             total,
             GUIDED=cfg is not None,
             BLOCK=_BLOCK,
-            # Guidance rounds operation by operation: a fused multiply-add would change signs.
+            # Guidance rounds after each operation: a fused multiply-add would change signs.
             enable_fp_fusion=False,
         )
     return signs, packed

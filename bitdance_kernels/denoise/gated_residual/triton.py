@@ -1,4 +1,4 @@
-"""gated_residual in Triton, alone and with the norm; the kernels are in denoise/norm_triton.py."""
+"""gated_residual in Triton, alone and with the norm: kernels of denoise/_shared/norm_triton.py."""
 
 from __future__ import annotations
 

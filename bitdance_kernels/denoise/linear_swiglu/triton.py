@@ -1,4 +1,4 @@
-"""linear_swiglu in Triton; the kernel is that of denoise/product_triton.py."""
+"""linear_swiglu in Triton; the kernel is that of denoise/_shared/product_triton.py."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
 _MAX_HEAD_DIM = 128
-# Values of a tile: products of float32 run on the ordinary cores and hold more in registers.
+# Values per tile: float32 products run on the ordinary cores and need more registers.
 _MAX_FLOAT32 = 2048
 _LOG2_E = 1.4426950408889634
 
@@ -24,7 +24,7 @@ _LOG2_E = 1.4426950408889634
 @triton.jit
 def _where(group_tokens, total, heads, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
            WIDTH: tl.constexpr):  # fmt: skip
-    """A program's tokens [TILE], its head's channels in a third [WIDTH], and which exist."""
+    """Tokens [TILE], channels of the head in a third [WIDTH] and their mask, of a program."""
     program = tl.program_id(0)
     i = tl.arange(0, TILE)
     d = tl.arange(0, WIDTH)
@@ -46,14 +46,14 @@ def _store(ptr, token, stride, channel, inside, value):
 
 @triton.jit
 def _same_patch(PATCH: tl.constexpr, TILE: tl.constexpr):
-    """[TILE, TILE]. What fills a tile up is a patch of its own, of zeros, so no row is empty."""
+    """[TILE, TILE]. Padding is a patch of zeros of its own, so that no row is empty."""
     patch = tl.arange(0, TILE) // PATCH
     return patch[:, None] == patch[None, :]
 
 
 @triton.jit
 def _exponentials(q, k, scale, PATCH: tl.constexpr, TILE: tl.constexpr):
-    """2^(scale q k^T - its greatest of the row), float32 [TILE, TILE]; 0 between patches."""
+    """2^(scale q k^T - maximum of the row), float32 [TILE, TILE]; 0 between patches."""
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     if PATCH < TILE:
         scores = tl.where(_same_patch(PATCH, TILE), scores, float("-inf"))
@@ -70,11 +70,11 @@ def _patch_attention_forward_kernel(
     q = _load(qkv_ptr, token, stride, channel, inside)
     k = _load(qkv_ptr, token, stride, channels + channel, inside)
     v = _load(qkv_ptr, token, stride, 2 * channels + channel, inside)
-    # The weights enter the product in the dtype of v; summed as they enter it, they add up to one.
+    # The product takes the weights in the dtype of v; summed in that dtype, they add up to one.
     weights = _exponentials(q, k, scale, PATCH, TILE).to(v.dtype)
     total_weight = tl.sum(weights.to(tl.float32), axis=1)[:, None]
     if GROUP > 1:
-        # A weight of 0 does not silence NaN and infinity: they must not reach the other patches.
+        # A weight of 0 does not remove NaN and infinity, which must not reach other patches.
         finite = v - v == 0
         out = tl.dot(weights, tl.where(finite, v, 0.0), input_precision="ieee") / total_weight
         same = _same_patch(PATCH, TILE).to(v.dtype)
@@ -123,12 +123,12 @@ def _unsupported(num_heads: int, qkv: torch.Tensor, *others: torch.Tensor) -> st
 
 
 def _tile(patch: int, head_dim: int) -> tuple[int, int]:
-    """Tokens and channels of a tile, powers of two that tensor cores take."""
+    """Tokens and channels of a tile: powers of two that tensor cores take."""
     return max(16, triton.next_power_of_2(patch)), max(16, triton.next_power_of_2(head_dim))
 
 
 def _launch(qkv: torch.Tensor, num_heads: int, warp_bytes: int) -> tuple[int, dict[str, int]]:
-    """How many programs, and the constants of a kernel with a warp for `warp_bytes` of a tile."""
+    """Number of programs, and constants of a kernel with one warp per `warp_bytes` of a tile."""
     rows, patch, width = qkv.shape
     head_dim = width // (3 * num_heads)
     tile, channels = _tile(patch, head_dim)

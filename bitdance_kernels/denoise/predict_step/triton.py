@@ -97,7 +97,7 @@ def _predict_step_kernel(
         # A lane makes four bits of a token; its counter is their place in the patch.
         lane = tl.arange(0, ROWS * (BITS // 4))
         of_token = tl.program_id(0).to(tl.int64) * ROWS + lane // (BITS // 4)
-        # Lanes past the end draw for the first row, whose key exists.
+        # Lanes past the end read the key of the first row, which exists.
         of_token = tl.where(of_token < tokens, of_token, 0)
         block = of_token % patch * (bits // 4) + lane % (BITS // 4)
         four = four_normals(keys_ptr, of_token // patch, block, step + 1, ROWS * (BITS // 4))
@@ -209,7 +209,7 @@ def run(
             HALVES=1 if cfg is None else 2, DRAWN=keys is not None, SQUASH=squash,
             TIMED=time is not None, ROWS=rows, BITS=max(16, triton.next_power_of_2(bits)),
             DEPTH=depth,
-            # Guidance rounds operation by operation: a fused multiply-add would change signs.
+            # Guidance rounds after each operation: a fused multiply-add would change signs.
             enable_fp_fusion=False,
         )  # fmt: skip
     return x0, state, stream, y

@@ -1,4 +1,4 @@
-"""swiglu in Triton: a program takes a tile of rows and hidden channels of both halves."""
+"""swiglu in Triton: a program handles a tile of rows and of hidden channels in both halves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import triton.language as tl
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
 
-# Values of a tile: eight a thread, so that 16-bit dtypes move 16 bytes at a time. The hidden widths
-# of BitDance are multiples of its channels.
+# Values per tile: eight a thread, so that 16-bit dtypes move 16 bytes at a time. BitDance's hidden
+# widths are multiples of its channels.
 _TILE = 1024
 _MAX_CHANNELS = 128
 
 
 @triton.jit
 def _where(rows, hidden, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """A program's rows [ROWS, 1], its channels [1, CHANNELS], and which exist."""
+    """Rows [ROWS, 1], channels [1, CHANNELS] and their mask, of a program."""
     program = tl.program_id(0)
     tiles = tl.cdiv(hidden, CHANNELS)
     row = (program // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -59,7 +59,7 @@ def _swiglu_backward_kernel(
 
 
 def _launch(rows: int, hidden: int) -> tuple[tuple[int], dict[str, int]]:
-    """The grid, and the constants of a kernel."""
+    """Grid and constants of a kernel."""
     channels = min(_MAX_CHANNELS, triton.next_power_of_2(hidden))
     constants = {"ROWS": _TILE // channels, "CHANNELS": channels}
     programs = triton.cdiv(rows, constants["ROWS"]) * triton.cdiv(hidden, channels)
