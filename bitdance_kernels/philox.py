@@ -175,10 +175,7 @@ def _native_can(keys: torch.Tensor) -> bool:
 def _native_noise(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
     normals = torch.empty((keys.shape[0], elements), dtype=torch.float32, device=keys.device)
     keys, step = keys.contiguous(), _step_tensor(keys, step)
-    native.cpu.noise(
-        keys.data_ptr(), keys.shape[0], elements, step.data_ptr(), normals.data_ptr(), 0,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    native.cpu.noise(keys, keys.shape[0], elements, step, normals, None, torch.get_num_threads())
     return normals
 
 

@@ -5,18 +5,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitdance_kernels import pack_signs
+from bitdance_kernels import explain, pack_signs
 from bitdance_kernels._shared import native
 from bitdance_kernels._shared.rows import as_rows
+from bitdance_kernels.autoencode.group_norm_silu import cuda as group_norm_silu
 from bitdance_kernels.denoise._shared import rows_cuda
 from bitdance_kernels.denoise.adaln_norm import cuda as adaln_norm
 from bitdance_kernels.denoise.gated_residual import cuda as gated_residual
 from bitdance_kernels.testing import cpu_isas
+from tests.cases import all_cases
 
 needs_cpu = pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
 needs_cuda = pytest.mark.skipif(
     native.cuda.unavailable() is not None, reason="the CUDA module was not built here"
 )
+WITH_CUDA = [case for case in all_cases().values() if "cuda" in case.kernel_op.backends]
 BAD_SIZES = {"rows": (-1, 8, 8), "channels": (1, 12, 12), "no channels": (1, 0, 0)}
 
 
@@ -164,22 +167,46 @@ def test_cuda_row_functions_check_before_they_launch():
         )
 
 
-@needs_cuda
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
-def test_cuda_row_backends_call_their_functions_as_declared(monkeypatch):
-    """Every argument passes the binding and the checks, up to where a card is needed."""
+@pytest.fixture
+def pretended_card(monkeypatch):
+    """CUDA backends take CPU tensors, up to where their functions need a card."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
     monkeypatch.setattr(native, "stream", lambda device: (0, 0))
+    monkeypatch.setattr(native, "cuda_unsupported", lambda *_: None)
+
+
+@needs_cuda
+@pytest.mark.usefixtures("pretended_card")
+@pytest.mark.parametrize("case", WITH_CUDA, ids=lambda case: case.name)
+def test_cuda_backends_call_their_functions_as_declared(case):
+    """Every argument passes the binding and the checks of the C function."""
+    launched = 0
+    for call in case.samples(torch.device("cpu")):
+        reason = explain(case.op, *call.args, **call.kwargs)["cuda"]
+        if reason is None and all(tensor.numel() for tensor in call.tensors()):
+            with pytest.raises(RuntimeError, match=rf"{case.name}: .*(driver|no CUDA-capable)"):
+                case.op(*call.args, **call.kwargs, backend="cuda")
+            launched += 1
+    assert launched
+
+
+@needs_cuda
+@pytest.mark.usefixtures("pretended_card")
+def test_cuda_gradients_call_their_functions_as_declared():
     x = torch.randn(3, 8)
     scale, shift, gate = torch.randn(3, 24, dtype=torch.bfloat16).chunk(3, dim=-1)
     weight = torch.randn(8, dtype=torch.float16)
+    images = torch.randn(2, 8, 3, 3).to(memory_format=torch.channels_last)
+    per_image = torch.randn(2, 24).chunk(3, dim=-1)
     calls = {
-        adaln_norm.run: (x, scale, shift, weight, None, 1e-6),
         adaln_norm.run_backward: (x, x, scale, shift, None, weight, 1e-6),
-        gated_residual.run: (x, x, gate),
         gated_residual.run_backward: (x, x, x, gate),
-        gated_residual.run_adaln: (x, x, gate, scale, shift, None, None, 1e-6),
         gated_residual.run_adaln_backward: (x, x, x, x, gate, scale, shift, weight, weight, 1e-6),
-    }
+        group_norm_silu.run_backward: (
+            images, images, 2, weight.float(), None, *per_image[1:], True, 1e-6
+        ),
+    }  # fmt: skip
     for run, arguments in calls.items():
         with pytest.raises(RuntimeError, match=r"driver|no CUDA-capable device"):
             run(*arguments)

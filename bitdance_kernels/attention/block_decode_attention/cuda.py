@@ -48,14 +48,14 @@ def run(
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)
     native.cuda.block_decode_attention(
-        q.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        lengths.data_ptr(),
-        out.data_ptr(),
-        sums.data_ptr(),
-        top.data_ptr(),
-        total.data_ptr(),
+        q,
+        k_cache,
+        v_cache,
+        lengths,
+        out,
+        sums,
+        top,
+        total,
         B,
         P,
         H,

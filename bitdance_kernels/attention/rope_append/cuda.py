@@ -54,14 +54,14 @@ def run(
     q_norm = None if q_norm is None else q_norm.contiguous()
     k_norm = None if k_norm is None else k_norm.contiguous()
     native.cuda.rope_append(
-        qkv.data_ptr(),
-        q.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        position.data_ptr(),
-        freqs.data_ptr(),
-        0 if q_norm is None else q_norm.data_ptr(),
-        0 if k_norm is None else k_norm.data_ptr(),
+        qkv,
+        q,
+        k_cache,
+        v_cache,
+        position,
+        freqs,
+        q_norm,
+        k_norm,
         B,
         P,
         num_heads,

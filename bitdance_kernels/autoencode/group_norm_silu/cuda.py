@@ -11,7 +11,6 @@ from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 # Chunks of all images together that fill any card, and the fewest positions of a chunk.
 _CHUNKS, _MIN_POSITIONS = 1056, 64
-_Rows = tuple[int, int, int]  # address, stride, dtype code
 
 
 class _Map(NamedTuple):
@@ -71,16 +70,16 @@ def run(
     y = torch.empty_like(x, memory_format=torch.channels_last)
     feature_map = _Map.of(x, num_groups)
     moments, coefficients = feature_map.pairs(), feature_map.coefficients()
-    _kept, rows = _rows(weight, bias, scale, shift)
+    rows = _rows(weight, bias, scale, shift)
     native.cuda.group_norm_silu(
-        feature_map.x.data_ptr(),
-        y.data_ptr(),
+        feature_map.x,
+        y,
         *feature_map.sizes,
         *rows,
         int(silu),
         eps,
-        moments.data_ptr(),
-        coefficients.data_ptr(),
+        moments,
+        coefficients,
         native.DTYPE_CODES[x.dtype],
         *native.stream(x.device),
     )
@@ -132,19 +131,19 @@ def run_backward(
     given = (weight, bias, scale, shift)
     # Zeros, since nothing is written where there are no positions.
     grad_given = [x.new_zeros(0 if t is None else x.shape[:2], dtype=torch.float32) for t in given]
-    _kept, rows = _rows(*given)
+    rows = _rows(*given)
     native.cuda.group_norm_silu_backward(
-        grad.data_ptr(),
-        feature_map.x.data_ptr(),
-        grad_x.data_ptr(),
+        grad,
+        feature_map.x,
+        grad_x,
         *feature_map.sizes,
         *rows,
-        *(0 if t is None else grad.data_ptr() for t, grad in zip(given, grad_given, strict=True)),
+        *(None if t is None else grad for t, grad in zip(given, grad_given, strict=True)),
         int(silu),
         eps,
-        moments.data_ptr(),
-        sums.data_ptr(),
-        coefficients.data_ptr(),
+        moments,
+        sums,
+        coefficients,
         native.DTYPE_CODES[x.dtype],
         *native.stream(x.device),
     )
@@ -155,12 +154,6 @@ def run_backward(
     return grad_x, *gradients
 
 
-def _rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[_Rows]]:
-    """The tensors, to be kept while they are used, and what the C functions take of each."""
-    kept = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors]
-    return kept, [
-        (0, 0, native.FLOAT32)
-        if t is None
-        else (t.data_ptr(), t.stride(0), native.DTYPE_CODES[t.dtype])
-        for t in kept
-    ]
+def _rows(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The tensors, with copies of those whose rows have gaps."""
+    return [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors]

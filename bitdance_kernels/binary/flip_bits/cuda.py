@@ -29,10 +29,10 @@ def run(
     packed, key = packed.contiguous(), key.contiguous()
     flipped = torch.empty_like(packed)
     native.cuda.flip_bits(
-        packed.data_ptr(),
-        flipped.data_ptr(),
+        packed,
+        flipped,
         packed.numel(),
-        key.data_ptr(),
+        key,
         round(rate * 2**15),
         *native.stream(packed.device),
     )
@@ -61,10 +61,10 @@ def run_signs(
     x, key = x.contiguous(), key.contiguous()
     y = torch.empty_like(x)
     native.cuda.flip_signs(
-        x.data_ptr(),
-        y.data_ptr(),
+        x,
+        y,
         x.numel(),
-        key.data_ptr(),
+        key,
         round(rate * 2**15),
         native.DTYPE_CODES[x.dtype],
         *native.stream(x.device),

@@ -20,9 +20,9 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     distance = a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
     (a, queries, a_stride), (b, codes, b_stride) = as_rows(a), as_rows(b)
     native.cuda.hamming_distance(
-        a.data_ptr(),
-        b.data_ptr(),
-        distance.data_ptr(),
+        a,
+        b,
+        distance,
         queries,
         codes,
         a.shape[1],
@@ -46,10 +46,10 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
     distance = a.new_empty((a.shape[0], k), dtype=torch.int32)
     (a, queries, a_stride), (b, codes, b_stride) = as_rows(a), as_rows(b)
     native.cuda.nearest_codes(
-        a.data_ptr(),
-        b.data_ptr(),
-        index.data_ptr(),
-        distance.data_ptr(),
+        a,
+        b,
+        index,
+        distance,
         queries,
         codes,
         a.shape[1],

@@ -16,8 +16,8 @@ def run(x: torch.Tensor) -> torch.Tensor:
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     native.cuda.pack_signs(
-        x.data_ptr(),
-        packed.data_ptr(),
+        x,
+        packed,
         rows,
         x.shape[-1],
         stride,

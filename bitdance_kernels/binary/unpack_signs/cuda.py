@@ -16,8 +16,8 @@ def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     y = packed.new_empty((*packed.shape[:-1], packed.shape[-1] * 8), dtype=dtype)
     packed, rows, stride = as_rows(packed)
     native.cuda.unpack_signs(
-        packed.data_ptr(),
-        y.data_ptr(),
+        packed,
+        y,
         rows,
         y.shape[-1],
         stride,

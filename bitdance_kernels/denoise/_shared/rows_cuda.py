@@ -1,4 +1,4 @@
-"""What the CUDA C++ backends of the head's row ops share: rows by address, stride and dtype."""
+"""Helpers of the CUDA C++ backends of the head's row ops."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ _WARP_CHANNELS, _WARP_BYTES, _ROW_BYTES = 512, 32 * 65 * 4, 320
 # and bias. Not a property of the card, so that every card adds in the same order.
 _SLICE_ROWS = 4
 _MAX_SLICES = 1024
-
-Rows = tuple[int, int, int]
-ABSENT: Rows = (0, 0, native.DTYPE_CODES[torch.float32])
 
 
 def unsupported(function: str, *tensors: torch.Tensor | None) -> str | None:
@@ -65,21 +62,9 @@ def _block_memory(device: torch.device) -> int:
     return properties.shared_memory_per_block_optin
 
 
-def rows(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor], list[Rows]]:
-    """Tensors [..., C] or [C] to read as rows, and each as the C functions take it.
-
-    The tensors must be kept until the launch: some are copies.
-    """
-    kept: list[torch.Tensor] = []
-    arguments: list[Rows] = []
-    for tensor in tensors:
-        if tensor is None:
-            arguments.append(ABSENT)
-            continue
-        tensor, _, stride = as_rows(tensor)
-        kept.append(tensor)
-        arguments.append((tensor.data_ptr(), stride, native.DTYPE_CODES[tensor.dtype]))
-    return kept, arguments
+def rows(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The tensors [..., C] or [C], with copies of those whose rows are not evenly spaced."""
+    return [None if tensor is None else as_rows(tensor)[0] for tensor in tensors]
 
 
 def count(x: torch.Tensor) -> int:
@@ -89,23 +74,17 @@ def count(x: torch.Tensor) -> int:
 
 def gradients(
     x: torch.Tensor, *given: torch.Tensor | None
-) -> tuple[list[torch.Tensor], list[Rows]]:
-    """New tensors for the gradients of `given`, and each as the C functions take it.
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """New tensors for the gradients of `given`, as results and as arguments of a C function.
 
-    As the reference has it, the gradient of an argument that is None is an empty tensor.
+    As in the reference, the gradient of an argument that is None is an empty tensor.
     """
-    made: list[torch.Tensor] = []
-    arguments: list[Rows] = []
-    for tensor in given:
-        if tensor is None:
-            made.append(x.new_empty(0, dtype=accumulate_dtype(x)))
-            arguments.append(ABSENT)
-            continue
-        gradient = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        made.append(gradient)
-        code = native.DTYPE_CODES[gradient.dtype]
-        arguments.append((gradient.data_ptr(), gradient.shape[-1], code))
-    return made, arguments
+    outputs = [
+        None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in given
+    ]
+    dtype = accumulate_dtype(x)
+    return [x.new_empty(0, dtype=dtype) if t is None else t for t in outputs], outputs
 
 
 def workspace(

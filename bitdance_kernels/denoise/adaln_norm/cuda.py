@@ -28,7 +28,7 @@ def run(
     eps: float,
 ) -> torch.Tensor:
     y = x.new_empty(x.shape)
-    _kept, rows = rows_cuda.rows(x, scale, shift, weight, bias, y)
+    rows = rows_cuda.rows(x, scale, shift, weight, bias, y)
     native.cuda.adaln_norm(*rows, rows_cuda.count(x), x.shape[-1], eps, *native.stream(x.device))
     return y
 
@@ -57,11 +57,11 @@ def run_backward(
 ) -> tuple[torch.Tensor, ...]:
     gradients, outputs = rows_cuda.gradients(x, x, scale, shift, weight, bias)
     partial, slices = rows_cuda.workspace(x, weight, bias)
-    _kept, rows = rows_cuda.rows(grad, x, scale, weight, bias)
+    rows = rows_cuda.rows(grad, x, scale, weight, bias)
     native.cuda.adaln_norm_backward(
         *rows,
         *outputs,
-        partial.data_ptr(),
+        partial,
         rows_cuda.count(x),
         x.shape[-1],
         slices,

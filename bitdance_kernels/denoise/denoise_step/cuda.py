@@ -36,15 +36,15 @@ def run(
     noise = None if noise is None else noise.contiguous()
     keys = None if keys is None else keys.contiguous()
     native.cuda.denoise_step(
-        x.data_ptr(),
-        x0.data_ptr(),
-        table.data_ptr(),
-        step.data_ptr(),
+        x,
+        x0,
+        table,
+        step,
         step.element_size(),
-        0 if cfg is None else cfg.data_ptr(),
-        0 if noise is None else noise.data_ptr(),
-        0 if keys is None else keys.data_ptr(),
-        y.data_ptr(),
+        cfg,
+        noise,
+        keys,
+        y,
         x.shape[0],
         x.shape[1:].numel(),
         native.DTYPE_CODES[x0.dtype],

@@ -19,10 +19,10 @@ def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch
     x0 = x0.contiguous()
     cfg = None if cfg is None else cfg.to(torch.float32)
     native.cuda.finalize_bits(
-        x0.data_ptr(),
-        0 if cfg is None else cfg.data_ptr(),
-        signs.data_ptr(),
-        packed.data_ptr(),
+        x0,
+        cfg,
+        signs,
+        packed,
         signs.numel(),
         native.DTYPE_CODES[x0.dtype],
         *native.stream(x0.device),

@@ -16,7 +16,7 @@ def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     y = x.new_empty(x.shape)
     if y.numel() == 0:
         return y
-    _kept, rows = rows_cuda.rows(x, h, gate, y)
+    rows = rows_cuda.rows(x, h, gate, y)
     native.cuda.gated_residual(*rows, rows_cuda.count(x), x.shape[-1], *native.stream(x.device))
     return y
 
@@ -33,7 +33,7 @@ def run_backward(
     gradients, outputs = rows_cuda.gradients(x, x, h, gate)
     if x.numel() == 0:
         return tuple(gradients)
-    _kept, rows = rows_cuda.rows(grad, h, gate)
+    rows = rows_cuda.rows(grad, h, gate)
     native.cuda.gated_residual_backward(
         *rows, *outputs, rows_cuda.count(x), x.shape[-1], *native.stream(x.device)
     )
@@ -64,7 +64,7 @@ def run_adaln(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     y, z = x.new_empty(x.shape), x.new_empty(x.shape)
-    _kept, rows = rows_cuda.rows(x, h, gate, scale, shift, weight, bias, y, z)
+    rows = rows_cuda.rows(x, h, gate, scale, shift, weight, bias, y, z)
     native.cuda.gated_residual_adaln(
         *rows, rows_cuda.count(x), x.shape[-1], eps, *native.stream(x.device)
     )
@@ -102,11 +102,11 @@ def run_adaln_backward(
 ) -> tuple[torch.Tensor, ...]:
     gradients, outputs = rows_cuda.gradients(total, total, h, gate, scale, shift, weight, bias)
     partial, slices = rows_cuda.workspace(total, weight, bias)
-    _kept, rows = rows_cuda.rows(grad_total, grad_normed, total, h, gate, scale, weight, bias)
+    rows = rows_cuda.rows(grad_total, grad_normed, total, h, gate, scale, weight, bias)
     native.cuda.gated_residual_adaln_backward(
         *rows,
         *outputs,
-        partial.data_ptr(),
+        partial,
         rows_cuda.count(total),
         total.shape[-1],
         slices,

@@ -24,9 +24,9 @@ def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     out = qkv.new_empty(rows, patch, width // 3)
     qkv, _, stride = as_rows(native.aligned_rows(qkv))
     native.cuda.patch_attention(
-        qkv.data_ptr(),
+        qkv,
         stride,
-        out.data_ptr(),
+        out,
         rows,
         patch,
         num_heads,
