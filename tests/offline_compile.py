@@ -107,12 +107,10 @@ def digest(source: Any, target: GPUTarget, options: dict[str, Any]) -> str:
     return hashlib.sha256(f"{source.hash()}-{parsed.hash()}".encode()).hexdigest()
 
 
-def passed(capability: int) -> dict[str, str]:
-    """The record's digest of each op, empty if another version of Triton made it."""
+def passed() -> dict[str, dict[str, str]]:
+    """The record: for each capability the digest of each op, if this version of Triton made it."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    if record.get("triton") != triton.__version__:
-        return {}
-    return record["passed"][str(capability)]
+    return record["passed"] if record.get("triton") == triton.__version__ else {}
 
 
 class _Collected(Exception):  # noqa: N818  (ends a launch whose kernel is compiled later)
@@ -249,7 +247,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.worker:
         capability, out = int(options.worker[0]), Path(options.worker[1])
-        known = {} if options.all else passed(capability)
+        known = {} if options.all else passed().get(str(capability), {})
         out.write_text(json.dumps(report(capability, options.ops, known)))
         return 0
     made = reports(*sys.argv[1:])
@@ -260,14 +258,12 @@ def main() -> int:
         for fault in op["faults"]
     ]
     print(*bad, sep="\n", end="\n" * bool(bad))
-    if not options.ops:
-        good = {
-            capability: {name: op["digest"] for name, op in ops.items() if not op["faults"]}
-            for capability, ops in made.items()
-        }
-        RECORD.write_text(
-            json.dumps({"triton": triton.__version__, "passed": good}, indent=0) + "\n"
-        )
+    record = passed() if options.ops else {}
+    for capability, ops in made.items():
+        digests = record.setdefault(str(capability), {})
+        digests |= {name: op["digest"] for name, op in ops.items() if not op["faults"]}
+    written = {"triton": triton.__version__, "passed": record}
+    RECORD.write_text(json.dumps(written, indent=0, sort_keys=True) + "\n")
     return 1 if bad else 0
 
 
