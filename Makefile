@@ -100,7 +100,8 @@ bench: venv
 
 # Tables and plots of the documents, from benchmarks/results.
 report: venv
-	$(BIN)/python -m benchmarks report --into README.md benchmarks/results/README.md --plots docs/plots
+	$(BIN)/python -m benchmarks report --plots docs/plots \
+		--into README.md docs/benchmarks.md benchmarks/results/README.md
 
 # docs/api.md from the docstrings, the drawings, and the site, in site/.
 docs: venv

@@ -37,8 +37,8 @@ def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
     """`text` with the tables of the results in it made anew.
 
     A table stands between the lines ``<!-- results: WHAT -->`` and ``<!-- end of results -->``.
-    WHAT is the name of a file (the speed-ups of its ops), ``images FILE``, ``model FILE``,
-    ``probes FILE`` or ``targets``.
+    WHAT is the name of a file (the speed-ups of its ops), ``images FILE``, ``summary FILE``,
+    ``model FILE``, ``probes FILE`` or ``targets``.
 
     Raises:
         ValueError: there is no such file, or a table does not end.
@@ -57,7 +57,8 @@ def _table(what: str, runs: dict[str, dict[str, Any]]) -> str:
     if what == "targets":
         return targets.table(runs)
     kind, _, name = what.rpartition(" ")
-    table = tables.KINDS.get(kind) if kind else tables.speedups
+    other = {"": tables.speedups, "summary": tables.summary}
+    table = {**tables.KINDS, **other}.get(kind)
     if name not in runs or table is None:
         raise ValueError(f"the table of {what!r} has no results")
     return table(runs[name])

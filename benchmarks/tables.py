@@ -75,6 +75,23 @@ def images(run: Run) -> str:
     return markdown(columns | dict.fromkeys(times, ">"), rows)
 
 
+def summary(run: Run) -> str:
+    """The first eight models and batches: an image's time, as published, and what bounds it."""
+    rows, fast = [], [row for row in run["images"] if row["path"] == "fast"][:8]
+    models = list(dict.fromkeys(row["model"] for row in fast))
+    for row in sorted(fast, key=lambda row: (models.index(row["model"]), row["batch"])):
+        published = image(run, row["model"], row["batch"], "published")
+        bound = row.get("bound_ms", {}).get("whole")
+        times = [row["ms"], published and published["ms"], bound]
+        speedup = f"{ratio(published['ms'] / row['ms'])}x" if published else ""
+        cells = [milliseconds(ms) if ms else "" for ms in times]
+        rows.append((row["model"], row["batch"], *cells[:2], speedup, cells[2]))
+    times = ("ms an image", "as published", "times as fast", "bound")
+    return f"{machine.headline(run['machine'])}.\n\n" + markdown(
+        {"model": "", "batch": ">"} | dict.fromkeys(times, ">"), rows
+    )
+
+
 def model(run: Run) -> str:
     """The figures of the programs of ``benchmarks.model``."""
     rows = [
