@@ -86,9 +86,9 @@ def summary(run: Run) -> str:
         speedup = f"{ratio(published['ms'] / row['ms'])}x" if published else ""
         cells = [milliseconds(ms) if ms else "" for ms in times]
         rows.append((row["model"], row["batch"], *cells[:2], speedup, cells[2]))
-    times = ("ms an image", "as published", "times as fast", "bound")
+    names = ("ms an image", "as published", "times as fast", "bound")
     return f"{machine.headline(run['machine'])}.\n\n" + markdown(
-        {"model": "", "batch": ">"} | dict.fromkeys(times, ">"), rows
+        {"model": "", "batch": ">"} | dict.fromkeys(names, ">"), rows
     )
 
 
