@@ -19,7 +19,7 @@ from bitdance.io.image_grid import grid
 from bitdance.io.validation import shown
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.training.config import RunConfig
-from bitdance.training.open_data import open_training_images
+from bitdance.training.datasets import open_training_images
 
 __all__ = ["AutoencoderTask", "load_autoencoder"]
 

@@ -18,7 +18,7 @@ from bitdance.models.class_conditional import BitDanceModel
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training.autoencoder import load_autoencoder
 from bitdance.training.config import RunConfig
-from bitdance.training.open_data import open_codes, open_training_images
+from bitdance.training.datasets import open_codes, open_training_images
 
 __all__ = ["ClassConditionalTask"]
 

@@ -29,7 +29,7 @@ from bitdance.io.validation import exact_int
 from bitdance.io.weights import CheckpointError, write_text
 from bitdance.training import checkpoint
 from bitdance.training.config import RunConfig
-from bitdance.training.initial import load_initial
+from bitdance.training.initial_weights import load_initial
 from bitdance.training.log import Log
 from bitdance.training.run_folder import FolderLock, check_same_run, check_single_process, set_aside
 

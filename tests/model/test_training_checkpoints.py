@@ -10,7 +10,7 @@ import torch
 
 from bitdance.io.weights import CheckpointError
 from bitdance.training import checkpoint
-from bitdance.training.initial import load_initial
+from bitdance.training.initial_weights import load_initial
 from tests.model.test_train import autoencoder_config, data, final, trainer  # noqa: F401
 
 NEWEST = "checkpoint-00000008.pt"
