@@ -10,7 +10,7 @@ from typing import Any
 from bitdance.cli.arguments import add_device_argument, positive_int
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
-from bitdance.training.config import read_config
+from bitdance.training.config import AutoencoderRun, ClassConditionalRun, read_config
 from bitdance.training.run_folder import check_single_process
 from bitdance.training.trainer import Task, Trainer
 
@@ -60,10 +60,13 @@ def run(options: argparse.Namespace) -> int:
     }
     values = {name: value for name, value in given.items() if value is not None}
     config = read_config(options.config, options.changes, values)
-    if (config.model is None) == (options.kind == "model"):
+    task: Task
+    if options.kind == "model" and isinstance(config, ClassConditionalRun):
+        task = ClassConditionalTask(config, device=options.device)
+    elif options.kind == "autoencoder" and isinstance(config, AutoencoderRun):
+        task = AutoencoderTask(config, device=options.device)
+    else:
         raise ValueError(f"{options.config} has no section [{options.kind}]")
-    kind = ClassConditionalTask if options.kind == "model" else AutoencoderTask
-    task: Task = kind(config, device=options.device)
     trainer = Trainer(
         task, config, options.out, device=options.device, progress=not options.quiet
     )  # fmt: skip

@@ -1,10 +1,11 @@
-"""Checkpoints of a run: written whole, checked when read, the newest few kept."""
+"""Checkpoints of a run: written completely or not at all, and checked when they are read."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     with replace_file(path) as temporary:
         try:
             torch.save({"step": step, **state}, temporary)
-        except RuntimeError as error:  # what torch makes of a failed write
+        except RuntimeError as error:  # torch's error for a failed write
             raise OSError(f"cannot write {path}: {error}") from error
     files = _steps(folder)
-    # Later ones are damaged: this run began before them. They do not count as the newest.
+    # Later ones are damaged, since this run resumed before them: they do not count.
     for old in sorted(number for number in files if number <= step)[:-keep]:
         if files[old].is_file():
             files[old].unlink()
@@ -42,14 +43,14 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
 def newest(
     folder: Path, check: Callable[[Mapping[str, Any]], None] | None = None
 ) -> dict[str, Any] | None:
-    """The newest checkpoint of a folder that is whole, None without any.
+    """The newest intact checkpoint of a folder, None where there are no checkpoints.
 
     Args:
-        folder: of a run.
-        check: raises where the content is none that the run can go on with.
+        folder: folder of a run.
+        check: function that raises an error where a checkpoint cannot be used.
 
     Raises:
-        CheckpointError: there are checkpoints, but all are damaged.
+        CheckpointError: all checkpoints are damaged.
     """
     files = _steps(folder)
     problem = ""
@@ -59,24 +60,24 @@ def newest(
             if check is not None:
                 check(state)
             return state
-        except Exception as error:  # whatever the damage is, an earlier checkpoint may be whole
+        except Exception as error:  # an earlier checkpoint may be intact, whatever is damaged
             problem = one_line(error)
             warnings.warn(f"{files[step]}: {problem}; trying the one before", stacklevel=2)
     if files:
-        raise CheckpointError(f"no checkpoint of {folder} is whole: {problem}")
+        raise CheckpointError(f"no checkpoint of {folder} is intact: {problem}")
     return None
 
 
 def check_state(
     state: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer, terms: int
 ) -> None:
-    """Check that a run of this module can go on with a checkpoint; nothing is changed.
+    """Check that a run can resume from a checkpoint; nothing is changed.
 
     Args:
-        state: of the checkpoint.
-        module: what is trained.
-        optimizer: of its trained parameters.
-        terms: numbers that the log averages.
+        state: content of the checkpoint.
+        module: the module that is trained.
+        optimizer: optimizer of its trained parameters.
+        terms: number of values that the log averages.
 
     Raises:
         CheckpointError: something is missing, or does not fit.
@@ -98,8 +99,9 @@ def check_state(
     groups = [[*group["params"]] for group in saved["param_groups"]]
     own = [group["params"] for group in optimizer.param_groups]
     if [len(group) for group in groups] != [len(group) for group in own]:
-        raise CheckpointError("optimizer has other groups of parameters")
-    for number, parameter in zip(_joined(groups), _joined(own), strict=True):
+        raise CheckpointError("optimizer has other parameter groups")
+    chain = itertools.chain.from_iterable
+    for number, parameter in zip(chain(groups), chain(own), strict=True):
         moments = saved["state"][number]
         like = {"exp_avg": parameter, "exp_avg_sq": parameter}
         _check_like(f"optimizer.{number}", {k: moments[k] for k in like}, like)
@@ -107,7 +109,7 @@ def check_state(
 
 def _check_like(what: str, tensors: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> None:
     if tensors.keys() != like.keys():
-        raise CheckpointError(f"{what} has other parameters than are trained")
+        raise CheckpointError(f"{what} must be of the trained parameters, got others")
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) or tensor.shape != like[name].shape:
             raise CheckpointError(f"{what}: {name} must be of shape {list(like[name].shape)}")
@@ -115,22 +117,18 @@ def _check_like(what: str, tensors: Mapping[str, Any], like: Mapping[str, torch.
             raise CheckpointError(f"{what}: {name} is not finite")
 
 
-def _joined(lists: Iterable[list[Any]]) -> list[Any]:
-    return [item for part in lists for item in part]
-
-
 def newest_step(folder: Path) -> int:
-    """Step of the newest checkpoint of a folder, whole or not; 0 without any."""
+    """Step of the newest checkpoint of a folder, intact or not; 0 without any."""
     return max(_steps(folder), default=0)
 
 
 def _steps(folder: Path) -> dict[int, Path]:
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return {int(match.group(1)): path for match, path in found if match}
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match.group(1)): path for match, path in matches if match}
 
 
 def _read(path: Path, step: int) -> dict[str, Any]:
     content = read_pickle(path)
     if not isinstance(content, dict) or content.get("step") != step:
-        raise CheckpointError(f"{path} must be the checkpoint of step {step}, got another content")
+        raise CheckpointError(f"{path} must be the checkpoint of step {step}, got something else")
     return content

@@ -1,4 +1,4 @@
-"""What a model is trained for: to denoise the bits of the next patch."""
+"""Training of the class-conditional model: denoise the bits of the next patch."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ import torch
 
 from bitdance.data.images import augment, to_float
 from bitdance.data.packed_dataset import PackedDataset, is_packed
-from bitdance.io import weights
 from bitdance.io.image_grid import grid
+from bitdance.io.outputs import save_image
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.autoencoder.quantizer import unpack_codes
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.pipelines.class_conditional import BitDance
-from bitdance.training.autoencoder import load_autoencoder
-from bitdance.training.config import RunConfig
+from bitdance.training.config import ClassConditionalRun
 from bitdance.training.datasets import open_codes, open_training_images
 
 __all__ = ["ClassConditionalTask"]
 
-_EACH = 8  # sample pictures of a class
-_CLASSES = 10  # classes shown
+_COLUMNS = 8  # sample images per class
+_MAX_CLASSES = 10  # classes in the sample images
 
 
 class ClassConditionalTask:
-    """Train a ``BitDanceModel`` on packed codes, or on images that are encoded on the way.
+    """Train a ``BitDanceModel`` on packed codes, or on images that are encoded in each step.
 
     Args:
-        config: of the run.
-        device: for the model.
+        config: configuration of the run.
+        device: device of the model.
 
     Raises:
         FileNotFoundError: there is no data, or no autoencoder.
-        ValueError: autoencoder, data and model do not fit.
+        ValueError: autoencoder, data and model do not fit each other.
     """
 
     columns: tuple[str, ...] = ()
     exports: tuple[str, ...] = ("model",)
     no_decay: tuple[str, ...] = ("proj_in.", "cls_embedding.", "query_token")
 
-    def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
-        autoencoder = load_autoencoder(config.autoencoder_path)
+    def __init__(
+        self, config: ClassConditionalRun, *, device: torch.device | str = "cpu"
+    ) -> None:  # fmt: skip
+        autoencoder = BinaryAutoencoder.from_pretrained(config.autoencoder_path)
         self._config, self._device = config, torch.device(device)
         data = config.data
         self._packed: PackedDataset | None = None
@@ -66,11 +68,11 @@ class ClassConditionalTask:
                 f"model.num_classes must be the data's {len(self.classes)}, got "
                 f"{model_config.num_classes}"
             )
-        cells = (config.data.size // autoencoder.config.downsampling) ** 2
+        count = (data.size // autoencoder.config.downsampling) ** 2
         bits = autoencoder.config.z_channels
-        if self._packed and (self._packed.tokens, self._packed.channels) != (cells, bits):
+        if self._packed and (self._packed.tokens, self._packed.channels) != (count, bits):
             raise ValueError(
-                f"{data.path} must hold {cells} codes of {bits} bits an image as the autoencoder "
+                f"{data.path} must hold {count} codes of {bits} bits per image, as the autoencoder "
                 f"makes them, got {self._packed.tokens} of {self._packed.channels}"
             )
 
@@ -90,24 +92,23 @@ class ClassConditionalTask:
         maps = packed.to(self._device).unflatten(1, (side, side))
         return self.module.to_tokens(unpack_codes(maps, self._packed.channels))
 
-    def pictures(self, path: Path) -> None:
-        """Samples, a class a row."""
-        pipeline = self._pipeline()
-        shown = range(min(len(self.classes), _CLASSES))
-        images = pipeline.generate([c for c in shown for _ in range(_EACH)], progress=False)
-        with weights.replace_file(path) as temporary:
-            grid(images, _EACH).save(temporary, format="PNG")
+    def save_samples(self, path: Path) -> None:
+        """Write a grid of samples with a row per class."""
+        classes = range(min(len(self.classes), _MAX_CLASSES))
+        labels = [label for label in classes for _ in range(_COLUMNS)]
+        images = self._pipeline().generate(labels, progress=False)
+        save_image(grid(images, _COLUMNS), path)
 
     def export(self, folder: Path) -> None:
         """Write a folder that ``BitDance.from_pretrained`` reads."""
         self._pipeline().save_pretrained(folder / "model")
 
     def _pipeline(self) -> BitDance:
-        return BitDance(self.module, self.classes, steps=self._config.sample_steps)
+        return BitDance(self.module, self.classes, steps=self._config.num_inference_steps)
 
     def extra_state(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty dict: there is no state besides the module."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,11 +1,10 @@
-"""A run's configuration: one TOML file, read strictly and saved with the run."""
+"""Configuration of a training run: one TOML file, strictly checked and saved with the run."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ import tomli_w
 from pydantic import BeforeValidator, Field
 
 from bitdance.data.images import OnError
+from bitdance.io.files import write_text
 from bitdance.io.image_files import parse_color
 from bitdance.io.settings import (
     Count,
@@ -29,15 +29,22 @@ from bitdance.io.settings import (
     parse,
     settings,
 )
+from bitdance.io.toml_files import read_toml
 from bitdance.io.validation import shown
 from bitdance.models.config import AutoencoderConfig, ModelConfig, ModelShape
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["DataConfig", "LossConfig", "OptimConfig", "RunConfig", "read_config"]
+__all__ = [
+    "AutoencoderRun",
+    "ClassConditionalRun",
+    "DataConfig",
+    "LossConfig",
+    "OptimConfig",
+    "RunConfig",
+    "parse_run",
+    "read_config",
+    "run_to_dict",
+    "write_config",
+]
 
 
 def _function_name(name: object) -> object:
@@ -53,17 +60,18 @@ FunctionName = Annotated[str, BeforeValidator(_function_name)]
 
 @settings
 class DataConfig:
-    """What a run sees.
+    """Data of a run.
 
     Args:
-        path: a folder of images (a sub-folder a class), of IDX files, or of packed codes.
+        path: folder of images (a sub-folder per class), of IDX files, or of packed codes.
         size: pixels a side of the square that images are padded (IDX) or resized to.
         flip: mirror images at random.
-        shift: move images by up to so many pixels at random; what comes in repeats the edge.
-        classes: names for IDX files; of image files, the class folders to take and their order.
+        shift: largest random translation in pixels; the edge is repeated.
+        classes: for IDX files, names of the classes; for image files, the class folders to use, in
+            this order.
         background: color behind transparent pixels of image files.
-        on_error: "raise" where an image file cannot be read, "check" all before the first step, or
-            "skip" those that cannot be read.
+        on_error: "raise" when an image file that cannot be read is used, "check" all files before
+            the first step, or "skip" those that cannot be read.
     """
 
     path: Annotated[Location, Field(min_length=1)]
@@ -90,15 +98,17 @@ class LossConfig:
     Args:
         l1: mean absolute error of the pixels.
         l2: mean squared error of the pixels.
-        entropy: of the group-wise entropy term, see ``BinaryQuantizer``.
-        sample_entropy: of the per-sample entropy within that term.
-        codebook_entropy: of the codebook entropy within that term.
-        temperature: of the entropies' softmax.
-        per_group: codebook entropy of every group by itself, so that no channel stays constant.
-        commitment: squared distance of the features to their codes.
-        extra: further terms, "module:function" to weight; each is called with images and
+        entropy: group-wise entropy term, see ``BinaryQuantizer``.
+        sample_entropy: per-sample entropy within that term.
+        codebook_entropy: codebook entropy within that term.
+        temperature: temperature of the softmax inside the entropies.
+        per_group: take the codebook entropy of each group on its own, so that no channel stays
+            constant.
+        commitment: squared distance of features and codes.
+        extra: weights of further terms by "module:function"; each is called with images and
             reconstructions [B, 3, H, W] in [-1, 1] and returns a scalar (perceptual, adversarial).
-            One with ``state_dict`` and ``load_state_dict`` is saved with every checkpoint.
+            The state of one that has ``state_dict`` and ``load_state_dict`` is saved with every
+            checkpoint.
     """
 
     l1: NotNegative = 0.0
@@ -114,26 +124,26 @@ class LossConfig:
 
 @settings
 class OptimConfig:
-    """How a run optimises; steps are optimizer steps.
+    """Optimization of a run; steps are optimizer steps.
 
     Args:
-        steps: of the whole run.
-        batch_size: images a step.
-        accumulate: parts that a batch is computed in, one after the other.
+        steps: number of steps.
+        batch_size: images per step.
+        accumulate: number of parts of a batch whose gradients are accumulated.
         lr: peak learning rate of AdamW.
-        lr_end: at the end of the cosine.
+        lr_end: learning rate at the end of the cosine.
         warmup: steps of linear warm-up.
-        betas: of AdamW.
-        weight_decay: of matrices and convolutions; vectors have none, nor the parts that the task
-            names.
+        betas: betas of AdamW.
+        weight_decay: weight decay of matrices and convolutions; vectors and a few embeddings have
+            none.
         grad_clip: largest norm of the gradient.
-        ema_decay: of the averaged weights, approached as (1 + step) / (10 + step).
+        ema_decay: decay of the averaged weights, at most (1 + step) / (10 + step).
         autocast: "off", "bfloat16", or "auto": bfloat16 on CUDA, off on the CPU.
-        seed: of everything random: initial weights, order, augmentation, noise.
+        seed: seed of initial weights, order, augmentation and noise.
         log_every: steps that a line of the log averages over.
         save_every: steps between checkpoints.
-        picture_every: steps between pictures.
-        keep: newest checkpoints kept.
+        sample_every: steps between sample images.
+        keep: number of checkpoints to keep.
     """
 
     steps: Annotated[Integer, Field(ge=1, le=99_999_999)]  # names of files have eight digits
@@ -150,7 +160,7 @@ class OptimConfig:
     seed: Annotated[Integer, Field(ge=0, le=2**64 - 1)] = 0
     log_every: Count = 20
     save_every: Count = 200
-    picture_every: Count = 500
+    sample_every: Count = 500
     keep: Count = 2
 
     def __post_init__(self) -> None:
@@ -162,7 +172,7 @@ class OptimConfig:
             raise invalid(self, "warmup", f"less than steps = {self.steps}")
 
     def learning_rate(self, step: int) -> float:
-        """Of step `step` (from 0): linear warm-up, then a cosine down to `lr_end`."""
+        """Learning rate of a step, counted from 0: linear warm-up, then a cosine to `lr_end`."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         done = (step - self.warmup) / (self.steps - self.warmup)
@@ -170,48 +180,63 @@ class OptimConfig:
 
 
 @settings
-class RunConfig:
-    """Everything that decides a run; one section of the TOML file each.
+class AutoencoderRun:
+    """Configuration of the training of an autoencoder; each section of the TOML file is a field.
 
     Args:
-        data: see ``DataConfig``.
-        optim: see ``OptimConfig``.
-        autoencoder: the autoencoder that is trained; None when a model is.
-        loss: of the autoencoder.
-        model: what of ``ModelConfig`` does not follow from autoencoder and data; None when
-            an autoencoder is trained.
-        autoencoder_path: folder of the trained autoencoder, for a model.
-        sample_steps: denoising steps of a model's sample pictures, saved with it as its default.
-        init: a checkpoint whose weights the run begins with: a run's folder, what it exported, or
-            an official file. By default weights are drawn.
+        data: the images.
+        optim: the optimization.
+        autoencoder: shape of the autoencoder.
+        loss: weights of the loss terms.
+        init: checkpoint with the initial weights: a run's folder, what it exported, or an official
+            file. By default weights are drawn.
 
     Raises:
-        ValueError: a value of the wrong type or out of range, values that do not fit each other, or
-            one that this kind of run does not use.
+        ValueError: a value of the wrong type or out of range, or values that contradict each other.
     """
 
     data: DataConfig
     optim: OptimConfig
-    autoencoder: AutoencoderConfig | None = None
+    autoencoder: AutoencoderConfig
     loss: LossConfig = LossConfig()
-    model: ModelShape | None = None
-    autoencoder_path: Location = ""
-    sample_steps: Size = 20
     init: Location = ""
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value != _default(self, name)}
-        if self.model is not None:
-            shape = vars(self.model).items()
-            given["model"] = {k: v for k, v in shape if v != _default(self.model, k)}
-        _refuse_unused(given)
-        if self.model is not None and not self.autoencoder_path:
-            raise invalid(self, "autoencoder_path", "the folder of a trained autoencoder")
-        if self.autoencoder is not None and self.data.size % self.autoencoder.downsampling != 0:
+        if self.data.size % self.autoencoder.downsampling != 0:
             expected = (
                 f"a multiple of the autoencoder's {self.autoencoder.downsampling} pixels a code"
             )
             raise invalid(self, "data.size", expected)
+
+
+@settings
+class ClassConditionalRun:
+    """Configuration of the training of a model; each section of the TOML file is a field.
+
+    Args:
+        data: images or packed codes.
+        optim: the optimization.
+        model: the fields of ``ModelConfig`` that autoencoder and data do not decide.
+        autoencoder_path: the trained autoencoder: a run's folder, or a file.
+        num_inference_steps: denoising steps of the sample images; the exported model's default.
+        init: checkpoint with the initial weights, as for an autoencoder.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range, or values that contradict each other.
+    """
+
+    data: DataConfig
+    optim: OptimConfig
+    model: ModelShape
+    autoencoder_path: Annotated[Location, Field(min_length=1)]
+    num_inference_steps: Size = 20
+    init: Location = ""
+
+    def __post_init__(self) -> None:
+        defaults = type(self.model).__dataclass_fields__
+        for _, key, reason in _unused_keys({"model": vars(self.model)}):
+            if getattr(self.model, key) != defaults[key].default:
+                raise invalid(self, f"model.{key}", f"left out ({reason})")
 
     def model_config(self, autoencoder: AutoencoderConfig) -> ModelConfig:
         """The model's configuration with a given autoencoder.
@@ -219,7 +244,6 @@ class RunConfig:
         Raises:
             ValueError: they do not fit.
         """
-        assert self.model is not None
         side = autoencoder.downsampling * self.model.patch_size
         if self.data.size % side != 0:
             raise ValueError(f"data.size must be a multiple of {side}, got {self.data.size}")
@@ -231,144 +255,71 @@ class RunConfig:
             autoencoder=autoencoder,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As TOML can hold it; ``from_dict`` is the inverse."""
-        content: dict[str, Any] = {"init": self.init} if self.init else {}
-        if self.model is not None:
-            content |= {
-                "autoencoder_path": self.autoencoder_path,
-                "sample_steps": self.sample_steps,
-            }
-        content |= {"data": dataclasses.asdict(self.data), "optim": dataclasses.asdict(self.optim)}
-        if self.autoencoder is not None:
-            content |= {
-                "autoencoder": self.autoencoder.to_dict(),
-                "loss": dataclasses.asdict(self.loss),
-            }
-        if self.model is not None:
-            content["model"] = dataclasses.asdict(self.model)
-        for name, _ in _unused(content):
-            _take(content, name)
-        return content
 
-    def to_toml(self) -> str:
-        """The text of a file that ``read_config`` reads."""
-        return tomli_w.dumps(self.to_dict())
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any], source: str = "") -> RunConfig:
-        """Build a configuration from nested dicts.
-
-        Args:
-            content: sections and their values.
-            source: what it is called in errors.
-
-        Raises:
-            ValueError: as the class; also for a key that the run would not use, whatever its value.
-        """
-        try:
-            _refuse_unused(content)
-        except ValueError as error:
-            raise ValueError(f"{source or cls.__name__}: {error}") from None
-        return parse(cls, content, source)
+RunConfig = AutoencoderRun | ClassConditionalRun
 
 
-def _default(config: Any, name: str) -> Any:
-    return type(config).__dataclass_fields__[name].default
+def parse_run(content: Mapping[str, Any], source: str = "run") -> RunConfig:
+    """The configuration in nested dicts.
 
+    Args:
+        content: sections and their values; the section [autoencoder] or [model] tells the kind.
+        source: name of the content in errors.
 
-def _unused(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys (as section.key) that a run of this content passes over, and why."""
-    found = []
-    if "autoencoder" in content:
-        found += [(name, "it is a model's") for name in ("autoencoder_path", "sample_steps")]
-    if "model" in content:
-        found += [("loss", "it is an autoencoder's")]
-    autoencoder, model = (content.get(name) for name in ("autoencoder", "model"))
-    if isinstance(autoencoder, Mapping) and autoencoder.get("architecture", "conv") == "conv":
-        attention = "architecture 'conv' has no attention"
-        found += [(f"autoencoder.{name}", attention) for name in ("attn_blocks", "n_heads")]
-    if isinstance(model, Mapping) and model.get("time_schedule") == "uniform":
-        found += [(f"model.{name}", "uniform times have none") for name in ("P_mean", "P_std")]
-    return found
-
-
-def _take(content: dict[str, Any], name: str) -> Any:
-    """Remove section.key, and return its value; None where there is none."""
-    *sections, key = name.split(".")
-    for section in sections:
-        content = content[section]
-    return content.pop(key, None)
-
-
-def _refuse_unused(content: Mapping[str, Any]) -> None:
+    Raises:
+        ValueError: unknown or missing keys, values of the wrong type or out of range, or a key that
+            has no effect on the run.
+    """
     if ("autoencoder" in content) == ("model" in content):
         got = "both" if "model" in content else "neither"
-        raise ValueError(f"there must be either a section [autoencoder] or [model], got {got}")
-    for name, reason in _unused(content):
-        *sections, key = name.split(".")
-        values = content[sections[0]] if sections else content
-        if key in values:
-            raise ValueError(f"{name} must be left out ({reason}), got {shown(values[key])}")
+        raise ValueError(
+            f"{source}: there must be either a section [autoencoder] or [model], got {got}"
+        )
+    for section, key, reason in _unused_keys(content):
+        if key in content[section]:
+            got = shown(content[section][key])
+            raise ValueError(f"{source}: {section}.{key} must be left out ({reason}), got {got}")
+    kind: type[RunConfig] = ClassConditionalRun if "model" in content else AutoencoderRun
+    return parse(kind, content, source)
 
 
 def read_config(
     path: Path, changes: Sequence[str] = (), values: Mapping[str, str] | None = None
 ) -> RunConfig:
-    """Read a TOML file. What it names in ``[loss.extra]`` is code that a run calls.
+    """Read the configuration of a run; see ``read_toml`` for the arguments.
 
-    Args:
-        path: the file.
-        changes: "section.key=value" each, with a TOML value (or a bare word as a string), which
-            replace what the file says.
-        values: by name, what to put in the place of top-level keys and of section.key as it is.
+    Functions that ``[loss.extra]`` names are called by the run: the file can run any code.
 
     Raises:
-        OSError: no such file, or it cannot be read.
-        ValueError: not TOML, or not a run's configuration.
+        OSError: the file cannot be read.
+        ValueError: it is not TOML, or not the configuration of a run.
     """
-    text = path.read_bytes()
-    try:
-        content = tomllib.loads(text.decode("utf-8-sig"))
-        merged: dict[str, Any] = {}
-        for change in [
-            *map(_parsed, changes),
-            *(_nested(*item) for item in (values or {}).items()),
-        ]:
-            _merge(merged, change, once=True)
-        _merge(content, merged, once=False)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    return RunConfig.from_dict(content, str(path))
+    return parse_run(read_toml(path, changes, values), str(path))
 
 
-def _parsed(change: str) -> dict[str, Any]:
-    """A change as nested dicts."""
-    name, equals, text = change.partition("=")
-    for value in (text, tomli_w.dumps({"v": text}).removeprefix("v =")):
-        try:
-            found = tomllib.loads(f"{name} ={value}") if equals else {}
-        except (tomllib.TOMLDecodeError, RecursionError):
-            continue
-        if len(found) == 1 and "\n" not in change:
-            return found
-    raise ValueError(f"a change must be section.key=value, got {shown(change)}")
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write a file that ``read_config`` reads, completely or not at all."""
+    write_text(path, tomli_w.dumps(run_to_dict(config)))
 
 
-def _nested(name: str, value: Any) -> dict[str, Any]:
-    for key in reversed(name.split(".")):
-        value = {key: value}
-    return value
+def run_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested dicts as TOML can hold them; ``parse_run`` is the inverse."""
+    content = dataclasses.asdict(config)
+    if not config.init:
+        del content["init"]
+    if isinstance(config, AutoencoderRun):
+        content["autoencoder"] = config.autoencoder.to_dict()
+    for section, key, _ in _unused_keys(content):
+        content[section].pop(key, None)
+    return content
 
 
-def _merge(content: dict[str, Any], change: Mapping[str, Any], *, once: bool, at: str = "") -> None:
-    """Put what `change` has into `content`; with `once`, nothing may be there already."""
-    for key, value in change.items():
-        if isinstance(value, Mapping) and isinstance(content.get(key, {}), Mapping):
-            _merge(content.setdefault(key, {}), value, once=once, at=f"{at}{key}.")
-        elif once and key in content:
-            raise ValueError(
-                f"{at}{key} must be changed once, got {shown(content[key])} and {shown(value)}"
-            )
-        else:
-            content[key] = value
+def _unused_keys(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(section, key, reason) of keys that have no effect with the other values of their section."""
+    autoencoder, model = content.get("autoencoder"), content.get("model")
+    if isinstance(autoencoder, Mapping) and autoencoder.get("architecture", "conv") == "conv":
+        for key in ("attn_blocks", "n_heads"):
+            yield "autoencoder", key, "architecture 'conv' has no attention"
+    if isinstance(model, Mapping) and model.get("time_schedule") == "uniform":
+        for key in ("P_mean", "P_std"):
+            yield "model", key, "uniform times do not use it"

@@ -1,4 +1,4 @@
-"""The data of a run, as its settings ask for them."""
+"""The data of a run, opened as its configuration says."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["open_codes", "open_training_images"]
 
 
 def open_training_images(data: DataConfig, *, labelled: bool = True) -> LabelledImages:
-    """Image files or IDX files.
+    """Open image files or IDX files.
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a file is damaged, names and labels do not fit, or a setting is of no use.
+        ValueError: a file is damaged, names and labels do not fit, or a setting has no effect.
     """
     if is_idx(Path(data.path)):
         _refuse_unused(data, ("path", "size", "flip", "shift", "classes"), "IDX files")
@@ -31,11 +31,11 @@ def open_training_images(data: DataConfig, *, labelled: bool = True) -> Labelled
 
 
 def open_codes(data: DataConfig) -> tuple[PackedDataset, Sequence[str]]:
-    """Packed codes and the names of their classes.
+    """Open packed codes; returns the data set and the names of its classes.
 
     Raises:
-        ValueError: a file is damaged, or a setting is of no use: codes are neither flipped nor
-            moved, and have their names with them.
+        ValueError: a file is damaged, or a setting has no effect: codes are not augmented, and the
+            data set has the names of its classes.
     """
     _refuse_unused(data, ("path", "size", "classes"), "packed codes instead of images")
     packed = PackedDataset(data.path)
@@ -47,11 +47,11 @@ def open_codes(data: DataConfig) -> tuple[PackedDataset, Sequence[str]]:
     return packed, classes
 
 
-def _refuse_unused(data: DataConfig, used: Sequence[str], what: str) -> None:
+def _refuse_unused(data: DataConfig, used: Sequence[str], content: str) -> None:
     for field in dataclasses.fields(data):
         value = getattr(data, field.name)
         if field.name not in used and value != field.default:
             raise ValueError(
-                f"data.{field.name} must be left out, since {data.path} holds {what}, got "
+                f"data.{field.name} must be left out, since {data.path} holds {content}, got "
                 f"{shown(value)}"
             )

@@ -1,4 +1,4 @@
-"""Weights that a run begins with: another run's, exported or official ones."""
+"""Initial weights of a run: those of another run, or exported or official ones."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import torch
 from torch import nn
 
 from bitdance.io import weights
+from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training import checkpoint
 from bitdance.training.autoencoder import CONFIG, WEIGHTS
 
-__all__ = ["load_initial"]
+__all__ = ["load_initial_weights"]
 
 
-def load_initial(module: nn.Module, source: str) -> None:
-    """Put the weights of `source` into the module that is to be trained.
+def load_initial_weights(module: nn.Module, source: str) -> None:
+    """Load the weights of `source` into the module that is to be trained.
 
     Args:
-        module: an autoencoder, or a model whose autoencoder is frozen and already there.
-        source: a run's folder, of whose newest checkpoint the averaged weights are taken; what a
-            run exported; or an official file, of which an autoencoder takes what it has itself.
+        module: an autoencoder, or a model that already has its frozen autoencoder.
+        source: a run's folder, whose newest averaged weights are used; what a run exported; or an
+            official file, from which an autoencoder takes its own part.
 
     Raises:
         FileNotFoundError: there is nothing.
-        CheckpointError: it is damaged, or does not fit the module; it is unchanged then.
+        CheckpointError: it is damaged, or does not fit the module, which is unchanged.
     """
     tensors = _read(Path(source))
-    state = module.state_dict()
     if isinstance(module, BinaryAutoencoder):
-        inside, _ = weights.split_prefix(tensors, "vae.")
-        roots = {name.split(".")[0] for name in state}
-        tensors = {k: v for k, v in (inside or tensors).items() if k.split(".")[0] in roots}
+        inner, _ = weights.split_prefix(tensors, "vae.")
+        roots = {name.split(".")[0] for name in module.state_dict()}
+        tensors = {k: v for k, v in (inner or tensors).items() if k.split(".")[0] in roots}
     for name, own in module.named_parameters():
         if not own.requires_grad and not _same(tensors.setdefault(name, own), own):
-            raise weights.CheckpointError(
+            raise CheckpointError(
                 f"init: {source} was trained on another autoencoder than that of autoencoder_path "
                 f"({name} differs)"
             )
@@ -49,10 +49,10 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
 
 
-def _check_weights(state: Mapping[str, Any]) -> None:
+def _check_sections(state: Mapping[str, Any]) -> None:
     for name in ("module", "average"):
         if not isinstance(state.get(name), Mapping):
-            raise weights.CheckpointError(f"the checkpoint has no {name}")
+            raise CheckpointError(f"the checkpoint has no {name}")
 
 
 def _read(path: Path) -> weights.Tensors:
@@ -60,7 +60,7 @@ def _read(path: Path) -> weights.Tensors:
         raise FileNotFoundError(f"init: there is no {path}")
     if path.is_file():
         return weights.read_weights(path)
-    state = checkpoint.newest(path, _check_weights)
+    state = checkpoint.newest(path, _check_sections)
     if state is not None:
         return {**state["module"], **state["average"]}
     if (path / CONFIG).is_file():

@@ -1,4 +1,4 @@
-"""The log of a run: a CSV file that survives being killed, and its plot."""
+"""The log of a run: a CSV file that stays readable when the run is killed, and its plot."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bitdance.io.files import replace_file, write_text
 from bitdance.io.validation import shown
-from bitdance.io.weights import replace_file, write_text
 
 __all__ = ["Log"]
 
 
 class Log:
-    """Lines of numbers; the first column is the step.
+    """A CSV file whose first column is the step.
 
     Args:
-        path: the file. Lines after step `step`, which a killed run may have left, are removed.
-        columns: names.
-        step: where the run begins or resumes.
+        path: the file; lines after `step`, which a killed run may have left, are removed.
+        columns: names of the other columns.
+        step: step at which the run starts or resumes.
 
     Raises:
         ValueError: the file has other columns.
@@ -28,20 +28,20 @@ class Log:
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self._path = path
         self._columns = ["step", *columns]
-        head = ",".join(self._columns)
+        header = ",".join(self._columns)
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         lines = text.splitlines(keepends=True)
-        if lines and lines[0].strip() != head:
-            raise ValueError(f"{path} has the columns {shown(lines[0].strip())}, expected {head}")
-        whole = [line for line in lines[1:] if line.endswith("\n")]
+        if lines and lines[0].strip() != header:
+            raise ValueError(f"{path} has the columns {shown(lines[0].strip())}, expected {header}")
+        complete = [line for line in lines[1:] if line.endswith("\n")]
         try:
-            kept = [line for line in whole if int(line.split(",")[0]) <= step]
+            kept = [line for line in complete if int(line.split(",")[0]) <= step]
         except ValueError:
-            raise ValueError(f"{path} is damaged: it has a line that no step begins") from None
-        write_text(path, "".join([head + "\n", *kept]))
+            raise ValueError(f"{path} is damaged: a line does not begin with a step") from None
+        write_text(path, "".join([header + "\n", *kept]))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line and have the disk hold it."""
+        """Append a line and sync it to the disk."""
         numbers = [f"{values[name]:.6g}" for name in self._columns[1:]]
         with self._path.open("a", encoding="utf-8") as file:
             file.write(",".join([str(step), *numbers]) + "\n")
@@ -49,7 +49,7 @@ class Log:
             os.fsync(file.fileno())
 
     def plot(self, path: Path) -> None:
-        """Draw every column over the steps; nothing without matplotlib."""
+        """Plot every column over the steps; does nothing without matplotlib."""
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -60,11 +60,11 @@ class Log:
             return
         steps = [int(row["step"]) for row in rows]
         names = self._columns[1:]
-        across = 3
-        down = -(-len(names) // across)
-        figure = Figure(figsize=(4 * across, 2.6 * down), layout="constrained")
+        width = 3
+        height = -(-len(names) // width)
+        figure = Figure(figsize=(4 * width, 2.6 * height), layout="constrained")
         for i, name in enumerate(names):
-            axes = figure.add_subplot(down, across, i + 1)
+            axes = figure.add_subplot(height, width, i + 1)
             values = [float(row[name]) for row in rows]
             axes.plot(steps, values, linewidth=1)
             axes.set_title(name, fontsize=9)

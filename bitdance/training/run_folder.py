@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, and the configuration that it goes on with."""
+"""The folder of a run: its lock, and the configuration that it may be resumed with."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.io.validation import shown
-from bitdance.training.config import RunConfig, read_config
+from bitdance.training.config import RunConfig, read_config, run_to_dict
 
 try:
     import fcntl
 except ImportError:  # no such locks on this system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderLock", "check_same_run", "check_single_process", "set_aside"]
+__all__ = ["FolderLock", "check_same_run", "check_single_process", "rename_exports"]
 
 _LOCK = ".lock"
-_FREE = {
-    "optim.steps", "optim.log_every", "optim.save_every", "optim.picture_every", "optim.keep",
+_CHANGEABLE = {
+    "optim.steps", "optim.log_every", "optim.save_every", "optim.sample_every", "optim.keep",
     "data.path", "data.classes", "data.on_error",
-    "autoencoder_path", "sample_steps", "model.cfg_scale",
+    "autoencoder_path", "num_inference_steps", "model.cfg_scale",
 }  # fmt: skip
-"""What does not decide the weights; of data and autoencoder the content does, and is compared."""
+"""Settings that do not affect the weights. Data and autoencoder are compared by their content."""
 
 
 class FolderLock:
-    """Holds a folder for this process until it is released, collected, or the process ends.
+    """Lock of an existing folder until it is released, collected, or the process ends.
 
-    Where a system or a disk has no locks, nothing is held and nothing is refused.
+    Where a system or a disk has no locks, nothing is locked and nothing is refused.
 
     Args:
-        folder: which exists.
+        folder: the folder.
 
     Raises:
-        OSError: another run holds it, or its lock file cannot be opened.
+        OSError: another run has the lock, or the lock file cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,13 +53,13 @@ def _lock(path: Path) -> int | None:
         except BlockingIOError as error:
             os.close(descriptor)
             raise OSError(f"{path.parent} is in use by another run") from error
-        except OSError:  # not on this disk
+        except OSError:  # this disk has no locks
             os.close(descriptor)
             return None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 return descriptor
-        os.close(descriptor)  # whoever had it removed the file in between
+        os.close(descriptor)  # the previous owner has removed the file meanwhile
 
 
 def _unlock(descriptor: int | None, path: Path) -> None:
@@ -69,10 +69,10 @@ def _unlock(descriptor: int | None, path: Path) -> None:
 
 
 def check_single_process() -> None:
-    """Refuse to be one of several processes, which would train the same and write the same files.
+    """Check that this is the only process: several would write the same files.
 
     Raises:
-        RuntimeError: the environment's WORLD_SIZE, as torchrun sets it, is not 1.
+        RuntimeError: WORLD_SIZE in the environment, which torchrun sets, is not 1.
     """
     size = os.environ.get("WORLD_SIZE", "1").strip() or "1"
     if size != "1":
@@ -83,26 +83,26 @@ def check_single_process() -> None:
 
 
 def check_same_run(folder: Path, config: RunConfig, step: int) -> RunConfig:
-    """Check that `config` may go on with what `folder` holds.
+    """Check that the run in a folder can be resumed with a configuration.
 
     Args:
-        folder: of a run that reached `step`.
-        config: to go on with.
-        step: of the newest checkpoint.
+        folder: folder of the run.
+        config: the new configuration.
+        step: step of the newest checkpoint.
 
     Returns:
-        The run's configuration until now.
+        The configuration that the run had.
 
     Raises:
-        ValueError: they differ in what decides the weights, each field of which is named, or the
-            run is past its last step.
+        ValueError: they differ in settings that affect the weights, all of which are named, or the
+            run is past the last step of the new one.
     """
     path = folder / "config.toml"
     if not path.is_file():
-        raise ValueError(f"{folder} has checkpoints but no config.toml to say of what run")
-    before = read_config(path)
-    old, new = (dict(_flat(c.to_dict())) for c in (before, config))
-    names = [name for name in {**old, **new} if name not in _FREE]
+        raise ValueError(f"{folder} has checkpoints but no config.toml")
+    earlier = read_config(path)
+    old, new = (dict(_flat(run_to_dict(c))) for c in (earlier, config))
+    names = [name for name in {**old, **new} if name not in _CHANGEABLE]
     changed = [
         f"{name} (was {shown(old.get(name))}, is {shown(new.get(name))})"
         for name in names
@@ -110,15 +110,15 @@ def check_same_run(folder: Path, config: RunConfig, step: int) -> RunConfig:
     ]
     if changed:
         raise ValueError(
-            f"{folder} holds a run with another configuration: {', '.join(changed)}; go on with "
-            "what it was, or choose another folder"
+            f"{folder} holds a run with another configuration: {', '.join(changed)}; keep these "
+            "settings, or choose another folder"
         )
     if config.optim.steps < step:
         raise ValueError(
             f"optim.steps must be at least {step}, which the run in {folder} has reached, got "
             f"{config.optim.steps}"
         )
-    return before
+    return earlier
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -129,8 +129,8 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def set_aside(folder: Path, names: tuple[str, ...], step: int) -> None:
-    """Give what a run exported at `step` that step in its name, where it goes on from there."""
+def rename_exports(folder: Path, names: tuple[str, ...], step: int) -> None:
+    """Add `step` to the names of what a run exported there, before it is continued."""
     for name in names:
         path = folder / name
         target = path.with_name(f"{path.stem}-{step:08d}{path.suffix}")

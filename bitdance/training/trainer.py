@@ -1,9 +1,8 @@
-"""The training loop, the same for autoencoder and model.
+"""The training loop, shared by all tasks.
 
-Everything random in step i is drawn from (seed, i), and the batch is a function of (seed, i) too.
-So a checkpoint is weights, their average, the optimizer's state and the number of the step, and a
-resumed run equals the uninterrupted one bit for bit on one machine. A run that is lengthened goes
-on with the learning rates of the longer one.
+The batch and all random numbers of step i are functions of (seed, i). So a checkpoint consists of
+the weights, their average, the optimizer's state and the number of the step, and a resumed run
+equals the uninterrupted one bit for bit on one machine.
 """
 
 from __future__ import annotations
@@ -26,26 +25,30 @@ from tqdm.auto import tqdm
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io.files import remove_leftovers
 from bitdance.io.validation import exact_int
-from bitdance.io.weights import CheckpointError, write_text
+from bitdance.io.weights import CheckpointError
 from bitdance.training import checkpoint
-from bitdance.training.config import RunConfig
-from bitdance.training.initial_weights import load_initial
+from bitdance.training.config import RunConfig, write_config
+from bitdance.training.initial_weights import load_initial_weights
 from bitdance.training.log import Log
-from bitdance.training.run_folder import FolderLock, check_same_run, check_single_process, set_aside
+from bitdance.training.run_folder import (
+    FolderLock,
+    check_same_run,
+    check_single_process,
+    rename_exports,
+)
 
 __all__ = ["Task", "Trainer"]
 
 
 class Task(Protocol):
-    """What is trained on what.
+    """A module, its data and its loss.
 
     Attributes:
-        module: its parameters that require gradients are trained.
-        columns: names of the terms that `loss` tells.
-        size: items of the data set.
-        identity: what the data are, whatever path they have: a resumed run must have the same.
-        exports: names of what `export` writes.
-        no_decay: prefixes of parameters without weight decay, besides all vectors.
+        columns: names of the terms that `loss` returns.
+        size: number of items in the data set.
+        identity: checksum of the data, which a resumed run must have too, wherever they are.
+        exports: names of the files and folders that `export` writes.
+        no_decay: prefixes of parameters without weight decay; vectors never have any.
     """
 
     columns: tuple[str, ...]
@@ -56,49 +59,49 @@ class Task(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The network."""
+        """The module; parameters that require gradients are trained."""
         ...
 
     def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Loss of a batch and its terms, drawing from PyTorch's random state."""
+        """Loss of a batch and its terms; random numbers come from PyTorch's generators."""
         ...
 
-    def pictures(self, path: Path) -> None:
-        """Draw what the module (with averaged weights) makes."""
+    def save_samples(self, path: Path) -> None:
+        """Write an image of what the module, with averaged weights, generates."""
         ...
 
     def export(self, folder: Path) -> None:
-        """Write the module (with averaged weights) for use."""
+        """Write the module, with averaged weights, for use."""
         ...
 
     def extra_state(self) -> dict[str, Any]:
-        """State outside of `module`."""
+        """State that is not part of the module, for checkpoints."""
         ...
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
+        """Restore that state."""
         ...
 
 
 class Trainer:
-    """One run in one folder; resumes what it finds there.
+    """One run in one folder; resumes from the newest checkpoint there.
 
-    The folder is this run's until `run` returns or the object is deleted.
+    The folder is locked until `run` returns or the object is deleted.
 
     Args:
-        task: what is trained.
-        config: of the run; saved as ``config.toml``.
-        folder: for checkpoints, log and pictures.
-        device: where `task` is.
+        task: module, data and loss.
+        config: configuration of the run; saved as ``config.toml``.
+        folder: folder for checkpoints, log and sample images.
+        device: device of `task`.
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: the checkpoints there are damaged or of another model, or those that
-            ``init`` names are.
+        CheckpointError: the checkpoints in the folder, or the one that ``init`` names, are damaged
+            or belong to another model.
         OSError: another process trains in the folder, or it cannot be written.
         RuntimeError: this is one of several processes.
-        ValueError: the folder holds a run whose configuration differs in what decides the weights,
-            or whose data did; or there are fewer data than a batch has.
+        ValueError: the folder holds a run with other data, or with other settings that affect the
+            weights; or there are fewer items than a batch needs.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Trainer:
             raise
 
     def _begin(self) -> None:
-        """Start, or go on from the newest checkpoint."""
+        """Start, or resume from the newest checkpoint."""
         folder, config, task = self.folder, self.config, self.task
         remove_leftovers(folder)
         named = dict(task.module.named_parameters())
@@ -143,15 +146,15 @@ class Trainer:
         self._optimizer = _optimizer(self._parameters, config, task.no_decay)
         self._newest = checkpoint.newest_step(folder)
         state = self._newest_state()
-        before = None if state is None else check_same_run(folder, config, int(state["step"]))
+        earlier = None if state is None else check_same_run(folder, config, int(state["step"]))
         if state is None and config.init:
-            load_initial(task.module, config.init)
+            load_initial_weights(task.module, config.init)
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
         if state is not None:
             self._resume(state)
-        if before is not None and before.optim.steps == self.step < config.optim.steps:
-            set_aside(folder, getattr(task, "exports", ()), self.step)
-        write_text(folder / "config.toml", config.to_toml())
+        if earlier is not None and earlier.optim.steps == self.step < config.optim.steps:
+            rename_exports(folder, task.exports, self.step)
+        write_config(config, folder / "config.toml")
         self._log = Log(folder / "log.csv", self._columns, self.step)
 
     def _newest_state(self) -> dict[str, Any] | None:
@@ -161,21 +164,21 @@ class Trainer:
         try:
             return checkpoint.newest(self.folder, check)
         except CheckpointError:
-            check_same_run(self.folder, self.config, 0)  # perhaps why none of them fits
+            check_same_run(self.folder, self.config, 0)  # perhaps another model: says so
             raise
 
     def run(self, stop_at: int | None = None) -> int:
-        """Train up to the last step, or to `stop_at`.
+        """Train to the last step, or to `stop_at`.
 
-        SIGTERM and SIGINT end the run after the step they find it in, with a checkpoint.
+        SIGTERM and SIGINT end the run after the current step, with a checkpoint.
 
         Returns:
-            0, or the number of the signal.
+            0, or the number of the signal that ended the run.
 
         Raises:
-            RuntimeError: the loss or a weight is not finite; the checkpoints are as they were.
-            OSError: a file could not be written, or another process has gone on with the run.
-            ValueError: `stop_at` is no integer of at least 1.
+            RuntimeError: the loss or a weight is not finite; checkpoints are unchanged.
+            OSError: a file cannot be written, or another process has resumed the run.
+            ValueError: `stop_at` is not an integer of at least 1.
         """
         optim = self.config.optim
         last = optim.steps
@@ -184,9 +187,9 @@ class Trainer:
         if not self._lock.release.alive:  # an earlier call has released it
             self._lock = FolderLock(self.folder)
         try:
-            # One that was there at first and is later than where this run began is damaged.
+            # Checkpoints that were newer than the start of this run are damaged ones.
             if checkpoint.newest_step(self.folder) > max(self.step, self._newest):
-                raise OSError(f"{self.folder}: another process has gone on with the run meanwhile")
+                raise OSError(f"{self.folder}: another process has resumed the run meanwhile")
             return self._train(last)
         finally:
             self._lock.release()
@@ -194,24 +197,24 @@ class Trainer:
     def _train(self, last: int) -> int:
         optim = self.config.optim
         with self._signals(), self._bar(last) as bar:
-            begin = time.perf_counter()
+            start = time.perf_counter()
             while self.step < last and not self._signal:
                 self._sums += self._one_step()
                 self._summed += 1
                 bar.update()
                 if self.step % optim.log_every == 0:
-                    seconds, begin = time.perf_counter() - begin, time.perf_counter()
+                    seconds, start = time.perf_counter() - start, time.perf_counter()
                     self._write_log(seconds, bar)
                 ends = self._signal or self.step == last
-                draws = self.step % optim.picture_every == 0 or self.step == optim.steps
-                saves = self.step % optim.save_every == 0 or ends
-                if draws or saves:
+                sample = self.step % optim.sample_every == 0 or self.step == optim.steps
+                save = self.step % optim.save_every == 0 or ends
+                if sample or save:
                     self._check_finite()
-                if draws:
+                if sample:
                     with self.averaged():
-                        self.task.pictures(self.folder / f"pictures-{self.step:08d}.png")
+                        self.task.save_samples(self.folder / f"samples-{self.step:08d}.png")
                     self._log.plot(self.folder / "log.png")
-                if saves:
+                if save:
                     self._save()
         if self.step == optim.steps:
             with self.averaged():
@@ -220,7 +223,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the module has the averaged weights and is in evaluation mode."""
+        """Inside, the module has the averaged weights and is in evaluation mode."""
         own = {name: p.detach().clone() for name, p in self._parameters.items()}
         training = self.task.module.training
         self._assign(self._average)
@@ -238,17 +241,17 @@ class Trainer:
             parameter.copy_(values[name])
 
     def _one_step(self) -> torch.Tensor:
-        """Take a step; returns norm, loss and terms."""
+        """Take a step; returns the gradient's norm, the loss and its terms."""
         optim = self.config.optim
         self.task.module.train()
         for group in self._optimizer.param_groups:
             group["lr"] = optim.learning_rate(self.step)
         items = self._batches.batch(self.step)
         total = torch.zeros(len(self._sums) - 1, dtype=torch.float64, device="cpu")
-        for part, some in enumerate(np.split(items, optim.accumulate)):
+        for part, part_items in enumerate(np.split(items, optim.accumulate)):
             _seed(optim.seed, self.step, part)
             with self._autocast():
-                loss, terms = self.task.loss(some)
+                loss, terms = self.task.loss(part_items)
             (loss / optim.accumulate).backward()
             values = torch.stack([loss, *(terms[name] for name in self.task.columns)])
             total += values.detach().double().cpu() / optim.accumulate
@@ -267,9 +270,9 @@ class Trainer:
         return torch.cat([norm.detach().double().cpu().view(1), total])
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        kind = self.config.optim.autocast
-        on = kind == "bfloat16" or (kind == "auto" and self._device.type == "cuda")
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=on)
+        mode = self.config.optim.autocast
+        enabled = mode == "bfloat16" or (mode == "auto" and self._device.type == "cuda")
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
 
     def _write_log(self, seconds: float, bar: Any) -> None:
         optim = self.config.optim
@@ -286,28 +289,27 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note signals instead of dying from them; only the main thread may ask for that."""
+        """Record signals instead of ending; only the main thread can handle them."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def record(number: int, frame: FrameType | None) -> None:
             self._signal = number
 
-        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {s: signal.signal(s, record) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def _check_finite(self) -> None:
-        """Of a run that has diverged nothing is kept; the checkpoint before stays the newest."""
+        """Check the weights, so that a run that has diverged keeps its last good checkpoint."""
         for name, value in (*self._parameters.items(), *self._average.items()):
             if not bool(value.detach().isfinite().all()):
                 raise RuntimeError(
-                    f"step {self.step}: {name} is not finite any more; lower optim.lr, or raise "
-                    "optim.warmup"
+                    f"step {self.step}: {name} is not finite; lower optim.lr, or raise optim.warmup"
                 )
 
     def _save(self) -> None:
@@ -317,22 +319,22 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "sums": self._sums,
             "summed": self._summed,
-            "identity": getattr(self.task, "identity", ""),
+            "identity": self.task.identity,
             "extra": self.task.extra_state(),
         }
         checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        if state["identity"] != getattr(self.task, "identity", ""):
+        if state["identity"] != self.task.identity:
             raise ValueError(
-                f"data.path must hold the data that the run in {self.folder} began with, got "
-                f"others in {self.config.data.path}"
+                f"data.path must be the data that the run in {self.folder} began with, got other "
+                f"data in {self.config.data.path}"
             )
         for name, own in self.task.module.named_parameters():
             if not own.requires_grad and not torch.equal(own.cpu(), state["module"][name]):
                 raise ValueError(
-                    f"autoencoder_path must hold the autoencoder that {self.folder} began with, "
-                    f"got another in {self.config.autoencoder_path} ({name} differs)"
+                    f"autoencoder_path must be the autoencoder that {self.folder} began with, got "
+                    f"another ({name} differs)"
                 )
         self.task.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -346,7 +348,7 @@ class Trainer:
 def _optimizer(
     parameters: Mapping[str, nn.Parameter], config: RunConfig, no_decay: tuple[str, ...]
 ) -> torch.optim.AdamW:
-    """AdamW with the official groups: no decay for vectors and for what the task names."""
+    """AdamW with the official groups: no decay of vectors and of `no_decay` prefixes."""
     decayed = {k: p.dim() > 1 and not k.startswith(no_decay) for k, p in parameters.items()}
     groups = [
         {
@@ -362,6 +364,6 @@ def _optimizer(
 
 
 def _seed(seed: int, step: int, part: int) -> None:
-    """Set PyTorch's random state, on all devices, for one part of one step."""
+    """Seed PyTorch's generators on all devices for one part of one step."""
     low, high = np.random.SeedSequence([seed, step, part]).generate_state(2)
     torch.manual_seed(int(low) << 32 | int(high))

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from bitdance.cli.main import main
 from bitdance.io.weights import CheckpointError, write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.training.autoencoder import load_autoencoder
 from tests.model.helpers.tiny import AUTOENCODER, tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import release
@@ -53,7 +52,7 @@ def test_released_files_work_alone(tmp_path, autoencoder, kind, beside):
     if beside:
         (tmp_path / beside).write_text(json.dumps(official(autoencoder.config)))
     assert_same(BinaryAutoencoder.from_pretrained(path), autoencoder)
-    assert_same(load_autoencoder(path), autoencoder)
+    assert_same(BinaryAutoencoder.from_pretrained(path), autoencoder)
     half = BinaryAutoencoder.from_pretrained(path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 

@@ -9,7 +9,7 @@ from bitdance.data.images import augment, open_images, to_float
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter
 from bitdance.evaluation.evaluate import evaluate
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.training.autoencoder import AutoencoderTask, load_autoencoder
+from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.trainer import Trainer
 from tests.defaults import FOREIGN, foreign_defaults
@@ -111,7 +111,7 @@ def test_training_is_the_same(kind, data, tmp_path):
     def both(folder):
         config = autoencoder_config(data, steps=2, warmup=0, save_every=1)
         results = [trained(folder / "autoencoder", config, AutoencoderTask)]
-        autoencoder = load_autoencoder(folder / "autoencoder")
+        autoencoder = BinaryAutoencoder.from_pretrained(folder / "autoencoder")
         results.append(autoencoder.state_dict())
         images = open_images(data, 8)
         with PackedWriter(folder / "packed", tokens=16, channels=8) as writer:

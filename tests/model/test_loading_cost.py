@@ -10,8 +10,8 @@ import torch
 
 from bitdance import BitDance, TextToImage
 from bitdance.io import weights
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.skeleton import skeleton
-from bitdance.training.autoencoder import load_autoencoder
 from tests.model.helpers.tiny import tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import Words, release
@@ -54,7 +54,7 @@ def test_no_random_number_is_drawn(tmp_path):
     before = torch.get_rng_state()
     BitDance.from_pretrained(tmp_path / "model")
     TextToImage.from_pretrained(tmp_path / "text", words=Words())
-    load_autoencoder(tmp_path / "autoencoder")
+    BinaryAutoencoder.from_pretrained(tmp_path / "autoencoder")
     assert torch.equal(torch.get_rng_state(), before)
 
 

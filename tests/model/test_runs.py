@@ -1,4 +1,4 @@
-"""What a run may go on with, begin with, and be refused for: on a task of five weights."""
+"""How runs resume, begin, and are refused, on a task of five weights."""
 
 import dataclasses
 import shutil
@@ -11,11 +11,12 @@ import torch
 from bitdance.data.images import open_images
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter
 from bitdance.io.weights import CheckpointError, write_tensors
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training import checkpoint
-from bitdance.training.autoencoder import AutoencoderTask, load_autoencoder
+from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
-from bitdance.training.config import RunConfig, read_config
+from bitdance.training.config import parse_run, read_config
 from bitdance.training.run_folder import FolderLock
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
@@ -46,7 +47,7 @@ class Line:
         self.losses.append(float(loss.detach()))
         return loss, {}
 
-    def pictures(self, path):
+    def save_samples(self, path):
         pass
 
     def export(self, folder):
@@ -66,7 +67,7 @@ def config(path="data", size=8, init="", autoencoder=SHAPE, **optim):
         "optim": optim,
         "autoencoder": dict(autoencoder),
     }
-    return RunConfig.from_dict({**content, **({"init": init} if init else {})})
+    return parse_run({**content, **({"init": init} if init else {})})
 
 
 def start(folder, run=None, task=None, **changes):
@@ -80,7 +81,7 @@ def names(folder):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"steps": 8}, {"log_every": 1}, {"save_every": 1}, {"picture_every": 7}, {"keep": 5},
+        {"steps": 8}, {"log_every": 1}, {"save_every": 1}, {"sample_every": 7}, {"keep": 5},
         {"path": "/mnt/data"}, {"steps": 9, "log_every": 4, "path": "elsewhere"},
     ],
     ids=lambda changes: "+".join(changes),
@@ -167,16 +168,14 @@ def test_a_line_of_the_log_is_the_mean_since_the_line_before(tmp_path):
 
 def test_other_data_are_refused_wherever_they_lie(tmp_path):
     start(tmp_path, task=Line("a")).run(2)
-    with pytest.raises(
-        ValueError, match=r"^data\.path must hold the data that the run in .* began"
-    ):
+    with pytest.raises(ValueError, match=r"^data\.path must be the data that the run in .* began"):
         start(tmp_path, task=Line("b"))
     assert start(tmp_path, task=Line("a"), path="moved").step == 2
 
 
 def test_another_autoencoder_is_refused(tmp_path):
     start(tmp_path, task=Line(frozen=1.0)).run(2)
-    with pytest.raises(ValueError, match=r"^autoencoder_path must hold the autoencoder .*\(frozen"):
+    with pytest.raises(ValueError, match=r"^autoencoder_path must be the autoencoder .*\(frozen"):
         start(tmp_path, task=Line(frozen=2.0))
 
 
@@ -235,9 +234,9 @@ def model_config(data, autoencoder, init="", **model):
              "diff_adanln_layers": 1, "parallel_num": 4, "num_classes": 3, "cls_token_num": 2,
              **model}  # fmt: skip
     content = {"data": {"path": str(data), "size": 8}, "autoencoder_path": str(autoencoder),
-               "sample_steps": 1, "model": model,
+               "num_inference_steps": 1, "model": model,
                "optim": {"steps": 2, "batch_size": 4, "warmup": 1}}  # fmt: skip
-    return RunConfig.from_dict({**content, **({"init": str(init)} if init else {})})
+    return parse_run({**content, **({"init": str(init)} if init else {})})
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +261,7 @@ def _begun(task, run, folder):
 
 def test_an_autoencoder_begins_with_the_weights_of_init(autoencoder, model, tmp_path):
     run, data = autoencoder
-    expected = load_autoencoder(run).state_dict()
+    expected = BinaryAutoencoder.from_pretrained(run).state_dict()
     official = tmp_path / "ae.pt"
     torch.save({"state_dict": {**expected, "loss.discriminator.weight": torch.ones(3)}}, official)
     exported = tmp_path / "exported"
@@ -384,7 +383,7 @@ def test_a_folder_is_held_from_the_beginning_to_the_end_of_a_run(tmp_path):
     with pytest.raises(OSError, match="is in use by another run"):
         first.run()
     second.run(3)
-    with pytest.raises(OSError, match="another process has gone on with the run meanwhile"):
+    with pytest.raises(OSError, match="another process has resumed the run meanwhile"):
         first.run()
     second.run()  # its own lock again
     del first, second
@@ -420,7 +419,7 @@ class Diverging(Line):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    with pytest.raises(RuntimeError, match=r"^step 5: weight is not finite any more; lower optim"):
+    with pytest.raises(RuntimeError, match=r"^step 5: weight is not finite; lower optim"):
         start(tmp_path, task=Diverging(), steps=20, save_every=1).run()
     state = checkpoint.newest(tmp_path)
     assert state["step"] == 4
@@ -468,7 +467,7 @@ class Broken:
         ("tests.model.test_runs:nothing", "is not module:function: AttributeError"),
         ("tests.model.test_runs:CONSTANT", "must be a function or a class, got 3"),
         ("tests.model.test_runs:Broken", "ZeroDivisionError: for the test"),
-        ("os:getcwd", "must take images and reconstructions: too many positional arguments"),
+        ("os:getcwd", "must accept images and reconstructions: too many positional arguments"),
         ("tests.model.test_runs:raises", "raises KeyError: 'key'"),
         ("tests.model.test_runs:not_scalar", r"must return a scalar tensor, got tensor\("),
         ("tests.model.test_runs:no_tensor", "must return a scalar tensor, got 1.0"),

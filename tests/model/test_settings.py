@@ -19,8 +19,18 @@ from bitdance.models.config import (
     AutoencoderConfig,
     HeadConfig,
     ModelConfig,
+    ModelShape,
 )
-from bitdance.training.config import DataConfig, LossConfig, OptimConfig, RunConfig, read_config
+from bitdance.training.config import (
+    AutoencoderRun,
+    ClassConditionalRun,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    parse_run,
+    read_config,
+    run_to_dict,
+)
 
 SHAPE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "num_codebooks": 2}
 MODEL = {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,
@@ -29,15 +39,15 @@ MODEL = {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,
 
 def autoencoder_run():
     """Every key of an autoencoder's run."""
-    run = RunConfig.from_dict(
+    run = parse_run(
         {"data": {"path": "x", "size": 8}, "optim": {"steps": 200}, "autoencoder": dict(SHAPE)}
     )
-    return {**run.to_dict(), "init": "y"}
+    return {**run_to_dict(run), "init": "y"}
 
 
 def model_run():
     """Every key of a model's run."""
-    run = RunConfig.from_dict(
+    run = parse_run(
         {
             "data": {"path": "x", "size": 8},
             "optim": {"steps": 200},
@@ -45,7 +55,7 @@ def model_run():
             "autoencoder_path": "z",
         }
     )
-    return {**run.to_dict(), "init": "y"}
+    return {**run_to_dict(run), "init": "y"}
 
 
 def keys(content, path=()):
@@ -87,7 +97,7 @@ def test_every_field_refuses_every_other_type_and_names_its_key(run):
                 continue
             section[path[-1]] = value
             with pytest.raises(ValueError, match=r"^file: \S") as caught:
-                RunConfig.from_dict(content, "file")
+                parse_run(content, "file")
             message = str(caught.value)
             assert type(caught.value) is ValueError
             assert ".".join(path) in message, message
@@ -114,8 +124,8 @@ def test_every_number_refuses_fractions_of_integers_infinity_and_nan(run):
             *([value + 0.5] if type(value) is int else []),
         ]:
             section[path[-1]] = wrong
-            with pytest.raises(ValueError, match=rf"^RunConfig: {'.'.join(path)} must be "):
-                RunConfig.from_dict(content)
+            with pytest.raises(ValueError, match=rf"^run: {'.'.join(path)} must be "):
+                parse_run(content)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +172,7 @@ def test_ranges_and_what_fields_have_to_do_with_each_other(key, value, message):
     content = autoencoder_run()
     content[section][name] = value
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (compared below)
-        RunConfig.from_dict(content, "c.toml")
+        parse_run(content, "c.toml")
     assert str(caught.value).startswith(f"c.toml: {message}")
 
 
@@ -170,7 +180,7 @@ def test_ranges_and_what_fields_have_to_do_with_each_other(key, value, message):
     ("run", "key", "value"),
     [
         (autoencoder_run, "autoencoder_path", "x"),
-        (autoencoder_run, "sample_steps", 20),
+        (autoencoder_run, "num_inference_steps", 20),
         (autoencoder_run, "autoencoder.attn_blocks", 2),
         (autoencoder_run, "autoencoder.n_heads", 16),
         (model_run, "loss", {}),
@@ -184,11 +194,12 @@ def test_a_key_that_the_run_would_not_use_is_refused_even_with_its_default(run, 
     if key.startswith("model."):
         content["model"]["time_schedule"] = "uniform"
         del content["model"]["P_mean"], content["model"]["P_std"]
-        assert RunConfig.from_dict(content).to_dict() == content
+        assert run_to_dict(parse_run(content)) == content
     *sections, name = key.split(".")
     (content[sections[0]] if sections else content)[name] = value
-    with pytest.raises(ValueError, match=rf"^RunConfig: {key} must be left out \(.*\), got "):
-        RunConfig.from_dict(content)
+    unused = rf"^run: {key} must be left out \(.*\), got "
+    with pytest.raises(ValueError, match=unused if sections else f"^run: unknown key {key}$"):
+        parse_run(content)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +210,8 @@ def test_unknown_keys_are_named(key):
     content = model_run()
     *sections, name = key.split(".")
     (content[sections[0]] if sections else content)[name] = 3
-    with pytest.raises(ValueError, match=f"^RunConfig: unknown key {key}$"):
-        RunConfig.from_dict(content)
+    with pytest.raises(ValueError, match=f"^run: unknown key {key}$"):
+        parse_run(content)
 
 
 def test_python_is_checked_as_files_are():
@@ -226,9 +237,16 @@ def test_python_is_checked_as_files_are():
             "ModelConfig: n_layer must be at most 4096, got 10000000",
         ),
         (
-            lambda: RunConfig(DataConfig("x", 8), OptimConfig(200), AutoencoderConfig(**SHAPE),
-                              sample_steps=3),
-            "RunConfig: sample_steps must be left out (it is a model's), got 3",
+            lambda: AutoencoderRun(DataConfig("x", 8), OptimConfig(200), AutoencoderConfig(**SHAPE),
+                                   num_inference_steps=3),
+            "AutoencoderRun: unknown key num_inference_steps",
+        ),
+        (
+            lambda: ClassConditionalRun(
+                DataConfig("x", 8), OptimConfig(200),
+                ModelShape(**MODEL, time_schedule="uniform", P_mean=0.0), "z",
+            ),
+            "ClassConditionalRun: model.P_mean must be left out (uniform times do not use it), got",
         ),
     ):  # fmt: skip
         with pytest.raises(ValueError) as caught:  # noqa: PT011  (compared below)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from PIL import Image
 
@@ -18,10 +19,11 @@ from bitdance.data.images import iterate_batches, open_images
 from bitdance.evaluation.classifier import train_classifier
 from bitdance.evaluation.metrics import frechet_distance
 from bitdance.io.weights import CheckpointError
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDance
 from bitdance.training import checkpoint
-from bitdance.training.autoencoder import AutoencoderTask, load_autoencoder
-from bitdance.training.config import LossConfig, RunConfig, read_config
+from bitdance.training.autoencoder import AutoencoderTask
+from bitdance.training.config import LossConfig, parse_run, read_config, run_to_dict
 from bitdance.training.log import Log
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
@@ -37,8 +39,8 @@ def data(tmp_path_factory):
 
 def autoencoder_config(data, **optim):
     optim = {"steps": 12, "batch_size": 8, "warmup": 2, "log_every": 3, "save_every": 4,
-             "picture_every": 100, **optim}  # fmt: skip
-    return RunConfig.from_dict({
+             "sample_every": 100, **optim}  # fmt: skip
+    return parse_run({
         "data": {"path": str(data), "size": 8, "classes": CLASSES, "shift": 1, "flip": True},
         "autoencoder": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8,
                       "num_codebooks": 2},
@@ -48,9 +50,9 @@ def autoencoder_config(data, **optim):
 
 def model_config(data, autoencoder, **optim):
     optim = {"steps": 6, "batch_size": 8, "warmup": 2, "log_every": 3, "save_every": 3,
-             "picture_every": 100, **optim}  # fmt: skip
-    return RunConfig.from_dict({
-        "autoencoder_path": str(autoencoder), "sample_steps": 2,
+             "sample_every": 100, **optim}  # fmt: skip
+    return parse_run({
+        "autoencoder_path": str(autoencoder), "num_inference_steps": 2,
         "data": {"path": str(data), "size": 8, "classes": CLASSES},
         "model": {"dim": 32, "n_layer": 1, "n_head": 2, "diff_layers": 1, "diff_dim": 32,
                   "diff_adanln_layers": 1, "parallel_num": 4, "num_classes": 3,
@@ -60,7 +62,7 @@ def model_config(data, autoencoder, **optim):
 
 
 def write_config(config, path):
-    path.write_text(config.to_toml(), encoding="utf-8")
+    path.write_text(tomli_w.dumps(run_to_dict(config)), encoding="utf-8")
     return path
 
 
@@ -101,7 +103,7 @@ def autoencoder(data, tmp_path_factory):
 def test_a_run_leaves_what_it_promises(autoencoder):
     names = {path.name for path in autoencoder.iterdir()}
     assert names == {
-        "config.toml", "log.csv", "log.png", "pictures-00000012.png", "autoencoder.json",
+        "config.toml", "log.csv", "log.png", "samples-00000012.png", "autoencoder.json",
         "autoencoder.safetensors", "autoencoder.safetensors.sha256",
         "checkpoint-00000008.pt", "checkpoint-00000012.pt",
     }  # fmt: skip
@@ -111,7 +113,7 @@ def test_a_run_leaves_what_it_promises(autoencoder):
                    for i in (1, -1))  # fmt: skip
     assert last["l2"] < first["l2"]
     averaged = final(autoencoder)["average"]
-    state = load_autoencoder(autoencoder).state_dict()
+    state = BinaryAutoencoder.from_pretrained(autoencoder).state_dict()
     assert all(torch.equal(state[name], value) for name, value in averaged.items())
 
 

@@ -10,7 +10,7 @@ import torch
 
 from bitdance.io.weights import CheckpointError
 from bitdance.training import checkpoint
-from bitdance.training.initial_weights import load_initial
+from bitdance.training.initial_weights import load_initial_weights
 from tests.model.test_train import autoencoder_config, data, final, trainer  # noqa: F401
 
 NEWEST = "checkpoint-00000008.pt"
@@ -154,14 +154,16 @@ def test_where_all_are_damaged_the_last_problem_is_said(copied):
         change(lambda s: s.pop("module"))(path)
     with (
         pytest.warns(UserWarning, match="trying the one before"),
-        pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole: module must be a Map"),
+        pytest.raises(
+            CheckpointError, match=r"no checkpoint of .* is intact: module must be a Map"
+        ),
     ):
         trainer(config, folder)
     with (
         pytest.warns(UserWarning, match="trying the one before"),
         pytest.raises(CheckpointError, match="the checkpoint has no module"),
     ):
-        load_initial(torch.nn.Linear(1, 1), str(folder))
+        load_initial_weights(torch.nn.Linear(1, 1), str(folder))
 
 
 def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(copied):

@@ -55,6 +55,7 @@ class BinaryAutoencoder(nn.Module):
 
     Args:
         config: shape of the model.
+        quantizer: the quantizer with the weights of its losses, by default one as `config` says.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
 
     Example:
@@ -69,12 +70,14 @@ class BinaryAutoencoder(nn.Module):
         (torch.Size([1, 4, 4, 4]), torch.Size([1, 3, 8, 8]))
     """
 
-    def __init__(self, config: AutoencoderConfig, **factory: Any) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, *, quantizer: BinaryQuantizer | None = None, **factory: Any
+    ) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, **factory)
         self.decoder = Decoder(config, **factory)
-        self.quantizer = BinaryQuantizer(config.z_channels, config.num_codebooks)
+        self.quantizer = quantizer or BinaryQuantizer(config.z_channels, config.num_codebooks)
         self._graphs: Pool[graphs.Recent[_Pixels]] = Pool(partial(graphs.Recent, graphs.MOST_KINDS))
 
     @classmethod

@@ -1,0 +1,63 @@
+"""Loss terms of the user's own, named "module:function" in the section [loss.extra]."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bitdance.io.validation import shown
+
+__all__ = ["ExtraLoss", "call_loss", "import_loss"]
+
+ExtraLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A scalar for images and reconstructions [B, 3, H, W] in [-1, 1]."""
+
+
+def import_loss(name: str) -> ExtraLoss:
+    """The function "module:function"; a class is instantiated without arguments.
+
+    Raises:
+        ValueError: it cannot be imported, or does not take two arguments.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        loss = getattr(importlib.import_module(module), attribute)
+        loss = loss() if isinstance(loss, type) else loss
+    except Exception as error:  # foreign code may raise anything
+        raise ValueError(
+            f"loss.extra: {name!r} is not module:function: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(loss):
+        raise ValueError(f"loss.extra: {name!r} must be a function or a class, got {shown(loss)}")
+    try:
+        signature = inspect.signature(loss)
+    except ValueError:  # functions in C may have none
+        return loss
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"loss.extra: {name!r} must accept images and reconstructions: {error}"
+        ) from error
+    return loss
+
+
+def call_loss(name: str, loss: ExtraLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The scalar that a loss returns.
+
+    Raises:
+        ValueError: it returns something else, or raises an error other than PyTorch's own.
+    """
+    try:
+        term: Any = loss(x, y)
+    except (RuntimeError, MemoryError, OSError):  # PyTorch's errors say what to do
+        raise
+    except Exception as error:
+        raise ValueError(f"loss.extra: {name!r} raises {type(error).__name__}: {error}") from error
+    if isinstance(term, torch.Tensor) and term.numel() == 1 and term.is_floating_point():
+        return term.reshape(())
+    raise ValueError(f"loss.extra: {name!r} must return a scalar tensor, got {shown(term)}")
