@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks import __main__ as command
 from benchmarks import cpu, plots, products, report, run, tables, targets, timing
-from benchmarks.model import decode, measure, training
+from benchmarks.model import decode, paths, training
 from benchmarks.model.published import Published
 from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance.models.class_conditional import TrainingDraws
@@ -195,10 +195,9 @@ def test_targets_of_every_unit_are_measured():
 
 
 def test_images_against_their_products_alone(tmp_path):
-    model = measure.random_model(measure.TINY, torch.device("cpu"))
-    result = {"not timed": {}}
-    rows = cpu.images(result, "tiny", model, 2, 2, rounds=2, seconds=0.0)
-    assert {"fast", "published", "products alone"} <= {row["path"] for row in rows}
+    model = paths.random_model(paths.TINY, torch.device("cpu"))
+    rows = cpu.images("tiny", model, 2, 2, rounds=2, seconds=0.0)
+    assert [row["path"] for row in rows] == ["fast", "plain", "published", "products alone"]
     fast = next(row for row in rows if row["path"] == "fast")
     alone = next(row for row in rows if row["path"] == "products alone")
     assert min(fast["ms"], alone["ms"]) > 0  # either may be less: `linear` is no product of theirs
@@ -231,10 +230,10 @@ def test_products_are_recorded_and_replayed(mode):
 
 
 def test_the_published_sampler_gives_the_models_tokens():
-    model = measure.random_model(measure.TINY, torch.device("cpu"))
+    model = paths.random_model(paths.TINY, torch.device("cpu"))
     for P in (1, 4):
-        config = dataclasses.replace(measure.TINY, parallel_num=P)
-        model = measure.random_model(config, torch.device("cpu"))
+        config = dataclasses.replace(paths.TINY, parallel_num=P)
+        model = paths.random_model(config, torch.device("cpu"))
         draw = torch.Generator().manual_seed(P)
         patch = () if P == 1 else (P,)
         noise = [
@@ -278,20 +277,17 @@ def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cpu.subprocess, "run", call)
     monkeypatch.setitem(cpu.MODEL_PARTS, "packed_dataset", ("--rounds", "1"))
-    result = {"model": {}, "not timed": {}}
+    result = {"model": {}}
     cpu._model(result, "packed_dataset", 1)
     assert result["model"] == {"packed_dataset": found}
     assert tables.model(result).splitlines()[2:] == [
         "| packed_dataset | seconds, fast | 1.5 |",
         "| packed_dataset | runner / products | 1.25 |",
     ]
-    monkeypatch.setitem(cpu.MODEL_PARTS, "nothing", ())
-    cpu._model(result, "nothing", 1)
-    assert result["not timed"] == {"model: nothing": "there is no such benchmark"}
 
 
 def test_decoding_is_held_against_its_convolutions_alone():
-    model = measure.random_model(measure.TINY, torch.device("cpu")).vae
+    model = paths.random_model(paths.TINY, torch.device("cpu")).vae
     found = decode.measure(model, "tiny", images=2, cells=4, rounds=1)
     seconds = found["tiny, 2 images, seconds"]
     assert set(seconds) == {"decoder", "plain", "NCHW", "NHWC"}
@@ -377,9 +373,9 @@ def test_compare_with_no_such_commit(capsys):
 def test_training_step_is_the_same_every_way():
     """What is timed against each other computes the same loss and gradients."""
     torch.manual_seed(0)
-    model = measure.random_model(measure.TINY, torch.device("cpu")).requires_grad_(True).train()
-    config = measure.TINY
-    tokens = measure.random_tokens(model, 2)
+    model = paths.random_model(paths.TINY, torch.device("cpu")).requires_grad_(True).train()
+    config = paths.TINY
+    tokens = paths.random_tokens(model, 2)
     draws = TrainingDraws(
         flips=tuple(torch.rand_like(tokens) for _ in range(2)),
         drop=torch.rand(2),
@@ -399,7 +395,7 @@ def test_training_step_is_the_same_every_way():
 
 
 def test_training_benchmark_measures(monkeypatch):
-    model = measure.random_model(measure.TINY, torch.device("cpu")).requires_grad_(True)
+    model = paths.random_model(paths.TINY, torch.device("cpu")).requires_grad_(True)
     found = training.measure(model, 2, 1)
     assert set(found["seconds"]) == set(found["head peak bytes"]) == set(training.WAYS)
     rows, tokens, width = found["head rows"]

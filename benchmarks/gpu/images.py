@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.gpu import limits
 from benchmarks.gpu.worker import Context, Step
-from benchmarks.model import bound, measure, paths
+from benchmarks.model import bound, paths
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import PRESETS
 
@@ -47,9 +47,9 @@ def steps(context: Context) -> Sequence[Step]:
 
 
 def _images(context: Context, name: str, batch: int, share: int) -> None:
-    config = measure.TINY if name == "tiny" else PRESETS[name]
+    config = paths.TINY if name == "tiny" else PRESETS[name]
     denoising = 2 if context.dry_run else _STEPS
-    master = measure.random_model(config, context.device)
+    master = paths.random_model(config, context.device)
     half = torch.float32 if context.dry_run else torch.bfloat16
     autocast = None if context.dry_run else half
     ways: dict[str, Callable[[], Way]] = {
@@ -113,24 +113,24 @@ def _time(
     """Milliseconds an image: all of it, and of the trunk, the head and the decoder."""
     config = model.config
     labels = torch.arange(batch, device=model.freqs.device) % config.num_classes
-    tokens = measure.random_tokens(model, batch)
+    tokens = paths.random_tokens(model, batch)
     begin = time.monotonic()
     # The first calls compile and allocate, the second ones of a path with graphs capture them.
     for _ in range(2 if way.trunk is None else 1):
-        measure.sampling(way, labels, config.ar_steps, 0.0, most=measure.LEAST_AR_STEPS)
-        measure.decoding(way, tokens)
+        paths.sampling(way, labels, config.ar_steps, 0.0, max_steps=paths.MIN_AR_STEPS)
+        paths.decoding(way, tokens)
     first = time.monotonic() - begin
     end = begin + max(seconds, first + 1.0)
     ran: list[dict[str, Any]] = []
     while not ran or (time.monotonic() < end and len(ran) < rounds):
         left = (end - time.monotonic()) / (1 if ran else 2)
-        times = measure.sampling(way, labels, config.ar_steps, left)
-        ran.append(times | {"decoder": measure.decoding(way, tokens)})
+        times = paths.sampling(way, labels, config.ar_steps, left)
+        ran.append(times | {"decoder": paths.decoding(way, tokens)})
     if way.trunk is None:
-        step = limits.seconds_of(context, measure.trunk_step(model, batch))
+        step = limits.seconds_of(context, paths.trunk_step(model, batch))
         ran = [r | {"trunk": step * config.ar_steps} for r in ran]
     return {
-        **measure.figures(ran, batch),
+        **paths.figures(ran, batch),
         "ar_steps_timed": min(r["ran"] for r in ran),
         "ar_steps": config.ar_steps,
         "first_call_s": first,

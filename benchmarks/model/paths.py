@@ -1,21 +1,38 @@
-"""The ways to make a whole image that are timed against each other, and where their time goes."""
+"""The ways to make a whole image that are timed against each other, and the clock for them."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from benchmarks import timing
 from benchmarks.model.published import Published
 from bitdance.models.autoencoder.autoencoder import to_uint8
 from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import AutoencoderConfig, ModelConfig
+from bitdance.sampling import graphs
+from bitdance.sampling.workspace import Workspace
 from bitdance_kernels import CpuGraph, use_backend
 
 OnStep = Callable[[int], None]
+MIN_AR_STEPS = 3
+_DECODED_AT_ONCE = 32
+
+TINY = ModelConfig(
+    dim=32, n_layer=1, n_head=2, diff_layers=2, diff_dim=64, diff_adanln_layers=1, parallel_num=4,
+    latent_dim=8, down_size=2, resolution=8, num_classes=3, cls_token_num=2, cfg_scale=2.0,
+    autoencoder=AutoencoderConfig(
+        ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, num_codebooks=1
+    ),
+)  # fmt: skip
+"""For runs that only go through the code."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +40,7 @@ class Path:
     """One way.
 
     Attributes:
-        name: "fast" (the library's default), "plain" (the same ops without the runner) or
+        name: "fast" (the library's default), "plain" (reference ops without the runner) or
             "published" (plain PyTorch, as the authors' code does it).
         sample: labels and a callback after every AR step, to tokens.
         decode: tokens to uint8 images.
@@ -41,78 +58,167 @@ class Path:
 
 def fast(model: BitDanceModel, steps: int) -> Path:
     """The library's default."""
-    return _of_library("fast", model, steps, {}, None)
+    captured = model.freqs.is_cuda or CpuGraph.unavailable() is None
+    return _of_library("fast", model, steps, {}, None if captured else (model.layers, "decode"))
 
 
-def plain(model: BitDanceModel, steps: int, *, autocast: torch.dtype | None) -> Path | str:
-    """Reference ops without the runner; or why this version has no such mode."""
-    if "mode" not in inspect.signature(model.sample).parameters:
-        return "this version's sample has no mode='plain'"
-    return _of_library("plain", model, steps, {"mode": "plain"}, autocast)
+def plain(model: BitDanceModel, steps: int) -> Path:
+    """Reference ops without the runner."""
+    return _of_library("plain", model, steps, {"mode": "plain"}, (model.layers, "decode"))
 
 
 def published(
-    model: BitDanceModel, steps: int, *, compiled: bool, autocast: torch.dtype | None
+    model: BitDanceModel, steps: int, *, compiled: bool = False, autocast: torch.dtype | None = None
 ) -> Path:
     """As published: the model's weights as they are, products in `autocast`."""
-    baseline = Published(model, compiled=compiled)
+    baseline, device = Published(model, compiled=compiled), model.freqs.device.type
+
+    def casting() -> torch.autocast:
+        return torch.autocast(device, dtype=autocast, enabled=autocast is not None)
 
     def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
         scale = model.config.cfg_scale
-        with _casting(model, autocast):
+        with casting():
             return baseline.sample(labels, steps=steps, cfg_scale=scale, on_step=on_step)
 
     def decode(tokens: torch.Tensor) -> torch.Tensor:
-        with _casting(model, autocast):
+        with casting():
             return to_uint8(baseline.decode(tokens).float())
 
     return Path("published", sample, decode, (baseline, "trunk"), odd_first=compiled)
 
 
 def _of_library(
-    name: str,
-    model: BitDanceModel,
-    steps: int,
-    mode: dict[str, Any],
-    autocast: torch.dtype | None,
+    name: str, model: BitDanceModel, steps: int, mode: Any, trunk: tuple[Any, str] | None
 ) -> Path:
     def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
-        with _casting(model, autocast):
-            return model.sample(
-                labels,
-                steps=steps,
-                cfg_scale=model.config.cfg_scale,
-                seeds=[0] * len(labels),
-                sample_ids=range(len(labels)),
-                on_step=None if on_step is None else lambda result: on_step(result.step),
-                **mode,
-            )
+        after = None if on_step is None else lambda result: on_step(result.step)
+        seeds, ids = [0] * len(labels), range(len(labels))
+        scale = model.config.cfg_scale
+        return model.sample(
+            labels, steps=steps, cfg_scale=scale, seeds=seeds, sample_ids=ids, on_step=after, **mode
+        )
 
     def decode(tokens: torch.Tensor) -> torch.Tensor:
-        backend = use_backend("reference") if mode else contextlib.nullcontext()
-        with torch.no_grad(), _casting(model, autocast), backend:
+        with torch.no_grad(), use_backend("reference") if mode else contextlib.nullcontext():
             return model.vae.decode_pixels(model.to_codes(tokens))
 
-    captured = model.freqs.is_cuda or CpuGraph.unavailable() is None
-    hidden = captured and not mode
-    return Path(name, sample, decode, None if hidden else (model.layers, "decode"))
+    return Path(name, sample, decode, trunk)
 
 
-def _casting(model: BitDanceModel, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(model.freqs.device.type, dtype=dtype, enabled=dtype is not None)
+def random_model(config: ModelConfig, device: torch.device) -> BitDanceModel:
+    """A model of that shape with weights of 0.02 everywhere, those that begin at 0 too."""
+    with torch.device(device):
+        model = BitDanceModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.detach(), std=0.02)
+    model.vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.requires_grad_(False)
+
+
+def random_tokens(model: BitDanceModel, batch: int) -> torch.Tensor:
+    """Bits like those that are sampled, as cheap to decode."""
+    config, like = model.config, model.norm.weight
+    uniform = torch.rand(batch, config.tokens, config.token_bits, device=like.device)
+    return torch.where(uniform > 0.5, 1.0, -1.0).to(like.dtype)
+
+
+class Clock:
+    """Marks on the device's own time line, read when all work is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def mark(self) -> Any:
+        """Now, as the device sees it."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, *marks: Any) -> list[float]:
+        """Seconds from mark to mark; waits for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        pairs = itertools.pairwise(marks)
+        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
+
+    def seconds(self, function: Callable[[], object]) -> float:
+        """Of one call."""
+        begin = self.mark()
+        function()
+        return self.between(begin, self.mark())[0]
+
+
+class _Stop(Exception):  # noqa: N818  (unwinds a run that has been timed for long enough)
+    pass
+
+
+def sampling(
+    way: Path,
+    labels: torch.Tensor,
+    ar_steps: int,
+    seconds: float,
+    *,
+    max_steps: int | None = None,
+) -> dict[str, Any]:
+    """Seconds of sampling a batch, and of the transformer in it where its calls are seen.
+
+    Once `seconds` are over it stops, but not before some steps; steps that are alike then stand for
+    those that are missing.
+
+    Args:
+        way: what to time.
+        labels: one an image.
+        ar_steps: of the model.
+        seconds: after which to stop.
+        max_steps: AR steps to run at most.
+
+    Returns:
+        "sampling", perhaps "trunk", and "ran", the AR steps that ran.
+    """
+    clock = Clock(labels.device)
+    if way.trunk is None:  # one graph a step: nothing to see inside, and no need to stop
+        return {"ran": ar_steps, "sampling": clock.seconds(lambda: way.sample(labels, None))}
+    start = time.monotonic()
+    marks: list[Any] = [clock.mark()]
+    trunk: list[tuple[Any, Any]] = []
+
+    def on_step(step: int) -> None:
+        marks.append(clock.mark())
+        done = step + 1
+        late = done >= MIN_AR_STEPS and time.monotonic() - start > seconds
+        if done < ar_steps and (late or done == max_steps):
+            raise _Stop
+
+    with _watched(*way.trunk, clock, trunk), contextlib.suppress(_Stop):
+        way.sample(labels, on_step)
+        marks[-1] = clock.mark()  # what comes after the last step belongs to it
+    of_steps = clock.between(*marks)
+    ran = len(of_steps)
+    skipped = int(way.odd_first and ran > 1)
+    times: dict[str, Any] = {"ran": ran, "sampling": _scaled(of_steps[skipped:], ar_steps)}
+    if len(trunk) == ran:
+        of_trunk = [clock.between(*pair)[0] for pair in trunk]
+        times["trunk"] = _scaled(of_trunk[skipped:], ar_steps)
+    return times
+
+
+def _scaled(values: Sequence[float], count: int) -> float:
+    missing = count - len(values)
+    return sum(values) + missing * statistics.fmean(values[1:] or values)
 
 
 @contextlib.contextmanager
-def around(
-    owner: Any, name: str, before: Callable[[], Any], after: Callable[[Any], None]
-) -> Iterator[None]:
-    """Inside, calls of ``owner.name`` are between `before` and `after`, which gets its result."""
+def _watched(owner: Any, name: str, clock: Clock, pairs: list[tuple[Any, Any]]) -> Iterator[None]:
+    """Inside, marks before and after every call of ``owner.name`` are added to `pairs`."""
     original = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        mark = before()
+        begin = clock.mark()
         result = original(*args, **kwargs)
-        after(mark)
+        pairs.append((begin, clock.mark()))
         return result
 
     object.__setattr__(owner, name, wrapped)
@@ -120,3 +226,52 @@ def around(
         yield
     finally:
         object.__delattr__(owner, name)
+
+
+def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """The transformer's part of an AR step in the middle of a guided batch of images."""
+    config, like = model.config, model.norm.weight
+    rows, middle = 2 * batch, len(model.freqs) // 2
+    cache = model.reserve_cache(Workspace(max_runs=1), rows)
+    x = torch.randn(rows, config.parallel_num, config.dim, device=like.device).to(like.dtype)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        cache.lengths.fill_(middle)
+        with torch.no_grad():
+            return (model.norm(model.layers.decode(model.emb_norm(x), model.freqs, cache, None)),)
+
+    return step
+
+
+def captured_trunk_step(model: BitDanceModel, batch: int) -> Callable[[], float]:
+    """Seconds of ``trunk_step`` as a captured step has it, measured by calling what is returned."""
+    step, run = trunk_step(model, batch), graphs.step_for(model.freqs.device)
+    for _ in range(1 + graphs.CALLS_BEFORE_CAPTURE):
+        run(step)
+    return lambda: Clock(model.freqs.device).seconds(lambda: run(step))
+
+
+def decoding(way: Path, tokens: torch.Tensor) -> float:
+    """Seconds of decoding a batch of tokens."""
+    parts = tokens.split(_DECODED_AT_ONCE)
+    return Clock(tokens.device).seconds(lambda: [way.decode(part) for part in parts])
+
+
+def figures(rounds: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
+    """Milliseconds an image: median, least, quartiles, and the medians of the parts.
+
+    Args:
+        rounds: of "sampling", "decoder" and perhaps "trunk" in seconds a batch.
+        batch: images of a batch.
+    """
+    whole = timing.spread([r["sampling"] + r["decoder"] for r in rounds])
+    parts = {"decoder": [r["decoder"] for r in rounds]}
+    if all("trunk" in r for r in rounds):
+        parts["trunk"] = [r["trunk"] for r in rounds]
+        parts["head"] = [r["sampling"] - r["trunk"] for r in rounds]
+    names = {"ms": "median_us", "min_ms": "min_us", "q25_ms": "q25_us", "q75_ms": "q75_us"}
+    return {
+        **{name: whole[key] / 1e3 / batch for name, key in names.items()},
+        "rounds": whole["rounds"],
+        "parts_ms": {k: 1e3 * statistics.median(v) / batch for k, v in parts.items()},
+    }

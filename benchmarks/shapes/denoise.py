@@ -289,37 +289,22 @@ _LARGE = (2**16, 16, 32)
 
 SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
     "adaln_norm": (
-        [
-            _rows(1, 2, 1, 2048, 768, F32),
-            _rows(1, 2, 1, 128, 5120, F32),
-            _rows(1, 2, 1, 2048, 768, BF16, **CUDA),
-            _rows(1, 2, 1, 12288, 768, BF16, **CUDA),
-            _rows(1, 2, 1, 8192, 5120, BF16, **CUDA),
-            _rows(1, 2, 1, 32, 768, BF16, **CUDA),
-        ],
+        [_rows(1, 2, 1, *size, F32) for size in ((2048, 768), (128, 5120))]
+        + [_rows(1, 2, 1, *size, BF16, **CUDA)
+           for size in ((2048, 768), (12288, 768), (8192, 5120), (32, 768))],
         {"torch": norm_torch},
     ),
     "gated_residual": (_gated(1, 1), {"torch": sum_torch}),
     "gated_residual_adaln": (_gated(3, 2), {"torch": sum_and_norm_torch}),
     "swiglu": (
-        [
-            _swiglu(2048, 1152, F32),
-            _swiglu(128, 7680, F32),
-            _swiglu(12288, 1152, BF16, **CUDA),
-            _swiglu(8192, 7680, BF16, **CUDA),
-            _swiglu(32, 1152, BF16, **CUDA),
-        ],
+        [_swiglu(*size, F32) for size in ((2048, 1152), (128, 7680))]
+        + [_swiglu(*size, BF16, **CUDA) for size in ((12288, 1152), (8192, 7680), (32, 1152))],
         {"torch": swiglu_torch},
     ),
     "patch_attention": (
-        [
-            _patches(128, 16, 768, 12),
-            _patches(128, 4, 768, 12),
-            _patches(2, 64, 5120, 40),
-            _patches(768, 16, 768, 12, BF16, **CUDA),
-            _patches(768, 4, 768, 12, BF16, **CUDA),
-            _patches(128, 64, 5120, 40, BF16, **CUDA),
-        ],
+        [_patches(*size) for size in ((128, 16, 768, 12), (128, 4, 768, 12), (2, 64, 5120, 40))]
+        + [_patches(*size, BF16, **CUDA)
+           for size in ((768, 16, 768, 12), (768, 4, 768, 12), (128, 64, 5120, 40))],
         {"sdpa": patch_sdpa, "eight launches": eight_launches},
     ),
     "denoise_step": (
@@ -347,33 +332,19 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
         {"torch": bits_torch},
     ),
     "linear": (
-        [
-            _linear(*sizes)
-            for sizes in (
-                (8, 192, 576), (64, 192, 576), (32, 768, 2304), (256, 768, 2304), (512, 768, 2304),
-                (32, 5120, 5120),
-            )
-        ],
+        [_linear(*size) for size in ((8, 192, 576), (64, 192, 576), (32, 768, 2304),
+                                       (256, 768, 2304), (512, 768, 2304), (32, 5120, 5120))],
         {"F.linear": F.linear},
     ),
     "linear_swiglu": (
-        [
-            _linear_swiglu(*sizes)
-            for sizes in (
-                (32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152), (128, 5120, 7680),
-                (8192, 5120, 7680),
-            )
-        ],
+        [_linear_swiglu(*size) for size in ((32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152),
+                                            (128, 5120, 7680), (8192, 5120, 7680))],
         {"F.linear, swiglu": swiglu_after_linear},
     ),
     "linear_gated_residual": (
-        [
-            _linear_gated_residual(*sizes)
-            for sizes in (
-                (32, 1152, 768), (2048, 1152, 768), (12288, 1152, 768), (128, 7680, 5120),
-                (8192, 7680, 5120),
-            )
-        ],
+        [_linear_gated_residual(*size)
+         for size in ((32, 1152, 768), (2048, 1152, 768), (12288, 1152, 768), (128, 7680, 5120),
+                      (8192, 7680, 5120))],
         {"F.linear, gated_residual": gated_residual_after_linear},
     ),
     "adaln_linear": (
