@@ -29,7 +29,8 @@ $(VENV)/.made: constraints.txt
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
 	$(Q)BITDANCE_BUILD_CUDA=0 CXX=/hidden/c++ \
 		$(PIP) --no-compile --no-build-isolation -e '.[dev]' -e ./bitdance_models
-	$(Q)$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib/python3*/site-packages || true
+	$(Q)$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' \
+		$(VENV)/lib/python3*/site-packages bitdance bitdance_kernels || true
 	@echo "installed the packages"
 	$(Q)touch $@
 

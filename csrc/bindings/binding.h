@@ -56,7 +56,8 @@ void bind(pybind11::module_& module, const char* name, int (*function)(Args...),
   });
 }
 
-// A function of Python objects as they are, called by the convention with the least around it.
+// Binds a function of Python objects by METH_FASTCALL, the calling convention with the least
+// overhead.
 template <pybind11::object (*function)(PyObject* const*, Py_ssize_t)>
 PyObject* call_with_objects(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   try {
@@ -80,7 +81,7 @@ void bind_objects(pybind11::module_& module, const char* name) {
       pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, nullptr));
 }
 
-// Adds the recording of what `bind` has bound.
+// Adds the functions that record and replay what `bind` has bound.
 inline void bind_recording(pybind11::module_& module) {
   pybind11::class_<Recording>(module, "Recording")
       .def("__call__", &Recording::replay, pybind11::call_guard<pybind11::gil_scoped_release>())

@@ -1,6 +1,6 @@
-// As much of DLPack's C interface as is used: what PyTorch (2.10 and later) fills in for a tensor
-// in some twenty nanoseconds, without this library being compiled against PyTorch. The layouts are
-// those of version 1 of https://dmlc.github.io/dlpack/latest/c_api.html.
+// The part of DLPack's C interface that is used. PyTorch (2.10 and later) fills it in for a tensor
+// in about twenty nanoseconds, and this library need not be compiled against PyTorch. Layouts of
+// version 1: https://dmlc.github.io/dlpack/latest/c_api.html.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// Calls of C functions kept while they are made, to be made again without Python around them.
+// Records calls of C functions, to replay them without Python.
 #pragma once
 
 #include <functional>
@@ -7,7 +7,7 @@
 
 namespace bdk {
 
-// A call that raises as it did the first time: all its arguments are in it.
+// A call with its arguments; it raises as it did the first time.
 using RecordedCall = std::function<void()>;
 
 class Recording {
@@ -22,7 +22,7 @@ class Recording {
   std::vector<RecordedCall> calls_;
 };
 
-// Of this thread; null when nothing is recorded.
+// Calls recorded by this thread; null while nothing is recorded.
 inline std::vector<RecordedCall>*& recorded_calls() {
   static thread_local std::vector<RecordedCall>* calls = nullptr;
   return calls;
@@ -32,7 +32,7 @@ inline void start_recording() {
   if (recorded_calls() == nullptr) recorded_calls() = new std::vector<RecordedCall>();
 }
 
-// What this thread has called since the start or since the last time this was called.
+// Calls of this thread since the start or since the last call of this function.
 inline Recording take_recording() {
   std::vector<RecordedCall> taken;
   if (recorded_calls() != nullptr) taken.swap(*recorded_calls());

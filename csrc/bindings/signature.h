@@ -1,6 +1,7 @@
-// What an op's checks and its choice of a backend can depend on, as bytes: equal for two calls, the
-// second is as good as the first, and goes to the same backend. Of addresses that is their value
-// modulo 16 and, where what is written lies among other arguments, how far they are apart.
+// Signature of a call: everything that an op's checks and its choice of a backend may depend on, as
+// bytes. A call with the signature of an earlier, valid one is valid and takes the same backend. Of
+// an address the signature has the value modulo 16 and, where a written argument overlaps another,
+// the distance between them.
 #pragma once
 
 #include <string.h>
@@ -9,7 +10,7 @@
 
 namespace bdk {
 
-// Bytes of limited number, written one value after the other.
+// Appends values to a buffer of fixed size.
 class SignatureWriter {
  public:
   template <class T>
@@ -42,19 +43,18 @@ struct Extent {
   uintptr_t begin, end;
 };
 
-// No allocation lies below, but for the heap of a Python that is not position-independent. A tensor
-// whose storage was given up has the offset of its view for an address.
+// No allocation lies below this address, except in the heap of a Python that is not
+// position-independent. A tensor whose storage was freed has the offset of its view as its address.
 constexpr uintptr_t kLowAddress = uintptr_t{1} << 40;
 
-// False for a tensor that is more than dense memory on the CPU or a CUDA card, or whose gradient is
-// asked for.
+// False for a tensor that is not dense memory on the CPU or a CUDA device, or that requires grad.
 inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out, Extent* extent) {
   const Pytorch& pytorch = Pytorch::get();
   dlpack::Tensor tensor;
   if (!pytorch.is_plain_tensor(object) || !pytorch.borrow(object, &tensor)) return false;
   const bool known_device =
       tensor.device.type == dlpack::kCpu || tensor.device.type == dlpack::kCuda;
-  // Without memory: empty, or a tensor that only behaves as if it had values.
+  // No memory: the tensor is empty or fake.
   if (!known_device || tensor.data == nullptr || pytorch.is_negated(object)) return false;
   if (gradients && pytorch.requires_grad(object)) return false;
   out.write('t');
@@ -100,9 +100,9 @@ inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& ou
 
 constexpr Py_ssize_t kMaxArguments = 64;
 
-// signature(arguments, gradients, written = 0): of a tuple of arguments; gradients: whether they
-// are recorded; written: bit i is set where the op writes argument i. None for arguments of which
-// not everything is known.
+// signature(arguments, gradients, written = 0): signature of a tuple of arguments. gradients:
+// whether autograd records; written: bit i is set if the op writes argument i. None if an argument
+// has properties that a signature does not cover.
 inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) {
   if (count < 2 || count > 3 || !PyTuple_Check(arguments[0])) {
     throw pybind11::type_error("signature(arguments: tuple, gradients: bool, written: int = 0)");

@@ -11,35 +11,35 @@
 
 namespace bdk {
 
-// What is needed of PyTorch, looked up with the first tensor; never destroyed.
+// Types and functions of PyTorch, looked up with the first tensor; never destroyed.
 class Pytorch {
  public:
   static const Pytorch& get() {
-    // The GIL guards it: a guard of C++ would be held while Python runs, where another thread may
-    // wait for it with the GIL.
+    // The GIL guards the initialization. C++'s own guard would deadlock: it is held while Python
+    // runs and gives up the GIL, and another thread can wait for it with the GIL.
     static const Pytorch* found = nullptr;
     if (found == nullptr) found = new Pytorch();
     return *found;
   }
 
-  // Whether it is a tensor and nothing derived from one.
+  // Whether the object is a Tensor or Parameter and not of a subclass.
   bool is_plain_tensor(PyObject* object) const {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     return type == tensor_.ptr() || type == parameter_.ptr();
   }
 
-  // False for anything whose values do not simply lie in memory; no Python exception is left.
+  // False for an object whose values are not strided memory; leaves no Python exception.
   bool borrow(PyObject* object, dlpack::Tensor* out) const {
     if (api_->borrow(object, out) == 0) return true;
     PyErr_Clear();
     return false;
   }
 
-  // Whether what lies in memory is still to be negated.
+  // Whether the negative bit is set: the values are those in memory, negated.
   bool is_negated(PyObject* tensor) const { return is_true(PyObject_CallOneArg(is_neg_, tensor)); }
 
-  // Elements of `item` bytes that the storage of a tensor holds from the tensor's first one on;
-  // less than 0 if it does not even reach that far, or cannot be told.
+  // Number of elements of `item` bytes from a tensor's first element to the end of its storage;
+  // negative if the storage ends before or is unknown.
   int64_t storage_ends_at(PyObject* tensor, int64_t item) const {
     try {
       const pybind11::handle handle(tensor);
@@ -73,7 +73,7 @@ class Pytorch {
     }
   }
 
-  // Of a new reference, which is given up; an exception counts as true and is cleared.
+  // Truth of a new reference, which is released; an exception counts as true and is cleared.
   static bool is_true(PyObject* value) {
     if (value == nullptr) PyErr_Clear();
     Py_XDECREF(value);  // True and False live on
@@ -100,14 +100,14 @@ inline int dtype_code(dlpack::DataType dtype) {
   return -1;
 }
 
-// Elements from each row of a tensor [..., C] to the next; false if they are not evenly spaced or
-// the elements of a row are not adjacent.
+// Stride in elements between the rows of a tensor [..., C]; false if the rows are not evenly spaced
+// or the elements of a row are not adjacent.
 inline bool row_stride(const dlpack::Tensor& tensor, int64_t* stride) {
   const int last = tensor.dims - 1;
   if (last < 0 || (tensor.strides[last] != 1 && tensor.shape[last] != 1)) return false;
   *stride = tensor.shape[last];
   bool first = true;
-  int64_t span = 0;  // how far the next outer dimension must step to go on evenly
+  int64_t span = 0;  // stride of the next outer dimension if the rows are evenly spaced
   for (int i = last - 1; i >= 0; --i) {
     const int64_t size = tensor.shape[i], step = tensor.strides[i];
     if (size == 0) return true;

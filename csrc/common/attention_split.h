@@ -12,13 +12,13 @@ struct Split {
   int first, last;
 };
 
-// A length as it came, less than 0 or more than the cache has, made one that counts.
+// A length clamped to what the cache has.
 BDK_HOST_DEVICE inline int clamp_length(int length, int cache_tokens) {
-  const int most = length < cache_tokens ? length : cache_tokens;
-  return most > 0 ? most : 0;
+  const int tokens = length < cache_tokens ? length : cache_tokens;
+  return tokens > 0 ? tokens : 0;
 }
 
-// Keys that each split takes: whole tiles, so that only the last tile of a row is in part filled.
+// Keys of each split: whole tiles, so that only the last tile of a row is partly filled.
 BDK_HOST_DEVICE inline int split_share(int length, int splits, int tile) {
   const int tiles = length / tile + (length % tile != 0);
   return (tiles / splits + (tiles % splits != 0)) * tile;

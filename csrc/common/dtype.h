@@ -11,7 +11,7 @@ constexpr bool is_dtype(int code) { return code >= kFloat32 && code <= kBFloat16
 
 // A float pattern, read as an integer, is > 0 in value exactly when 1 <= pattern <=
 // kInfinity: the sign bit is clear, and neither zero nor NaN. Integer comparisons also stay exact
-// where the processor is told to treat denormals as zero.
+// when the processor treats denormals as zero.
 constexpr uint32_t kInfinity32 = 0x7F800000u;
 constexpr uint16_t kInfinity16 = 0x7C00u;
 constexpr uint16_t kInfinityB16 = 0x7F80u;

@@ -12,7 +12,7 @@
 namespace bdk {
 
 constexpr uint32_t kFlipDomain = 0xB175F11Du;
-constexpr int64_t kMostFlipThreshold = 32768;  // rate 1
+constexpr int64_t kMaxFlipThreshold = 32768;  // rate 1
 
 struct FlipKey {
   uint32_t seed_low, seed_high, offset;

@@ -1,5 +1,5 @@
-// What the C++ and the CUDA kernels of group_norm_silu share: moments of a group that are found in
-// parts, and the numbers that a channel's values are multiplied by, from them.
+// Shared by the C++ and CUDA kernels of group_norm_silu: combining the moments of parts of a group,
+// and the coefficients of a channel that follow from them.
 //
 //   n = weight (x - mean) / sqrt(var + eps) + bias,  z = scale n + shift,  y = z sigmoid(z)
 #pragma once
@@ -10,11 +10,11 @@
 
 namespace bdk {
 
-struct Spread {  // of `count` values: mean and sum of squared distances to it
+struct Spread {  // mean of `count` values and sum of squared distances to it
   double count, mean, squares;
 };
 
-// Of both together (Chan, Golub and LeVeque, 1979).
+// Spread of both parts together (Chan, Golub and LeVeque, 1979).
 BDK_HOST_DEVICE inline Spread merge(Spread a, Spread b) {
   if (a.count == 0.0) return b;
   if (b.count == 0.0) return a;
@@ -39,18 +39,19 @@ BDK_HOST_DEVICE inline float channel_offset(ChannelAffine k) {
   return static_cast<float>(k.bias * k.scale + k.shift);
 }
 
-// Gradients of a channel's four numbers and its part in the sums over its group of the gradient of
-// (x - mean) rstd, along 1 and along itself; from the sums over an image's positions of the
-// gradient of z, and of it times (x - mean).
+// Gradients of weight, bias, scale and shift of one channel, and the channel's share in two sums
+// over its group: the gradient of unit = (x - mean) rstd, and that gradient times unit. Computed
+// from the sums over an image's positions of the gradient of z and of that gradient times
+// (x - mean).
 struct ChannelGradients {
   double weight, bias, scale, shift, along_one, along_unit;
 };
 
-BDK_HOST_DEVICE inline ChannelGradients channel_gradients(ChannelAffine k, double rstd, double of_z,
-                                                          double of_z_x) {
-  const double with_unit = of_z_x * rstd, both = k.weight * k.scale;
-  return {k.scale * with_unit, k.scale * of_z,  k.weight * with_unit + k.bias * of_z, of_z,
-          both * of_z,         both * with_unit};
+BDK_HOST_DEVICE inline ChannelGradients channel_gradients(ChannelAffine k, double rstd,
+                                                          double grad_z, double grad_z_x) {
+  const double with_unit = grad_z_x * rstd, both = k.weight * k.scale;
+  return {k.scale * with_unit, k.scale * grad_z, k.weight * with_unit + k.bias * grad_z, grad_z,
+          both * grad_z,       both * with_unit};
 }
 
 }  // namespace bdk

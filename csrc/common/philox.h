@@ -3,7 +3,7 @@
 // bitdance_kernels/philox.py defines what is computed here: the key is the 64-bit seed, low word
 // first, the counter is (element / 4, denoise step, 2 * AR step + stream, sample id), and element
 // 4 j + k of a row takes word k of block j. Words are equal everywhere; normals agree within the
-// rounding of the logarithm, sine and cosine at hand.
+// rounding of each device's logarithm, sine and cosine.
 #pragma once
 
 #include <math.h>
@@ -17,7 +17,7 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-// The row's part of the key and the counter, as noise_keys lays it out: int64 [3].
+// Key and counter words of a row, from the int64 [3] that noise_keys makes.
 struct NoiseKey {
   uint32_t seed_low, seed_high;
   uint32_t ar_step;  // 2 * AR step + stream

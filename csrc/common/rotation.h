@@ -5,7 +5,7 @@
 
 namespace bdk {
 
-// (a, b) turned by the angle of (cos, sin).
+// (a, b) rotated by the angle of (cos, sin).
 BDK_HOST_DEVICE inline void rotate_pair(float& a, float& b, float cos, float sin) {
   const float turned = a * cos - b * sin;
   b = a * sin + b * cos;

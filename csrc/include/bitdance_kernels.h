@@ -52,9 +52,9 @@ int bdk_lfq_quantize_commitment_cpu(const float* x, float* y, uint8_t* packed, d
                                     int64_t rows, int64_t channels, int64_t row_stride,
                                     int64_t slices);
 
-// of_x = grad + factor (x - y); grad, x: one row every `*_stride`; of_x: [rows, channels].
+// grad_x = grad + factor (x - y); grad, x: one row every `*_stride`; grad_x: [rows, channels].
 int bdk_lfq_quantize_commitment_backward_cpu(const float* grad, int64_t grad_stride, const float* x,
-                                             int64_t x_stride, float factor, float* of_x,
+                                             int64_t x_stride, float factor, float* grad_x,
                                              int64_t rows, int64_t channels, int threads);
 
 // x: [tokens, groups, bits], one token every `x_stride`; the log-odds of a bit are scale x. high
@@ -65,11 +65,11 @@ int bdk_lfq_entropy_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_
                         int64_t bits, float scale, int per_group, float* sums, double* entropy,
                         int64_t slices);
 
-// of_p: [groups or 1, high, low], the gradient of the codes' probabilities, and the same
-// transposed; sample_share: the gradient of the entropy of one bit; of_x: [tokens, groups, bits].
+// grad_p: [groups or 1, high, low], the gradient of the codes' probabilities, and the same
+// transposed; sample_share: the gradient of the entropy of one bit; grad_x: [tokens, groups, bits].
 int bdk_lfq_entropy_backward_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_t groups,
-                                 int64_t bits, float scale, int per_group, const float* of_p,
-                                 const float* of_p_transposed, float sample_share, float* of_x,
+                                 int64_t bits, float scale, int per_group, const float* grad_p,
+                                 const float* grad_p_transposed, float sample_share, float* grad_x,
                                  int64_t slices);
 
 // packed: [rows, row_bytes]; counts: [8 * row_bytes].
@@ -77,7 +77,7 @@ int bdk_bit_counts_cpu(const uint8_t* packed, int64_t* counts, int64_t rows, int
                        int threads);
 
 // a: [queries, bytes]; b_blocks: [codes / 64 rounded up, bytes, 64], 64 codes byte by byte,
-// anything where there is no code; distance: [queries, codes].
+// arbitrary past the last code; distance: [queries, codes].
 int bdk_hamming_distance_cpu(const uint8_t* a, const uint8_t* b_blocks, int32_t* distance,
                              int64_t queries, int64_t codes, int64_t bytes, int threads);
 
@@ -94,26 +94,26 @@ int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, in
 int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* key,
                        int64_t threshold, int dtype, int threads);
 
-// One row of values every `stride` elements, in the format of a dtype code; without data, nothing.
+// Rows of values, one every `stride` elements, in the format of a dtype code; absent without data.
 typedef struct {
   void* data;
   int64_t stride;
   int dtype;
 } bdk_rows;
 
-// The head's rows: `rows` rows of `channels` values, each tensor with a dtype of its own; whole
-// rows of halves (adaln) have up to 8192 channels. Computed in float32.
+// Row ops of the head: `rows` rows of `channels` values, each tensor with its own dtype; adaln
+// takes rows of halves of up to 8192 channels. Computed in float32.
 //
 // y = (weight LN(x) + bias) (1 + scale) + shift.
 int bdk_adaln_norm_cpu(bdk_rows x, bdk_rows scale, bdk_rows shift, const float* weight_or_null,
                        const float* bias_or_null, bdk_rows y, int64_t rows, int64_t channels,
                        float eps, int threads);
 
-// moments: workspace [rows, 2]. of_weight, of_bias: [channels], written when either is given.
+// moments: workspace [rows, 2]. grad_weight, grad_bias: [channels], written when either is given.
 int bdk_adaln_norm_backward_cpu(bdk_rows grad, bdk_rows x, bdk_rows scale,
                                 const float* weight_or_null, const float* bias_or_null,
-                                bdk_rows of_x, bdk_rows of_scale, bdk_rows of_shift,
-                                float* of_weight, float* of_bias, float* moments, int64_t rows,
+                                bdk_rows grad_x, bdk_rows grad_scale, bdk_rows grad_shift,
+                                float* grad_weight, float* grad_bias, float* moments, int64_t rows,
                                 int64_t channels, float eps, int threads);
 
 // y = x + gate h.
@@ -128,31 +128,33 @@ int bdk_gated_residual_adaln_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows
 
 // The gradient of y is grad + more; more: [rows, channels] or null.
 int bdk_gated_residual_backward_cpu(bdk_rows grad, const float* more_or_null, bdk_rows h,
-                                    bdk_rows gate, bdk_rows of_x, bdk_rows of_h, bdk_rows of_gate,
-                                    int64_t rows, int64_t channels, int threads);
+                                    bdk_rows gate, bdk_rows grad_x, bdk_rows grad_h,
+                                    bdk_rows grad_gate, int64_t rows, int64_t channels,
+                                    int threads);
 
 // x, y: [images, channels, positions] or, channels_last, [images, positions, channels]; weight,
-// bias: [channels]; scale, shift: [images, channels]; all four may be null. `chunk` is how many
-// positions of a channels-last map are taken at a time, n = ceil(positions / chunk), and n = 1 of a
-// contiguous one. Workspace: spreads [images, n, groups, 3], coefficients [images, 5, channels].
+// bias: [channels]; scale, shift: [images, channels]; all four may be null. `chunk` is the number
+// of positions of a channels-last map taken at a time, n = ceil(positions / chunk); for a
+// contiguous map n = 1. Workspace: spreads [images, n, groups, 3], coefficients [images, 5,
+// channels].
 int bdk_group_norm_silu_cpu(const float* x, float* y, int64_t images, int64_t channels,
                             int64_t positions, int64_t groups, int channels_last, int64_t chunk,
                             const float* weight_or_null, const float* bias_or_null,
                             const float* scale_or_null, const float* shift_or_null, int silu,
                             double eps, double* spreads, float* coefficients, int threads);
 
-// The gradients of weight and bias, as those of scale and shift, are [images, channels]: still to
-// be summed over the images. More workspace: sums [images, 2, channels] and, for a channels-last
-// map, chunk_sums [images, n, 2, channels].
-int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* of_x, int64_t images,
-                                     int64_t channels, int64_t positions, int64_t groups,
-                                     int channels_last, int64_t chunk, const float* weight_or_null,
-                                     const float* bias_or_null, const float* scale_or_null,
-                                     const float* shift_or_null, float* of_weight_or_null,
-                                     float* of_bias_or_null, float* of_scale_or_null,
-                                     float* of_shift_or_null, int silu, double eps, double* spreads,
-                                     double* sums, float* coefficients, float* chunk_sums,
-                                     int threads);
+// The gradients of weight and bias, like those of scale and shift, are [images, channels]; the
+// caller sums them over the images. More workspace: sums [images, 2, channels] and, for a
+// channels-last map, chunk_sums [images, n, 2, channels].
+int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* grad_x,
+                                     int64_t images, int64_t channels, int64_t positions,
+                                     int64_t groups, int channels_last, int64_t chunk,
+                                     const float* weight_or_null, const float* bias_or_null,
+                                     const float* scale_or_null, const float* shift_or_null,
+                                     float* grad_weight_or_null, float* grad_bias_or_null,
+                                     float* grad_scale_or_null, float* grad_shift_or_null, int silu,
+                                     double eps, double* spreads, double* sums, float* coefficients,
+                                     float* chunk_sums, int threads);
 
 // y = x weight^T + bias in float32; x: [rows, channels], weight: [features, channels],
 // y: [rows, features].
@@ -162,20 +164,20 @@ int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_r
 // h: rows of 2 * hidden values, gate half first; y: [rows, hidden] = silu(gate) value.
 int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int threads);
 
-int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows of_h, int64_t rows, int64_t hidden,
-                            int threads);
+int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows grad_h, int64_t rows,
+                            int64_t hidden, int threads);
 
 // In float32; qkv: [rows, patch, 3 * heads * head_dim], a row for every token, patch <= 64,
 // head_dim <= 128; out: [rows, patch, heads * head_dim].
 int bdk_patch_attention_cpu(bdk_rows qkv, float* out, int64_t rows, int64_t patch, int64_t heads,
                             int64_t head_dim, int threads);
 
-int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* of_qkv, int64_t rows,
+int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* grad_qkv, int64_t rows,
                                      int64_t patch, int64_t heads, int64_t head_dim, int threads);
 
 // q: [batch, tokens, heads, head_dim], k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim],
-// both strided, with adjacent channels, at most 128 of them; of the cache the first lengths[b]
-// tokens are read; out: [batch, tokens, heads, head_dim].
+// both strided, with adjacent channels, at most 128 of them; the first lengths[b] tokens of the
+// cache are read; out: [batch, tokens, heads, head_dim].
 int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const float* v_cache,
                                    const int32_t* lengths, float* out, int64_t batch,
                                    int64_t tokens, int64_t heads, int64_t kv_heads,
@@ -198,8 +200,8 @@ int bdk_block_causal_attention_cpu(const float* q, const float* k, const float* 
 
 // qkv: [batch, tokens, heads + 2 kv_heads, head_dim], its heads adjacent; q: [batch, tokens, heads,
 // head_dim]; k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim], written from row
-// position[b] on; freqs: [positions, head_dim / 2, 2]; norms: [head_dim]. BDK_BAD_INDEX where rows
-// lie outside of the cache or of freqs; nothing is written then.
+// position[b] on; freqs: [positions, head_dim / 2, 2]; norms: [head_dim]. If rows lie outside the
+// cache or freqs, the status is BDK_BAD_INDEX and nothing is written.
 int bdk_rope_append_cpu(const float* qkv, float* q, float* k_cache, float* v_cache,
                         const int32_t* position, const float* freqs, const float* q_norm_or_null,
                         const float* k_norm_or_null, int64_t batch, int64_t tokens, int64_t heads,
@@ -209,7 +211,7 @@ int bdk_rope_append_cpu(const float* qkv, float* q, float* k_cache, float* v_cac
                         int interleaved, int threads);
 
 // keys: [rows, 3] = (seed, 2 * AR step + stream, sample id); step: one value, counter word 1;
-// normals: [rows, elements]; words_or_null: [rows, elements] or null, the words they were made of.
+// normals: [rows, elements]; words_or_null: [rows, elements] or null, the words they are made from.
 int bdk_noise_cpu(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                   float* normals, uint32_t* words_or_null, int threads);
 
@@ -231,7 +233,7 @@ int bdk_finalize_bits_cpu(const void* x0, const float* cfg, void* signs, uint8_t
 
 const char* bdk_cuda_status_string(int status);
 
-// Number of usable devices; a status < 0 or > 0 is never returned here: no driver means 0.
+// Number of usable devices, never a status: 0 without a driver.
 int bdk_cuda_device_count(void);
 
 int bdk_pack_signs_cuda(const void* x, uint8_t* packed, int64_t rows, int64_t channels,
@@ -289,7 +291,7 @@ int bdk_rope_append_cuda(const void* qkv, void* q, void* k_cache, void* v_cache,
                          int64_t v_token, int64_t v_head, float eps, int interleaved, int dtype,
                          int freqs_dtype, int q_norm_dtype, int k_norm_dtype, int device,
                          void* stream);
-// As bdk_denoise_step_cpu, but a step outside the table is not noticed.
+// As bdk_denoise_step_cpu, but a step outside the table is not detected.
 int bdk_denoise_step_cuda(const float* x, const void* x0, const float* table, const void* step,
                           int step_bytes, const float* cfg_or_null, const float* noise_or_null,
                           const int64_t* keys_or_null, float* y, int64_t rows, int64_t elements,
@@ -304,19 +306,19 @@ int bdk_adaln_norm_cuda(bdk_rows x, bdk_rows scale, bdk_rows shift, bdk_rows wei
                         bdk_rows y, int64_t rows, int64_t channels, float eps, int device,
                         void* stream);
 
-// partial: workspace [slices, 2, channels], slices >= 1, when weight or bias is given. Sums over
-// rows run in an order that rows and slices alone decide.
+// partial: workspace [slices, 2, channels], slices >= 1, if weight or bias is given. The order of
+// sums over rows depends on rows and slices only.
 int bdk_adaln_norm_backward_cuda(bdk_rows grad, bdk_rows x, bdk_rows scale, bdk_rows weight,
-                                 bdk_rows bias, bdk_rows of_x, bdk_rows of_scale, bdk_rows of_shift,
-                                 bdk_rows of_weight, bdk_rows of_bias, float* partial, int64_t rows,
-                                 int64_t channels, int64_t slices, float eps, int device,
-                                 void* stream);
+                                 bdk_rows bias, bdk_rows grad_x, bdk_rows grad_scale,
+                                 bdk_rows grad_shift, bdk_rows grad_weight, bdk_rows grad_bias,
+                                 float* partial, int64_t rows, int64_t channels, int64_t slices,
+                                 float eps, int device, void* stream);
 
 // y = x + gate h.
 int bdk_gated_residual_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, int64_t rows,
                             int64_t channels, int device, void* stream);
-int bdk_gated_residual_backward_cuda(bdk_rows grad, bdk_rows h, bdk_rows gate, bdk_rows of_x,
-                                     bdk_rows of_h, bdk_rows of_gate, int64_t rows,
+int bdk_gated_residual_backward_cuda(bdk_rows grad, bdk_rows h, bdk_rows gate, bdk_rows grad_x,
+                                     bdk_rows grad_h, bdk_rows grad_gate, int64_t rows,
                                      int64_t channels, int device, void* stream);
 
 // y = x + gate h as it is stored, z = (weight LN(y) + bias) (1 + scale) + shift.
@@ -326,15 +328,16 @@ int bdk_gated_residual_adaln_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_row
                                   void* stream);
 int bdk_gated_residual_adaln_backward_cuda(bdk_rows grad_y, bdk_rows grad_z, bdk_rows y, bdk_rows h,
                                            bdk_rows gate, bdk_rows scale, bdk_rows weight,
-                                           bdk_rows bias, bdk_rows of_x, bdk_rows of_h,
-                                           bdk_rows of_gate, bdk_rows of_scale, bdk_rows of_shift,
-                                           bdk_rows of_weight, bdk_rows of_bias, float* partial,
-                                           int64_t rows, int64_t channels, int64_t slices,
-                                           float eps, int device, void* stream);
+                                           bdk_rows bias, bdk_rows grad_x, bdk_rows grad_h,
+                                           bdk_rows grad_gate, bdk_rows grad_scale,
+                                           bdk_rows grad_shift, bdk_rows grad_weight,
+                                           bdk_rows grad_bias, float* partial, int64_t rows,
+                                           int64_t channels, int64_t slices, float eps, int device,
+                                           void* stream);
 
 // x, y: [images, positions, channels], channels-last maps; weight, bias: [channels]; scale, shift:
-// a row for each image; those without data are not there. `chunk` is how many positions a block
-// takes, n = ceil(positions / chunk). Workspace: moments [images, n, channels, 2], coefficients
+// a row for each image; tensors without data are absent. `chunk` is the number of positions of a
+// block, n = ceil(positions / chunk). Workspace: moments [images, n, channels, 2], coefficients
 // [images, 5, channels].
 int bdk_group_norm_silu_cuda(const void* x, void* y, int64_t images, int64_t channels,
                              int64_t positions, int64_t groups, int64_t chunk, bdk_rows weight,
@@ -342,16 +345,16 @@ int bdk_group_norm_silu_cuda(const void* x, void* y, int64_t images, int64_t cha
                              float* moments, float* coefficients, int dtype, int device,
                              void* stream);
 
-// The gradients of weight and bias, as those of scale and shift, are [images, channels]: still to
-// be summed over the images. More workspace: sums [images, n, channels, 2].
-int bdk_group_norm_silu_backward_cuda(const void* grad, const void* x, void* of_x, int64_t images,
+// The gradients of weight and bias, like those of scale and shift, are [images, channels]; the
+// caller sums them over the images. More workspace: sums [images, n, channels, 2].
+int bdk_group_norm_silu_backward_cuda(const void* grad, const void* x, void* grad_x, int64_t images,
                                       int64_t channels, int64_t positions, int64_t groups,
                                       int64_t chunk, bdk_rows weight, bdk_rows bias, bdk_rows scale,
-                                      bdk_rows shift, float* of_weight_or_null,
-                                      float* of_bias_or_null, float* of_scale_or_null,
-                                      float* of_shift_or_null, int silu, double eps, float* moments,
-                                      float* sums, float* coefficients, int dtype, int device,
-                                      void* stream);
+                                      bdk_rows shift, float* grad_weight_or_null,
+                                      float* grad_bias_or_null, float* grad_scale_or_null,
+                                      float* grad_shift_or_null, int silu, double eps,
+                                      float* moments, float* sums, float* coefficients, int dtype,
+                                      int device, void* stream);
 
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream);

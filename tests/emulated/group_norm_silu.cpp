@@ -52,7 +52,7 @@ void run(const Launch& launch, bool silu) {
 }  // namespace bdk
 
 // sizes: images, channels, positions, groups, chunk, whether SiLU follows, dtype, then stride and
-// dtype of weight, bias, scale and shift; tensors: x, y, grad or null, of_x, these four, their
+// dtype of weight, bias, scale and shift; tensors: x, y, grad or null, grad_x, these four, their
 // gradients, and the workspaces moments, sums, coefficients.
 extern "C" void group_norm_silu(void* const* tensors, const int64_t* sizes, double eps) {
   using namespace bdk;
@@ -64,15 +64,15 @@ extern "C" void group_norm_silu(void* const* tensors, const int64_t* sizes, doub
   params.x = tensors[0];
   params.y = tensors[1];
   params.grad = tensors[2];
-  params.of_x = tensors[3];
+  params.grad_x = tensors[3];
   params.weight = rows(0);
   params.bias = rows(1);
   params.scale = rows(2);
   params.shift = rows(3);
-  params.of_weight = floats(8);
-  params.of_bias = floats(9);
-  params.of_scale = floats(10);
-  params.of_shift = floats(11);
+  params.grad_weight = floats(8);
+  params.grad_bias = floats(9);
+  params.grad_scale = floats(10);
+  params.grad_shift = floats(11);
   params.moments = static_cast<float2*>(tensors[12]);
   params.sums = static_cast<float2*>(tensors[13]);
   params.coefficients = floats(14);

@@ -5,7 +5,7 @@
 
 namespace bdk {
 
-alignas(16) uint4 patch_memory[kPatchShared<128, kPatchMostWarps> / 16];
+alignas(16) uint4 patch_memory[kPatchShared<128, kPatchMaxWarps> / 16];
 
 template <int kHeadDim, int kWarps>
 void attend(const PatchParams& params, unsigned int blocks, bool backward) {
@@ -18,7 +18,7 @@ template <int kHeadDim>
 void attend_any(const PatchParams& params, unsigned int blocks, bool backward) {
   if (params.patch <= kPatchQueries) return attend<kHeadDim, 1>(params, blocks, backward);
   if (params.patch <= 2 * kPatchQueries) return attend<kHeadDim, 2>(params, blocks, backward);
-  attend<kHeadDim, kPatchMostWarps>(params, blocks, backward);
+  attend<kHeadDim, kPatchMaxWarps>(params, blocks, backward);
 }
 
 }  // namespace bdk

@@ -32,37 +32,37 @@ int main() {
 #elif defined(BLOCK_DECODE_ATTENTION)
   for (int64_t tokens : {4, 17}) {  // warps beside each other in keys, and in rows
     const int64_t D = 32, keys = 150, splits = 2;
-    std::vector<uint16_t> of_q, of_cache;
-    for (float x : numbers(tokens * D)) of_q.push_back(bdk::narrow(x, __half{}));
-    for (float x : numbers(keys * D)) of_cache.push_back(bdk::narrow(x, __half{}));
+    std::vector<uint16_t> q, cache;
+    for (float x : numbers(tokens * D)) q.push_back(bdk::narrow(x, __half{}));
+    for (float x : numbers(keys * D)) cache.push_back(bdk::narrow(x, __half{}));
     std::vector<uint16_t> out(tokens * D);
     std::vector<float> sums(tokens * splits * D), top(tokens * splits), total(tokens * splits);
     const int length = 150;
     const int64_t sizes[] = {1, tokens, 1,        1, D, keys,     splits, tokens * D,
                              D, D,      keys * D, D, D, keys * D, D,      D};
-    decode(of_q.data(), of_cache.data(), of_cache.data(), &length, out.data(), sums.data(),
+    decode(q.data(), cache.data(), cache.data(), &length, out.data(), sums.data(),
            top.data(), total.data(), sizes, 0.2f, 0, 0);
   }
 #elif defined(GROUP_NORM_SILU)
   const int64_t channels = 16, positions = 40, groups = 2, chunk = 16, chunks = 3;
-  std::vector<float> x = numbers(channels * positions), y(x.size()), of_x(x.size());
-  std::vector<float> affine = numbers(channels), of_affine[4];
+  std::vector<float> x = numbers(channels * positions), y(x.size()), grad_x(x.size());
+  std::vector<float> affine = numbers(channels), grad_affine[4];
   std::vector<float> moments(2 * chunks * channels), sums(2 * chunks * channels);
   std::vector<float> coefficients(5 * channels);
-  for (auto& values : of_affine) values.resize(channels);
+  for (auto& values : grad_affine) values.resize(channels);
   for (bool backward : {false, true}) {
     void* const tensors[] = {x.data(),
                              backward ? nullptr : y.data(),
                              backward ? x.data() : nullptr,
-                             backward ? of_x.data() : nullptr,
+                             backward ? grad_x.data() : nullptr,
                              affine.data(),
                              affine.data(),
                              affine.data(),
                              affine.data(),
-                             of_affine[0].data(),
-                             of_affine[1].data(),
-                             of_affine[2].data(),
-                             of_affine[3].data(),
+                             grad_affine[0].data(),
+                             grad_affine[1].data(),
+                             grad_affine[2].data(),
+                             grad_affine[3].data(),
                              moments.data(),
                              sums.data(),
                              coefficients.data()};

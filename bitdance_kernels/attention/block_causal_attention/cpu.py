@@ -12,7 +12,7 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.attention._shared.heads import unit_channels
 from bitdance_kernels.attention.block_causal_attention import reference
 
-_MAX_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
+_MAX_CHANNELS = 128  # kDecodeMaxChannels of csrc/cpu/block_decode_attention
 _MAX_TOKENS = 128
 
 

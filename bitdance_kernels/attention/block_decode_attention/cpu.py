@@ -7,7 +7,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.attention._shared.heads import unit_channels
 
-_MAX_CHANNELS = 128  # kDecodeMostChannels of csrc/cpu/block_decode_attention
+_MAX_CHANNELS = 128  # kDecodeMaxChannels of csrc/cpu/block_decode_attention
 
 
 def unsupported(

@@ -9,7 +9,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
-_MAX_CHANNELS = 4096  # kNormMostChannels of csrc/cpu/group_norm_silu
+_MAX_CHANNELS = 4096  # kNormMaxChannels of csrc/cpu/group_norm_silu
 # Values of a channels-last map that a thread takes at a time, each of which begins and ends with
 # some work for every channel, and the most positions: of moments, and of gradients, whose sums in
 # float32 lose too much beyond.

@@ -7,7 +7,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels._shared.rows import as_rows
 
-# kMostNearestBits of csrc/cuda/hamming_distance: a warp counts every distance.
+# kMaxNearestBits of csrc/cuda/hamming_distance: a warp counts every distance.
 _MAX_BITS = 8192
 _MAX_CODES = 2**32 - 1
 

@@ -11,7 +11,7 @@ from bitdance_kernels._shared import native
 from bitdance_kernels._shared.dtypes import accumulate_dtype
 from bitdance_kernels._shared.rows import as_rows
 
-# What a kernel holds in registers: kMostRowChannels of csrc/cuda/common/modulated_norm_config.h.
+# What a kernel holds in registers: kMaxRowChannels of csrc/cuda/common/modulated_norm_config.h.
 MAX_CHANNELS = 8192
 # What a block has in shared memory for the gradients of weight and bias: kAffineHeld floats of each
 # thread, a warp for every kWarpChannels channels, and the sums of its rows.

@@ -30,11 +30,11 @@ int bdk_adaln_norm_cpu(bdk_rows x, bdk_rows scale, bdk_rows shift, const float* 
   using namespace bdk;
   if (!are_dtypes(x, scale, shift, y)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || threads < 1) return BDK_BAD_SIZE;
-  if (channels > kMostHalves && !all_wide(x, scale, shift, y)) return BDK_BAD_SIZE;
+  if (channels > kMaxHalves && !all_wide(x, scale, shift, y)) return BDK_BAD_SIZE;
   const AdalnNormRows& kernel = choose();
   const WideRows in(x), in_scale(scale), in_shift(shift), out(y);
   parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
-    alignas(64) float buffers[4][kMostHalves];
+    alignas(64) float buffers[4][kMaxHalves];
     for (int64_t r = begin; r < end; ++r) {
       kernel.forward(in.read(r, 0, channels, buffers[0]), in_scale.read(r, 0, channels, buffers[1]),
                      in_shift.read(r, 0, channels, buffers[2]), weight_or_null, bias_or_null,
@@ -47,23 +47,23 @@ int bdk_adaln_norm_cpu(bdk_rows x, bdk_rows scale, bdk_rows shift, const float* 
 
 int bdk_adaln_norm_backward_cpu(bdk_rows grad, bdk_rows x, bdk_rows scale,
                                 const float* weight_or_null, const float* bias_or_null,
-                                bdk_rows of_x, bdk_rows of_scale, bdk_rows of_shift,
-                                float* of_weight, float* of_bias, float* moments, int64_t rows,
+                                bdk_rows grad_x, bdk_rows grad_scale, bdk_rows grad_shift,
+                                float* grad_weight, float* grad_bias, float* moments, int64_t rows,
                                 int64_t channels, float eps, int threads) {
   using namespace bdk;
-  if (!are_dtypes(grad, x, scale, of_x, of_scale, of_shift)) return BDK_BAD_DTYPE;
+  if (!are_dtypes(grad, x, scale, grad_x, grad_scale, grad_shift)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || threads < 1) return BDK_BAD_SIZE;
-  if (channels > kMostHalves && !all_wide(grad, x, scale, of_x, of_scale, of_shift)) {
+  if (channels > kMaxHalves && !all_wide(grad, x, scale, grad_x, grad_scale, grad_shift)) {
     return BDK_BAD_SIZE;
   }
   const AdalnNormRows& kernel = choose();
-  const WideRows of_y(grad), in(x), in_scale(scale);
-  const WideRows out_x(of_x), out_scale(of_scale), out_shift(of_shift);
+  const WideRows in_grad(grad), in(x), in_scale(scale);
+  const WideRows out_x(grad_x), out_scale(grad_scale), out_shift(grad_shift);
   parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
-    alignas(64) float buffers[6][kMostHalves];
+    alignas(64) float buffers[6][kMaxHalves];
     for (int64_t r = begin; r < end; ++r) {
       const Moments m = kernel.backward(
-          of_y.read(r, 0, channels, buffers[0]), in.read(r, 0, channels, buffers[1]),
+          in_grad.read(r, 0, channels, buffers[0]), in.read(r, 0, channels, buffers[1]),
           in_scale.read(r, 0, channels, buffers[2]), weight_or_null, bias_or_null,
           out_x.place(r, 0, buffers[3]), out_scale.place(r, 0, buffers[4]),
           out_shift.place(r, 0, buffers[5]), channels, eps);
@@ -75,18 +75,18 @@ int bdk_adaln_norm_backward_cpu(bdk_rows grad, bdk_rows x, bdk_rows scale,
     }
   });
   if (weight_or_null == nullptr && bias_or_null == nullptr) return BDK_OK;
-  // Threads share out the channels, so that every sum runs over the rows in order: the same result
-  // for any number of threads.
+  // Each thread takes some of the channels and sums them over the rows in order, so the result is
+  // the same for any number of threads.
   constexpr int64_t kLine = 16;
   parallel_for(channels, kGrain / (rows + 1) + 1, kLine, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[3][kRowTile];
-    for (int64_t c = begin; c < end; ++c) of_weight[c] = of_bias[c] = 0.0f;
+    for (int64_t c = begin; c < end; ++c) grad_weight[c] = grad_bias[c] = 0.0f;
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = begin; c < end; c += kRowTile) {
         const int64_t count = end - c < kRowTile ? end - c : kRowTile;
-        kernel.add_affine(of_y.read(r, c, count, buffers[0]), in.read(r, c, count, buffers[1]),
+        kernel.add_affine(in_grad.read(r, c, count, buffers[0]), in.read(r, c, count, buffers[1]),
                           {moments[2 * r], moments[2 * r + 1]},
-                          in_scale.read(r, c, count, buffers[2]), of_weight + c, of_bias + c,
+                          in_scale.read(r, c, count, buffers[2]), grad_weight + c, grad_bias + c,
                           count);
       }
     }

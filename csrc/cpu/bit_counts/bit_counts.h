@@ -18,7 +18,7 @@ void count_column_avx2(const uint8_t* data, int64_t rows, int64_t stride, uint32
 void count_column_avx512(const uint8_t* data, int64_t rows, int64_t stride, uint32_t* counts);
 
 // Rows of one call: 255 sixteens fill a byte.
-constexpr int64_t kMostRows = 255 * 16;
+constexpr int64_t kMaxRows = 255 * 16;
 
 // Adds two vectors of bits to `low`; the carry goes to `high`.
 template <class Vector>

@@ -23,23 +23,23 @@ int bdk_block_causal_attention_cpu(const float* q, const float* k, const float* 
                                    int threads) {
   using namespace bdk;
   if (batch < 0 || tokens < 0 || kv_heads < 1 || heads % kv_heads != 0 || head_dim < 1 ||
-      head_dim > kDecodeMostChannels || keys < 0 || threads < 1) {
+      head_dim > kDecodeMaxChannels || keys < 0 || threads < 1) {
     return BDK_BAD_SIZE;
   }
   const DecodeLoops& loops = choose_decode_loops();
   const int64_t group = heads / kv_heads;
   const int64_t work = 2 * tokens * keys * head_dim;
   parallel_for(batch * heads, kGrain / (work + 1) + 1, 1, threads, [&](int64_t from, int64_t to) {
-    alignas(64) float of_q[kDecodeRows * kDecodeMostChannels];
+    alignas(64) float q_tile[kDecodeRows * kDecodeMaxChannels];
     for (int64_t i = from; i < to; ++i) {
       const int64_t b = i / heads, h = i % heads;
       const int32_t *first = start + b * range_batch, *last = end + b * range_batch;
-      float* of_lse = lse + i * tokens;
-      float result[kDecodeRows * kDecodeMostChannels];
+      float* lse_row = lse + i * tokens;
+      float result[kDecodeRows * kDecodeMaxChannels];
       for (int64_t t = 0; t < tokens;) {
         int some = 0;  // queries from t on with the same keys
         do {
-          memcpy(of_q + some * head_dim, q + b * q_batch + (t + some) * q_token + h * q_head,
+          memcpy(q_tile + some * head_dim, q + b * q_batch + (t + some) * q_token + h * q_head,
                  sizeof(float) * head_dim);
           ++some;
         } while (some < kDecodeRows && t + some < tokens && first[t + some] == first[t] &&
@@ -53,9 +53,9 @@ int bdk_block_causal_attention_cpu(const float* q, const float* k, const float* 
                                    stop - begin,
                                    static_cast<int>(head_dim),
                                    scale};
-          loops.attend(head, of_q, some, result, of_lse + t);
+          loops.attend(head, q_tile, some, result, lse_row + t);
         } else {
-          for (int r = 0; r < some; ++r) of_lse[t + r] = -INFINITY;
+          for (int r = 0; r < some; ++r) lse_row[t + r] = -INFINITY;
           memset(result, 0, sizeof(float) * some * head_dim);
         }
         for (int r = 0; r < some; ++r, ++t) {

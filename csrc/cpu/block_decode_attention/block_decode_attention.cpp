@@ -37,7 +37,7 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                                    int64_t v_token, int64_t v_head, float scale, int threads) {
   using namespace bdk;
   if (batch < 0 || tokens < 0 || kv_heads < 1 || heads % kv_heads != 0 || head_dim < 1 ||
-      head_dim > kDecodeMostChannels || cache_tokens < 0 || threads < 1) {
+      head_dim > kDecodeMaxChannels || cache_tokens < 0 || threads < 1) {
     return BDK_BAD_SIZE;
   }
   const DecodeLoops& loops = choose_decode_loops();
@@ -51,8 +51,8 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
   const int64_t work = 2 * (rows < kDecodeRows ? rows : kDecodeRows) * longest * head_dim;
   parallel_for(batch * kv_heads * tiles, kGrain / (work + 1) + 1, 1, threads,
                [&](int64_t begin, int64_t end) {
-                 alignas(64) float of_q[kDecodeRows * kDecodeMostChannels];
-                 alignas(64) float result[kDecodeRows * kDecodeMostChannels];
+                 alignas(64) float q_tile[kDecodeRows * kDecodeMaxChannels];
+                 alignas(64) float result[kDecodeRows * kDecodeMaxChannels];
                  float lse[kDecodeRows];
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t b = i / (kv_heads * tiles), kv = i / tiles % kv_heads;
@@ -68,16 +68,16 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                                             scale};
                    // Row r of a key-value head is token r / group and query head r % group of its
                    // group.
-                   const auto offset = [&](int64_t r, int64_t token, int64_t of_head) {
-                     return r / group * token + (kv * group + r % group) * of_head;
+                   const auto offset = [&](int64_t r, int64_t token, int64_t head_stride) {
+                     return r / group * token + (kv * group + r % group) * head_stride;
                    };
                    for (int r = 0; r < some; ++r) {
-                     memcpy(of_q + r * head_dim,
+                     memcpy(q_tile + r * head_dim,
                             q + b * q_batch + offset(first + r, q_token, q_head),
                             sizeof(float) * head_dim);
                    }
                    if (head.keys > 0) {
-                     loops.attend(head, of_q, some, result, lse);
+                     loops.attend(head, q_tile, some, result, lse);
                    } else {
                      memset(result, 0, sizeof(float) * some * head_dim);
                    }

@@ -14,7 +14,7 @@ namespace bdk {
 
 constexpr int kDecodeRows = 16;  // query rows of a tile
 constexpr int kDecodeKeys = 64;
-constexpr int kDecodeMostChannels = kMostChannels;
+constexpr int kDecodeMaxChannels = kMaxChannels;
 
 struct DecodeHead {
   const float *k, *v;  // one token every `k_stride`, `v_stride`
@@ -40,27 +40,27 @@ namespace {  // compiled anew for each instruction set
 inline void weigh(float* scores, int rows, int keys, float* top, float* total, float* factor) {
   for (int i = 0; i < rows; ++i) {
     float* p = scores + i * keys;
-    float most = p[0];
-#pragma omp simd reduction(max : most)
-    for (int j = 0; j < keys; ++j) most = p[j] > most ? p[j] : most;
-    most = most > top[i] ? most : top[i];
+    float row_max = p[0];
+#pragma omp simd reduction(max : row_max)
+    for (int j = 0; j < keys; ++j) row_max = p[j] > row_max ? p[j] : row_max;
+    row_max = row_max > top[i] ? row_max : top[i];
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < keys; ++j) {
-      p[j] = exp_approximate(p[j] - most);
+      p[j] = exp_approximate(p[j] - row_max);
       sum += p[j];
     }
-    factor[i] = exp_approximate(top[i] - most);
+    factor[i] = exp_approximate(top[i] - row_max);
     total[i] = total[i] * factor[i] + sum;
-    top[i] = most;
+    top[i] = row_max;
   }
 }
 
 inline void decode_attend(const DecodeHead& head, const float* q, int rows, float* out,
                           float* lse) {
-  alignas(64) float scores[kDecodeRows * kDecodeKeys], values[kDecodeKeys * kDecodeMostChannels];
-  alignas(64) float sums[kDecodeRows * kDecodeMostChannels];
-  alignas(64) float part[kDecodeRows * kDecodeMostChannels];
+  alignas(64) float scores[kDecodeRows * kDecodeKeys], values[kDecodeKeys * kDecodeMaxChannels];
+  alignas(64) float sums[kDecodeRows * kDecodeMaxChannels];
+  alignas(64) float part[kDecodeRows * kDecodeMaxChannels];
   float top[kDecodeRows], total[kDecodeRows], factor[kDecodeRows];
   const int D = head.head_dim, width = padded(D);
   for (int i = 0; i < rows; ++i) {

@@ -10,8 +10,8 @@
 
 namespace bdk {
 
-constexpr int kPad = 16;            // columns come in multiples of this many
-constexpr int kMostChannels = 128;  // of a head
+constexpr int kPad = 16;           // the number of columns is a multiple of this
+constexpr int kMaxChannels = 128;  // of a head
 
 namespace {  // the vectors differ between the files that include this
 
@@ -71,7 +71,7 @@ inline void product(const float* a, int64_t a_step, int64_t a_row, Matrix b, int
   }
 }
 
-// The lanes of eight vectors added up.
+// Sums of the lanes of eight vectors.
 inline void totals_of_eight(const Vector* v, float* total) {
 #ifdef __AVX2__
   __m256 x[8];
@@ -163,11 +163,11 @@ inline void transpose(Matrix m, int columns, float* to) {
 
 // c [rows, columns] = factor times the dot products of the rows of a and those of b.
 inline void dots(Matrix a, int rows, Matrix b, int columns, int head_dim, float factor, float* c) {
-  constexpr int kRowsThatPay = 8;  // for transposing what they are multiplied with
+  constexpr int kMinRows = 8;  // rows from which transposing b pays
   const auto row = [](Matrix m, int r) { return Matrix{m.at + r * m.stride, m.stride}; };
-  alignas(64) float side_by_side[kMostChannels * kPad];
+  alignas(64) float side_by_side[kMaxChannels * kPad];
   int j = 0;
-  for (; rows >= kRowsThatPay && j + kPad <= columns; j += kPad) {
+  for (; rows >= kMinRows && j + kPad <= columns; j += kPad) {
     transpose(row(b, j), head_dim, side_by_side);
     product(a.at, 1, a.stride, {side_by_side, kPad}, head_dim, rows, kPad, factor, c + j, columns);
   }
@@ -187,9 +187,9 @@ inline void dots(Matrix a, int rows, Matrix b, int columns, int head_dim, float 
   }
 }
 
-// [rows, head_dim] with columns to a multiple of kPad: the matrix itself where it has them and few
-// rows. Rows of many channels lie at the same place of the nearest cache, which holds eight of
-// them.
+// [rows, head_dim] padded to a multiple of kPad columns; the matrix itself if it needs no padding
+// and has few rows. Rows of a wide tensor map to the same set of the first-level cache, which holds
+// eight lines.
 inline Matrix close_together(Matrix m, int rows, int head_dim, float* buffer) {
   constexpr int kWays = 8;
   const int width = padded(head_dim);

@@ -1,10 +1,11 @@
 // Box-Muller in vectors: the logarithm and the sine and cosine of the samplers' uniforms, within
 // about one unit in the last place, without branches or tables.
 //
-// The logarithm takes the exponent apart so that the mantissa lies in [sqrt(1/2), sqrt(2)), and has
-// a polynomial there (the scheme of S. Moshier's Cephes library). The angle is a uniform number of
-// turns, so quarter turns come off exactly, without a product by an inexact pi. The polynomials are
-// minimax fits of ln(1 + f), sin(pi f / 2) and cos(pi f / 2), weighted by the functions' own size.
+// The logarithm splits off the exponent so that the mantissa lies in [sqrt(1/2), sqrt(2)), where a
+// polynomial approximates it (as in S. Moshier's Cephes library). The angle is a uniform number of
+// turns, so quarter turns split off exactly, without a product by an inexact pi. The polynomials
+// are minimax fits of ln(1 + f), sin(pi f / 2) and cos(pi f / 2), weighted by the functions' own
+// size.
 #pragma once
 
 #include <stdint.h>
@@ -47,7 +48,7 @@ inline Float logarithm(Float u) {
   p = p * f + 0.200012267f;
   p = p * f + -0.250008211f;
   p = p * f + 0.333333317f;
-  // ln 2 in two parts: the products of the greater one are exact.
+  // ln 2 in two parts: products with the larger one are exact.
   const Float rest = f * f * (p * f + -0.5f) + e * -2.12194440e-4f;
   return rest + f + e * 0.693359375f;
 }
@@ -66,7 +67,7 @@ inline void sine_and_cosine(Float turns, Float& sine, Float& cosine) {
   c = c * z + 0.253669244f;
   c = c * z + -1.23370054f;
   c = c * z + 1.0f;
-  const Int odd = -(n & 1);  // all ones where the quarter turn exchanges the two
+  const Int odd = -(n & 1);  // all ones where the quarter turn swaps sine and cosine
   const Int exchange = (pattern<Int>(s) ^ pattern<Int>(c)) & odd;
   sine = pattern<Float>((pattern<Int>(s) ^ exchange) ^ ((n & 2) << 30));
   cosine = pattern<Float>((pattern<Int>(c) ^ exchange) ^ (((n + 1) & 2) << 30));

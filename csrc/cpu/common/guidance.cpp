@@ -10,7 +10,7 @@
 namespace bdk {
 namespace {
 
-float of_pattern(uint32_t pattern) {
+float float_from_pattern(uint32_t pattern) {
   float value;
   memcpy(&value, &pattern, sizeof value);
   return value;
@@ -25,7 +25,7 @@ float widen_half(uint16_t half) {
   }
   // The exponent's bias grows from 15 to 127; infinity and NaN keep an exponent of ones.
   const uint32_t bias = size >= kInfinity16 ? 0x70000000u : 0x38000000u;
-  return of_pattern(sign | ((size << 13) + bias));
+  return float_from_pattern(sign | ((size << 13) + bias));
 }
 
 struct Float32 {
@@ -38,7 +38,7 @@ struct Float16 {
 };
 struct BFloat16 {
   static float at(const void* values, int64_t i) {
-    return of_pattern(static_cast<uint32_t>(static_cast<const uint16_t*>(values)[i]) << 16);
+    return float_from_pattern(static_cast<uint32_t>(static_cast<const uint16_t*>(values)[i]) << 16);
   }
 };
 
@@ -58,10 +58,10 @@ constexpr GuideLoops kGuideScalar = {
 
 Guide choose_guide(int dtype) {
 #ifdef BDK_X86
-  if (active_isa() == kAvx512) return kGuideAvx512.of_dtype[dtype];
-  if (active_isa() == kAvx2) return kGuideAvx2.of_dtype[dtype];
+  if (active_isa() == kAvx512) return kGuideAvx512.by_dtype[dtype];
+  if (active_isa() == kAvx2) return kGuideAvx2.by_dtype[dtype];
 #endif
-  return kGuideScalar.of_dtype[dtype];
+  return kGuideScalar.by_dtype[dtype];
 }
 
 }  // namespace bdk

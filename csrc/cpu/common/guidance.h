@@ -1,4 +1,5 @@
-// Predictions in any dtype to guided float32 values, one loop per instruction set and dtype.
+// Applies guidance to predictions of any dtype, with float32 results: one loop per instruction set
+// and dtype.
 #pragma once
 
 #include <stdint.h>
@@ -6,13 +7,13 @@
 namespace bdk {
 
 // guided = conditional without `unconditional`, else unconditional + cfg (conditional -
-// unconditional), rounded operation by operation.
+// unconditional), each operation rounded.
 using Guide = void (*)(const void* conditional, const void* unconditional_or_null, float cfg,
                        float* guided, int64_t count);
 
-// By dtype code.
+// One function for each dtype code.
 struct GuideLoops {
-  Guide of_dtype[3];
+  Guide by_dtype[3];
 };
 
 extern const GuideLoops kGuideAvx2, kGuideAvx512;

@@ -22,7 +22,7 @@ extern const Halves kHalvesAvx2, kHalvesAvx512;
 
 namespace {  // the instructions differ between the files that include this
 
-inline float of_pattern(uint32_t pattern) {
+inline float float_from_pattern(uint32_t pattern) {
   float value;
   memcpy(&value, &pattern, sizeof value);
   return value;
@@ -36,7 +36,8 @@ inline uint32_t pattern_of(float value) {
 
 inline void widen_bfloat16(const uint16_t* from, float* to, int64_t count) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) to[i] = of_pattern(static_cast<uint32_t>(from[i]) << 16);
+  for (int64_t i = 0; i < count; ++i)
+    to[i] = float_from_pattern(static_cast<uint32_t>(from[i]) << 16);
 }
 
 inline void narrow_bfloat16(const float* from, uint16_t* to, int64_t count) {
@@ -44,7 +45,7 @@ inline void narrow_bfloat16(const float* from, uint16_t* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t bits = pattern_of(from[i]);
     const uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
-    // A NaN stays one: its upper half alone may be infinity.
+    // Keeps a NaN a NaN: its upper half alone may be infinity.
     const uint32_t kept = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits | 0x400000u : rounded;
     to[i] = static_cast<uint16_t>(kept >> 16);
   }
@@ -54,10 +55,10 @@ inline float widen_float16_one(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t size = half & 0x7FFFu;
   if (size < 0x0400u) {  // zero and subnormals, in units of 2^-24
-    return of_pattern(sign | pattern_of(static_cast<float>(size) * 0x1p-24f));
+    return float_from_pattern(sign | pattern_of(static_cast<float>(size) * 0x1p-24f));
   }
   // The exponent's bias grows from 15 to 127; infinity and NaN keep an exponent of ones.
-  return of_pattern(sign | ((size << 13) + (size >= 0x7C00u ? 0x70000000u : 0x38000000u)));
+  return float_from_pattern(sign | ((size << 13) + (size >= 0x7C00u ? 0x70000000u : 0x38000000u)));
 }
 
 inline uint16_t narrow_float16_one(float value) {
@@ -66,7 +67,7 @@ inline uint16_t narrow_float16_one(float value) {
   if (size > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((size >> 13) & 0x3FFu));
   if (size >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and more
   if (size < 0x38800000u) {  // below 2^-14: adding 1/2 leaves multiples of 2^-24, rounded
-    const uint32_t units = pattern_of(of_pattern(size) + 0.5f) - 0x3F000000u;
+    const uint32_t units = pattern_of(float_from_pattern(size) + 0.5f) - 0x3F000000u;
     return static_cast<uint16_t>(sign | units);
   }
   const uint32_t rounded = size + 0xFFFu + ((size >> 13) & 1u);

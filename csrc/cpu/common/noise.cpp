@@ -34,8 +34,8 @@ void noise_range(const int64_t* keys, int64_t elements, uint32_t step, float* no
 int bdk_noise_cpu(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                   float* normals, uint32_t* words_or_null, int threads) {
   using namespace bdk;
-  constexpr int64_t kMostElements = int64_t{1} << 34;  // 32 bits count blocks of four
-  if (rows < 0 || elements < 0 || elements > kMostElements || threads < 1) return BDK_BAD_SIZE;
+  constexpr int64_t kMaxElements = int64_t{1} << 34;  // 32 bits count blocks of four
+  if (rows < 0 || elements < 0 || elements > kMaxElements || threads < 1) return BDK_BAD_SIZE;
   const uint32_t at = static_cast<uint32_t>(*step);
   parallel_for(rows * ((elements + 3) / 4), kGrainBlocks, 1, threads,
                [&](int64_t begin, int64_t end) {

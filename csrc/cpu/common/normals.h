@@ -5,9 +5,9 @@
 
 namespace bdk {
 
-// Normals of blocks block .. block + blocks - 1 of a row, four each; `normals` has room for a
-// number of blocks that is a multiple of kNormalBlocks. The normals of a block do not depend on
-// where a call begins.
+// Normals of blocks block .. block + blocks - 1 of a row, four each. `normals` has room for
+// `blocks` rounded up to a multiple of kNormalBlocks. The normals of a block do not depend on the
+// first block of the call.
 constexpr int kNormalBlocks = 16;
 using Normals = void (*)(NoiseKey key, uint32_t step, uint32_t block, int blocks, float* normals);
 

@@ -7,8 +7,9 @@
 namespace bdk {
 namespace {
 
-// The normals of 4 * kVectors blocks. The vectors stand side by side because a round is a chain of
-// some eight cycles. A counter word is the low half of its lane; vpmuludq reads no more than that.
+// The normals of 4 * kVectors blocks. Several vectors are computed together, since a round is a
+// dependent chain of about eight cycles. A counter word is the low half of its lane; vpmuludq
+// ignores the high half.
 template <int kVectors>
 void draw(NoiseKey key, uint32_t step, uint32_t block, float* normals) {
   const __m256i multiplier0 = _mm256_set1_epi64x(0xD2511F53u);
@@ -39,12 +40,12 @@ void draw(NoiseKey key, uint32_t step, uint32_t block, float* normals) {
   }
   for (int v = 0; v < kVectors; ++v) {
     // Words 0 and 2 of each block give radii, words 1 and 3 angles.
-    const __m256i of_radius = _mm256_blend_epi32(c0[v], _mm256_slli_epi64(c2[v], 32), 0xAA);
-    const __m256i of_angle = _mm256_blend_epi32(c1[v], _mm256_slli_epi64(c3[v], 32), 0xAA);
-    const Float radial = uniform(pattern<Word>(of_radius));
+    const __m256i radius_words = _mm256_blend_epi32(c0[v], _mm256_slli_epi64(c2[v], 32), 0xAA);
+    const __m256i angle_words = _mm256_blend_epi32(c1[v], _mm256_slli_epi64(c3[v], 32), 0xAA);
+    const Float radial = uniform(pattern<Word>(radius_words));
     const __m256 radius = _mm256_sqrt_ps(-2.0f * logarithm(radial));
     Float sine, cosine;
-    sine_and_cosine(uniform(pattern<Word>(of_angle)), sine, cosine);
+    sine_and_cosine(uniform(pattern<Word>(angle_words)), sine, cosine);
     const __m256 first = radius * cosine, second = radius * sine;
     _mm256_storeu_ps(normals + 16 * v, _mm256_unpacklo_ps(first, second));
     _mm256_storeu_ps(normals + 16 * v + 8, _mm256_unpackhi_ps(first, second));

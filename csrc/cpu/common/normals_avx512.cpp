@@ -39,11 +39,11 @@ void draw(NoiseKey key, uint32_t step, uint32_t block, float* normals) {
   constexpr __mmask16 kOdd = 0xAAAA;
   constexpr _MM_PERM_ENUM kEvenTwice = static_cast<_MM_PERM_ENUM>(0xA0);
   for (int v = 0; v < kVectors; ++v) {
-    const __m512i of_radius = _mm512_mask_shuffle_epi32(c0[v], kOdd, c2[v], kEvenTwice);
-    const __m512i of_angle = _mm512_mask_shuffle_epi32(c1[v], kOdd, c3[v], kEvenTwice);
-    const Float radial = uniform(pattern<Word>(of_radius));
+    const __m512i radius_words = _mm512_mask_shuffle_epi32(c0[v], kOdd, c2[v], kEvenTwice);
+    const __m512i angle_words = _mm512_mask_shuffle_epi32(c1[v], kOdd, c3[v], kEvenTwice);
+    const Float radial = uniform(pattern<Word>(radius_words));
     const __m512 radius = _mm512_sqrt_ps(-2.0f * logarithm(radial));
-    const Float turns = uniform(pattern<Word>(of_angle));
+    const Float turns = uniform(pattern<Word>(angle_words));
     Float sine, cosine;
     sine_and_cosine(turns, sine, cosine);
     const __m512 first = radius * cosine, second = radius * sine;

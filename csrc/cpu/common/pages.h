@@ -9,14 +9,13 @@
 
 namespace bdk {
 
-// Asks the system to back a fresh output by pages of 2 MiB. Memory that large comes untouched from
-// the system, and its first writes then cost one page fault in 512: on an EPYC in a virtual machine
-// 64 MiB take 6 instead of 25 ms. A hint: where it cannot be had, nothing changes.
+// Asks the system to back a fresh output by pages of 2 MiB. An allocation of that size is not yet
+// mapped, and its first writes then cost one page fault instead of 512: on an EPYC in a virtual
+// machine 64 MiB take 6 instead of 25 ms. It is a hint; without huge pages nothing changes.
 //
-// Fresh outputs are written through the caches: the system has just cleared their pages, so their
-// lines are there. On the EPYC streaming stores took 7 ms; on a Xeon in a virtual machine four
-// times as long. Outputs in memory that has been used before are another case: streaming_pays() in
-// isa.h.
+// Fresh outputs are written through the caches, which hold their lines since the system has just
+// cleared the pages. Non-temporal stores took 7 ms on the EPYC, and four times as long on a Xeon in
+// a virtual machine. For outputs in memory that has been used before see streaming_pays() in isa.h.
 inline void prefer_large_pages(void* output, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

@@ -15,8 +15,8 @@
 namespace bdk {
 
 #ifdef _OPENMP
-// OpenMP's threads do not survive a fork, and a child that asks for them waits for ever. A child of
-// a process that has had threads from here therefore computes alone.
+// OpenMP's threads do not survive a fork, and a child that uses them hangs. So a child of a process
+// that has started threads here computes on one thread.
 struct Threads {
   std::atomic<bool> taken{false};
   std::atomic<bool> lost{false};
@@ -30,7 +30,7 @@ struct Threads {
     static Threads threads;
     return threads;
   }
-  // Whether a loop may have more threads than its caller's.
+  // Whether a loop may use more than the calling thread.
   static bool take() {
     if (instance().lost) return false;
     instance().taken = true;
@@ -39,8 +39,8 @@ struct Threads {
 };
 #endif
 
-// Calls body(begin, end) on disjoint ranges that cover [0, count). A thread is worth its start only
-// for `grain` items or more; every range but the last is a multiple of `align` items long.
+// Calls body(begin, end) on disjoint ranges that cover [0, count). Each thread gets at least
+// `grain` items; the length of every range but the last is a multiple of `align`.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, int64_t align, int threads, const Body& body) {
   int64_t parts = count / grain;

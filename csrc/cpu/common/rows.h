@@ -1,5 +1,6 @@
-// What the row kernels of the denoising head share. Every file that includes this compiles its own
-// copy for its own instruction set: the loops are plain, and the compiler vectorises them.
+// Functions that the row kernels of the denoising head share. Every file that includes this
+// compiles its own copy for its instruction set: the loops are plain, and the compiler vectorises
+// them.
 #pragma once
 
 #include <math.h>
@@ -12,9 +13,9 @@
 
 namespace bdk {
 
-// y[c] = value(c) for all c. Streamed, y goes to memory past the caches; what reads it in another
-// thread must wait for a fence. It goes there as it is computed: tiles of 4 KB that were filled
-// first took longer than stores through the caches.
+// y[c] = value(c) for all c. kStreamed: with non-temporal stores; a reader in another thread needs
+// a fence first. Values are stored as they are computed: filling tiles of 4 KB first took longer
+// than normal stores.
 template <bool kStreamed, class Value>
 static inline void write_row(float* y, int64_t count, const Value& value) {
   int64_t c = 0;
@@ -74,7 +75,7 @@ static inline void row_modulate(const float* x, Moments m, const float* scale, c
     }
     return;
   }
-  for (int64_t c = 0; c < channels; ++c) {  // nobody's model has one of the two alone
+  for (int64_t c = 0; c < channels; ++c) {  // rare: no known model has only one of the two
     const float w = weight != nullptr ? weight[c] : 1.0f;
     const float b = bias != nullptr ? bias[c] : 0.0f;
     y[c] = ((x[c] - m.mean) * m.rstd * w + b) * (1.0f + scale[c]) + shift[c];
@@ -82,7 +83,7 @@ static inline void row_modulate(const float* x, Moments m, const float* scale, c
 }
 
 // e^x within two units in the last place, from e^-87 to e^88. x log2(e) is split into an integer,
-// which becomes the exponent, and a rest of at most one half, for which a polynomial stands.
+// which becomes the exponent, and a rest of at most one half, for which a polynomial is used.
 static inline float exp_approximate(float x) {
   constexpr float kShift = 12582912.0f;  // 1.5 2^23: adding it rounds to an integer
   x = x > 88.0f ? 88.0f : x;
@@ -98,7 +99,7 @@ static inline float exp_approximate(float x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  uint32_t bits;  // without a sign: what comes of a NaN may overflow
+  uint32_t bits;  // unsigned: for a NaN the arithmetic below may overflow
   memcpy(&bits, &shifted, sizeof bits);
   const uint32_t power = (bits - 0x4B400000u + 127u) << 23;  // 0x4B400000 is the pattern of kShift
   float scale;
@@ -106,7 +107,8 @@ static inline float exp_approximate(float x) {
   return p * scale;
 }
 
-// e^-x, infinite where exp_approximate gives its bound: times a large x that would leave a value.
+// e^-x, infinite where exp_approximate saturates: a saturated value times a large x would not
+// vanish.
 static inline float exp_minus(float x) { return x < -88.0f ? INFINITY : exp_approximate(-x); }
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_minus(x)); }

@@ -7,9 +7,8 @@
 
 namespace bdk {
 
-// Inside its scope, results below the least normal number are 0 and such operands count as 0. Intel
-// processors take over a hundred cycles for each of them, and products of many small probabilities
-// are nearly all of that kind.
+// Within its scope subnormal results and operands are 0. Intel processors take over a hundred
+// cycles for each of them, and products of many small probabilities are nearly all subnormal.
 class FlushSubnormals {
  public:
 #ifdef BDK_X86

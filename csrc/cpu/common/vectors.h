@@ -22,7 +22,7 @@ constexpr int kLanes = 4;
 using Vector = float __attribute__((vector_size(4 * kLanes)));
 
 #ifdef __AVX2__
-// Eight lanes with the sum of all.
+// Sums of the lanes, folded into eight.
 inline __m256 eight_lanes(Vector v) {
 #ifdef __AVX512F__
   const __m512 whole = (__m512)v;

@@ -1,4 +1,4 @@
-// Rows of any dtype as float32, for loops that know no other.
+// Rows of any dtype as float32, for loops that handle float32 only.
 #pragma once
 
 #include "bitdance_kernels.h"
@@ -9,13 +9,13 @@ namespace bdk {
 
 const Halves& choose_halves();
 
-// Channels of a row that are computed at a time where they do not depend on each other, so that the
-// buffers of halves stay in the nearest cache.
+// Channels of a row that elementwise loops take at a time, so that the buffers of halves stay in
+// the first-level cache.
 constexpr int64_t kRowTile = 1024;
-// Most channels of a row of halves that has to be whole.
-constexpr int64_t kMostHalves = 8192;
+// Maximum channels of a row of halves that is needed as a whole.
+constexpr int64_t kMaxHalves = 8192;
 
-// float32 rows are used where they lie; halves go through a buffer of the caller's.
+// float32 rows are used in place; halves are converted through a buffer of the caller.
 class WideRows {
  public:
   explicit WideRows(bdk_rows rows)
@@ -33,7 +33,7 @@ class WideRows {
     return buffer;
   }
 
-  // Where to write those; `put` then brings them to their place.
+  // Where to write such values; `put` then stores them.
   float* place(int64_t r, int64_t c, float* buffer) const {
     return wide() ? at<float>(r, c) : buffer;
   }
@@ -47,9 +47,9 @@ class WideRows {
     return static_cast<T*>(rows_.data) + r * rows_.stride + c;
   }
 
-  // Fetches where the next row begins: a row of a chunk of a wide tensor lies on another page than
-  // the last, which no processor foresees. On an EPYC that saves gated_residual a seventh of its
-  // time on such chunks. No row has to be there; what is fetched is not read.
+  // Prefetches the start of the next row: rows of a chunk of a wide tensor lie on different pages,
+  // which hardware prefetchers do not cross. On an EPYC this saves gated_residual a seventh of its
+  // time on such chunks. The next row need not exist: a prefetch of any address is harmless.
   void expect(int64_t r, int64_t c) const {
     const int64_t offset = (r * rows_.stride + c) * (wide() ? 4 : 2);
     const uintptr_t next = reinterpret_cast<uintptr_t>(rows_.data) + static_cast<uintptr_t>(offset);

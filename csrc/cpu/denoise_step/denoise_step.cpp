@@ -1,5 +1,5 @@
-// denoise_step: entry, choice of the instruction set. A tile of a row is guided, gets its noise and
-// is combined while it lies in the nearest cache.
+// denoise_step: entry, choice of the instruction set. Guidance, noise and combination are applied
+// to a tile of a row while it is in the first-level cache.
 #include "cpu/denoise_step/denoise_step.h"
 
 #include "bitdance_kernels.h"
@@ -34,7 +34,7 @@ int bdk_denoise_step_cpu(const float* x, const void* x0, const float* table, int
                          const float* noise_or_null, const int64_t* keys_or_null, float* y,
                          int64_t rows, int64_t elements, int dtype, int threads) {
   using namespace bdk;
-  constexpr int64_t kMostElements = int64_t{1} << 34;  // 32 bits count blocks of four
+  constexpr int64_t kMaxElements = int64_t{1} << 34;  // 32 bits count blocks of four
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   if (rows < 0 || elements < 0 || threads < 1 || (step_bytes != 4 && step_bytes != 8)) {
     return BDK_BAD_SIZE;
@@ -43,7 +43,7 @@ int bdk_denoise_step_cpu(const float* x, const void* x0, const float* table, int
       step_bytes == 4 ? *static_cast<const int32_t*>(step) : *static_cast<const int64_t*>(step);
   if (at < 0 || at >= table_rows) return BDK_BAD_INDEX;
   if (rows == 0 || elements == 0) return BDK_OK;
-  if (noise_or_null == nullptr && (keys_or_null == nullptr || elements > kMostElements)) {
+  if (noise_or_null == nullptr && (keys_or_null == nullptr || elements > kMaxElements)) {
     return BDK_BAD_SIZE;
   }
   const Coefficients by{table[3 * at], table[3 * at + 1], table[3 * at + 2]};

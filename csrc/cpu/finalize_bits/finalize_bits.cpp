@@ -1,4 +1,4 @@
-// finalize_bits: entry. A tile is guided, packed and unpacked while it lies in the nearest cache.
+// finalize_bits: entry. A tile is guided, packed and unpacked while it is in the first-level cache.
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
 #include "cpu/common/guidance.h"

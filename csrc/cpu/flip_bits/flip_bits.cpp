@@ -40,7 +40,7 @@ const FlipLoops& choose() {
   return kFlipScalar;
 }
 
-// use(i, flips, count) gets the flips of bytes i .. i + count - 1, counted from byte `first` on.
+// Calls use(i, flips, count) with the flips of bytes i .. i + count - 1, counted from byte `first`.
 template <class Use>
 void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t first, int64_t bytes, int threads,
                    const Use& use) {
@@ -59,7 +59,7 @@ void for_all_flips(const FlipLoops& loops, FlipKey key, int64_t first, int64_t b
 int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, int64_t first,
                       const int64_t* key, int64_t threshold, int threads) {
   using namespace bdk;
-  if (bytes < 0 || first < 0 || threshold < 0 || threshold > kMostFlipThreshold || threads < 1)
+  if (bytes < 0 || first < 0 || threshold < 0 || threshold > kMaxFlipThreshold || threads < 1)
     return BDK_BAD_SIZE;
   prefer_large_pages(flipped, bytes);
   for_all_flips(choose(), flip_key(key, threshold), first, bytes, threads,
@@ -73,7 +73,7 @@ int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* ke
                        int64_t threshold, int dtype, int threads) {
   using namespace bdk;
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
-  if (values < 0 || values % 8 != 0 || threshold < 0 || threshold > kMostFlipThreshold ||
+  if (values < 0 || values % 8 != 0 || threshold < 0 || threshold > kMaxFlipThreshold ||
       threads < 1) {
     return BDK_BAD_SIZE;
   }

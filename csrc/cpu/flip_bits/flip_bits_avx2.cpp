@@ -37,7 +37,7 @@ void draw_eight(FlipKey key, uint64_t first, uint8_t* flips) {
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  // Comparisons are signed: the top bit of both sides is turned over.
+  // Comparisons are signed, so the top bit of both sides is inverted.
   const __m256i top = _mm256_set1_epi16(INT16_MIN);
   const __m256i threshold =
       _mm256_xor_si256(_mm256_set1_epi16(static_cast<int16_t>(key.threshold)), top);

@@ -55,16 +55,16 @@ int bdk_gated_residual_adaln_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows
   using namespace bdk;
   if (!are_dtypes(x, h, gate, scale, shift, y, z)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || threads < 1) return BDK_BAD_SIZE;
-  if (channels > kMostHalves && !all_wide(x, h, gate, scale, shift, y, z)) return BDK_BAD_SIZE;
+  if (channels > kMaxHalves && !all_wide(x, h, gate, scale, shift, y, z)) return BDK_BAD_SIZE;
   const GatedResidualRows& kernel = choose();
   const WideRows in_x(x), in_h(h), in_gate(gate), in_scale(scale), in_shift(shift), sum(y), out(z);
   parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
-    alignas(64) float buffers[4][kMostHalves];
+    alignas(64) float buffers[4][kMaxHalves];
     for (int64_t r = begin; r < end; ++r) {
-      float* of_sum = sum.place(r, 0, buffers[3]);
+      float* sum_row = sum.place(r, 0, buffers[3]);
       kernel.forward(in_x.read(r, 0, channels, buffers[0]), in_h.read(r, 0, channels, buffers[1]),
-                     in_gate.read(r, 0, channels, buffers[2]), of_sum, channels);
-      sum.put(r, 0, channels, of_sum);
+                     in_gate.read(r, 0, channels, buffers[2]), sum_row, channels);
+      sum.put(r, 0, channels, sum_row);
       kernel.norm(sum.read(r, 0, channels, buffers[3]),  // as it is stored
                   in_scale.read(r, 0, channels, buffers[0]),
                   in_shift.read(r, 0, channels, buffers[1]), weight_or_null, bias_or_null,
@@ -76,17 +76,19 @@ int bdk_gated_residual_adaln_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows
 }
 
 int bdk_gated_residual_backward_cpu(bdk_rows grad, const float* more_or_null, bdk_rows h,
-                                    bdk_rows gate, bdk_rows of_x, bdk_rows of_h, bdk_rows of_gate,
-                                    int64_t rows, int64_t channels, int threads) {
+                                    bdk_rows gate, bdk_rows grad_x, bdk_rows grad_h,
+                                    bdk_rows grad_gate, int64_t rows, int64_t channels,
+                                    int threads) {
   using namespace bdk;
-  if (!are_dtypes(grad, h, gate, of_x, of_h, of_gate)) return BDK_BAD_DTYPE;
+  if (!are_dtypes(grad, h, gate, grad_x, grad_h, grad_gate)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels < 0 || threads < 1) return BDK_BAD_SIZE;
   const GatedResidualRows& kernel = choose();
-  const WideRows of_sum(grad), in_h(h), in_gate(gate), out_x(of_x), out_h(of_h), out_gate(of_gate);
+  const WideRows in_grad(grad), in_h(h), in_gate(gate), out_x(grad_x), out_h(grad_h),
+      out_gate(grad_gate);
   parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[6][kRowTile];
     for_tiles(begin, end, channels, [&](int64_t r, int64_t c, int64_t count) {
-      kernel.backward(of_sum.read(r, c, count, buffers[0]),
+      kernel.backward(in_grad.read(r, c, count, buffers[0]),
                       more_or_null == nullptr ? nullptr : more_or_null + r * channels + c,
                       in_h.read(r, c, count, buffers[1]), in_gate.read(r, c, count, buffers[2]),
                       out_x.place(r, c, buffers[3]), out_h.place(r, c, buffers[4]),

@@ -7,14 +7,14 @@ namespace bdk {
 
 struct GatedResidualRows {
   void (*forward)(const float* x, const float* h, const float* gate, float* y, int64_t channels);
-  // The same past the caches (see write_row), or null.
+  // The same with non-temporal stores (see write_row), or null.
   void (*stream)(const float* x, const float* h, const float* gate, float* y, int64_t channels);
   // The modulated norm z of y.
   void (*norm)(const float* y, const float* scale, const float* shift, const float* weight,
                const float* bias, float* z, int64_t channels, float eps);
-  // Gradients of x, h and gate from that of the sum; `more` (or null) is added to the latter.
+  // Gradients of x, h and gate, given that of the sum, to which `more` (or null) is added.
   void (*backward)(const float* grad, const float* more, const float* h, const float* gate,
-                   float* of_x, float* of_h, float* of_gate, int64_t channels);
+                   float* grad_x, float* grad_h, float* grad_gate, int64_t channels);
 };
 
 extern const GatedResidualRows kGatedResidualAvx2, kGatedResidualAvx512;
@@ -32,19 +32,19 @@ static inline void gated_residual_norm_row(const float* y, const float* scale, c
 }
 
 static inline void gated_residual_backward_row(const float* grad, const float* more, const float* h,
-                                               const float* gate, float* of_x, float* of_h,
-                                               float* of_gate, int64_t channels) {
+                                               const float* gate, float* grad_x, float* grad_h,
+                                               float* grad_gate, int64_t channels) {
   if (more == nullptr) {
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) of_x[c] = grad[c];
+    for (int64_t c = 0; c < channels; ++c) grad_x[c] = grad[c];
   } else {
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) of_x[c] = grad[c] + more[c];
+    for (int64_t c = 0; c < channels; ++c) grad_x[c] = grad[c] + more[c];
   }
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    of_h[c] = of_x[c] * gate[c];
-    of_gate[c] = of_x[c] * h[c];
+    grad_h[c] = grad_x[c] * gate[c];
+    grad_gate[c] = grad_x[c] * h[c];
   }
 }
 

@@ -22,7 +22,7 @@ struct NormAffine {  // each may be null
   const float *weight, *bias, *scale, *shift;
 };
 
-struct NormGradients {  // [images, channels] each; null where nothing is wanted
+struct NormGradients {  // [images, channels] each; null if not wanted
   float *weight, *bias, *scale, *shift;
 };
 
@@ -36,7 +36,7 @@ const GroupNormLoops& choose() {
 
 bool fits(const FeatureMap& m) {
   return m.images >= 0 && m.channels > 0 && m.groups > 0 && m.channels % m.groups == 0 &&
-         m.positions >= 0 && m.chunk > 0 && (!m.last || m.channels <= kNormMostChannels);
+         m.positions >= 0 && m.chunk > 0 && (!m.last || m.channels <= kNormMaxChannels);
 }
 
 int64_t chunks_of(const FeatureMap& m) { return (m.positions + m.chunk - 1) / m.chunk; }
@@ -66,8 +66,9 @@ void for_channels(const FeatureMap& m, int threads, const Body& body) {
                });
 }
 
-// spreads [chunks, groups] of an image: those of chunk 0 become those of all, summed up in the
-// order of the chunks, whatever thread found them, about the means of the first.
+// spreads: [chunks, groups] of an image. Combines those of all chunks into those of chunk 0, in the
+// order of the chunks, so that the result does not depend on the threads. Sums are relative to the
+// mean of chunk 0.
 void merge_chunks(Spread* spreads, int64_t chunks, int64_t groups) {
   for (int64_t g = 0; g < groups; ++g) {
     const double about = spreads[g].mean;
@@ -84,7 +85,7 @@ void merge_chunks(Spread* spreads, int64_t chunks, int64_t groups) {
   }
 }
 
-// spreads: [images, chunks or 1, groups]; what is found is in those of chunk 0.
+// spreads: [images, chunks or 1, groups]; the results are in those of chunk 0.
 void find_moments(const FeatureMap& m, const float* x, Spread* spreads, int threads) {
   const GroupNormLoops& loops = choose();
   if (m.last) {
@@ -114,7 +115,7 @@ double or_else(const float* values, int64_t at, double otherwise) {
   return values != nullptr ? static_cast<double>(values[at]) : otherwise;
 }
 
-ChannelAffine of_channel(const NormAffine& affine, int64_t image, int64_t c, int64_t channels) {
+ChannelAffine affine_at(const NormAffine& affine, int64_t image, int64_t c, int64_t channels) {
   const int64_t at = image * channels + c;
   return {or_else(affine.weight, c, 1.0), or_else(affine.bias, c, 0.0),
           or_else(affine.scale, at, 1.0), or_else(affine.shift, at, 0.0)};
@@ -129,7 +130,7 @@ void find_coefficients(const FeatureMap& m, const NormAffine& affine, const Spre
     float* k = coefficients + image * 5 * m.channels;
     for (int64_t c = 0; c < m.channels; ++c) {
       const Spread spread = spreads[image * stride + c / width];
-      const ChannelAffine numbers = of_channel(affine, image, c, m.channels);
+      const ChannelAffine numbers = affine_at(affine, image, c, m.channels);
       k[c] = static_cast<float>(spread.mean);
       k[m.channels + c] = channel_slope(numbers, reciprocal_deviation(spread, eps));
       k[2 * m.channels + c] = channel_offset(numbers);
@@ -137,12 +138,12 @@ void find_coefficients(const FeatureMap& m, const NormAffine& affine, const Spre
   }
 }
 
-NormCoefficients of_image(const float* coefficients, int64_t image, int64_t channels) {
+NormCoefficients coefficients_at(const float* coefficients, int64_t image, int64_t channels) {
   const float* k = coefficients + image * 5 * channels;
   return {k, k + channels, k + 2 * channels, k + 3 * channels, k + 4 * channels};
 }
 
-// sums: [images, chunks or 1, 2, channels]; what is found is in those of chunk 0.
+// sums: [images, chunks or 1, 2, channels]; the results are in those of chunk 0.
 void find_sums(const FeatureMap& m, const float* grad, const float* x, const float* coefficients,
                bool silu, double* sums, float* chunk_sums, int threads) {
   const GroupNormLoops& loops = choose();
@@ -152,7 +153,7 @@ void find_sums(const FeatureMap& m, const float* grad, const float* x, const flo
     for_chunks(m, threads, [&](int64_t image, int64_t chunk, int64_t offset, int64_t some) {
       float* to = chunk_sums + (image * chunks + chunk) * 2 * channels;
       loops.sums_last(grad + offset, x + offset, some, channels,
-                      of_image(coefficients, image, channels), silu, to, to + channels);
+                      coefficients_at(coefficients, image, channels), silu, to, to + channels);
     });
     for (int64_t image = 0; image < m.images; ++image) {
       for (int64_t i = 0; i < 2 * channels; ++i) {
@@ -166,14 +167,14 @@ void find_sums(const FeatureMap& m, const float* grad, const float* x, const flo
     return;
   }
   for_channels(m, threads, [&](int64_t image, int64_t c, int64_t offset) {
-    const NormCoefficients k = of_image(coefficients, image, channels);
+    const NormCoefficients k = coefficients_at(coefficients, image, channels);
     double* to = sums + image * 2 * channels + c;
     loops.sums_span(grad + offset, x + offset, m.positions, k.mean[c], k.a[c], k.d[c], silu, to,
                     to + channels);
   });
 }
 
-// Gradients of what is given per channel and per image, and q and r of every channel.
+// Gradients of weight, bias, scale and shift, and coefficients q and r of every channel.
 void find_gradients(const FeatureMap& m, const NormAffine& affine, const Spread* spreads,
                     double eps, const double* sums, float* coefficients, const NormGradients& of) {
   const int64_t channels = m.channels, width = channels / m.groups;
@@ -181,16 +182,16 @@ void find_gradients(const FeatureMap& m, const NormAffine& affine, const Spread*
   const double size = static_cast<double>(width * m.positions);
   for (int64_t image = 0; image < m.images; ++image) {
     float* k = coefficients + image * 5 * channels;
-    const double* of_z = sums + image * 2 * channels;
-    const double* of_z_x = of_z + channels;
+    const double* grad_z = sums + image * 2 * channels;
+    const double* grad_z_x = grad_z + channels;
     for (int64_t g = 0; g < m.groups; ++g) {
       const Spread spread = spreads[image * stride + g];
       const double rstd = reciprocal_deviation(spread, eps);
       double along_one = 0.0, along_unit = 0.0;
       for (int64_t c = g * width; c < (g + 1) * width; ++c) {
         const int64_t at = image * channels + c;
-        const ChannelAffine numbers = of_channel(affine, image, c, channels);
-        const ChannelGradients found = channel_gradients(numbers, rstd, of_z[c], of_z_x[c]);
+        const ChannelAffine numbers = affine_at(affine, image, c, channels);
+        const ChannelGradients found = channel_gradients(numbers, rstd, grad_z[c], grad_z_x[c]);
         along_one += found.along_one;
         along_unit += found.along_unit;
         if (of.weight != nullptr) of.weight[at] = static_cast<float>(found.weight);
@@ -226,34 +227,35 @@ int bdk_group_norm_silu_cpu(const float* x, float* y, int64_t images, int64_t ch
   const GroupNormLoops& loops = choose();
   if (map.last) {
     for_chunks(map, threads, [&](int64_t image, int64_t, int64_t offset, int64_t some) {
-      loops.apply_last(x + offset, some, channels, of_image(coefficients, image, channels),
+      loops.apply_last(x + offset, some, channels, coefficients_at(coefficients, image, channels),
                        silu != 0, y + offset);
     });
   } else {
     for_channels(map, threads, [&](int64_t image, int64_t c, int64_t offset) {
-      const NormCoefficients k = of_image(coefficients, image, channels);
+      const NormCoefficients k = coefficients_at(coefficients, image, channels);
       loops.apply_span(x + offset, positions, k.mean[c], k.a[c], k.d[c], silu != 0, y + offset);
     });
   }
   return BDK_OK;
 }
 
-int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* of_x, int64_t images,
-                                     int64_t channels, int64_t positions, int64_t groups,
-                                     int channels_last, int64_t chunk, const float* weight_or_null,
-                                     const float* bias_or_null, const float* scale_or_null,
-                                     const float* shift_or_null, float* of_weight_or_null,
-                                     float* of_bias_or_null, float* of_scale_or_null,
-                                     float* of_shift_or_null, int silu, double eps, double* spreads,
-                                     double* sums, float* coefficients, float* chunk_sums,
-                                     int threads) {
+int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* grad_x,
+                                     int64_t images, int64_t channels, int64_t positions,
+                                     int64_t groups, int channels_last, int64_t chunk,
+                                     const float* weight_or_null, const float* bias_or_null,
+                                     const float* scale_or_null, const float* shift_or_null,
+                                     float* grad_weight_or_null, float* grad_bias_or_null,
+                                     float* grad_scale_or_null, float* grad_shift_or_null, int silu,
+                                     double eps, double* spreads, double* sums, float* coefficients,
+                                     float* chunk_sums, int threads) {
   using namespace bdk;
   const FeatureMap map = {images, channels, positions, groups, channels_last != 0, chunk};
   const NormAffine affine = {weight_or_null, bias_or_null, scale_or_null, shift_or_null};
-  const NormGradients of = {of_weight_or_null, of_bias_or_null, of_scale_or_null, of_shift_or_null};
+  const NormGradients of = {grad_weight_or_null, grad_bias_or_null, grad_scale_or_null,
+                            grad_shift_or_null};
   if (!fits(map) || threads < 1) return BDK_BAD_SIZE;
   if (images == 0 || positions == 0) return BDK_OK;
-  prefer_large_pages(of_x, 4 * images * channels * positions);
+  prefer_large_pages(grad_x, 4 * images * channels * positions);
   Spread* moments = reinterpret_cast<Spread*>(spreads);
   find_moments(map, x, moments, threads);
   find_coefficients(map, affine, moments, eps, coefficients);
@@ -263,12 +265,14 @@ int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* o
   if (map.last) {
     for_chunks(map, threads, [&](int64_t image, int64_t, int64_t offset, int64_t some) {
       loops.backward_last(grad + offset, x + offset, some, channels,
-                          of_image(coefficients, image, channels), silu != 0, of_x + offset);
+                          coefficients_at(coefficients, image, channels), silu != 0,
+                          grad_x + offset);
     });
   } else {
     for_channels(map, threads, [&](int64_t image, int64_t c, int64_t offset) {
       loops.backward_span(grad + offset, x + offset, positions,
-                          of_image(coefficients, image, channels), c, silu != 0, of_x + offset);
+                          coefficients_at(coefficients, image, channels), c, silu != 0,
+                          grad_x + offset);
     });
   }
   return BDK_OK;

@@ -1,8 +1,8 @@
 // The loops of group_norm_silu, one set per instruction set, for both layouts of a feature map.
 //
 // "Last": positions of `channels` adjacent values. "Span": the adjacent values of one channel (or,
-// for moments, of one group). With the moments known the op is act((x - mean) a + d) with three
-// numbers a channel, so these loops know nothing of weights and scales.
+// for moments, of one group). Once the moments are known, the op is act((x - mean) a + d) with
+// three coefficients per channel, so these loops need no weights or scales.
 #pragma once
 
 #include "common/group_norm.h"
@@ -10,10 +10,10 @@
 
 namespace bdk {
 
-constexpr int64_t kNormMostChannels = 4096;  // of a channels-last map; their sums are on the stack
-constexpr int64_t kNormSpan = 4096;          // values whose moments are taken at a time
+constexpr int64_t kNormMaxChannels = 4096;  // of a channels-last map; their sums are on the stack
+constexpr int64_t kNormSpan = 4096;         // values whose moments are computed at a time
 
-// What x becomes: (x - mean) a + d, and, for the gradient, less q + (x - mean) r.
+// Coefficients: z = (x - mean) a + d, and the gradient of x is a grad_z - q - (x - mean) r.
 struct NormCoefficients {
   const float *mean, *a, *d, *q, *r;
 };
@@ -26,23 +26,23 @@ struct GroupNormLoops {
                      bool silu, float* y);
   void (*apply_span)(const float* x, int64_t count, float mean, float a, float d, bool silu,
                      float* y);
-  // Sums over positions of the gradient of z, and of it times (x - mean).
+  // Sums over positions of the gradient of z, and of that gradient times (x - mean).
   void (*sums_last)(const float* grad, const float* x, int64_t positions, int64_t channels,
-                    NormCoefficients k, bool silu, float* of_z, float* of_z_x);
+                    NormCoefficients k, bool silu, float* grad_z, float* grad_z_x);
   void (*sums_span)(const float* grad, const float* x, int64_t count, float mean, float a, float d,
-                    bool silu, double* of_z, double* of_z_x);
+                    bool silu, double* grad_z, double* grad_z_x);
   void (*backward_last)(const float* grad, const float* x, int64_t positions, int64_t channels,
-                        NormCoefficients k, bool silu, float* of_x);
+                        NormCoefficients k, bool silu, float* grad_x);
   void (*backward_span)(const float* grad, const float* x, int64_t count, NormCoefficients k,
-                        int64_t channel, bool silu, float* of_x);
+                        int64_t channel, bool silu, float* grad_x);
 };
 
 extern const GroupNormLoops kGroupNormAvx2, kGroupNormAvx512;
 
 namespace {  // compiled anew for each instruction set
 
-// Positions that a loop over channels takes at once: it is short, and what it begins with, and the
-// loads of what there is once a channel, cost as much as several of them.
+// Positions that a loop over channels takes at once: the loop is short, and its prologue and the
+// loads of the coefficients cost as much as several positions.
 constexpr int kTogether = 4;
 
 template <int kPositions>
@@ -61,16 +61,16 @@ inline void add_moments(const float* x, int64_t channels, const float* pivots, f
   }
 }
 
-// In one pass, of distances to the mean of some values of the group, which leave the sums of
-// squares nearly as small as distances to the mean of all do.
+// In one pass, from distances to the mean of a few values of the group, with which the sums of
+// squares are nearly as small as with the mean of all.
 constexpr int64_t kPivotSamples = 8;
-// Positions whose sums are float32: those of more would lose too much.
+// Positions summed in float32; longer sums would lose too much accuracy.
 constexpr int64_t kFloatPositions = 64;
 
 inline void norm_moments_last(const float* x, int64_t positions, int64_t channels, int64_t groups,
                               Spread* spreads) {
-  float pivots[kNormMostChannels], sums[kNormMostChannels], squares[kNormMostChannels];
-  double all_sums[kNormMostChannels], all_squares[kNormMostChannels];
+  float pivots[kNormMaxChannels], sums[kNormMaxChannels], squares[kNormMaxChannels];
+  double all_sums[kNormMaxChannels], all_squares[kNormMaxChannels];
   const int64_t width = channels / groups;
   for (int64_t c = 0; c < channels; ++c) pivots[c] = 0.0f;
   for (int64_t c = 0; c < channels; ++c) all_sums[c] = all_squares[c] = 0.0;
@@ -184,27 +184,27 @@ inline void norm_apply_span(const float* x, int64_t count, float mean, float a, 
 
 template <bool kSilu>
 inline void sums_last(const float* grad, const float* x, int64_t positions, int64_t channels,
-                      NormCoefficients k, float* of_z, float* of_z_x) {
-  for (int64_t c = 0; c < channels; ++c) of_z[c] = of_z_x[c] = 0.0f;
+                      NormCoefficients k, float* grad_z, float* grad_z_x) {
+  for (int64_t c = 0; c < channels; ++c) grad_z[c] = grad_z_x[c] = 0.0f;
   for (int64_t p = 0; p < positions; ++p, x += channels, grad += channels) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const float slope = norm_slope<kSilu>(grad[c], x[c], k.mean[c], k.a[c], k.d[c]);
-      of_z[c] += slope;
-      of_z_x[c] += slope * (x[c] - k.mean[c]);
+      grad_z[c] += slope;
+      grad_z_x[c] += slope * (x[c] - k.mean[c]);
     }
   }
 }
 
 inline void norm_sums_last(const float* grad, const float* x, int64_t positions, int64_t channels,
-                           NormCoefficients k, bool silu, float* of_z, float* of_z_x) {
-  silu ? sums_last<true>(grad, x, positions, channels, k, of_z, of_z_x)
-       : sums_last<false>(grad, x, positions, channels, k, of_z, of_z_x);
+                           NormCoefficients k, bool silu, float* grad_z, float* grad_z_x) {
+  silu ? sums_last<true>(grad, x, positions, channels, k, grad_z, grad_z_x)
+       : sums_last<false>(grad, x, positions, channels, k, grad_z, grad_z_x);
 }
 
 template <bool kSilu>
 inline void sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
-                      float d, double* of_z, double* of_z_x) {
+                      float d, double* grad_z, double* grad_z_x) {
   double sum = 0.0, with_x = 0.0;
 #pragma omp simd reduction(+ : sum, with_x)
   for (int64_t i = 0; i < count; ++i) {
@@ -212,14 +212,14 @@ inline void sums_span(const float* grad, const float* x, int64_t count, float me
     sum += static_cast<double>(slope);
     with_x += static_cast<double>(slope) * static_cast<double>(x[i] - mean);
   }
-  *of_z = sum;
-  *of_z_x = with_x;
+  *grad_z = sum;
+  *grad_z_x = with_x;
 }
 
 inline void norm_sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
-                           float d, bool silu, double* of_z, double* of_z_x) {
-  silu ? sums_span<true>(grad, x, count, mean, a, d, of_z, of_z_x)
-       : sums_span<false>(grad, x, count, mean, a, d, of_z, of_z_x);
+                           float d, bool silu, double* grad_z, double* grad_z_x) {
+  silu ? sums_span<true>(grad, x, count, mean, a, d, grad_z, grad_z_x)
+       : sums_span<false>(grad, x, count, mean, a, d, grad_z, grad_z_x);
 }
 
 template <bool kSilu>
@@ -229,35 +229,35 @@ inline float norm_gradient(float grad, float x, float mean, float a, float d, fl
 
 template <bool kSilu>
 inline void backward_last(const float* grad, const float* x, int64_t positions, int64_t channels,
-                          NormCoefficients k, float* of_x) {
-  for (int64_t p = 0; p < positions; ++p, x += channels, grad += channels, of_x += channels) {
+                          NormCoefficients k, float* grad_x) {
+  for (int64_t p = 0; p < positions; ++p, x += channels, grad += channels, grad_x += channels) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      of_x[c] = norm_gradient<kSilu>(grad[c], x[c], k.mean[c], k.a[c], k.d[c], k.q[c], k.r[c]);
+      grad_x[c] = norm_gradient<kSilu>(grad[c], x[c], k.mean[c], k.a[c], k.d[c], k.q[c], k.r[c]);
     }
   }
 }
 
 inline void norm_backward_last(const float* grad, const float* x, int64_t positions,
-                               int64_t channels, NormCoefficients k, bool silu, float* of_x) {
-  silu ? backward_last<true>(grad, x, positions, channels, k, of_x)
-       : backward_last<false>(grad, x, positions, channels, k, of_x);
+                               int64_t channels, NormCoefficients k, bool silu, float* grad_x) {
+  silu ? backward_last<true>(grad, x, positions, channels, k, grad_x)
+       : backward_last<false>(grad, x, positions, channels, k, grad_x);
 }
 
 template <bool kSilu>
 inline void backward_span(const float* grad, const float* x, int64_t count, NormCoefficients k,
-                          int64_t c, float* of_x) {
+                          int64_t c, float* grad_x) {
   const float mean = k.mean[c], a = k.a[c], d = k.d[c], q = k.q[c], r = k.r[c];
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    of_x[i] = norm_gradient<kSilu>(grad[i], x[i], mean, a, d, q, r);
+    grad_x[i] = norm_gradient<kSilu>(grad[i], x[i], mean, a, d, q, r);
   }
 }
 
 inline void norm_backward_span(const float* grad, const float* x, int64_t count, NormCoefficients k,
-                               int64_t channel, bool silu, float* of_x) {
-  silu ? backward_span<true>(grad, x, count, k, channel, of_x)
-       : backward_span<false>(grad, x, count, k, channel, of_x);
+                               int64_t channel, bool silu, float* grad_x) {
+  silu ? backward_span<true>(grad, x, count, k, channel, grad_x)
+       : backward_span<false>(grad, x, count, k, channel, grad_x);
 }
 
 constexpr GroupNormLoops kGroupNormLoops = {norm_moments_last,  norm_moments_span, norm_apply_last,

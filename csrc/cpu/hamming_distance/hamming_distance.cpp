@@ -9,9 +9,9 @@
 namespace bdk {
 namespace {
 
-// Bytes of codes compared by a thread to be worth its start: about 10 us.
+// Bytes of codes a thread must have to be worth starting: about 10 us.
 constexpr int64_t kGrainBytes = int64_t{1} << 19;
-// A chunk of the codes stays in the second-level cache while the queries of a thread pass by it.
+// A chunk of the codes stays in the second-level cache while a thread compares all its queries.
 constexpr int64_t kChunkBytes = int64_t{1} << 18;
 
 struct ScalarBits {
@@ -53,7 +53,7 @@ int64_t grain_rows(int64_t codes, int64_t bytes) {
   return (kGrainBytes / (codes * bytes + 1) / kGroup + 1) * kGroup;
 }
 
-// use(first query, whether they are kGroup or one) for all of [begin, end).
+// Calls use(first query, whether it is a group of kGroup queries or one) for all of [begin, end).
 template <class Use>
 void for_groups(int64_t begin, int64_t end, const Use& use) {
   int64_t n = begin;
@@ -88,7 +88,7 @@ int bdk_nearest_codes_cpu(const uint8_t* a, const uint8_t* b_blocks, int64_t* in
                           int64_t k, int threads) {
   using namespace bdk;
   if (queries < 0 || bytes <= 0 || k < 1 || k > codes || threads < 1) return BDK_BAD_SIZE;
-  if (k > kMostNeighbours || codes > int64_t{1} << kIndexBits) return BDK_BAD_SIZE;
+  if (k > kMaxNeighbours || codes > int64_t{1} << kIndexBits) return BDK_BAD_SIZE;
   const HammingRows& kernel = choose();
   parallel_for(queries, grain_rows(codes, bytes), kGroup, threads, [&](int64_t begin, int64_t end) {
     for_groups(begin, end, [&](int64_t n, int group) {

@@ -1,8 +1,8 @@
 // The inner loops of hamming_distance and nearest_codes, one set per instruction set.
 //
-// The codes that are searched come in blocks of 64, byte by byte: block[64 * byte + code]. So a
-// vector holds the same byte of many codes, no sum runs across its lanes, and sums of bytes are as
-// dense as vectors can be: they are widened once a code.
+// The codes to search are stored in blocks of 64, byte by byte: block[64 * byte + code]. So a
+// vector holds the same byte of many codes, sums never cross its lanes, and counts stay one byte
+// wide until they are widened once per code.
 #pragma once
 
 #include <stdint.h>
@@ -14,16 +14,16 @@
 namespace bdk {
 
 constexpr int kBlock = 64;
-constexpr int kGroup = 4;                 // queries that share what they read of the codes
-constexpr int64_t kMostNeighbours = 128;  // they are kept in a sorted list
-constexpr int kIndexBits = 38;            // below the distance in a neighbour's key
+constexpr int kGroup = 4;                // queries that share each load of codes
+constexpr int64_t kMaxNeighbours = 128;  // length of the sorted list of neighbours
+constexpr int kIndexBits = 38;  // bits of the index in a neighbour's key, below the distance
 
 // Distances of some queries (adjacent rows of a) to `count` codes in blocks; a row of `out` every
 // `out_stride`.
 using DistanceRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t bytes, int64_t count,
                               int32_t* out, int64_t out_stride);
 
-// For each of some queries the `k` least (distance, index) in ascending order.
+// The `k` smallest (distance, index) of each query, ascending.
 using NearestRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t bytes, int64_t count,
                              int64_t k, int64_t* index, int32_t* distance);
 
@@ -34,14 +34,15 @@ struct HammingRows {  // of one query, and of kGroup
 
 extern const HammingRows kHammingAvx2, kHammingAvx512, kHammingBitalg;
 
-// Of a query and each code of a block the different bits of at most kMostBytes bytes, as a sum of
-// two parts that fit into bytes.
+// Number of differing bits of a query and each code of a block, over at most kMaxBytes bytes, as a
+// sum of two parts that fit into bytes.
 struct Counts {
   alignas(64) uint8_t part[2][kBlock];
 };
-constexpr int64_t kMostBytes = 62;
+constexpr int64_t kMaxBytes = 62;
 
-// The bits in which half a byte differs from each other half, twice as AVX2 looks them up.
+// Number of differing bits of two half bytes, for each pair; twice, for the two lanes of an AVX2
+// lookup.
 struct DifferentBits {
   alignas(32) uint8_t of[32];
 };
@@ -59,11 +60,11 @@ struct AllDifferentBits {
 };
 static constexpr AllDifferentBits kDifferentBits;
 
-// Those of the low and of the high halves of some bytes of each query, one behind the other: a
-// lookup then costs no address.
+// The tables of the low and the high halves of some bytes of each query, in order of use, so that a
+// lookup needs no address computation.
 template <int kQueries>
 struct DifferentBitsOfQueries {
-  DifferentBits half[2][kMostBytes][kQueries];
+  DifferentBits half[2][kMaxBytes][kQueries];
 
   void prepare(const uint8_t* a, int64_t stride, int64_t bytes) {
     for (int q = 0; q < kQueries; ++q, a += stride) {
@@ -75,7 +76,7 @@ struct DifferentBitsOfQueries {
   }
 };
 
-// The queries themselves, for an instruction set that needs no more.
+// The queries themselves, for an instruction set that needs no tables.
 template <int kQueries>
 struct BytesOfQueries {
   const uint8_t* a;
@@ -87,18 +88,18 @@ struct BytesOfQueries {
   }
 };
 
-// Bits::Queries<kQueries>::prepare(a, stride, bytes) makes of some bytes of queries what
-// Bits::count(queries, block, bytes, counts) compares with a block.
+// Bits::Queries<kQueries>::prepare(a, stride, bytes) prepares some bytes of the queries;
+// Bits::count(queries, block, bytes, counts) compares them with a block.
 template <class Bits, int kQueries>
 class Comparison {
  public:
   Comparison(const uint8_t* a, int64_t bytes) : a_(a), bytes_(bytes) {
-    const int64_t parts = (bytes + kMostBytes - 1) / kMostBytes;
+    const int64_t parts = (bytes + kMaxBytes - 1) / kMaxBytes;
     part_ = (bytes + parts - 1) / parts;
   }
 
-  // Distances to the codes of adjacent blocks. Many at a time, since long codes are compared part
-  // by part, and each part of the queries has to be prepared.
+  // Distances to the codes of adjacent blocks. Many blocks at a time, since long codes are compared
+  // part by part, and each part of the queries is prepared once.
   void distances(const uint8_t* blocks, int64_t number, int32_t* out, int64_t out_stride) {
     for (int64_t first = 0; first < bytes_; first += part_) {
       const int64_t some = bytes_ - first < part_ ? bytes_ - first : part_;
@@ -149,7 +150,7 @@ static inline void distance_rows(const uint8_t* a, const uint8_t* blocks, int64_
   }
 }
 
-// A bit for each of the values of a block that is under the limit.
+// A mask of the values of a block that are below the limit.
 static inline uint64_t below(const int32_t* values, int32_t limit) {
   uint64_t mask = 0;
 #if defined(__AVX512F__)
@@ -173,19 +174,19 @@ static inline uint64_t below(const int32_t* values, int32_t limit) {
 
 // The nearest codes of a query so far, as ascending keys: the distance, then the index.
 struct Neighbours {
-  int64_t lists[2][kMostNeighbours + 1];  // one is read while the other is written
+  int64_t lists[2][kMaxNeighbours + 1];  // one is read while the other is written
   int current;
-  int32_t limit;  // what a code must be nearer than; equal ones come too late
+  int32_t limit;  // a code must be nearer than this; an equal one has a larger index
 
   void clear(int64_t k) {
-    lists[0][0] = lists[1][0] = INT64_MIN;  // stands before the first
+    lists[0][0] = lists[1][0] = INT64_MIN;  // sentinel before the first
     for (int64_t i = 1; i <= k; ++i) lists[0][i] = INT64_MAX;
     current = 0;
     limit = INT32_MAX;
   }
 
-  // No branch depends on where the key belongs: every place takes the middle one of its key, the
-  // one before it and the new one.
+  // Branchless insertion: every place takes the median of its key, the key before it and the new
+  // key.
   void insert(int64_t key, int64_t k) {
     const int64_t* from = lists[current];
     int64_t* to = lists[current ^ 1];

@@ -1,6 +1,6 @@
-// hamming_distance with AVX2: half a byte of a query chooses a table of the bits in which it
-// differs from every other half, and the codes look theirs up in it. So nothing is left of the XOR,
-// and the halves of the codes serve all queries of a group.
+// hamming_distance with AVX2: each half byte of a query selects a table with its distance to all 16
+// half bytes, and half bytes of the codes are looked up in it. This needs no XOR, and the half
+// bytes of the codes are split once for all queries of a group.
 #include <immintrin.h>
 
 #include "cpu/hamming_distance/hamming_distance.h"
@@ -22,7 +22,7 @@ struct Bits {
  private:
   static constexpr int kVectors = kBlock / 32;
 
-  // One half after the other: with both, the sums would not fit into the registers.
+  // One half after the other: the sums of both would not fit into the registers.
   template <int kHalf, int kQueries>
   static void count_half(const Queries<kQueries>& queries, const uint8_t* block, int64_t bytes,
                          Counts* counts) {

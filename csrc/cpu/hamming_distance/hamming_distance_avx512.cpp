@@ -1,6 +1,5 @@
-// hamming_distance with AVX-512, as with AVX2: half a byte of a query chooses the table in which
-// the codes look up their bits. (Processors that count the bits of a byte themselves use
-// hamming_distance_bitalg.cpp.)
+// hamming_distance with AVX-512, by the same tables as with AVX2. (Processors with a popcount for
+// bytes use hamming_distance_bitalg.cpp.)
 #include <immintrin.h>
 
 #include "cpu/hamming_distance/hamming_distance.h"

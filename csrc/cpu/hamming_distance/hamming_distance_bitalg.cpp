@@ -1,4 +1,4 @@
-// hamming_distance where the processor counts the bits of a byte itself (AVX-512 BITALG).
+// hamming_distance on processors with a popcount for bytes (AVX-512 BITALG).
 #include <immintrin.h>
 
 #include "cpu/hamming_distance/hamming_distance.h"

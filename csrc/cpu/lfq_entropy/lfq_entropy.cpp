@@ -20,7 +20,7 @@ const LfqEntropyLoops& choose() {
 }
 
 bool in_range(int64_t tokens, int64_t groups, int64_t bits, int64_t slices) {
-  return tokens >= 0 && groups >= 1 && bits >= 1 && bits <= kEntropyMostBits && slices >= 1;
+  return tokens >= 0 && groups >= 1 && bits >= 1 && bits <= kEntropyMaxBits && slices >= 1;
 }
 
 // Calls body(slice, first token, end) for every slice, each on a thread of its own.
@@ -53,15 +53,15 @@ int bdk_lfq_entropy_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_
 }
 
 int bdk_lfq_entropy_backward_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_t groups,
-                                 int64_t bits, float scale, int per_group, const float* of_p,
-                                 const float* of_p_transposed, float sample_share, float* of_x,
+                                 int64_t bits, float scale, int per_group, const float* grad_p,
+                                 const float* grad_p_transposed, float sample_share, float* grad_x,
                                  int64_t slices) {
   using namespace bdk;
   if (!in_range(tokens, groups, bits, slices)) return BDK_BAD_SIZE;
   const LfqEntropyLoops& loops = choose();
   const EntropyCodes codes{x, x_stride, groups, static_cast<int>(bits), scale, per_group != 0};
   for_slices(tokens, slices, [&](int64_t, int64_t begin, int64_t end) {
-    loops.backward(codes, begin, end, of_p, of_p_transposed, sample_share, of_x);
+    loops.backward(codes, begin, end, grad_p, grad_p_transposed, sample_share, grad_x);
   });
   return BDK_OK;
 }

@@ -1,9 +1,9 @@
 // The loops of lfq_entropy, one set per instruction set, on tiles of tokens.
 //
-// The bits of a code are independent, so that p(code) = p(low half) p(high half). A tile's
-// probabilities of all half codes are two small matrices, and what is needed are their products:
-// high^T low, summed over the tiles, is the distribution of the codes; high times the gradient of
-// that distribution, and low times its transpose, give the gradient of the bits.
+// The bits of a code are independent, so p(code) = p(low half) p(high half). The probabilities of
+// all half codes of a tile are two small matrices, and everything is a product of these: high^T
+// low, summed over the tiles, is the distribution of the codes; high times the gradient of that
+// distribution, and low times its transpose, give the gradient of the bits.
 #pragma once
 
 #include "cpu/common/rows.h"
@@ -11,8 +11,8 @@
 
 namespace bdk {
 
-constexpr int kEntropyTile = 32;      // tokens
-constexpr int kEntropyMostBits = 16;  // of a code
+constexpr int kEntropyTile = 32;     // tokens
+constexpr int kEntropyMaxBits = 16;  // of a code
 // Half codes are padded with zeros to a multiple of this many, so that products have no tails.
 constexpr int kEntropyPad = 16;
 
@@ -42,10 +42,10 @@ struct LfqEntropyLoops {
   // Adds the distribution of tokens begin .. end - 1 to sums [groups or 1, high, low], and returns
   // the sum of the entropies of their bits.
   double (*forward)(const EntropyCodes& codes, int64_t begin, int64_t end, float* sums);
-  // of_p: [groups or 1, high, low], of_p_transposed: [groups or 1, low, high]; sample_share: the
-  // gradient of one bit's entropy; of_x: [tokens, groups, bits].
-  void (*backward)(const EntropyCodes& codes, int64_t begin, int64_t end, const float* of_p,
-                   const float* of_p_transposed, float sample_share, float* of_x);
+  // grad_p: [groups or 1, high, low], grad_p_transposed: [groups or 1, low, high]; sample_share:
+  // the gradient of one bit's entropy; grad_x: [tokens, groups, bits].
+  void (*backward)(const EntropyCodes& codes, int64_t begin, int64_t end, const float* grad_p,
+                   const float* grad_p_transposed, float sample_share, float* grad_x);
 };
 
 extern const LfqEntropyLoops kLfqEntropyAvx2, kLfqEntropyAvx512;
@@ -99,12 +99,12 @@ inline void product(const float* a, int a_step, int a_row, const float* b, int d
 struct EntropyTile {
   // [kEntropyTile, bits]: log-odds l, exp(-|l|), and the probabilities of 1 and of 0, each to its
   // own relative accuracy.
-  float logit[kEntropyTile * kEntropyMostBits];
-  float power[kEntropyTile * kEntropyMostBits];
-  float one[kEntropyTile * kEntropyMostBits];
-  float zero[kEntropyTile * kEntropyMostBits];
-  float low[kEntropyTile << (kEntropyMostBits / 2)];   // [kEntropyTile, widths.low]
-  float high[kEntropyTile << (kEntropyMostBits / 2)];  // [kEntropyTile, widths.high]
+  float logit[kEntropyTile * kEntropyMaxBits];
+  float power[kEntropyTile * kEntropyMaxBits];
+  float one[kEntropyTile * kEntropyMaxBits];
+  float zero[kEntropyTile * kEntropyMaxBits];
+  float low[kEntropyTile << (kEntropyMaxBits / 2)];   // [kEntropyTile, widths.low]
+  float high[kEntropyTile << (kEntropyMaxBits / 2)];  // [kEntropyTile, widths.high]
 };
 
 // Probabilities of all codes of `bits` bits; bit i has the weight 2^i.
@@ -112,10 +112,10 @@ inline void half_codes(const float* one, const float* zero, int bits, int width,
   p[0] = 1.0f;
   for (int i = 0; i < bits; ++i) {
     const int half = 1 << i;
-    const float of_one = one[i], of_zero = zero[i];
+    const float p_one = one[i], p_zero = zero[i];
     for (int j = 0; j < half; ++j) {
-      p[half + j] = p[j] * of_one;
-      p[j] *= of_zero;
+      p[half + j] = p[j] * p_one;
+      p[j] *= p_zero;
     }
   }
   for (int j = 1 << bits; j < width; ++j) p[j] = 0.0f;
@@ -132,7 +132,7 @@ inline void load_tile(const EntropyCodes& codes, EntropyWidths w, int64_t group,
 #pragma omp simd
   for (int i = 0; i < values; ++i) {
     float size = fabsf(tile.logit[i]);
-    size = size > 87.0f ? 87.0f : size;  // the bit is decided; and infinity times 0 is none
+    size = size > 87.0f ? 87.0f : size;  // the bit is certain; avoids infinity times 0
     const float power = size == 87.0f ? 0.0f : exp_approximate(-size);
     tile.logit[i] = copysignf(size, tile.logit[i]);
     const float likely = 1.0f / (1.0f + power);
@@ -171,8 +171,8 @@ inline double bit_entropies(const EntropyTile& tile, int values) {
 #pragma omp simd reduction(+ : sum)
   for (int i = 0; i < values; ++i) {
     const float power = tile.power[i];
-    const float of_odds = fabsf(tile.logit[i]) * (power / (1.0f + power));
-    sum += static_cast<double>(log1p_series(power)) + static_cast<double>(of_odds);
+    const float odds_term = fabsf(tile.logit[i]) * (power / (1.0f + power));
+    sum += static_cast<double>(log1p_series(power)) + static_cast<double>(odds_term);
   }
   return sum;
 }
@@ -193,65 +193,66 @@ double lfq_entropy_forward(const EntropyCodes& codes, int64_t begin, int64_t end
   return entropy;
 }
 
-// of_code: u(c) of every code c; writes, for every bit, the sum of u over the codes that have it,
-// and returns the sum over all. The codes are folded, the highest bit first.
-inline float bit_sums(float* of_code, int bits, float* ones) {
+// u: u(c) for each code c, overwritten. Writes, for each bit, the sum of u over the codes that have
+// it, and returns the sum over all. The codes are folded from the highest bit down.
+inline float bit_sums(float* u, int bits, float* ones) {
   for (int i = bits - 1; i >= 0; --i) {
     const int half = 1 << i;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < half; ++j) {
-      sum += of_code[half + j];
-      of_code[j] += of_code[half + j];
+      sum += u[half + j];
+      u[j] += u[half + j];
     }
     ones[i] = sum;
   }
-  return of_code[0];
+  return u[0];
 }
 
-// of_logit = sum over the codes c of u(c) (bit of c - P(bit = 1)), u(c) = p(c) dL/dp(c).
-inline void half_gradient(const float* p, float* of_p, int half_bits, const float* one,
-                          float* of_logit) {
+// grad_logit = sum over the codes c of u(c) (bit of c - P(bit = 1)), u(c) = p(c) dL/dp(c).
+inline void half_gradient(const float* p, float* grad_p, int half_bits, const float* one,
+                          float* grad_logit) {
   const int codes = 1 << half_bits;
 #pragma omp simd
-  for (int c = 0; c < codes; ++c) of_p[c] *= p[c];
-  const float total = bit_sums(of_p, half_bits, of_logit);
-  for (int i = 0; i < half_bits; ++i) of_logit[i] -= one[i] * total;
+  for (int c = 0; c < codes; ++c) grad_p[c] *= p[c];
+  const float total = bit_sums(grad_p, half_bits, grad_logit);
+  for (int i = 0; i < half_bits; ++i) grad_logit[i] -= one[i] * total;
 }
 
-void lfq_entropy_backward(const EntropyCodes& codes, int64_t begin, int64_t end, const float* of_p,
-                          const float* of_p_transposed, float sample_share, float* of_x) {
+void lfq_entropy_backward(const EntropyCodes& codes, int64_t begin, int64_t end,
+                          const float* grad_p, const float* grad_p_transposed, float sample_share,
+                          float* grad_x) {
   const EntropyWidths w = entropy_widths(codes.bits);
   const int bits = codes.bits;
   EntropyTile tile;
-  float of_low[kEntropyTile << (kEntropyMostBits / 2)];
-  float of_high[kEntropyTile << (kEntropyMostBits / 2)];
+  float grad_low[kEntropyTile << (kEntropyMaxBits / 2)];
+  float grad_high[kEntropyTile << (kEntropyMaxBits / 2)];
   for (int64_t group = 0; group < codes.groups; ++group) {
     for (int64_t first = begin; first < end; first += kEntropyTile) {
       const int count = static_cast<int>(end - first < kEntropyTile ? end - first : kEntropyTile);
       load_tile(codes, w, group, first, count, tile);
-      product<false>(tile.high, 1, w.high, of_p, w.high, kEntropyTile, w.low, of_low);
-      product<false>(tile.low, 1, w.low, of_p_transposed, w.low, kEntropyTile, w.high, of_high);
+      product<false>(tile.high, 1, w.high, grad_p, w.high, kEntropyTile, w.low, grad_low);
+      product<false>(tile.low, 1, w.low, grad_p_transposed, w.low, kEntropyTile, w.high, grad_high);
       for (int t = 0; t < count; ++t) {
         const float* logit = tile.logit + t * bits;
         const float* one = tile.one + t * bits;
         const float* zero = tile.zero + t * bits;
-        float of_logit[kEntropyMostBits];
-        half_gradient(tile.low + t * w.low, of_low + t * w.low, w.low_bits, one, of_logit);
-        half_gradient(tile.high + t * w.high, of_high + t * w.high, w.high_bits, one + w.low_bits,
-                      of_logit + w.low_bits);
-        float* to = of_x + ((first + t) * codes.groups + group) * bits;
+        float grad_logit[kEntropyMaxBits];
+        half_gradient(tile.low + t * w.low, grad_low + t * w.low, w.low_bits, one, grad_logit);
+        half_gradient(tile.high + t * w.high, grad_high + t * w.high, w.high_bits, one + w.low_bits,
+                      grad_logit + w.low_bits);
+        float* to = grad_x + ((first + t) * codes.groups + group) * bits;
         for (int i = 0; i < bits; ++i) {
           const float both = one[i] * zero[i];
           // A bit that is decided has no gradient, but for NaN; what rounding leaves would be
           // scaled up.
           const float factor = both == 0.0f ? 0.0f : codes.scale;
-          to[i] = factor * (of_logit[i] - sample_share * logit[i] * both);
+          to[i] = factor * (grad_logit[i] - sample_share * logit[i] * both);
         }
       }
     }
-    if (codes.per_group) of_p += w.high * w.low;
-    if (codes.per_group) of_p_transposed += w.high * w.low;
+    if (codes.per_group) grad_p += w.high * w.low;
+    if (codes.per_group) grad_p_transposed += w.high * w.low;
   }
 }
 

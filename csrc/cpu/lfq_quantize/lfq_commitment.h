@@ -9,8 +9,8 @@ namespace bdk {
 struct LfqCommitmentLoops {
   // The sum of (x - q)^2, which is (|x| - 1)^2.
   double (*sum)(const float* x, int64_t values);
-  // of_x = grad + factor (x - q)
-  void (*backward)(const float* grad, const float* x, float factor, float* of_x, int64_t values);
+  // grad_x = grad + factor (x - q)
+  void (*backward)(const float* grad, const float* x, float factor, float* grad_x, int64_t values);
 };
 
 extern const LfqCommitmentLoops kLfqCommitmentAvx2, kLfqCommitmentAvx512;
@@ -26,11 +26,11 @@ static inline double lfq_commitment_sum(const float* x, int64_t values) {
 }
 
 static inline void lfq_commitment_backward(const float* grad, const float* x, float factor,
-                                           float* of_x, int64_t values) {
+                                           float* grad_x, int64_t values) {
 #pragma omp simd
   for (int64_t i = 0; i < values; ++i) {
     const float q = x[i] > 0.0f ? 1.0f : -1.0f;
-    of_x[i] = grad[i] + factor * (x[i] - q);
+    grad_x[i] = grad[i] + factor * (x[i] - q);
   }
 }
 

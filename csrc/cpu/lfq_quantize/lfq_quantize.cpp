@@ -136,15 +136,15 @@ int bdk_lfq_quantize_commitment_cpu(const float* x, float* y, uint8_t* packed, d
 }
 
 int bdk_lfq_quantize_commitment_backward_cpu(const float* grad, int64_t grad_stride, const float* x,
-                                             int64_t x_stride, float factor, float* of_x,
+                                             int64_t x_stride, float factor, float* grad_x,
                                              int64_t rows, int64_t channels, int threads) {
   using namespace bdk;
   if (rows < 0 || channels <= 0 || threads < 1) return BDK_BAD_SIZE;
   const LfqCommitmentLoops& loops = choose_commitment();
-  prefer_large_pages(of_x, rows * channels * 4);
+  prefer_large_pages(grad_x, rows * channels * 4);
   parallel_for(rows, 8 * kGrainBytes / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      loops.backward(grad + row * grad_stride, x + row * x_stride, factor, of_x + row * channels,
+      loops.backward(grad + row * grad_stride, x + row * x_stride, factor, grad_x + row * channels,
                      channels);
     }
   });

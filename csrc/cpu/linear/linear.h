@@ -1,8 +1,7 @@
 // Linear layers, float32, one function per instruction set.
 //
-// Rows of x and of the weight both have their channels side by side, so a product is dot products
-// of rows, with vectors along the channels. Nothing is brought into another order first, which
-// would only pay for many rows.
+// Rows of x and of the weight both have adjacent channels, so the result is dot products of rows,
+// with vectors along the channels. Nothing is repacked first, which would pay for many rows only.
 #pragma once
 
 #include "cpu/common/vectors.h"
@@ -34,8 +33,8 @@ constexpr int kBlockRows = kLanes == 16 ? 4 : 3;
 constexpr int kBlockFeatures = 4;
 using Four = float __attribute__((vector_size(16)));
 
-// What is used again lies in a cache meanwhile: a few rows of x, 16 KiB of them, in the nearest one
-// with four features; the features that those rows pass by, at most 256 KiB, in the next.
+// Blocking for the caches: a few rows of x (16 KiB) and four features stay in the first-level
+// cache; the features that those rows are multiplied by, at most 256 KiB, in the second.
 constexpr int64_t kChannelTile = 1024, kFeatureTile = 64, kRowTileFloats = 4096;
 
 // The sum of the lanes of each of kCount vectors.
@@ -118,17 +117,17 @@ inline void rows(const Linear& linear, int64_t begin, int64_t end, int64_t featu
   if (left == 3) block<3, kFeatures>(linear, row, feature, from, to);
 }
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline void linear_features(const Linear& linear, int64_t begin, int64_t end) {
   for (int64_t from = 0; from < linear.channels; from += kChannelTile) {
-    const int64_t to = least(from + kChannelTile, linear.channels);
+    const int64_t to = minimum(from + kChannelTile, linear.channels);
     const int64_t blocks = kRowTileFloats / (to - from) / kBlockRows;
     const int64_t tile = kBlockRows * (blocks > 0 ? blocks : 1);
     for (int64_t first = begin; first < end; first += kFeatureTile) {
-      const int64_t last = least(first + kFeatureTile, end);
+      const int64_t last = minimum(first + kFeatureTile, end);
       for (int64_t row = 0; row < linear.rows; row += tile) {
-        const int64_t row_end = least(row + tile, linear.rows);
+        const int64_t row_end = minimum(row + tile, linear.rows);
         int64_t f = first;
         for (; f + kBlockFeatures <= last; f += kBlockFeatures) {
           rows<kBlockFeatures>(linear, row, row_end, f, from, to);

@@ -10,10 +10,10 @@
 namespace bdk {
 namespace {
 
-// Output bytes a thread must have to be worth starting: 256 KiB of float32 take about 15 us, a
-// parallel region about 5 us.
+// Output bytes a thread must have to be worth starting: 256 KiB of float32 take about 15 us, and
+// starting a parallel region about 5 us.
 constexpr int64_t kGrainBytes = 8192;
-// Threads meet at multiples of a cache line of output.
+// Ranges of threads meet at multiples of a cache line of output.
 constexpr int64_t kAlignBytes = 64;
 
 template <class Pattern>

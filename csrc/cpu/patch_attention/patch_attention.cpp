@@ -22,12 +22,12 @@ const PatchAttentionLoops& choose() {
 }
 
 bool in_range(int64_t rows, int64_t patch, int64_t heads, int64_t head_dim, int threads) {
-  return rows >= 0 && patch >= 0 && patch <= kMostPatch && heads >= 1 && head_dim >= 1 &&
-         head_dim <= kMostHeadDim && threads >= 1;
+  return rows >= 0 && patch >= 0 && patch <= kMaxPatch && heads >= 1 && head_dim >= 1 &&
+         head_dim <= kMaxHeadDim && threads >= 1;
 }
 
-// use(head, token, channel) for every patch and head: the first token of the patch, the first
-// channel of the head.
+// Calls use(head, token, channel) for every patch and head, with the first token of the patch and
+// the first channel of the head.
 template <class Use>
 void for_all_heads(bdk_rows qkv, int64_t rows, int64_t patch, int64_t heads, int64_t head_dim,
                    int threads, const Use& use) {
@@ -63,7 +63,7 @@ int bdk_patch_attention_cpu(bdk_rows qkv, float* out, int64_t rows, int64_t patc
   return BDK_OK;
 }
 
-int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* of_qkv, int64_t rows,
+int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* grad_qkv, int64_t rows,
                                      int64_t patch, int64_t heads, int64_t head_dim, int threads) {
   using namespace bdk;
   if (!all_wide(grad, qkv)) return BDK_BAD_DTYPE;
@@ -73,10 +73,11 @@ int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* of_qkv,
   const int64_t channels = heads * head_dim;
   for_all_heads(qkv, rows, patch, heads, head_dim, threads,
                 [&](const PatchHead& head, int64_t token, int64_t channel) {
-                  float* of_q = of_qkv + token * 3 * channels + channel;
-                  const float* of_out = static_cast<const float*>(grad.data) + token * grad.stride;
-                  loops.backward(head, of_out + channel, grad.stride, of_q, of_q + channels,
-                                 of_q + 2 * channels, 3 * channels);
+                  float* grad_q = grad_qkv + token * 3 * channels + channel;
+                  const float* grad_out =
+                      static_cast<const float*>(grad.data) + token * grad.stride;
+                  loops.backward(head, grad_out + channel, grad.stride, grad_q, grad_q + channels,
+                                 grad_q + 2 * channels, 3 * channels);
                 });
   return BDK_OK;
 }

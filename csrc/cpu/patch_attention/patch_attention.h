@@ -7,8 +7,8 @@
 
 namespace bdk {
 
-constexpr int kMostPatch = 64;
-constexpr int kMostHeadDim = kMostChannels;
+constexpr int kMaxPatch = 64;
+constexpr int kMaxHeadDim = kMaxChannels;
 
 struct PatchHead {
   const float *q, *k, *v;  // [patch, head_dim], one token every `stride`
@@ -18,8 +18,8 @@ struct PatchHead {
 
 struct PatchAttentionLoops {
   void (*forward)(const PatchHead& head, float* out, int64_t out_stride);
-  void (*backward)(const PatchHead& head, const float* grad, int64_t grad_stride, float* of_q,
-                   float* of_k, float* of_v, int64_t of_stride);
+  void (*backward)(const PatchHead& head, const float* grad, int64_t grad_stride, float* grad_q,
+                   float* grad_k, float* grad_v, int64_t out_stride);
 };
 
 extern const PatchAttentionLoops kPatchAttentionAvx2, kPatchAttentionAvx512;
@@ -27,10 +27,10 @@ extern const PatchAttentionLoops kPatchAttentionAvx2, kPatchAttentionAvx512;
 namespace {  // compiled anew for each instruction set
 
 struct PatchBuffers {
-  alignas(64) float factor[kMostPatch * kMostHeadDim];
-  alignas(64) float result[kMostPatch * kMostHeadDim];
-  alignas(64) float weights[kMostPatch * kMostPatch];
-  alignas(64) float of_weights[kMostPatch * kMostPatch];
+  alignas(64) float factor[kMaxPatch * kMaxHeadDim];
+  alignas(64) float result[kMaxPatch * kMaxHeadDim];
+  alignas(64) float weights[kMaxPatch * kMaxPatch];
+  alignas(64) float grad_weights[kMaxPatch * kMaxPatch];
 };
 
 // The weights [patch, patch] of every token.
@@ -40,11 +40,11 @@ inline void softmax(const PatchHead& head, float* weights) {
   dots({head.q, head.stride}, patch, {head.k, head.stride}, patch, head.head_dim, factor, weights);
   for (int i = 0; i < patch; ++i) {
     float* p = weights + i * patch;
-    float most = p[0];
-#pragma omp simd reduction(max : most)
-    for (int j = 0; j < patch; ++j) most = p[j] > most ? p[j] : most;
+    float row_max = p[0];
+#pragma omp simd reduction(max : row_max)
+    for (int j = 0; j < patch; ++j) row_max = p[j] > row_max ? p[j] : row_max;
 #pragma omp simd
-    for (int j = 0; j < patch; ++j) p[j] -= most;
+    for (int j = 0; j < patch; ++j) p[j] -= row_max;
   }
 #pragma omp simd
   for (int j = 0; j < patch * patch; ++j) weights[j] = exp_approximate(weights[j]);
@@ -82,17 +82,18 @@ inline void patch_attention_forward(const PatchHead& head, float* out, int64_t o
 }
 
 inline void patch_attention_backward(const PatchHead& head, const float* grad, int64_t grad_stride,
-                                     float* of_q, float* of_k, float* of_v, int64_t of_stride) {
+                                     float* grad_q, float* grad_k, float* grad_v,
+                                     int64_t out_stride) {
   PatchBuffers buffers;
   softmax(head, buffers.weights);
   const int patch = head.patch;
-  tokens(buffers.weights, patch, 1, {grad, grad_stride}, 1.0f, head, buffers, of_v, of_stride);
-  float* of_scores = buffers.of_weights;
-  dots({grad, grad_stride}, patch, {head.v, head.stride}, patch, head.head_dim, 1.0f, of_scores);
-  // Softmax: each row of scores moves by what its gradient has above the row's mean under p.
+  tokens(buffers.weights, patch, 1, {grad, grad_stride}, 1.0f, head, buffers, grad_v, out_stride);
+  float* grad_scores = buffers.grad_weights;
+  dots({grad, grad_stride}, patch, {head.v, head.stride}, patch, head.head_dim, 1.0f, grad_scores);
+  // Softmax: grad_score = p (grad_p - sum of p grad_p), row by row.
   for (int i = 0; i < patch; ++i) {
     const float* p = buffers.weights + i * patch;
-    float* row = of_scores + i * patch;
+    float* row = grad_scores + i * patch;
     float mean = 0.0f;
 #pragma omp simd reduction(+ : mean)
     for (int j = 0; j < patch; ++j) mean += p[j] * row[j];
@@ -100,8 +101,8 @@ inline void patch_attention_backward(const PatchHead& head, const float* grad, i
     for (int j = 0; j < patch; ++j) row[j] = p[j] * (row[j] - mean);
   }
   const float factor = 1.0f / sqrtf(static_cast<float>(head.head_dim));
-  tokens(of_scores, 1, patch, {head.k, head.stride}, factor, head, buffers, of_q, of_stride);
-  tokens(of_scores, patch, 1, {head.q, head.stride}, factor, head, buffers, of_k, of_stride);
+  tokens(grad_scores, 1, patch, {head.k, head.stride}, factor, head, buffers, grad_q, out_stride);
+  tokens(grad_scores, patch, 1, {head.q, head.stride}, factor, head, buffers, grad_k, out_stride);
 }
 
 }  // namespace

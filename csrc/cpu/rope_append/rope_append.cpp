@@ -18,7 +18,7 @@ struct Turn {
   bool interleaved;
 };
 
-// to = x / sqrt(mean(x^2) + eps) weight, turned; without a weight, x turned.
+// to = x / sqrt(mean(x^2) + eps) weight, rotated; without a weight, x rotated.
 void norm_and_turn(const float* x, const float* weight_or_null, float eps, const Turn& turn,
                    float* to) {
   const int64_t half = turn.head_dim / 2;

@@ -46,20 +46,20 @@ int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int thr
   return BDK_OK;
 }
 
-int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows of_h, int64_t rows, int64_t hidden,
-                            int threads) {
+int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows grad_h, int64_t rows,
+                            int64_t hidden, int threads) {
   using namespace bdk;
-  if (!are_dtypes(grad, h, of_h)) return BDK_BAD_DTYPE;
+  if (!are_dtypes(grad, h, grad_h)) return BDK_BAD_DTYPE;
   if (rows < 0 || hidden < 0 || threads < 1) return BDK_BAD_SIZE;
   const SwigluRows& kernel = choose();
-  const WideRows of_y(grad), in(h), out(of_h);
+  const WideRows in_grad(grad), in(h), out(grad_h);
   parallel_for(rows, kGrain / (hidden + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[5][kRowTile];
     for_tiles(begin, end, hidden, [&](int64_t r, int64_t c, int64_t count) {
       const float* gate = in.read(r, c, count, buffers[0]);
       const float* value = in.read(r, hidden + c, count, buffers[1]);
-      kernel.backward(of_y.read(r, c, count, buffers[2]), gate, value, out.place(r, c, buffers[3]),
-                      out.place(r, hidden + c, buffers[4]), count);
+      kernel.backward(in_grad.read(r, c, count, buffers[2]), gate, value,
+                      out.place(r, c, buffers[3]), out.place(r, hidden + c, buffers[4]), count);
       out.put(r, c, count, buffers[3]);
       out.put(r, hidden + c, count, buffers[4]);
     });

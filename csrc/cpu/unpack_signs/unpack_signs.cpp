@@ -12,7 +12,7 @@ namespace {
 
 // Packed bytes a thread must have to be worth starting: 256 KiB of float32 written.
 constexpr int64_t kGrainBytes = 8192;
-// Threads meet at whole cache lines of output.
+// Ranges of threads meet at multiples of a cache line of output.
 constexpr int64_t kAlignBytes = 8;
 
 template <class Pattern>

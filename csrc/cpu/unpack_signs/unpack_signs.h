@@ -14,7 +14,7 @@ void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uin
 void unpack_signs_32_avx512(const uint8_t* packed, uint32_t* y, int64_t bytes);
 void unpack_signs_16_avx512(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one);
 
-// By what the processor has.
+// The function for the instruction set of active_isa().
 UnpackSigns32 choose_unpack_signs_32();
 UnpackSigns16 choose_unpack_signs_16();
 

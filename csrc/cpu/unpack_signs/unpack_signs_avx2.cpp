@@ -1,6 +1,6 @@
-// unpack_signs with AVX2: bits are broadcast, and each lane makes a sign of its own one. As 32-bit
-// values by shifting it to the top, which takes half as long as testing it; lanes of 16 bits cannot
-// shift by different counts.
+// unpack_signs with AVX2: bits are broadcast, and each lane makes its own bit a sign. 32-bit lanes
+// shift it to the top, which takes half as long as testing it; 16-bit lanes have no shift by
+// different counts.
 #include <immintrin.h>
 #include <string.h>
 

@@ -22,13 +22,14 @@ int bdk_adaln_norm_cuda(bdk_rows x, bdk_rows scale, bdk_rows shift, bdk_rows wei
 }
 
 int bdk_adaln_norm_backward_cuda(bdk_rows grad, bdk_rows x, bdk_rows scale, bdk_rows weight,
-                                 bdk_rows bias, bdk_rows of_x, bdk_rows of_scale, bdk_rows of_shift,
-                                 bdk_rows of_weight, bdk_rows of_bias, float* partial, int64_t rows,
-                                 int64_t channels, int64_t slices, float eps, int device,
-                                 void* stream) {
+                                 bdk_rows bias, bdk_rows grad_x, bdk_rows grad_scale,
+                                 bdk_rows grad_shift, bdk_rows grad_weight, bdk_rows grad_bias,
+                                 float* partial, int64_t rows, int64_t channels, int64_t slices,
+                                 float eps, int device, void* stream) {
   using namespace bdk;
   const int status = check_rows(
-      {grad, x, scale, weight, bias, of_x, of_scale, of_shift, of_weight, of_bias}, rows, channels);
+      {grad, x, scale, weight, bias, grad_x, grad_scale, grad_shift, grad_weight, grad_bias}, rows,
+      channels);
   if (status != BDK_OK) return status;
   ModulatedNormBackwardParams params{};
   params.grad_z = grad;
@@ -36,14 +37,14 @@ int bdk_adaln_norm_backward_cuda(bdk_rows grad, bdk_rows x, bdk_rows scale, bdk_
   params.scale = scale;
   params.weight = weight;
   params.bias = bias;
-  params.of_x = of_x;
-  params.of_scale = of_scale;
-  params.of_shift = of_shift;
+  params.grad_x = grad_x;
+  params.grad_scale = grad_scale;
+  params.grad_shift = grad_shift;
   params.partial = partial;
   params.rows = rows;
   params.channels = static_cast<int>(channels);
   params.eps = eps;
-  return launch_modulated_norm_backward<false, true>(params,
-                                                     {grad, x, scale, of_x, of_scale, of_shift},
-                                                     of_weight, of_bias, slices, device, stream);
+  return launch_modulated_norm_backward<false, true>(
+      params, {grad, x, scale, grad_x, grad_scale, grad_shift}, grad_weight, grad_bias, slices,
+      device, stream);
 }

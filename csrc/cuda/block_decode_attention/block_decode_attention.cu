@@ -11,7 +11,7 @@ template <class T, int kHeadDim, int kRowWarps>
 cudaError_t attend(const DecodeParams& params, unsigned int blocks, cudaStream_t stream) {
   const auto kernel = decode_kernel<T, kHeadDim, kRowWarps>;
   constexpr int kShared = kDecodeShared<kHeadDim>;
-  if constexpr (kShared > 48 * 1024) {  // what a block has without asking
+  if constexpr (kShared > 48 * 1024) {  // default limit of a block
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     if (status != cudaSuccess) return status;
@@ -65,7 +65,7 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
     return BDK_BAD_SIZE;
   }
   if (head_dim < 8 || head_dim > 128 || head_dim % 8 != 0 || cache_tokens < 0 ||
-      cache_tokens > INT32_MAX - kDecodeKeys || splits < 1 || splits > kDecodeMostSplits) {
+      cache_tokens > INT32_MAX - kDecodeKeys || splits < 1 || splits > kDecodeMaxSplits) {
     return BDK_BAD_SIZE;
   }
   if (batch == 0 || tokens == 0) return BDK_OK;

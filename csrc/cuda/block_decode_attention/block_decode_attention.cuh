@@ -30,7 +30,7 @@ struct DecodeParams {
   float scale;  // times log2(e)
 };
 
-// Where a query row stands: rows are p group + g.
+// Place of a query row: rows are p group + g.
 struct DecodeRow {
   int64_t source;  // in q
   int64_t out;     // row of out
@@ -45,8 +45,8 @@ __device__ inline DecodeRow decode_row(const DecodeParams& params, int64_t batch
           (batch * params.tokens + token) * heads + head};
 }
 
-// Keys first .. first + kDecodeKeys - 1 of one head, zeros from `last` on and behind head_dim: what
-// lies behind the filled rows may be NaN.
+// Keys first .. first + kDecodeKeys - 1 of one head; zeros from `last` on and past head_dim, since
+// unfilled rows of the cache may hold NaN.
 template <class T, int kHeadDim>
 __device__ inline void copy_tile(T* tile, const T* from, int64_t token_stride, int first, int last,
                                  int head_dim) {
@@ -61,8 +61,8 @@ __device__ inline void copy_tile(T* tile, const T* from, int64_t token_stride, i
   }
 }
 
-// A warp's 16 query rows, and its part of the softmax over the keys it has seen. Values [0] and
-// [1] are of rows lane / 4 and lane / 4 + 8.
+// A warp's 16 query rows, and its partial softmax over the keys so far. Values [0] and [1] belong
+// to rows lane / 4 and lane / 4 + 8.
 template <class T, int kHeadDim>
 struct DecodeWarp {
   static constexpr int kRow = kHeadDim + kDecodePad;
@@ -163,8 +163,8 @@ struct DecodeWarp {
   }
 };
 
-// Writes channels `channel` and `channel + 1` of a query row: the result of a cache in one piece,
-// or the part of one split. Both exist or neither.
+// Writes channels `channel` and `channel + 1` of a query row: the result if there is one split,
+// else the part of a split. Both channels exist or neither.
 template <class T>
 __device__ inline void write_pair(const DecodeParams& params, int64_t row, int split, int channel,
                                   float first, float second, float top, float total) {
@@ -183,7 +183,7 @@ __device__ inline void write_pair(const DecodeParams& params, int64_t row, int s
   }
 }
 
-// What the warps of a block leave in shared memory when all of them have had the same rows.
+// Partial results of the warps of a block in shared memory, if all of them had the same rows.
 template <int kHeadDim>
 struct DecodeParts {
   float sums[kDecodeWarps][16][kHeadDim];
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
 
   const int length = clamp_length(params.lengths[batch], params.cache_tokens);
   const Split keys = split_of(split, length, params.splits, kDecodeKeys);
-  if (params.splits > 1 && keys.first >= keys.last) return;  // combine_kernel knows as much
+  if (params.splits > 1 && keys.first >= keys.last) return;  // combine_kernel skips it too
 
   const T* k = static_cast<const T*>(params.k) + batch * params.k_batch + kv_head * params.k_head;
   const T* v = static_cast<const T*>(params.v) + batch * params.v_batch + kv_head * params.v_head;
@@ -316,13 +316,13 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
 template <class T>
 __global__ void __launch_bounds__(kDecodeThreads)
     combine_kernel(const DecodeParams params, int64_t rows, int rows_per_batch) {
-  static_assert(kDecodeMostSplits == 64);
+  static_assert(kDecodeMaxSplits == 64);
   const int64_t row = int64_t{blockIdx.x} * kDecodeWarps + threadIdx.x / 32;
   if (row >= rows) return;
   const int lane = threadIdx.x % 32;
   const int length = clamp_length(params.lengths[row / rows_per_batch], params.cache_tokens);
   const int share = split_share(length, params.splits, kDecodeKeys);
-  // The others have written nothing.
+  // Splits past these are empty and were not written.
   const int made = length == 0 ? 0 : (length - 1) / share + 1;
   const float* tops = params.top + row * params.splits;
   float weights[2];

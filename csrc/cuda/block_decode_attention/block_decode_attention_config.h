@@ -3,16 +3,16 @@
 
 namespace bdk {
 
-// Untuned until a card has decided.
+// Not tuned on a GPU yet.
 constexpr int kDecodeWarps = 4;
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
 constexpr int kDecodeKeys = 64;   // of a tile
-constexpr int kDecodeStages = 2;  // tiles in shared memory: one is read, one is on its way
-constexpr int kDecodePad = 8;     // values behind a row: 8 rows of a matrix lie in 32 banks
-constexpr int kDecodeMostSplits = 64;
+constexpr int kDecodeStages = 2;  // tiles in shared memory: one is read, one in flight
+constexpr int kDecodePad = 8;     // padding of a row, so that 8 rows of a matrix lie in 32 banks
+constexpr int kDecodeMaxSplits = 64;
 
-// Blocks that a multiprocessor shall have room for: what registers are given up for. One tile of
-// rows waits for memory and wants many; many rows wait for the tensor cores and want their
+// Blocks that must fit on a multiprocessor, which limits the registers. With one tile of rows the
+// kernel waits for memory and needs many blocks; with more it waits for the tensor cores and needs
 // registers.
 template <int kRowWarps>
 constexpr int kDecodeBlocks = kRowWarps == 1 ? 3 : 2;

@@ -6,8 +6,8 @@
 
 namespace bdk {
 
-// Makes `device` current for a scope. `status` tells whether that worked; without a driver it does
-// not.
+// Makes `device` current for a scope. `status` tells whether that worked; it fails without a
+// driver.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -32,11 +32,11 @@ class DeviceGuard {
 };
 
 // Blocks for a grid-stride loop over `count` items: enough to fill any card (132 multiprocessors on
-// H100 and H200), few enough that each block lives for several items where there are many.
+// H100 and H200), few enough that each block handles several items if there are many.
 inline unsigned int grid_blocks(int64_t count, int64_t items_per_block) {
-  constexpr int64_t kMost = 132 * 32;
+  constexpr int64_t kMax = 132 * 32;
   const int64_t blocks = (count + items_per_block - 1) / items_per_block;
-  return static_cast<unsigned int>(blocks < kMost ? blocks : kMost);
+  return static_cast<unsigned int>(blocks < kMax ? blocks : kMax);
 }
 
 }  // namespace bdk

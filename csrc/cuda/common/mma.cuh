@@ -70,7 +70,7 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* shared) {
   }
 }
 
-// 16 bytes on their way to shared memory; zeros, and nothing read, where not `inside`.
+// Starts copying 16 bytes to shared memory; stores zeros and reads nothing if not `inside`.
 __device__ inline void copy_async(void* shared, const void* global, bool inside) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
@@ -80,13 +80,13 @@ __device__ inline void copy_async(void* shared, const void* global, bool inside)
 
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `kPending` of this thread's committed groups are on their way.
+// Waits until at most `kPending` of this thread's committed groups are in flight.
 template <int kPending>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Over the four lanes that hold one row of C.
+// Reduction over the four lanes that hold one row of C.
 __device__ inline float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));

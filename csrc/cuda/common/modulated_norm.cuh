@@ -18,7 +18,7 @@ struct ModulatedNormParams {
 struct ModulatedNormBackwardParams {
   bdk_rows grad_y, grad_z;  // gradients of the two results
   bdk_rows y, h, gate, scale, weight, bias;
-  bdk_rows of_x, of_h, of_gate, of_scale, of_shift;
+  bdk_rows grad_x, grad_h, grad_gate, grad_scale, grad_shift;
   float* partial;  // [teams, 2, channels]: sums for weight and bias over the rows of a team
   int64_t rows, teams;
   int channels;
@@ -29,8 +29,8 @@ struct ModulatedNormBackwardParams {
 __device__ inline int64_t team_index() { return int64_t{blockIdx.x} * blockDim.y + threadIdx.y; }
 
 struct MomentSums {
-  float mean[kMostRowWarps][1];
-  float rest[kMostRowWarps][2];
+  float mean[kMaxRowWarps][1];
+  float rest[kMaxRowWarps][2];
 };
 
 // Takes the mean from x and returns 1 / sqrt(variance + eps). Two passes, so that a large mean
@@ -61,7 +61,7 @@ __device__ float center(RowRegisters<Format>& x, int channels, float eps, Moment
 // kSum: y = x + gate h, as it is stored. kNorm: z = (weight LN(y) + bias) (1 + scale) + shift,
 // where y is x without kSum.
 template <class Format, bool kSum, bool kNorm>
-__global__ void __launch_bounds__(kMostRowThreads)
+__global__ void __launch_bounds__(kMaxRowThreads)
     modulated_norm_kernel(const ModulatedNormParams params) {
   using Row = RowRegisters<Format>;
   __shared__ MomentSums shared;
@@ -103,24 +103,24 @@ __global__ void __launch_bounds__(kMostRowThreads)
   }
 }
 
-// With unit = (y - mean) rstd and n = weight unit + bias, the gradient of y through the norm is
-// that of unit less what it has along 1 and along unit, since the moments depend on y too.
+// With unit = (y - mean) rstd and n = weight unit + bias, the gradient of y through the norm is the
+// gradient of unit minus its projections on 1 and on unit, since the moments depend on y too.
 template <class Format, bool kSum, bool kNorm, bool kAffine>
-__global__ void __launch_bounds__(kMostRowThreads)
+__global__ void __launch_bounds__(kMaxRowThreads)
     modulated_norm_backward_kernel(const ModulatedNormBackwardParams params) {
   using Row = RowRegisters<Format>;
   __shared__ MomentSums shared;
-  __shared__ float along[kMostRowWarps][2];
+  __shared__ float along[kMaxRowWarps][2];
   const int channels = params.channels;
   const int64_t team = team_index();
   if (team >= params.teams) return;
-  // Weight and bias, and the sums for them: by thread, so nothing waits, and not in registers, of
-  // which a row takes enough.
+  // Weight and bias and the sums for them: separate for each thread, so that no barrier is needed,
+  // and in shared memory, since the row takes the registers.
   extern __shared__ float affine[];
   float* weight = affine + (threadIdx.y * blockDim.x + threadIdx.x) * kThreadAffine;
   float* bias = weight + kThreadChannels;
-  float* of_weight = bias + kThreadChannels;
-  float* of_bias = of_weight + kThreadChannels;
+  float* grad_weight = bias + kThreadChannels;
+  float* grad_bias = grad_weight + kThreadChannels;
   if constexpr (kAffine) {
 #pragma unroll
     for (int k = 0; k < kPackets; ++k) {
@@ -133,66 +133,66 @@ __global__ void __launch_bounds__(kMostRowThreads)
         const int at = k * kWidth + j;
         weight[at] = weights[j];
         bias[at] = biases[j];
-        of_weight[at] = of_bias[at] = 0.0f;
+        grad_weight[at] = grad_bias[at] = 0.0f;
       }
     }
   }
   for (int64_t row = team; row < params.rows; row += params.teams) {
-    Row of_x;
+    Row grad_x;
     if constexpr (kNorm) {
-      Row unit, of_scale;
+      Row unit, grad_scale;
       unit.load(params.y, row, channels);
-      of_x.load(params.grad_z, row, channels);
-      of_scale.load(params.scale, row, channels);
+      grad_x.load(params.grad_z, row, channels);
+      grad_scale.load(params.scale, row, channels);
       const float rstd = center(unit, channels, params.eps, shared);
-      of_x.store(params.of_shift, row, channels);
+      grad_x.store(params.grad_shift, row, channels);
       float sum[2] = {};  // of the gradient of unit: along 1, along unit
 #pragma unroll
       for (int e = 0; e < kThreadChannels; ++e) {
         if (kAffine && !Row::inside(e, channels)) continue;
-        const float grad = of_x.value[e];
-        const float of_n = grad * (1.0f + of_scale.value[e]);
+        const float grad = grad_x.value[e];
+        const float grad_n = grad * (1.0f + grad_scale.value[e]);
         unit.value[e] *= rstd;
-        of_x.value[e] = of_n;
+        grad_x.value[e] = grad_n;
         float n = unit.value[e];
         if constexpr (kAffine) {
-          of_weight[e] += of_n * unit.value[e];
-          of_bias[e] += of_n;
+          grad_weight[e] += grad_n * unit.value[e];
+          grad_bias[e] += grad_n;
           n = n * weight[e] + bias[e];
-          of_x.value[e] *= weight[e];
+          grad_x.value[e] *= weight[e];
         }
-        of_scale.value[e] = grad * n;
-        sum[0] += of_x.value[e];
-        sum[1] += of_x.value[e] * unit.value[e];
+        grad_scale.value[e] = grad * n;
+        sum[0] += grad_x.value[e];
+        sum[1] += grad_x.value[e] * unit.value[e];
       }
-      of_scale.store(params.of_scale, row, channels);
+      grad_scale.store(params.grad_scale, row, channels);
       row_sums(sum, along);
       const float count = static_cast<float>(channels);
       sum[0] /= count;
       sum[1] /= count;
 #pragma unroll
       for (int e = 0; e < kThreadChannels; ++e) {
-        of_x.value[e] = rstd * (of_x.value[e] - sum[0] - unit.value[e] * sum[1]);
+        grad_x.value[e] = rstd * (grad_x.value[e] - sum[0] - unit.value[e] * sum[1]);
       }
     }
     if constexpr (kSum) {
-      Row other, of_gate;
+      Row other, grad_gate;
       other.load(params.grad_y, row, channels);
 #pragma unroll
       for (int e = 0; e < kThreadChannels; ++e) {
-        of_x.value[e] = kNorm ? of_x.value[e] + other.value[e] : other.value[e];
+        grad_x.value[e] = kNorm ? grad_x.value[e] + other.value[e] : other.value[e];
       }
       other.load(params.gate, row, channels);
-      of_gate.load(params.h, row, channels);
+      grad_gate.load(params.h, row, channels);
 #pragma unroll
       for (int e = 0; e < kThreadChannels; ++e) {
-        other.value[e] *= of_x.value[e];
-        of_gate.value[e] *= of_x.value[e];
+        other.value[e] *= grad_x.value[e];
+        grad_gate.value[e] *= grad_x.value[e];
       }
-      other.store(params.of_h, row, channels);
-      of_gate.store(params.of_gate, row, channels);
+      other.store(params.grad_h, row, channels);
+      grad_gate.store(params.grad_gate, row, channels);
     }
-    of_x.store(params.of_x, row, channels);
+    grad_x.store(params.grad_x, row, channels);
   }
   if constexpr (kAffine) {
     float* partial = params.partial + team * 2 * channels;
@@ -203,8 +203,8 @@ __global__ void __launch_bounds__(kMostRowThreads)
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const int at = k * kWidth + j;
-        weights[j] = of_weight[at];
-        biases[j] = of_bias[at];
+        weights[j] = grad_weight[at];
+        biases[j] = grad_bias[at];
       }
       const int channel = Row::channel(k);
       Format::store(partial + channel, channels - channel, weights);
@@ -216,10 +216,10 @@ __global__ void __launch_bounds__(kMostRowThreads)
 // Second stage of the gradients of weight and bias, without atomics: lane l of a channel sums teams
 // l, l + kAffineLanes, ..., then the lanes are summed in order. Block y is weight (0) or bias (1).
 static __global__ void __launch_bounds__(kAffineChannels* kAffineLanes)
-    affine_sum_kernel(const float* partial, const bdk_rows of_weight, const bdk_rows of_bias,
+    affine_sum_kernel(const float* partial, const bdk_rows grad_weight, const bdk_rows grad_bias,
                       const int64_t teams, const int channels) {
   __shared__ float lanes[kAffineLanes][kAffineChannels];
-  const bdk_rows to = blockIdx.y == 0 ? of_weight : of_bias;
+  const bdk_rows to = blockIdx.y == 0 ? grad_weight : grad_bias;
   if (to.data == nullptr) return;
   const int channel = static_cast<int>(blockIdx.x * kAffineChannels + threadIdx.x);
   float sum = 0.0f;

@@ -3,16 +3,16 @@
 
 namespace bdk {
 
-// Untuned until a card has decided. A thread holds 16 channels of its row in registers, so that
+// Not tuned on a GPU yet. A thread holds 16 channels of its row in registers, so that
 // every tensor is read once: rows of up to 512 channels need one warp and no barrier, wider rows
 // one more warp for each 512.
 constexpr int kThreadChannels = 16;
 constexpr int kWidth = 8;  // adjacent channels that a thread moves together
 constexpr int kPackets = kThreadChannels / kWidth;
 constexpr int kWarpChannels = 32 * kThreadChannels;
-constexpr int kMostRowWarps = 16;
-constexpr int kMostRowThreads = 32 * kMostRowWarps;
-constexpr int kMostRowChannels = kMostRowWarps * kWarpChannels;
+constexpr int kMaxRowWarps = 16;
+constexpr int kMaxRowThreads = 32 * kMaxRowWarps;
+constexpr int kMaxRowChannels = kMaxRowWarps * kWarpChannels;
 // Rows of one warp that share a block, from as many rows on as give every multiprocessor a block.
 constexpr int kBlockRows = 4;
 constexpr int kManyRows = 4 * 132;

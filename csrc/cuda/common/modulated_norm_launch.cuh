@@ -13,12 +13,12 @@
 
 namespace bdk {
 
-// BDK_OK when the row kernels can take these tensors; one without data is not there.
+// BDK_OK if the row kernels can take these tensors; one without data is absent.
 inline int check_rows(std::initializer_list<bdk_rows> tensors, int64_t rows, int64_t channels) {
   for (const bdk_rows& tensor : tensors) {
     if (tensor.data != nullptr && !is_dtype(tensor.dtype)) return BDK_BAD_DTYPE;
   }
-  if (rows < 0 || channels <= 0 || channels > kMostRowChannels) return BDK_BAD_SIZE;
+  if (rows < 0 || channels <= 0 || channels > kMaxRowChannels) return BDK_BAD_SIZE;
   return BDK_OK;
 }
 
@@ -53,7 +53,7 @@ struct RowGrid {
   int64_t teams() const { return int64_t{blocks} * threads.y; }
 };
 
-// Warps enough for a row; few rows get a block each, so that they spread over the card.
+// Enough warps for a row; few rows get a block each, so that they spread over the GPU.
 inline RowGrid row_grid(int64_t rows, int64_t channels) {
   const int64_t warps = (channels + kWarpChannels - 1) / kWarpChannels;
   const unsigned int together = warps == 1 && rows >= kManyRows ? kBlockRows : 1;
@@ -75,12 +75,12 @@ int launch_modulated_norm(ModulatedNormParams params, std::initializer_list<bdk_
   return cudaPeekAtLastError();
 }
 
-// of_weight and of_bias: without data where the gradient is not wanted. With either of weight and
-// bias given, `slices` teams share out the rows, and params.partial holds as many sums.
+// grad_weight and grad_bias: without data where the gradient is not wanted. With either of weight
+// and bias given, `slices` teams share out the rows, and params.partial holds as many sums.
 template <bool kSum, bool kNorm>
 int launch_modulated_norm_backward(ModulatedNormBackwardParams params,
                                    std::initializer_list<bdk_rows> tensors,
-                                   const bdk_rows& of_weight, const bdk_rows& of_bias,
+                                   const bdk_rows& grad_weight, const bdk_rows& grad_bias,
                                    int64_t slices, int device, void* stream) {
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   const bool affine = params.weight.data != nullptr || params.bias.data != nullptr;
@@ -111,7 +111,7 @@ int launch_modulated_norm_backward(ModulatedNormBackwardParams params,
     const int columns = (params.channels + kAffineChannels - 1) / kAffineChannels;
     const dim3 blocks(static_cast<unsigned int>(columns), 2);
     affine_sum_kernel<<<blocks, dim3(kAffineChannels, kAffineLanes), 0, on>>>(
-        params.partial, of_weight, of_bias, params.teams, params.channels);
+        params.partial, grad_weight, grad_bias, params.teams, params.channels);
   }
   return cudaPeekAtLastError();
 }

@@ -6,8 +6,8 @@
 int bdk_noise_cuda(const int64_t* keys, int64_t rows, int64_t elements, const int64_t* step,
                    float* normals, uint32_t* words_or_null, int device, void* stream) {
   using namespace bdk;
-  constexpr int64_t kMostElements = int64_t{1} << 34;  // 32 bits count blocks of four
-  if (rows < 0 || elements < 0 || elements > kMostElements) return BDK_BAD_SIZE;
+  constexpr int64_t kMaxElements = int64_t{1} << 34;  // 32 bits count blocks of four
+  if (rows < 0 || elements < 0 || elements > kMaxElements) return BDK_BAD_SIZE;
   if (rows == 0 || elements == 0) return BDK_OK;
   const DeviceGuard guard(device);
   if (guard.status() != cudaSuccess) return guard.status();

@@ -11,7 +11,7 @@ constexpr int kNoiseThreads = 256;
 
 struct NoiseParams {
   const int64_t* keys;  // [rows, 3]
-  const int64_t* step;  // one, read here: a captured graph draws afresh when it changes
+  const int64_t* step;  // one value, read on the device, so that a captured graph can change it
   float* normals;       // [rows, elements]
   uint32_t* words;      // [rows, elements] or null
   int64_t elements;

@@ -1,10 +1,10 @@
 // A row in the registers of one to sixteen warps: loads, stores and sums.
 //
 // Each warp holds kWarpChannels adjacent channels, lane l packets l, l + 32, ... of eight: an
-// address a tensor and offsets known to the compiler. Packets are moved 16 bytes at a time where
-// all tensors have one format and are aligned (Packed), else one value at a time, in whatever
-// format its tensor has (Single). Either way a thread holds the same channels, so that sums are the
-// same bit for bit. What lies beyond the row is held as 0.
+// address per tensor and offsets known to the compiler. Packets are moved 16 bytes at a time if all
+// tensors have one format and are aligned (Packed), else one value at a time, each tensor in its
+// own format (Single). Either way a thread holds the same channels, so the sums are bitwise the
+// same. Channels past the end of the row are 0.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -34,7 +34,7 @@ __device__ T narrow(float value) {
   }
 }
 
-// Calls body(T()) for the type T of a dtype code; every thread of a row takes the same way.
+// Calls body(T()) for the type T of a dtype code; all threads of a row take the same branch.
 template <class Body>
 __device__ void with_type(int dtype, const Body& body) {
   if (dtype == kFloat32) {
@@ -136,7 +136,7 @@ struct RowRegisters {
     });
   }
 
-  // As a tensor of that dtype would hold it.
+  // Rounds to the values that a tensor of that dtype would hold.
   __device__ void round(int dtype) {
     Format::with_type(dtype, [&](auto type) {
 #pragma unroll
@@ -145,7 +145,7 @@ struct RowRegisters {
   }
 };
 
-// A packet of weight or bias, a vector of any dtype; `otherwise` where it is not given.
+// A packet of weight or bias, a vector of any dtype; `otherwise` if it is absent.
 template <class Format>
 __device__ void load_affine(const bdk_rows& vector, int channel, int channels, float otherwise,
                             float (&to)[kWidth]) {
@@ -158,17 +158,17 @@ __device__ void load_affine(const bdk_rows& vector, int channel, int channels, f
   });
 }
 
-// Sums over the threads of a row, the same in each, and the same from run to run. Two calls in
-// succession need two workspaces: the second sum's barrier frees the first one.
+// Sums over the threads of a row, the same in each thread and in each run. Two successive calls
+// need two workspaces: the barrier of the second call frees the first workspace.
 template <int kSums>
-__device__ void row_sums(float (&sum)[kSums], float (&shared)[kMostRowWarps][kSums]) {
+__device__ void row_sums(float (&sum)[kSums], float (&shared)[kMaxRowWarps][kSums]) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) {
 #pragma unroll
     for (int s = 0; s < kSums; ++s) sum[s] += __shfl_xor_sync(0xFFFFFFFFu, sum[s], lanes);
   }
   const int warps = static_cast<int>(blockDim.x) / 32;
-  if (warps == 1) return;  // other rows of the block are not waited for
+  if (warps == 1) return;  // no barrier: the block may hold other rows
   if (threadIdx.x % 32 == 0) {
 #pragma unroll
     for (int s = 0; s < kSums; ++s) shared[threadIdx.x / 32][s] = sum[s];

@@ -28,11 +28,11 @@ int bdk_denoise_step_cuda(const float* x, const void* x0, const float* table, co
                           const int64_t* keys_or_null, float* y, int64_t rows, int64_t elements,
                           int dtype, int device, void* stream) {
   using namespace bdk;
-  constexpr int64_t kMostElements = int64_t{1} << 34;  // 32 bits count blocks of four
+  constexpr int64_t kMaxElements = int64_t{1} << 34;  // 32 bits count blocks of four
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   if (rows < 0 || elements < 0 || (step_bytes != 4 && step_bytes != 8)) return BDK_BAD_SIZE;
   if (rows == 0 || elements == 0) return BDK_OK;
-  if (noise_or_null == nullptr && (keys_or_null == nullptr || elements > kMostElements)) {
+  if (noise_or_null == nullptr && (keys_or_null == nullptr || elements > kMaxElements)) {
     return BDK_BAD_SIZE;
   }
   const DeviceGuard guard(device);

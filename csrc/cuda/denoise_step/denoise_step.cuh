@@ -10,7 +10,8 @@
 
 namespace bdk {
 
-// All that changes from step to step is read on the device, so a captured graph serves every step.
+// Everything that changes from step to step is read on the device, so one captured graph serves
+// all.
 struct DenoiseStepParams {
   const float* x;  // [rows, elements]
   const void* x0;  // the same, or [2, rows, elements] with cfg

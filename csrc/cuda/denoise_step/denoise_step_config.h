@@ -3,7 +3,7 @@
 
 namespace bdk {
 
-// Untuned until a card has decided. Four values take one Philox counter and two Box-Muller pairs.
+// Not tuned on a GPU yet. Four values take one Philox counter and two Box-Muller pairs.
 constexpr int kDenoiseStepThreads = 128;
 
 }  // namespace bdk

@@ -3,7 +3,7 @@
 
 namespace bdk {
 
-// Untuned until a card has decided; a thread makes one byte and eight values.
+// Not tuned on a GPU yet; a thread makes one byte and eight values.
 constexpr int kFinalizeBitsThreads = 256;
 
 }  // namespace bdk

@@ -15,7 +15,7 @@ void launch_signs(const FlipParams& params, cudaStream_t stream) {
   kernel<<<blocks, kFlipThreads, 0, stream>>>(params);
 }
 
-bool in_range(int64_t threshold) { return threshold >= 0 && threshold <= kMostFlipThreshold; }
+bool in_range(int64_t threshold) { return threshold >= 0 && threshold <= kMaxFlipThreshold; }
 
 }  // namespace
 }  // namespace bdk

@@ -13,7 +13,7 @@ struct FlipParams {
   const void* from;
   void* to;
   int64_t bytes;       // of bits: values / 8 for flip_signs
-  const int64_t* key;  // (seed, offset), read here: a captured graph draws afresh when they change
+  const int64_t* key;  // (seed, offset), read on the device, so that a captured graph can change it
   int64_t threshold;
 };
 

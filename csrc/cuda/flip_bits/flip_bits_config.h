@@ -3,8 +3,8 @@
 
 namespace bdk {
 
-// Untuned until a card has decided. A byte takes some fifty integer instructions: what counts is
-// that many warps are there, and several independent draws in each thread.
+// Not tuned on a GPU yet. A byte takes about fifty integer instructions, so throughput needs many
+// warps and several independent draws in each thread.
 constexpr int kFlipThreads = 256;
 constexpr int kFlipBitsUnroll = 4;
 constexpr int kFlipSignsUnroll = 2;

@@ -17,23 +17,23 @@ int bdk_gated_residual_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, i
   return launch_modulated_norm<true, false>(params, {x, h, gate, y}, device, stream);
 }
 
-int bdk_gated_residual_backward_cuda(bdk_rows grad, bdk_rows h, bdk_rows gate, bdk_rows of_x,
-                                     bdk_rows of_h, bdk_rows of_gate, int64_t rows,
+int bdk_gated_residual_backward_cuda(bdk_rows grad, bdk_rows h, bdk_rows gate, bdk_rows grad_x,
+                                     bdk_rows grad_h, bdk_rows grad_gate, int64_t rows,
                                      int64_t channels, int device, void* stream) {
   using namespace bdk;
-  const int status = check_rows({grad, h, gate, of_x, of_h, of_gate}, rows, channels);
+  const int status = check_rows({grad, h, gate, grad_x, grad_h, grad_gate}, rows, channels);
   if (status != BDK_OK) return status;
   ModulatedNormBackwardParams params{};
   params.grad_y = grad;
   params.h = h;
   params.gate = gate;
-  params.of_x = of_x;
-  params.of_h = of_h;
-  params.of_gate = of_gate;
+  params.grad_x = grad_x;
+  params.grad_h = grad_h;
+  params.grad_gate = grad_gate;
   params.rows = rows;
   params.channels = static_cast<int>(channels);
-  return launch_modulated_norm_backward<true, false>(params, {grad, h, gate, of_x, of_h, of_gate},
-                                                     {}, {}, 0, device, stream);
+  return launch_modulated_norm_backward<true, false>(
+      params, {grad, h, gate, grad_x, grad_h, grad_gate}, {}, {}, 0, device, stream);
 }
 
 int bdk_gated_residual_adaln_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows scale,
@@ -51,14 +51,15 @@ int bdk_gated_residual_adaln_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_row
 
 int bdk_gated_residual_adaln_backward_cuda(bdk_rows grad_y, bdk_rows grad_z, bdk_rows y, bdk_rows h,
                                            bdk_rows gate, bdk_rows scale, bdk_rows weight,
-                                           bdk_rows bias, bdk_rows of_x, bdk_rows of_h,
-                                           bdk_rows of_gate, bdk_rows of_scale, bdk_rows of_shift,
-                                           bdk_rows of_weight, bdk_rows of_bias, float* partial,
-                                           int64_t rows, int64_t channels, int64_t slices,
-                                           float eps, int device, void* stream) {
+                                           bdk_rows bias, bdk_rows grad_x, bdk_rows grad_h,
+                                           bdk_rows grad_gate, bdk_rows grad_scale,
+                                           bdk_rows grad_shift, bdk_rows grad_weight,
+                                           bdk_rows grad_bias, float* partial, int64_t rows,
+                                           int64_t channels, int64_t slices, float eps, int device,
+                                           void* stream) {
   using namespace bdk;
-  const int status = check_rows({grad_y, grad_z, y, h, gate, scale, weight, bias, of_x, of_h,
-                                 of_gate, of_scale, of_shift, of_weight, of_bias},
+  const int status = check_rows({grad_y, grad_z, y, h, gate, scale, weight, bias, grad_x, grad_h,
+                                 grad_gate, grad_scale, grad_shift, grad_weight, grad_bias},
                                 rows, channels);
   if (status != BDK_OK) return status;
   const ModulatedNormBackwardParams params{grad_y,
@@ -69,17 +70,18 @@ int bdk_gated_residual_adaln_backward_cuda(bdk_rows grad_y, bdk_rows grad_z, bdk
                                            scale,
                                            weight,
                                            bias,
-                                           of_x,
-                                           of_h,
-                                           of_gate,
-                                           of_scale,
-                                           of_shift,
+                                           grad_x,
+                                           grad_h,
+                                           grad_gate,
+                                           grad_scale,
+                                           grad_shift,
                                            partial,
                                            rows,
                                            0,
                                            static_cast<int>(channels),
                                            eps};
   return launch_modulated_norm_backward<true, true>(
-      params, {grad_y, grad_z, y, h, gate, scale, of_x, of_h, of_gate, of_scale, of_shift},
-      of_weight, of_bias, slices, device, stream);
+      params,
+      {grad_y, grad_z, y, h, gate, scale, grad_x, grad_h, grad_gate, grad_scale, grad_shift},
+      grad_weight, grad_bias, slices, device, stream);
 }

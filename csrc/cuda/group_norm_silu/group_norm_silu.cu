@@ -9,7 +9,7 @@
 namespace bdk {
 namespace {
 
-constexpr int64_t kMostBlocks = INT32_MAX;
+constexpr int64_t kMaxBlocks = INT32_MAX;
 
 int check(const GroupNormParams& params, int64_t images, int64_t channels, int64_t groups,
           int dtype) {
@@ -23,7 +23,7 @@ int check(const GroupNormParams& params, int64_t images, int64_t channels, int64
   }
   const int64_t chunks = (params.positions + params.chunk - 1) / params.chunk;
   // A position has at most `channels` columns.
-  if (chunks > kMostBlocks || images > kMostBlocks / (chunks > 0 ? chunks : 1) / channels) {
+  if (chunks > kMaxBlocks || images > kMaxBlocks / (chunks > 0 ? chunks : 1) / channels) {
     return BDK_BAD_SIZE;
   }
   return BDK_OK;
@@ -37,7 +37,7 @@ template <class T, class Body>
 void with_width(const GroupNormParams& params, const Body& body) {
   constexpr int kVec = 16 / sizeof(T);
   const bool packed = params.channels % kVec == 0 && aligned(params.x) && aligned(params.grad) &&
-                      aligned(params.y) && aligned(params.of_x);
+                      aligned(params.y) && aligned(params.grad_x);
   if (packed) {
     body(T(), std::integral_constant<int, kVec>());
   } else {
@@ -58,7 +58,7 @@ struct GroupNormLaunch {
   cudaStream_t stream;
 
   template <int kVec>
-  void large(void (*kernel)(const GroupNormParams)) {  // goes over the map
+  void large(void (*kernel)(const GroupNormParams)) {  // a kernel over the whole map
     const int vectors = params.channels / kVec;
     params.vectors = vectors < kGroupNormThreads ? vectors : kGroupNormThreads;
     params.columns = (vectors + params.vectors - 1) / params.vectors;
@@ -66,7 +66,7 @@ struct GroupNormLaunch {
     const size_t shared = sizeof(float2) * kGroupNormThreads * kVec;
     kernel<<<static_cast<unsigned int>(blocks), kGroupNormThreads, shared, stream>>>(params);
   }
-  void small(void (*kernel)(const GroupNormParams)) {  // puts chunks together
+  void small(void (*kernel)(const GroupNormParams)) {  // a kernel that combines chunks
     const int64_t blocks = images * params.groups;
     const size_t shared = sizeof(Spread) * kGroupNormJoiners;
     kernel<<<static_cast<unsigned int>(blocks), kGroupNormJoiners, shared, stream>>>(params);
@@ -119,27 +119,27 @@ int bdk_group_norm_silu_cuda(const void* x, void* y, int64_t images, int64_t cha
   return cudaPeekAtLastError();
 }
 
-int bdk_group_norm_silu_backward_cuda(const void* grad, const void* x, void* of_x, int64_t images,
+int bdk_group_norm_silu_backward_cuda(const void* grad, const void* x, void* grad_x, int64_t images,
                                       int64_t channels, int64_t positions, int64_t groups,
                                       int64_t chunk, bdk_rows weight, bdk_rows bias, bdk_rows scale,
-                                      bdk_rows shift, float* of_weight_or_null,
-                                      float* of_bias_or_null, float* of_scale_or_null,
-                                      float* of_shift_or_null, int silu, double eps, float* moments,
-                                      float* sums, float* coefficients, int dtype, int device,
-                                      void* stream) {
+                                      bdk_rows shift, float* grad_weight_or_null,
+                                      float* grad_bias_or_null, float* grad_scale_or_null,
+                                      float* grad_shift_or_null, int silu, double eps,
+                                      float* moments, float* sums, float* coefficients, int dtype,
+                                      int device, void* stream) {
   using namespace bdk;
   GroupNormParams params{};
   params.x = x;
   params.grad = grad;
-  params.of_x = of_x;
+  params.grad_x = grad_x;
   params.weight = weight;
   params.bias = bias;
   params.scale = scale;
   params.shift = shift;
-  params.of_weight = of_weight_or_null;
-  params.of_bias = of_bias_or_null;
-  params.of_scale = of_scale_or_null;
-  params.of_shift = of_shift_or_null;
+  params.grad_weight = grad_weight_or_null;
+  params.grad_bias = grad_bias_or_null;
+  params.grad_scale = grad_scale_or_null;
+  params.grad_shift = grad_shift_or_null;
   params.moments = reinterpret_cast<float2*>(moments);
   params.sums = reinterpret_cast<float2*>(sums);
   params.coefficients = coefficients;

@@ -1,9 +1,9 @@
 // Device code of group_norm_silu on channels-last maps.
 //
 // Blocks of the large kernels take a chunk of an image's positions and up to kGroupNormThreads
-// vectors of channels; a thread keeps its vector, so that what belongs to a channel is read once
-// and its sums stay in registers. Blocks of the small kernels take a group of an image and put its
-// chunks together, in their order: no atomics, and the same result from run to run.
+// vectors of channels; a thread keeps its vector, so that coefficients are read once and sums stay
+// in registers. Blocks of the small kernels take a group of an image and combine its chunks in
+// order: no atomics, and the same result in every run.
 #pragma once
 
 #include <stdint.h>
@@ -17,16 +17,16 @@ namespace bdk {
 
 struct GroupNormParams {
   const void *x, *grad;
-  void *y, *of_x;
-  bdk_rows weight, bias;                             // [channels]; without data: not given
-  bdk_rows scale, shift;                             // a row for each image
-  float *of_weight, *of_bias, *of_scale, *of_shift;  // [images, channels] each; or null
-  float2* moments;                                   // [images, chunks, channels]
-  float2* sums;                                      // [images, chunks, channels]
-  float* coefficients;                               // [images, 5, channels]: mean, a, d, q, r
-  int64_t positions, chunk;                          // positions of an image, and of a chunk
+  void *y, *grad_x;
+  bdk_rows weight, bias;                                     // [channels]; without data: absent
+  bdk_rows scale, shift;                                     // a row for each image
+  float *grad_weight, *grad_bias, *grad_scale, *grad_shift;  // [images, channels] each; or null
+  float2* moments;                                           // [images, chunks, channels]
+  float2* sums;                                              // [images, chunks, channels]
+  float* coefficients;       // [images, 5, channels]: mean, a, d, q, r
+  int64_t positions, chunk;  // positions of an image, and of a chunk
   int chunks, channels, groups;
-  int vectors, columns;  // of a block's channels at most, and blocks that share a position
+  int vectors, columns;  // max vectors of channels in a block, and blocks that share a position
   double eps;
 };
 
@@ -55,9 +55,9 @@ struct GroupNormPlace {
   __device__ int64_t offset(const GroupNormParams& params, int64_t position) const {
     return (image * params.positions + position) * params.channels + channel;
   }
-  // How many positions the threads of a row have.
-  __device__ int64_t count(int of_row) const {
-    return first + of_row < last ? (last - first - of_row + rows - 1) / rows : 0;
+  // Number of positions of the threads of a row.
+  __device__ int64_t count(int block_row) const {
+    return first + block_row < last ? (last - first - block_row + rows - 1) / rows : 0;
   }
 };
 
@@ -99,7 +99,7 @@ __device__ inline float group_norm_sigmoid(float z) { return 1.0f / (1.0f + expf
 
 // Gradient of z: silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z).
 template <bool kSilu>
-__device__ inline float group_norm_of_z(float grad, float z) {
+__device__ inline float group_norm_grad_z(float grad, float z) {
   if constexpr (!kSilu) return grad;
   const float s = group_norm_sigmoid(z);
   return grad * s * (1.0f + z * (1.0f - s));
@@ -112,7 +112,7 @@ template <class T, int kVec>
 __global__ void __launch_bounds__(kGroupNormThreads)
     group_norm_moments_kernel(const GroupNormParams params) {
   const GroupNormPlace<kVec> place(params);
-  // Each thread's own by Welford's update, so that a large mean costs no accuracy.
+  // Each thread computes its own by Welford's update, so that a large mean costs no accuracy.
   float mean[kVec] = {}, squares[kVec] = {}, count = 0.0f;
   if (place.active) {
     for (int64_t p = place.begin(); p < place.last; p += place.rows) {
@@ -178,7 +178,7 @@ __device__ inline Spread group_norm_joined(const GroupNormParams& params, int64_
   }
   __syncthreads();
   spread = shared[0];
-  __syncthreads();  // the memory is used again
+  __syncthreads();  // the memory is reused
   return spread;
 }
 
@@ -220,12 +220,12 @@ __global__ void __launch_bounds__(kGroupNormThreads)
   }
 }
 
-// Sums over a chunk of the gradient of z, and of it times (x - mean), of every channel.
+// For every channel, sums over a chunk of the gradient of z, and of that gradient times (x - mean).
 template <class T, int kVec, bool kSilu>
 __global__ void __launch_bounds__(kGroupNormThreads)
     group_norm_sums_kernel(const GroupNormParams params) {
   const GroupNormPlace<kVec> place(params);
-  float of_z[kVec] = {}, of_z_x[kVec] = {};
+  float grad_z[kVec] = {}, grad_z_x[kVec] = {};
   if (place.active) {
     const GroupNormChannels<kVec> k(params, place.image, place.channel);
     for (int64_t p = place.begin(); p < place.last; p += place.rows) {
@@ -236,15 +236,15 @@ __global__ void __launch_bounds__(kGroupNormThreads)
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         const float centred = x[j] - k.mean[j];
-        const float slope = group_norm_of_z<kSilu>(grad[j], centred * k.a[j] + k.d[j]);
-        of_z[j] += slope;
-        of_z_x[j] += slope * centred;
+        const float slope = group_norm_grad_z<kSilu>(grad[j], centred * k.a[j] + k.d[j]);
+        grad_z[j] += slope;
+        grad_z_x[j] += slope * centred;
       }
     }
   }
 #pragma unroll
   for (int j = 0; j < kVec; ++j) {
-    group_norm_memory[threadIdx.x * kVec + j] = make_float2(of_z[j], of_z_x[j]);
+    group_norm_memory[threadIdx.x * kVec + j] = make_float2(grad_z[j], grad_z_x[j]);
   }
   __syncthreads();
   const int width = params.vectors * kVec;
@@ -262,8 +262,8 @@ __global__ void __launch_bounds__(kGroupNormThreads)
   }
 }
 
-// Gradients of what is given per channel, for an image, and q and r of a group's channels: what is
-// taken from the gradient at every position, since the moments depend on x too.
+// Gradients of weight, bias, scale and shift for an image, and coefficients q and r of a group's
+// channels, which correct the gradient at every position, since the moments depend on x too.
 static __global__ void __launch_bounds__(kGroupNormJoiners)
     group_norm_gradients_kernel(const GroupNormParams params) {
   const int width = params.channels / params.groups;
@@ -298,10 +298,10 @@ static __global__ void __launch_bounds__(kGroupNormJoiners)
       along_one += of.along_one;
       along_unit += of.along_unit;
       const int64_t at = image * params.channels + c;
-      if (params.of_weight != nullptr) params.of_weight[at] = static_cast<float>(of.weight);
-      if (params.of_bias != nullptr) params.of_bias[at] = static_cast<float>(of.bias);
-      if (params.of_scale != nullptr) params.of_scale[at] = static_cast<float>(of.scale);
-      if (params.of_shift != nullptr) params.of_shift[at] = static_cast<float>(of.shift);
+      if (params.grad_weight != nullptr) params.grad_weight[at] = static_cast<float>(of.weight);
+      if (params.grad_bias != nullptr) params.grad_bias[at] = static_cast<float>(of.bias);
+      if (params.grad_scale != nullptr) params.grad_scale[at] = static_cast<float>(of.scale);
+      if (params.grad_shift != nullptr) params.grad_shift[at] = static_cast<float>(of.shift);
     }
     __syncthreads();
   }
@@ -339,10 +339,10 @@ __global__ void __launch_bounds__(kGroupNormThreads)
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const float centred = x[j] - k.mean[j];
-      const float of_z = group_norm_of_z<kSilu>(grad[j], centred * k.a[j] + k.d[j]);
-      x[j] = of_z * k.a[j] - q[j] - centred * r[j];
+      const float grad_z = group_norm_grad_z<kSilu>(grad[j], centred * k.a[j] + k.d[j]);
+      x[j] = grad_z * k.a[j] - q[j] - centred * r[j];
     }
-    group_norm_store<T>(params.of_x, offset, x);
+    group_norm_store<T>(params.grad_x, offset, x);
   }
 }
 

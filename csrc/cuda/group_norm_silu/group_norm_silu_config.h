@@ -3,10 +3,10 @@
 
 namespace bdk {
 
-// Untuned until a card has decided. A thread keeps to one vector of 16 bytes of channels and goes
-// down its chunk's positions.
+// Not tuned on a GPU yet. A thread has one vector of 16 bytes of channels and loops over the
+// positions of its chunk.
 constexpr int kGroupNormThreads = 256;
-// The kernels that put chunks together: threads of a group, and those that share a channel's sums.
+// The kernels that combine chunks: threads of a group, and threads that share a channel's sums.
 constexpr int kGroupNormJoiners = 128;
 constexpr int kGroupNormLanes = 16;
 constexpr int kGroupNormAtOnce = kGroupNormJoiners / kGroupNormLanes;  // channels

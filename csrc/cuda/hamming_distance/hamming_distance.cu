@@ -43,7 +43,7 @@ int bdk_nearest_codes_cuda(const uint8_t* a, const uint8_t* b, int64_t* index, i
                            int64_t queries, int64_t codes, int64_t width, int64_t a_stride,
                            int64_t b_stride, int64_t k, int device, void* stream) {
   using namespace bdk;
-  if (!in_range(queries, codes, width) || 8 * width > kMostNearestBits) return BDK_BAD_SIZE;
+  if (!in_range(queries, codes, width) || 8 * width > kMaxNearestBits) return BDK_BAD_SIZE;
   if (k < 1 || k > codes || codes > UINT32_MAX) return BDK_BAD_SIZE;
   if (queries == 0) return BDK_OK;
   const int room = kNearestShared / nearest_shared(static_cast<int>(width));

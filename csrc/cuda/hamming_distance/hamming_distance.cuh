@@ -1,4 +1,4 @@
-// Device code of hamming_distance and nearest_codes: exclusive or, and a count of the ones.
+// Device code of hamming_distance and nearest_codes: XOR and popcount.
 #pragma once
 
 #include <stdint.h>
@@ -105,9 +105,9 @@ __host__ __device__ inline int nearest_shared(int width) {
   return 4 * (8 * width + 1 + (width + 3) / 4);
 }
 
-// A warp finds the k nearest of one query by counting: it makes the histogram of all distances,
-// turns it into the place where each distance begins among the sorted ones, and goes through the
-// codes once more, in order of their index, to put those that are near enough in their places.
+// A warp finds the k nearest of one query by a counting sort: it makes the histogram of all
+// distances, turns it into the first output place of each distance, and goes through the codes once
+// more, in order of their index, to write those that are near enough to their places.
 template <bool kWords>
 __global__ void __launch_bounds__(32 * kNearestWarps)
     nearest_codes_kernel(const CodesParams params, int64_t k, int64_t* index, int32_t* distance) {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(32 * kNearestWarps)
   }
   __syncwarp();
 
-  uint32_t before = 0;  // codes nearer than the bins at hand
+  uint32_t before = 0;  // codes nearer than the current bins
   int farthest = -1;    // the largest distance among the k nearest
   for (int first = 0; first < bins && farthest < 0; first += 32) {
     const int d = first + lane;

@@ -3,7 +3,7 @@
 
 namespace bdk {
 
-// Untuned until a card has decided; 256 threads give full occupancy at this register use.
+// Not tuned on a GPU yet; 256 threads give full occupancy at this register use.
 constexpr int kPackSignsThreads = 256;
 // Bytes a thread handles per round, loaded before any is stored: four float32 bytes are eight
 // 16-byte loads in flight.

@@ -10,7 +10,7 @@ template <int kHeadDim, int kWarps>
 cudaError_t launch(const PatchParams& params, unsigned int blocks, cudaStream_t stream) {
   const auto kernel = patch_attention_kernel<kHeadDim, kWarps>;
   constexpr int kShared = kPatchShared<kHeadDim, kWarps>;
-  if constexpr (kShared > 48 * 1024) {  // what a block has without asking
+  if constexpr (kShared > 48 * 1024) {  // default limit of a block
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     if (status != cudaSuccess) return status;
@@ -23,7 +23,7 @@ template <int kHeadDim>
 cudaError_t attend(const PatchParams& params, unsigned int blocks, cudaStream_t stream) {
   if (params.patch <= kPatchQueries) return launch<kHeadDim, 1>(params, blocks, stream);
   if (params.patch <= 2 * kPatchQueries) return launch<kHeadDim, 2>(params, blocks, stream);
-  return launch<kHeadDim, kPatchMostWarps>(params, blocks, stream);
+  return launch<kHeadDim, kPatchMaxWarps>(params, blocks, stream);
 }
 
 }  // namespace
@@ -33,7 +33,7 @@ int bdk_patch_attention_cuda(const float* qkv, int64_t stride, float* out, int64
                              int64_t patch, int64_t heads, int64_t head_dim, int device,
                              void* stream) {
   using namespace bdk;
-  if (rows < 0 || patch < 0 || patch > kPatchMostWarps * kPatchQueries || heads < 1 ||
+  if (rows < 0 || patch < 0 || patch > kPatchMaxWarps * kPatchQueries || heads < 1 ||
       head_dim < 4 || head_dim > 128 || head_dim % 4 != 0 || stride % 4 != 0) {
     return BDK_BAD_SIZE;
   }

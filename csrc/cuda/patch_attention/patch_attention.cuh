@@ -22,7 +22,7 @@ __device__ inline float4 load_four(const float* from) {
   return *reinterpret_cast<const float4*>(from);
 }
 
-// a b. Added to a sum four at a time, products leave it half the rounding errors of one at a time.
+// a b. Adding products to a sum four at a time halves the rounding error of one at a time.
 __device__ inline float dot_four(float4 a, float4 b) {
   return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, a.w * b.w)));
 }
@@ -35,7 +35,7 @@ __device__ inline void add_scaled(float a, float4 x, float4& y) {
   y.w = fmaf(a, x.w, y.w);
 }
 
-// One third of a head of all tokens; zeros behind the last token and the last channel.
+// q, k or v of one head for all tokens; zeros past the last token and the last channel.
 template <int kHeadDim, int kWarps>
 __device__ inline void copy_third(float* third, const float* from, const PatchParams& params) {
   constexpr int kChunks = kHeadDim / 4;
@@ -70,7 +70,7 @@ __device__ inline void patch_scores(const float* q, const float* k,
   }
 }
 
-// Turns scores into weights, 2^(score - the row's highest), and returns each row's sum of them.
+// Turns scores into weights, 2^(score - max of the row), and returns the sums of the rows.
 template <int kWarps>
 __device__ inline float2 patch_weights(float (&scores)[2][4 * kWarps], const PatchParams& params) {
   float sums[2];
@@ -99,8 +99,8 @@ template <int kHeadDim, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps) patch_attention_kernel(PatchParams params) {
   constexpr int kRow = kHeadDim + kPatchPad;
   constexpr int kThird = kPatchQueries * kWarps * kRow;
-  // Lanes side by side have the channels of a token, four each; with fewer than 128 there are
-  // groups of lanes, and each has rows of its own.
+  // Adjacent lanes have the channels of a token, four each; with fewer than 128 channels the lanes
+  // form groups with different rows.
   constexpr int kGroup = kHeadDim / 4;
   constexpr int kRows = kPatchQueries * kGroup / 32;
   static_assert(kHeadDim + kPatchPad >= kPatchQueries * kWarps, "weights lie where q lay");

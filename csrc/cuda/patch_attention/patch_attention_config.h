@@ -3,10 +3,10 @@
 
 namespace bdk {
 
-// Untuned until a card has decided.
-constexpr int kPatchQueries = 16;  // of a warp, and keys that it takes at a time
-constexpr int kPatchPad = 4;       // values behind a token: neighbours lie in different banks
-constexpr int kPatchMostWarps = 4;
+// Not tuned on a GPU yet.
+constexpr int kPatchQueries = 16;  // queries of a warp, and keys that it takes at a time
+constexpr int kPatchPad = 4;       // padding of a token, so that neighbours lie in different banks
+constexpr int kPatchMaxWarps = 4;
 
 // Bytes of shared memory of a block: q, k and v of all tokens of a patch.
 template <int kHeadDim, int kWarps>

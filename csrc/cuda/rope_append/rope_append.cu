@@ -30,7 +30,7 @@ int bdk_rope_append_cuda(const void* qkv, void* q, void* k_cache, void* v_cache,
     if (!is_dtype(code)) return BDK_BAD_DTYPE;
   }
   if (batch < 0 || tokens < 0 || heads < 1 || kv_heads < 1 || head_dim < 8 ||
-      head_dim > kRopeMostHeadDim || head_dim % 8 != 0) {
+      head_dim > kRopeMaxHeadDim || head_dim % 8 != 0) {
     return BDK_BAD_SIZE;
   }
   if (batch == 0 || tokens == 0) return BDK_OK;

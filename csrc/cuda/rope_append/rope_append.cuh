@@ -21,18 +21,18 @@ struct RopeAppendParams {
   int64_t v_batch, v_token, v_head;
   unsigned int items;  // heads of all tokens
   int tokens, heads, kv_heads, head_dim;
-  int lanes;  // of a head: the power of two from head_dim / 8 on
+  int lanes;  // lanes of a head: head_dim / 8, rounded up to a power of two
   int freqs_dtype, q_norm_dtype, k_norm_dtype;
   float eps;
 };
 
-// Pairs kRopePairs `lane` and following of a head: (a, b)[i] is pair i.
+// Pairs of a head from kRopePairs * lane on: (a, b)[i] is pair i.
 template <class T, bool kInterleaved>
 struct Pairs {
   using Vector = Vec<T, kRopePairs>;
   Vector low, high;  // as they lie in memory
 
-  // The second vector's distance from the first one.
+  // Distance of the second vector from the first.
   __device__ static int apart(int head_dim) { return kInterleaved ? kRopePairs : head_dim / 2; }
   __device__ static int first(int lane) { return (kInterleaved ? 2 : 1) * kRopePairs * lane; }
 

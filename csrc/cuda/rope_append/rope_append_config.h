@@ -3,10 +3,10 @@
 
 namespace bdk {
 
-// Untuned until a card has decided. A lane turns four pairs of channels, which is two vectors of 8
+// Not tuned on a GPU yet. A lane rotates four pairs of channels, which are two vectors of 8
 // or 16 bytes; D / 8 lanes share a head.
 constexpr int kRopeThreads = 128;
 constexpr int kRopePairs = 4;
-constexpr int kRopeMostHeadDim = 256;  // a head has at most a warp
+constexpr int kRopeMaxHeadDim = 256;  // a head has at most one warp
 
 }  // namespace bdk

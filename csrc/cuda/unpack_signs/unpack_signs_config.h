@@ -3,7 +3,7 @@
 
 namespace bdk {
 
-// Untuned until a card has decided; as for pack_signs.
+// Not tuned on a GPU yet; as for pack_signs.
 constexpr int kUnpackSignsThreads = 256;
 constexpr int kUnpackSignsUnroll = 4;
 
