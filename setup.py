@@ -188,7 +188,9 @@ def compile_object(command: list[str], source: str, target: Path) -> bool:
             return False
     target.parent.mkdir(parents=True, exist_ok=True)
     made_by.unlink(missing_ok=True)
+    begin = time.time()
     run(command)
+    os.utime(target, (begin, begin))  # a file that is edited meanwhile is newer
     made_by.write_text(text)
     return True
 
