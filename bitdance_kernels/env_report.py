@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, instruction sets, and each backend of each op.
+"""Environment report: versions, devices, instruction sets, and each backend of each op.
 
 The report must always print, so only the standard library is imported up here, and a probe that
 fails becomes a line of the report.
@@ -47,7 +47,7 @@ def collect() -> dict[str, Any]:
 
 
 def text(report: dict[str, Any]) -> str:
-    """`report` for people."""
+    """The report as text."""
     packages = ", ".join(f"{k} {v or 'not installed'}" for k, v in report["packages"].items())
     environment = ", ".join(f"{k}={v}" for k, v in report["environment"].items())
     lines = [

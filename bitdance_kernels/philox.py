@@ -37,7 +37,7 @@ from bitdance_kernels.cpu_graph import CpuGraph
 __all__ = ["noise", "noise_keys", "noise_words", "philox4x32"]
 
 _ROUNDS = 10
-# Multipliers of the two halves of a round, and what the key grows by after each: the first 32
+# Multipliers of the two halves of a round, and increments of the key after each: the first 32
 # fractional bits of the golden ratio and of sqrt(3).
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -68,7 +68,7 @@ def philox4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def _multiply(constant: int, word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """High and low word of a 32 x 32-bit product, by halves: int64 has no room for 64 bits."""
+    """High and low word of an unsigned 32 x 32-bit product, by halves, since int64 overflows."""
     upper = constant * (word >> 16)  # < 2^48
     lower = constant * (word & 0xFFFF)
     middle = upper + (lower >> 16)
@@ -76,7 +76,7 @@ def _multiply(constant: int, word: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def noise_words(keys: torch.Tensor, step: torch.Tensor | int, elements: int) -> torch.Tensor:
-    """The random words of `elements` elements of each row.
+    """Random words for `elements` elements of each row.
 
     Args:
         keys: int64 [R, 3] as ``noise_keys`` makes them, on any device.
@@ -160,7 +160,7 @@ def noise(
 
 
 def _traced(keys: torch.Tensor) -> bool:
-    """Whether somebody looks on: an address then means nothing, and a kernel would not be seen."""
+    """Whether a tracer, transform or mode must see PyTorch operators rather than a kernel."""
     if is_traced() or transforms.active():
         return True
     captured = keys.is_cpu and CpuGraph.capturing()
@@ -210,7 +210,7 @@ def noise_keys(
     stream: int = 0,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """The keys under which the rows of a batch draw their noise.
+    """Keys of the noise of a batch's rows.
 
     The middle column of the result is ``2 * ar_step + stream``: add 2 to it in place, on the
     device, to go on to the next autoregressive step.

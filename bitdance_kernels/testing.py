@@ -1,4 +1,4 @@
-"""How a backend is held against its reference: used by the tests and by the benchmarks alike.
+"""Compares a backend with its reference, for tests and benchmarks.
 
 Truth is the reference run in float64 on the same inputs. There are three rules and no other
 tolerance:
@@ -13,7 +13,7 @@ rounded
 staged
     Ops with several roundings: rms and max error at most twice those of plain PyTorch at the same
     dtype, or the rounding of the result itself where PyTorch happens to be nearer than that.
-    Gradients are always held by this rule: they sum over many elements.
+    Gradients always use this rule, since they sum over many elements.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Case:
-    """How an op is tested.
+    """Samples of an op and the rule that its backends meet.
 
     Attributes:
         op: the public function.
@@ -82,7 +82,7 @@ class Case:
         return self.op.__name__
 
     def leaves(self, call: Call) -> list[torch.Tensor]:
-        """The tensors among the arguments in which the op may have a gradient."""
+        """The arguments with respect to which the op may have a gradient."""
         constants = {id(call.args[i]) for i in self.constants}
         return [t for t in call.tensors() if t.is_floating_point() and id(t) not in constants]
 
@@ -112,7 +112,7 @@ class Invalid:
 def check_backend(
     case: Case, call: Call, backend: str, *, gradients: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Run `call` on `backend` in poisoned memory and hold every output against the reference.
+    """Run `call` on `backend` in poisoned memory and compare every output with the reference.
 
     Gradients of all floating-point arguments are compared too where the op has a backward.
 
@@ -153,7 +153,7 @@ def check_backend(
 def compare(
     rule: str, actual: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, where: str
 ) -> None:
-    """Hold one tensor against plain PyTorch (`eager`) and against the float64 `truth`.
+    """Compare one tensor with plain PyTorch (`eager`) and with the float64 `truth`.
 
     Raises:
         AssertionError: with `where` and the figures.
@@ -265,7 +265,7 @@ def _outputs(
 
 
 def _sixteenths(like: torch.Tensor, seed: torch.Generator) -> torch.Tensor:
-    """Random numbers that every dtype holds exactly: truth and backend get the same cotangent."""
+    """Random numbers that every dtype represents: truth and backend get the same cotangent."""
     drawn = torch.randint(-32, 33, like.shape, generator=seed, dtype=torch.int64, device="cpu")
     return drawn.to(like) / 16
 
@@ -291,7 +291,7 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Inside, PyTorch fills fresh memory with NaN (integers: their largest value)."""
+    """A context in which PyTorch fills new memory with NaN (integers: the largest value)."""
     was = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # its attribute is not in the type stubs
@@ -307,7 +307,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_isa(limit: str) -> Iterator[None]:
-    """Inside, the C++ kernels use no instruction set above `limit` ("scalar", "avx2", "avx512")."""
+    """A context in which C++ kernels use at most `limit` ("scalar", "avx2", "avx512")."""
     before = native.cpu.isa()
     native.cpu.set_isa_limit(native.ISAS.index(limit))
     try:
@@ -318,7 +318,7 @@ def cpu_isa(limit: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Inside, PyTorch and the C++ kernels use `count` threads."""
+    """A context in which PyTorch and the C++ kernels use `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -329,7 +329,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_backend(name: str, ops: Iterable[str], device: str = "cpu") -> Iterator[None]:
-    """Inside, "auto" knows no other backend for these ops on tensors of `device`."""
+    """A context in which "auto" knows no other backend for these ops on `device`."""
     found = [REGISTRY[op] for op in ops]
     before = [(op.order, op._chosen) for op in found]
     for op in found:
@@ -342,7 +342,7 @@ def only_backend(name: str, ops: Iterable[str], device: str = "cpu") -> Iterator
 
 
 def cpu_isas() -> tuple[str, ...]:
-    """The instruction sets that this processor and this build have, weakest first."""
+    """The instruction sets that this processor and this build support, smallest first."""
     if native.cpu.unavailable() is not None:
         return ()
     return native.ISAS[: native.cpu.isa_detected() + 1]

@@ -1,4 +1,4 @@
-"""What an op's arguments may be at all, by its schema: kinds, numbers, memory."""
+"""Checks of arguments by an op's schema: kinds, numbers, memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bitdance_kernels._dispatch.tracing import is_traced
 from bitdance_kernels._shared import checks
 
 _INT64 = range(-(2**63), 2**63)
-# No allocation lies below, but for the heap of a Python that is not position-independent. A tensor
-# whose memory was given up has the offset of its view as address.
+# Allocations lie above, except the heap of a Python that is not position-independent. The address
+# of a tensor whose storage was freed is the offset of its view.
 _LOW_ADDRESS = 1 << 40
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a schema, by the name that a caller knows."""
+    """One argument of a schema, under the name that callers use."""
 
     name: str
     kind: str  # "Tensor", "int", "float", "bool" or "ScalarType"
@@ -45,7 +45,7 @@ def parse(schema: str, called: Mapping[str, str]) -> tuple[Argument, ...]:
 
 
 def checked_kind(op: str, argument: Argument, value: Any) -> Any:
-    """`value` as a backend takes it: numbers are Python's own.
+    """`value` as a backend takes it, numbers as Python's own types.
 
     Raises:
         TypeError: it is of another kind than the schema says.
@@ -85,10 +85,10 @@ def tensor(op: str, argument: str, value: Any) -> Any:
 
 
 def integer(op: str, argument: str, value: Any) -> Any:
-    """`value`, an integer and no bool."""
+    """`value`, checked to be an integer and no bool."""
     if type(value) is int or isinstance(value, torch.SymInt):
         return value
-    if is_traced():  # whose numbers may not be known yet
+    if is_traced():  # its numbers may not be known yet
         return value
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{op}: {argument} must be an integer, got {_shown(value)}")
@@ -103,20 +103,20 @@ def _int64(op: str, argument: str, value: Any) -> Any:
 
 
 def real(op: str, argument: str, value: Any) -> Any:
-    """`value`, a finite number, and no bool."""
+    """`value`, checked to be a finite number and no bool."""
     value = number(op, argument, value)
     check_finite(op, argument, value)
     return value
 
 
 def check_finite(op: str, argument: str, value: Any) -> None:
-    """Raise ValueError where `value` is infinite or not a number; it may be no float at all."""
+    """Raise ValueError if `value` is an infinite or NaN float."""
     if type(value) is float and not torch.compiler.is_compiling() and not math.isfinite(value):
         raise checks.fail(op, argument, "finite", value)
 
 
 def number(op: str, argument: str, value: Any) -> Any:
-    """`value`, a number as a float, and no bool; it may be infinite."""
+    """`value` as a float, checked to be a number and no bool; it may be infinite."""
     if isinstance(value, (torch.SymFloat, torch.SymInt)) or is_traced():
         return value
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -151,7 +151,7 @@ def _shown(value: Any) -> str:
 
 
 def check_memory(op: str, argument: str, value: torch.Tensor, *, has_memory: bool) -> None:
-    """Raise unless the elements of `value` lie in memory as its strides say.
+    """Raise unless the storage of `value` holds all its elements.
 
     Raises:
         TypeError: it is no dense tensor.
@@ -167,13 +167,13 @@ def check_memory(op: str, argument: str, value: torch.Tensor, *, has_memory: boo
 
 
 def span(value: torch.Tensor) -> int:
-    """Elements from the first to the last of a tensor, both included."""
+    """Number of elements from the first to the last of a tensor in memory, both included."""
     last = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
     return 1 + last if value.numel() else 0
 
 
 def broadcast(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """`value` expanded to `shape` if PyTorch would, else as it is."""
+    """`value` expanded to `shape` if it broadcasts to it, else unchanged."""
     if value.shape == shape or value.dim() > len(shape):
         return value
     pairs = zip(reversed(value.shape), reversed(shape), strict=False)

@@ -1,4 +1,4 @@
-"""What each backend of an op says of a call."""
+"""``explain``: which backends of an op can run a call, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Explained(Exception):  # noqa: N818  (caught by `explain`, never seen outs
 
 
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str | None]:
-    """Print, for one call, what each backend of the op says, and which one ``auto`` takes.
+    """Print which backends of an op can run a call, why others cannot, and which ``auto`` takes.
 
     Nothing is computed, but the arguments are checked as in the real call.
 

@@ -57,7 +57,7 @@ except AttributeError:
         return True
 
     def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the tensors are only values in memory, of which no gradient is wanted."""
+        """Whether the tensors are plain dense memory, without gradients to record."""
         return False
 
     def is_autocast() -> bool:
@@ -77,7 +77,7 @@ else:
         )
 
     def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the tensors are only values in memory, of which no gradient is wanted."""
+        """Whether the tensors are plain dense memory, without gradients to record."""
         gradients = torch.is_grad_enabled()
         return all(
             type(tensor) in _PLAIN_TYPES

@@ -1,4 +1,4 @@
-"""Registration of an op with PyTorch, and the way of a call to its backend.
+"""Registration of an op with PyTorch, and the path of a call to its backend.
 
 Every op is registered once, with ``Library.define`` and ``Library.impl``
 (``torch.library.custom_op`` costs more than twice as much per call). PyTorch sees a schema, a fake

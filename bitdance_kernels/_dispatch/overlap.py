@@ -1,4 +1,4 @@
-"""What an op writes must have memory of its own."""
+"""Check that arguments which an op writes overlap no other memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from bitdance_kernels._dispatch.arguments import Argument, span
 from bitdance_kernels._shared import checks
 
-# Of numpy's search for a common address. Views of one buffer as they occur take far less.
+# Limit of numpy's search for a common address; usual views of one buffer need far less.
 _MAX_WORK = 100_000
 
 
 def check(op: str, arguments: Sequence[Argument], inputs: Sequence[Any]) -> None:
-    """Raise ValueError where an argument that is written overlaps itself or another argument.
+    """Raise ValueError if a written argument overlaps itself or another argument.
 
     The answer for two views is exact: interleaved views that share no element pass. A view counts
     as overlapping itself unless each of its dimensions steps over all that the smaller ones span,
@@ -67,7 +67,7 @@ def _overlap(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _beneath(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with memory that torch.func's are wrapped around."""
+    """The tensor that wrappers of torch.func hold."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
@@ -75,7 +75,7 @@ def _beneath(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _has_address(tensor: torch.Tensor) -> bool:
-    """Neither empty nor what a tracer or a subclass only presents as a tensor."""
+    """Whether a tensor has elements in memory: it is not empty, and no tracer's or subclass's."""
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return False
     if torch._is_functional_tensor(tensor):
@@ -89,7 +89,7 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 class _Memory:
-    """Addresses of a tensor as numpy asks for them; nothing is read, so they may be a GPU's."""
+    """Addresses of a tensor in numpy's array interface; nothing is read, so they may be a GPU's."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         size = tensor.element_size()

@@ -1,4 +1,4 @@
-"""Whether a call is carried out or written down."""
+"""Whether a call is run or traced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import torch
 
 
 def is_traced() -> bool:
-    """Whether a program is being written of this call, to be run later on other values."""
+    """Whether this call is being traced into a program that later runs on other values."""
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
     return tracing or torch.compiler.is_compiling()

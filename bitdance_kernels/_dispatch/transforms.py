@@ -1,8 +1,7 @@
-"""What PyTorch may ask of an op: modes, subclasses, gradients, tangents, transforms of torch.func.
+"""Gradients, tangents and transforms of torch.func, as far as ops support them.
 
-In the last two, ops with a a gradient compute by a formula of PyTorch's own operators, which every
-transform takes apart further; the others can be mapped over by vmap, and refuse to be
-differentiated.
+Under forward-mode AD and transforms a differentiable op runs its reference, whose operators PyTorch
+transforms further. Other ops support vmap only and refuse to be differentiated.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ _functorch = torch._C._functorch
 
 
 def key_set(*names: str) -> torch._C.DispatchKeySet:
-    """Dispatch keys by their names."""
+    """The set of dispatch keys with these names."""
     keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
     return functools.reduce(operator.or_, keys)
 
 
 def active() -> bool:
-    """Whether a transform of torch.func is going on."""
+    """Whether a transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active()
 
 
@@ -35,14 +34,14 @@ def in_forward_mode() -> bool:
 
 
 def has_tangent(tensor: torch.Tensor) -> bool:
-    """Whether `tensor`, which no transform of torch.func has wrapped, carries a tangent."""
+    """Whether `tensor` carries a tangent; no transform of torch.func may have wrapped it."""
     if not torch._C._is_fwd_grad_enabled() or not tensor.is_floating_point():
         return False
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def requires_grad(tensor: torch.Tensor) -> bool:
-    """Whether a gradient in `tensor` is asked for, by autograd or a transform around it."""
+    """Whether autograd or a transform needs a gradient with respect to `tensor`."""
     return torch.is_grad_enabled() and any(level.requires_grad for level in _levels(tensor))
 
 
@@ -54,7 +53,7 @@ def _levels(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def refuse_gradient(op: str, argument: str, *, is_backward: bool = False) -> RuntimeError:
-    """The error where `argument` requires grad; the caller raises it."""
+    """The error for an `argument` that requires grad; the caller raises it."""
     hint = "call it under torch.no_grad() or pass a detached tensor"
     if is_backward:
         hint = 'second derivatives need torch.func, or backend="reference" in the forward call'
@@ -62,9 +61,9 @@ def refuse_gradient(op: str, argument: str, *, is_backward: bool = False) -> Run
 
 
 def refuse_tangent(op: str, argument: str, *, differentiable: bool = False) -> RuntimeError:
-    """The error where `argument` carries a tangent; the caller raises it.
+    """The error for an `argument` that carries a tangent; the caller raises it.
 
-    Of a `differentiable` op the public function takes it, unless the call is compiled.
+    The public function of a `differentiable` op takes tangents, unless the call is compiled.
     """
     hint = f"call bitdance_kernels.{op} without torch.compile" if differentiable else ""
     return RuntimeError(
@@ -74,7 +73,7 @@ def refuse_tangent(op: str, argument: str, *, differentiable: bool = False) -> R
 
 
 def check_no_derivative(op: str, names: Sequence[str], tensors: Sequence[Any]) -> None:
-    """Raise RuntimeError where a transform wants a derivative in one of `tensors` (or None)."""
+    """Raise RuntimeError if a transform differentiates with respect to one of `tensors`."""
     for name, tensor in zip(names, tensors, strict=True):
         if tensor is None or not tensor.is_floating_point():
             continue
@@ -85,7 +84,7 @@ def check_no_derivative(op: str, names: Sequence[str], tensors: Sequence[Any]) -
 
 
 class _NoTangent(torch.autograd.Function):
-    """Nothing, and an error where the tensor carries a tangent, at whatever level."""
+    """Raises an error if the tensor carries a tangent at any level; computes nothing."""
 
     generate_vmap_rule = True
 

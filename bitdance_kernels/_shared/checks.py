@@ -14,7 +14,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def fail(op: str, argument: str, expected: str, got: object) -> ValueError:
-    """The error for a bad value; the caller raises it."""
+    """The error for an invalid value; the caller raises it."""
     return ValueError(f"{op}: {argument} must be {expected}, got {got}")
 
 
@@ -58,7 +58,7 @@ def broadcast(
 ) -> None:
     """Raise ValueError unless `tensor` has the `expected` shape, to which ``KernelOp`` expands it.
 
-    The message says that a shape would do that PyTorch expands to it, which `tensor` has not.
+    The message says that a shape that broadcasts to it would do too.
     """
     if list(tensor.shape) != list(expected):
         wanted = f"of shape {letters} = {list(expected)}, or one that broadcasts to it"
@@ -66,14 +66,14 @@ def broadcast(
 
 
 def same_device(op: str, first: str, tensor: torch.Tensor, **others: torch.Tensor | None) -> None:
-    """Raise ValueError unless all `others` (None is passed over) are on the device of `tensor`."""
+    """Raise ValueError unless all `others` that are not None are on the device of `tensor`."""
     for argument, other in others.items():
         if other is not None and other.device != tensor.device:
             raise fail(op, argument, f"on {tensor.device} like {first}", other.device)
 
 
 def channels(op: str, argument: str, tensor: torch.Tensor) -> None:
-    """Raise ValueError unless the last dimension is a multiple of 8 bits (and not 0)."""
+    """Raise ValueError unless the last dimension is a positive multiple of 8."""
     rank(op, argument, tensor, 1)
     count = tensor.shape[-1]
     if count % 8 != 0 or count == 0:

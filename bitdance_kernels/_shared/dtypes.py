@@ -1,4 +1,4 @@
-"""Which dtype a reference computes in."""
+"""The dtype that a reference computes in."""
 
 from __future__ import annotations
 

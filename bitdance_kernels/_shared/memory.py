@@ -1,4 +1,4 @@
-"""Memory of large results on the CPU, used again by later ones."""
+"""A pool that reuses the memory of large results on the CPU."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-# From 32 MiB on glibc maps memory anew for each request and unmaps it when it is freed; with less
-# it does so, or gives the end of its heap back, depending on what else lies there. The system then
-# clears every page first, which takes longer than the kernels take to write it. Ours costs 20 us.
+# From 32 MiB on glibc maps new memory for each request and unmaps it when it is freed; for less it
+# may do the same, or trim its heap. The system clears every new page, which takes longer than the
+# kernels need to write it. A mapping from the pool costs 20 us.
 _MAPPED_BYTES = 8 << 20
 _LARGE_PAGE = 2 << 20
 _MAX_UNUSED_BYTES = 512 << 20
 
-_CPU = torch.device("cpu")  # takes less of a call than its name does
+_CPU = torch.device("cpu")  # faster than its name
 
 
 class _Unused:
-    """Mappings whose results are gone, the latest last, for results of the same size.
+    """Unused mappings, the latest last, for results of the same size.
 
-    Without a lock: a result may go at any moment, also while this thread holds one.
+    Without a lock: a result may be freed at any moment, also while this thread would hold it.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class _Unused:
                 try:
                     self._mappings.remove(mapping)
                 except ValueError:
-                    continue  # another thread was quicker
+                    continue  # another thread took it
                 return mapping
         return None
 
@@ -50,7 +50,7 @@ class _Unused:
     def give(self, mapping: mmap.mmap) -> None:
         if len(mapping) > _MAX_UNUSED_BYTES:
             return
-        # The system may take the pages while they lie here, should it need memory.
+        # The system may reclaim the pages of unused mappings.
         mapping.madvise(mmap.MADV_FREE)
         self._mappings.append(mapping)
         while sum(self.sizes) > _MAX_UNUSED_BYTES:
@@ -61,7 +61,7 @@ unused = _Unused()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """``torch.empty`` on the CPU; a large result lies where an earlier one of its size lay.
+    """``torch.empty`` on the CPU, which reuses the memory of earlier large results.
 
     Up to 512 MiB of freed results are held for that, on loan: the system may take them back. A
     large result begins with a page of 2 MiB, which the kernels ask the system for: where it began
@@ -77,13 +77,13 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     memory = np.frombuffer(mapping, dtype=np.uint8)
     skipped = -memory.ctypes.data % _LARGE_PAGE
     memory = memory[skipped : skipped + used]
-    # The tensor holds this array, so that its storage begins and ends with it.
+    # The tensor holds this array, so the mapping returns to the pool when the storage is freed.
     weakref.finalize(memory, unused.give, mapping).atexit = False
     return torch.from_numpy(memory).view(dtype).view(torch.Size(shape))
 
 
 def _map(size: int) -> mmap.mmap | None:
-    """New memory, for which what lies unused is given up if the system has no other."""
+    """A new mapping; if the system has no memory left, the pool is emptied first."""
     for _ in range(2):
         try:
             return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -93,16 +93,16 @@ def _map(size: int) -> mmap.mmap | None:
 
 
 def empty_like(tensor: torch.Tensor) -> torch.Tensor:
-    """``empty`` of the shape and dtype of `tensor`, whose own strides do not matter."""
-    if tensor.nbytes < _MAPPED_BYTES:  # takes 1 us less than to say what is wanted
+    """A contiguous ``empty`` of the shape and dtype of `tensor`."""
+    if tensor.nbytes < _MAPPED_BYTES:  # 1 us faster than naming shape and dtype
         return torch.empty_like(tensor, memory_format=torch.contiguous_format)
     return empty(tensor.shape, tensor.dtype)
 
 
 def _may_map() -> bool:
-    """Whether the system has such mappings, and nobody wants to know of allocations."""
+    """Whether the system can reclaim mappings and no mode or setting observes allocations."""
     return (
         hasattr(mmap, "MADV_FREE")
-        and not torch.are_deterministic_algorithms_enabled()  # which fill new memory
+        and not torch.are_deterministic_algorithms_enabled()  # they fill new memory
         and not _get_current_dispatch_mode_stack()
     )

@@ -1,4 +1,4 @@
-"""What backends need to call the compiled modules' C functions on tensors."""
+"""Helpers to call the C functions of the compiled modules on tensors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DTYPE_CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: B
 
 
 def cpu_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
-    """What every C++ backend asks first: is the module there, are these CPU tensors it knows?"""
+    """The reason why C++ code cannot run on these tensors: no such function, or no CPU tensors."""
     reason = cpu.unavailable(function)
     if reason is not None:
         return reason
@@ -52,7 +52,7 @@ def cpu_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
 
 
 def cuda_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
-    """What every CUDA C++ backend asks first: is the module there, are these CUDA tensors?"""
+    """The reason why CUDA code cannot run on these tensors: no function, or no CUDA tensors."""
     reason = cuda.unavailable(function)
     if reason is not None:
         return reason
@@ -63,7 +63,7 @@ def cuda_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
 
 
 def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
-    """Why the native code does not handle one of these dtypes; None when it does."""
+    """The reason why native code does not handle one of these dtypes; None if it does."""
     for dtype in dtypes:
         if dtype not in DTYPE_CODES:
             return f"it does not handle {dtype}"
@@ -71,18 +71,18 @@ def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
 
 
 def aligned_rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` [..., C], or a copy if not every row lies, without gaps, at a multiple of 16 bytes."""
+    """`x` [..., C], copied unless its rows are contiguous and aligned to 16 bytes."""
     return x if rows_are_aligned(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def rows_are_aligned(x: torch.Tensor) -> bool:
-    """Whether every row of `x` [..., C] lies, without gaps, at a multiple of 16 bytes."""
+    """Whether all rows of `x` [..., C] are contiguous and aligned to 16 bytes."""
     unit = 16 // x.element_size()
     aligned = x.data_ptr() % 16 == 0 and all(step % unit == 0 for step in x.stride()[:-1])
     return aligned and x.stride(-1) == 1
 
 
 def stream(device: torch.device) -> tuple[int, int]:
-    """Device index and handle of PyTorch's current stream there, as the C functions take them."""
+    """Index of `device` and handle of its current stream, as the C functions take them."""
     index = device.index if device.index is not None else torch.cuda.current_device()
     return index, torch.cuda.current_stream(index).cuda_stream

@@ -17,7 +17,7 @@ def interpreting() -> bool:
 
 
 def unsupported(*tensors: torch.Tensor) -> str | None:
-    """The reason why kernels cannot run where these tensors are; None when they can."""
+    """The reason why kernels cannot run on these tensors, for device or dtype; None if they can."""
     for tensor in tensors:
         if tensor.device.type == "cuda":
             if interpreting():
@@ -26,11 +26,11 @@ def unsupported(*tensors: torch.Tensor) -> str | None:
             return (
                 f"it needs CUDA tensors (or the CPU with TRITON_INTERPRET=1), got {tensor.device}"
             )
-    return None
+    return dtype_unsupported(*(t.dtype for t in tensors if t.is_floating_point()))
 
 
 def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
-    """The reason why kernels do not handle one of these dtypes; None when they do."""
+    """The reason why kernels do not handle one of these dtypes; None if they do."""
     for dtype in dtypes:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return f"it does not handle {dtype}"

@@ -21,7 +21,7 @@ _MODES = ("causal", "parallel")
 _CAUSAL_HEAD = 2
 
 
-# Compared and hashed by identity: `==` of tensors is no truth value.
+# Compared and hashed by identity, since `==` of tensors is no bool.
 @dataclass(frozen=True, eq=False)
 class Ranges:
     """For query i, the visible keys: start_i <= j < end_i.
@@ -94,14 +94,14 @@ def _element(name: str, values: torch.Tensor, index: Sequence[int]) -> str:
 
 
 def _unflatten(leaves: Iterable[Any], _: None) -> Ranges:
-    # Leaves can be anything on the way through PyTorch's tracers, so nothing is checked here.
+    # PyTorch's tracers put anything in place of leaves, so nothing is checked here.
     ranges = object.__new__(Ranges)
     for name, leaf in zip(("start", "end"), leaves, strict=True):
         object.__setattr__(ranges, name, leaf)
     return ranges
 
 
-# So that functions over all tensors in a call (moving to a device, tracing) reach these two.
+# Functions over all tensors of a call (moving to a device, tracing) then reach these two.
 pytree.register_pytree_node(
     Ranges,
     lambda ranges: ([ranges.start, ranges.end], None),
@@ -229,21 +229,21 @@ def packed_document_ranges(
     block = torch.div(i - first, patch_tokens, rounding_mode="floor")
     block_end = torch.minimum(first + (block + 1) * patch_tokens, segment_end)
     end = torch.where(parallel & (i >= first), block_end, i + 1)
-    end = torch.minimum(end, document_end)  # of a block that a document's end cuts
+    end = torch.minimum(end, document_end)  # where a document ends within a block
     return Ranges(
         start.to(device, torch.int32), end.to(device, torch.int32), keys=total, validate=False
     )
 
 
 def _spread(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every token the first token of its stretch, and the one after the last."""
+    """For every token the first token of its segment, and the one after the last."""
     size = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     end = torch.repeat_interleave(size.cumsum(0), size)
     return end - torch.repeat_interleave(size, size), end
 
 
 def dense_mask(ranges: Ranges, keys: int | None = None) -> torch.Tensor:
-    """The mask of `ranges` as one bool per query and key, to look at or for other libraries.
+    """Dense mask of `ranges`, one bool per query and key, to inspect or for other libraries.
 
     ``mask[..., i, j] = start[..., i] <= j < end[..., i]``.
 

@@ -1,4 +1,4 @@
-"""Packing and unpacking of numpy arrays by the same C++, without PyTorch, for data loaders.
+"""Packs and unpacks numpy arrays by the same C++, without PyTorch, for data loaders.
 
 Importing this module does not import PyTorch. Where the package has no compiled module, numpy does
 the work.

@@ -1,4 +1,4 @@
-"""The sampler's schedule as a table of affine steps, made once and kept on the device."""
+"""The sampler's schedule as a table of affine steps, computed once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["denoise_schedule"]
 
 # The stochastic steps end here; one plain Euler step of 0.05 leads to the data.
 _LAST_TIME = 0.95
-# Velocities divide by 1 - t, but by no less than this.
+# Velocities divide by 1 - t, clamped from below.
 _MIN_REMAINDER = 0.05
 
 
 def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coefficients of all steps of the sampler, and the times its network is called with.
+    """Coefficients of all steps of the sampler, and the times of its network calls.
 
     The official sampler takes `steps` Euler-Maruyama steps from t = 0 (noise) to 0.95 and then one
     plain Euler step of 0.05. With the prediction x0 of the clean bits, a step of width dt is::
@@ -71,7 +71,7 @@ def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tens
         raise checks.fail("denoise_schedule", "steps", "at least 1", steps)
     if not 0 < time_shift < math.inf:
         raise checks.fail("denoise_schedule", "time_shift", "positive and finite", time_shift)
-    # Where and in which precision the official code makes its grid, whatever PyTorch's defaults.
+    # Device and dtype of the official grid, whatever PyTorch's defaults.
     grid = torch.linspace(0, _LAST_TIME, steps + 1, dtype=torch.float32, device="cpu")
     grid = _shifted(grid, time_shift)
     widths = grid.diff()

@@ -36,7 +36,7 @@ def transposed(
 def sum_of_nonfinite(
     x: torch.Tensor, start: torch.Tensor, end: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split sums over intervals: what is finite of `x`, and the sum of what is not.
+    """Split sums over intervals into finite values and the sum of all others.
 
     A product with a mask's weights of 0 would spread NaN and infinity to all; so the product takes
     the finite part, and the rest is counted where it is seen.
@@ -50,7 +50,7 @@ def sum_of_nonfinite(
         `x` with 0 in place of NaN and infinity; and [B, M, H, D], their sum over the rows of each
         interval: NaN, an infinity or 0.
     """
-    if x.device.type == "cpu" and is_finite(x):  # reading it waits for nothing
+    if x.device.type == "cpu" and is_finite(x):  # reading values of the CPU waits for nothing
         return x, x.new_zeros(()).expand(*start.shape, *x.shape[2:])
     batch = torch.arange(len(x), dtype=torch.int64, device=x.device)[:, None]
     first, past = (bound.long().clamp(0, x.shape[1]) for bound in (start, end))
@@ -63,7 +63,7 @@ def sum_of_nonfinite(
 
 
 def is_finite(*tensors: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; may say no where the sum of all overflows."""
+    """Whether no value is NaN or infinite; may be False for finite values whose sum overflows."""
     return all(
         bool(torch.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32))))
         for x in tensors

@@ -18,6 +18,6 @@ def rotate(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Ten
 
 
 def working_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
-    """float32, or float64 if one of the `tensors` is: what to compute in."""
+    """Dtype to compute in: float64 if one of the `tensors` is, else float32."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32

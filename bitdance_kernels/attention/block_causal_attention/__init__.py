@@ -1,1 +1,1 @@
-"""Room of block_causal_attention: attention to one interval of keys per query."""
+"""block_causal_attention: attention to one interval of keys per query."""

@@ -24,15 +24,15 @@ from bitdance_kernels.attention._shared import intervals
 _QUERIES = 192
 _BACKWARD_QUERIES = 256
 _BACKWARD_WHOLE = 384
-# Elements of a mask, which may make that fewer: 64 MB.
+# Elements of a mask, which may limit the queries further: 64 MB.
 _MASK = 2**24
 
-# Plans that are kept, and the elements of the masks that one may keep (4 MB): those of 1,000
+# Number of cached plans, and elements of the masks that one may hold (4 MB), enough for 1,000
 # tokens. Masks of longer sequences take no time next to the attention.
 _PLANS = 8
 _KEPT = 2**20
 
-# Elements to which rows are aligned that are read in place.
+# Alignment, in elements, of rows that are read in place.
 _VECTOR = 16
 
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -40,7 +40,7 @@ _attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def applies(q: torch.Tensor) -> bool:
-    """Whether `q` is on the CPU and its scores are to be computed in float32."""
+    """Whether `q` is on the CPU and its scores are computed in float32."""
     return q.device.type == "cpu" and q.dtype != torch.float64
 
 
@@ -69,7 +69,7 @@ def forward(
                 out[:, i, h] = part
                 lse[:, h, i] = part_lse
     blind = plan.blind
-    if blind is not None:  # not left to what the kernel makes of a row of -inf, or of a NaN in q
+    if blind is not None:  # the kernel may return anything for a row of -inf or a NaN in q
         out.masked_fill_(blind[..., None, None], 0)
         lse.masked_fill_(blind[:, None], float("-inf"))
     return out.to(q.dtype), lse
@@ -148,7 +148,7 @@ def _attend_backward(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What follows from the values of ranges alone.
+    """Everything that depends on the values of ranges alone.
 
     Attributes:
         start: of the ranges, [T] or [B, T], a copy.
@@ -169,7 +169,7 @@ class _Plan:
     unseen: torch.Tensor | None
 
     def mask(self, n: int) -> torch.Tensor:
-        """Of chunk n."""
+        """Arguments of chunk n."""
         return self.masks[n] if self.masks else _mask(self.start, self.end, *self.chunks[n])
 
     def at_once(self, q: torch.Tensor, k: torch.Tensor) -> bool:
@@ -178,7 +178,7 @@ class _Plan:
         return self.chunks == whole and q.shape[2] == k.shape[2]
 
     def without_unseen(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values with 0 where no query sees them: weights of 0 do not undo a NaN."""
+        """Keys and values with 0 where no query sees them: weights of 0 do not remove a NaN."""
         if self.unseen is None:
             return k, v
         unseen = self.unseen[..., None, None]
@@ -191,7 +191,7 @@ _lock = threading.Lock()
 
 
 def _plan(start: torch.Tensor, end: torch.Tensor, keys: int, queries: int) -> _Plan:
-    """The plan of these ranges with chunks of `queries`, from the kept ones where it is there.
+    """The plan of these ranges with chunks of `queries`, cached.
 
     Kept by what the ranges hold, of every size the last: comparing them takes two microseconds, and
     unlike an identity or a version counter their values tell of every change. Nothing of a caller's
@@ -218,7 +218,7 @@ def _make_plan(start: torch.Tensor, end: torch.Tensor, keys: int, queries: int) 
     queries = max(1, min(queries, _MASK // max(1, B * keys)))
     for first in range(0, T if B else 0, queries):
         i = slice(first, min(first + queries, T))
-        # Of all their values, not of the first and the last: nobody may have checked the ranges.
+        # From all values, not the first and last: the ranges may not have been checked.
         low, high = max(0, int(start[:, i].min())), min(int(end[:, i].max()), keys)
         if low < high:
             chunks.append((i, slice(low, high)))
@@ -250,7 +250,7 @@ def _groups(H: int, Hkv: int) -> Iterator[slice]:
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:
-    """`x` as float32, copied if its rows lie so that the kernel's products would round otherwise.
+    """`x` as float32, copied if the layout of its rows would change how products round.
 
     Parts of a packed projection, whose heads begin at whole vectors, are read in place: copies of
     q, k and v take longer than attention among a hundred tokens.

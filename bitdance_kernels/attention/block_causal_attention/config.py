@@ -25,7 +25,7 @@ class Tile(NamedTuple):
 
 
 def forward(width: int, size: int, capability: int) -> Tile:
-    """Of the forward kernel."""
+    """Tile of the forward kernel."""
     if size == 4:
         return Tile(64, 32, 8, 2) if width == 64 else Tile(32, 32, 4, 1)
     if 100 <= capability < 110:
@@ -36,7 +36,7 @@ def forward(width: int, size: int, capability: int) -> Tile:
 
 
 def query_tile(width: int, size: int, capability: int) -> Tile:
-    """Of the kernel for the gradient of queries."""
+    """Tile of the kernel for the gradient of queries."""
     if size == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(32, 32, 16, 1)
     if _large(capability):
@@ -45,7 +45,7 @@ def query_tile(width: int, size: int, capability: int) -> Tile:
 
 
 def key_tile(width: int, size: int, capability: int) -> Tile:
-    """Of the kernel for the gradients of keys and values."""
+    """Tile of the kernel for the gradients of keys and values."""
     if size == 4:
         return Tile(32, 32, 8, 1) if width <= 64 else Tile(16, 32, 8, 1)
     if _large(capability):

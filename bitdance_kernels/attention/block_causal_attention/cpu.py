@@ -72,7 +72,7 @@ def run(
     return out, lse
 
 
-native_functions_backward = ("block_causal_attention",)  # it comes with its forward pass
+native_functions_backward = ("block_causal_attention",)  # it runs its own forward pass
 
 
 def unsupported_backward(
@@ -100,7 +100,7 @@ def run_backward(
     end: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    # PyTorch's fused kernel: what it takes to begin is little beside a training step. Its rounding
-    # cancels that of its own forward pass; with another log-sum-exp it is twice as far off.
+    # PyTorch's fused kernel: its start-up time is small in a training step. Its rounding errors
+    # cancel those of its own forward pass; with another log-sum-exp the error doubles.
     out, lse = reference.run(q, k, v, start, end, scale)
     return reference.run_backward(grad, q, k, v, out, lse, start, end, scale)

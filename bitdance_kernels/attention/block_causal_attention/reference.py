@@ -27,7 +27,7 @@ from bitdance_kernels.attention._shared import intervals
 from bitdance_kernels.attention._shared.heads import by_kv_head, by_query
 from bitdance_kernels.attention.block_causal_attention import _fused_cpu
 
-# Scores held at a time, so that memory does not grow with T x Tk: 64 MB in float32.
+# Scores stored at a time, so that memory does not grow with T x Tk: 64 MB in float32.
 _SCORES = 2**24
 
 
@@ -160,11 +160,11 @@ def functional(
     end: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The formula without loops over sizes and writing in place, by operators of every format."""
+    """The formula for exported programs: without loops over sizes and writes in place."""
     weights, lse, _, _, values = _weights(q, k, v, start, end, scale)
     H, finite = q.shape[2], values.isfinite()
     out = weights @ values.where(finite, 0)
-    # A weight of 0 does not undo a NaN or an infinity, so they are looked for where they are seen.
+    # A weight of 0 does not remove NaN or infinity, so they are counted where they are visible.
     seen = _mask(start.expand(q.shape[:2]), end.expand(q.shape[:2]), k.shape[1], H // k.shape[2])
     lost = seen.to(out.dtype) @ (~finite).to(out.dtype) > 0
     out = by_query(out.masked_fill(lost, float("nan")), H)
@@ -182,7 +182,7 @@ def functional_backward(
     end: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients from `grad`, q, k and v alone, so that they are right to differentiate."""
+    """The gradients as a function of `grad`, q, k and v alone, to be differentiated further."""
     weights, _, queries, keys, values = _weights(q, k, v, start, end, scale)
     grads = by_kv_head(grad.to(weights.dtype), k.shape[2])
     dweights = grads @ values.mT
@@ -234,6 +234,6 @@ def _mask(start: torch.Tensor, end: torch.Tensor, Tk: int, group: int) -> torch.
 def _without_unseen(
     start: torch.Tensor, end: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values with 0 where no query sees them: weights of 0 do not undo a NaN."""
+    """Keys and values with 0 where no query sees them: weights of 0 do not remove a NaN."""
     unseen = ~intervals.seen(start, end, k.shape[1])[..., None, None]
     return k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)

@@ -362,7 +362,7 @@ def unsupported(
         return f"it handles D up to {config.MAX_WIDTH}, got {q.shape[-1]}"
     if not scale > 0:
         return f"it needs a scale over 0, got {scale}"
-    return triton_support.unsupported(q) or triton_support.dtype_unsupported(q.dtype)
+    return triton_support.unsupported(q)
 
 
 def run(

@@ -1,1 +1,1 @@
-"""Room of block_decode_attention: new tokens of a patch against the cache."""
+"""block_decode_attention: new tokens of a patch against the cache."""

@@ -1,4 +1,4 @@
-"""How many splits the cache of a row is read in: what the GPU backends share."""
+"""Number of splits of a row's cache, for the GPU backends."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import functools
 import torch
 
 # Untuned until a card has decided.
-# Programs for each multiprocessor. One tile of query rows waits for memory, so many loads shall be
-# on their way; many rows wait for the tensor cores, and leave large parts to combine.
+# Programs per multiprocessor. One tile of query rows waits for memory, so many loads should be in
+# flight; many rows wait for the tensor cores and have large parts to combine.
 _FEW_ROWS = 16
 _PROGRAMS_OF_FEW_ROWS, _PROGRAMS_OF_MANY_ROWS = 4, 2
 _MAX_SPLITS = 64
@@ -28,6 +28,6 @@ def split_count(device: torch.device, programs: int, rows: int, tiles: int) -> i
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":  # the interpreter takes what a large card would
+    if device.type != "cuda":  # the interpreter uses the choice for a large card
         return _H200_MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -9,7 +9,7 @@ from bitdance_kernels._dispatch.tracing import is_traced
 from bitdance_kernels._shared.dtypes import accumulate_dtype
 from bitdance_kernels.attention._shared.heads import by_kv_head, by_query
 
-# Scores held at a time, so that a large batch does not need them all: 64 MB in float32.
+# Scores stored at a time, so that a large batch does not need them all: 64 MB in float32.
 _SCORES = 2**24
 
 
@@ -22,8 +22,8 @@ def run(
 ) -> torch.Tensor:
     if is_traced():
         return functional(q, k_cache, v_cache, lengths, scale)
-    # Models run on this reference on the CPU: there the filled rows are cut out and left to
-    # PyTorch's fused kernel. Everywhere else nobody may look at the lengths but the device.
+    # Models run on this reference on the CPU, where PyTorch's fused kernel gets the filled rows.
+    # Elsewhere the lengths must stay on the device.
     formula = _cut if q.device.type == "cpu" and q.dtype != torch.float64 else attend
     return formula(q, k_cache, v_cache, lengths, scale)
 
@@ -57,7 +57,7 @@ def functional(
     filled = torch.arange(k_cache.shape[1], dtype=torch.int32, device=q.device)
     empty = filled >= lengths[:, None]
     keys = k_cache.to(wide).transpose(1, 2)
-    # A weight of 0 does not undo a NaN, so values beyond the length are cleared too.
+    # A weight of 0 does not remove a NaN, so values past the length are cleared too.
     values = v_cache.to(wide).masked_fill(empty[..., None, None], 0).transpose(1, 2)
     scores = by_kv_head(q.to(wide) * scale, Hkv) @ keys.mT
     scores = scores.masked_fill(empty[:, None, None], float("-inf"))
@@ -72,14 +72,14 @@ def _cut(
     lengths: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """The same for CPU tensors in float32, where reading the lengths waits for nothing."""
+    """The same for float32 tensors on the CPU, where lengths can be read without waiting."""
     B, _, H, _ = q.shape
     Tmax, Hkv = k_cache.shape[1:3]
     # Caches are contiguous but for views; the kernel's matrix products round by the layout.
     k_cache, v_cache = k_cache.contiguous(), v_cache.contiguous()
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     filled = [max(0, min(length, Tmax)) for length in lengths.tolist()]
-    # Rows of one length go together; the rows of a batch mostly have the same.
+    # Rows of equal length are computed together; mostly that is the whole batch.
     same = len(set(filled)) == 1
     for b in [slice(0, B)] if same else [slice(row, row + 1) for row in range(B)]:
         n = filled[b.start]
@@ -89,7 +89,7 @@ def _cut(
             by_kv_head(q[b].float(), Hkv).contiguous(),
             k_cache[b, :n].float().transpose(1, 2),
             v_cache[b, :n].float().transpose(1, 2),
-            # Without a mask the kernel takes scores of NaN for those of a row that sees nothing.
+            # Without a mask the kernel treats NaN scores as those of a row that sees nothing.
             attn_mask=q.new_zeros((1, 1, 1, n), dtype=torch.float32),
             scale=scale,
         )

@@ -132,9 +132,7 @@ def unsupported(
 ) -> str | None:
     if q.shape[3] > _MAX_CHANNELS:
         return f"it holds heads of at most {_MAX_CHANNELS} channels, got D = {q.shape[3]}"
-    return triton_support.unsupported(
-        q, k_cache, v_cache, lengths
-    ) or triton_support.dtype_unsupported(q.dtype)
+    return triton_support.unsupported(q, k_cache, v_cache, lengths)
 
 
 def run(

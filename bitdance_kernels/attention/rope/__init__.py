@@ -1,1 +1,1 @@
-"""Room of rope: rotary position embedding with a gradient, for training."""
+"""rope: rotary position embedding with a gradient, for training."""

@@ -15,6 +15,6 @@ def run(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Tensor
 
 
 def run_backward(grad: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    # A rotation is orthogonal: its transpose turns back, by the negative angle.
+    # A rotation is orthogonal: its transpose rotates by the negative angle.
     cos, sin = freqs.unbind(-1)
     return run(grad, torch.stack((cos, -sin), dim=-1), interleaved)

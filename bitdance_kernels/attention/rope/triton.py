@@ -37,9 +37,7 @@ def _rope_kernel(
 
 
 def unsupported(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> str | None:
-    return triton_support.unsupported(x, freqs) or triton_support.dtype_unsupported(
-        x.dtype, freqs.dtype
-    )
+    return triton_support.unsupported(x, freqs)
 
 
 def run(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Room of rope_append: rotation of new queries and keys, and their way into the cache."""
+"""rope_append: rotation of new queries and keys, and their way into the cache."""

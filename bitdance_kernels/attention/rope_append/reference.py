@@ -28,8 +28,8 @@ def run(
     rows = position.long()[:, None] + torch.arange(
         P, dtype=torch.int64, device=qkv.device
     )  # [B, P]
-    # Indices below 0 do not count from the end, and what is beyond the caches raises before they
-    # are written.
+    # Negative indices do not count from the end, and indices past the caches raise before anything
+    # is written.
     table = freqs[: k_cache.shape[1]]
     rows = torch.where(rows < 0, len(table), rows)
     angles = table[rows].to(wide)[:, :, None]  # one row of the table for all heads of a token

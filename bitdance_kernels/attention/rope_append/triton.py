@@ -91,9 +91,7 @@ def unsupported(
     if k_cache.stride(3) != 1 or v_cache.stride(3) != 1:
         return "it writes caches whose channels are adjacent"
     given = [x for x in (qkv, freqs, q_norm, k_norm) if x is not None]
-    return triton_support.unsupported(*given) or triton_support.dtype_unsupported(
-        *(x.dtype for x in given)
-    )
+    return triton_support.unsupported(*given)
 
 
 def run(

@@ -1,1 +1,1 @@
-"""Room of group_norm_silu: GroupNorm, adaptive scale and shift, SiLU."""
+"""group_norm_silu: GroupNorm, adaptive scale and shift, SiLU."""

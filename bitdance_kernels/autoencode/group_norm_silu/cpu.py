@@ -10,14 +10,13 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
 _MAX_CHANNELS = 4096  # kNormMaxChannels of csrc/cpu/group_norm_silu
-# Values of a channels-last map that a thread takes at a time, each of which begins and ends with
-# some work for every channel, and the most positions: of moments, and of gradients, whose sums in
-# float32 lose too much beyond.
+# Values of a channels-last map per chunk, since a chunk has a fixed cost per channel; and maximum
+# of positions per chunk, for moments and for gradients, whose float32 sums lose digits beyond.
 _CHUNK, _MAX_POSITIONS, _MAX_GRADIENT_POSITIONS = 32768, 256, 16
 
 
 class _Map(NamedTuple):
-    """A feature map as the C functions take it, and how large their workspace must be."""
+    """A feature map as the C functions take it, and the size of their workspace."""
 
     x: torch.Tensor
     sizes: tuple[int, int, int, int, int, int]  # images, channels, positions, groups, last, chunk
@@ -89,7 +88,7 @@ def run(
     return y
 
 
-# The gradient is taken of what the forward pass takes.
+# The gradient has the limits of the forward pass.
 native_functions_backward = ("group_norm_silu_backward", "group_norm_silu")
 
 

@@ -9,7 +9,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu.reference import memory_format
 
-# Chunks of all images together that fill any card, and the fewest positions of a chunk.
+# Chunks of all images that fill any card, and minimum of positions per chunk.
 _CHUNKS, _MIN_POSITIONS = 1056, 64
 
 
@@ -29,7 +29,7 @@ class _Map(NamedTuple):
         return cls(x, (images, channels, positions, num_groups, chunk), -(-positions // chunk))
 
     def pairs(self) -> torch.Tensor:
-        """Workspace for two numbers a chunk and channel."""
+        """Workspace for two numbers per chunk and channel."""
         images, channels, *_ = self.sizes
         return self.x.new_empty((images, self.chunks, channels, 2), dtype=torch.float32)
 
@@ -86,7 +86,7 @@ def run(
     return y
 
 
-# The gradient is taken of what the forward pass takes.
+# The gradient has the limits of the forward pass.
 native_functions_backward = ("group_norm_silu_backward", "group_norm_silu")
 
 
@@ -129,7 +129,7 @@ def run_backward(
         feature_map.coefficients(),
     )
     given = (weight, bias, scale, shift)
-    # Zeros, since nothing is written where there are no positions.
+    # Zeros, since maps without positions write nothing.
     grad_given = [x.new_zeros(0 if t is None else x.shape[:2], dtype=torch.float32) for t in given]
     rows = _rows(*given)
     native.cuda.group_norm_silu_backward(

@@ -34,10 +34,10 @@ def functional(
     silu: bool,
     eps: float,
 ) -> torch.Tensor:
-    """The formula in whatever memory format comes out of it, which vmap does not know."""
+    """The formula, in any memory format, since vmap does not know formats."""
     dtype = accumulate_dtype(x)
     weight, bias, scale, shift = (_to(t, dtype) for t in (weight, bias, scale, shift))
-    # In channels-last PyTorch takes the variance as E[x^2] - E[x]^2, which loses digits.
+    # For channels-last maps PyTorch computes E[x^2] - E[x]^2, which loses digits.
     z = F.group_norm(x.to(dtype).contiguous(), num_groups, weight, bias, eps)
     if scale is not None and shift is not None:
         z = torch.addcmul(_per_image(shift), z, _per_image(scale))
@@ -86,14 +86,14 @@ def functional_backward(
     grad_bias = grad_n.sum((0, 2, 3))
     grad_weight = (grad_n * unit).sum((0, 2, 3))
 
-    # The statistics depend on x too: what the gradient has along 1 and along `unit` is taken out.
+    # The statistics depend on x too: remove the components of the gradient along 1 and `unit`.
     grad_unit = (grad_n * _per_channel(w)).reshape(groups.shape)
     unit = unit.reshape(groups.shape)
     along_one = grad_unit.mean(2, keepdim=True)
     along_unit = (grad_unit * unit).mean(2, keepdim=True)
     grad_x = (rstd * (grad_unit - along_one - unit * along_unit)).reshape(x.shape).to(x.dtype)
 
-    # An argument that was not given has an empty gradient: the schema has no optional results.
+    # The gradient of None is an empty tensor: the schema has no optional results.
     given = ((grad_weight, weight), (grad_bias, bias), (grad_scale, scale), (grad_shift, shift))
     others = (x.new_empty(0) if tensor is None else grad.to(tensor.dtype) for grad, tensor in given)
     return grad_x, *others

@@ -377,9 +377,7 @@ def unsupported(
     eps: float,
 ) -> str | None:
     given = [t for t in (x, weight, bias, scale, shift) if t is not None]
-    reason = triton_support.unsupported(*given) or triton_support.dtype_unsupported(
-        *(t.dtype for t in given)
-    )
+    reason = triton_support.unsupported(*given)
     if reason is None and x.shape[1] // num_groups > _MAX_WIDTH:
         reason = f"it takes at most {_MAX_WIDTH} channels a group, got {x.shape[1] // num_groups}"
     return reason
@@ -422,7 +420,7 @@ def unsupported_backward(
     silu: bool,
     eps: float,
 ) -> str | None:
-    reason = triton_support.unsupported(grad) or triton_support.dtype_unsupported(grad.dtype)
+    reason = triton_support.unsupported(grad)
     return reason or unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)
 
 

@@ -1,4 +1,4 @@
-"""Bytes and bits in plain PyTorch, for the references, by operators that ONNX has too."""
+"""Bits of bytes in plain PyTorch, for the references, by operators that ONNX has too."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Room of bit_counts: ones per channel."""
+"""bit_counts: ones per channel."""

@@ -9,7 +9,7 @@ from bitdance_kernels.binary._shared import bits
 
 def run(packed: torch.Tensor) -> torch.Tensor:
     rows = packed.reshape(-1, packed.shape[-1])
-    # One bit of every byte at a time, so that no tensor is larger than the input.
+    # One bit of every byte at a time, so that no tensor exceeds the input.
     places = bits.places(packed.device)
     ones = [((rows & place) != 0).sum(0, dtype=torch.int64) for place in places]
     return torch.stack(ones, dim=-1).flatten()

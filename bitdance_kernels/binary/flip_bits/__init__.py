@@ -1,1 +1,1 @@
-"""Room of flip_bits: random bit flips, on packed bits and on signs."""
+"""flip_bits: random bit flips, on packed bits and on signs."""

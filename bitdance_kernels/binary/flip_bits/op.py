@@ -98,7 +98,7 @@ def flip_signs(
 
 
 def _pair(op: str, uniforms: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor | None]:
-    """(r1, r2), or twice None."""
+    """(r1, r2), or (None, None)."""
     if uniforms is None:
         return None, None
     if not isinstance(uniforms, tuple | list) or len(uniforms) != 2:

@@ -7,8 +7,8 @@ import torch
 from bitdance_kernels.binary._shared import bits
 from bitdance_kernels.philox import philox4x32
 
-# Fourth counter word. Sampling noise has the sample id there, a small number, so no flip ever uses
-# the words of a normal under the same seed.
+# Fourth counter word. Sampling noise has the small sample id there, so a flip never uses the words
+# of a normal under the same seed.
 DOMAIN = 0xB175F11D
 _MASK = 0xFFFFFFFF
 
@@ -41,7 +41,7 @@ def _flips(
     r1: torch.Tensor | None,
     r2: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Bool `shape` [..., C]: which bits flip."""
+    """Bool mask `shape` [..., C] of the bits that flip."""
     if r1 is not None and r2 is not None:
         return r1 < rate * r2
     count = torch.Size(shape).numel() // 8

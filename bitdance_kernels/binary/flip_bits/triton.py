@@ -137,7 +137,7 @@ def unsupported_signs(
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
-    return triton_support.unsupported(x, key) or native.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(key) or native.dtype_unsupported(x.dtype)
 
 
 def run_signs(

@@ -1,1 +1,1 @@
-"""Room of hamming_distance: distances between codes, all pairs or the nearest."""
+"""hamming_distance: distances between codes, all pairs or the nearest."""

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from bitdance_kernels._shared import memory, native
 
-# Codes of a block, see csrc/cpu/hamming_distance.
+# Codes per block, see csrc/cpu/hamming_distance.
 _BLOCK = 64
-# Neighbours are kept in a sorted list, which many would make slow.
+# Neighbours are kept in a sorted list, which is slow for many.
 _MAX_NEIGHBOURS = 128
 
 
@@ -45,7 +45,7 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
 
 
 def _blocks(codes: torch.Tensor) -> torch.Tensor:
-    """Codes [M, W] byte by byte: uint8 [ceil(M / 64), W, 64], filled up with zeros."""
+    """Codes [M, W] byte by byte: uint8 [ceil(M / 64), W, 64], padded with zeros."""
     if len(codes) % _BLOCK:
         codes = F.pad(codes, (0, 0, 0, -len(codes) % _BLOCK))
     return codes.unflatten(0, (-1, _BLOCK)).transpose(1, 2).contiguous()

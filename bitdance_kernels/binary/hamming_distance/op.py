@@ -10,7 +10,7 @@ from bitdance_kernels._shared import checks
 __all__ = ["hamming_distance", "nearest_codes"]
 
 _ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
-_MAX_CHANNELS = 2**24  # up to here a sum of +1 and -1 is exact in float32
+_MAX_CHANNELS = 2**24  # up to this, sums of +1 and -1 are exact in float32
 
 
 def hamming_distance(a: torch.Tensor, b: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
@@ -47,7 +47,7 @@ def hamming_distance(a: torch.Tensor, b: torch.Tensor, *, backend: str = "auto")
 def nearest_codes(
     a: torch.Tensor, b: torch.Tensor, k: int, *, backend: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each code of `a` the `k` codes of `b` at the least Hamming distance.
+    """For each code of `a` the `k` nearest codes of `b` by Hamming distance.
 
     Args:
         a: uint8 [N, C / 8], the queries.

@@ -6,7 +6,7 @@ import torch
 
 from bitdance_kernels.binary._shared import bits
 
-# Rows of a and of b whose distances are held at a time: 4 M numbers.
+# Rows of a and of b whose distances are stored at a time: 4 M numbers.
 _ROWS, _COLUMNS = 1024, 4096
 
 
@@ -24,7 +24,7 @@ def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor,
 
 
 def _nearest_rows(a: torch.Tensor, b: torch.Tensor, k: int) -> torch.Tensor:
-    """The k smallest of distance * M + index, int64 [N, k] ascending: ties go by index."""
+    """The k smallest of distance * M + index, int64 [N, k] ascending, so the index breaks ties."""
     best = a.new_empty((a.shape[0], 0), dtype=torch.int64)
     start = 0
     for columns in b.split(_COLUMNS):

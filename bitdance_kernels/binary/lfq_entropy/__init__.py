@@ -1,1 +1,1 @@
-"""Room of lfq_entropy: the entropies of group-wise look-up-free quantisation."""
+"""lfq_entropy: the entropies of group-wise look-up-free quantisation."""

@@ -11,7 +11,7 @@ from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
 
 # kEntropyPad of csrc/cpu/lfq_entropy: half codes are padded to this many.
 _PAD = 16
-# Products of code probabilities a thread must have to be worth starting: about 50 us.
+# Products of code probabilities that are worth a thread: about 50 us.
 _GRAIN = 2**20
 
 
@@ -30,7 +30,7 @@ def run(
     native.cpu.lfq_entropy(*codes.arguments, sums, entropy, codes.slices)
     p = sums.double().sum(0)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
     parts, total = codes.tokens * codes.groups, entropy.sum()
-    if total.isnan():  # the kernel's exponentials lose a NaN
+    if total.isnan():  # the kernel's exponentials drop NaN
         groups = x.reshape(codes.tokens, codes.groups, group_bits).isnan().any(2).any(0)
         lost = groups if per_group else groups.any()[None]
         p = p.masked_fill(lost[:, None, None], float("nan"))
@@ -70,7 +70,7 @@ def run_backward(
 
 
 class _Codes:
-    """What both C functions are told about the codes."""
+    """Arguments of both C functions that describe the codes."""
 
     def __init__(
         self, x: torch.Tensor, group_bits: int, temperature: float, per_group: bool

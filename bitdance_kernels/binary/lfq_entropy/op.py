@@ -82,8 +82,8 @@ def lfq_entropy(
         counted = torch.cat([counts, p.new_tensor([float(tokens)])])
         counted = _SumOverProcesses.apply(counted, process_group)
         p = (counted[:-1] / counted[-1]).view_as(p)
-    # The constant changes nothing, since P sums to 1, but it takes from the gradient of P what
-    # changes no gradient of x but its rounding errors.
+    # The constant changes no value, since P sums to 1. It removes a constant from the gradient of P
+    # that would only add rounding errors to the gradient of x.
     log = torch.log(p + eps)
     constant = (p * (log + p / (p + eps))).sum((1, 2), keepdim=True).detach()
     codebook = -(p * (log - constant)).sum((1, 2)) - constant.flatten()
@@ -106,7 +106,7 @@ def _check_group(x: torch.Tensor, group: dist.ProcessGroup) -> None:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce. Every process goes on alike, so the sum of their gradients is a multiple."""
+    """All-reduce. All processes continue alike, so the sum of their gradients is a multiple."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

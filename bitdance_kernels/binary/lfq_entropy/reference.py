@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from bitdance_kernels._shared.dtypes import accumulate_dtype
 
-# Tokens whose half-code probabilities are held at a time: at 16 bits a group, 2 x 8 MB a group.
+# Tokens whose half-code probabilities are stored at a time: 2 x 8 MB per group of 16 bits.
 _CHUNK = 8192
-# Log-odds from which on the other bit has the probability 0 in float64 too.
+# Log-odds from which the other bit has probability 0 even in float64.
 _DECIDED = 1000.0
 
 
@@ -45,18 +45,18 @@ def run_backward(
     ]
     if chunks:
         grad_logits = grad_logits + torch.cat(chunks)
-    # A bit that is decided has no gradient, but for NaN; what rounding leaves would be scaled up.
+    # A decided bit has no gradient unless it is NaN; the scale would magnify rounding errors.
     grad_logits = grad_logits * (s * torch.sigmoid(-logits) != 0)
     return (grad_logits * odds_scale(temperature, logits.dtype)).reshape(x.shape).to(x.dtype)
 
 
 def odds_scale(temperature: float, dtype: torch.dtype) -> float:
-    """What makes x the log-odds of bit = +1, as a number of `dtype`: with infinity 0 were NaN."""
+    """Factor from x to the log-odds of bit = +1; finite, since infinity times 0 is NaN."""
     return min(4 / temperature, torch.finfo(dtype).max)
 
 
 def _logits(x: torch.Tensor, group_bits: int, temperature: float) -> torch.Tensor:
-    """[N, G, d]: log-odds of bit = +1, 4 x / temperature; the bit of larger ones is decided."""
+    """[N, G, d]: log-odds of bit = +1, 4 x / temperature, clamped where the bit is decided."""
     groups = x.shape[-1] // group_bits
     tokens = x.shape[:-1].numel()
     wide = x.to(accumulate_dtype(x)).reshape(tokens, groups, group_bits)

@@ -176,7 +176,7 @@ def _lfq_entropy_backward_kernel(
 def unsupported(
     x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 ) -> str | None:
-    return triton_support.unsupported(x) or triton_support.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(x)
 
 
 def run(
@@ -205,9 +205,7 @@ def run(
 def unsupported_backward(
     grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *settings: object
 ) -> str | None:
-    return triton_support.unsupported(grad_sample, grad_p, x) or triton_support.dtype_unsupported(
-        x.dtype
-    )
+    return triton_support.unsupported(x)  # grad_p is float64
 
 
 def run_backward(

@@ -1,1 +1,1 @@
-"""Room of lfq_quantize: the quantiser of the binary tokenizer."""
+"""lfq_quantize: the quantiser of the binary tokenizer."""

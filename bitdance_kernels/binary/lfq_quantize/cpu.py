@@ -29,7 +29,7 @@ def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return quantized, packed
 
 
-# Values a thread must have to be worth starting, as kGrainBytes in csrc/cpu/lfq_quantize.
+# Values that are worth a thread, as kGrainBytes in csrc/cpu/lfq_quantize.
 _GRAIN = 65536
 
 

@@ -43,7 +43,7 @@ def functional_commitment(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The second argument, with the derivative of the first."""
+    """`value` with the derivative of `x`."""
 
     generate_vmap_rule = True
 

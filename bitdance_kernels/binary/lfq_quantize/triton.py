@@ -65,7 +65,7 @@ def _lfq_quantize_backward_kernel(
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return triton_support.unsupported(x) or triton_support.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(x)
 
 
 def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,9 +102,7 @@ def _run(x: torch.Tensor, *, commitment: bool) -> tuple[torch.Tensor, torch.Tens
 def unsupported_commitment_backward(
     grad: torch.Tensor, grad_commitment: torch.Tensor, x: torch.Tensor
 ) -> str | None:
-    return triton_support.unsupported(grad, grad_commitment, x) or triton_support.dtype_unsupported(
-        grad.dtype, grad_commitment.dtype, x.dtype
-    )
+    return triton_support.unsupported(grad, grad_commitment, x)
 
 
 def run_commitment_backward(

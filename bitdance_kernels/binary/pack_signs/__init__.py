@@ -1,1 +1,1 @@
-"""Room of pack_signs: floats to packed bits."""
+"""pack_signs: floats to packed bits."""

@@ -31,7 +31,7 @@ def _pack_signs_kernel(
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return triton_support.unsupported(x) or triton_support.dtype_unsupported(x.dtype)
+    return triton_support.unsupported(x)
 
 
 def run(x: torch.Tensor) -> torch.Tensor:

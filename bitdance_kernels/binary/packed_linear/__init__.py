@@ -1,1 +1,1 @@
-"""Room of packed_linear: a linear layer on packed bits."""
+"""packed_linear: a linear layer on packed bits."""

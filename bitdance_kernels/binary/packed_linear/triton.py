@@ -91,9 +91,7 @@ def _bytes(width: int) -> int:
 def unsupported(
     packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> str | None:
-    return triton_support.unsupported(packed, weight) or triton_support.dtype_unsupported(
-        weight.dtype
-    )
+    return triton_support.unsupported(packed, weight)
 
 
 def run(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -115,9 +113,7 @@ def run(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 def unsupported_backward(
     grad: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor
 ) -> str | None:
-    return triton_support.unsupported(grad, packed, weight) or triton_support.dtype_unsupported(
-        grad.dtype, weight.dtype
-    )
+    return triton_support.unsupported(grad, packed, weight)
 
 
 def run_backward(

@@ -1,1 +1,1 @@
-"""Room of unpack_signs: packed bits to +1 and -1."""
+"""unpack_signs: packed bits to +1 and -1."""

@@ -66,7 +66,7 @@ def forward(
 ) -> torch.Tensor:
     """The next state, a x + b x0_cfg + s eps, in the dtype of `x`."""
     step = step.reshape(1)
-    # Picked on the device: the host never learns which step this is.
+    # Selected on the device: the host does not know the step.
     a, b, s = table.index_select(0, step)[0].unbind()
     if noise is None:
         assert keys is not None

@@ -63,7 +63,7 @@ def backward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of x, scale, shift, weight, bias, all in the dtype that is computed in.
+    """Gradients of x, scale, shift, weight and bias, in the dtype of the computation.
 
     With unit = (x - mean) / sqrt(var + eps) and n = weight unit + bias, the gradient of x is that
     of unit less what it has along 1 and along unit, since the statistics depend on x too.
@@ -89,13 +89,13 @@ def backward(
 
 
 def as_given(gradient: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
-    """`gradient` in the dtype of the argument; empty for one that was not given.
+    """`gradient` in the dtype of the argument; an empty tensor if the argument is None.
 
-    The schema of a backward op has no optional results, so absence is an empty tensor.
+    The schema of a backward op has no optional results.
     """
     if given is None:
         return gradient.new_empty(0)
-    # A result must be no alias of an argument or of another result.
+    # Results must not alias arguments or each other.
     return gradient.to(given.dtype, copy=True, memory_format=torch.contiguous_format)
 
 

@@ -150,9 +150,7 @@ class _Launch(NamedTuple):
 def unsupported(*tensors: torch.Tensor | None) -> str | None:
     """Why the kernels cannot take these tensors, of which the first has rows of C channels."""
     given = [tensor for tensor in tensors if tensor is not None]
-    reason = triton_support.unsupported(*given) or triton_support.dtype_unsupported(
-        *(t.dtype for t in given)
-    )
+    reason = triton_support.unsupported(*given)
     if reason is None and given[0].shape[-1] > MAX_CHANNELS:
         reason = f"it takes at most {MAX_CHANNELS} channels, got {given[0].shape[-1]}"
     return reason

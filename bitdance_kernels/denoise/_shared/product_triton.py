@@ -173,9 +173,7 @@ def _product_kernel(
 def unsupported(*tensors: torch.Tensor | None) -> str | None:
     """Why the kernel cannot take these tensors; None when it can."""
     given = [tensor for tensor in tensors if tensor is not None]
-    return triton_support.unsupported(*given) or triton_support.dtype_unsupported(
-        *(t.dtype for t in given)
-    )
+    return triton_support.unsupported(*given)
 
 
 def product(
@@ -273,6 +271,6 @@ def _vector(vector: torch.Tensor | None) -> torch.Tensor | None:
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":  # the interpreter takes what a large card would
+    if device.type != "cuda":  # the interpreter uses the choice for a large card
         return MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count

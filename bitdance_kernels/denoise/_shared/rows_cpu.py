@@ -1,4 +1,4 @@
-"""What the C++ backends of the head's row ops share."""
+"""Helpers of the C++ backends of the head's row ops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_HALVES = 8192
 def unsupported(
     function: str, *tensors: torch.Tensor | None, whole_rows: bool = False
 ) -> str | None:
-    """Why the C++ code cannot take these tensors; None when it can.
+    """The reason why the C++ code cannot take these tensors; None if it can.
 
     Args:
         function: of the compiled module.
@@ -36,7 +36,7 @@ def unsupported(
 
 
 def float32_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
-    """The same where the C++ code knows float32 alone."""
+    """The same for C++ code that handles float32 only."""
     reason = native.cpu_unsupported(function, *tensors)
     if reason is not None:
         return reason
@@ -47,7 +47,7 @@ def float32_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
 
 
 def spaced(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors [..., C], with copies of those whose rows cannot be read where they are."""
+    """The tensors [..., C], with copies of those whose rows are not evenly spaced."""
     if native.cpu.evenly_spaced(*tensors):
         return tensors
     return tuple(as_rows(tensor)[0] for tensor in tensors)
@@ -59,7 +59,7 @@ def vector(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def size(x: torch.Tensor) -> tuple[int, int]:
-    """Rows of `x` [..., C] (none where C is 0), and C."""
+    """Rows of `x` [..., C] (0 if C is 0), and C."""
     channels = x.shape[-1]
     return x.numel() // (channels or 1), channels
 
@@ -75,9 +75,9 @@ def norm_backward(
     *,
     grad_x_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of x, scale, shift, weight and bias of adaln_norm; empty for what is None.
+    """Gradients of x, scale, shift, weight and bias of adaln_norm; empty for None.
 
-    Each is of the dtype of its tensor, that of x of `grad_x_dtype` if given.
+    Each has the dtype of its tensor, that of x `grad_x_dtype` if given.
     """
     like_x = x if grad_x_dtype is None else x.new_empty((), dtype=grad_x_dtype).expand(x.shape)
     gradients = [memory.empty_like(tensor) for tensor in (like_x, scale, shift)]

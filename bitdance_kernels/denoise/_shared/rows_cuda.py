@@ -11,19 +11,19 @@ from bitdance_kernels._shared import native
 from bitdance_kernels._shared.dtypes import accumulate_dtype
 from bitdance_kernels._shared.rows import as_rows
 
-# What a kernel holds in registers: kMaxRowChannels of csrc/cuda/common/modulated_norm_config.h.
+# Limit of the registers: kMaxRowChannels of csrc/cuda/common/modulated_norm_config.h.
 MAX_CHANNELS = 8192
-# What a block has in shared memory for the gradients of weight and bias: kAffineHeld floats of each
-# thread, a warp for every kWarpChannels channels, and the sums of its rows.
+# Shared memory of a block for the gradients of weight and bias: kAffineHeld floats per thread, a
+# warp for every kWarpChannels channels, and the sums of its rows.
 _WARP_CHANNELS, _WARP_BYTES, _ROW_BYTES = 512, 32 * 65 * 4, 320
-# Rows summed one after another, and sums at most, in the first stage of the gradients of weight
-# and bias. Not a property of the card, so that every card adds in the same order.
+# Rows per sum and maximum of sums in the first stage of the gradients of weight and bias. They do
+# not depend on the card, so that every card adds in the same order.
 _SLICE_ROWS = 4
 _MAX_SLICES = 1024
 
 
 def unsupported(function: str, *tensors: torch.Tensor | None) -> str | None:
-    """Why the CUDA code cannot take these tensors, x first; None when it can."""
+    """The reason why the CUDA code cannot take these tensors, x first; None if it can."""
     given = [tensor for tensor in tensors if tensor is not None]
     channels = given[0].shape[-1]
     if channels > MAX_CHANNELS:
@@ -40,7 +40,7 @@ def unsupported_backward(
     bias: torch.Tensor | None,
     *others: torch.Tensor,
 ) -> str | None:
-    """Why the CUDA code cannot compute these gradients; None when it can."""
+    """The reason why the CUDA code cannot compute these gradients; None if it can."""
     reason = unsupported(function, x, weight, bias, *others)
     if reason is not None or (weight is None and bias is None):
         return reason
@@ -57,8 +57,8 @@ def unsupported_backward(
 
 @functools.cache
 def _block_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may ask for: 99 KiB on small cards, 163 or more else."""
-    properties: Any = torch.cuda.get_device_properties(device)  # its stub does not have them all
+    """Shared memory that a block may use, in bytes: 99 KiB on small cards, else 163 KiB or more."""
+    properties: Any = torch.cuda.get_device_properties(device)  # its stub lacks some
     return properties.shared_memory_per_block_optin
 
 
@@ -90,7 +90,7 @@ def gradients(
 def workspace(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, int]:
-    """Where the gradients of weight and bias are summed first, and in how many slices."""
+    """Workspace for partial sums of the gradients of weight and bias, and its number of slices."""
     affine = weight is not None or bias is not None
     slices = max(1, min(-(-count(x) // _SLICE_ROWS), _MAX_SLICES)) if affine else 0
     return x.new_empty(slices, 2, x.shape[-1], dtype=torch.float32), slices

@@ -1,1 +1,1 @@
-"""Room of adaln_linear: a product of modulated norms, alone or with the SwiGLU gate."""
+"""adaln_linear: a product of modulated norms, alone or with the SwiGLU gate."""

@@ -1,1 +1,1 @@
-"""Room of adaln_norm: LayerNorm, then scale and shift per token."""
+"""adaln_norm: LayerNorm, then scale and shift per token."""

@@ -23,7 +23,7 @@ def adaln_norm(
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """LayerNorm over the channels, then a scale and a shift for every token (adaLN).
+    """LayerNorm over the channels, then scale and shift per token (adaLN).
 
     ::
 

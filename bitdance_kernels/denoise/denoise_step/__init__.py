@@ -1,1 +1,1 @@
-"""Room of denoise_step: one step of the sampler, with guidance and noise."""
+"""denoise_step: one step of the sampler, with guidance and noise."""

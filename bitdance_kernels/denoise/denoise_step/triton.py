@@ -64,7 +64,7 @@ def unsupported(
     noise: torch.Tensor | None,
     keys: torch.Tensor | None,
 ) -> str | None:
-    return triton_support.unsupported(x, x0) or triton_support.dtype_unsupported(x.dtype, x0.dtype)
+    return triton_support.unsupported(x, x0)
 
 
 def run(

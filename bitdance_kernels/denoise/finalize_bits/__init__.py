@@ -1,1 +1,1 @@
-"""Room of finalize_bits: predictions to bits, the sampler's last step."""
+"""finalize_bits: predictions to bits, the sampler's last step."""

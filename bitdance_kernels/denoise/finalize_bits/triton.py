@@ -34,7 +34,7 @@ def _finalize_bits_kernel(
 
 
 def unsupported(x0: torch.Tensor, cfg: torch.Tensor | None) -> str | None:
-    return triton_support.unsupported(x0) or triton_support.dtype_unsupported(x0.dtype)
+    return triton_support.unsupported(x0)
 
 
 def run(x0: torch.Tensor, cfg: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,1 +1,1 @@
-"""Room of gated_residual: a gated sum, alone or with the adaln_norm that follows it."""
+"""gated_residual: a gated sum, alone or with the adaln_norm that follows it."""

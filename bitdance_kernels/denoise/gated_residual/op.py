@@ -182,7 +182,7 @@ def _fake_adaln(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _setup_adaln(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     _, *tensors, eps, backend = inputs
-    # The sum stands for x: its gradient is that of x, and the norm is of the sum.
+    # The sum takes the place of x: it has the gradient of x, and the norm reads it.
     ctx.save_for_backward(output[0], *tensors)
     ctx.settings = (eps, backend)
 

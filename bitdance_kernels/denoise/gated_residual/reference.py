@@ -33,7 +33,7 @@ def run_adaln(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = run(x, h, gate)
-    # Of the sum as it is stored, so that fusing the two ops changes no result.
+    # The norm sees the sum as stored, so that fusing the two ops changes no result.
     return total, modulated_norm.forward(total, scale, shift, weight, bias, eps)
 
 

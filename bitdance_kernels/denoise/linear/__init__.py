@@ -1,1 +1,1 @@
-"""Room of linear: the product of a linear layer, for few rows."""
+"""linear: the product of a linear layer, for few rows."""

@@ -8,7 +8,7 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.denoise._shared import rows_cpu
 
 MAX_ROWS = 512
-"""Rows that it is for; with more a library's product has time to lay out its operands."""
+"""Maximum of rows; with more, a library's product amortizes packing its operands."""
 
 
 def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:

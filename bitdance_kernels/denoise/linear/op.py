@@ -80,7 +80,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """By the library's products, as the backward of ``F.linear``."""
+    """Gradients by the library's products, as in the backward of ``F.linear``."""
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = None
     rows = _rows(grad)
@@ -124,7 +124,7 @@ def _fake_out(*_: Any) -> None:
     return None
 
 
-# An op of its own: with a result, the other one can stand in a program that knows no memory.
+# An op of its own: `linear` has a result, so that functional programs can hold it.
 _out_op = KernelOp(
     "linear_out",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",

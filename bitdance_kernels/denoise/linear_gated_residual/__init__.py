@@ -1,1 +1,1 @@
-"""Room of linear_gated_residual: a product that ends a branch, added to the stream."""
+"""linear_gated_residual: a product that ends a branch, added to the stream."""

@@ -1,1 +1,1 @@
-"""Room of linear_swiglu: a product and the gate of the feed-forward blocks."""
+"""linear_swiglu: a product and the gate of the feed-forward blocks."""

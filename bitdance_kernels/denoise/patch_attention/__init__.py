@@ -1,1 +1,1 @@
-"""Room of patch_attention: full attention among the tokens of one patch."""
+"""patch_attention: full attention among the tokens of one patch."""

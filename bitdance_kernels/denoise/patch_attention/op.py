@@ -17,7 +17,7 @@ _MAX_TOKENS = 64
 
 
 def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto") -> torch.Tensor:
-    """Full attention among the tokens of each patch, straight from the packed projections.
+    """Full attention among the tokens of each patch, from packed projections.
 
     ::
 

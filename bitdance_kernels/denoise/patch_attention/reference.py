@@ -20,14 +20,14 @@ def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch
     grad_out = grad.to(q.dtype).reshape(rows, patch, num_heads, width // num_heads).transpose(1, 2)
     grad_v = p.mT @ grad_out
     grad_p = grad_out @ v.mT
-    # Softmax: each row of scores moves by what its gradient has above the row's mean under p.
+    # Softmax: subtract from each row's gradient its mean under p.
     grad_scores = p * (grad_p - (grad_p * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
     thirds = [_tokens(grad_x) for grad_x in (grad_scores @ k, grad_scores.mT @ q, grad_v)]
     return torch.cat(thirds, dim=-1).to(qkv.dtype)
 
 
 def _heads(qkv: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, ...]:
-    """Queries, keys and values, each [R, H, P, D], in the dtype that is computed in."""
+    """Queries, keys and values, each [R, H, P, D], in the dtype of the computation."""
     rows, patch, width = qkv.shape
     wide = qkv.to(accumulate_dtype(qkv))
     parts = wide.reshape(rows, patch, 3, num_heads, width // (3 * num_heads))

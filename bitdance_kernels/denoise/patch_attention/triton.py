@@ -101,7 +101,7 @@ def _patch_attention_backward_kernel(
     _store(grad_qkv_ptr, token, 3 * channels, 2 * channels + channel, inside, grad_v)
     v = _load(qkv_ptr, token, stride, 2 * channels + channel, inside)
     grad_p = tl.dot(grad, tl.trans(v), input_precision="ieee")
-    # Softmax: each row of scores moves by what its gradient has above the row's mean under p.
+    # Softmax: subtract from each row's gradient its mean under p.
     grad_scores = (p * (grad_p - tl.sum(grad_p * p, axis=1)[:, None])).to(q.dtype)
     grad_q = tl.dot(grad_scores, k, input_precision="ieee") * factor
     _store(grad_qkv_ptr, token, 3 * channels, channel, inside, grad_q)
@@ -117,9 +117,7 @@ def _unsupported(num_heads: int, qkv: torch.Tensor, *others: torch.Tensor) -> st
     if qkv.dtype == torch.float32 and tile * width > _MAX_FLOAT32:
         return f"float32 tiles of {tile} tokens and {width} channels overflow the registers"
     tensors = (qkv, *others)
-    return triton_support.unsupported(*tensors) or triton_support.dtype_unsupported(
-        *(t.dtype for t in tensors)
-    )
+    return triton_support.unsupported(*tensors)
 
 
 def _tile(patch: int, head_dim: int) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Room of predict_step: the end of one evaluation of the head and the beginning of the next."""
+"""predict_step: the end of one evaluation of the head and the beginning of the next."""

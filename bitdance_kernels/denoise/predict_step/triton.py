@@ -150,9 +150,7 @@ def unsupported(
     squash: bool,
     eps: float,
 ) -> str | None:
-    reason = triton_support.unsupported(h) or triton_support.dtype_unsupported(
-        h.dtype, scale.dtype, shift.dtype, x.dtype
-    )
+    reason = triton_support.unsupported(h, scale, shift, x)
     bits = x.shape[-1]
     if reason is None and bits > _MAX_BITS:
         reason = f"it handles up to {_MAX_BITS} bits a token, got {bits}"

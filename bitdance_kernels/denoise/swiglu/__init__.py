@@ -1,1 +1,1 @@
-"""Room of swiglu: the gate of the feed-forward blocks."""
+"""swiglu: the gate of the feed-forward blocks."""

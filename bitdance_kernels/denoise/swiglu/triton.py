@@ -67,7 +67,7 @@ def _launch(rows: int, hidden: int) -> tuple[tuple[int], dict[str, int]]:
 
 
 def unsupported(h: torch.Tensor) -> str | None:
-    return triton_support.unsupported(h) or triton_support.dtype_unsupported(h.dtype)
+    return triton_support.unsupported(h)
 
 
 def run(h: torch.Tensor) -> torch.Tensor:
@@ -83,9 +83,7 @@ def run(h: torch.Tensor) -> torch.Tensor:
 
 
 def unsupported_backward(grad: torch.Tensor, h: torch.Tensor) -> str | None:
-    return triton_support.unsupported(grad, h) or triton_support.dtype_unsupported(
-        grad.dtype, h.dtype
-    )
+    return triton_support.unsupported(grad, h)
 
 
 def run_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
