@@ -6,10 +6,12 @@ good. Where several shapes belong to a target the worst of them counts.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
@@ -126,7 +128,7 @@ def memory(op: str, shape: str, baseline: str, run: Run) -> list[float]:
 
 
 def image_ratio(
-    model: str, batches: tuple[int, ...], path: str, part: str | None, run: Run
+    model: str, batches: Sequence[int], path: str, part: str | None, run: Run
 ) -> list[float]:
     """Of each batch the time of `path` over that of the default, of all or of a part."""
     ratios = []
@@ -138,12 +140,12 @@ def image_ratio(
     return ratios
 
 
-def over_products(model: str, batches: tuple[int, ...], run: Run) -> list[float]:
+def over_products(model: str, batches: Sequence[int], run: Run) -> list[float]:
     """Time of an image over that of its products alone."""
     return [1 / ratio for ratio in image_ratio(model, batches, "products alone", None, run)]
 
 
-def image_time(model: str, batches: tuple[int, ...], run: Run) -> list[float]:
+def image_time(model: str, batches: Sequence[int], run: Run) -> list[float]:
     """Milliseconds an image."""
     rows = (tables.image(run, model, batch, "fast") for batch in batches)
     return [row["ms"] for row in rows if row]
@@ -155,85 +157,19 @@ def model_figure(name: str, figure: str, run: Run) -> list[float]:
     return [content[figure]] if figure in content else []
 
 
-def _cpu() -> Iterator[Target]:
-    target = partial(Target, "cpu")
-    large = r"^16\.8 M float32$"
-    for op, limit in (("pack_signs", "read"), ("unpack_signs", "write")):
-        what = f"{op}, 16.8 M float32"
-        bandwidth = f"of the bandwidth ({limit})"
-        yield target(what, 0.8, "%", bandwidth, partial(share, op, large, f"{limit}_gb_s"))
-        yield target(what, 1.7, "x", "numpy", partial(speedup, op, large, "numpy"))
-        yield target(what, 30, "x", "a torch expression", partial(speedup, op, large, "torch"))
-    smaller = partial(share, op, r"^4\.2 M float32$", "write_gb_s")
-    yield target("unpack_signs, 4.2 M float32", 0.8, "%", bandwidth, smaller)
-    for op, number, versus, baseline in (
-        ("hamming_distance", 10, "a float product", "float product"),
-        ("lfq_entropy", 7, "the N x 2^d formula", "N x 2^d"),
-    ):
-        yield target(op, number, "x", versus, partial(speedup, op, "", baseline))
-    products, convolutions = "the products alone", "the convolutions alone"
-    whole = partial(over_products, "fashion", (1, 8))
-    yield target("whole images, bundled model", 1.15, "x", products, whole)
-    head = partial(model_figure, "head_sampling", "runner / products")
-    yield target("head of B-16x, 8 images", 1.15, "x", products, head)
-    for what in ("fashion, 1 image", "fashion, 8 images", "d16c32, 1 image"):
-        decoder = partial(model_figure, "decode", f"{what}, decoder / convolutions")
-        yield target(f"decoding, {what}", 1.15, "x", convolutions, decoder)
+MEASURES: dict[str, Callable[..., list[float]]] = {
+    function.__name__: function
+    for function in (
+        share, speedup, microseconds, matrix_share, memory, image_ratio, over_products, image_time,
+        model_figure,
+    )
+}  # fmt: skip
 
 
-def _gpu() -> Iterator[Target]:
-    target = partial(Target, "cuda")
-    copy, eager = "of the copy bandwidth", "torch, compiled"
-    for op, shape in {
-        "pack_signs": "268 M|537 M", "unpack_signs": "268 M|537 M", "flip_bits": "",
-        "flip_signs": "", "bit_counts": "33554432",
-    }.items():  # fmt: skip
-        yield target(f"{op}, 1 GB", 0.85, "%", copy, partial(share, op, shape, "copy_gb_s"))
-    wide = r"^\[(8192|12288),"
-    for op, large, what, small in (
-        ("adaln_norm", wide, "32 rows", r"^\[32,.*bfloat16"),
-        ("gated_residual", wide, "32 rows", r"^\[32,.*bfloat16"),
-        ("gated_residual_adaln", wide, "32 rows", r"^\[32,.*bfloat16"),
-        ("swiglu", wide, "32 rows", r"^\[32,.*bfloat16"),
-        ("denoise_step", "33.5 M", "batch 1", "batch 1 "),
-    ):
-        rows = f"{op}, large M"
-        yield target(rows, 0.85, "%", copy, partial(share, op, large, "copy_gb_s"))
-        yield target(rows, 1.0, "x", "torch.compile", partial(speedup, op, large, eager))
-        yield target(f"{op}, {what}", 2.5, "us", "in a graph", partial(microseconds, op, small))
-    op, launches = "patch_attention", "eight launches"
-    yield target(op, 3, "x", f"the {launches}", partial(speedup, op, "", launches))
-    op, shape, formula = "lfq_entropy", "16384 tokens, 8 bits", "N x 2^d"
-    what = f"{op}, {shape}, with backward"
-    yield target(what, 10, "x", f"the {formula} formula", partial(speedup, op, shape, formula))
-    less = partial(memory, op, shape, formula)
-    yield target(what, 30, "x", "less memory than the formula", less)
-    op, rate = "block_causal_attention", "of the rate of a large product"
-    forward = partial(matrix_share, op, "^(?!.*backward).*bfloat16")
-    backward = partial(matrix_share, op, "backward.*bfloat16|bfloat16.*backward")
-    yield target(f"{op}, forward", 0.5, "%", rate, forward)
-    yield target(f"{op}, with backward", 0.4, "%", rate, backward)
-    yield target(op, 1.1, "x", "FlexAttention", partial(speedup, op, "bfloat16", "flex"))
-    dense = partial(speedup, op, "bfloat16", "sdpa dense mask")
-    yield target(op, 2, "x", "SDPA, dense mask", dense)
-    op = "block_decode_attention"
-    many = partial(share, op, r"ImageNet.*(64|384) images", "copy_gb_s")
-    yield target(f"{op}, batch 64 and 384", 0.75, "%", copy, many)
-    one = partial(microseconds, op, r"ImageNet.* 1 image, bfloat16")
-    yield target(f"{op}, batch 1", 5, "us", "", one)
-    op = "group_norm_silu"
-    yield target(f"{op}, 16 images", 0.8, "%", copy, partial(share, op, r"^\[16,", "copy_gb_s"))
-    decoder = partial(image_ratio, "B-16x", (64, 384), "published", "decoder")
-    what = "decoder of B-16x, batch 64 and 384"
-    yield target(what, 2, "x", "the published one, autocast", decoder)
-    for model, ms in (("B-16x", 42), ("B-1x", 336)):
-        for batches, which, speed, time, unit in (
-            ((1,), "batch 1", 10, ms, ""), ((64, 384), "batch 64 and 384", 2.5, 7, "an image"),
-        ):  # fmt: skip
-            what = f"whole image, {model}, {which}"
-            ratio = partial(image_ratio, model, batches, "published", None)
-            yield target(what, speed, "x", "the published path", ratio)
-            yield target(what, time, "ms", unit, partial(image_time, model, batches))
+def _read(device: str, what: str, number: float, unit: str, versus: str, *measure: Any) -> Target:
+    function = partial(MEASURES[measure[0]], *measure[1:])
+    return Target(device, what, number, unit, versus, function)
 
 
-TARGETS: tuple[Target, ...] = (*_cpu(), *_gpu())
+TARGETS = [_read(*row) for row in json.loads((Path(__file__).with_suffix(".json")).read_text())]
+"""Those of ``targets.json``; a row ends with the name of a measure and its arguments."""

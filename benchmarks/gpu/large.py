@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from benchmarks.shapes import Make
 from bitdance_kernels import denoise_schedule, noise_keys
 from bitdance_kernels.testing import Call, Case, compare, poisoned_memory
 
-_BF16 = torch.bfloat16
 _CHUNK = 2**27  # elements compared at a time
 
 
@@ -26,7 +26,7 @@ class Shape:
     """A block of rows, and how it becomes a large call.
 
     Attributes:
-        make: the call on one block.
+        make: arguments of the call on one block; a dictionary at their end has those with names.
         shared: positions of the tensors among the call's tensors that all rows share; the first
             dimension of the others is rows.
         summed: the results are sums over rows.
@@ -34,7 +34,7 @@ class Shape:
             it is rounded otherwise than in the block, and is held by the rule of its case.
     """
 
-    make: Callable[[torch.device], Call]
+    make: Callable[[_Make], Sequence[Any]]
     shared: tuple[int, ...] = ()
     summed: bool = False
     divided: bool = False
@@ -57,94 +57,64 @@ class Built:
     shape: Shape = field(repr=False)
 
 
-def _randn(*shape: int, device: torch.device, dtype: torch.dtype = _BF16) -> torch.Tensor:
-    return torch.randn(shape, device=device).to(dtype)
+class _Make(Make):
+    """bfloat16 and bytes, in few rows where the interpreter runs them."""
+
+    def rows(self, count: int) -> int:
+        return count if self.device.type == "cuda" else 3
+
+    def half(self, rows: int, *shape: int) -> torch.Tensor:
+        return self.randn(self.rows(rows), *shape, dtype=torch.bfloat16)
+
+    def packed(self, rows: int, *shape: int) -> torch.Tensor:
+        return self.bytes(self.rows(rows), *shape)
 
 
-def _rows(count: int, device: torch.device) -> int:
-    """Rows of a block: few where the interpreter runs them."""
-    return count if device.type == "cuda" else 3
+def _flip(make: _Make, x: torch.Tensor) -> Sequence[Any]:
+    drawn = (torch.rand(len(x), 64, device=make.device).bfloat16() for _ in range(2))
+    return [x, 0.5, {"uniforms": tuple(drawn)}]
 
 
-def _floats(name: str, *shapes: tuple[int, ...], **kwargs: Any) -> Callable[..., Call]:
-    def make(device: torch.device) -> Call:
-        sizes = [(_rows(shape[0], device), *shape[1:]) for shape in shapes]
-        return Call(name, tuple(_randn(*size, device=device) for size in sizes), kwargs)
-
-    return make
-
-
-def _bytes(name: str, shape: tuple[int, ...], *rest: Any, **kwargs: Any) -> Callable[..., Call]:
-    def make(device: torch.device) -> Call:
-        size = (_rows(shape[0], device), *shape[1:])
-        packed = torch.randint(256, size, dtype=torch.uint8, device=device)
-        return Call(name, (packed, *rest), kwargs)
-
-    return make
+def _denoise_step(make: _Make) -> Sequence[Any]:
+    rows, table = make.rows(257), denoise_schedule(10)[0].to(make.device)
+    step = torch.full((), 4, dtype=torch.int64, device=make.device)
+    keys = noise_keys(7, range(rows), device=make.device)
+    return [make.randn(rows, 16, 32), make.half(257, 16, 32), table, step, {"keys": keys}]
 
 
-def _flip(name: str, packed: bool) -> Callable[[torch.device], Call]:
-    def make(device: torch.device) -> Call:
-        rows, bits = _rows(4097, device), 64
-        drawn = tuple(torch.rand(rows, bits, device=device).to(_BF16) for _ in range(2))
-        if packed:
-            x = torch.randint(256, (rows, bits // 8), dtype=torch.uint8, device=device)
-        else:
-            x = _randn(rows, bits, device=device)
-        return Call(name, (x, 0.5), {"uniforms": drawn})
-
-    return make
+def _decode(make: _Make) -> Sequence[Any]:
+    lengths = torch.tensor([319, 1, 128, 300, 65], dtype=torch.int32, device=make.device)
+    q, k, v = (make.randn(5, tokens, 8, 64, dtype=torch.bfloat16) for tokens in (4, 319, 319))
+    return [q, k, v, lengths]
 
 
-def _hamming(device: torch.device) -> Call:
-    a, b = (
-        torch.randint(256, (_rows(rows, device), 4), dtype=torch.uint8, device=device)
-        for rows in (4657, 46_573)
-    )
-    return Call("[N, 46573] distances", (a, b))
-
-
-def _packed_linear(device: torch.device) -> Call:
-    packed = torch.randint(256, (_rows(4097, device), 4), dtype=torch.uint8, device=device)
-    return Call("[N, 2304] features", (packed, _randn(2304, 32, device=device)))
-
-
-def _denoise_step(device: torch.device) -> Call:
-    rows, table = _rows(257, device), denoise_schedule(10)[0].to(device)
-    x = torch.randn(rows, 16, 32, device=device)
-    step = torch.full((), 4, dtype=torch.int64, device=device)
-    keys = noise_keys(7, range(rows), device=device)
-    args = (x, _randn(rows, 16, 32, device=device), table, step)
-    return Call("[R, 16, 32] float32", args, {"keys": keys})
-
-
-def _decode(device: torch.device) -> Call:
-    q, cache = (5, 4, 8, 64), (5, 319, 8, 64)
-    lengths = torch.tensor([319, 1, 128, 300, 65], dtype=torch.int32, device=device)
-    k, v = (_randn(*cache, device=device) for _ in range(2))
-    return Call("caches [B, 319, 8, 64]", (_randn(*q, device=device), k, v, lengths))
+def _norm(make: _Make) -> Sequence[Any]:
+    return [make.half(3, 64, 31, 33), {"num_groups": 32, "eps": 1e-6}]
 
 
 SHAPES: dict[str, Shape] = {
-    "adaln_norm": Shape(_floats("[R, 768]", *[(1025, 768)] * 3)),
-    "bit_counts": Shape(_bytes("[R, 3]", (4097, 3)), summed=True),
+    "adaln_norm": Shape(lambda make: [make.half(1025, 768) for _ in range(3)]),
+    "bit_counts": Shape(lambda make: [make.packed(4097, 3)], summed=True),
     "block_decode_attention": Shape(_decode, divided=True),
     "denoise_step": Shape(_denoise_step, shared=(2, 3)),
-    "finalize_bits": Shape(_floats("[R, 16, 32]", (1025, 16, 32), cfg=None)),
-    "flip_bits": Shape(_flip("[R, 64] bits", packed=True)),
-    "flip_signs": Shape(_flip("[R, 64]", packed=False)),
-    "gated_residual": Shape(_floats("[R, 768]", *[(1025, 768)] * 3)),
-    "gated_residual_adaln": Shape(_floats("[R, 768]", *[(1025, 768)] * 5)),
-    "group_norm_silu": Shape(
-        _floats("[B, 64, 31, 33]", (3, 64, 31, 33), num_groups=32, eps=1e-6), divided=True
+    "finalize_bits": Shape(lambda make: [make.half(1025, 16, 32), {"cfg": None}]),
+    "flip_bits": Shape(lambda make: _flip(make, make.packed(4097, 8))),
+    "flip_signs": Shape(lambda make: _flip(make, make.half(4097, 64))),
+    "gated_residual": Shape(lambda make: [make.half(1025, 768) for _ in range(3)]),
+    "gated_residual_adaln": Shape(lambda make: [make.half(1025, 768) for _ in range(5)]),
+    "group_norm_silu": Shape(_norm, divided=True),
+    "hamming_distance": Shape(
+        lambda make: [make.packed(4657, 4), make.packed(46_573, 4)], shared=(1,)
     ),
-    "hamming_distance": Shape(_hamming, shared=(1,)),
-    "lfq_quantize": Shape(_floats("[R, 256]", (1025, 256))),
-    "pack_signs": Shape(_floats("[R, 40]", (4097, 40))),
-    "packed_linear": Shape(_packed_linear, shared=(1,)),
-    "patch_attention": Shape(_floats("[R, 4, 3 x 128]", (257, 4, 384), num_heads=2)),
-    "swiglu": Shape(_floats("[R, 2 x 1152]", (513, 2304))),
-    "unpack_signs": Shape(_bytes("[R, 5]", (4097, 5), dtype=_BF16)),
+    "lfq_quantize": Shape(lambda make: [make.half(1025, 256)]),
+    "pack_signs": Shape(lambda make: [make.half(4097, 40)]),
+    "packed_linear": Shape(
+        lambda make: [make.packed(4097, 4), make.randn(2304, 32, dtype=torch.bfloat16)],
+        shared=(1,),
+    ),
+    "patch_attention": Shape(lambda make: [make.half(257, 4, 384), {"num_heads": 2}]),
+    "swiglu": Shape(lambda make: [make.half(513, 2304)]),
+    "unpack_signs": Shape(lambda make: [make.packed(4097, 5), {"dtype": torch.bfloat16}]),
 }
 """By op. The others have results that depend on all rows, or none of that size."""
 
@@ -155,7 +125,9 @@ def build(name: str, device: torch.device, elements: int) -> Built | str:
     The memory that it needs is twice that of its arguments and results, for what is compared.
     """
     shape = SHAPES[name]
-    block = shape.make(device)
+    *args, last = shape.make(_Make(device))
+    named = last if isinstance(last, dict) else {}
+    block = Call("many times over", (*args, *[last] * (not named)), named)
     tensors = block.tensors()
     tiled = [t for i, t in enumerate(tensors) if i not in shape.shared]
     outputs = _outputs_of(name, block)
@@ -185,7 +157,7 @@ def check(case: Case, built: Built, backend: str) -> None:
     with poisoned_memory():
         wide = _leaves(case.op(*built.large.args, **built.large.kwargs, backend=backend))
     if built.shape.divided:
-        _by_rule(case, built, wide, f"{case.name} [{built.block.name}] {backend}, many times over")
+        _by_rule(case, built, wide, f"{case.name} {backend}, many times over")
         return
     for i, (expected, actual) in enumerate(zip(small, wide, strict=True)):
         if built.shape.summed:
