@@ -31,9 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_list)
 
     one = commands.add_parser("run", help="check ops, then time them on this CPU")
-    one.add_argument("ops", nargs="+", type=_case, metavar="OP")
     one.add_argument("--backend", action="append", default=[], help="only these backends")
-    one.add_argument("--threads", type=int, default=1)
     one.add_argument("--seconds", type=float, default=5.0, help="per shape")
     one.add_argument("--out", type=Path, help="also write the run as JSON")
     one.add_argument("--unchecked", action="store_true", help="skip the correctness gate")
@@ -41,32 +39,32 @@ def _parser() -> argparse.ArgumentParser:
 
     other = commands.add_parser("compare", help="this tree against another commit")
     other.add_argument("ref", help="commit, branch or tag")
-    other.add_argument("ops", nargs="+", type=_case, metavar="OP")
     other.add_argument("--rounds", type=int, default=3)
     other.add_argument("--seconds", type=float, default=2.0, help="per shape and round")
-    other.add_argument("--threads", type=int, default=1)
     other.set_defaults(run=_compare)
+    for command in (one, other):
+        command.add_argument("ops", nargs="+", type=_bench, metavar="OP")
+        command.add_argument("--threads", type=int, default=1)
 
     host = commands.add_parser("cpu", help="check and time everything on this CPU")
     host.add_argument("--out", type=Path, required=True, metavar="FILE")
     host.add_argument("--only", nargs="+", choices=cpu.PARTS, default=list(cpu.PARTS))
-    host.add_argument("--ops", nargs="+", type=_case, metavar="OP", help="only these ops")
     host.add_argument("--threads", type=int, help="of whole images (default: all); ops take one")
-    host.add_argument("--quick", action="store_true", help="short timings")
     host.set_defaults(run=_cpu)
 
     card = commands.add_parser("gpu", help="check and time everything on a card")
     card.add_argument("--out", type=Path, required=True, metavar="DIR")
     card.add_argument("--only", nargs="+", choices=gpu.PARTS, default=list(gpu.PARTS))
-    card.add_argument("--ops", nargs="+", type=_case, metavar="OP", help="only these ops")
     card.add_argument(
         "--budget", nargs="+", type=_budget, default=[], metavar="PART=SECONDS",
         help="seconds for a part; one that needs less leaves the rest to the next",
     )  # fmt: skip
-    card.add_argument("--quick", action="store_true", help="short timings, two minutes in all")
     card.add_argument("--dry-run", action="store_true", help="the same code on the CPU")
     card.add_argument("--worker", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
     card.set_defaults(run=_gpu)
+    for command in (host, card):
+        command.add_argument("--ops", nargs="+", type=_bench, metavar="OP", help="only these ops")
+        command.add_argument("--quick", action="store_true", help="short timings")
 
     tables = commands.add_parser("report", help="tables and plots from the results")
     tables.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR")
@@ -79,78 +77,70 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _case(name: str) -> Bench:
-    cases = all_benches()
-    if name not in cases:
-        raise argparse.ArgumentTypeError(f"no op {name!r}; there are {', '.join(cases)}")
-    return cases[name]
+def _bench(name: str) -> Bench:
+    benches = all_benches()
+    if name not in benches:
+        raise argparse.ArgumentTypeError(f"no op {name!r}; there are {', '.join(benches)}")
+    return benches[name]
 
 
 def _budget(text: str) -> tuple[str, float]:
-    part, equals, seconds = text.partition("=")
-    try:
-        if not equals or part not in gpu.PARTS or float(seconds) < 0:
-            raise ValueError
-    except ValueError:
+    part, _, seconds = text.partition("=")
+    if part not in gpu.PARTS or not seconds.replace(".", "", 1).isdecimal():
         parts = ", ".join(gpu.PARTS)
-        raise argparse.ArgumentTypeError(f"{text!r} is no PART=SECONDS; parts: {parts}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no PART=SECONDS; parts: {parts}")
     return part, float(seconds)
 
 
 def _list(_: argparse.Namespace) -> int:
-    for name, case in all_benches().items():
+    for name, bench in all_benches().items():
         print(name)
-        for backend in case.kernel_op.backends:
-            reason = case.kernel_op.unavailable(backend)
+        for backend in bench.kernel_op.backends:
+            reason = bench.kernel_op.unavailable(backend)
             print(f"  {backend:<10} {'yes' if reason is None else reason}")
-        for shape in case.timings:
+        for shape in bench.timings:
             print(f"  {' and '.join(shape.devices):<13} {shape.name}")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    merged = None
-    for case in options.ops:
+    whole = None
+    for bench in options.ops:
         result = run.run(
-            case, backends=options.backend, threads=options.threads, seconds=options.seconds,
+            bench, backends=options.backend, threads=options.threads, seconds=options.seconds,
             checked=not options.unchecked,
         )  # fmt: skip
         if result["wrong"]:
-            print(f"{case.name} is wrong, so it is not timed:", *result["wrong"], sep="\n  ")
+            print(f"{bench.name} is wrong, so it is not timed:", *result["wrong"], sep="\n  ")
             return 1
         if not result["rows"]:
-            print(f"{case.name}: nothing to time: {result['skipped']}")
+            print(f"{bench.name}: nothing to time: {result['skipped']}")
             return 1
         print(run.table(result), end="\n\n")
-        if merged is None:
-            merged = result
+        if whole is None:
+            whole = result
         else:
-            merged["rows"] += result["rows"]
-    if options.out and merged is not None:
-        run.save(merged, options.out)
+            whole["rows"] += result["rows"]
+    if options.out and whole is not None:
+        run.save(whole, options.out)
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
+    names = [bench.name for bench in options.ops]
+    times = {name: getattr(options, name) for name in ("rounds", "seconds", "threads")}
     try:
-        names = [bench.name for bench in options.ops]
-        text = compare.compare(
-            options.ref, names, rounds=options.rounds, seconds=options.seconds,
-            threads=options.threads,
-        )  # fmt: skip
+        print(compare.compare(options.ref, names, **times))
     except RuntimeError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    print(text)
     return 0
 
 
 def _cpu(options: argparse.Namespace) -> int:
-    benches, threads = options.ops or list(all_benches().values()), options.threads
-    return cpu.main(
-        benches, options.out, options.only, threads=threads or os.cpu_count() or 1,
-        quick=options.quick,
-    )  # fmt: skip
+    benches = options.ops or list(all_benches().values())
+    threads = options.threads or os.cpu_count() or 1
+    return cpu.main(benches, options.out, options.only, threads=threads, quick=options.quick)
 
 
 def _gpu(options: argparse.Namespace) -> int:
@@ -171,18 +161,14 @@ def _gpu(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    page = options.results
     try:
         runs = report.load(options.results)
-    except ValueError as error:
-        print(f"report: {error}", file=sys.stderr)
+        for page in options.into:
+            page.write_text(report.filled(page.read_text(), runs))
+    except (OSError, ValueError) as error:
+        print(f"report: {page}: {error}", file=sys.stderr)
         return 2
-    for page in options.into:
-        try:
-            text = report.filled(page.read_text(), runs)
-        except (OSError, ValueError) as error:
-            print(f"report: {page}: {error}", file=sys.stderr)
-            return 2
-        page.write_text(text)
     if not options.into:
         print(report.markdown(runs) if runs else f"no results in {options.results}")
     if options.plots:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
 import subprocess
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,12 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def peers() -> dict[str, str | None]:
-    """Versions of the libraries that some cases name as baselines; None: not installed."""
-    return {name: _version(name) for name in PEERS}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Versions of the libraries that some baselines need; None: not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(PEERS)
+    for name in PEERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def headline(machine: dict[str, Any]) -> str:
@@ -97,13 +95,8 @@ def cpu_limits() -> dict[str, float]:
     }
 
 
-def _best(function: Callable[[], Any], rounds: int = 7) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _best(function: Callable[[], Any]) -> float:
+    return min(timeit.repeat(function, number=1, repeat=7))
 
 
 def _commit() -> str:

@@ -7,8 +7,7 @@ implementation of the rest can reach.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -17,22 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bitdance_kernels._dispatch.op import REGISTRY
 
 _aten = torch.ops.aten
-_PRODUCTS = {
-    *(
-        getattr(packet, overload)
-        for packet in (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
-        for overload in ("default", "out")
-    ),
-    _aten.convolution.default,
-}
-# In inference mode these come as they are, elsewhere as the products that they are made of.
-_MADE_OF_PRODUCTS = {_aten.conv2d.default, _aten.linear.default, _aten.matmul.default}
+_MATRIX = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
+_PRODUCTS = {p.default for p in (*_MATRIX, _aten.convolution)} | {p.out for p in _MATRIX}
+# In inference mode these come as they are, elsewhere as the products that they decompose into.
+_DECOMPOSED = {_aten.conv2d.default, _aten.linear.default, _aten.matmul.default}
 # Their references do more products than the kernels must, so theirs are left out of the limit.
 _WITHIN_KERNELS = ("attention",)
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """One product: the function and its arguments."""
 
     function: Callable[..., Any]
@@ -57,7 +49,7 @@ class _Recorder(TorchDispatchMode):
             if not isinstance(reference, str):
                 with self:  # so that a product within a fused op is seen
                     return reference.run(*args[:-1])
-        if func in _MADE_OF_PRODUCTS:
+        if func in _DECOMPOSED:
             with self:
                 return func.decompose(*args, **kwargs)
         # The out= form is the default and a copy.

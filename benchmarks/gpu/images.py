@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,13 +52,16 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
     master = paths.random_model(config, context.device)
     half = torch.float32 if context.dry_run else torch.bfloat16
     autocast = None if context.dry_run else half
-    ways: dict[str, Callable[[], Way]] = {
-        "fast": lambda: _fast(copy.deepcopy(master).to(half), denoising),
-        "published": lambda: (
-            paths.published(master, denoising, compiled=not context.dry_run, autocast=autocast),
-            master,
-        ),
-    }
+
+    def fast() -> Way:
+        model = copy.deepcopy(master).to(half)
+        return paths.fast(model, denoising), model
+
+    def published() -> Way:
+        compiled = not context.dry_run
+        return paths.published(master, denoising, compiled=compiled, autocast=autocast), master
+
+    ways = {"fast": fast, "published": published}
     measured = _limits(context)
     bound_seconds = {} if measured is None else bound.seconds(config, batch, measured)
     end = time.monotonic() + _share(context.left("images"), share)
@@ -66,7 +69,8 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
         label = f"images: {name}, batch {batch}: {path}"
         try:
             seconds = (end - time.monotonic()) / (len(ways) - i)
-            figures = _time(context, *make(), batch, seconds, rounds=_rounds(context))
+            rounds = 1 if context.dry_run else 2 if context.quick else 5
+            figures = _time(context, *make(), batch, seconds, rounds)
         except torch.OutOfMemoryError as error:
             context.add("not timed", str(error).splitlines()[0], label)
             continue
@@ -75,10 +79,6 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
         what = {"model": name, "batch": batch, "path": path, "device": context.device.type}
         bounds = {part: 1e3 * s / batch for part, s in bound_seconds.items()}
         context.add("images", {**what, "steps": denoising, "bound_ms": bounds, **figures})
-
-
-def _fast(model: BitDanceModel, denoising: int) -> Way:
-    return paths.fast(model, denoising), model
 
 
 def _forget(context: Context) -> None:
@@ -94,21 +94,12 @@ def _limits(context: Context) -> bound.Limits | None:
     measured = context.result["limits"]
     if not {"copy_gb_s", "bf16_tflop_s", "l2_gb_s"} <= measured.keys():
         return None
-    return bound.Limits(
-        copy=measured["copy_gb_s"] * 1e9,
-        matrix=measured["bf16_tflop_s"] * 1e12,
-        l2=measured["l2_gb_s"] * 1e9,
-    )
+    copy, l2 = (1e9 * measured[name] for name in ("copy_gb_s", "l2_gb_s"))
+    return bound.Limits(copy=copy, matrix=measured["bf16_tflop_s"] * 1e12, l2=l2)
 
 
 def _time(
-    context: Context,
-    way: paths.Path,
-    model: BitDanceModel,
-    batch: int,
-    seconds: float,
-    *,
-    rounds: int,
+    context: Context, way: paths.Path, model: BitDanceModel, batch: int, seconds: float, rounds: int
 ) -> dict[str, Any]:
     """Milliseconds an image: all of it, and of the trunk, the head and the decoder."""
     config = model.config
@@ -140,7 +131,3 @@ def _time(
 def _share(left: float, steps: int) -> float:
     """Seconds for the first of `steps` steps: the ones that matter most come first, so twice."""
     return max(left, 0.0) * min(1.0, 2 / steps)
-
-
-def _rounds(context: Context) -> int:
-    return 1 if context.dry_run else 2 if context.quick else 5

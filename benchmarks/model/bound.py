@@ -65,8 +65,8 @@ def work(config: ModelConfig, steps: int = 100) -> Work:
     modulation += sum(p.numel() for p in net.final_layer.ada_ln_modulation.parameters())
     once = sum(p.numel() for m in (net.time_embed, net.cond_embed) for p in m.parameters())
     everything = sum(p.numel() for p in net.parameters())
-    P, fed = config.parallel_num, config.prefix
-    lengths = [fed + P * i for i in range(config.ar_steps)]
+    P = config.parallel_num
+    lengths = [config.prefix + P * i for i in range(config.ar_steps)]
     return Work(
         ar_steps=config.ar_steps,
         evaluations=config.ar_steps * (steps + 1),
