@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 NATIVE = setup.py $(shell find csrc -type f)
 
-# What sets up says in a line what it does, unless the commands are asked for.
+# Setting up prints a line for each part, or the commands with V=1.
 Q = $(if $(filter 1,$(V)),,@)
 PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check -c constraints.txt
 
@@ -15,7 +15,7 @@ PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check
 venv:
 	@$(MAKE) --no-print-directory -j2 $(VENV)/.installed $(VENV)/.built
 
-# What the native modules are built with.
+# The tools that build the native modules.
 $(VENV)/.made: constraints.txt
 	@echo "setting up $(VENV): packages and native modules, side by side; takes a minute or two"
 	$(Q)$(PYTHON) -m venv $(VENV)
@@ -48,8 +48,8 @@ test: export BITDANCE_BUILD_STRICT = 1
 test: venv
 	$(BIN)/python -m pytest $(SHARED) tests
 
-# The suite on a machine that lacks a tool: a copy of the checkout, built with the tool hidden. The slow
-# tests give the same there as in `make test`.
+# The suite on a machine without a tool: a copy of the checkout, built with the tool hidden. Slow tests
+# are left out, since their results do not depend on it.
 HIDE_nvcc = NVCC=/hidden/nvcc
 HIDE_compiler = NVCC=/hidden/nvcc CXX=/hidden/c++
 test-without-nvcc test-without-compiler: test-without-%: venv
@@ -60,10 +60,10 @@ test-without-nvcc test-without-compiler: test-without-%: venv
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
 		$(SHARED) -m 'not slow' tests
 
-# The C++ kernels under AddressSanitizer and UBSan: every op's samples and own tests, scalar, AVX2
-# and AVX-512; the tests of Triton kernels, and of ops that have no others, stay out. Leaks are not
-# looked for: the kernels allocate nothing, and Python never frees all. libstdc++ is loaded first
-# too, or the sanitizer does not know how to throw.
+# The C++ kernels under AddressSanitizer and UBSan: samples and own tests of every op, scalar, AVX2 and
+# AVX-512, without the tests of Triton kernels and of ops that only Triton has. Without leak detection:
+# the kernels allocate nothing, and Python does not free everything. libstdc++ is preloaded too, since
+# the sanitizer needs it to throw.
 COMPILER = $${CXX:-c++}
 RUNTIME = $$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libstdc++.so)
 SANITIZED = LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. TRITON_INTERPRET=0 \
@@ -92,8 +92,8 @@ format: venv
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
 
-# The CPU ops, each run kept in .benchmarks; BENCH='-k swiglu --benchmark-compare' for one op against the
-# run before.
+# Times the CPU ops and saves the run in .benchmarks; BENCH='-k swiglu --benchmark-compare' compares one
+# op with the previous run.
 BENCH ?=
 bench: venv
 	$(BIN)/python -m pytest benchmarks/bench_cpu.py -o addopts=-q --benchmark-autosave \

@@ -31,21 +31,21 @@ def build(name: str, folder: Path) -> ctypes.CDLL:
 
 
 def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
-    """What ThreadSanitizer says of a kernel of races.cpp, "" if it found nothing.
+    """Findings of ThreadSanitizer for a kernel of races.cpp, "" if there are none.
 
     Args:
         kernel: name of its room.
-        folder: for the program.
-        changed: where its device code is looked for before csrc.
+        folder: where to put the program.
+        changed: include path for changed device code, searched before csrc.
     """
     program, suppressed = folder / kernel, folder / "suppressed"
-    # What the emulation itself reads and writes, but not what it does for a kernel.
+    # Suppress accesses of the emulation itself, but not those it makes for a kernel.
     suppressed.write_text("race_top:^std::\nrace_top:emulated::\nrace_top:ThreadIndex\n")
     first = [] if changed is None else [f"-I{HERE}", f"-I{changed}"]
     options = ["-g", "-fsanitize=thread", f"-D{kernel.upper()}", *first]
     _compile([*options, HERE / "races.cpp"], program)
     environment = {**os.environ, "TSAN_OPTIONS": f"suppressions={suppressed}"}
-    # At random addresses of some kernels the sanitizer refuses to begin.
+    # With randomized addresses the sanitizer refuses to start on some Linux kernels.
     command = [*([SETARCH, "-R"] if SETARCH else []), program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:

@@ -1,11 +1,10 @@
-// A card on the CPU, for kernels without a card: the threads of a block are fibers, one runs at a
-// time, and every operation of a warp or a block makes them meet. Included before device code, and
-// with this folder before csrc in the include path, so that cuda/common/mma.cuh is the one beside
-// it.
+// A GPU emulated on the CPU. The threads of a block are fibers: one runs at a time, and every
+// operation of a warp or a block is a barrier for them. Include it before device code, with this
+// folder before csrc in the include path, so that cuda/common/mma.cuh is the one beside it.
 //
-// Compiled with -fsanitize=thread, the fibers are threads to the sanitizer, which then finds what
-// is read and written without a barrier in between, in whatever order they run. As in CUDA's memory
-// model, __syncthreads and __syncwarp order memory, and exchanges between lanes do not.
+// Compiled with -fsanitize=thread, the fibers are threads to the sanitizer, which finds memory that
+// is read and written without a barrier in between, in whatever order the fibers run. As in CUDA's
+// memory model, __syncthreads and __syncwarp order memory; exchanges between lanes do not.
 #pragma once
 
 #include <stdint.h>
@@ -47,7 +46,7 @@ struct Index {
 
 namespace emulated {
 
-// Where `count` fibers wait for each other.
+// A barrier for `count` fibers.
 struct Barrier {
   int count = 0, arrived = 0, generation = 0;
 };
@@ -65,7 +64,7 @@ struct Block {
 
 inline Block block;
 
-// What the sanitizer is told: which thread runs from here on, and what comes before what.
+// Annotations for the sanitizer: which thread runs from here on, and what happens before what.
 #ifdef __SANITIZE_THREAD__
 inline void* scheduler_thread;
 inline std::vector<void*> threads;
@@ -76,7 +75,7 @@ inline void begin_threads(int count) {
   threads.assign(count, nullptr);
   for (void*& thread : threads) thread = __tsan_create_fiber(0);
 }
-// Not instrumented: the thread that leaves such a function is not the one that has entered it.
+// Not instrumented: another thread leaves such a function than entered it.
 #define NOT_INSTRUMENTED __attribute__((no_sanitize("thread")))
 NOT_INSTRUMENTED inline void run_as_thread(int i) {
   __tsan_switch_to_fiber(threads[i], __tsan_switch_to_fiber_no_sync);
@@ -112,7 +111,7 @@ inline void meet(Barrier& barrier) {
 inline int warp() { return block.running / 32; }
 inline int lane() { return block.running % 32; }
 
-// Every lane gives a value and sees those of its warp.
+// Every lane gives a value and gets those of its warp.
 template <class T, class Read>
 auto exchange(const T& value, Read read) {
   static std::vector<std::vector<T>> given;
@@ -140,13 +139,14 @@ inline ThreadIndex threadIdx;
 
 namespace emulated {
 
-// A barrier that orders memory: what is before it in any thread is before what is after it.
+// A barrier that orders memory: everything before it, in any thread, happens before everything
+// after.
 inline void order(Barrier& barrier) {
   before(&barrier);
   meet(barrier);
 #ifdef __SANITIZE_THREAD__
   after(&barrier);
-  meet(barrier);  // so that nobody is at the next one before all are through
+  meet(barrier);  // so that no fiber reaches the next barrier before all have left this one
 #endif
 }
 
@@ -173,10 +173,10 @@ NOT_INSTRUMENTED inline void run_fiber() {
   run_as_scheduler();
 }
 
-// Runs `kernel` on `blocks` blocks of `threads` threads; `backward`: the fibers take turns in
-// falling order, so that another thread is the first at every barrier.
+// Runs `kernel` on `blocks` blocks of `threads` threads. `backward`: the fibers run in descending
+// order, so that another thread is the first at every barrier.
 inline void launch(unsigned int blocks, int threads, bool backward, std::function<void()> kernel) {
-  constexpr size_t kStack = 1 << 18;  // the sanitizer's reports need some
+  constexpr size_t kStack = 1 << 18;  // the sanitizer's reports need space
   block.kernel = std::move(kernel);
   for (unsigned int b = 0; b < blocks; ++b) {
     blockIdx.x = b;

@@ -1,5 +1,5 @@
-// csrc/cuda/common/mma.cuh as the PTX manual describes it, in plain C++: fragment layouts are
-// written down here a second time, by element and not by word.
+// csrc/cuda/common/mma.cuh in plain C++, by the PTX manual: the fragment layouts are written down a
+// second time, by element instead of by word.
 #pragma once
 
 #include <array>
@@ -65,8 +65,8 @@ struct Copy {
 inline std::vector<Copy> uncommitted[1024];
 inline std::deque<std::vector<Copy>> committed[1024];  // by thread
 
-// What is there until a thread waits for its copy is NaN: reading it too early shows, and so does
-// overwriting what another warp still reads.
+// The destination of a copy is NaN until the thread waits for it: reading too early shows, and so
+// does overwriting memory that another warp still reads.
 inline void copy_async(void* shared, const void* global, bool inside) {
   memset(shared, 0xFF, 16);
   uncommitted[threadIdx.x].push_back({shared, global, inside});
