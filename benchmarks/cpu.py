@@ -24,7 +24,7 @@ import torch
 from benchmarks import machine, products, run, timing
 from benchmarks.model import paths
 from benchmarks.shapes import Bench
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.sampling import graphs
 
 PARTS = ("ops", "images", "model")
@@ -99,9 +99,16 @@ def _op(result: Result, bench: Bench, quick: bool) -> None:
 def _images(result: Result, batch: int, threads: int, quick: bool) -> None:
     """The bundled model: its paths and its products alone, in turns."""
     torch.set_num_threads(threads)
-    pipeline = BitDance.from_pretrained(_BUNDLED)
+    pipeline = BitDancePipeline.from_pretrained(_BUNDLED)
     rounds, seconds = (2, 0.0) if quick else (15, 45.0)
-    rows = images(_BUNDLED, pipeline.model, pipeline.steps, batch, rounds=rounds, seconds=seconds)
+    rows = images(
+        _BUNDLED,
+        pipeline.model,
+        pipeline.num_inference_steps,
+        batch,
+        rounds=rounds,
+        seconds=seconds,
+    )
     result["images"] += [row | {"threads": threads} for row in rows]
 
 

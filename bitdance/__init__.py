@@ -1,9 +1,8 @@
 """BitDance, an autoregressive image generator whose tokens are bits.
 
-``BitDance.from_pretrained(...).generate(labels)`` is the way from a checkpoint to pictures; the
-modules below are its parts: ``autoencoder`` (the binary tokenizer), ``transformer``,
-``diffusion_head``, ``sampler``, ``model`` (all of them together), ``weights`` and ``pipeline``.
-``TextToImage`` is the same for texts: ``qwen``, ``text_to_image`` and ``text_to_image_pipeline``.
+``BitDancePipeline`` generates images of classes, ``BitDanceT2IPipeline`` images of prompts. The
+folders: ``pipelines``, ``models`` (the networks), ``sampling`` (the loop over AR steps and the
+denoising of a patch), ``training``, ``data``, ``evaluation``, ``io``, ``integrations``, ``cli``.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     )
     from bitdance.models.text_to_image_config import TextToImageConfig
     from bitdance.pipelines.base import GenerationCancelled
-    from bitdance.pipelines.class_conditional import BitDance
-    from bitdance.pipelines.text_to_image import TextToImage
+    from bitdance.pipelines.class_conditional import BitDancePipeline
+    from bitdance.pipelines.text_to_image import BitDanceT2IPipeline
     from bitdance.sampling.finite import NotFiniteError
     from bitdance_kernels import __version__
 
@@ -35,7 +34,8 @@ __all__ = [
     "PRESETS",
     "AutoencoderConfig",
     "BinaryAutoencoder",
-    "BitDance",
+    "BitDancePipeline",
+    "BitDanceT2IPipeline",
     "CheckpointError",
     "GenerationCancelled",
     "HeadConfig",
@@ -43,7 +43,6 @@ __all__ = [
     "ModelConfig",
     "NotFiniteError",
     "PatchError",
-    "TextToImage",
     "TextToImageConfig",
     "__version__",
     "patch_official",
@@ -59,13 +58,13 @@ _HOMES = {
     "bitdance.sampling.finite": ("NotFiniteError",),
     "bitdance.io.image_files": ("ImageError",),
     "bitdance.integrations.official.patch": ("PatchError", "patch_official", "unpatch_official"),
-    "bitdance.pipelines.class_conditional": ("BitDance",),
+    "bitdance.pipelines.class_conditional": ("BitDancePipeline",),
     "bitdance.models.text_to_image_config": ("TextToImageConfig",),
-    "bitdance.pipelines.text_to_image": ("TextToImage",),
+    "bitdance.pipelines.text_to_image": ("BitDanceT2IPipeline",),
     "bitdance.io.weights": ("CheckpointError",),
     "bitdance_kernels": ("__version__",),
 }  # fmt: skip
-"""Where the names are from: PyTorch is imported with the first of them, not with the package."""
+"""Home of each name. PyTorch is imported with the first of them, not with the package."""
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 

@@ -122,7 +122,7 @@ def main() -> None:
             print(f"step {step:4}  loss {loss.item():.4f}")
 
     data = sequences(16, options.patches + 1, generator).unflatten(-1, (PATCH, BITS))
-    made = model.generate(data[:, 0], options.patches)
+    made = model(data[:, 0], options.patches).images
     right = (made == data[:, 1:].flatten(1, 2)).float().mean()
     # Fed what it made, the whole pass must give the same patches as the decoding with a cache.
     fed = torch.cat([data[:, 0], made[:, :-PATCH]], 1)

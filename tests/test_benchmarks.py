@@ -241,9 +241,9 @@ def test_the_published_sampler_gives_the_models_tokens():
             for i in range(config.ar_steps)
         ]
         labels = torch.tensor([0, 2])
-        expected = model.sample(labels, steps=3, cfg_scale=2.0, noise=noise)
+        expected = model.sample(labels, num_inference_steps=3, guidance_scale=2.0, noise=noise)
         actual = Published(model, compiled=False).sample(
-            labels, steps=3, cfg_scale=2.0, noise=noise
+            labels, num_inference_steps=3, guidance_scale=2.0, noise=noise
         )
         assert len(expected.unique()) == 2
         assert (

@@ -17,10 +17,11 @@ import torch
 from benchmarks import products, timing
 from benchmarks.model import program
 from benchmarks.model.published import PublishedDecoder
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.models.config import AUTOENCODER_PRESETS
 from bitdance.sampling import graphs
+from bitdance.sampling.image_decoder import ImageDecoder
 
 _LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
@@ -54,9 +55,9 @@ def measure(
     """Figures of decoding `images` images of `cells` x `cells` codes."""
     signs = torch.rand(images, model.config.z_channels, cells, cells) > 0.5
     codes = torch.where(signs, 1.0, -1.0)
-    plain = PublishedDecoder(model.decoder)
+    plain, decoder = PublishedDecoder(model.decoder), ImageDecoder(model)
     ways: dict[str, Callable[[], object]] = {
-        "decoder": lambda: model.decode_pixels(codes),
+        "decoder": lambda: decoder(codes),
         "plain": lambda: to_uint8(plain(codes)),
     }
     ways |= {layout: convolutions(model, codes, _LAYOUTS[layout]) for layout in _LAYOUTS}
@@ -87,7 +88,7 @@ def main() -> None:
         figures: dict[str, object] = {}
         torch.manual_seed(0)
         if "fashion" in options.models:
-            vae = BitDance.from_pretrained("fashion").model.vae
+            vae = BitDancePipeline.from_pretrained("fashion").model.vae
             for images in (1, 8):
                 figures |= measure(vae, "fashion", images, 8, 10 * options.rounds)
         if "d16c32" in options.models:

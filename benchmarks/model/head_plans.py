@@ -27,11 +27,11 @@ def ar_step(
 ) -> Callable[[], object]:
     """An AR step on `cond` [2 R, (P,) ch_cond], captured where there is a card."""
     patch = cond.shape[1] if cond.dim() > 2 else None
-    head = make_head(network, schedule, len(cond), patch, "fast", products)
+    head = make_head(network, schedule, len(cond), patch, products=products)
     head.load()
     keys = noise_keys(0, range(len(cond) // 2), device=cond.device)
     cfg = torch.full((), 3.0, device=cond.device)
-    step = graphs.step_for(cond.device)
+    step = graphs.make_runner(cond.device)
 
     def run() -> None:
         step(lambda: (denoise(head, schedule, cond, cfg=cfg, keys=keys),))

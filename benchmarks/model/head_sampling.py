@@ -1,7 +1,7 @@
 """How near the head's sampling comes to the time of its matrix products alone.
 
 ``python -m benchmarks.model.head_sampling`` times one AR step of a head with random weights three
-ways that take turns: as ``HeadRunner`` runs it, as published (mode "plain"), and the products that
+ways that take turns: as ``HeadRunner`` runs it, as published ("plain"), and the products that
 the runner does, called one after another on tensors of the same shapes. With ``--generate`` also
 whole pictures of the model that comes with the library, fast and plain. ``--json FILE`` writes the
 figures.
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import products, timing
 from benchmarks.model import program
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 from bitdance.models.config import PRESETS, HeadConfig
 from bitdance.sampling.flow_sampler import Schedule, denoise, make_head
 from bitdance_kernels import noise_keys, use_backend
@@ -32,8 +32,8 @@ def sampling(
     cond = torch.randn(rows, *(() if patch == 1 else (patch,)), config.ch_cond)
     keys, cfg = noise_keys(0, range(images)), torch.full((), 3.0)
     fast, plain = (
-        make_head(network, schedule, rows, patch if patch > 1 else None, mode)
-        for mode in ("fast", "plain")
+        make_head(network, schedule, rows, patch if patch > 1 else None, use_kernels)
+        for use_kernels in (True, False)
     )
     fast.load()
     runner = functools.partial(denoise, fast, schedule, cond, cfg=cfg, keys=keys)
@@ -51,11 +51,12 @@ def sampling(
 
 def pictures(images: int, rounds: int) -> dict[str, float]:
     """Median seconds of `images` pictures of the bundled model."""
-    generate: Any = BitDance.from_pretrained("fashion").generate
+    pipeline = BitDancePipeline.from_pretrained("fashion")
+    pipeline.set_progress_bar_config(disable=True)
     labels = [i % 10 for i in range(images)]
     ways = {
-        mode: functools.partial(generate, labels, progress=False, mode=mode)
-        for mode in ("fast", "plain")
+        name: functools.partial(pipeline, labels, use_kernels=name == "fast")
+        for name in ("fast", "plain")
     }
     return timing.medians(timing.take_turns(ways, rounds))
 

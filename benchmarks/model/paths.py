@@ -18,6 +18,9 @@ from bitdance.models.autoencoder.autoencoder import to_uint8
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AutoencoderConfig, ModelConfig
 from bitdance.sampling import graphs
+from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.class_conditional import ClassConditionalSampler
+from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance.sampling.workspace import Workspace
 from bitdance_kernels import CpuGraph, use_backend
 
@@ -59,12 +62,12 @@ class Path:
 def fast(model: BitDanceModel, steps: int) -> Path:
     """The library's default."""
     captured = model.freqs.is_cuda or CpuGraph.unavailable() is None
-    return _of_library("fast", model, steps, {}, None if captured else (model.layers, "decode"))
+    return _of_library("fast", model, steps, True, None if captured else (model.layers, "decode"))
 
 
 def plain(model: BitDanceModel, steps: int) -> Path:
     """Reference ops without the runner."""
-    return _of_library("plain", model, steps, {"mode": "plain"}, (model.layers, "decode"))
+    return _of_library("plain", model, steps, False, (model.layers, "decode"))
 
 
 def published(
@@ -79,7 +82,9 @@ def published(
     def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
         scale = model.config.cfg_scale
         with casting():
-            return baseline.sample(labels, steps=steps, cfg_scale=scale, on_step=on_step)
+            return baseline.sample(
+                labels, num_inference_steps=steps, guidance_scale=scale, on_step=on_step
+            )
 
     def decode(tokens: torch.Tensor) -> torch.Tensor:
         with casting():
@@ -89,19 +94,30 @@ def published(
 
 
 def _of_library(
-    name: str, model: BitDanceModel, steps: int, mode: Any, trunk: tuple[Any, str] | None
+    name: str, model: BitDanceModel, steps: int, use_kernels: bool, trunk: tuple[Any, str] | None
 ) -> Path:
+    sampler, to_pixels = ClassConditionalSampler(model), ImageDecoder(model.vae)
+
     def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
-        after = None if on_step is None else lambda result: on_step(result.step)
+        def after(result: StepResult) -> None:
+            if on_step is not None:
+                on_step(result.step)
+
         seeds, ids = [0] * len(labels), range(len(labels))
         scale = model.config.cfg_scale
-        return model.sample(
-            labels, steps=steps, cfg_scale=scale, seeds=seeds, sample_ids=ids, on_step=after, **mode
+        return sampler.sample(
+            labels,
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            seeds=seeds,
+            sample_ids=ids,
+            on_step=after,
+            use_kernels=use_kernels,
         )
 
     def decode(tokens: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), use_backend("reference") if mode else contextlib.nullcontext():
-            return model.vae.decode_pixels(model.to_codes(tokens))
+        with torch.no_grad(), contextlib.nullcontext() if use_kernels else use_backend("reference"):
+            return to_pixels(model.to_codes(tokens))
 
     return Path(name, sample, decode, trunk)
 
@@ -232,20 +248,20 @@ def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[torch.Ten
     """The transformer's part of an AR step in the middle of a guided batch of images."""
     config, like = model.config, model.norm.weight
     rows, middle = 2 * batch, len(model.freqs) // 2
-    cache = model.reserve_cache(Workspace(max_runs=1), rows)
+    cache = ClassConditionalSampler(model).reserve_cache(Workspace(max_runs=1), rows)
     x = torch.randn(rows, config.parallel_num, config.dim, device=like.device).to(like.dtype)
 
     def step() -> tuple[torch.Tensor, ...]:
         cache.lengths.fill_(middle)
         with torch.no_grad():
-            return (model.norm(model.layers.decode(model.emb_norm(x), model.freqs, cache, None)),)
+            return (model.decode_step(x, cache),)
 
     return step
 
 
 def captured_trunk_step(model: BitDanceModel, batch: int) -> Callable[[], float]:
     """Seconds of ``trunk_step`` as a captured step has it, measured by calling what is returned."""
-    step, run = trunk_step(model, batch), graphs.step_for(model.freqs.device)
+    step, run = trunk_step(model, batch), graphs.make_runner(model.freqs.device)
     for _ in range(1 + graphs.CALLS_BEFORE_CAPTURE):
         run(step)
     return lambda: Clock(model.freqs.device).seconds(lambda: run(step))

@@ -50,8 +50,8 @@ class Published:
         self,
         labels: torch.Tensor,
         *,
-        steps: int = 100,
-        cfg_scale: float = 1.0,
+        num_inference_steps: int = 100,
+        guidance_scale: float = 1.0,
         noise: Sequence[Sequence[torch.Tensor]] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
@@ -59,14 +59,14 @@ class Published:
 
         Args:
             labels: int64 [B].
-            steps: noisy denoising steps a patch.
-            cfg_scale: guidance; at most 1 is none.
+            num_inference_steps: noisy denoising steps per patch.
+            guidance_scale: guidance; at most 1 is none.
             noise: for each AR step the initial state and one draw a denoising step; drawn by
                 default.
             on_step: called with the AR step's number after each.
         """
         model, config = self.model, self.model.config
-        P, guided = config.parallel_num, cfg_scale > 1
+        P, guided = config.parallel_num, guidance_scale > 1
         rows = (
             torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
         )
@@ -75,14 +75,17 @@ class Published:
         mask: torch.Tensor | None = dense_mask(model.ranges(patches=1))
         made = []
         for i in range(config.ar_steps):
-            cfg = guidance_at(i, config.ar_steps, cfg_scale, "linear")
+            cfg = guidance_at(i, config.ar_steps, guidance_scale, "linear")
             hidden = self.trunk(model.emb_norm(x), cache, start, mask)
             start += x.shape[1]
             cond = hidden[:, -P:] + model.pos_for_diff.weight[i * P : (i + 1) * P]
             cond = cond if P > 1 else cond.squeeze(1)
             shared = guided and cfg > 1
             bits = self._patch(
-                cond, steps, cfg if shared else None, None if noise is None else noise[i]
+                cond,
+                num_inference_steps,
+                cfg if shared else None,
+                None if noise is None else noise[i],
             )
             tokens = bits.view(-1, P, config.token_bits)
             tokens = torch.cat([tokens, tokens]) if shared else tokens

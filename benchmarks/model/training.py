@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks import timing
 from benchmarks.model import program, published
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance_kernels import Ranges, dense_mask, use_backend
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    model = BitDance.from_pretrained(options.model).model.requires_grad_(True)
+    model = BitDancePipeline.from_pretrained(options.model).model.requires_grad_(True)
     model.vae.requires_grad_(False)
     figures = functools.partial(measure, model, options.batch, options.rounds)
     program.main(options, lambda: {"model": options.model, **figures()})

@@ -11,7 +11,7 @@ import torch
 
 from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 
 __all__ = [
     "AUTOENCODER_HELP",
@@ -79,12 +79,12 @@ def add_image_arguments(parser: argparse.ArgumentParser, *, with_check: bool) ->
     )  # fmt: skip
 
 
-def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> BitDance:
+def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> BitDancePipeline:
     """Load the model that the arguments name; `source` replaces ``--model``."""
     given = vars(options)
-    return BitDance.from_pretrained(
+    return BitDancePipeline.from_pretrained(
         source or options.model,
-        tokenizer=options.autoencoder,
+        autoencoder=options.autoencoder,
         config=options.config,
         dtype=DTYPES[given.get("dtype", "float32")],
         device=given.get("device", "cpu"),

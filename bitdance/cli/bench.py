@@ -21,7 +21,7 @@ from bitdance.cli.arguments import (
 )
 from bitdance.io.files import replace_file
 from bitdance.io.outputs import check_file
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance_kernels import pack_signs, unpack_signs
 
 _BITS = 2**22
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure(
-    pipeline: BitDance, count: int, *, rounds: int, steps: int | None = None
+    pipeline: BitDancePipeline, count: int, *, rounds: int, steps: int | None = None
 ) -> list[Speed]:
     """Time a model; operations take turns, so that a busy moment affects all of them.
 
@@ -93,10 +93,10 @@ def measure(
     labels = [i % config.num_classes for i in range(count)]
 
     def generate(batch: list[int]) -> torch.Tensor:
-        return pipeline.generate(batch, steps=steps, output_type="latent", progress=False)
+        return pipeline(batch, num_inference_steps=steps, output_type="latent").images
 
     packed = generate(labels)
-    pixels = pipeline.decode(packed, output_type="pt")
+    pixels = pipeline.decode(packed, output_type="uint8")
     images = pixels.to(device, pipeline.model.norm.weight.dtype) / 127.5 - 1
     noise = torch.randn(_BITS, dtype=torch.float32, device=device)
     signs = torch.where(noise > 0, 1.0, -1.0)

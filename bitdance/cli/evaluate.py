@@ -22,7 +22,7 @@ from bitdance.data.images import open_images
 from bitdance.evaluation.evaluate import evaluate, write
 from bitdance.io.image_files import printable
 from bitdance.io.outputs import check_folder
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 
 __all__ = ["add_command"]
 
@@ -55,7 +55,9 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
     check_folder(options.out)
-    pipeline = BitDance.from_pretrained(options.model, config=options.config, device=options.device)
+    pipeline = BitDancePipeline.from_pretrained(
+        options.model, config=options.config, device=options.device
+    )
     classes = _match_classes(options.data, pipeline)
     parts = {
         split: open_images(
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.out}/evaluation.json, .md, .png")
 
 
-def _match_classes(data: Path, pipeline: BitDance) -> tuple[str, ...]:
+def _match_classes(data: Path, pipeline: BitDancePipeline) -> tuple[str, ...]:
     """Names of the model's classes, in its order, where the data have them; otherwise none."""
     names = pipeline.classes if all(pipeline.classes) else ()
     if is_idx(data) or not data.is_dir():

@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> None:
         if options.bits.resolve() == options.out.resolve():
             raise ValueError(f"--bits must be another file than --out, got {options.bits}")
     pipeline = load_pipeline(options)
+    pipeline.set_progress_bar_config(disable=options.quiet)
     classes = options.classes
     if classes == ["all"]:
         classes = range(pipeline.config.num_classes)
@@ -88,16 +89,15 @@ def run(options: argparse.Namespace) -> None:
                 "folder, or lower --num-images or --zoom"
             )
     labels = [pipeline.label(name) for name in classes for _ in range(options.num_images)]
-    packed = pipeline.generate(
+    packed = pipeline(
         labels,
         seed=options.seed,
-        steps=options.num_inference_steps,
-        cfg_scale=options.guidance_scale,
-        cfg_schedule=options.guidance_schedule,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        guidance_schedule=options.guidance_schedule,
         batch_size=options.batch_size,
         output_type="latent",
-        progress=not options.quiet,
-    )
+    ).images
     if options.bits is not None:
         save_array(packed.cpu().numpy(), options.bits)
     images = pipeline.decode(packed, batch_size=options.batch_size)

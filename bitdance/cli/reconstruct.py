@@ -30,7 +30,7 @@ from bitdance.io.image_files import (
 from bitdance.io.image_grid import grid
 from bitdance.io.outputs import check_folder, output_paths, save_image
 from bitdance.models.loading.hub import locate
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 
 __all__ = ["add_command"]
 
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     check_folder(options.out)
     sizes = _read_sizes(options)
-    pipeline: BitDance | None = None
+    pipeline: BitDancePipeline | None = None
     try:
         pipeline = load_pipeline(options)
         autoencoder = pipeline.model.vae
@@ -131,7 +131,7 @@ def _read(path: Path, options: argparse.Namespace) -> Image.Image:
         raise ImageError(f"{printable(path)}: {error}") from error
 
 
-def _warn_about_sizes(sizes: dict[Path, Size], pipeline: BitDance) -> None:
+def _warn_about_sizes(sizes: dict[Path, Size], pipeline: BitDancePipeline) -> None:
     side = pipeline.config.resolution
     others = [path for path, size in sizes.items() if min(size) != side]
     if others:
@@ -143,7 +143,7 @@ def _warn_about_sizes(sizes: dict[Path, Size], pipeline: BitDance) -> None:
         )
 
 
-def _purpose(pipeline: BitDance) -> str:
+def _purpose(pipeline: BitDancePipeline) -> str:
     side, names = pipeline.config.resolution, [name for name in pipeline.classes if name]
     listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     return f"{side} x {side} pixels" + (f" of {listed}" if names else "")

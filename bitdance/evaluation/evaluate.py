@@ -18,7 +18,7 @@ from bitdance.io.files import write_text
 from bitdance.io.image_grid import grid, to_images
 from bitdance.io.outputs import save_image
 from bitdance.models.autoencoder.quantizer import pack_codes
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance_kernels import unpack_signs
 
 __all__ = ["Evaluation", "evaluate", "write"]
@@ -82,7 +82,7 @@ def _span(shares: list[float]) -> str:
 
 
 def evaluate(
-    pipeline: BitDance,
+    pipeline: BitDancePipeline,
     train: LabelledImages,
     test: LabelledImages,
     *,
@@ -123,6 +123,7 @@ def evaluate(
             f"must have too; got {samples} and {len(test.classes)} classes"
         )
     device = pipeline.device
+    pipeline.set_progress_bar_config(disable=not progress)
     error, codes, examples = reconstruct_images(pipeline.model.vae, test, progress=progress)
     classifier = train_classifier(
         train, count, epochs=epochs, seed=seed, device=device, progress=progress
@@ -130,11 +131,11 @@ def evaluate(
     real = torch.cat([classifier.features(x) for x in iterate_batches(test, device)])
 
     labels = np.repeat(np.arange(count), samples // count)
-    packed = pipeline.generate(
-        labels.tolist(), seed=seed, steps=num_inference_steps, cfg_scale=guidance_scale,
-        batch_size=_BATCH_SIZE, output_type="latent", progress=progress,
-    )  # fmt: skip
-    pixels = pipeline.decode(packed, batch_size=_BATCH_SIZE, output_type="pt")
+    packed = pipeline(
+        labels.tolist(), num_inference_steps, guidance_scale, seed=seed,
+        batch_size=_BATCH_SIZE, output_type="latent",
+    ).images  # fmt: skip
+    pixels = pipeline.decode(packed, batch_size=_BATCH_SIZE, output_type="uint8")
     generated = torch.cat(
         [classifier.features(to_float(part).to(device)) for part in pixels.split(_BATCH_SIZE)]
     )

@@ -11,6 +11,7 @@ from PIL import Image
 from bitdance.data.images import LabelledImages, iterate_batches, to_float
 from bitdance.evaluation.metrics import psnr
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.sampling.image_decoder import ImageDecoder
 
 __all__ = ["Reconstruction", "reconstruct_image", "reconstruct_images"]
 
@@ -38,7 +39,7 @@ def reconstruct_image(autoencoder: BinaryAutoencoder, image: Image.Image) -> Rec
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     parameter = next(autoencoder.parameters())
     packed = autoencoder.encode(to_float(pixels).to(parameter.device, parameter.dtype), packed=True)
-    decoded = autoencoder.decode_pixels(packed).cpu()
+    decoded = ImageDecoder(autoencoder)(packed).cpu()
     error = float((decoded.double() - pixels.double()).square().mean())
     result = Image.fromarray(decoded[0].permute(1, 2, 0).contiguous().numpy())
     return Reconstruction(result, packed.numel(), psnr(error, peak=255))

@@ -7,9 +7,7 @@ token P positions on; so the P outputs of each block of P give the next patch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,17 +20,11 @@ from bitdance.models.diffusion_head import DiffusionHead
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.projectors import InputProjection
 from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
+from bitdance.models.tracing import is_traced
 from bitdance.models.transformer import Transformer, cell_centres, rope_table_2d
-from bitdance.sampling.ar_sampler import Decoding, StepResult, sample_tokens
-from bitdance.sampling.graphs import is_traced
-from bitdance.sampling.head_runner import compute_dtype
-from bitdance.sampling.workspace import Pool, Workspace
 from bitdance_kernels import Ranges, block_causal_ranges, flip_signs
 
 __all__ = ["BitDanceModel", "TrainingDraws", "perturb"]
-
-MOST_RUNS = 4
-"""Kinds of batches (by size, steps, guidance on or off) whose memory and graphs a model keeps."""
 
 _EPS = 1e-6
 
@@ -116,7 +108,6 @@ class BitDanceModel(nn.Module):
         nn.init.normal_(self.cls_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_for_diff.weight, std=0.02)
 
-        self.workspaces: Pool[Workspace[Decoding]] = Pool(partial(Workspace, MOST_RUNS))
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -310,73 +301,18 @@ class BitDanceModel(nn.Module):
         return self.norm.weight.dtype
 
     @torch.no_grad()
-    def sample(
-        self,
-        labels: torch.Tensor,
-        *,
-        steps: int = 100,
-        cfg_scale: float = 1.0,
-        cfg_schedule: str = "linear",
-        seeds: Sequence[int] | None = None,
-        sample_ids: Sequence[int] | None = None,
-        noise: Sequence[Sequence[torch.Tensor]] | None = None,
-        on_step: Callable[[StepResult], None] | None = None,
-        mode: str = "fast",
+    def decode_step(
+        self, x: torch.Tensor, cache: KVCache, mask: Ranges | None = None
     ) -> torch.Tensor:
-        """Generate the tokens of one image per label.
-
-        Any number of calls may run at a time, in threads and in `on_step` of another call.
-
-        With guidance the batch holds 2 B rows, conditional first. Where the guidance of a step is 1
-        although the scale is more (step 0 of the linear schedule), both halves draw noise of their
-        own and go on with tokens of their own; at the other steps they share them. This is the
-        published behaviour.
+        """Normalised outputs of new tokens, which are added to the cache.
 
         Args:
-            labels: int64 [B].
-            steps: noisy denoising steps per patch.
-            cfg_scale: guidance; at most 1 is none, and no unconditional rows are computed.
-            cfg_schedule: "linear" or "constant", see ``guidance_at``.
-            seeds: one per image, in [0, 2^64); an image's noise depends on its seed and sample id
-                alone.
-            sample_ids: one per image, in [0, 2^32); by default 0.
-            noise: instead of `seeds`, for each AR step the draws of ``sample_patch``.
-            on_step: called after every AR step; may raise to stop.
-            mode: "fast", or "plain" for reference ops and the head as published, which computes
-                everything anew in every evaluation: for comparison. The tokens are the same but for
-                rounding.
+            x: embedded tokens [B, T, dim], from ``prefix`` or ``embed``.
+            cache: cache of B rows.
+            mask: which keys each token sees, for the first tokens of an empty cache; by default
+                the whole cache and the new tokens.
 
         Returns:
-            [B, N, C] of +1 and -1, in generation order.
-
-        Raises:
-            TypeError: `steps` or a seed is not an int.
-            ValueError: an argument is out of range, or there is not one seed for each label.
-            NotFiniteError: a prediction holds NaN or infinity; known after the last step.
+            [B, T, dim].
         """
-        return sample_tokens(
-            self,
-            labels,
-            steps=steps,
-            cfg_scale=cfg_scale,
-            cfg_schedule=cfg_schedule,
-            seeds=seeds,
-            sample_ids=sample_ids,
-            noise=noise,
-            on_step=on_step,
-            mode=mode,
-        )
-
-    def reserve_cache(self, workspace: Workspace[Decoding], rows: int) -> KVCache:
-        """Empty cache of `rows` rows in a workspace, for sequences of the model's length."""
-        tokens, device = len(self.freqs), self.freqs.device
-        dtype = compute_dtype(self.layers)
-        layers = self.layers
-
-        def allocate() -> KVCache:
-            return KVCache.allocate(
-                len(layers), rows, tokens, layers.num_heads, layers.head_dim,
-                dtype=dtype, device=device,
-            )  # fmt: skip
-
-        return workspace.reserve(rows, tokens, dtype, device, allocate)
+        return self.norm(self.layers.decode(self.emb_norm(x), self.freqs, cache, mask))

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bitdance.io.settings import Count, Depth, Flag, Positive, Size, invalid, parse, settings
 from bitdance.io.validation import shown
 from bitdance.models.kv_cache import KVCache
-from bitdance.sampling.head_runner import compute_dtype
+from bitdance.models.layers import compute_dtype
 from bitdance_kernels import (
     Ranges,
     block_causal_attention,
@@ -29,13 +29,13 @@ from bitdance_kernels import (
     rope_append,
 )
 
-__all__ = ["LanguageModel", "QwenConfig", "QwenTrunk", "rope_frequencies", "rope_table"]
+__all__ = ["Qwen3Config", "Qwen3ForCausalLM", "Qwen3Model", "rope_frequencies", "rope_table"]
 
 Memory = tuple[torch.Tensor, torch.Tensor]
 
 
 @settings
-class QwenConfig:
+class Qwen3Config:
     """Shape of a Qwen3 model; field names and defaults are those of transformers' ``Qwen3Config``.
 
     Args:
@@ -78,7 +78,7 @@ class QwenConfig:
             raise invalid(self, "head_dim", "even")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> QwenConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> Qwen3Config:
         """Read what a ``config.json`` says; keys that do not change the network are passed over.
 
         Raises:
@@ -90,7 +90,7 @@ class QwenConfig:
         # Newer files keep the rotation's settings together.
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
-            raise ValueError(f"QwenConfig: rope_parameters must be a section, got {shown(rope)}")
+            raise ValueError(f"Qwen3Config: rope_parameters must be a section, got {shown(rope)}")
         if "rope_theta" in rope:
             fields["rope_theta"] = rope["rope_theta"]
         if fields.get("num_key_value_heads", 0) is None:  # as many as there are query heads
@@ -103,7 +103,7 @@ class QwenConfig:
             ("the type of the rotations", kind, ("default",)),
         ):
             if got not in expected:
-                raise ValueError(f"QwenConfig: {name} must be {expected[0]!r}, got {shown(got)}")
+                raise ValueError(f"Qwen3Config: {name} must be {expected[0]!r}, got {shown(got)}")
         config = parse(cls, fields)
         _refuse_windows(values, config.num_hidden_layers)
         return config
@@ -119,20 +119,22 @@ def _refuse_windows(values: Mapping[str, Any], layers: int) -> None:
     if kinds is not None:
         if kinds != ["full_attention"] * layers:
             raise ValueError(
-                f"QwenConfig: layer_types must be {layers} times 'full_attention', got "
+                f"Qwen3Config: layer_types must be {layers} times 'full_attention', got "
                 f"{shown(kinds)}"
             )
         return
     uses, window = values.get("use_sliding_window", False), values.get("sliding_window", 4096)
     first = values.get("max_window_layers", 28)  # the layers before it have no window
     if not isinstance(uses, bool):
-        raise ValueError(f"QwenConfig: use_sliding_window must be true or false, got {shown(uses)}")
+        raise ValueError(
+            f"Qwen3Config: use_sliding_window must be true or false, got {shown(uses)}"
+        )
     if not uses or window is None:
         return
     whole = isinstance(first, int) and not isinstance(first, bool)
     if not whole or first < layers:
         raise ValueError(
-            f"QwenConfig: max_window_layers must be at least the {layers} layers where "
+            f"Qwen3Config: max_window_layers must be at least the {layers} layers where "
             f"use_sliding_window is true, got {shown(first)}"
         )
 
@@ -165,7 +167,7 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: QwenConfig, **factory: Any) -> None:
+    def __init__(self, config: Qwen3Config, **factory: Any) -> None:
         super().__init__()
         self.config = config
         C, D, bias = config.hidden_size, config.head_dim, config.attention_bias
@@ -201,7 +203,7 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, config: QwenConfig, **factory: Any) -> None:
+    def __init__(self, config: Qwen3Config, **factory: Any) -> None:
         super().__init__()
         C, hidden = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(C, hidden, bias=False, **factory)
@@ -214,7 +216,7 @@ class _FeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class QwenBlock(nn.Module):
+class Qwen3Block(nn.Module):
     """Pre-norm attention and SwiGLU network.
 
     Args:
@@ -222,7 +224,7 @@ class QwenBlock(nn.Module):
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: QwenConfig, **factory: Any) -> None:
+    def __init__(self, config: Qwen3Config, **factory: Any) -> None:
         super().__init__()
         self.eps = config.rms_norm_eps
         self.self_attn = _Attention(config, **factory)
@@ -250,7 +252,7 @@ class QwenBlock(nn.Module):
         return x + self.mlp(_rms_norm(x, self.post_attention_layernorm.weight, self.eps))
 
 
-class QwenTrunk(nn.Module):
+class Qwen3Model(nn.Module):
     """Embeddings, blocks and last norm; its parameters stand below ``model.`` in a checkpoint.
 
     Args:
@@ -258,12 +260,12 @@ class QwenTrunk(nn.Module):
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: QwenConfig, **factory: Any) -> None:
+    def __init__(self, config: Qwen3Config, **factory: Any) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
         self.layers = nn.ModuleList(
-            QwenBlock(config, **factory) for _ in range(config.num_hidden_layers)
+            Qwen3Block(config, **factory) for _ in range(config.num_hidden_layers)
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
 
@@ -330,13 +332,13 @@ class QwenTrunk(nn.Module):
     def _blocks(
         self, x: torch.Tensor, freqs: torch.Tensor, cache: KVCache, mask: Ranges | torch.Tensor
     ) -> torch.Tensor:
-        blocks = cast(Iterable[QwenBlock], self.layers)
+        blocks = cast(Iterable[Qwen3Block], self.layers)
         for block, memory in zip(blocks, cache.layers, strict=True):
             x = block(x, freqs, memory, cache.lengths, mask)
         return x
 
 
-class LanguageModel(nn.Module):
+class Qwen3ForCausalLM(nn.Module):
     """A whole checkpoint: the trunk and the projection to words, which images do not need.
 
     Args:
@@ -344,10 +346,10 @@ class LanguageModel(nn.Module):
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
-    def __init__(self, config: QwenConfig, **factory: Any) -> None:
+    def __init__(self, config: Qwen3Config, **factory: Any) -> None:
         super().__init__()
         self.config = config
-        self.model = QwenTrunk(config, **factory)
+        self.model = Qwen3Model(config, **factory)
         self.lm_head: nn.Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)

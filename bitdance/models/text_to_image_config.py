@@ -9,7 +9,7 @@ from typing import Any
 
 from bitdance.io.settings import Size, invalid, parse, settings
 from bitdance.models.config import AutoencoderConfig, HeadConfig
-from bitdance.models.qwen3 import QwenConfig
+from bitdance.models.qwen3 import Qwen3Config
 
 __all__ = ["TextToImageConfig"]
 
@@ -28,7 +28,7 @@ class TextToImageConfig:
         ValueError: the parts do not fit each other.
     """
 
-    llm: QwenConfig
+    llm: Qwen3Config
     head: HeadConfig
     autoencoder: AutoencoderConfig
     parallel_num: Size
@@ -68,7 +68,7 @@ class TextToImageConfig:
         if "num_codebooks" not in autoencoder and ae.z_channels % 4 == 0:
             ae = replace(ae, num_codebooks=4)
         return cls(
-            QwenConfig.from_dict(llm),
+            Qwen3Config.from_dict(llm),
             parse(HeadConfig, {**defaults, **shape, "architecture": "t2i"}),
             ae,
             head.get("parallel_num", 4),

@@ -1,57 +1,121 @@
-"""What generating has in common, whatever is drawn: seeds, batches, progress, cancellation."""
+"""What both pipelines share: batches, seeds, callbacks, progress, outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
+from typing_extensions import Self
 
-from bitdance.io.validation import exact_int, is_one, listed, shown
+from bitdance.io.validation import listed, shown
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.pipelines.arguments import (
+    ImageShape,
+    batch_slices,
+    check_output_type,
+    packed_shape,
+    to_output,
+)
 from bitdance.sampling.ar_sampler import StepResult
 from bitdance.sampling.finite import NotFiniteError
 from bitdance.sampling.flow_sampler import binarize
+from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance_kernels import noise, noise_keys, unpack_signs
 
 __all__ = [
+    "BasePipeline",
     "Callback",
     "GenerationCancelled",
-    "Interruptible",
-    "OutputType",
-    "batch_slices",
-    "check_latents",
-    "check_output_type",
-    "decode_latents",
-    "generate_batches",
-    "image_seeds",
+    "ImagePipelineOutput",
     "numbered_images",
-    "to_output",
 ]
 
-OutputType = Literal["pil", "np", "pt", "latent"]
-Callback = Callable[[Any, int, int, Mapping[str, torch.Tensor]], Any]
+Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], "Mapping[str, torch.Tensor] | None"]
+
+CALLBACK_TENSOR_INPUTS = ("latents", "packed_latents")
 
 
 class GenerationCancelled(Exception):  # noqa: N818  (no error: somebody asked for it)
-    """``generate`` was stopped, by a callback that returned False or by ``interrupt``."""
+    """A call of a pipeline was stopped by ``interrupt``."""
 
 
-class Interruptible:
-    """A pipeline whose running calls of ``generate`` can be stopped."""
+@dataclass(frozen=True)
+class ImagePipelineOutput:
+    """Output of a pipeline.
 
-    def __init__(self) -> None:
+    Attributes:
+        images: as ``output_type`` asks: a list of PIL images, or an array or tensor of all images.
+    """
+
+    images: Any
+
+    def to_tuple(self) -> tuple[Any]:
+        """``(images,)``."""
+        return (self.images,)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.to_tuple()[index]
+
+
+class _Call:
+    stopped = False
+
+
+class BasePipeline:
+    """A model with what a call of it needs.
+
+    Any number of threads may use one pipeline at a time, and a callback may call it too: each call
+    has buffers of its own, and every image has the bits that it has alone.
+
+    Args:
+        model: the networks.
+        autoencoder: the part of `model` that decodes images.
+
+    Attributes:
+        model: the networks, a ``torch.nn.Module`` with the official parameter names.
+    """
+
+    model: nn.Module
+
+    def __init__(self, model: nn.Module, autoencoder: BinaryAutoencoder) -> None:
+        model.eval()
+        # The layout that decoding works in; it changes the memory of the parameters alone.
+        autoencoder.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._decode_images = ImageDecoder(autoencoder)
+        self._progress_bar_config: dict[str, Any] = {}
         self._running: set[_Call] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(self.model.parameters()).dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the model, as ``torch.nn.Module.to`` does; returns the pipeline."""
+        self.model.to(*args, **kwargs)
+        return self
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Set arguments of the progress bar, such as ``disable=True``; see ``tqdm.tqdm``."""
+        self._progress_bar_config = config
 
     @property
     def interrupt(self) -> bool:
         """Whether a running call is about to stop.
 
-        Set to True, from a callback or another thread, it stops every call that runs now, each
-        after its AR step; calls that begin later are not concerned.
+        Set to True, from a callback or another thread, it stops every call that runs now after its
+        AR step, with ``GenerationCancelled``; calls that begin later are not concerned. The name
+        ``_interrupt`` serves too.
         """
         return any(call.stopped for call in tuple(self._running))
 
@@ -60,8 +124,120 @@ class Interruptible:
         for call in tuple(self._running):
             call.stopped = bool(stop)
 
+    _interrupt = interrupt
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_running": set()}  # a copy has no calls
+
+    def _generate(
+        self,
+        sample: Callable[[slice, Callable[[StepResult], torch.Tensor | None]], torch.Tensor],
+        shape: ImageShape,
+        seeds: Sequence[int],
+        sample_ids: Sequence[int],
+        *,
+        batch_size: int | None,
+        output_type: str,
+        return_dict: bool,
+        callback_on_step_end: Callback | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> ImagePipelineOutput:
+        """Sample images batch by batch and decode them.
+
+        Args:
+            sample: called with the images of a batch and a function to call after every AR step;
+                returns their tokens [B, N, C].
+            shape: shape of the images.
+            seeds: one per image.
+            sample_ids: one per image.
+            batch_size: images at a time; by default all.
+            output_type: see the pipelines.
+            return_dict: see the pipelines.
+            callback_on_step_end: see the pipelines.
+            callback_on_step_end_tensor_inputs: see the pipelines.
+        """
+        function = type(self).__name__
+        names = listed(
+            function, "callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs
+        )
+        unknown = [name for name in names if name not in CALLBACK_TENSOR_INPUTS]
+        if unknown:
+            raise ValueError(
+                f"{function}: callback_on_step_end_tensor_inputs must be of "
+                f"{', '.join(CALLBACK_TENSOR_INPUTS)}, got {shown(unknown[0])}"
+            )
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(
+                f"{function}: callback_on_step_end must be a function, got "
+                f"{shown(callback_on_step_end)}"
+            )
+        check_output_type(function, output_type)
+        batches = batch_slices(function, len(seeds), batch_size)
+        packed = [torch.empty((0, *packed_shape(shape)), dtype=torch.uint8, device="cpu")]
+        with (
+            torch.no_grad(),
+            self._call() as call,
+            tqdm(
+                **{"total": shape.ar_steps * len(batches), "unit": "step"}
+                | self._progress_bar_config
+            ) as bar,
+        ):
+
+            def on_step(result: StepResult) -> torch.Tensor | None:
+                bar.update()
+                changed = None
+                if callback_on_step_end is not None:
+                    changed = _call_back(self, callback_on_step_end, names, result, shape.ar_steps)
+                if call.stopped:
+                    raise GenerationCancelled(
+                        f"stopped after AR step {result.step + 1} of {shape.ar_steps}"
+                    )
+                return changed
+
+            for batch in batches:
+                with numbered_images(function, batch):
+                    packed.append(binarize(sample(batch, on_step))[1])
+        packed_latents = torch.cat(packed[1:] or packed)
+        if output_type == "latent":
+            images: Any = packed_latents
+        else:
+            images = self._decode(
+                packed_latents, shape, seeds, sample_ids, batch_size, output_type, function
+            )
+        return ImagePipelineOutput(images) if return_dict else cast(Any, (images,))
+
+    def _decode(
+        self,
+        packed_latents: torch.Tensor,
+        shape: ImageShape,
+        seeds: Sequence[int],
+        sample_ids: Sequence[int],
+        batch_size: int | None,
+        output_type: str,
+        function: str,
+    ) -> Any:
+        """Images of packed tokens, batch by batch.
+
+        A decoder that takes noise gets that of the AR step after the last, so that an image depends
+        on its seed and sample id alone.
+        """
+        device, autoencoder = self.device, self._decode_images.autoencoder
+        pixels = [torch.empty((0, *shape.pixels), dtype=torch.uint8, device="cpu")]
+        with torch.no_grad():
+            for batch in batch_slices(function, len(packed_latents), batch_size):
+                tokens = unpack_signs(packed_latents[batch].to(device))[..., : shape.bits]
+                codes, drawn = shape.to_codes(tokens), None
+                if autoencoder.config.gan_decoder:
+                    keys = noise_keys(
+                        seeds[batch], sample_ids[batch], ar_step=shape.ar_steps, device=device
+                    )
+                    drawn = noise(keys, 0, codes[0].numel(), backend="auto").view(codes.shape)
+                with numbered_images(function, batch):
+                    pixels.append(self._decode_images(codes, noise=drawn).cpu())
+        return to_output(torch.cat(pixels[1:] or pixels), output_type)
+
     @contextmanager
-    def _run(self) -> Iterator[_Call]:
+    def _call(self) -> Iterator[_Call]:
         call = _Call()
         self._running.add(call)
         try:
@@ -69,187 +245,40 @@ class Interruptible:
         finally:
             self._running.discard(call)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_running": set()}  # a copy has no calls
 
-
-class _Call:
-    stopped = False
-
-
-def check_output_type(
-    function: str, output_type: str, known: Sequence[str] = ("pil", "np", "pt", "latent")
-) -> None:
-    """Raise ValueError unless `output_type` is known."""
-    if output_type not in known:
-        *most, last = map(repr, known)
-        raise ValueError(
-            f"{function}: output_type must be {', '.join(most)} or {last}, got {shown(output_type)}"
-        )
-
-
-def check_latents(packed: torch.Tensor, shape: tuple[int, int]) -> None:
-    """Raise TypeError or ValueError unless `packed` is uint8 [n, *shape]."""
-    expected = f"uint8 {['n', *shape]}"
-    if not isinstance(packed, torch.Tensor):
-        raise TypeError(f"decode: packed must be {expected}, got {shown(packed)}")
-    if packed.dtype != torch.uint8 or packed.dim() != 3 or packed.shape[1:] != shape:
-        raise ValueError(
-            f"decode: packed must be {expected}, got {packed.dtype} {list(packed.shape)}"
-        )
-
-
-def image_seeds(
-    function: str, seed: int | Sequence[int], sample_ids: Sequence[int] | None, count: int
-) -> tuple[list[int], list[int]]:
-    """The seed and the sample id of each picture; see ``BitDance.generate``.
-
-    Raises:
-        TypeError: one is no integer.
-        ValueError: there are not as many as pictures, or one is out of range.
-    """
-    one = is_one(seed)
-    given: dict[str, list[Any]] = {
-        "seed": [seed] * count if one else listed(function, "seed", seed),
-        "sample_ids": (list(range(count)) if one else [0] * count)
-        if sample_ids is None
-        else listed(function, "sample_ids", sample_ids),
-    }
-    if one:
-        exact_int(function, "seed", seed, 0, 2**64 - 1)  # also where there are no pictures
-    for name, values in given.items():
-        if len(values) != count:
-            raise ValueError(
-                f"{function}: {name} must be one per picture ({count}), got {len(values)}"
-            )
-    seeds = [exact_int(function, "seed", s, 0, 2**64 - 1) for s in given["seed"]]
-    ids = [exact_int(function, "sample_ids", i, 0, 2**32 - 1) for i in given["sample_ids"]]
-    return seeds, ids
-
-
-def batch_slices(function: str, count: int, batch_size: int | None) -> list[slice]:
-    """The pictures of every batch.
-
-    Raises:
-        TypeError, ValueError: `batch_size` is no integer of at least 1.
-    """
-    size = max(count, 1)
-    if batch_size is not None:
-        size = exact_int(function, "batch_size", batch_size, 1)
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-def generate_batches(
-    pipeline: Interruptible,
-    sample: Callable[[slice, Callable[[StepResult], None]], torch.Tensor],
-    *,
-    count: int,
+def _call_back(
+    pipeline: BasePipeline,
+    callback: Callback,
+    names: Sequence[str],
+    result: StepResult,
     ar_steps: int,
-    batch_size: int | None,
-    callback: Callback | None,
-    progress: bool,
-) -> list[torch.Tensor]:
-    """Sample pictures batch by batch.
-
-    Args:
-        pipeline: what the callback is given; its ``interrupt`` stops the run.
-        sample: called with the pictures of a batch and a function to call after every AR step;
-            returns their tokens [B, N, C].
-        count: pictures.
-        ar_steps: of a batch.
-        batch_size: pictures at a time; by default all.
-        callback: see ``BitDance.generate``.
-        progress: show a progress bar.
-
-    Returns:
-        Packed tokens of each batch, uint8 [B, N, ceil(C / 8)].
-
-    Raises:
-        TypeError: `callback` cannot be called.
-        ValueError: `batch_size` is less than 1.
-        NotFiniteError: the predictions of some pictures hold NaN or infinity.
-        GenerationCancelled: the callback returned False, or ``interrupt`` was set.
-    """
-    if callback is not None and not callable(callback):
-        raise TypeError(f"generate: callback_on_step_end must be a function, got {shown(callback)}")
-    batches = batch_slices("generate", count, batch_size)
-    made = []
-    with (
-        torch.no_grad(),
-        pipeline._run() as call,
-        tqdm(total=ar_steps * len(batches), disable=not progress, unit="step") as bar,
-    ):
-
-        def on_step(result: StepResult) -> None:
-            bar.update()
-            step, wanted = result.step, True
-            if callback is not None:
-                bits = {"packed": result.packed}
-                wanted = callback(pipeline, step, ar_steps, bits) is not False
-            if call.stopped or not wanted:
-                raise GenerationCancelled(f"stopped after AR step {step + 1} of {ar_steps}")
-
-        for batch in batches:
-            with numbered_images("generate", batch):
-                made.append(binarize(sample(batch, on_step))[1])
-    return made
+) -> torch.Tensor | None:
+    """Call a callback after an AR step; returns the latents that it wants to go on with, if any."""
+    tensors = {"latents": result.tokens, "packed_latents": result.packed}
+    given = {name: tensors[name] for name in names}
+    version = result.tokens._version
+    returned = callback(pipeline, result.step, ar_steps - 1 - result.step, given)
+    function = type(pipeline).__name__
+    if returned is not None and not isinstance(returned, Mapping):
+        raise TypeError(
+            f"{function}: callback_on_step_end must return its callback_kwargs, or a dict with "
+            f"the tensors to replace, got {shown(returned)}"
+        )
+    latents = (returned or {}).get("latents", result.tokens)
+    if latents is result.tokens and latents._version == version:
+        return None
+    if not isinstance(latents, torch.Tensor) or latents.shape != result.tokens.shape:
+        raise ValueError(
+            f"{function}: latents that callback_on_step_end returns must be "
+            f"{list(result.tokens.shape)}, got {shown(latents)}"
+        )
+    return binarize(latents.to(result.tokens))[0]
 
 
 @contextmanager
 def numbered_images(function: str, batch: slice) -> Iterator[None]:
-    """Inside, a NotFiniteError of a batch names the pictures by their numbers in the whole."""
+    """Inside, a NotFiniteError of a batch names the images by their numbers in the whole."""
     try:
         yield
     except NotFiniteError as error:
         raise error.numbered(function, range(batch.start, batch.stop)) from None
-
-
-def decode_latents(
-    autoencoder: BinaryAutoencoder,
-    packed: torch.Tensor,
-    to_codes: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    seed: int | Sequence[int],
-    sample_ids: Sequence[int] | None,
-    ar_steps: int,
-    batch_size: int | None,
-) -> list[torch.Tensor]:
-    """Pictures of packed tokens, batch by batch.
-
-    Args:
-        autoencoder: whose decoder is used. One that takes noise gets that of AR step `ar_steps`,
-            the one after the last, so that a picture depends on its seed and sample id alone.
-        packed: uint8 [n, N, ceil(C / 8)].
-        to_codes: tokens [B, N, C' >= C] of +1 and -1 to the decoder's maps.
-        seed: as for ``generate``.
-        sample_ids: as for ``generate``.
-        ar_steps: of a picture.
-        batch_size: pictures at a time; by default all.
-
-    Returns:
-        uint8 [B, C, H, W] on the CPU of each batch.
-
-    Raises:
-        TypeError, ValueError: an argument is of another kind or out of range.
-        NotFiniteError: a picture holds NaN or infinity.
-    """
-    seeds, ids = image_seeds("decode", seed, sample_ids, len(packed))
-    device = autoencoder.decoder.conv_in.weight.device
-    pixels = []
-    with torch.no_grad():
-        for batch in batch_slices("decode", len(packed), batch_size):
-            codes, drawn = to_codes(unpack_signs(packed[batch].to(device))), None
-            if autoencoder.config.gan_decoder:
-                keys = noise_keys(seeds[batch], ids[batch], ar_step=ar_steps, device=device)
-                drawn = noise(keys, 0, codes[0].numel(), backend="auto").view(codes.shape)
-            with numbered_images("decode", batch):
-                pixels.append(autoencoder.decode_pixels(codes, noise=drawn).cpu())
-    return pixels
-
-
-def to_output(images: torch.Tensor, output_type: str) -> Any:
-    """Pictures uint8 [n, C, H, W] as a caller wants them: "pt", "np" or "pil"."""
-    if output_type == "pt":
-        return images
-    arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-    return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]

@@ -1,4 +1,4 @@
-"""From a checkpoint to pictures: ``BitDance.from_pretrained(...).generate(labels)``."""
+"""The class-conditional pipeline: from classes to images."""
 
 from __future__ import annotations
 
@@ -14,107 +14,128 @@ from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
 from bitdance.models.loading.hub import locate
 from bitdance.models.loading.model_folder import MOST_STEPS, write_folder
-from bitdance.pipelines.base import (
-    Callback,
-    Interruptible,
+from bitdance.pipelines.arguments import (
+    Generators,
+    ImageShape,
     OutputType,
-    check_latents,
+    Seeds,
     check_output_type,
-    decode_latents,
-    generate_batches,
+    check_packed_latents,
     image_seeds,
-    to_output,
+    parse_dtype,
+    repeated,
 )
+from bitdance.pipelines.base import BasePipeline, Callback, ImagePipelineOutput
 from bitdance.pipelines.class_conditional_files import load_file, load_folder
 from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.class_conditional import ClassConditionalSampler
+
+__all__ = ["BitDancePipeline"]
 
 
-class BitDance(Interruptible):
-    """A class-conditional BitDance model with its tokenizer.
+class BitDancePipeline(BasePipeline):
+    """Generates images of classes.
 
-    Any number of threads may use one object at a time, and a callback may generate with it too:
-    each call has memory of its own, and every picture has the bits that it has alone.
+    Any number of threads may use one pipeline at a time, and a callback may call it too: each call
+    has buffers of its own, and every image has the bits that it has alone.
+
+    Args:
+        model: the networks.
+        classes: names of the classes, "" for a class without one.
+        num_inference_steps: default of calls.
 
     Attributes:
-        model: the network, a ``torch.nn.Module`` with the official parameter names.
-        config: its configuration.
-        classes: names of the classes, "" where a class has none.
-        steps: denoising steps per patch that ``generate`` takes by default.
+        model: the networks, a ``torch.nn.Module`` with the official parameter names.
+        config: configuration of the model.
+        classes: names of the classes.
+        num_inference_steps: denoising steps per patch that a call takes by default.
+
+    Example:
+        >>> from bitdance import BitDancePipeline
+        >>> pipe = BitDancePipeline.from_pretrained("fashion")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> images = pipe(["sneaker", "bag"], num_inference_steps=2, seed=0).images
+        >>> images[0].size
+        (32, 32)
     """
 
+    model: BitDanceModel
+
     def __init__(
-        self, model: BitDanceModel, classes: Sequence[str] | None = None, *, steps: int = 100
+        self,
+        model: BitDanceModel,
+        classes: Sequence[str] | None = None,
+        *,
+        num_inference_steps: int = 100,
     ) -> None:
-        super().__init__()
-        self.model = model.eval()
-        # The layout that decoding works in; of the parameters' memory alone, nothing else changes.
-        model.vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.config = model.config
-        self.steps = exact_int("BitDance", "steps", steps, 1, MOST_STEPS)
+        super().__init__(model, model.vae)
+        self.model, self.config = model, model.config
+        self.sampler = ClassConditionalSampler(model)
+        self.num_inference_steps = exact_int(
+            "BitDancePipeline", "num_inference_steps", num_inference_steps, 1, MOST_STEPS
+        )
         self.classes = tuple(classes) if classes is not None else _class_names(model.config)
         if len(self.classes) != self.config.num_classes:
             raise ValueError(
-                f"BitDance: classes must be {self.config.num_classes} names, got "
+                f"BitDancePipeline: classes must be {self.config.num_classes} names, got "
                 f"{len(self.classes)}"
             )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
         *,
-        tokenizer: str | Path | None = None,
+        autoencoder: str | Path | None = None,
         config: ModelConfig | str | Path | None = None,
-        prefer: str = "ema",
-        dtype: torch.dtype = torch.float32,
+        weights: str = "ema",
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
         local_files_only: bool = False,
-    ) -> BitDance:
+    ) -> BitDancePipeline:
         """Load a model; either all of it is loaded or nothing.
 
         Args:
-            source: "fashion", the small model of bitdance-models; a folder written by
-                ``save_pretrained``; an official checkpoint (``.pt``) or a ``.safetensors`` file;
+            source: "fashion", the small model of the package ``bitdance-models``; a folder written
+                by ``save_pretrained``; an official checkpoint (``.pt``) or a ``.safetensors`` file;
                 or the id "owner/name" of a Hugging Face repository that holds such a folder (needs
-                ``pip install bitdance[hub]``).
-            tokenizer: the tokenizer's own file, where `source` is a file without its weights (or
-                with others).
-            config: of a file that does not say what it is: a ``ModelConfig``, the name of a preset,
-                or a ``.json`` or ``.toml`` file with fields of a ``ModelConfig``, of which shapes
-                fill in the rest. An official ``.pt`` has its training arguments, and a file
-                "<name>_config.json" beside the weights is read; what contradicts them is an error.
-                Where nobody says anything, the shapes must be those of a preset.
-            prefer: "ema" or "model", for files that hold both.
-            dtype: of the parameters.
-            device: where to put the model.
-            revision: of a Hugging Face repository.
-            local_files_only: take only what was downloaded before.
+                ``pip install 'bitdance[hub]'``).
+            autoencoder: file of the image autoencoder, if `source` is a file without its weights,
+                or to replace them.
+            config: configuration of a file that has none: a ``ModelConfig``, the name of a preset,
+                or a ``.json`` or ``.toml`` file with fields of a ``ModelConfig``; shapes fill in
+                the rest. An official ``.pt`` has its training arguments, and a file
+                "<name>_config.json" beside the weights is read; a contradiction is an error.
+                Without any of them the shapes must be those of a preset.
+            weights: "ema" or "model", for files that hold both.
+            dtype: dtype of the parameters or its name, by default float32.
+            torch_dtype: the older name of `dtype`.
+            device: device of the model.
+            revision: revision of a Hugging Face repository.
+            local_files_only: use only files that were downloaded before.
 
         Raises:
             FileNotFoundError: there is no such file, folder or repository.
             CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
             ValueError: an argument is out of range.
         """
-        if prefer not in ("ema", "model"):
-            raise ValueError(f"from_pretrained: prefer must be 'ema' or 'model', got {prefer!r}")
+        if weights not in ("ema", "model"):
+            raise ValueError(f"from_pretrained: weights must be 'ema' or 'model', got {weights!r}")
+        parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
         path = locate(source, revision=revision, local_files_only=local_files_only)
         if path.is_dir():
-            for name, value in (("tokenizer", tokenizer), ("config", config)):
+            for name, value in (("autoencoder", autoencoder), ("config", config)):
                 if value is not None:
                     raise ValueError(
-                        f"from_pretrained: {name} must be left out where source is a folder, which "
+                        f"from_pretrained: {name} must be left out if source is a folder, which "
                         f"has its own, got {shown(value)}"
                     )
-            model, extra = load_folder(path, dtype)
+            model, extra = load_folder(path, parsed)
         else:
-            own = None if tokenizer is None else Path(tokenizer)
-            model, extra = load_file(path, dtype, tokenizer=own, config=config, prefer=prefer)
+            own = None if autoencoder is None else Path(autoencoder)
+            model, extra = load_file(path, parsed, autoencoder=own, config=config, prefer=weights)
         return cls(model.to(device), **extra)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -131,7 +152,7 @@ class BitDance(Interruptible):
             ValueError: a weight is not finite.
         """
         state = self.model.state_dict()
-        write_folder(Path(folder), state, self.config, self.classes, self.steps)
+        write_folder(Path(folder), state, self.config, self.classes, self.num_inference_steps)
 
     def label(self, name: str | int) -> int:
         """Number of a class given by name or number.
@@ -158,135 +179,155 @@ class BitDance(Interruptible):
             )
         return number
 
-    def generate(
+    def __call__(
         self,
-        labels: int | str | Sequence[int | str] | torch.Tensor,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         *,
-        seed: int | Sequence[int] = 0,
+        guidance_schedule: Literal["linear", "constant"] = "linear",
+        num_images_per_prompt: int = 1,
+        generator: Generators | None = None,
+        seed: Seeds | None = None,
         sample_ids: Sequence[int] | None = None,
-        steps: int | None = None,
-        cfg_scale: float | None = None,
-        cfg_schedule: Literal["linear", "constant"] = "linear",
         batch_size: int | None = None,
         output_type: OutputType = "pil",
+        return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-        progress: bool = True,
-        mode: Literal["fast", "plain"] = "fast",
-    ) -> Any:
-        """Generate one picture per label.
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        use_kernels: bool = True,
+    ) -> ImagePipelineOutput:
+        """Generate images of classes.
 
-        Picture i depends on its label, its seed and its sample id and on nothing else: its noise is
-        bit for bit the same alone and in any batch, the picture the same within rounding.
+        An image depends on its class, its seed and its sample id and on nothing else: its noise is
+        bit for bit the same alone and in any batch, the image the same within rounding.
 
         Args:
-            labels: class numbers or names, or a single one.
-            seed: one 64-bit seed for all pictures, or one per picture.
-            sample_ids: tells pictures of one seed apart; by default 0, 1, 2, ... with one seed, and
-                0 for every picture with a seed of its own.
-            steps: denoising steps per patch, before the final one; by default those saved with
-                the model, else 100.
-            cfg_scale: guidance; 1 or less is none. By default the model's published scale.
-            cfg_schedule: "linear" grows with the AR step as in the published sampler.
-            batch_size: pictures at a time; by default all.
-            output_type: "pil": a list of images; "np": uint8 [n, H, W, 3]; "pt": uint8
-                [n, 3, H, W]; "latent": packed bits uint8 [n, tokens, C / 8] in generation order.
-            callback_on_step_end: called as f(self, AR step, AR steps, {"packed": the step's bits,
-                uint8 [rows, P, C / 8], conditional rows first}); stops the run by returning False.
-            progress: show a progress bar.
-            mode: "plain" runs reference ops and the head as published, for comparison.
+            class_labels: numbers or names of classes, or a single one.
+            num_inference_steps: denoising steps per patch, before the final one;
+                by default those saved with the model, else 100.
+            guidance_scale: guidance; 1 or less is none. By default the model's
+                published scale.
+            guidance_schedule: "linear" grows with the AR step as in the published sampler.
+            num_images_per_prompt: images of each class, side by side in the output.
+            generator: source of one 64-bit seed for all images, or one generator per image. Its
+                next 64-bit number is the seed.
+            seed: in place of `generator`, one 64-bit seed for all images, or one per image; 0 if
+                neither is given.
+            sample_ids: ids that tell images of one seed apart; by default 0, 1, 2, ... with one
+                seed, and 0 for every image with a seed of its own.
+            batch_size: images at a time; by default all.
+            output_type: "pil": a list of images; "np": float32 [n, H, W, 3] in [0, 1]; "pt":
+                float32 [n, 3, H, W] in [0, 1]; "uint8": a tensor [n, 3, H, W]; "latent": packed
+                bits uint8 [n, tokens, ceil(C / 8)] in generation order, which ``decode`` takes.
+            return_dict: return an ``ImagePipelineOutput``; else the tuple (images,).
+            callback_on_step_end: called after every AR step as f(pipeline, step, timestep,
+                callback_kwargs), with the number of the step in its batch, the number of steps that
+                are left, and a dict of the tensors named next; returns that dict. Latents that it
+                changes or replaces are what the image goes on with.
+            callback_on_step_end_tensor_inputs: names among "latents", float32 [rows, P, C] of +1
+                and -1, and "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits; with
+                guidance conditional rows first.
+            use_kernels: False runs reference ops and the head as published, for comparison.
+
+        Returns:
+            The images, on the CPU.
 
         Raises:
-            TypeError: an argument is of another kind; nothing is computed.
+            TypeError: an argument has another type; nothing is computed.
             ValueError: an argument is out of range; nothing is computed.
-            NotFiniteError: the model computes NaN or infinity; it names the pictures.
-            GenerationCancelled: a callback returned False, or ``interrupt`` was set.
+            NotFiniteError: the model computes NaN or infinity; names the images.
+            GenerationCancelled: ``interrupt`` was set.
         """
-        given: list[Any] = [labels] if is_one(labels) else listed("generate", "labels", labels)
-        numbers = [self.label(label) for label in given]
-        count = len(numbers)
-        seeds, ids = image_seeds("generate", seed, sample_ids, count)
-        check_output_type("generate", output_type)
-        count_of_steps = exact_int("generate", "steps", self.steps if steps is None else steps, 1)
-        scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
-        scale = finite_number("generate", "cfg_scale", scale)
-        if cfg_schedule not in ("linear", "constant"):
+        function = "BitDancePipeline"
+        given: list[Any] = (
+            [class_labels]
+            if is_one(class_labels)
+            else listed(function, "class_labels", class_labels)
+        )
+        labels = repeated(function, [self.label(name) for name in given], num_images_per_prompt)
+        seeds, ids = image_seeds(function, seed, generator, sample_ids, len(labels))
+        default = self.num_inference_steps
+        steps = exact_int(
+            function, "num_inference_steps",
+            default if num_inference_steps is None else num_inference_steps, 1,
+        )  # fmt: skip
+        scale = self.config.cfg_scale if guidance_scale is None else guidance_scale
+        scale = finite_number(function, "guidance_scale", scale)
+        if guidance_schedule not in ("linear", "constant"):
             raise ValueError(
-                f"generate: cfg_schedule must be 'linear' or 'constant', got {cfg_schedule!r}"
+                f"{function}: guidance_schedule must be 'linear' or 'constant', got "
+                f"{shown(guidance_schedule)}"
             )
-        if mode not in ("fast", "plain"):
-            raise ValueError(f"generate: mode must be 'fast' or 'plain', got {mode!r}")
 
-        def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
-            return self.model.sample(
-                torch.tensor(numbers[batch], dtype=torch.int64, device=self.device),
-                steps=count_of_steps,
-                cfg_scale=scale,
-                cfg_schedule=cfg_schedule,
+        def sample(
+            batch: slice, on_step: Callable[[StepResult], torch.Tensor | None]
+        ) -> torch.Tensor:
+            return self.sampler.sample(
+                torch.tensor(labels[batch], dtype=torch.int64, device=self.device),
+                num_inference_steps=steps,
+                guidance_scale=scale,
+                guidance_schedule=guidance_schedule,
                 seeds=seeds[batch],
                 sample_ids=ids[batch],
                 on_step=on_step,
-                mode=mode,
+                use_kernels=use_kernels,
             )
 
-        made = generate_batches(
-            self,
+        return self._generate(
             sample,
-            count=count,
-            ar_steps=self.config.ar_steps,
+            self._image_shape,
+            seeds,
+            ids,
             batch_size=batch_size,
-            callback=callback_on_step_end,
-            progress=progress,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        none = torch.empty((0, *self._latent_shape), dtype=torch.uint8, device="cpu")
-        packed = torch.cat(made) if made else none
-        if output_type == "latent":
-            return packed
-        return self.decode(
-            packed, seed=seeds, sample_ids=ids, batch_size=batch_size, output_type=output_type
-        )
-
-    @property
-    def _latent_shape(self) -> tuple[int, int]:
-        return self.config.tokens, -(-self.config.token_bits // 8)
 
     def decode(
         self,
-        packed: torch.Tensor,
+        packed_latents: torch.Tensor,
         *,
-        seed: int | Sequence[int] = 0,
+        generator: Generators | None = None,
+        seed: Seeds | None = None,
         sample_ids: Sequence[int] | None = None,
         batch_size: int | None = None,
-        output_type: Literal["pil", "np", "pt"] = "pil",
+        output_type: Literal["pil", "np", "pt", "uint8"] = "pil",
     ) -> Any:
-        """Pictures of packed tokens, as ``generate`` gives them with output_type="latent".
+        """Decode packed latents, the output of a call with output_type="latent", to images.
 
         Args:
-            packed: uint8 [n, tokens, C / 8] in generation order.
-            seed: as for ``generate``; of a decoder that takes noise.
-            sample_ids: as for ``generate``.
-            batch_size: pictures at a time; by default all.
-            output_type: as for ``generate``.
+            packed_latents: uint8 [n, tokens, ceil(C / 8)] in generation order.
+            generator: as for a call of the pipeline; used by a decoder that takes noise.
+            seed: as for a call of the pipeline.
+            sample_ids: as for a call of the pipeline.
+            batch_size: images at a time; by default all.
+            output_type: as for a call of the pipeline.
 
         Raises:
-            NotFiniteError: the decoder computes NaN or infinity; it names the pictures.
-            TypeError: `packed` is no tensor.
-            ValueError: `packed` is of another dtype or shape.
+            NotFiniteError: the decoder computes NaN or infinity; names the images.
+            TypeError: `packed_latents` is no tensor.
+            ValueError: `packed_latents` has another dtype or shape.
         """
-        check_latents(packed, self._latent_shape)
-        check_output_type("decode", output_type, ("pil", "np", "pt"))
-        pixels = decode_latents(
-            self.model.vae,
-            packed,
-            lambda tokens: self.model.to_codes(tokens[..., : self.config.token_bits]),
-            seed=seed,
-            sample_ids=sample_ids,
-            ar_steps=self.config.ar_steps,
-            batch_size=batch_size,
+        shape = self._image_shape
+        packed = check_packed_latents(packed_latents, shape)
+        check_output_type("decode", output_type, ("pil", "np", "pt", "uint8"))
+        seeds, ids = image_seeds("decode", seed, generator, sample_ids, len(packed))
+        return self._decode(packed, shape, seeds, ids, batch_size, output_type, "decode")
+
+    @property
+    def _image_shape(self) -> ImageShape:
+        config = self.config
+        side = config.resolution
+        return ImageShape(
+            tokens=config.tokens,
+            bits=config.token_bits,
+            ar_steps=config.ar_steps,
+            pixels=(config.autoencoder.out_ch, side, side),
+            to_codes=self.model.to_codes,
         )
-        side = self.config.resolution
-        none = torch.empty((0, 3, side, side), dtype=torch.uint8, device="cpu")
-        images = torch.cat(pixels) if pixels else none
-        return to_output(images, output_type)
 
 
 def _class_names(config: ModelConfig) -> tuple[str, ...]:

@@ -58,11 +58,11 @@ def load_file(
     path: Path,
     dtype: torch.dtype,
     *,
-    tokenizer: Path | None = None,
+    autoencoder: Path | None = None,
     config: ModelConfig | str | Path | None = None,
     prefer: str = "ema",
 ) -> Loaded:
-    """Load a file of weights; see ``BitDance.from_pretrained``.
+    """Load a file of weights; see ``BitDancePipeline.from_pretrained``.
 
     Raises:
         CheckpointError: the files are damaged, do not fit, or do not say what they are.
@@ -70,19 +70,19 @@ def load_file(
         ValueError: `config` is neither the name of a preset nor a file.
     """
     given = _given(config)
-    if tokenizer is None and given is None and names(path.parent, path.name):
+    if autoencoder is None and given is None and names(path.parent, path.name):
         return load_folder(path.parent, dtype)
     stored = weights.read_checkpoint(path, prefer=prefer)
     tensors = stored.tensors
-    if tokenizer is not None:
+    if autoencoder is not None:
         _, tensors = weights.split_prefix(tensors, "vae.")
-        own = autoencoder_tensors(weights.read_weights(tokenizer, prefer=prefer))
+        own = autoencoder_tensors(weights.read_weights(autoencoder, prefer=prefer))
         tensors |= {f"vae.{name}": tensor for name, tensor in own.items()}
     said = [*said_by_arguments(stored.arguments), *_beside(path)]
     found = find_config(tensors, [*said, *([given] if given else [])], path)
     source = str(path)
     if not any(name.startswith("vae.") for name in tensors):
-        source = f"{path}, which has no tokenizer (give tokenizer=...),"
+        source = f"{path}, which has no autoencoder (give autoencoder=...),"
     model = _structure(found, tensors, dtype, source)
     weights.load_weights(model, tensors, source)
     return model, {}

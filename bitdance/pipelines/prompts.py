@@ -1,15 +1,17 @@
-"""What stands before an image's tokens: a text, and special tokens that say what is to come."""
+"""The tokens before an image: the prompt, and special tokens that tell the size of the image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from bitdance.io.files import CheckpointError, one_line
 from bitdance.io.validation import shown
 
-__all__ = ["NO_PROMPT", "PROMPT", "Words", "image_prefix", "token_ids"]
+__all__ = ["NO_PROMPT", "PROMPT", "TextTokenizer", "image_prefix", "load_tokenizer", "token_ids"]
 
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """The conditional text, around what a user asks for."""
@@ -18,7 +20,7 @@ NO_PROMPT = "<|im_start|>assistant\n"
 """The unconditional text."""
 
 
-class Words(Protocol):
+class TextTokenizer(Protocol):
     """A tokenizer of texts, such as Hugging Face's transformers and tokenizers have."""
 
     def encode(self, text: str, /) -> Any:
@@ -28,18 +30,38 @@ class Words(Protocol):
         """Id of a token; ``token_to_id`` serves too."""
 
 
-def token_ids(words: Words, text: str) -> list[int]:
+def load_tokenizer(folder: Path) -> TextTokenizer:
+    """The text tokenizer of a release.
+
+    Raises:
+        ImportError: transformers is not installed.
+        CheckpointError: the folder has no tokenizer that transformers can load.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ImportError(
+            "from_pretrained: tokenizer must be given, or transformers installed to load that of "
+            "the release: pip install transformers"
+        ) from error
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no text tokenizer: {one_line(error)}") from error
+
+
+def token_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
     """Token ids of a text.
 
     Args:
-        words: whose ``encode`` returns a flat list, an array or a tensor of ids [n] or [1, n], a
+        tokenizer: its ``encode`` returns a flat list, an array or a tensor of ids [n] or [1, n], a
             mapping with "input_ids", or an object with ``ids``.
         text: what to encode.
 
     Raises:
         TypeError: it returns something else.
     """
-    encoded = words.encode(text)
+    encoded = tokenizer.encode(text)
     if isinstance(encoded, Mapping) and "input_ids" in encoded:
         encoded = encoded["input_ids"]
     ids: Any = getattr(encoded, "ids", encoded)
@@ -51,15 +73,15 @@ def token_ids(words: Words, text: str) -> list[int]:
         isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids
     )
     if not whole or isinstance(ids, str | bytes):
-        raise TypeError(f"words.encode must return a list of token ids, got {shown(encoded)}")
+        raise TypeError(f"tokenizer.encode must return a list of token ids, got {shown(encoded)}")
     return [int(i) for i in ids]
 
 
-def image_prefix(words: Words, grid: tuple[int, int], parallel_num: int) -> list[int]:
+def image_prefix(tokenizer: TextTokenizer, grid: tuple[int, int], parallel_num: int) -> list[int]:
     """Ids of what stands between a prompt and an image's tokens.
 
     Args:
-        words: knows the special tokens.
+        tokenizer: tokenizer with the special tokens.
         grid: tokens vertically and horizontally.
         parallel_num: P, tokens a step.
 
@@ -67,21 +89,23 @@ def image_prefix(words: Words, grid: tuple[int, int], parallel_num: int) -> list
         Ids of <|vision_start|>, height, width and P - 1 queries.
 
     Raises:
-        TypeError: `words` has no method that knows tokens.
+        TypeError: `tokenizer` has no method that knows tokens.
         ValueError: there is no such token, since images of that size were not trained.
     """
     height, width = grid
     # Tokenizers of the library of that name have the second.
-    to_id = getattr(words, "convert_tokens_to_ids", None) or getattr(words, "token_to_id", None)
+    to_id = getattr(tokenizer, "convert_tokens_to_ids", None) or getattr(
+        tokenizer, "token_to_id", None
+    )
     if to_id is None:
         raise TypeError(
-            "words must be a tokenizer with convert_tokens_to_ids or token_to_id, got "
-            f"{type(words).__name__}"
+            "tokenizer must be a tokenizer with convert_tokens_to_ids or token_to_id, got "
+            f"{type(tokenizer).__name__}"
         )
     names = ["<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>"]
     names += [f"<|query_{i}|>" for i in range(1, parallel_num)]
     ids = {name: to_id(name) for name in names}
-    unknown = (None, getattr(words, "unk_token_id", None))
+    unknown = (None, getattr(tokenizer, "unk_token_id", None))
     missing = [name for name in names if ids[name] in unknown]
     if missing:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From a released folder to pictures: ``TextToImage.from_pretrained(...).generate(prompts)``."""
+"""The text-to-image pipeline: from prompts to images."""
 
 from __future__ import annotations
 
@@ -6,86 +6,115 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from bitdance.io.validation import exact_int, finite_number, is_one, listed, shown
+from bitdance.models.loading.hub import locate_release
 from bitdance.models.text_to_image import TextToImageModel
-from bitdance.pipelines.base import (
-    Callback,
-    Interruptible,
+from bitdance.pipelines.arguments import (
+    Generators,
+    ImageShape,
     OutputType,
-    check_latents,
+    Seeds,
     check_output_type,
-    decode_latents,
-    generate_batches,
+    check_packed_latents,
     image_seeds,
-    to_output,
+    parse_dtype,
+    repeated,
 )
-from bitdance.pipelines.prompts import NO_PROMPT, PROMPT, Words, image_prefix, token_ids
-from bitdance.pipelines.text_to_image_files import load_released
+from bitdance.pipelines.base import BasePipeline, Callback, ImagePipelineOutput
+from bitdance.pipelines.prompts import (
+    NO_PROMPT,
+    PROMPT,
+    TextTokenizer,
+    image_prefix,
+    load_tokenizer,
+    token_ids,
+)
+from bitdance.pipelines.text_to_image_files import load_release
 from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.text_to_image import TextToImageSampler
 
-__all__ = ["TextToImage"]
+__all__ = ["BitDanceT2IPipeline"]
 
 
-class TextToImage(Interruptible):
-    """A text-to-image model with its tokenizers: one of images, in the model, and one of texts.
+class BitDanceT2IPipeline(BasePipeline):
+    """Generates images of prompts.
 
-    Any number of threads may use one object at a time, and a callback may generate with it too:
-    each call has memory of its own, and every picture has the bits that it has alone. Calls take
-    turns at `words`, which need not be safe for threads.
+    Any number of threads may use one pipeline at a time, and a callback may call it too: each call
+    has buffers of its own, and every image has the bits that it has alone. Calls take turns at
+    `tokenizer`, which need not be safe for threads.
 
     Args:
-        model: the network.
-        words: tokenizer of texts, for example what ``transformers.AutoTokenizer`` loads.
+        model: the networks.
+        tokenizer: tokenizer of texts, for example from ``transformers.AutoTokenizer``.
 
     Attributes:
-        model: the network, a ``torch.nn.Module`` with the official parameter names.
-        config: its configuration.
-        words: see above.
+        model: the networks, a ``torch.nn.Module`` with the official parameter names.
+        config: configuration of the model.
+        tokenizer: tokenizer of texts.
     """
 
-    def __init__(self, model: TextToImageModel, words: Words) -> None:
-        super().__init__()
-        self.model, self.words = model.eval(), words
-        self.config = model.config
-        self._reading = threading.Lock()
+    model: TextToImageModel
+
+    def __init__(self, model: TextToImageModel, tokenizer: TextTokenizer) -> None:
+        super().__init__(model, model.ae)
+        self.model, self.config, self.tokenizer = model, model.config, tokenizer
+        self.sampler = TextToImageSampler(model)
+        self._tokenizing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in super().__getstate__().items() if name != "_reading"}
+        return {name: v for name, v in super().__getstate__().items() if name != "_tokenizing"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _reading=threading.Lock())
+        vars(self).update(state, _tokenizing=threading.Lock())
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        source: str | Path,
         *,
-        words: Words,
-        dtype: torch.dtype = torch.float32,
+        autoencoder: str | Path | None = None,
+        tokenizer: TextTokenizer | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         device: str | torch.device = "cpu",
-    ) -> TextToImage:
-        """Load a released folder; either all of it is loaded or nothing.
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> BitDanceT2IPipeline:
+        """Load a released model; either all of it is loaded or nothing.
 
-        Its files are those of a Hugging Face language model (``config.json`` and
-        ``model.safetensors``, or its parts with ``model.safetensors.index.json``), and
+        The files of a release are those of a Hugging Face language model (``config.json`` and
+        ``model.safetensors``, or its parts with ``model.safetensors.index.json``) and
         ``ae_config.json``, ``ae.safetensors``, ``vision_head_config.json``,
         ``vision_head.safetensors`` and ``projector.safetensors``.
 
         Args:
-            folder: where they are.
-            words: tokenizer of texts.
-            dtype: of the parameters.
-            device: where to put the model.
+            source: folder with these files, or the id "owner/name" of a Hugging Face repository
+                (needs ``pip install 'bitdance[hub]'``).
+            autoencoder: file or folder of another image autoencoder, as for
+                ``BinaryAutoencoder.from_pretrained``.
+            tokenizer: tokenizer of texts; by default that of the release, which needs
+                ``pip install transformers``.
+            dtype: dtype of the parameters or its name, by default float32.
+            torch_dtype: the older name of `dtype`.
+            device: device of the model.
+            revision: revision of a Hugging Face repository.
+            local_files_only: use only files that were downloaded before.
 
         Raises:
-            FileNotFoundError: a file is missing.
+            FileNotFoundError: there is no such folder or repository, or a file is missing.
             CheckpointError: a file is damaged, or does not fit the configuration.
+            ImportError: `tokenizer` is not given and transformers is not installed.
         """
-        return cls(load_released(Path(folder), dtype, device), words)
+        parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
+        folder = locate_release(source, revision=revision, local_files_only=local_files_only)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(folder)
+        own = None if autoencoder is None else Path(autoencoder)
+        return cls(load_release(folder, parsed, device, autoencoder=own), tokenizer)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens of an image of that many pixels, vertically and horizontally.
@@ -104,168 +133,178 @@ class TextToImage(Interruptible):
             sides.append(pixels // factor)
         return sides[0], sides[1]
 
-    def generate(
+    def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompt: str | Sequence[str],
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
         *,
         negative_prompt: str | Sequence[str] | None = None,
         height: int = 1024,
         width: int = 1024,
-        seed: int | Sequence[int] = 0,
+        num_images_per_prompt: int = 1,
+        generator: Generators | None = None,
+        seed: Seeds | None = None,
         sample_ids: Sequence[int] | None = None,
-        steps: int = 50,
-        cfg_scale: float = 7.5,
         batch_size: int | None = None,
         output_type: OutputType = "pil",
+        return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-        progress: bool = True,
-    ) -> Any:
-        """Generate one picture per prompt.
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput:
+        """Generate images of prompts.
 
-        Picture i depends on its prompt, its seed and its sample id and on nothing else, as with
-        ``BitDance.generate``.
+        An image depends on its prompts, its seed and its sample id and on nothing else, as with
+        ``BitDancePipeline``.
 
         Args:
-            prompts: what to draw, one text or several.
-            negative_prompt: what guidance leads away from, one text for all pictures or one per
-                picture. By default, and where it is empty, the text that training put in place of
-                a prompt.
-            height: in pixels.
-            width: in pixels.
-            seed: one 64-bit seed for all pictures, or one per picture.
-            sample_ids: tells pictures of one seed apart; by default 0, 1, 2, ... with one seed, and
-                0 for every picture with a seed of its own.
-            steps: denoising steps per patch, before the final one.
-            cfg_scale: guidance, the same at all steps; 1 or less is none.
-            batch_size: pictures at a time; by default all.
-            output_type: "pil": a list of images; "np": uint8 [n, H, W, 3]; "pt": uint8
-                [n, 3, H, W]; "latent": packed bits uint8 [n, tokens, C / 8] in generation order.
-            callback_on_step_end: called as f(self, AR step, AR steps, {"packed": the step's bits,
-                uint8 [rows, P, C / 8], conditional rows first}); stops the run by returning False.
-            progress: show a progress bar.
+            prompt: text of what to draw, or several.
+            num_inference_steps: denoising steps per patch, before the final one.
+            guidance_scale: guidance; 1 or less is none, the same at all AR steps.
+            negative_prompt: text that guidance leads away from, one for all prompts or one per
+                prompt. By default, and if it is empty, the text that training put in place of a
+                prompt.
+            height: height in pixels.
+            width: width in pixels.
+            num_images_per_prompt: images of each prompt, side by side in the output.
+            generator: source of one 64-bit seed for all images, or one generator per image. Its
+                next 64-bit number is the seed.
+            seed: in place of `generator`, one 64-bit seed for all images, or one per image; 0 if
+                neither is given.
+            sample_ids: ids that tell images of one seed apart; by default 0, 1, 2, ... with one
+                seed, and 0 for every image with a seed of its own.
+            batch_size: images at a time; by default all.
+            output_type: "pil": a list of images; "np": float32 [n, H, W, 3] in [0, 1]; "pt":
+                float32 [n, 3, H, W] in [0, 1]; "uint8": a tensor [n, 3, H, W]; "latent": packed
+                bits uint8 [n, tokens, ceil(C / 8)] in generation order, which ``decode`` takes.
+            return_dict: return an ``ImagePipelineOutput``; else the tuple (images,).
+            callback_on_step_end: called after every AR step as f(pipeline, step, timestep,
+                callback_kwargs), with the number of the step in its batch, the number of steps that
+                are left, and a dict of the tensors named next; returns that dict. Latents that it
+                changes or replaces are what the image goes on with.
+            callback_on_step_end_tensor_inputs: names among "latents", float32 [rows, P, C] of +1
+                and -1, and "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits; with
+                guidance conditional rows first.
+
+        Returns:
+            The images, on the CPU.
 
         Raises:
-            TypeError: an argument is of another kind; nothing is computed.
+            TypeError: an argument has another type; nothing is computed.
             ValueError: an argument is out of range, the tokenizer does not know images of that
-                size, or a prompt is longer than the model; nothing is computed.
-            NotFiniteError: the model computes NaN or infinity; it names the pictures.
-            GenerationCancelled: a callback returned False, or ``interrupt`` was set.
+                size, or a prompt is longer than the model's positions; nothing is computed.
+            NotFiniteError: the model computes NaN or infinity; names the images.
+            GenerationCancelled: ``interrupt`` was set.
         """
-        texts = _texts("prompts", prompts)
-        grid, count = self.grid(height, width), len(texts)
+        function = "BitDanceT2IPipeline"
+        prompts = _texts("prompt", prompt)
+        grid = self.grid(height, width)
         negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
         if negative_prompt is None or isinstance(negative_prompt, str):
-            negatives *= count
-        if len(negatives) != count:
+            negatives *= len(prompts)
+        if len(negatives) != len(prompts):
             raise ValueError(
-                f"generate: negative_prompt must be one text, or one per picture ({count}), got "
-                f"{len(negatives)}"
+                f"{function}: negative_prompt must be one text, or one per prompt "
+                f"({len(prompts)}), got {len(negatives)}"
             )
-        seeds, ids = image_seeds("generate", seed, sample_ids, count)
-        check_output_type("generate", output_type)
-        count_of_steps = exact_int("generate", "steps", steps, 1)
-        scale = finite_number("generate", "cfg_scale", cfg_scale)
-        with self._reading:
-            prefix = image_prefix(self.words, grid, self.config.parallel_num)
-            encoded = [token_ids(self.words, PROMPT.format(text)) for text in texts]
+        texts = repeated(function, prompts, num_images_per_prompt)
+        negatives = repeated(function, negatives, num_images_per_prompt)
+        seeds, ids = image_seeds(function, seed, generator, sample_ids, len(texts))
+        steps = exact_int(function, "num_inference_steps", num_inference_steps, 1)
+        scale = finite_number(function, "guidance_scale", guidance_scale)
+        with self._tokenizing:
+            prefix = image_prefix(self.tokenizer, grid, self.config.parallel_num)
+            encoded = [token_ids(self.tokenizer, PROMPT.format(text)) for text in texts]
             avoided = [
-                token_ids(self.words, PROMPT.format(text) if text else NO_PROMPT)
+                token_ids(self.tokenizer, PROMPT.format(text) if text else NO_PROMPT)
                 for text in negatives
             ]
 
-        # Before the first batch is drawn, not after it.
-        self.model.texts(encoded, prefix, grid=grid, negative=avoided, guided=scale > 1)
+        # Before the first batch is sampled, not after it.
+        self.sampler.token_rows(
+            encoded, prefix, grid=grid, negative_prompts=avoided, guided=scale > 1
+        )
 
-        def sample(batch: slice, on_step: Callable[[StepResult], None]) -> torch.Tensor:
-            return self.model.sample(
+        def sample(
+            batch: slice, on_step: Callable[[StepResult], torch.Tensor | None]
+        ) -> torch.Tensor:
+            return self.sampler.sample(
                 encoded[batch],
                 prefix,
                 grid=grid,
-                negative=avoided[batch],
-                steps=count_of_steps,
-                cfg_scale=scale,
+                negative_prompts=avoided[batch],
+                num_inference_steps=steps,
+                guidance_scale=scale,
                 seeds=seeds[batch],
                 sample_ids=ids[batch],
                 on_step=on_step,
             )
 
-        made = generate_batches(
-            self,
+        return self._generate(
             sample,
-            count=count,
-            ar_steps=grid[0] * grid[1] // self.config.parallel_num,
-            batch_size=batch_size,
-            callback=callback_on_step_end,
-            progress=progress,
-        )
-        none = torch.empty((0, *self._latent_shape(grid)), dtype=torch.uint8, device="cpu")
-        packed = torch.cat(made) if made else none
-        if output_type == "latent":
-            return packed
-        return self.decode(
-            packed,
-            height=height,
-            width=width,
-            seed=seeds,
-            sample_ids=ids,
+            self._image_shape(grid),
+            seeds,
+            ids,
             batch_size=batch_size,
             output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-
-    def _latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
-        return grid[0] * grid[1], -(-self.config.autoencoder.z_channels // 8)
 
     def decode(
         self,
-        packed: torch.Tensor,
+        packed_latents: torch.Tensor,
         *,
         height: int = 1024,
         width: int = 1024,
-        seed: int | Sequence[int] = 0,
+        generator: Generators | None = None,
+        seed: Seeds | None = None,
         sample_ids: Sequence[int] | None = None,
         batch_size: int | None = None,
-        output_type: OutputType = "pil",
+        output_type: Literal["pil", "np", "pt", "uint8"] = "pil",
     ) -> Any:
-        """Pictures of packed tokens, as ``generate`` gives them with output_type="latent".
+        """Decode packed latents, the output of a call with output_type="latent", to images.
 
         Args:
-            packed: uint8 [n, tokens, C / 8] in generation order.
-            height: in pixels.
-            width: in pixels.
-            seed: as for ``generate``; of a decoder that takes noise.
-            sample_ids: as for ``generate``.
-            batch_size: pictures at a time; by default all.
-            output_type: as for ``generate``.
+            packed_latents: uint8 [n, tokens, ceil(C / 8)] in generation order.
+            height: height in pixels.
+            width: width in pixels.
+            generator: as for a call of the pipeline; used by a decoder that takes noise.
+            seed: as for a call of the pipeline.
+            sample_ids: as for a call of the pipeline.
+            batch_size: images at a time; by default all.
+            output_type: as for a call of the pipeline.
 
         Raises:
-            NotFiniteError: the decoder computes NaN or infinity; it names the pictures.
-            TypeError: `packed` is no tensor.
-            ValueError: `packed` is of another dtype, or not of images of that size.
+            NotFiniteError: the decoder computes NaN or infinity; names the images.
+            TypeError: `packed_latents` is no tensor.
+            ValueError: `packed_latents` has another dtype, or is not of images of that size.
         """
-        grid = self.grid(height, width)
-        check_latents(packed, self._latent_shape(grid))
-        check_output_type("decode", output_type, ("pil", "np", "pt"))
+        shape = self._image_shape(self.grid(height, width))
+        packed = check_packed_latents(packed_latents, shape)
+        check_output_type("decode", output_type, ("pil", "np", "pt", "uint8"))
+        seeds, ids = image_seeds("decode", seed, generator, sample_ids, len(packed))
+        return self._decode(packed, shape, seeds, ids, batch_size, output_type, "decode")
+
+    def _image_shape(self, grid: tuple[int, int]) -> ImageShape:
         config = self.config.autoencoder
-        images = decode_latents(
-            self.model.ae,
-            packed,
-            lambda tokens: self.model.to_codes(tokens[..., : config.z_channels], grid),
-            seed=seed,
-            sample_ids=sample_ids,
+        height, width = (side * config.downsampling for side in grid)
+        return ImageShape(
+            tokens=grid[0] * grid[1],
+            bits=config.z_channels,
             ar_steps=grid[0] * grid[1] // self.config.parallel_num,
-            batch_size=batch_size,
+            pixels=(config.out_ch, height, width),
+            to_codes=lambda tokens: self.model.to_codes(tokens, grid),
         )
-        if not images:
-            images = [
-                torch.empty((0, config.out_ch, height, width), dtype=torch.uint8, device="cpu")
-            ]
-        return to_output(torch.cat(images), output_type)
 
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:
     """One text or several as a list."""
-    texts: list[Any] = [given] if is_one(given) else listed("generate", name, given)
+    texts: list[Any] = [given] if is_one(given) else listed("BitDanceT2IPipeline", name, given)
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"generate: {name} must be text, one or several, got {shown(text)}")
+            raise TypeError(
+                f"BitDanceT2IPipeline: {name} must be text, one or several, got {shown(text)}"
+            )
     return texts

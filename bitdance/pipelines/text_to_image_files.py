@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bitdance.io.files import CheckpointError, one_line
 from bitdance.io.state_names import normalise
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.diffusion_head import DiffusionHead
+from bitdance.models.loading.autoencoder_files import read_autoencoder
 from bitdance.models.loading.skeleton import (
     Repeated,
     autoencoder_repeats,
@@ -20,15 +22,21 @@ from bitdance.models.loading.skeleton import (
     head_repeats,
     skeleton,
 )
-from bitdance.models.qwen3 import LanguageModel
+from bitdance.models.qwen3 import Qwen3ForCausalLM
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 
-__all__ = ["load_released"]
+__all__ = ["load_release"]
 
 
-def load_released(folder: Path, dtype: torch.dtype, device: torch.device | str) -> TextToImageModel:
-    """Load a released folder; see ``TextToImage.from_pretrained``.
+def load_release(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    autoencoder: Path | None = None,
+) -> TextToImageModel:
+    """Load a released folder; see ``BitDanceT2IPipeline.from_pretrained``.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -36,17 +44,21 @@ def load_released(folder: Path, dtype: torch.dtype, device: torch.device | str) 
     """
     config = _read_config(folder)
     # Mapped, not read: names and shapes are compared first, of all files.
-    files = {
-        "language model": _read_language_model(folder, config),
-        **{
-            f"{name}.safetensors": weights.read_weights(folder / f"{name}.safetensors")
-            for name in ("vision_head", "ae", "projector")
-        },
-    }
+    files = {"language model": _read_language_model(folder, config)}
+    for name in ("vision_head.safetensors", "projector.safetensors"):
+        files[name] = weights.read_weights(folder / name)
+    if autoencoder is None:
+        files["ae.safetensors"] = weights.read_weights(folder / "ae.safetensors")
+    else:
+        found, files["ae.safetensors"] = read_autoencoder(autoencoder)
+        try:
+            config = dataclasses.replace(config, autoencoder=found)
+        except ValueError as error:
+            raise CheckpointError(f"{autoencoder} does not fit {folder}: {error}") from error
     layers = config.llm.num_hidden_layers
     counted: dict[str, tuple[type[nn.Module], Iterable[Repeated]]] = {
         "language model": (
-            LanguageModel, [Repeated("model.layers.", layers, "num_hidden_layers")],
+            Qwen3ForCausalLM, [Repeated("model.layers.", layers, "num_hidden_layers")],
         ),
         "vision_head.safetensors": (DiffusionHead, head_repeats(config.head)),
         "ae.safetensors": (BinaryAutoencoder, autoencoder_repeats(config.autoencoder)),

@@ -1,50 +1,82 @@
-"""From class labels to the tokens of images: the loop over AR steps.
+"""The loop over AR steps: it owns the caches, noise keys and graphs of a run.
 
 Each step feeds the last patch to the transformer, whose outputs condition the diffusion head that
-samples the next one. With guidance the batch holds 2 B rows, the conditional ones first.
+samples the next one. With guidance the batch holds 2 B rows, conditional rows first. What differs
+between models, their sequence up to the head, is a ``PatchSequence``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import nn
 
+from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.models.kv_cache import KVCache
+from bitdance.models.layers import compute_dtype
 from bitdance.sampling import graphs
 from bitdance.sampling.finite import check_predictions
-from bitdance.sampling.flow_sampler import Schedule, binarize, check_mode, denoise, make_head
-from bitdance.sampling.head_runner import compute_dtype
-from bitdance_kernels import Ranges, default_backend, noise_keys, use_backend
+from bitdance.sampling.flow_sampler import Schedule, binarize, denoise, make_head
+from bitdance.sampling.workspace import Pool, Workspace
+from bitdance_kernels import default_backend, noise_keys, use_backend
 
-if TYPE_CHECKING:
-    from bitdance.models.class_conditional import BitDanceModel
-    from bitdance.models.kv_cache import KVCache
-    from bitdance.sampling.workspace import Workspace
-
-__all__ = ["Decoding", "StepResult", "check_noise", "guidance_at", "row_keys", "sample_tokens"]
+__all__ = ["ARSampler", "OnStep", "PatchSequence", "Run", "StepResult", "guidance_at"]
 
 Tensors = tuple[torch.Tensor, ...]
 
 
 class StepResult(NamedTuple):
-    """One AR step of ``BitDanceModel.sample``; rows are conditional ones, then unconditional."""
+    """Results of one AR step; rows are conditional ones, then unconditional."""
 
     step: int
     """Number of the step, from 0."""
-    cfg: float
+    guidance_scale: float
     """Guidance of the step."""
     hidden: torch.Tensor
-    """The transformer's normalised outputs: at step 0 of the whole prefix, else [rows, P, dim]."""
+    """Normalised outputs of the transformer: [rows, P, dim], at step 0 perhaps of more tokens."""
     prediction: torch.Tensor
-    """float32 [rows, P, C], the sampler's last state; its signs are the tokens."""
+    """float32 [rows, P, C], the last state of the denoising; its signs are the tokens."""
     tokens: torch.Tensor
     """[rows, P, C] of +1 and -1."""
     packed: torch.Tensor
     """uint8 [rows, P, ceil(C / 8)], the same as bits."""
+
+
+OnStep = Callable[[StepResult], "torch.Tensor | None"]
+"""Called after every AR step; returns tokens [rows, P, C] to go on with, or None. May raise."""
+
+
+class PatchSequence(Protocol):
+    """The rows of a batch up to the head: buffers that stay, and the transformer's steps."""
+
+    ar_steps: int
+    """Patches of an image."""
+    patch_shape: tuple[int, int]
+    """(P, C): tokens of a patch, bits of a token."""
+    head_patch: int | None
+    """P as the head takes it; None for a head of single tokens."""
+    repeats: bool
+    """Whether step 0 is the same function as all later ones."""
+
+    def first(self) -> torch.Tensor:
+        """Normalised outputs of step 0, [rows, >= P, dim]."""
+
+    def next(self) -> torch.Tensor:
+        """Normalised outputs of a later step, [rows, P, dim]."""
+
+    def condition(self, hidden: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Conditioning of the head, [rows, (P,) dim]; `step` is int64 [1] on the device."""
+
+    def append(self, tokens: torch.Tensor, step: torch.Tensor) -> None:
+        """Make `tokens` [rows, P, C] of `step` the patch that the next step is fed."""
+
+
+S = TypeVar("S", bound=PatchSequence)
 
 
 def guidance_at(step: int, steps: int, scale: float, schedule: str) -> float:
@@ -53,212 +85,249 @@ def guidance_at(step: int, steps: int, scale: float, schedule: str) -> float:
     The linear schedule begins at exactly 1, no guidance, and never reaches the scale.
 
     Raises:
-        ValueError: `schedule` is unknown.
+        ValueError: `schedule` is unknown, or `scale` is not finite.
     """
+    if not math.isfinite(scale):
+        raise ValueError(f"sample: guidance_scale must be finite, got {scale}")
     if schedule == "constant":
         return scale
     if schedule == "linear":
         return 1 + (scale - 1) * step / steps
-    raise ValueError(f"cfg_schedule must be 'linear' or 'constant', got {schedule!r}")
+    raise ValueError(f"sample: guidance_schedule must be 'linear' or 'constant', got {schedule!r}")
 
 
-def sample_tokens(
-    model: BitDanceModel,
-    labels: torch.Tensor,
-    *,
-    steps: int,
-    cfg_scale: float,
-    cfg_schedule: str,
-    seeds: Sequence[int] | None,
-    sample_ids: Sequence[int] | None,
-    noise: Sequence[Sequence[torch.Tensor]] | None,
-    on_step: Callable[[StepResult], None] | None,
-    mode: str,
-) -> torch.Tensor:
-    """See ``BitDanceModel.sample``."""
-    config = model.config
-    check_mode(mode)
-    model.check_labels(labels, values=True)
-    P, count = config.parallel_num, len(labels)
-    guidance = _guidance(config.ar_steps, cfg_scale, cfg_schedule)
-    guided = cfg_scale > 1
-    check_noise(noise, seeds, config.ar_steps)
-    keys = None if seeds is None else row_keys(seeds, sample_ids, count, guided, labels.device)
-    with (
-        model.workspaces.lease() as workspace,
-        use_backend("reference") if mode == "plain" else nullcontext(),
-    ):
-        decoding = _decoding(workspace, model, count, guided, guidance, steps, mode)
-        decoding.start(labels, guidance, keys)
-        tokens = decoding.tokens.new_empty(count, config.tokens, config.token_bits)
-        for i, cfg in enumerate(guidance):
-            made = decoding.advance(model, i, None if noise is None else noise[i])
-            tokens[:, i * P : (i + 1) * P] = made[2][:count]
-            if on_step is not None:
-                # Of their own: those of a replayed step are overwritten by the next one.
-                on_step(StepResult(i, cfg, *(tensor.clone() for tensor in made)))
-        check_predictions("sample", decoding.predictions, count)
-    return tokens
-
-
-def _decoding(
-    workspace: Workspace[Decoding],
-    model: BitDanceModel,
-    count: int,
-    guided: bool,
-    guidance: list[float],
-    steps: int,
-    mode: str,
-) -> Decoding:
-    """That of an earlier run of the same kind, if all memory is where it was then."""
-    rows = 2 * count if guided else count
-    cache = model.reserve_cache(workspace, rows)
-    memory = (cache.layers[0][0].data_ptr(), *(p.data_ptr() for p in graphs.parameters(model)))
-    # Where cfg is 1 (step 0 of the linear schedule) the halves go on independently.
-    shared = guided and guidance[0] > 1
-    kind = (rows, guided, shared, steps, mode, cache.lengths.device, default_backend())
-    dtype = compute_dtype(model.head.net)
-    return workspace.runs.get(
-        memory,
-        (*kind, dtype),
-        lambda: Decoding(model, cache, guided=guided, shared=shared, steps=steps, mode=mode),
-    )
-
-
-class Decoding:
+class Run(Generic[S]):
     """The AR steps of batches of one kind, as functions without arguments.
 
-    Labels, guidance, keys, the number of the step and the last tokens lie in memory that stays; so
-    on a GPU the first step is one graph and all later ones another, replayed for every image.
+    Guidance, keys, the number of the step and the last patch are in buffers that stay; so on a GPU
+    the first step is one graph and all later ones another, replayed for every image.
 
     Args:
-        model: whose weights are used. It is not kept, since it keeps this.
-        cache: of all rows.
+        sequence: the rows.
+        network: the head's network.
+        rows: rows of the batch, both halves of a guided one counted.
         guided: whether half of the rows are unconditional.
-        shared: whether guidance applies at step 0 too.
-        steps: noisy denoising steps per patch.
-        mode: see ``BitDanceModel.sample``.
+        shared: whether guidance applies at step 0 too. Where it does not, both halves sample step 0
+            independently.
+        num_inference_steps: noisy denoising steps per patch.
+        use_kernels: see ``ARSampler``.
+        device: device of the buffers.
     """
 
     def __init__(
         self,
-        model: BitDanceModel,
-        cache: KVCache,
+        sequence: S,
+        network: HeadNetwork,
+        rows: int,
         *,
         guided: bool,
         shared: bool,
-        steps: int,
-        mode: str,
+        num_inference_steps: int,
+        use_kernels: bool,
+        device: torch.device,
     ) -> None:
-        config, device = model.config, cache.lengths.device
-        P, rows = config.parallel_num, len(cache.lengths)
-        self.cache, self.guided, self.shared = cache, guided, shared
+        self.sequence, self.guided, self.shared = sequence, guided, shared
         self.count = rows // 2 if guided else rows
-        # Made in inference mode, memory could not be written outside of it.
-        with torch.inference_mode(False):
-            self.schedule = Schedule.of(model.head.net, steps)
-            self.head = make_head(model.head.net, self.schedule, rows, P if P > 1 else None, mode)
-            self.mask = model.ranges(patches=1)
-            self.labels = torch.full(
-                (rows,), config.num_classes, dtype=torch.int64, device=device
-            )  # no class
-            self.keys = torch.zeros(rows, 3, dtype=torch.int64, device=device)
-            self.guidance = torch.zeros(config.ar_steps, dtype=torch.float32, device=device)
-            self.step = torch.zeros(1, dtype=torch.int64, device=device)
-            self.tokens = torch.zeros(
-                (rows, P, config.token_bits), dtype=torch.float32, device=device
-            )
-            self.predictions = torch.zeros(
-                (config.ar_steps, *self.tokens.shape), dtype=torch.float32, device=device
-            )
-        make = graphs.EagerStep if mode == "plain" else partial(graphs.step_for, device)
-        self._first, self._next = make(), make()
-        self._call = graphs.call_for(device, within=True) if mode == "fast" else graphs.call
+        ar_steps = sequence.ar_steps
+        self.schedule = Schedule.of(network, num_inference_steps)
+        self.head = make_head(network, self.schedule, rows, sequence.head_patch, use_kernels)
+        self.keys = torch.zeros(rows, 3, dtype=torch.int64, device=device)
+        self.guidance = torch.zeros(ar_steps, dtype=torch.float32, device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        # With guidance at all steps both halves have the same predictions.
+        kept_rows = self.count if shared else rows
+        self.predictions = torch.zeros(
+            (ar_steps, kept_rows, *sequence.patch_shape), dtype=torch.float32, device=device
+        )
+        self._run_first = graphs.make_runner(device) if use_kernels else graphs.run_eager
+        self._run_next = self._run_first
+        if use_kernels and not sequence.repeats:
+            self._run_next = graphs.make_runner(device)
+        self._denoise = (
+            graphs.make_call_runner(device, nested=True) if use_kernels else graphs.run_eager
+        )
 
-    def start(self, labels: torch.Tensor, guidance: list[float], keys: torch.Tensor | None) -> None:
-        """Begin with a batch's labels [count], guidance of all steps and, if any, keys of rows."""
-        self.labels[: self.count] = labels
+    def start(self, guidance: Sequence[float], keys: torch.Tensor | None) -> None:
+        """Begin a batch with the guidance of all steps and, if any, keys of its rows."""
         self.guidance.copy_(torch.tensor(guidance, dtype=torch.float32, device="cpu"))
         if keys is not None:
-            self.keys.copy_(keys)
+            self.keys[: len(keys)].copy_(keys)
         self.step.zero_()
-        self.cache.reset()
         self.head.load()
 
-    def advance(
-        self, model: BitDanceModel, i: int, noise: Sequence[torch.Tensor] | None = None
-    ) -> Tensors:
-        """Results of AR step `i`; they are valid until the next one."""
-        step = partial(self._begin if i == 0 else self._go_on, model)
+    def advance(self, first: bool, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
+        """Results of the next AR step, ``StepResult`` from `hidden` on; valid until the next."""
+        step = self._first if first else self._next
         if noise is not None:
-            return step(noise)  # which lies somewhere else in every step
-        return (self._first if i == 0 else self._next)(step)
+            return step(noise)  # at another address in every step
+        return (self._run_first if first else self._run_next)(step)
 
-    def _begin(self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
-        return self._decode(model, model.prefix(self.labels), self.mask, self.shared, noise)
+    def replace(self, tokens: torch.Tensor) -> None:
+        """Go on with other tokens than the last step sampled."""
+        self.sequence.append(tokens, self.step - 1)
 
-    def _go_on(self, model: BitDanceModel, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
-        # From here on a step sees the whole cache.
-        return self._decode(model, model.embed(self.tokens), None, self.guided, noise)
+    def _first(self, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
+        return self._sample(self.sequence.first(), self.shared, noise)
 
-    def _decode(
-        self,
-        model: BitDanceModel,
-        x: torch.Tensor,
-        mask: Ranges | None,
-        shared: bool,
-        noise: Sequence[torch.Tensor] | None,
+    def _next(self, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
+        return self._sample(self.sequence.next(), self.guided, noise)
+
+    def _sample(
+        self, hidden: torch.Tensor, shared: bool, noise: Sequence[torch.Tensor] | None
     ) -> Tensors:
-        """Sample the patch that follows `x`, and leave all memory ready for the next step."""
-        P = model.config.parallel_num
-        hidden = model.norm(model.layers.decode(model.emb_norm(x), model.freqs, self.cache, mask))
-        patches = model.pos_for_diff.weight.unflatten(0, (-1, P))
-        cond = hidden[:, -P:] + patches.index_select(0, self.step)
-        cond = cond if P > 1 else cond.squeeze(1)
-        cfg = self.guidance.index_select(0, self.step) if shared else None
-        drawing = self.count if shared else len(x)
+        """Sample the patch that follows, and leave all buffers ready for the next step."""
+        cond = self.sequence.condition(hidden, self.step)
+        scale = self.guidance.index_select(0, self.step) if shared else None
         if noise is None:
-            prediction = self._call(self._drawn, cond, cfg)
+            prediction = self._denoise(self._draw, cond, scale)
         else:
-            prediction = denoise(self.head, self.schedule, cond, cfg=cfg, noise=noise)
-        prediction = prediction.view(drawing, *self.tokens.shape[1:])
-        if shared:
-            prediction = torch.cat([prediction, prediction])
-        tokens, packed = binarize(prediction)
-        self.tokens.copy_(tokens)
-        self.predictions.index_copy_(0, self.step, prediction[None])
+            prediction = denoise(self.head, self.schedule, cond, cfg=scale, noise=noise)
+        prediction = prediction.view(-1, *self.sequence.patch_shape)
+        all_rows = torch.cat([prediction, prediction]) if shared else prediction
+        kept = prediction if self.shared else all_rows
+        self.predictions.index_copy_(0, self.step, kept[None])
+        tokens, packed = binarize(all_rows)
+        self.sequence.append(tokens, self.step)
         self.step += 1
-        self.keys[:, 1] += 2  # the same stream of the next AR step
-        return hidden, prediction, tokens, packed
+        self.keys[:, 1] += 2  # the same stream of the next AR step, see ``noise_keys``
+        return hidden, all_rows, tokens, packed
 
-    def _drawn(self, cond: torch.Tensor, cfg: torch.Tensor | None) -> torch.Tensor:
-        """The prediction, from noise that is drawn."""
-        keys = self.keys if cfg is None else self.keys[: self.count]
-        return denoise(self.head, self.schedule, cond, cfg=cfg, keys=keys)
-
-
-def _guidance(steps: int, scale: float, schedule: str) -> list[float]:
-    """Guidance of every AR step."""
-    if not math.isfinite(scale):
-        raise ValueError(f"sample: cfg_scale must be finite, got {scale}")
-    return [guidance_at(i, steps, scale, schedule) for i in range(steps)]
+    def _draw(self, cond: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """The prediction, from noise of the keys."""
+        keys = self.keys if scale is None else self.keys[: self.count]
+        return denoise(self.head, self.schedule, cond, cfg=scale, keys=keys)
 
 
-def check_noise(
-    noise: Sequence[Sequence[torch.Tensor]] | None, seeds: Sequence[int] | None, steps: int
-) -> None:
-    """Raise ValueError unless there are either seeds, or draws for each of `steps` AR steps."""
-    if (seeds is None) == (noise is None):
-        raise ValueError("sample: give either seeds or noise")
-    if noise is not None and len(noise) != steps:
-        raise ValueError(f"sample: noise must be of {steps} AR steps, got {len(noise)}")
+class ARSampler(Generic[S]):
+    """Samples the tokens of images, patch by patch.
+
+    Any number of calls may run at a time, in threads and in `on_step` of another call: each leases
+    buffers of its own.
+
+    Args:
+        model: the networks.
+        network: the head's network.
+        max_runs: kinds of batches (by size, steps, guidance on or off) whose buffers and graphs a
+            workspace keeps.
+
+    Attributes:
+        workspaces: caches and graphs that no call uses now.
+    """
+
+    def __init__(self, model: nn.Module, network: HeadNetwork, max_runs: int) -> None:
+        self._modules, self._network = model, network
+        self.workspaces: Pool[Workspace[Run[S]]] = Pool(partial(Workspace, max_runs))
+
+    def _sample(
+        self,
+        count: int,
+        *,
+        guided: bool,
+        guidance: Sequence[float],
+        num_inference_steps: int,
+        streams: int,
+        seeds: Sequence[int] | None,
+        sample_ids: Sequence[int] | None,
+        noise: Sequence[Sequence[torch.Tensor]] | None,
+        on_step: OnStep | None,
+        use_kernels: bool,
+        reserve: Callable[[Workspace[Run[S]], int], KVCache],
+        kind: Hashable,
+        make: Callable[[KVCache], S],
+        begin: Callable[[S], Any],
+    ) -> torch.Tensor:
+        """Sample `count` images.
+
+        Args:
+            count: B; at least 1.
+            guided: whether there is an unconditional row for each image.
+            guidance: scale of every AR step.
+            num_inference_steps: noisy denoising steps per patch.
+            streams: noise streams of an image: 2 where the halves of a guided batch may sample
+                independently.
+            seeds: see ``ClassConditionalSampler.sample``.
+            sample_ids: see ``ClassConditionalSampler.sample``.
+            noise: see ``ClassConditionalSampler.sample``.
+            on_step: see ``ClassConditionalSampler.sample``.
+            use_kernels: see ``ClassConditionalSampler.sample``.
+            reserve: gives an empty cache for a number of rows.
+            kind: what tells batches of other sequences apart.
+            make: builds the sequence in a cache.
+            begin: starts the sequence of the batch.
+
+        Returns:
+            [B, N, C] of +1 and -1, in generation order.
+        """
+        ar_steps = len(guidance)
+        if (seeds is None) == (noise is None):
+            raise ValueError("sample: exactly one of seeds and noise must be given")
+        if noise is not None and len(noise) != ar_steps:
+            raise ValueError(f"sample: noise must be of {ar_steps} AR steps, got {len(noise)}")
+        backend = nullcontext() if use_kernels else use_backend("reference")
+        with self.workspaces.lease() as workspace, backend:
+            rows = 2 * count if guided else count
+            cache = reserve(workspace, rows)
+            device = cache.lengths.device
+            keys = None
+            if seeds is not None:
+                keys = _row_keys(seeds, sample_ids, count, streams if guided else 1, device)
+            run = self._run(
+                workspace, cache, rows, guided, guided and guidance[0] > 1, num_inference_steps,
+                use_kernels, kind, make,
+            )  # fmt: skip
+            run.start(guidance, keys)
+            begin(run.sequence)
+            P, bits = run.sequence.patch_shape
+            tokens = run.predictions.new_empty(count, ar_steps * P, bits)
+            for i, scale in enumerate(guidance):
+                results = run.advance(i == 0, None if noise is None else noise[i])
+                patch = tokens[:, i * P : (i + 1) * P]
+                patch.copy_(results[2][:count])
+                if on_step is not None:
+                    # Copies: the next step overwrites the results of a replayed one.
+                    changed = on_step(StepResult(i, scale, *(x.clone() for x in results)))
+                    if changed is not None:
+                        run.replace(changed)
+                        patch.copy_(changed[:count])
+            check_predictions("sample", run.predictions, count)
+        return tokens
+
+    def _run(
+        self,
+        workspace: Workspace[Run[S]],
+        cache: KVCache,
+        rows: int,
+        guided: bool,
+        shared: bool,
+        num_inference_steps: int,
+        use_kernels: bool,
+        kind: Hashable,
+        make: Callable[[KVCache], S],
+    ) -> Run[S]:
+        """The run of an earlier batch of the same kind, if all memory is where it was then."""
+        keys, device = cache.layers[0][0], cache.lengths.device
+        owner = (keys.data_ptr(), *(p.data_ptr() for p in graphs.parameters(self._modules)))
+        key = (
+            kind, rows, guided, shared, num_inference_steps, use_kernels, device, keys.dtype,
+            compute_dtype(self._network), default_backend(),
+        )  # fmt: skip
+
+        def make_run() -> Run[S]:
+            # Buffers made in inference mode could not be written outside of it.
+            with torch.inference_mode(False):
+                return Run(
+                    make(cache), self._network, rows, guided=guided, shared=shared,
+                    num_inference_steps=num_inference_steps, use_kernels=use_kernels, device=device,
+                )  # fmt: skip
+
+        return workspace.runs.get(owner, key, make_run)
 
 
-def row_keys(
+def _row_keys(
     seeds: Sequence[int],
     sample_ids: Sequence[int] | None,
     count: int,
-    guided: bool,
+    streams: int,
     device: torch.device,
 ) -> torch.Tensor:
     """Philox keys of all rows at AR step 0: stream 0 conditional, stream 1 unconditional."""
@@ -266,5 +335,4 @@ def row_keys(
     for name, values in (("seeds", seeds), ("sample_ids", ids)):
         if len(values) != count:
             raise ValueError(f"sample: {name} must be {count}, one an image, got {len(values)}")
-    streams = (0, 1) if guided else (0,)
-    return torch.cat([noise_keys(seeds, ids, stream=s, device=device) for s in streams])
+    return torch.cat([noise_keys(seeds, ids, stream=s, device=device) for s in range(streams)])

@@ -1,4 +1,4 @@
-"""Sampling the bits of one patch: Euler-Maruyama on the head's predictions."""
+"""Sampling of one patch: Euler-Maruyama steps on the predictions of the head."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from bitdance.models.diffusion_head import HeadNetwork
-from bitdance.sampling.graphs import is_traced
-from bitdance.sampling.head_runner import Head, HeadRunner, PlainHead, Step, compute_dtype
+from bitdance.models.layers import compute_dtype
+from bitdance.models.tracing import is_traced
+from bitdance.sampling.head_runner import Head, HeadRunner, PlainHead, Step
 from bitdance_kernels import denoise_schedule, finalize_bits, use_backend
 from bitdance_kernels import noise as philox_noise
 
-__all__ = ["Schedule", "binarize", "check_mode", "denoise", "make_head", "sample_patch"]
+__all__ = ["Schedule", "binarize", "denoise", "make_head", "sample_patch"]
 
 OnStep = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -60,32 +61,25 @@ def make_head(
     schedule: Schedule,
     rows: int,
     patch: int | None,
-    mode: str,
+    use_kernels: bool = True,
     products: str = "auto",
 ) -> Head:
-    """The head as `mode` runs it, ready for patches of that size.
+    """The head, ready for patches of that size.
 
     Args:
         network: the head's network.
         schedule: made for it.
         rows: patches in a batch, both halves of a guided one counted.
         patch: P, or None for states [R, C].
-        mode: "fast", or "plain" for the network as published.
-        products: how a fast head does its products, see ``head_products.PLANS``.
+        use_kernels: False for the network as published.
+        products: how the head does its products, see ``head_products.PLANS``.
 
     Raises:
-        ValueError: `mode` or `products` is unknown.
+        ValueError: `products` is unknown.
     """
-    check_mode(mode)
-    if mode == "plain" or is_traced():  # a program has no memory to keep what does not change
+    if not use_kernels or is_traced():  # a program keeps no buffers between evaluations
         return PlainHead(network, schedule.times)
     return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network), products)
-
-
-def check_mode(mode: str) -> None:
-    """Raise ValueError unless `mode` is "fast" or "plain"."""
-    if mode not in ("fast", "plain"):
-        raise ValueError(f"mode must be 'fast' or 'plain', got {mode!r}")
 
 
 def sample_patch(
@@ -97,7 +91,7 @@ def sample_patch(
     keys: torch.Tensor | None = None,
     noise: Sequence[torch.Tensor] | None = None,
     on_step: OnStep | None = None,
-    mode: str = "fast",
+    use_kernels: bool = True,
 ) -> torch.Tensor:
     """From noise to the prediction of a patch's bits; their sign is the token.
 
@@ -110,7 +104,7 @@ def sample_patch(
         noise: instead of `keys` the draws themselves: the initial state, then one per step, each
             [R, ..., ch_target] float32.
         on_step: called as f(step, state, prediction) after every network call.
-        mode: "fast", or "plain" for the network as published and reference ops.
+        use_kernels: False for the network as published and reference ops.
 
     Returns:
         float32 [R, ..., ch_target]: after the last step, which lands on the (guided) prediction.
@@ -119,8 +113,8 @@ def sample_patch(
         ValueError: not exactly one of `keys` and `noise`, or shapes that do not fit.
     """
     patch = cond.shape[1] if cond.dim() > 2 else None
-    with torch.no_grad(), use_backend("reference") if mode == "plain" else nullcontext():
-        head = make_head(network, schedule, cond.shape[0], patch, mode)
+    with torch.no_grad(), nullcontext() if use_kernels else use_backend("reference"):
+        head = make_head(network, schedule, cond.shape[0], patch, use_kernels)
         head.load()
         return denoise(head, schedule, cond, cfg=cfg, keys=keys, noise=noise, on_step=on_step)
 

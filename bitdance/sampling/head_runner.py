@@ -24,7 +24,7 @@ from bitdance.models.diffusion_head import EPS, HeadNetwork, PatchBlock, TokenBl
 from bitdance.sampling.head_products import Branch, Modulation, Product, plan
 from bitdance_kernels import adaln_norm, denoise_step, predict_step
 
-__all__ = ["Head", "HeadRunner", "PlainHead", "Step", "compute_dtype"]
+__all__ = ["Head", "HeadRunner", "PlainHead", "Step"]
 
 MOST_TABLE_ROWS = 64
 """Tokens of a batch up to which the modulations of all evaluations of an AR step are one product.
@@ -81,13 +81,6 @@ class Head(Protocol):
 
     def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """What ``predict`` returns, and the state after the step."""
-
-
-def compute_dtype(module: nn.Module) -> torch.dtype:
-    """Dtype of a module's products: that of autocast where it is on, else of the weights."""
-    weight = next(module.parameters())
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 class PlainHead:

@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from bitdance.models.kv_cache import KVCache
-from bitdance.sampling.graphs import Recent, is_traced
+from bitdance.models.tracing import is_traced
+from bitdance.sampling.lru_cache import LRUCache
 
 __all__ = ["MAX_IDLE", "Pool", "Workspace"]
 
@@ -75,7 +76,7 @@ class Workspace(Generic[T]):
 
     def __init__(self, max_runs: int) -> None:
         self.cache: KVCache | None = None
-        self.runs: Recent[T] = Recent(max_runs)
+        self.runs: LRUCache[T] = LRUCache(max_runs)
 
     def reserve(
         self,

@@ -16,7 +16,7 @@ from bitdance.io.outputs import save_image
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.autoencoder.quantizer import unpack_codes
 from bitdance.models.class_conditional import BitDanceModel
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training.config import ClassConditionalRun
 from bitdance.training.datasets import open_codes, open_training_images
 
@@ -96,15 +96,18 @@ class ClassConditionalTask:
         """Write a grid of samples with a row per class."""
         classes = range(min(len(self.classes), _MAX_CLASSES))
         labels = [label for label in classes for _ in range(_COLUMNS)]
-        images = self._pipeline().generate(labels, progress=False)
+        images = self._pipeline()(labels).images
         save_image(grid(images, _COLUMNS), path)
 
     def export(self, folder: Path) -> None:
-        """Write a folder that ``BitDance.from_pretrained`` reads."""
+        """Write a folder that ``BitDancePipeline.from_pretrained`` reads."""
         self._pipeline().save_pretrained(folder / "model")
 
-    def _pipeline(self) -> BitDance:
-        return BitDance(self.module, self.classes, steps=self._config.num_inference_steps)
+    def _pipeline(self) -> BitDancePipeline:
+        steps = self._config.num_inference_steps
+        pipeline = BitDancePipeline(self.module, self.classes, num_inference_steps=steps)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def extra_state(self) -> dict[str, Any]:
         """An empty dict: there is no state besides the module."""

@@ -12,7 +12,7 @@ from torch import nn
 from bitdance.io import weights
 from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training import checkpoint
 from bitdance.training.autoencoder import CONFIG, WEIGHTS
 
@@ -65,4 +65,4 @@ def _read(path: Path) -> weights.Tensors:
         return {**state["module"], **state["average"]}
     if (path / CONFIG).is_file():
         return weights.read_weights(path / WEIGHTS)
-    return BitDance.from_pretrained(path).model.state_dict()
+    return BitDancePipeline.from_pretrained(path).model.state_dict()

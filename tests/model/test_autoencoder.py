@@ -14,6 +14,7 @@ from bitdance.models.autoencoder.packed_weights import PackedConvolution, can_pa
 from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_codes, unpack_codes
 from bitdance.models.config import AUTOENCODER_PRESETS, AutoencoderConfig
 from bitdance.sampling import graphs
+from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance_kernels.testing import compare, specials
 
 KEYS = Path(__file__).parent.parent / "golden" / "keys" / "autoencoder_f16c32.txt"
@@ -413,30 +414,29 @@ def test_channels_last_weights_give_the_same_image():
 def test_pixels_are_those_of_the_image():
     model, codes = _model(CONFIGS["noise"]), _codes(batch=2)
     noise = _noise(CONFIGS["noise"], codes)
-    pixels = model.decode_pixels(codes, noise=noise)
+    decode = ImageDecoder(model)
+    pixels = decode(codes, noise=noise)
     assert torch.equal(pixels, to_uint8(model.decode(codes, noise=noise)))
     assert pixels.permute(0, 2, 3, 1).is_contiguous(), "a picture library takes them as they are"
     pixels.add_(1)  # no inference tensor
-    drawn = [
-        model.decode_pixels(codes, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    ]
+    drawn = [decode(codes, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def _distance(model, codes):
+def _distance(decode, codes):
     """Grey levels between pixels and the image, at most."""
-    pixels, expected = model.decode_pixels(codes), to_uint8(model.decode(codes))
+    pixels, expected = decode(codes), to_uint8(decode.autoencoder.decode(codes))
     return (pixels.int() - expected.int()).abs().max().item()
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 def test_pixels_come_from_packed_weights_that_follow_the_others():
     model = _model(CONFIGS["plain"])
+    decode = ImageDecoder(model)
     wide, narrow = _codes(batch=3), _codes(batch=1)
     for _ in range(2 * graphs.CALLS_BEFORE_CAPTURE):
-        assert max(_distance(model, wide), _distance(model, narrow)) <= 1
+        assert max(_distance(decode, wide), _distance(decode, narrow)) <= 1
     for parameter in model.decoder.parameters():
         parameter.mul_(1.1)
     before = to_uint8(model.decode(wide))
@@ -444,7 +444,7 @@ def test_pixels_come_from_packed_weights_that_follow_the_others():
     model.decoder.conv_out.weight.neg_()
     assert not torch.equal(before, to_uint8(model.decode(wide)))
     for _ in range(2 * graphs.CALLS_BEFORE_CAPTURE):
-        assert _distance(model, wide) <= 1
+        assert _distance(decode, wide) <= 1
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")

@@ -107,7 +107,7 @@ def test_what_is_no_autoencoder_is_said(tmp_path, autoencoder):
 def test_commands_take_an_autoencoder_alone(tmp_path, autoencoder, capsys):
     path = released(tmp_path / "ae.safetensors", autoencoder, "safetensors")
     picture = tmp_path / "x.png"
-    tiny_pipeline().generate([0], steps=1, progress=False)[0].save(picture)
+    tiny_pipeline()([0], num_inference_steps=1).images[0].save(picture)
     assert main(["info", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["autoencoder"] == autoencoder.config.to_dict()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 from bitdance.cli.main import main
 from bitdance.evaluation.evaluate import Evaluation
 from bitdance.io.weights import read_json
@@ -24,14 +24,14 @@ FOLDER = ROOT / "bitdance_models/fashion"
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return BitDance.from_pretrained("fashion")
+    return BitDancePipeline.from_pretrained("fashion")
 
 
 def test_it_is_small_and_complete(pipeline):
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 12e6
     assert len(pipeline.classes) == 10
     assert pipeline.label("ankle boot") == 9
-    assert pipeline.steps == 20
+    assert pipeline.num_inference_steps == 20
 
 
 def test_it_is_in_a_package_of_its_own():
@@ -47,7 +47,7 @@ def test_without_its_package_the_error_names_the_remedy(monkeypatch):
 
 def test_its_pictures_are_of_their_kind(pipeline):
     """Without the data no classifier can judge them; but trousers are narrow and bags are wide."""
-    pixels = pipeline.generate(["trouser"] * 8 + ["bag"] * 8, output_type="np", progress=False)
+    pixels = pipeline(["trouser"] * 8 + ["bag"] * 8, output_type="np").images
     bright = (pixels.mean(-1) > 64).mean(axis=1)  # [16, 32]: share of bright pixels in each column
     trousers, bags = ((bright[part] > 0.1).sum(-1) for part in (slice(8), slice(8, 16)))
     assert np.median(trousers) < 20 < np.median(bags)
@@ -111,15 +111,15 @@ def test_loading_and_generating_import_no_compiler_and_draw_no_random_numbers():
     heavy = ("sympy", "torch._dynamo", "torch._inductor", "torch.onnx", "triton", "matplotlib")
     code = f"""
 import sys, torch
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 before, state = set(sys.modules), torch.get_rng_state()
-pipeline = BitDance.from_pretrained("fashion")
+pipeline = BitDancePipeline.from_pretrained("fashion")
 print(sorted(set({heavy}) & set(sys.modules) - before))
 for _ in range(4):
-    pipeline.generate([0, 1], steps=2, progress=False)
+    pipeline([0, 1], num_inference_steps=2)
 print(sorted(set({heavy}) & set(sys.modules) - before))
 if {bool(cpu_isas())}:
-    (workspace,) = pipeline.model.workspaces.idle
+    (workspace,) = pipeline.sampler.workspaces.idle
     (run,) = workspace.runs._kept.values()
     assert any(kind.captured for kind in run._next._call._kinds._kept.values())
 print(torch.equal(state, torch.get_rng_state()), len(set(sys.modules) - before) < 150)

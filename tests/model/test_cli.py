@@ -15,7 +15,7 @@ from bitdance.cli.main import main
 from bitdance.io.image_grid import grid
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import PRESETS
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.model.helpers.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,7 +38,9 @@ def test_generate_a_grid(saved, tmp_path, capsys):
     assert _generate(saved, out, "--class", "boot", "3", "--num-images", "3") == 0
     assert Image.open(out).size == (3 * 8 + 4, 2 * 8 + 2)  # a row per class
     assert f"6 images, seed 0: {out}" in capsys.readouterr().out
-    expected = BitDance.from_pretrained(saved).generate([0] * 3 + [3] * 3, steps=2, progress=False)
+    expected = BitDancePipeline.from_pretrained(saved)(
+        [0] * 3 + [3] * 3, num_inference_steps=2
+    ).images
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(grid(expected, 3)))
 
 
@@ -85,7 +87,7 @@ def test_unwritable_output_is_noticed_before_the_work(saved, tmp_path, capsys, m
     def never(*_, **__):
         pytest.fail("the model was loaded first")
 
-    monkeypatch.setattr(BitDance, "from_pretrained", never)
+    monkeypatch.setattr(BitDancePipeline, "from_pretrained", never)
     (tmp_path / "file").write_text("")
     assert _generate(saved, tmp_path / "file" / "x.png", "--class", "0") == 1
     assert "bitdance generate: " in capsys.readouterr().err
@@ -130,7 +132,7 @@ def test_reconstruct(saved, tmp_path, capsys):
 def test_info(saved, capsys):
     assert main(["info", str(saved), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    model = BitDance.from_pretrained(saved).model
+    model = BitDancePipeline.from_pretrained(saved).model
     assert report["parameters"]["all"] == sum(p.numel() for p in model.parameters())
     assert report["bits_per_image"] == 16 * 8
     assert main(["info", str(saved)]) == 0
@@ -185,13 +187,13 @@ def test_b_16x_from_an_official_checkpoint_and_from_our_folder(tmp_path):
     official = tmp_path / "BitDance_B_16x.pt"
     torch.save({"ema": state, "epoch": 1}, official)
     del state
-    pipeline = BitDance.from_pretrained(official, dtype=torch.float16)
+    pipeline = BitDancePipeline.from_pretrained(official, dtype=torch.float16)
     official.unlink()  # 1.4 GB
     pipeline.save_pretrained(tmp_path / "folder")
     pipeline.model.float()  # what the file is loaded as otherwise
-    expected = pipeline.generate(
-        ["golden retriever"], steps=1, seed=5, output_type="latent", progress=False
-    )
+    expected = pipeline(
+        ["golden retriever"], num_inference_steps=1, seed=5, output_type="latent"
+    ).images
     del pipeline
     out, bits = tmp_path / "x.png", tmp_path / "bits.npy"
     options = [

@@ -4,7 +4,7 @@ import pytest
 
 from bitdance.cli import bench
 from bitdance.cli.main import main
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.model.helpers.tiny import tiny_pipeline
 
 
@@ -37,6 +37,8 @@ def test_a_rate_is_that_of_the_median_round():
 
 def test_bench_says_what_a_plot_needs_before_the_work(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(BitDance, "from_pretrained", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(
+        BitDancePipeline, "from_pretrained", lambda *_, **__: pytest.fail("too late")
+    )
     assert main(["bench", "--out", str(tmp_path / "x.svg")]) == 1
     assert "to draw the plot, pip install 'bitdance[bench]'" in capsys.readouterr().err

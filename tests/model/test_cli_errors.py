@@ -17,7 +17,7 @@ import bitdance.cli.info
 import bitdance.cli.main
 from bitdance.cli.errors import explain
 from bitdance.cli.main import main
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.forked import READY
 from tests.model.helpers.tiny import tiny_pipeline
 
@@ -271,7 +271,7 @@ def test_ascii_terminals_get_help(monkeypatch, command):
 def test_ascii_terminals_get_names_and_tables(folder, tmp_path, monkeypatch):
     pipeline = tiny_pipeline()
     names = ("stövel", "靴", *pipeline.classes[2:])
-    BitDance(pipeline.model, names, steps=1).save_pretrained(tmp_path / "größe")
+    BitDancePipeline(pipeline.model, names, steps=1).save_pretrained(tmp_path / "größe")
     out, err = Ascii(), Ascii()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)

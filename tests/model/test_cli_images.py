@@ -13,7 +13,7 @@ from bitdance.data.images import to_float
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.io import weights
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.model.helpers.tiny import AUTOENCODER, tiny_pipeline
 from tests.model.helpers.tiny_images import write_idx
 
@@ -113,7 +113,7 @@ def test_a_refused_run_leaves_nothing_behind(saved, tmp_path, capsys):
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     saved, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(BitDance, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(BitDancePipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "d.png").mkdir()
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe.png")
@@ -302,7 +302,7 @@ def test_tokenize_takes_a_flat_folder_and_refuses_a_size_that_does_not_fit(
 
 def test_evaluate_takes_the_folder_that_training_took(saved, tmp_path, capsys):
     """In the order of the model's classes, and on the training images where there are no others."""
-    classes = BitDance.from_pretrained(saved).classes
+    classes = BitDancePipeline.from_pretrained(saved).classes
     for label, name in enumerate(classes):
         for i in range(3):
             picture(tmp_path / "data" / name / f"{i}.png", (50 * label, 80 * i, 0))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from bitdance import GenerationCancelled, TextToImage
+from bitdance import BitDanceT2IPipeline, GenerationCancelled
 from bitdance.sampling import graphs
 from bitdance.sampling.workspace import MAX_IDLE, Pool
 from tests.model.helpers.tiny import tiny_pipeline
@@ -18,11 +18,11 @@ from tests.model.test_text_to_image_pipeline import SIZE, Words
 THREADS = 8
 
 
-class ByText(TextToImage):
+class ByText(BitDanceT2IPipeline):
     """Draws a prompt a label, so that both pipelines are called alike."""
 
-    def generate(self, labels, **options):
-        return super().generate(["abcde"[i] * (1 + i) for i in labels], **SIZE, **options)
+    def __call__(self, labels, **options):
+        return super().__call__(["abcde"[i] * (1 + i) for i in labels], **SIZE, **options)
 
 
 PIPELINES = {
@@ -42,10 +42,10 @@ def draw(pipeline, call, **options):
     """Bits of call number `call`, with labels, guidance and a seed of its own."""
     labels = [(call + i) % 5 for i in range(1 + call % 3)]
     cfg = 1.0 if call % 4 == 3 else 2.0
-    return pipeline.generate(
-        labels, seed=100 + call, steps=2, cfg_scale=cfg, progress=False, output_type="latent",
+    return pipeline(
+        labels, seed=100 + call, num_inference_steps=2, guidance_scale=cfg, output_type="latent",
         **options,
-    )  # fmt: skip
+    ).images  # fmt: skip
 
 
 def in_threads(function, count=THREADS):
@@ -71,21 +71,22 @@ def test_calls_in_threads_draw_what_each_draws_alone(make):
     assert len(results) == 8 * THREADS
     wrong = [call for call, bits in results if not torch.equal(bits, alone[call])]
     assert wrong == []
-    assert 1 <= len(pipeline.model.workspaces.idle) <= MAX_IDLE
+    assert 1 <= len(pipeline.sampler.workspaces.idle) <= MAX_IDLE
 
 
 @BOTH
 def test_pictures_are_decoded_in_threads_as_alone(make):
     pipeline, start = make(), threading.Barrier(THREADS, timeout=60)
-    size = SIZE if isinstance(pipeline, TextToImage) else {}
+    size = SIZE if isinstance(pipeline, BitDanceT2IPipeline) else {}
     bits = [draw(pipeline, call) for call in range(THREADS)]
-    alone = [pipeline.decode(b, output_type="pt", **size) for b in bits]
+    alone = [pipeline.decode(b, output_type="uint8", **size) for b in bits]
 
     def work(thread):
         start.wait()
         order = [(thread + i) % THREADS for i in range(THREADS)]
         return [
-            torch.equal(pipeline.decode(bits[i], output_type="pt", **size), alone[i]) for i in order
+            torch.equal(pipeline.decode(bits[i], output_type="uint8", **size), alone[i])
+            for i in order
         ]
 
     assert all(equal for found in in_threads(work) for equal in found)
@@ -93,12 +94,13 @@ def test_pictures_are_decoded_in_threads_as_alone(make):
 
 def test_a_decoder_in_use_is_not_touched_by_another_call():
     pipeline = tiny_pipeline()
-    bits, vae = draw(pipeline, 0), pipeline.model.vae
+    bits = draw(pipeline, 0)
     pipeline.decode(bits)
-    with vae._graphs.lease() as held:
-        kept = dict(held._kept)
+    with pipeline._decode_images._graphs.lease() as held:
+        kept = held.values()
+        assert len(kept) == 1
         pipeline.decode(draw(pipeline, 1))
-        assert held._kept == kept
+        assert held.values() == kept
 
 
 @BOTH
@@ -128,7 +130,7 @@ def test_a_failed_callback_leaves_the_pipeline_as_it_was(make):
     with pytest.raises(KeyError, match="mine"):
         draw(pipeline, 1, callback_on_step_end=fail)
     assert torch.equal(draw(pipeline, 1), alone)
-    assert len(pipeline.model.workspaces.idle) == 1
+    assert len(pipeline.sampler.workspaces.idle) == 1
 
 
 @BOTH
@@ -177,7 +179,7 @@ def test_a_text_tokenizer_serves_one_call_at_a_time():
 
     pipeline = ByText(tiny_text_to_image(), Unsafe())
     in_threads(lambda thread: draw(pipeline, thread), 3)
-    assert pipeline.words.most == 1
+    assert pipeline.tokenizer.most == 1
 
 
 @BOTH
@@ -187,7 +189,7 @@ def test_pipelines_in_use_can_be_copied(make):
     draw(pipeline, 1, callback_on_step_end=lambda pipe, *_: copies.append(copy.deepcopy(pipe)))
     for other in copies[:2]:
         assert not other.interrupt
-        assert other.model.workspaces.idle == []
+        assert other.sampler.workspaces.idle == []
         assert torch.equal(draw(other, 1), alone)
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance import BitDance, TextToImage, patch_official, unpatch_official
+from bitdance import BitDancePipeline, BitDanceT2IPipeline, patch_official, unpatch_official
 from bitdance.data.images import augment, open_images, to_float
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter
 from bitdance.evaluation.evaluate import evaluate
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.trainer import Trainer
@@ -35,21 +36,19 @@ def test_a_loaded_model_gives_the_same_pictures(kind, tmp_path):
     tiny_pipeline(parallel_num=1).save_pretrained(tmp_path / "serial")
 
     def drawn(folder, dtype=torch.float32, **settings):
-        pipeline = BitDance.from_pretrained(folder, dtype=dtype)
+        pipeline = BitDancePipeline.from_pretrained(folder, dtype=dtype)
         assert {p.dtype for p in pipeline.model.parameters()} == {dtype}
         made = [
-            pipeline.generate(
-                [1, 3], seed=5, steps=2, output_type=output, progress=False, **settings
-            )
-            for output in ("latent", "pt")  # the second time from a graph
+            pipeline([1, 3], seed=5, num_inference_steps=2, output_type=output, **settings).images
+            for output in ("latent", "uint8")  # the second time from a graph
         ]
-        assert pipeline.generate([], output_type="pt").shape[0] == 0
+        assert pipeline([], output_type="uint8").images.shape[0] == 0
         return made
 
     _same_under(kind, lambda: drawn(tmp_path))
-    _same_under(kind, lambda: drawn(tmp_path / "serial", cfg_scale=1.0))
+    _same_under(kind, lambda: drawn(tmp_path / "serial", guidance_scale=1.0))
     _same_under(kind, lambda: drawn(tmp_path, torch.bfloat16))
-    _same_under(kind, lambda: drawn(tmp_path, mode="plain"))
+    _same_under(kind, lambda: drawn(tmp_path, use_kernels=False))
 
 
 @FOREIGN
@@ -57,8 +56,8 @@ def test_a_model_loaded_before_gives_the_same_pictures_and_folder(kind, tmp_path
     pipeline = tiny_pipeline()
 
     def again():
-        packed = pipeline.generate([2, 0], seed=1, steps=2, output_type="latent", progress=False)
-        images = to_float(pipeline.decode(packed, output_type="pt"))
+        packed = pipeline([2, 0], seed=1, num_inference_steps=2, output_type="latent").images
+        images = to_float(pipeline.decode(packed, output_type="uint8"))
         vae = pipeline.model.vae
         codes = vae.encode(images)
         pipeline.save_pretrained(tmp_path)
@@ -68,9 +67,9 @@ def test_a_model_loaded_before_gives_the_same_pictures_and_folder(kind, tmp_path
             vae.encode(images, packed=True),
             vae.encode_list(list(images)),
             vae.decode(codes),
-            vae.decode_pixels(codes),
+            ImageDecoder(vae)(codes),
             vae.decode_tiled(codes, tile_size=4),
-            BitDance.from_pretrained(tmp_path).model.state_dict(),
+            BitDancePipeline.from_pretrained(tmp_path).model.state_dict(),
         ]
 
     _same_under(kind, again)
@@ -81,12 +80,10 @@ def test_text_to_image_is_the_same(kind, tmp_path):
     release(tmp_path, tiny())
 
     def drawn():
-        pipeline = TextToImage.from_pretrained(tmp_path, words=Words())
+        pipeline = BitDanceT2IPipeline.from_pretrained(tmp_path, tokenizer=Words())
         return [
-            pipeline.generate(
-                ["a dog", "snow"], steps=2, output_type=output, progress=False, **SIZE
-            )
-            for output in ("latent", "pt")
+            pipeline(["a dog", "snow"], num_inference_steps=2, output_type=output, **SIZE).images
+            for output in ("latent", "uint8")
         ]
 
     _same_under(kind, drawn)

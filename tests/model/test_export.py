@@ -14,8 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.config import AutoencoderConfig
 from bitdance.models.kv_cache import KVCache
-from bitdance.models.qwen3 import QwenConfig, QwenTrunk, rope_frequencies, rope_table
+from bitdance.models.qwen3 import Qwen3Config, Qwen3Model, rope_frequencies, rope_table
 from bitdance.sampling.flow_sampler import Schedule, sample_patch
+from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance_kernels import noise_keys, use_backend
 from tests.model.helpers.tiny import AUTOENCODER, tiny_config, tiny_head, tiny_model, tiny_patch
 
@@ -23,7 +24,7 @@ ATTENTION = AutoencoderConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, num_codebooks=1,
     architecture="conv_attention", gan_decoder=True, attn_blocks=1, n_heads=2,
 )  # fmt: skip
-QWEN = QwenConfig(
+QWEN = Qwen3Config(
     hidden_size=24, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
     intermediate_size=40, vocab_size=50, head_dim=8,
 )  # fmt: skip
@@ -79,7 +80,7 @@ def _language_step(trunk, x, lengths, keys, values):
 
 def _language_trunk():
     torch.manual_seed(0)
-    return QwenTrunk(QWEN).eval()
+    return Qwen3Model(QWEN).eval()
 
 
 def _patch(head, cond, *noise):
@@ -103,7 +104,7 @@ def _head_inputs(architecture, rows, seed):
 # By name: a fresh module, and arguments of so many rows for a seed.
 PARTS = {
     "decoder of packed codes to pixels": (
-        lambda: Of(_autoencoder(AUTOENCODER), lambda m, codes: m.decode_pixels(codes)),
+        lambda: Of(_autoencoder(AUTOENCODER), lambda m, codes: ImageDecoder(m)(codes)),
         lambda rows, seed: (_rand(rows, 4, 4, 1, seed=seed).mul(99).to(torch.uint8),),
     ),
     "decoder with attention and noise": (
@@ -262,15 +263,15 @@ def test_a_cache_of_buffers_is_written_by_the_exported_step():
 
 def test_it_does_not_matter_what_was_captured_before_or_after():
     autoencoder = _autoencoder(AUTOENCODER)
-    module = Of(autoencoder, lambda m, codes: m.decode_pixels(codes))
-    codes = [_signs(1, 8, 4, 4, seed=seed) for seed in range(7)]
+    module = Of(autoencoder, lambda m, codes: ImageDecoder(m)(codes))
+    codes, decode = [_signs(1, 8, 4, 4, seed=seed) for seed in range(7)], ImageDecoder(autoencoder)
     before = torch.export.export(module, (codes[0],)).module()
-    expected = [autoencoder.decode_pixels(c) for c in codes]  # the later ones from a graph
+    expected = [decode(c) for c in codes]  # the later ones from a graph
     after = torch.export.export(module, (codes[0],)).module()
     for c, pixels in zip(codes, expected, strict=True):
         _check(before(c), pixels)
         _check(after(c), pixels)
-        _check(autoencoder.decode_pixels(c), pixels)
+        _check(decode(c), pixels)
 
 
 def test_tiles_are_exported_too():

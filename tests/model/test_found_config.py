@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 from bitdance.cli.main import main
 from bitdance.io.weights import CheckpointError, write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
@@ -101,21 +101,21 @@ def test_arguments_that_shapes_contradict_are_an_error(tiny_sizes, tmp_path, nam
     said = arguments(tiny_sizes, "BitDance-T", **{name: value})
     path = save(tmp_path / "x.pt", tiny_pipeline(), args=said)
     with pytest.raises(CheckpointError, match=f"its training arguments say.*(?:{message})"):
-        BitDance.from_pretrained(path)
+        BitDancePipeline.from_pretrained(path)
 
 
 def test_a_file_with_arguments_loads_as_what_it_is(tiny_sizes, tmp_path):
     """Shapes alone would make it the preset: patches of squares, and times that are not shifted."""
     pipeline = tiny_pipeline(parallel_mode="standard", time_shift=2.0)
     path = save(tmp_path / "x.pt", pipeline, args=arguments(tiny_sizes, "BitDance-T"))
-    loaded = BitDance.from_pretrained(path)
+    loaded = BitDancePipeline.from_pretrained(path)
     assert loaded.config == pipeline.config
     options = {"steps": 2, "output_type": "latent", "progress": False, "seed": 3}
-    expected = pipeline.generate([1, 2], **options)
-    assert torch.equal(loaded.generate([1, 2], **options), expected)
-    as_preset = BitDance.from_pretrained(save(tmp_path / "y.pt", pipeline))
+    expected = pipeline([1, 2], **options).images
+    assert torch.equal(loaded([1, 2], **options).images, expected)
+    as_preset = BitDancePipeline.from_pretrained(save(tmp_path / "y.pt", pipeline))
     assert as_preset.config == PRESETS["T-4x"]
-    assert not torch.equal(as_preset.generate([1, 2], **options), expected)
+    assert not torch.equal(as_preset([1, 2], **options).images, expected)
 
 
 @pytest.mark.parametrize(
@@ -133,20 +133,20 @@ def test_nonsense_in_arguments_is_an_error(tiny_sizes, tmp_path, changes, messag
     said = arguments(tiny_sizes, "BitDance-T", **changes)
     path = save(tmp_path / "x.pt", tiny_pipeline(), args=said)
     with pytest.raises(CheckpointError, match=f"its training arguments say.*(?:{message})"):
-        BitDance.from_pretrained(path)
+        BitDancePipeline.from_pretrained(path)
 
 
 def test_unknown_sizes_are_those_of_the_shapes(tmp_path):
     config = tiny_config(n_head=1, time_shift=3.0, cfg_scale=1.0)
     path = save(tmp_path / "x.pt", tiny_pipeline(n_head=1), args=arguments(config, "BitDance-XS"))
-    assert BitDance.from_pretrained(path).config == config
+    assert BitDancePipeline.from_pretrained(path).config == config
 
 
 def test_arguments_of_other_scripts_say_nothing(tmp_path):
     path = save(tmp_path / "x.pt", tiny_pipeline(), args=argparse.Namespace(lr=1.0, model="GPT-B"))
     with pytest.raises(CheckpointError, match=r"does not say what it is.*no preset.*give config="):
-        BitDance.from_pretrained(path)
-    assert BitDance.from_pretrained(path, config=tiny_config()).config == tiny_config()
+        BitDancePipeline.from_pretrained(path)
+    assert BitDancePipeline.from_pretrained(path, config=tiny_config()).config == tiny_config()
 
 
 def test_a_given_configuration_that_the_file_contradicts_is_an_error(tiny_sizes, tmp_path):
@@ -159,11 +159,11 @@ def test_a_given_configuration_that_the_file_contradicts_is_an_error(tiny_sizes,
         ),
     ):
         with pytest.raises(CheckpointError, match=message):
-            BitDance.from_pretrained(path, config=config)
+            BitDancePipeline.from_pretrained(path, config=config)
     # What only training needs may be what a preset has not.
     other = arguments(tiny_config(), "BitDance-T", perturb_rate=0.25)
     path = save(tmp_path / "y.pt", tiny_pipeline(), args=other)
-    assert BitDance.from_pretrained(path, config="T-4x").config.perturb_rate == 0.25
+    assert BitDancePipeline.from_pretrained(path, config="T-4x").config.perturb_rate == 0.25
 
 
 def test_a_configuration_beside_the_file_counts(tiny_sizes, tmp_path):
@@ -171,30 +171,30 @@ def test_a_configuration_beside_the_file_counts(tiny_sizes, tmp_path):
     write_tensors(path, tiny_pipeline().model.state_dict())
     beside = tmp_path / "model_config.json"
     beside.write_text(json.dumps({"n_head": 2, "time_shift": 2, "parallel_mode": "standard"}))
-    loaded = BitDance.from_pretrained(path).config
+    loaded = BitDancePipeline.from_pretrained(path).config
     assert loaded == dataclasses.replace(tiny_sizes, cfg_scale=loaded.cfg_scale)
     beside.write_text(json.dumps({"dim": 64}))
     with pytest.raises(CheckpointError, match=r"model_config.json say dim = 64, but norm\.weight"):
-        BitDance.from_pretrained(path)
+        BitDancePipeline.from_pretrained(path)
     beside.write_text(json.dumps({"dims": 64}))
     with pytest.raises(CheckpointError, match=r"unknown key dims"):
-        BitDance.from_pretrained(path)
+        BitDancePipeline.from_pretrained(path)
     beside.write_text("[")
     with pytest.raises(CheckpointError, match=r"model_config.json is not JSON"):
-        BitDance.from_pretrained(path)
+        BitDancePipeline.from_pretrained(path)
 
 
 def test_the_weights_of_a_saved_folder_have_its_configuration(tmp_path):
     pipeline = tiny_pipeline()
     pipeline.save_pretrained(tmp_path)
     (file,) = tmp_path.glob("model-*.safetensors")
-    loaded = BitDance.from_pretrained(file)
+    loaded = BitDancePipeline.from_pretrained(file)
     assert (loaded.config, loaded.classes) == (pipeline.config, pipeline.classes)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="is altered"):
-        BitDance.from_pretrained(file)
+        BitDancePipeline.from_pretrained(file)
 
 
 @pytest.mark.parametrize("kind", ["toml", "json", "nested.json"])
@@ -219,7 +219,7 @@ def test_config_on_the_command_line(tmp_path, capsys, kind):
     if kind == "toml":
         out = tmp_path / "out"
         assert main(["export", "--model", str(path), *more, "--out", str(out)]) == 0
-        assert BitDance.from_pretrained(out).config == pipeline.config
+        assert BitDancePipeline.from_pretrained(out).config == pipeline.config
         picture = str(tmp_path / "x.png")
         quick = ["--class", "0", "--num-inference-steps", "1", "--quiet", "--out", picture]
         assert main(["generate", "--model", str(path), *more, *quick]) == 0

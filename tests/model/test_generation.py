@@ -9,8 +9,9 @@ from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AutoencoderConfig
 from bitdance.sampling import graphs
 from bitdance.sampling.ar_sampler import guidance_at
+from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance_kernels import CpuGraph, noise, noise_keys
-from tests.model.helpers.tiny import tiny_model
+from tests.model.helpers.tiny import tiny_model, tiny_sampler
 
 LABELS = torch.tensor([1, 3])
 
@@ -18,8 +19,15 @@ LABELS = torch.tensor([1, 3])
 def _sample(model, labels=LABELS, **changes):
     """Tokens and the results of all AR steps."""
     results = []
-    arguments = {"steps": 2, "seeds": list(range(len(labels))), "on_step": results.append}
-    return model.sample(labels, **{**arguments, **changes}), results
+    arguments = {
+        "num_inference_steps": 2,
+        "seeds": list(range(len(labels))),
+        "on_step": results.append,
+    }
+    sampler = (
+        model if isinstance(model, ClassConditionalSampler) else ClassConditionalSampler(model)
+    )
+    return sampler.sample(labels, **{**arguments, **changes}), results
 
 
 @pytest.mark.parametrize(
@@ -42,13 +50,19 @@ def test_decoding_steps_equal_one_pass(P, patch_size, mode):
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    model = tiny_model()
+    sampler = tiny_sampler()
     labels = torch.tensor([0, 4, 2, 2])
     seeds, ids = [7, 7, 9, 7], [0, 1, 0, 3]
-    together = model.sample(labels, steps=3, cfg_scale=2.0, seeds=seeds, sample_ids=ids)
+    together = sampler.sample(
+        labels, num_inference_steps=3, guidance_scale=2.0, seeds=seeds, sample_ids=ids
+    )
     for i in (3, 1, 0, 2):
-        alone = model.sample(
-            labels[i : i + 1], steps=3, cfg_scale=2.0, seeds=[seeds[i]], sample_ids=[ids[i]]
+        alone = sampler.sample(
+            labels[i : i + 1],
+            num_inference_steps=3,
+            guidance_scale=2.0,
+            seeds=[seeds[i]],
+            sample_ids=[ids[i]],
         )
         assert torch.equal(alone[0], together[i])
     assert not torch.equal(together[2], together[3])
@@ -64,11 +78,11 @@ def test_guidance_schedules():
 
 def test_the_linear_schedule_begins_without_guidance():
     """At step 0 both halves draw and keep tokens of their own; later they share them."""
-    _, guided = _sample(tiny_model(), cfg_scale=3.0)
-    _, plain = _sample(tiny_model(), cfg_scale=1.0)
+    _, guided = _sample(tiny_model(), guidance_scale=3.0)
+    _, plain = _sample(tiny_model(), guidance_scale=1.0)
     assert torch.equal(guided[0].tokens[:2], plain[0].tokens)
     assert not torch.equal(guided[0].tokens[:2], guided[0].tokens[2:])
-    assert [result.cfg for result in guided] == [1.0, 1.5, 2.0, 2.5]
+    assert [result.guidance_scale for result in guided] == [1.0, 1.5, 2.0, 2.5]
     for result in guided[1:]:
         assert torch.equal(result.tokens[:2], result.tokens[2:])
     # Each half has its own past, so the same label and noise would not make them equal again.
@@ -76,8 +90,8 @@ def test_the_linear_schedule_begins_without_guidance():
 
 
 def test_constant_guidance_shares_every_token():
-    _, results = _sample(tiny_model(), cfg_scale=3.0, cfg_schedule="constant")
-    assert [result.cfg for result in results] == [3.0] * 4
+    _, results = _sample(tiny_model(), guidance_scale=3.0, guidance_schedule="constant")
+    assert [result.guidance_scale for result in results] == [3.0] * 4
     for result in results:
         assert torch.equal(result.tokens[:2], result.tokens[2:])
         assert torch.equal(result.packed[:2], result.packed[2:])
@@ -87,7 +101,7 @@ def test_constant_guidance_shares_every_token():
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 def test_without_guidance_no_unconditional_rows_are_computed(cfg, schedule):
     plain, _ = _sample(tiny_model())
-    tokens, results = _sample(tiny_model(), cfg_scale=cfg, cfg_schedule=schedule)
+    tokens, results = _sample(tiny_model(), guidance_scale=cfg, guidance_schedule=schedule)
     assert {len(result.tokens) for result in results} == {2}
     assert torch.equal(tokens, plain)
 
@@ -102,15 +116,15 @@ def test_seeds_stand_for_the_noise_of_their_keys():
         keys = torch.cat([noise_keys(seeds, ids, ar_step=i, stream=s) for s in streams])
         draws = [noise(keys, step, 4 * bits).view(-1, 4, bits) for step in range(steps + 1)]
         explicit.append(draws)
-    wanted, _ = _sample(model, seeds=None, noise=explicit, cfg_scale=2.0)
-    tokens, _ = _sample(model, seeds=seeds, sample_ids=ids, cfg_scale=2.0)
+    wanted, _ = _sample(model, seeds=None, noise=explicit, guidance_scale=2.0)
+    tokens, _ = _sample(model, seeds=seeds, sample_ids=ids, guidance_scale=2.0)
     assert torch.equal(tokens, wanted)
 
 
 def test_labels_may_be_int32_and_batches_empty():
     model = tiny_model()
     assert torch.equal(_sample(model, LABELS.int())[0], _sample(model)[0])
-    assert _sample(model, LABELS[:0], cfg_scale=2.0)[0].shape == (0, 16, 8)
+    assert _sample(model, LABELS[:0], guidance_scale=2.0)[0].shape == (0, 16, 8)
 
 
 def test_tokens_need_not_fill_bytes():
@@ -118,7 +132,7 @@ def test_tokens_need_not_fill_bytes():
         ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=5, num_codebooks=1
     )  # fmt: skip
     model = tiny_model(latent_dim=5, autoencoder=autoencoder)
-    tokens, results = _sample(model, cfg_scale=2.0)
+    tokens, results = _sample(model, guidance_scale=2.0)
     assert tokens.shape == (2, 16, 5)
     assert tokens.abs().eq(1).all()
     assert results[0].packed.shape == (4, 4, 1)
@@ -127,35 +141,36 @@ def test_tokens_need_not_fill_bytes():
 
 
 def test_the_cache_is_reused():
-    model = tiny_model()
-    first, _ = _sample(model)
-    cache = model.workspaces.idle[0].cache
-    again, _ = _sample(model)
-    alone, _ = _sample(model, LABELS[:1])
-    assert model.workspaces.idle[0].cache is cache
+    sampler = tiny_sampler()
+    first, _ = _sample(sampler)
+    cache = sampler.workspaces.idle[0].cache
+    again, _ = _sample(sampler)
+    alone, _ = _sample(sampler, LABELS[:1])
+    assert sampler.workspaces.idle[0].cache is cache
     assert torch.equal(first, again)
     assert torch.equal(first[:1], alone)
-    _sample(model, cfg_scale=2.0)
-    assert model.workspaces.idle[0].cache is not cache
+    _sample(sampler, guidance_scale=2.0)
+    assert sampler.workspaces.idle[0].cache is not cache
 
 
 @pytest.mark.skipif(CpuGraph.unavailable() is not None, reason=str(CpuGraph.unavailable()))
 def test_replayed_steps_follow_labels_seeds_weights_and_threads(monkeypatch):
-    model, threads, replays = tiny_model(), torch.get_num_threads(), []
+    sampler, threads, replays = tiny_sampler(), torch.get_num_threads(), []
+    model = sampler.model
     replay = CpuGraph.replay
     monkeypatch.setattr(graphs, "CALLS_BEFORE_CAPTURE", 0)
     monkeypatch.setattr(CpuGraph, "replay", lambda self: (replays.append(self), replay(self)))
 
     def check(**changes):
-        new = copy.deepcopy(model)  # which has captured nothing
-        expected, steps = _sample(new, cfg_scale=2.0, **changes)
-        tokens, replayed = _sample(model, cfg_scale=2.0, **changes)
+        new = copy.deepcopy(sampler)  # which has captured nothing
+        expected, steps = _sample(new, guidance_scale=2.0, **changes)
+        tokens, replayed = _sample(sampler, guidance_scale=2.0, **changes)
         assert torch.equal(tokens, expected)
         for a, b in zip(steps, replayed, strict=True):
             torch.testing.assert_close(a.hidden, b.hidden)
             torch.testing.assert_close(a.prediction, b.prediction)
 
-    _sample(model, cfg_scale=2.0)
+    _sample(sampler, guidance_scale=2.0)
     replays.clear()
     try:
         check(seeds=[8, 9], labels=torch.tensor([0, 2]))
@@ -173,29 +188,31 @@ def test_replayed_steps_follow_labels_seeds_weights_and_threads(monkeypatch):
 
 def test_low_precision_models_sample():
     model = tiny_model().to(torch.bfloat16)
-    tokens, results = _sample(model, cfg_scale=2.0)
+    sampler = ClassConditionalSampler(model)
+    tokens, results = _sample(sampler, guidance_scale=2.0)
     assert tokens.abs().eq(1).all()
     assert results[0].hidden.dtype == torch.bfloat16
-    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
+    assert sampler.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
     assert model.decode(tokens).isfinite().all()
 
 
 def test_sampling_under_autocast():
     """Products in bfloat16, the residual stream and the sampler's state in float32."""
-    model = tiny_model()
+    sampler = tiny_sampler()
     with torch.autocast("cpu", torch.bfloat16):
-        tokens, results = _sample(model, cfg_scale=2.0)
+        tokens, results = _sample(sampler, guidance_scale=2.0)
     assert tokens.abs().eq(1).all()
-    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
+    assert sampler.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
     assert {result.hidden.dtype for result in results} == {torch.float32}
     assert {result.prediction.dtype for result in results} == {torch.float32}
 
 
 def test_runs_inside_and_outside_of_inference_mode_mix():
     model = tiny_model()
+    sampler = ClassConditionalSampler(model)
     with torch.inference_mode():
-        inside, _ = _sample(model)
-    outside, _ = _sample(model)
+        inside, _ = _sample(sampler)
+    outside, _ = _sample(sampler)
     assert torch.equal(inside, outside)
     model.train()
     model(outside, LABELS).backward()
@@ -218,7 +235,7 @@ def test_everything_follows_the_model_to_its_device(P, monkeypatch):
     monkeypatch.setattr(BitDanceModel, "check_labels", lambda *_, **__: None)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # knows no meta device
     model = tiny_model(parallel_num=P).to("meta")
-    tokens, results = _sample(model, cfg_scale=2.0)
+    tokens, results = _sample(model, guidance_scale=2.0)
     assert tokens.shape == (2, 16, 8)
     assert {tokens.device.type, *(result.packed.device.type for result in results)} == {"meta"}
     assert model.decode(tokens).device.type == "meta"
@@ -239,7 +256,7 @@ def test_everything_follows_the_model_to_its_device(P, monkeypatch):
 )
 def test_wrong_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
-        tiny_model().sample(labels, seeds=[0])
+        tiny_sampler().sample(labels, seeds=[0])
 
 
 NOISE = [[torch.zeros(2, 4, 8)] * 3] * 4
@@ -248,13 +265,13 @@ NOISE = [[torch.zeros(2, 4, 8)] * 3] * 4
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
-        ({"steps": 1.5}, TypeError, "steps must be int, got float"),
-        ({"cfg_scale": float("nan")}, ValueError, "cfg_scale must be finite, got nan"),
-        ({"cfg_scale": float("inf")}, ValueError, "cfg_scale must be finite, got inf"),
-        ({"cfg_schedule": "cosine"}, ValueError, "'linear' or 'constant', got 'cosine'"),
-        ({"seeds": None}, ValueError, "give either seeds or noise"),
-        ({"noise": NOISE}, ValueError, "give either seeds or noise"),
+        ({"num_inference_steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"num_inference_steps": 1.5}, TypeError, "steps must be int, got float"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be finite, got nan"),
+        ({"guidance_scale": float("inf")}, ValueError, "guidance_scale must be finite, got inf"),
+        ({"guidance_schedule": "cosine"}, ValueError, "'linear' or 'constant', got 'cosine'"),
+        ({"seeds": None}, ValueError, "exactly one of seeds and noise must be given"),
+        ({"noise": NOISE}, ValueError, "exactly one of seeds and noise must be given"),
         ({"seeds": [0]}, ValueError, "seeds must be 2, one an image, got 1"),
         ({"sample_ids": [0, 1, 2]}, ValueError, "sample_ids must be 2, one an image, got 3"),
         ({"seeds": [0, 2**64]}, ValueError, r"seeds must be in \[0, 2\^64\)"),
@@ -262,12 +279,12 @@ NOISE = [[torch.zeros(2, 4, 8)] * 3] * 4
         ({"sample_ids": [0, -1]}, ValueError, r"sample_ids must be in \[0, 2\^32\), got -1"),
         ({"seeds": None, "noise": NOISE[1:]}, ValueError, "noise must be of 4 AR steps, got 3"),
         (
-            {"seeds": None, "noise": NOISE, "steps": 4},
+            {"seeds": None, "noise": NOISE, "num_inference_steps": 4},
             ValueError,
             r"noise must be 5 tensors of shape \[2, 4, 8\], got 3",
         ),
         (
-            {"seeds": None, "noise": NOISE, "cfg_scale": 2.0},
+            {"seeds": None, "noise": NOISE, "guidance_scale": 2.0},
             ValueError,
             r"noise must be 3 tensors of shape \[4, 4, 8\], got 3 of shape \[2, 4, 8\]",
         ),

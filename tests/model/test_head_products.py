@@ -14,7 +14,7 @@ from bitdance.sampling.flow_sampler import Schedule
 from bitdance.sampling.head_products import PLANS
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import noise_keys, use_backend
-from tests.model.helpers.tiny import HEADS, tiny_head, tiny_model, tiny_patch
+from tests.model.helpers.tiny import HEADS, tiny_config, tiny_head, tiny_patch, tiny_sampler
 
 ALL = pytest.mark.parametrize("products", PLANS)
 
@@ -66,13 +66,18 @@ def test_evaluations_and_steps_are_those_of_the_network(
 @pytest.mark.parametrize("P", [1, 4])
 def test_all_give_the_tokens_of_the_plain_path(P, cfg, products, monkeypatch):
     monkeypatch.setattr(head_products, "FASTEST", ((0, products),))
-    model = tiny_model(parallel_num=P, diff_layers=2, diff_adanln_layers=2)
-    settings = {"steps": 4, "cfg_scale": cfg, "cfg_schedule": "linear", "seeds": [5, 6, 7]}
+    sampler = tiny_sampler(parallel_num=P, diff_layers=2, diff_adanln_layers=2)
+    settings = {
+        "num_inference_steps": 4,
+        "guidance_scale": cfg,
+        "guidance_schedule": "linear",
+        "seeds": [5, 6, 7],
+    }
     labels = torch.tensor([1, 3, 0])
-    tokens = model.sample(labels, **settings)
-    (decoding,) = model.workspaces.idle[0].runs._kept.values()
-    assert type(decoding.head.products) is PLANS[products]
-    assert torch.equal(tokens, model.sample(labels, **settings, mode="plain"))
+    tokens = sampler.sample(labels, **settings)
+    (run,) = sampler.workspaces.idle[0].runs.values()
+    assert type(run.head.products) is PLANS[products]
+    assert torch.equal(tokens, sampler.sample(labels, **settings, use_kernels=False))
 
 
 @pytest.mark.parametrize("products", ["fused", "skinny"])
@@ -212,7 +217,7 @@ def test_launches_of_an_evaluation(products, architecture, at_once, monkeypatch)
 
 
 def test_plans_are_compared(tmp_path, capsys, monkeypatch):
-    config = replace(tiny_model().config, parallel_num=4)
+    config = replace(tiny_config(), parallel_num=4)
     monkeypatch.setitem(head_plans.PRESETS, "B-16x", config)
     found = tmp_path / "plans.json"
     head_plans.main(

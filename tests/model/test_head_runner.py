@@ -12,9 +12,10 @@ from bitdance.models import diffusion_head
 from bitdance.sampling import graphs, head_products, head_runner
 from bitdance.sampling.flow_sampler import Schedule, sample_patch
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
+from bitdance.sampling.lru_cache import LRUCache
 from bitdance_kernels import noise_keys
 from tests.model.helpers.recording import recorded  # noqa: F401  (a fixture)
-from tests.model.helpers.tiny import HEADS, tiny_head, tiny_model, tiny_patch
+from tests.model.helpers.tiny import HEADS, tiny_head, tiny_patch, tiny_sampler
 
 LABELS = torch.tensor([1, 3, 0])
 
@@ -71,34 +72,34 @@ def test_projections_beyond_one_a_block_are_unused(architecture):
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("P", [1, 4, 16])
 def test_both_modes_give_the_same_tokens(P, cfg, schedule):
-    model = tiny_model(parallel_num=P, diff_layers=2, diff_adanln_layers=2)
-    settings = {"steps": 4, "cfg_scale": cfg, "cfg_schedule": schedule, "seeds": [5, 6, 7]}
-    fast, plain = (model.sample(LABELS, **settings, mode=mode) for mode in ("fast", "plain"))
+    sampler = tiny_sampler(parallel_num=P, diff_layers=2, diff_adanln_layers=2)
+    settings = {
+        "num_inference_steps": 4,
+        "guidance_scale": cfg,
+        "guidance_schedule": schedule,
+        "seeds": [5, 6, 7],
+    }
+    fast, plain = (sampler.sample(LABELS, **settings, use_kernels=on) for on in (True, False))
     assert torch.equal(fast, plain)
-    assert torch.equal(model.sample(LABELS, **settings), fast)
-
-
-def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode must be 'fast' or 'plain', got 'slow'"):
-        tiny_model().sample(LABELS[:1], seeds=[0], mode="slow")
+    assert torch.equal(sampler.sample(LABELS, **settings), fast)
 
 
 def test_the_memory_of_a_run_stays_where_it_is(monkeypatch):
     """What one image was made in serves the next: no tensor of the runner moves."""
     monkeypatch.setattr(graphs, "CALLS_BEFORE_CAPTURE", 0)  # which makes memory
-    model = tiny_model()
+    sampler = tiny_sampler()
 
     def addresses():
-        (decoding,) = model.workspaces.idle[0].runs._kept.values()
-        return [t.data_ptr() for t in _tensors(decoding)]
+        (run,) = sampler.workspaces.idle[0].runs.values()
+        return [t.data_ptr() for t in _tensors(run)]
 
-    model.sample(LABELS, steps=3, cfg_scale=2.0, seeds=[0, 1, 2])
+    sampler.sample(LABELS, num_inference_steps=3, guidance_scale=2.0, seeds=[0, 1, 2])
     before = addresses()
     assert len(before) > 30
-    model.sample(LABELS, steps=3, cfg_scale=2.0, seeds=[3, 4, 5])
+    sampler.sample(LABELS, num_inference_steps=3, guidance_scale=2.0, seeds=[3, 4, 5])
     assert addresses() == before
-    model.sample(LABELS, steps=4, cfg_scale=2.0, seeds=[3, 4, 5])
-    assert len(model.workspaces.idle[0].runs) == 2
+    sampler.sample(LABELS, num_inference_steps=4, guidance_scale=2.0, seeds=[3, 4, 5])
+    assert len(sampler.workspaces.idle[0].runs) == 2
 
 
 def _tensors(value, seen=None):
@@ -123,9 +124,10 @@ def _tensors(value, seen=None):
 @torch.no_grad()
 def test_changed_weights_are_seen():
     """In place, as an optimiser does, also behind autograd's back; and moved, as ``to`` does."""
-    model = tiny_model()
-    settings = {"steps": 2, "cfg_scale": 2.0, "seeds": [0, 1, 2]}
-    model.sample(LABELS, **settings)
+    sampler = tiny_sampler()
+    model = sampler.model
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "seeds": [0, 1, 2]}
+    sampler.sample(LABELS, **settings)
     head = model.head.net
     for parameter in (
         head.ada_ln_blocks[0].weight,
@@ -134,27 +136,28 @@ def test_changed_weights_are_seen():
         head.cond_embed.bias,
     ):
         parameter.data.mul_(-3)
-        tokens = model.sample(LABELS, **settings)
-        assert torch.equal(tokens, model.sample(LABELS, **settings, mode="plain"))
+        tokens = sampler.sample(LABELS, **settings)
+        assert torch.equal(tokens, sampler.sample(LABELS, **settings, use_kernels=False))
     model.load_state_dict(
-        {k: v.clone() for k, v in tiny_model(1).state_dict().items()}, assign=True
+        {k: v.clone() for k, v in tiny_sampler(1).model.state_dict().items()}, assign=True
     )
-    assert torch.equal(model.sample(LABELS, **settings), tiny_model(1).sample(LABELS, **settings))
-    assert len(model.workspaces.idle[0].runs) == 1  # those whose memory is gone were dropped
+    expected = tiny_sampler(1).sample(LABELS, **settings)
+    assert torch.equal(sampler.sample(LABELS, **settings), expected)
+    assert len(sampler.workspaces.idle[0].runs) == 1  # those whose memory is gone were dropped
 
 
-def test_a_model_that_has_sampled_can_be_copied_and_saved():
-    model = tiny_model()
-    settings = {"steps": 2, "cfg_scale": 2.0, "seeds": [0, 1, 2]}
-    tokens = model.sample(LABELS, **settings)
-    assert len(model.workspaces.idle[0].runs) == 1
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+def test_a_sampler_that_has_sampled_can_be_copied_and_saved():
+    sampler = tiny_sampler()
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "seeds": [0, 1, 2]}
+    tokens = sampler.sample(LABELS, **settings)
+    assert len(sampler.workspaces.idle[0].runs) == 1
+    for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
         assert other.workspaces.idle == []
         assert torch.equal(other.sample(LABELS, **settings), tokens)
 
 
 def test_few_runs_are_kept():
-    kept = graphs.Recent(2)
+    kept = LRUCache(2)
     made = []
 
     def get(key, owner=0):
@@ -197,25 +200,30 @@ def test_replays_follow_their_inputs(P, schedule, products, recorded, monkeypatc
     that differs between AR steps or images, or a tensor made outside, would show.
     """
     monkeypatch.setattr(head_products, "FASTEST", ((0, products),))
-    model = tiny_model(parallel_num=P)
-    settings = {"steps": 3, "cfg_schedule": schedule}
+    sampler = tiny_sampler(parallel_num=P)
+    settings = {"num_inference_steps": 3, "guidance_schedule": schedule}
     runs = [
-        {"labels": LABELS, "seeds": [0, 1, 2], "cfg_scale": 3.0},
-        {"labels": LABELS.flip(0), "seeds": [7, 8, 9], "cfg_scale": 5.0},
-        {"labels": LABELS + 1, "seeds": [7, 2**63, 9], "cfg_scale": 1.5, "sample_ids": [1, 2, 3]},
+        {"labels": LABELS, "seeds": [0, 1, 2], "guidance_scale": 3.0},
+        {"labels": LABELS.flip(0), "seeds": [7, 8, 9], "guidance_scale": 5.0},
+        {
+            "labels": LABELS + 1,
+            "seeds": [7, 2**63, 9],
+            "guidance_scale": 1.5,
+            "sample_ids": [1, 2, 3],
+        },
     ]
     for run in runs:
         results, wanted = [], []
-        tokens = model.sample(**run, **settings, on_step=results.append)
-        plain = tiny_model(parallel_num=P)
-        plain_tokens = plain.sample(**run, **settings, on_step=wanted.append, mode="plain")
+        tokens = sampler.sample(**run, **settings, on_step=results.append)
+        plain = tiny_sampler(parallel_num=P)
+        plain_tokens = plain.sample(**run, **settings, on_step=wanted.append, use_kernels=False)
         assert torch.equal(tokens, plain_tokens)
         for result, of_plain in zip(results, wanted, strict=True):
             assert torch.equal(result.packed, of_plain.packed)
             torch.testing.assert_close(result.hidden, of_plain.hidden)
     first, later = recorded
     assert first.replays == 2  # of three images
-    assert later.replays == 3 * (model.config.ar_steps - 1) - 1
+    assert later.replays == 3 * (sampler.model.config.ar_steps - 1) - 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

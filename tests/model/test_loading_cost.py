@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bitdance import BitDance, TextToImage
+from bitdance import BitDancePipeline, BitDanceT2IPipeline
 from bitdance.io import weights
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.skeleton import skeleton
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parent.parent.parent
 # In a process of its own: who imports PyTorch's compiler does so once.
 LOAD = """
 import json, sys
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 steps = [("import", None)]
-loaded = BitDance.from_pretrained(sys.argv[1])
+loaded = BitDancePipeline.from_pretrained(sys.argv[1])
 def seen():
     return sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules))
 after = [seen()]
-loaded.generate([0], steps=2, progress=False)
+loaded([0], num_inference_steps=2)
 after.append(seen())
 loaded.save_pretrained(sys.argv[2])
 after.append(seen())
@@ -52,8 +52,8 @@ def test_no_random_number_is_drawn(tmp_path):
     weights.write_tensors(tmp_path / "autoencoder" / "autoencoder.safetensors", vae.state_dict())
     (tmp_path / "autoencoder" / "autoencoder.json").write_text(json.dumps(vae.config.to_dict()))
     before = torch.get_rng_state()
-    BitDance.from_pretrained(tmp_path / "model")
-    TextToImage.from_pretrained(tmp_path / "text", words=Words())
+    BitDancePipeline.from_pretrained(tmp_path / "model")
+    BitDanceT2IPipeline.from_pretrained(tmp_path / "text", tokenizer=Words())
     BinaryAutoencoder.from_pretrained(tmp_path / "autoencoder")
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -13,7 +13,7 @@ import traceback
 import pytest
 import torch
 
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 from bitdance.cli.main import main
 from bitdance.io import files, weights
 from bitdance.io.weights import CheckpointError
@@ -31,7 +31,7 @@ def filled(value):
 
 def value_of(folder):
     """The one value of all weights of a folder that ``filled`` was saved into."""
-    found = {float(end) for p in BitDance.from_pretrained(folder).model.parameters()
+    found = {float(end) for p in BitDancePipeline.from_pretrained(folder).model.parameters()
              for end in torch.aminmax(p.detach())}  # fmt: skip
     assert len(found) == 1, found
     return found.pop()
@@ -107,10 +107,10 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path):
         filled(float("nan")).save_pretrained(tmp_path)
     assert value_of(tmp_path) == 1.0
     with pytest.raises(ValueError, match="classes must be 5 names, got 4"):
-        BitDance(tiny_pipeline().model, ("a",) * 4)
+        BitDancePipeline(tiny_pipeline().model, ("a",) * 4)
     for steps in (0, -1, 2.5, float("inf"), 10**30):
         with pytest.raises(ValueError, match="steps must be an integer from 1 to 1000000"):
-            BitDance(tiny_pipeline().model, steps=steps)
+            BitDancePipeline(tiny_pipeline().model, steps=steps)
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):
@@ -279,10 +279,10 @@ def test_the_weights_must_lie_in_the_folder(tmp_path):
         said["weights"]["file"] = name
         put(tmp_path / "m", json.dumps(said))
         with pytest.raises(CheckpointError):
-            BitDance.from_pretrained(tmp_path / "m")
+            BitDancePipeline.from_pretrained(tmp_path / "m")
     said["weights"]["file"] = "link.safetensors"  # as the hub's client stores what it downloads
     put(tmp_path / "m", json.dumps(said))
-    assert BitDance.from_pretrained(tmp_path / "m").config == tiny_config()
+    assert BitDancePipeline.from_pretrained(tmp_path / "m").config == tiny_config()
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device"])
@@ -295,7 +295,7 @@ def test_weights_that_are_no_file_are_refused(tmp_path, kind):
         "a device": lambda p: p.symlink_to("/dev/zero"),
     }[kind](file)  # fmt: skip
     with pytest.raises(CheckpointError, match=r"must be a file, got a (pipe|folder)"):
-        BitDance.from_pretrained(tmp_path)
+        BitDancePipeline.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"must be a file, got a (pipe|folder)"):
         weights.read_weights(file)
     assert said["weights"]["file"] == file.name

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bitdance import BitDance
+from bitdance import BitDancePipeline
 from bitdance.cli.main import main
 from bitdance.io import weights
 from bitdance.io.weights import CheckpointError, read_weights
@@ -97,7 +97,7 @@ def test_every_key_refuses_every_nonsense_value(folder, place):
         parent[place[-1]] = value
         put(folder, json.dumps(changed))
         # What is known to be taken is not loaded each time.
-        load = open_folder if name in SAME.get(place, ()) else BitDance.from_pretrained
+        load = open_folder if name in SAME.get(place, ()) else BitDancePipeline.from_pretrained
         if not refusal(functools.partial(load, folder)):
             accepted.add(name)
     assert accepted == SAME.get(place, set())
@@ -111,7 +111,7 @@ def test_every_key_must_be_there_and_no_other(folder, place):
         parent = parent[key]
     parent[place[-1] + "_"] = parent[place[-1]]
     put(folder, json.dumps(content))
-    assert f"{place[-1]}_" in refusal(lambda: BitDance.from_pretrained(folder))
+    assert f"{place[-1]}_" in refusal(lambda: BitDancePipeline.from_pretrained(folder))
 
 
 def test_sizes_of_a_configuration_cost_nothing(folder):
@@ -130,19 +130,21 @@ def test_sizes_of_a_configuration_cost_nothing(folder):
             changed = copy.deepcopy(content)
             changed["model"][key] = value
             put(folder, json.dumps(changed))
-            message = refusal(lambda: BitDance.from_pretrained(folder))
+            message = refusal(lambda: BitDancePipeline.from_pretrained(folder))
             assert f"({key} is of 4000, the file has" in message
         for key, value in (("ch_mult", [1] * 9), ("num_res_blocks", 4000)):
             changed = copy.deepcopy(content)
             changed["model"]["autoencoder"][key] = value
             put(folder, json.dumps(changed))
-            assert f"(autoencoder.{key} is of" in refusal(lambda: BitDance.from_pretrained(folder))
+            assert f"(autoencoder.{key} is of" in refusal(
+                lambda: BitDancePipeline.from_pretrained(folder)
+            )
     assert built == []
     for key in ("num_classes", "dim", "diff_dim", "resolution", "cls_token_num"):
         changed = copy.deepcopy(content)
         changed["model"][key], changed["classes"] = 2**16, []
         put(folder, json.dumps(changed))
-        assert "of another shape" in refusal(lambda: BitDance.from_pretrained(folder))
+        assert "of another shape" in refusal(lambda: BitDancePipeline.from_pretrained(folder))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 100_000, "KiB"
 
@@ -157,7 +159,7 @@ def test_sizes_of_a_configuration_cost_nothing(folder):
 )  # fmt: skip
 def test_files_that_are_no_configuration(folder, capsys, text):
     put(folder, text)
-    assert refusal(lambda: BitDance.from_pretrained(folder))
+    assert refusal(lambda: BitDancePipeline.from_pretrained(folder))
     assert main(["info", str(folder)]) == 1
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1
@@ -365,7 +367,7 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, kind):
     assert "must be a file, got a pipe" in refusal(lambda: read_weights(path))
     link = tmp_path / f"zero.{kind}"
     link.symlink_to("/dev/zero")
-    assert "must be a file, got a pipe" in refusal(lambda: BitDance.from_pretrained(link))
+    assert "must be a file, got a pipe" in refusal(lambda: BitDancePipeline.from_pretrained(link))
     broken = tmp_path / f"broken.{kind}"
     broken.symlink_to("nowhere")
     with pytest.raises(FileNotFoundError):

@@ -12,7 +12,8 @@ from PIL import Image
 from bitdance.io.weights import CheckpointError
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.base import GenerationCancelled
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
+from bitdance_kernels import unpack_signs
 from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
@@ -27,27 +28,38 @@ def saved(pipeline, tmp_path):
     return tmp_path / "model"
 
 
+LATENT = {"num_inference_steps": 2, "output_type": "latent"}
+
+
 def _latent(pipeline, labels=(1, 3), **options):
-    return pipeline.generate(
-        labels, steps=2, output_type="latent", progress=False, **options
-    )  # fmt: skip
+    return pipeline(labels, **LATENT, **options).images
 
 
 def test_output_types(pipeline):
-    options = {"steps": 2, "progress": False, "seed": 5}
-    images = pipeline.generate([0, 1, 2], **options)
+    options = {"num_inference_steps": 2, "seed": 5}
+    images = pipeline([0, 1, 2], **options).images
     assert [image.size for image in images] == [(8, 8)] * 3
-    arrays = pipeline.generate([0, 1, 2], output_type="np", **options)
-    tensor = pipeline.generate([0, 1, 2], output_type="pt", **options)
-    latent = pipeline.generate([0, 1, 2], output_type="latent", **options)
+    arrays = pipeline([0, 1, 2], output_type="np", **options).images
+    pixels = pipeline([0, 1, 2], output_type="uint8", **options).images
+    tensor = pipeline([0, 1, 2], output_type="pt", **options).images
+    latent = pipeline([0, 1, 2], output_type="latent", **options).images
     assert arrays.shape == (3, 8, 8, 3)
-    assert arrays.dtype == np.uint8
+    assert pixels.dtype == torch.uint8
+    grey = pixels.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(np.stack([np.asarray(image) for image in images]), grey)
+    assert arrays.dtype == np.float32
+    assert np.array_equal(arrays, grey.astype(np.float32) / 255)
+    assert tensor.is_contiguous()
     assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), arrays)
-    assert np.array_equal(np.stack([np.asarray(image) for image in images]), arrays)
     assert latent.shape == (3, 16, 1)
-    for kind, shape in (("np", (0, 8, 8, 3)), ("pt", (0, 3, 8, 8)), ("latent", (0, 16, 1))):
-        assert pipeline.generate([], output_type=kind, **options).shape == shape
-    assert pipeline.generate([], **options) == []
+    for kind, shape in (
+        ("np", (0, 8, 8, 3)),
+        ("pt", (0, 3, 8, 8)),
+        ("uint8", (0, 3, 8, 8)),
+        ("latent", (0, 16, 1)),
+    ):
+        assert pipeline([], output_type=kind, **options).images.shape == shape
+    assert pipeline([], **options).images == []
 
 
 def test_an_image_is_the_same_alone_and_in_any_batch(pipeline):
@@ -65,8 +77,8 @@ def test_seed_and_guidance_change_the_image(pipeline):
     first = _latent(pipeline, seed=1)
     assert torch.equal(first, _latent(pipeline, seed=1))
     assert not torch.equal(first, _latent(pipeline, seed=2))
-    assert not torch.equal(first, _latent(pipeline, seed=1, cfg_scale=1.0))
-    assert not torch.equal(first, _latent(pipeline, seed=1, cfg_schedule="constant"))
+    assert not torch.equal(first, _latent(pipeline, seed=1, guidance_scale=1.0))
+    assert not torch.equal(first, _latent(pipeline, seed=1, guidance_schedule="constant"))
 
 
 def test_classes_by_name_and_number(pipeline):
@@ -84,7 +96,7 @@ def test_imagenet_has_names():
     with torch.device("meta"):
         from bitdance.models.class_conditional import BitDanceModel
 
-        pipeline = BitDance(BitDanceModel(PRESETS["B-1x"]))
+        pipeline = BitDancePipeline(BitDanceModel(PRESETS["B-1x"]))
     assert len(set(pipeline.classes)) == 1000
     assert pipeline.label("golden retriever") == 207
 
@@ -93,50 +105,170 @@ def test_imagenet_has_names():
     ("options", "message"),
     [
         ({"seed": -1}, r"seed must be an integer from 0 to 2\^64 - 1, got -1"),
-        ({"seed": [1, 2, 3]}, r"seed must be one per picture \(2\), got 3"),
+        ({"seed": [1, 2, 3]}, r"seed must be one per image \(2\), got 3"),
         (
             {"sample_ids": [0, 2**32]},
             r"sample_ids must be an integer from 0 to 2\^32 - 1, got 4294967296",
         ),
-        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"num_inference_steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"cfg_scale": float("nan")}, "cfg_scale must be finite, got nan"),
-        ({"cfg_schedule": "cosine"}, "cfg_schedule must be 'linear' or 'constant', got 'cosine'"),
-        ({"output_type": "jpg"}, "output_type must be 'pil', 'np', 'pt' or 'latent', got 'jpg'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite, got nan"),
+        (
+            {"guidance_schedule": "cosine"},
+            "guidance_schedule must be 'linear' or 'constant', got 'cosine'",
+        ),
+        (
+            {"output_type": "jpg"},
+            "output_type must be 'pil', 'np', 'pt', 'uint8' or 'latent', got 'jpg'",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(pipeline, options, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.generate([0, 1], progress=False, **options)
+        pipeline([0, 1], **options)
 
 
-def test_callback_sees_every_step_and_can_stop(pipeline):
+def test_callback_has_the_contract_of_diffusers(pipeline):
+    """f(pipeline, step, timestep, callback_kwargs) returns the tensors, which it may change."""
     steps = []
 
-    def record(pipe, step, total, tensors):
+    def record(pipe, step, timestep, callback_kwargs):
         assert pipe is pipeline
-        steps.append((step, total, tuple(tensors["packed"].shape)))
+        shapes = {name: tuple(tensor.shape) for name, tensor in callback_kwargs.items()}
+        steps.append((step, timestep, shapes))
+        return callback_kwargs
 
-    _latent(pipeline, callback_on_step_end=record, cfg_scale=1.0)
-    assert steps == [(i, 4, (2, 4, 1)) for i in range(4)]
-    with pytest.raises(GenerationCancelled, match="stopped after AR step 2 of 4"):
-        _latent(pipeline, callback_on_step_end=lambda pipe, step, *_: step < 1)
+    wanted = _latent(pipeline, guidance_scale=1.0)
+    found = _latent(pipeline, callback_on_step_end=record, guidance_scale=1.0)
+    assert torch.equal(found, wanted)
+    assert steps == [(i, 3 - i, {"latents": (2, 4, 8)}) for i in range(4)]
+    names = ["packed_latents", "latents"]
+    options = {"callback_on_step_end": record, "callback_on_step_end_tensor_inputs": names}
+    _latent(pipeline, **options)
+    assert steps[-1] == (3, 0, {"packed_latents": (4, 4, 1), "latents": (4, 4, 8)})
+    with pytest.raises(ValueError, match="must be of latents, packed_latents, got 'prompt_embeds'"):
+        _latent(pipeline, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    for returned, message in (
+        (False, "must return its callback_kwargs"),
+        ({"latents": 3}, "got 3"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            _latent(pipeline, callback_on_step_end=lambda *_, value=returned: value)
 
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_latents_that_a_callback_changes_are_gone_on_with(pipeline, in_place):
+    chosen = torch.where(torch.arange(8) % 3 == 0, 1.0, -1.0)
+
+    def replace(pipe, step, timestep, callback_kwargs):
+        if step == 1 and in_place:
+            callback_kwargs["latents"].copy_(chosen.expand(2, 4, 8))
+        elif step == 1:
+            callback_kwargs["latents"] = chosen.expand(2, 4, 8) * 0.5
+        return callback_kwargs
+
+    def same(pipe, step, timestep, callback_kwargs):
+        return {"latents": callback_kwargs["latents"].clone()}
+
+    plain = unpack_signs(_latent(pipeline, guidance_scale=1.0))
+    changed = _latent(pipeline, callback_on_step_end=replace, guidance_scale=1.0)
+    changed = unpack_signs(changed)
+    assert torch.equal(changed[:, :4], plain[:, :4])
+    assert torch.equal(changed[:, 4:8], chosen.expand(2, 4, 8))
+    assert not torch.equal(changed[:, 8:], plain[:, 8:])
+    cloned = _latent(pipeline, callback_on_step_end=same, guidance_scale=1.0)
+    assert torch.equal(unpack_signs(cloned), plain)
+
+
+@pytest.mark.parametrize("name", ["interrupt", "_interrupt"])
+def test_a_callback_can_stop_the_call(pipeline, name):
     def interrupt(pipe, *_):
-        pipe.interrupt = True
+        setattr(pipe, name, True)
 
     with pytest.raises(GenerationCancelled, match="stopped after AR step 1 of 4"):
         _latent(pipeline, callback_on_step_end=interrupt)
     assert len(_latent(pipeline)) == 2  # and goes on as before
 
 
+def test_images_of_a_label_stand_side_by_side(pipeline):
+    several = _latent(pipeline, num_images_per_prompt=2)
+    assert torch.equal(several, pipeline([1, 1, 3, 3], **LATENT).images)
+    with pytest.raises(ValueError, match="num_images_per_prompt must be an integer of at least 1"):
+        _latent(pipeline, num_images_per_prompt=0)
+
+
+def test_a_generator_gives_its_next_number_as_the_seed(pipeline):
+    def generator(seed=3):
+        return torch.Generator().manual_seed(seed)
+
+    one = generator()
+    first, second = (_latent(pipeline, generator=one) for _ in range(2))
+    assert torch.equal(_latent(pipeline, generator=generator()), first)
+    assert not torch.equal(second, first)
+    each = _latent(pipeline, generator=[generator(3), generator(3)])
+    assert torch.equal(each[:1], first[:1])
+    halves = torch.randint(2**32, (2,), generator=generator(), dtype=torch.int64).tolist()
+    assert torch.equal(_latent(pipeline, seed=halves[0] << 32 | halves[1]), first)
+    for options, message in (
+        ({"generator": one, "seed": 1}, "only one of seed and generator may be given"),
+        ({"generator": [one]}, r"generator must be one per image \(2\), got 1"),
+        ({"generator": 5}, "generator must be a sequence, got 5"),
+        ({"generator": [one, 5]}, "must be a torch.Generator or one per image, got 5"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            _latent(pipeline, **options)
+
+
+def test_a_tuple_instead_of_an_output(pipeline):
+    output = pipeline([0, 1], **LATENT)
+    (images,) = pipeline([0, 1], **LATENT, return_dict=False)
+    assert torch.equal(images, output.images)
+    assert output[0] is output.images
+    assert output.to_tuple() == (output.images,)
+
+
+def test_dtype_may_be_a_name_and_torch_dtype(saved):
+    for options in (
+        {"dtype": "bfloat16"},
+        {"torch_dtype": torch.bfloat16},
+        {"dtype": torch.bfloat16},
+    ):
+        assert BitDancePipeline.from_pretrained(saved, **options).dtype == torch.bfloat16
+    for options, message in (
+        ({"dtype": "int8"}, "dtype must be float32, bfloat16 or float16, got torch.int8"),
+        ({"dtype": "load"}, "dtype must be float32, bfloat16 or float16, got 'load'"),
+        ({"torch_dtype": 16}, "torch_dtype must be float32, bfloat16 or float16, got 16"),
+        ({"dtype": "float16", "torch_dtype": "float32"}, "dtype and torch_dtype must be the same"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            BitDancePipeline.from_pretrained(saved, **options)
+
+
+def test_to_moves_and_casts(saved):
+    pipeline = BitDancePipeline.from_pretrained(saved)
+    assert pipeline.to(torch.bfloat16) is pipeline
+    assert pipeline.dtype == torch.bfloat16
+    assert pipeline.to("cpu", torch.float32).device == torch.device("cpu")
+    assert len(_latent(pipeline)) == 2
+    assert pipeline.to("meta").device.type == "meta"
+
+
 def test_progress_bar_counts_steps(pipeline, capsys):
-    pipeline.generate([0, 1, 2], steps=1, batch_size=2)
+    pipeline([0, 1, 2], num_inference_steps=1, batch_size=2)
     assert "8/8" in capsys.readouterr().err
+    try:
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline([0, 1, 2], num_inference_steps=1, batch_size=2)
+        assert capsys.readouterr().err == ""
+        pipeline.set_progress_bar_config(desc="drawing")
+        pipeline([0], num_inference_steps=1)
+        assert "drawing" in capsys.readouterr().err
+    finally:
+        pipeline.set_progress_bar_config()
 
 
 def test_saved_models_give_equal_bits(pipeline, saved):
-    loaded = BitDance.from_pretrained(saved)
+    loaded = BitDancePipeline.from_pretrained(saved)
     assert loaded.config == pipeline.config
     assert loaded.classes == pipeline.classes
     assert torch.equal(_latent(loaded, seed=3), _latent(pipeline, seed=3))
@@ -149,7 +281,7 @@ def test_official_checkpoints(pipeline, tmp_path):
     state = pipeline.model.state_dict()
     path = tmp_path / "BitDance.pt"
     torch.save({"model": state, "ema": state, "args": argparse.Namespace(lr=1.0)}, path)
-    loaded = BitDance.from_pretrained(path, config=tiny_config())
+    loaded = BitDancePipeline.from_pretrained(path, config=tiny_config())
     assert torch.equal(_latent(loaded, seed=3), _latent(pipeline, seed=3))
 
 
@@ -161,17 +293,17 @@ def test_autoencoder_from_its_own_file(pipeline, tmp_path):
     vae["loss.discriminator.weight"] = torch.zeros(3)  # what only training needs is left out
     torch.save({"state_dict": vae}, tmp_path / "ae.pt")
     with pytest.raises(CheckpointError, match=r"\d+ missing: vae.encoder"):
-        BitDance.from_pretrained(tmp_path / "model.pt", config=tiny_config())
-    loaded = BitDance.from_pretrained(
-        tmp_path / "model.pt", tokenizer=tmp_path / "ae.pt", config=tiny_config()
+        BitDancePipeline.from_pretrained(tmp_path / "model.pt", config=tiny_config())
+    loaded = BitDancePipeline.from_pretrained(
+        tmp_path / "model.pt", autoencoder=tmp_path / "ae.pt", config=tiny_config()
     )
     assert torch.equal(_latent(loaded, seed=3), _latent(pipeline, seed=3))
 
 
 def test_dtype(saved):
-    loaded = BitDance.from_pretrained(saved, dtype=torch.bfloat16)
+    loaded = BitDancePipeline.from_pretrained(saved, dtype=torch.bfloat16)
     assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
-    assert len(loaded.generate([1], steps=1, progress=False)) == 1
+    assert len(loaded([1], num_inference_steps=1).images) == 1
 
 
 def test_the_decoder_is_laid_out_once(pipeline):
@@ -184,21 +316,21 @@ def test_shapes_of_no_preset_are_refused(pipeline, tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_model(pipeline.model, path)
     with pytest.raises(CheckpointError, match=r"has the shapes of no preset .* give config="):
-        BitDance.from_pretrained(path)
+        BitDancePipeline.from_pretrained(path)
     with pytest.raises(ValueError, match=r"config must be one of B-1x, .* got 'B-2x'"):
-        BitDance.from_pretrained(path, config="B-2x")
+        BitDancePipeline.from_pretrained(path, config="B-2x")
 
 
 def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no file, no folder and no repository id"):
-        BitDance.from_pretrained(tmp_path / "nothing")
+        BitDancePipeline.from_pretrained(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="hub"):
-        BitDance.from_pretrained("nobody/nothing", local_files_only=True)
+        BitDancePipeline.from_pretrained("nobody/nothing", local_files_only=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         CheckpointError, match=r"has no config.json: it was not written by save_pre"
     ):
-        BitDance.from_pretrained(tmp_path / "empty")
+        BitDancePipeline.from_pretrained(tmp_path / "empty")
 
 
 def _edit(folder, change):
@@ -222,13 +354,13 @@ def _edit(folder, change):
 def test_damaged_folders_are_refused(saved, change, message):
     _edit(saved, change)
     with pytest.raises(CheckpointError, match=message):
-        BitDance.from_pretrained(saved)
+        BitDancePipeline.from_pretrained(saved)
 
 
 def test_a_folder_has_its_own_autoencoder_and_configuration(saved):
-    for name, value in (("tokenizer", saved), ("config", tiny_config())):
-        with pytest.raises(ValueError, match=f"{name} must be left out where source is a folder"):
-            BitDance.from_pretrained(saved, **{name: value})
+    for name, value in (("autoencoder", saved), ("config", tiny_config())):
+        with pytest.raises(ValueError, match=f"{name} must be left out if source is a folder"):
+            BitDancePipeline.from_pretrained(saved, **{name: value})
 
 
 def test_altered_weights_are_noticed(saved):
@@ -237,13 +369,13 @@ def test_altered_weights_are_noticed(saved):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="is altered"):
-        BitDance.from_pretrained(saved)
+        BitDancePipeline.from_pretrained(saved)
 
 
 def test_a_failed_save_leaves_the_earlier_model(pipeline, saved, monkeypatch):
     from bitdance.io import weights
 
-    before = BitDance.from_pretrained(saved)
+    before = BitDancePipeline.from_pretrained(saved)
 
     def full(path, text):
         raise OSError("No space left on device")
@@ -251,23 +383,23 @@ def test_a_failed_save_leaves_the_earlier_model(pipeline, saved, monkeypatch):
     monkeypatch.setattr(weights, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_pipeline(seed=1).save_pretrained(saved)
-    again = BitDance.from_pretrained(saved)
+    again = BitDancePipeline.from_pretrained(saved)
     assert torch.equal(_latent(again), _latent(before))
 
 
 def test_generated_images_can_be_saved(pipeline, tmp_path):
-    image = pipeline.generate([0], steps=1, progress=False)[0]
+    image = pipeline([0], num_inference_steps=1).images[0]
     image.save(tmp_path / "x.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(image))
 
 
 def test_bits_decode_to_the_generated_images(pipeline):
-    options = {"steps": 2, "progress": False, "seed": 3}
-    packed = pipeline.generate([0, 1, 2], output_type="latent", **options)
-    arrays = pipeline.generate([0, 1, 2], output_type="np", **options)
+    options = {"num_inference_steps": 2, "seed": 3}
+    packed = pipeline([0, 1, 2], output_type="latent", **options).images
+    arrays = pipeline([0, 1, 2], output_type="np", **options).images
     assert np.array_equal(pipeline.decode(packed, batch_size=2, output_type="np"), arrays)
     for wrong in (packed[:, 1:], packed.int(), packed[0]):
-        with pytest.raises(ValueError, match=r"packed must be uint8 \['n', 16, 1\], got"):
+        with pytest.raises(ValueError, match=r"packed_latents must be uint8 \['n', 16, 1\], got"):
             pipeline.decode(wrong)
 
 
@@ -284,12 +416,14 @@ def test_hub_repositories_are_downloaded_once_asked(pipeline, saved, monkeypatch
     client = types.ModuleType("huggingface_hub")
     client.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-    loaded = BitDance.from_pretrained("somebody/model", revision="v1", local_files_only=True)
+    loaded = BitDancePipeline.from_pretrained(
+        "somebody/model", revision="v1", local_files_only=True
+    )
     assert torch.equal(_latent(loaded), _latent(pipeline))
     _, options = asked[0]
     assert (options["revision"], options["local_files_only"]) == ("v1", True)
     with pytest.raises(FileNotFoundError, match="'somebody/else' was not found on the hub: 404"):
-        BitDance.from_pretrained("somebody/else")
+        BitDancePipeline.from_pretrained("somebody/else")
 
 
 def test_weights_of_another_model_are_not_downloaded(saved, tmp_path, monkeypatch):
@@ -304,7 +438,7 @@ def test_weights_of_another_model_are_not_downloaded(saved, tmp_path, monkeypatc
     client.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
     (file,) = saved.glob("model-*.safetensors")
-    BitDance.from_pretrained("somebody/model")
+    BitDancePipeline.from_pretrained("somebody/model")
     assert asked == [["config.json"], ["config.json", file.name]]
     for name, text in (("text", '{"model_type": "qwen3"}'), ("broken", "{"), ("none", None)):
         (tmp_path / "other" / name).mkdir(parents=True)
@@ -312,5 +446,5 @@ def test_weights_of_another_model_are_not_downloaded(saved, tmp_path, monkeypatc
             (tmp_path / "other" / name / "config.json").write_text(text)
         asked.clear()
         with pytest.raises(CheckpointError, match=r"config\.json"):
-            BitDance.from_pretrained(f"other/{name}")
+            BitDancePipeline.from_pretrained(f"other/{name}")
         assert asked == [["config.json"]]

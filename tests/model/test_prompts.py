@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance import TextToImage
+from bitdance import BitDanceT2IPipeline
 from bitdance.pipelines.prompts import NO_PROMPT, PROMPT, token_ids
+from bitdance.sampling.text_to_image import TextToImageSampler
 from tests.model.test_text_to_image import CONFIG, tiny
 from tests.model.test_text_to_image_pipeline import SIZE, Words
 
-OPTIONS = {**SIZE, "steps": 2, "progress": False, "output_type": "latent"}
+OPTIONS = {**SIZE, "num_inference_steps": 2, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
@@ -20,31 +21,24 @@ def model():
 
 
 def draw(model, prompts, words=None, **options):
-    return TextToImage(model, words or Words()).generate(prompts, **OPTIONS | options)
+    return BitDanceT2IPipeline(model, words or Words())(prompts, **OPTIONS | options).images
 
 
 def test_a_negative_prompt_is_what_guidance_leads_away_from(model):
     """One text for the unconditional rows of all pictures, or one for each."""
-    asked, sample = [], type(model).sample
-
-    class Listening(TextToImage):
-        def __init__(self):
-            super().__init__(model, Words())
-
-    pipeline = Listening()
+    asked, sample = [], TextToImageSampler.sample
+    pipeline = BitDanceT2IPipeline(model, Words())
     ids = lambda text: Words().encode(text)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            type(model), "sample",
-            lambda self, *a, **k: asked.append(k["negative"]) or sample(self, *a, **k),
+            TextToImageSampler, "sample",
+            lambda self, *a, **k: asked.append(k["negative_prompts"]) or sample(self, *a, **k),
         )  # fmt: skip
-        plain = pipeline.generate(["a", "b"], **OPTIONS)
-        one = pipeline.generate(["a", "b"], negative_prompt="fog", **OPTIONS)
-        each = pipeline.generate(["a", "b"], negative_prompt=["fog", ""], **OPTIONS)
-        empty = pipeline.generate(["a", "b"], negative_prompt="", **OPTIONS)
-        batches = pipeline.generate(
-            ["a", "b"], negative_prompt=["", "fog"], batch_size=1, **OPTIONS
-        )
+        plain = pipeline(["a", "b"], **OPTIONS).images
+        one = pipeline(["a", "b"], negative_prompt="fog", **OPTIONS).images
+        each = pipeline(["a", "b"], negative_prompt=["fog", ""], **OPTIONS).images
+        empty = pipeline(["a", "b"], negative_prompt="", **OPTIONS).images
+        batches = pipeline(["a", "b"], negative_prompt=["", "fog"], batch_size=1, **OPTIONS).images
     fog, none = ids(PROMPT.format("fog")), ids(NO_PROMPT)
     assert asked == [[none] * 2, [fog] * 2, [fog, none], [none] * 2, [none], [fog]]
     assert torch.equal(empty, plain)
@@ -57,15 +51,15 @@ def test_a_negative_prompt_is_what_guidance_leads_away_from(model):
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        (["a", 3], {}, "prompts must be text, one or several, got 3"),
-        (None, {}, "prompts must be text, one or several, got None"),
+        (["a", 3], {}, "prompt must be text, one or several, got 3"),
+        (None, {}, "prompt must be text, one or several, got None"),
         (["a"], {"negative_prompt": ["b", "c"]}, r"negative_prompt must be one text, or .* got 2"),
         (["a"], {"negative_prompt": 5}, "negative_prompt must be text, one or several, got 5"),
         (["a"], {"height": 8.5}, "height must be an integer, got 8.5"),
         (["a"], {"width": "12"}, "width must be an integer, got '12'"),
         (["a"], {"seed": 1.5}, "seed must be an integer from 0"),
-        (["a"], {"steps": True}, "steps must be an integer of at least 1, got True"),
-        (["a"], {"cfg_scale": "7"}, "cfg_scale must be a number, got '7'"),
+        (["a"], {"num_inference_steps": True}, "steps must be an integer of at least 1, got True"),
+        (["a"], {"guidance_scale": "7"}, "guidance_scale must be a number, got '7'"),
         (["a"], {"callback_on_step_end": 1}, "callback_on_step_end must be a function, got 1"),
     ],
 )
@@ -121,7 +115,7 @@ def test_a_tokenizer_that_returns_something_else_is_refused(ids):
         def encode(self, text):
             return ids
 
-    with pytest.raises(TypeError, match=r"words\.encode must return a list of token ids, got"):
+    with pytest.raises(TypeError, match=r"tokenizer\.encode must return a list of token ids, got"):
         token_ids(Other(), "a fox")
 
 

@@ -9,8 +9,10 @@ from bitdance.models.config import AutoencoderConfig
 from bitdance.models.projectors import position_embedding_2d
 from bitdance.models.qwen3 import rope_frequencies, rope_table
 from bitdance.models.transformer import cell_centres, rope_table_2d
+from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.finite import largest
 from bitdance.sampling.flow_sampler import Schedule, binarize, sample_patch
+from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance_kernels import noise_keys
 from tests.model.helpers.tiny import AUTOENCODER, tiny_head, tiny_model, tiny_patch
 
@@ -91,7 +93,7 @@ def test_of_the_autoencoder(dtype, on, config, given):
         assert kinds(model.decode(packed)) == [image]
         assert kinds(model.decode(model.encode(images))) == [image]
         assert kinds(model.decode_tiled(packed, tile_size=8)) == [image]
-        assert kinds(model.decode_pixels(packed)) == [((2, 3, 8, 12), BYTE)]
+        assert kinds(ImageDecoder(model)(packed)) == [((2, 3, 8, 12), BYTE)]
         assert kinds(to_uint8(images)) == [((2, 3, 8, 12), BYTE)]
         for training in (False, True):
             reconstruction, quantized = model.train(training)(images)
@@ -116,8 +118,8 @@ def test_of_the_head(dtype, on, architecture):
             ((3, 3), FULL), ((3,), FULL), ((3,), torch.int64)
         ]  # fmt: skip
         keys = noise_keys([1, 2, 3], [0, 0, 0], stream=0)
-        for mode in ("fast", "plain"):
-            bits = sample_patch(head.net, schedule, cond, keys=keys, mode=mode)
+        for use_kernels in (True, False):
+            bits = sample_patch(head.net, schedule, cond, keys=keys, use_kernels=use_kernels)
             assert kinds(bits) == [(tuple(x.shape), FULL)]
         assert kinds(binarize(bits)) == [
             (tuple(x.shape), FULL), ((3, *patch, 1), BYTE)
@@ -147,7 +149,9 @@ def test_of_the_class_conditional_model(dtype, on, P):
             for training in (False, True):
                 assert kinds(model.train(training)(tokens.to(given), labels)) == [((), FULL)]
         model.eval()
-        found = model.sample(labels, steps=1, cfg_scale=2.0, seeds=[1, 2], on_step=steps.append)
+        found = ClassConditionalSampler(model).sample(
+            labels, num_inference_steps=1, guidance_scale=2.0, seeds=[1, 2], on_step=steps.append
+        )
         assert kinds(found) == [((2, 16, 8), FULL)]
         length = model.config.prefix + 16 - P
         assert kinds([model.order, model.freqs]) == [((16,), torch.int64), ((length, 8, 2), FULL)]

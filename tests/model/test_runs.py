@@ -12,7 +12,7 @@ from bitdance.data.images import open_images
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter
 from bitdance.io.weights import CheckpointError, write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training import checkpoint
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
@@ -276,7 +276,7 @@ def test_an_autoencoder_begins_with_the_weights_of_init(autoencoder, model, tmp_
 
 
 def test_a_model_begins_with_the_weights_of_init(autoencoder, model, tmp_path):
-    expected = BitDance.from_pretrained(model / "model").model.state_dict()
+    expected = BitDancePipeline.from_pretrained(model / "model").model.state_dict()
     official = tmp_path / "model.pt"
     alone = {name: value for name, value in expected.items() if not name.startswith("vae.")}
     torch.save({"model": {k: v + 1 for k, v in alone.items()}, "ema": alone}, official)
@@ -293,7 +293,7 @@ def test_a_model_begins_with_the_weights_of_init(autoencoder, model, tmp_path):
 def test_weights_that_do_not_fit_are_named_and_no_folder_is_made(autoencoder, model, tmp_path):
     run, data = autoencoder
     other = tmp_path / "other.safetensors"
-    whole = BitDance.from_pretrained(model / "model").model.state_dict()
+    whole = BitDancePipeline.from_pretrained(model / "model").model.state_dict()
     write_tensors(other, {k: v + k.startswith("vae.") for k, v in whole.items()})
     for changed, message in (
         (model_config(data, run, model, dim=64), r"cls_embedding.* \(\[.*32\], expected \[.*64\]"),

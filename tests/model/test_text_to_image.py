@@ -8,16 +8,23 @@ import pytest
 import torch
 
 from bitdance.models.config import AutoencoderConfig, HeadConfig
-from bitdance.models.qwen3 import LanguageModel, QwenConfig, QwenTrunk, rope_frequencies, rope_table
+from bitdance.models.qwen3 import (
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    rope_frequencies,
+    rope_table,
+)
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.sampling import graphs
 from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.text_to_image import TextToImageSampler
 from bitdance_kernels.testing import compare
 from tests.model.helpers.recording import recorded  # noqa: F401  (a fixture)
 from tests.model.helpers.tiny import AUTOENCODER
 
-QWEN = QwenConfig(
+QWEN = Qwen3Config(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     intermediate_size=40, vocab_size=50, head_dim=8,
 )  # fmt: skip
@@ -40,9 +47,19 @@ def tiny(seed=0, **changes):
 
 
 def sample(model, prompts=PROMPTS, **settings):
-    settings = {"grid": GRID, "negative": NEGATIVE, "steps": 3, "cfg_scale": 3.0} | settings
+    settings = {
+        "grid": GRID,
+        "negative_prompts": NEGATIVE,
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+    } | settings
     settings = {"seeds": range(len(prompts))} | settings
-    return model.sample(prompts, PREFIX, **settings)
+    return sampler_of(model).sample(prompts, PREFIX, **settings)
+
+
+def sampler_of(model):
+    """One sampler for a model in a test, so that runs are reused."""
+    return vars(model).setdefault("sampler", TextToImageSampler(model))
 
 
 def norm(x, weight, eps=1e-6):
@@ -79,7 +96,7 @@ def naive(trunk, x, sees, freqs):
 def test_prompts_of_different_length_in_one_batch(bias):
     """Rows of two prompts, then two blocks of three tokens, are what each gives alone."""
     torch.manual_seed(0)
-    trunk = QwenTrunk(dataclasses.replace(QWEN, attention_bias=bias)).double().eval()
+    trunk = Qwen3Model(dataclasses.replace(QWEN, attention_bias=bias)).double().eval()
     with torch.no_grad():
         for parameter in trunk.parameters():
             parameter.normal_(std=0.3)
@@ -112,7 +129,7 @@ def test_rotations():
 
 
 def test_names_are_those_of_the_published_checkpoints():
-    state = LanguageModel(QWEN).state_dict()
+    state = Qwen3ForCausalLM(QWEN).state_dict()
     of_layer = {
         "input_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj",
         "post_attention_layernorm", "self_attn.k_norm", "self_attn.k_proj", "self_attn.o_proj",
@@ -122,7 +139,7 @@ def test_names_are_those_of_the_published_checkpoints():
     expected |= {"model.embed_tokens.weight", "model.norm.weight"}
     assert set(state) == expected | {"lm_head.weight"}
     tied = dataclasses.replace(QWEN, tie_word_embeddings=True)
-    assert set(LanguageModel(tied).state_dict()) == expected
+    assert set(Qwen3ForCausalLM(tied).state_dict()) == expected
 
 
 PUBLISHED = {
@@ -134,12 +151,12 @@ PUBLISHED = {
 
 
 def test_config_files_of_both_kinds():
-    config = QwenConfig.from_dict(PUBLISHED)
+    config = Qwen3Config.from_dict(PUBLISHED)
     assert (config.rope_theta, config.num_hidden_layers, config.vocab_size) == (1e6, 40, 151988)
     newer = {k: v for k, v in PUBLISHED.items() if not k.startswith("rope")}
     newer["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
-    assert QwenConfig.from_dict(newer).rope_theta == 5e5
-    assert QwenConfig.from_dict(config.to_dict()) == config
+    assert Qwen3Config.from_dict(newer).rope_theta == 5e5
+    assert Qwen3Config.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -171,33 +188,35 @@ def test_config_files_of_both_kinds():
 )
 def test_config_files_that_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        QwenConfig.from_dict(PUBLISHED | change)
+        Qwen3Config.from_dict(PUBLISHED | change)
 
 
 def test_what_a_config_file_leaves_out_is_as_in_transformers():
     """Qwen3Config of 4.57 and 5."""
-    assert QwenConfig.from_dict({}) == QwenConfig(
+    assert Qwen3Config.from_dict({}) == Qwen3Config(
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
         intermediate_size=22016, vocab_size=151936, head_dim=128, max_position_embeddings=32768,
         rope_theta=10000.0, rms_norm_eps=1e-6, attention_bias=False, tie_word_embeddings=False,
     )  # fmt: skip
     few = {k: v for k, v in PUBLISHED.items() if not k.startswith("rope")}
-    assert QwenConfig.from_dict(few).rope_theta == 10000.0
-    assert QwenConfig.from_dict({**few, "rope_parameters": {}}).rope_theta == 10000.0
-    assert QwenConfig.from_dict(PUBLISHED | {"num_key_value_heads": None}).num_key_value_heads == 40
+    assert Qwen3Config.from_dict(few).rope_theta == 10000.0
+    assert Qwen3Config.from_dict({**few, "rope_parameters": {}}).rope_theta == 10000.0
+    assert (
+        Qwen3Config.from_dict(PUBLISHED | {"num_key_value_heads": None}).num_key_value_heads == 40
+    )
     many = PUBLISHED | {"max_position_embeddings": 40960}
-    assert QwenConfig.from_dict(many).max_position_embeddings == 40960
+    assert Qwen3Config.from_dict(many).max_position_embeddings == 40960
 
 
 def test_windows_that_no_layer_uses_are_none():
-    plain = QwenConfig.from_dict(PUBLISHED)
+    plain = Qwen3Config.from_dict(PUBLISHED)
     for change in (
         {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 40},
         {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
         {"use_sliding_window": True, "layer_types": ["full_attention"] * 40},
         {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 0},
     ):
-        assert QwenConfig.from_dict(PUBLISHED | change) == plain
+        assert Qwen3Config.from_dict(PUBLISHED | change) == plain
 
 
 @pytest.mark.parametrize(
@@ -233,28 +252,30 @@ def test_configuration_of_a_release():
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_an_image_is_the_same_in_every_batch(cfg):
     model = tiny()
-    both = sample(model, cfg_scale=cfg)
+    both = sample(model, guidance_scale=cfg)
     assert both.shape == (2, 24, 8)
     assert set(both.unique().tolist()) == {-1.0, 1.0}
     assert not torch.equal(both[0], both[1])
     for i in (1, 0):
-        assert torch.equal(sample(model, [PROMPTS[i]], seeds=[i], cfg_scale=cfg)[0], both[i])
-    assert torch.equal(sample(model, cfg_scale=cfg), both)
-    assert not torch.equal(sample(model, seeds=[2, 1], cfg_scale=cfg)[0], both[0])
-    assert not torch.equal(sample(model, [PROMPTS[1], PROMPTS[1]], cfg_scale=cfg)[0], both[0])
-    assert torch.equal(sample(model, [PROMPTS[1]] * 3, seeds=[0, 1, 1], cfg_scale=cfg)[2], both[1])
+        assert torch.equal(sample(model, [PROMPTS[i]], seeds=[i], guidance_scale=cfg)[0], both[i])
+    assert torch.equal(sample(model, guidance_scale=cfg), both)
+    assert not torch.equal(sample(model, seeds=[2, 1], guidance_scale=cfg)[0], both[0])
+    assert not torch.equal(sample(model, [PROMPTS[1], PROMPTS[1]], guidance_scale=cfg)[0], both[0])
+    assert torch.equal(
+        sample(model, [PROMPTS[1]] * 3, seeds=[0, 1, 1], guidance_scale=cfg)[2], both[1]
+    )
     assert len(sample(model, [])) == 0
 
 
 def test_the_cache_grows_and_is_kept():
     model = tiny()
     first = sample(model)
-    cache = model.workspaces.idle[0].cache
+    cache = sampler_of(model).workspaces.idle[0].cache
     long = [[3] * 300, [4]]
     sample(model, [[4]], seeds=[1])
-    assert model.workspaces.idle[0].cache is cache
+    assert sampler_of(model).workspaces.idle[0].cache is cache
     with_long = sample(model, long)
-    assert model.workspaces.idle[0].cache is not cache
+    assert sampler_of(model).workspaces.idle[0].cache is not cache
     # In a cache of another size, and beside another prompt.
     assert torch.equal(sample(model, [[4]], seeds=[1])[0], with_long[1])
     assert torch.equal(sample(model), first)
@@ -268,7 +289,7 @@ def test_steps_are_seen_as_they_come():
     assert [step.step for step in steps] == list(range(6))
     assert torch.equal(torch.cat([step.tokens[:2] for step in steps], 1), tokens)
     for step in steps:
-        assert step.cfg == 3.0
+        assert step.guidance_scale == 3.0
         assert torch.equal(step.tokens[:2], step.tokens[2:]), "both halves share the tokens"
         assert step.hidden.shape == (4, 4, 24)
 
@@ -287,16 +308,16 @@ def test_replays_follow_their_inputs(recorded):  # noqa: F811
     """Prompts, seeds, guidance, step and cache reach a recorded step through memory alone."""
     model = tiny()
     runs = [
-        {"prompts": PROMPTS, "seeds": [0, 1], "cfg_scale": 3.0},
-        {"prompts": [[9], [4] * 8], "seeds": [5, 2**63], "cfg_scale": 1.5},
-        {"prompts": [[4], [4]], "seeds": [5, 5], "sample_ids": [1, 2], "negative": [3, 3]},
+        {"prompts": PROMPTS, "seeds": [0, 1], "guidance_scale": 3.0},
+        {"prompts": [[9], [4] * 8], "seeds": [5, 2**63], "guidance_scale": 1.5},
+        {"prompts": [[4], [4]], "seeds": [5, 5], "sample_ids": [1, 2], "negative_prompts": [3, 3]},
     ]
     for run in runs:
         found, wanted = [], []
         tokens = sample(model, **run, on_step=found.append)
         # Each step of a first run is the function itself, not what was recorded of it.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bitdance.sampling.graphs.step_for", lambda _: graphs.EagerStep())
+            patch.setattr(graphs, "make_runner", lambda _: graphs.run_eager)
             assert torch.equal(sample(tiny(), **run, on_step=wanted.append), tokens)
         for step, of_plain in zip(found, wanted, strict=True):
             torch.testing.assert_close(step.hidden, of_plain.hidden)
@@ -316,7 +337,7 @@ def test_weights_that_change_are_used():
 
 def test_in_half_precision():
     model, outputs = tiny().to(torch.bfloat16), []
-    tokens = sample(model, PROMPTS[:1], cfg_scale=1.0, on_prefill=outputs.append)
+    tokens = sample(model, PROMPTS[:1], guidance_scale=1.0, on_prefill=outputs.append)
     assert set(tokens.unique().tolist()) == {-1.0, 1.0}
     trunk, freqs = model.llm_model.model, rope_table(9, rope_frequencies(8, QWEN.rope_theta))
     with torch.no_grad():
@@ -332,25 +353,25 @@ def test_under_autocast():
     model = tiny()
     with torch.autocast("cpu", torch.bfloat16):
         tokens = sample(model)
-    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
+    assert sampler_of(model).workspaces.idle[0].cache.layers[0][0].dtype == torch.bfloat16
     assert set(tokens.unique().tolist()) == {-1.0, 1.0}
     sample(model)
-    assert model.workspaces.idle[0].cache.layers[0][0].dtype == torch.float32
+    assert sampler_of(model).workspaces.idle[0].cache.layers[0][0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"grid": (3, 6)}, "root divides the grid 3 x 6, got 4"),
-        ({"negative": None}, "negative must be given with cfg_scale > 1"),
-        ({"cfg_scale": math.inf}, "cfg_scale must be finite, got inf"),
+        ({"negative_prompts": None}, "negative_prompts must be given with guidance_scale > 1"),
+        ({"guidance_scale": math.inf}, "guidance_scale must be finite, got inf"),
         ({"seeds": [0]}, "seeds must be 2, one an image, got 1"),
-        ({"seeds": None}, "give either seeds or noise"),
-        ({"noise": [[]]}, "give either seeds or noise"),
+        ({"seeds": None}, "exactly one of seeds and noise must be given"),
+        ({"noise": [[]]}, "exactly one of seeds and noise must be given"),
         ({"seeds": None, "noise": [[]]}, "noise must be of 6 AR steps, got 1"),
-        ({"negative": [50]}, "token ids must be 0 to 49, got 50"),
-        ({"negative": [-1]}, "token ids must be 0 to 49, got -1"),
-        ({"steps": 0}, "steps"),
+        ({"negative_prompts": [50]}, "token ids must be 0 to 49, got 50"),
+        ({"negative_prompts": [-1]}, "token ids must be 0 to 49, got -1"),
+        ({"num_inference_steps": 0}, "steps"),
     ],
 )
 def test_arguments_that_are_refused(settings, message):
@@ -361,6 +382,8 @@ def test_arguments_that_are_refused(settings, message):
 def test_more_arguments_that_are_refused():
     model = tiny()
     with pytest.raises(ValueError, match=r"image_prefix must be 6 ids, .* 3 queries, got 5"):
-        model.sample(PROMPTS, PREFIX[1:], grid=GRID, negative=NEGATIVE, seeds=[0, 1])
+        sampler_of(model).sample(
+            PROMPTS, PREFIX[1:], grid=GRID, negative_prompts=NEGATIVE, seeds=[0, 1]
+        )
     with pytest.raises(ValueError, match=r"tokens must be \['B', 24, 8\], got \[2, 20, 8\]"):
         model.decode(torch.ones(2, 20, 8), GRID)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import sys
+import types
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from bitdance import GenerationCancelled, TextToImage
+from bitdance import BitDanceT2IPipeline, GenerationCancelled
 from bitdance.io.weights import CheckpointError
+from bitdance_kernels import unpack_signs
 from tests.model.test_text_to_image import CONFIG, tiny
 
 SPECIAL = {"<|vision_start|>": 40, "<|res_4|>": 41, "<|res_6|>": 42}
@@ -83,24 +87,24 @@ def release(folder, model, parts=1, **changes):
 
 
 def pipeline():
-    return TextToImage(tiny(), Words())
+    return BitDanceT2IPipeline(tiny(), Words())
 
 
 def draw(pipeline, prompts=("a dog", "snow"), **settings):
-    return pipeline.generate(prompts, **SIZE, **{"steps": 2, "progress": False} | settings)
+    return pipeline(prompts, **SIZE, **{"num_inference_steps": 2} | settings).images
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_released_folder(tmp_path, parts):
     folder = release(tmp_path, tiny(), parts)
-    loaded = TextToImage.from_pretrained(folder, words=Words())
+    loaded = BitDanceT2IPipeline.from_pretrained(folder, tokenizer=Words())
     assert loaded.config == dataclasses.replace(
         CONFIG,
         head=dataclasses.replace(CONFIG.head, P_mean=0.0, P_std=1.0),
         autoencoder=dataclasses.replace(CONFIG.autoencoder, num_codebooks=4),
     )
     assert torch.equal(draw(loaded, output_type="pt"), draw(pipeline(), output_type="pt"))
-    half = TextToImage.from_pretrained(folder, words=Words(), dtype=torch.bfloat16)
+    half = BitDanceT2IPipeline.from_pretrained(folder, tokenizer=Words(), dtype=torch.bfloat16)
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     assert draw(half, output_type="latent").shape == (2, 24, 1)
 
@@ -112,7 +116,7 @@ def test_tied_embeddings(tmp_path):
     again["lm_head.weight"] = again["model.embed_tokens.weight"].clone()
     for state in (model.llm_model.state_dict(), again):
         save_file(state, tmp_path / "model.safetensors")
-        loaded = TextToImage.from_pretrained(tmp_path, words=Words())
+        loaded = BitDanceT2IPipeline.from_pretrained(tmp_path, tokenizer=Words())
         assert loaded.model.llm_model.lm_head is None
 
 
@@ -145,7 +149,7 @@ DAMAGES = {
     ),
     "a part": (
         lambda f: index(f, {"weight_map": {"lm_head.weight": "projector.safetensors"}}),
-        r"language model does not fit LanguageModel.* 2 missing: model\.layers\.0",
+        r"language model does not fit Qwen3ForCausalLM.* 2 missing: model\.layers\.0",
     ),
 }
 
@@ -155,7 +159,7 @@ def test_damaged_folders(tmp_path, damage):
     change, message = DAMAGES[damage]
     change(release(tmp_path, tiny()))
     with pytest.raises(CheckpointError, match=message):
-        TextToImage.from_pretrained(tmp_path, words=Words())
+        BitDanceT2IPipeline.from_pretrained(tmp_path, tokenizer=Words())
 
 
 @pytest.mark.parametrize("file", ["config", "vision_head_config", "ae_config"])
@@ -179,7 +183,7 @@ def test_every_nonsense_value_of_a_release_is_one_line(tmp_path, file):
 
 def refusal(folder):
     try:
-        TextToImage.from_pretrained(folder, words=Words())
+        BitDanceT2IPipeline.from_pretrained(folder, tokenizer=Words())
     except CheckpointError as error:
         return str(error)
     return ""
@@ -189,7 +193,7 @@ def refusal(folder):
 def test_missing_files(tmp_path, name):
     (release(tmp_path, tiny()) / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
-        TextToImage.from_pretrained(tmp_path, words=Words())
+        BitDanceT2IPipeline.from_pretrained(tmp_path, tokenizer=Words())
 
 
 def test_pictures():
@@ -198,29 +202,111 @@ def test_pictures():
     assert (packed.shape, packed.dtype) == ((2, 24, 1), torch.uint8)
     images = draw(it)
     assert [image.size for image in images] == [(12, 8)] * 2
-    arrays = draw(it, output_type="np")
-    assert np.array_equal(arrays, np.stack([np.asarray(image) for image in images]))
-    assert np.array_equal(it.decode(packed, **SIZE, output_type="np"), arrays)
-    assert torch.equal(draw(it, output_type="pt").permute(0, 2, 3, 1), torch.from_numpy(arrays))
+    pixels = draw(it, output_type="uint8")
+    grey = pixels.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(grey, np.stack([np.asarray(image) for image in images]))
+    assert torch.equal(it.decode(packed, **SIZE, output_type="uint8"), pixels)
+    assert np.array_equal(draw(it, output_type="np"), grey.astype(np.float32) / 255)
+    assert torch.equal(draw(it, output_type="pt"), pixels.float() / 255)
+    assert torch.equal(draw(it, num_images_per_prompt=1, output_type="latent"), packed)
     assert torch.equal(draw(it, batch_size=1, output_type="latent"), packed)
     (alone,) = draw(it, "snow", seed=0, sample_ids=[1], output_type="latent")
     assert torch.equal(alone, packed[1])
     assert not torch.equal(draw(it, seed=[3, 4], output_type="latent"), packed)
-    assert not torch.equal(draw(it, cfg_scale=1.0, output_type="latent"), packed)
+    assert not torch.equal(draw(it, guidance_scale=1.0, output_type="latent"), packed)
     assert draw(it, []) == []
 
 
 def test_stopping():
     it, seen = pipeline(), []
 
-    def stop(pipeline, step, steps, tensors):
+    def stop(pipeline, step, timestep, tensors):
         assert pipeline is it
-        seen.append((step, steps, tensors["packed"].shape))
-        return step < 1
+        seen.append((step, timestep, tensors["packed_latents"].shape))
+        pipeline.interrupt = step == 1
+        return tensors
 
+    options = {"callback_on_step_end_tensor_inputs": ["packed_latents"]}
     with pytest.raises(GenerationCancelled, match="stopped after AR step 2 of 6"):
-        draw(it, callback_on_step_end=stop)
-    assert seen == [(0, 6, (4, 4, 1)), (1, 6, (4, 4, 1))]
+        draw(it, callback_on_step_end=stop, **options)
+    assert seen == [(0, 5, (4, 4, 1)), (1, 4, (4, 4, 1))]
+
+
+def test_latents_that_a_callback_replaces_are_gone_on_with():
+    it, chosen = pipeline(), torch.where(torch.arange(8) % 3 == 0, 1.0, -1.0).expand(4, 4, 8)
+
+    def replace(pipeline, step, timestep, tensors):
+        return {"latents": chosen if step == 2 else tensors["latents"]}
+
+    def same(pipeline, step, timestep, tensors):
+        return {"latents": tensors["latents"].clone()}
+
+    plain = unpack_signs(draw(it, output_type="latent"))
+    found = unpack_signs(draw(it, output_type="latent", callback_on_step_end=replace))
+    assert torch.equal(found[:, :8], plain[:, :8])
+    assert torch.equal(found[:, 8:12], chosen[:2])
+    assert not torch.equal(found[:, 12:], plain[:, 12:])
+    copied = draw(it, output_type="latent", callback_on_step_end=same)
+    assert torch.equal(unpack_signs(copied), plain)
+
+
+def test_the_tokenizer_of_a_release_is_loaded_by_transformers(tmp_path, monkeypatch):
+    folder = release(tmp_path, tiny())
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match="tokenizer must be given, or transformers installed"):
+        BitDanceT2IPipeline.from_pretrained(folder)
+    asked = []
+
+    class AutoTokenizer:
+        @staticmethod
+        def from_pretrained(folder, **options):
+            asked.append((folder, options))
+            return Words()
+
+    module = types.SimpleNamespace(AutoTokenizer=AutoTokenizer)
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    loaded = BitDanceT2IPipeline.from_pretrained(folder, dtype="bfloat16")
+    assert isinstance(loaded.tokenizer, Words)
+    assert asked == [(folder, {"local_files_only": True})]
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_another_autoencoder_takes_the_place_of_that_of_the_release(tmp_path):
+    model = tiny()
+    for name in ("release", "other"):
+        (tmp_path / name).mkdir()
+    folder = release(tmp_path / "release", model)
+    other = tmp_path / "other"
+    release(other, tiny(1))
+    load = partial(BitDanceT2IPipeline.from_pretrained, folder, tokenizer=Words())
+    found, expected = load(autoencoder=other).model, tiny(1)
+    assert torch.equal(found.ae.decoder.conv_in.weight, expected.ae.decoder.conv_in.weight)
+    assert torch.equal(found.embed_vision_mlp.fc1.weight, model.embed_vision_mlp.fc1.weight)
+    (other / "ae_config.json").write_text(
+        (other / "ae_config.json").read_text().replace('"z_channels": 8', '"z_channels": 16')
+    )
+    with pytest.raises(CheckpointError):
+        load(autoencoder=other)
+
+
+def test_a_release_is_downloaded_configurations_first(tmp_path, monkeypatch):
+    folder, asked = release(tmp_path, tiny()), []
+
+    def snapshot_download(source, *, allow_patterns, **options):
+        asked.append((source, options, "*.safetensors" in allow_patterns))
+        return str(folder)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    load = partial(BitDanceT2IPipeline.from_pretrained, tokenizer=Words())
+    load("owner/name", revision="v1")
+    options = {"revision": "v1", "local_files_only": False}
+    assert asked == [("owner/name", options, False), ("owner/name", options, True)]
+    asked.clear()
+    (folder / "vision_head_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no vision_head_config\.json: it is no text-to"):
+        load("owner/name")
+    assert [weights for *_, weights in asked] == [False], "no weights of another model"
 
 
 @pytest.mark.parametrize(
@@ -230,22 +316,22 @@ def test_stopping():
         ({"width": 0}, "width must be a multiple of 4 pixels, got 0"),
         ({"width": 16}, r"tokenizer must have <\|res_8\|> for images of 4 x 8 tokens, 4 a step"),
         ({"seed": -1}, "seed must be an integer from 0 to 2"),
-        ({"seed": [1]}, r"seed must be one per picture \(2\), got 1"),
+        ({"seed": [1]}, r"seed must be one per image \(2\), got 1"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"output_type": "gif"}, "output_type must be"),
-        ({"cfg_scale": float("nan")}, "cfg_scale must be finite"),
-        ({"steps": 0}, "steps"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite"),
+        ({"num_inference_steps": 0}, "steps"),
     ],
 )
 def test_arguments_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        pipeline().generate(["a", "b"], **SIZE | {"steps": 2, "progress": False} | settings)
+        pipeline()(["a", "b"], **SIZE | {"num_inference_steps": 2} | settings)
 
 
 def test_an_unknown_token_and_other_latents_are_refused():
     it = pipeline()
-    it.words.unk_token_id = 39
+    it.tokenizer.unk_token_id = 39
     with pytest.raises(ValueError, match=r"tokenizer must have <\|res_8\|>"):
-        it.generate("a", height=16, width=12)
-    with pytest.raises(ValueError, match=r"packed must be uint8 \['n', 24, 1\], got"):
+        it("a", height=16, width=12)
+    with pytest.raises(ValueError, match=r"packed_latents must be uint8 \['n', 24, 1\], got"):
         it.decode(torch.zeros(1, 20, 1, dtype=torch.uint8), **SIZE)

@@ -20,7 +20,7 @@ from bitdance.evaluation.classifier import train_classifier
 from bitdance.evaluation.metrics import frechet_distance
 from bitdance.io.weights import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training import checkpoint
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.config import LossConfig, parse_run, read_config, run_to_dict
@@ -306,7 +306,7 @@ def test_everything_through_the_command_line(data, autoencoder, tmp_path, capsys
         train = ["train", "model", str(path), "--out", str(runs[-1]), "--quiet"]
         assert main([*train, "--data", str(source)]) == 0
     assert_same(final(runs[0])["average"], final(runs[1])["average"])
-    pipeline = BitDance.from_pretrained(runs[0] / "model")
+    pipeline = BitDancePipeline.from_pretrained(runs[0] / "model")
     assert pipeline.classes == CLASSES
     assert pipeline.steps == 2
     capsys.readouterr()

@@ -15,9 +15,11 @@ from torch import nn
 
 from bitdance.models.autoencoder.blocks import Decoder
 from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.models.layers import compute_dtype
 from bitdance.sampling.flow_sampler import Schedule, denoise, make_head
-from bitdance.sampling.graphs import Recent, parameters
-from bitdance.sampling.head_runner import Head, compute_dtype
+from bitdance.sampling.graphs import parameters
+from bitdance.sampling.head_runner import Head
+from bitdance.sampling.lru_cache import LRUCache
 from bitdance.sampling.workspace import Pool
 from bitdance_kernels import (
     Ranges,
@@ -315,7 +317,7 @@ class HeadMethods:
     def __init__(self, theirs: Any, ours: HeadNetwork) -> None:
         self.theirs, self.ours = theirs, ours
         # Of the last kinds of batches.
-        self.heads: Pool[Recent[tuple[Head, Schedule]]] = Pool(functools.partial(Recent, 2))
+        self.heads: Pool[LRUCache[tuple[Head, Schedule]]] = Pool(functools.partial(LRUCache, 2))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Of ``net``: clean bits of the noisy `x` at times `t` under conditions `c`."""
@@ -348,7 +350,7 @@ class HeadMethods:
         return torch.cat([x, x]) if guided else x
 
     def _ready(
-        self, heads: Recent[tuple[Head, Schedule]], z: torch.Tensor, steps: int
+        self, heads: LRUCache[tuple[Head, Schedule]], z: torch.Tensor, steps: int
     ) -> tuple[Head, Schedule]:
         """What serves conditions like `z`: that of the last call, in an image of many."""
         patch = z.shape[1] if z.dim() > 2 else None
@@ -356,7 +358,7 @@ class HeadMethods:
 
         def make() -> tuple[Head, Schedule]:
             schedule = Schedule.of(self.ours, steps, shift)
-            return make_head(self.ours, schedule, len(z), patch, "fast"), schedule
+            return make_head(self.ours, schedule, len(z), patch), schedule
 
         weights = tuple(p.data_ptr() for p in parameters(self.ours))
         return heads.get(weights, (len(z), patch, steps, shift, compute_dtype(self.ours)), make)

@@ -26,7 +26,7 @@ from bitdance.integrations.official.matching import (
     require_value,
     same_layer,
 )
-from bitdance.models.qwen3 import QwenConfig, QwenTrunk, rope_table
+from bitdance.models.qwen3 import Qwen3Config, Qwen3Model, rope_table
 from bitdance.pipelines.prompts import image_prefix
 
 __all__ = ["PipelineMethods", "pipeline_methods"]
@@ -40,7 +40,7 @@ class PipelineMethods:
         trunk: with the layers of its language model.
     """
 
-    def __init__(self, theirs: Any, trunk: QwenTrunk) -> None:
+    def __init__(self, theirs: Any, trunk: Qwen3Model) -> None:
         self.theirs, self.trunk = theirs, trunk
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ def pipeline_methods(pipeline: Any) -> Iterator[Replacement]:
     yield from decoder_methods("pipeline.ae", pipeline.ae)
 
 
-def _trunk(where: str, theirs: Any) -> QwenTrunk:
+def _trunk(where: str, theirs: Any) -> Qwen3Model:
     """Ours with the layers of a Hugging Face ``Qwen3Model``."""
     require(where, theirs, "embed_tokens", "layers", "norm", "rotary_emb")
     if not len(theirs.layers):
@@ -138,7 +138,7 @@ def _trunk(where: str, theirs: Any) -> QwenTrunk:
         attention, mlp = theirs.layers[0].self_attn, theirs.layers[0].mlp
         (head_dim,) = attention.q_norm.weight.shape
         vocabulary, hidden = theirs.embed_tokens.weight.shape
-        config = QwenConfig(
+        config = Qwen3Config(
             hidden_size=hidden,
             num_hidden_layers=len(theirs.layers),
             num_attention_heads=attention.q_proj.weight.shape[0] // head_dim,
@@ -149,7 +149,7 @@ def _trunk(where: str, theirs: Any) -> QwenTrunk:
             rms_norm_eps=theirs.norm.variance_epsilon,
             attention_bias=attention.q_proj.bias is not None,
         )
-        ours = QwenTrunk(config)
+        ours = Qwen3Model(config)
     graft(where, ours, theirs, _same_layer)
     probe = torch.linspace(-4, 4, 9, dtype=torch.float32, device="cpu")
     for i, layer in enumerate(theirs.layers):

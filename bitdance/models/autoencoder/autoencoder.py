@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from torch import nn
 
 from bitdance.io import weights
 from bitdance.models.autoencoder.blocks import Decoder, Encoder
-from bitdance.models.autoencoder.packed_weights import can_pack, packed
 from bitdance.models.autoencoder.quantizer import (
     BinaryQuantizer,
     QuantizerOutput,
@@ -27,20 +24,12 @@ from bitdance.models.loading.autoencoder_files import read_autoencoder
 from bitdance.models.loading.hub import locate
 from bitdance.models.loading.skeleton import autoencoder_repeats, check_repeats, skeleton
 from bitdance.models.token_order import codes_to_tokens, generation_order
-from bitdance.sampling import graphs
-from bitdance.sampling.finite import NotFiniteError, largest
-from bitdance.sampling.workspace import Pool
-from bitdance_kernels import default_backend
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
 _MIDDLE = torch.tensor(
     128.0, dtype=torch.float32, device="cpu"
 )  # a sum that begins with it is one pass
-
-MOST_CAPTURED_PIXELS = 2**14
-"""Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the
-decoder's weights that is packed for its convolutions."""
 
 
 class BinaryAutoencoder(nn.Module):
@@ -78,7 +67,6 @@ class BinaryAutoencoder(nn.Module):
         self.encoder = Encoder(config, **factory)
         self.decoder = Decoder(config, **factory)
         self.quantizer = quantizer or BinaryQuantizer(config.z_channels, config.num_codebooks)
-        self._graphs: Pool[graphs.Recent[_Pixels]] = Pool(partial(graphs.Recent, graphs.MOST_KINDS))
 
     @classmethod
     def from_pretrained(
@@ -97,8 +85,8 @@ class BinaryAutoencoder(nn.Module):
         Args:
             source: an official file (``.pt`` or ``.safetensors``), whose configuration is read
                 from "<name>_config.json" beside it, or told by its shapes; a folder of a training
-                run or of a text-to-image release; or a model as for ``BitDance.from_pretrained``,
-                whose tokenizer is taken.
+                run or of a text-to-image release; or the source of a ``BitDancePipeline``, whose
+                autoencoder is taken.
             config: its shape, where the file does not tell it.
             prefer: "ema" or "model", for files that hold both.
             dtype: dtype of the parameters.
@@ -260,67 +248,34 @@ class BinaryAutoencoder(nn.Module):
 
         Returns:
             [B, out_ch, h * downsampling, w * downsampling] of the dtype of the parameters, or of
-            autocast where it is on; nominally in [-1, 1] but not clamped, see `to_uint8` and
-            `decode_pixels`.
+            autocast where it is on; nominally in [-1, 1] but not clamped, see `to_uint8`.
 
         Raises:
             TypeError: `codes` is neither floating point nor uint8.
             ValueError: a wrong shape; noise for a model that takes none; or a code of a single
                 position, whose deviation over positions AdaGN cannot take.
         """
-        codes = self._unpacked(codes)
-        return self.decoder(codes, self._noise(codes, noise, generator))
+        return self.decoder(*self.decoder_inputs(codes, noise=noise, generator=generator))
 
-    def decode_pixels(
+    def decoder_inputs(
         self,
         codes: torch.Tensor,
         *,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Decode binary codes to 8-bit images, without gradients.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Arguments of ``decoder``, checked: unpacked codes, and noise if the decoder takes any.
 
         Args:
             codes: as for `decode`.
             noise: as for `decode`.
             generator: as for `decode`.
 
-        Returns:
-            uint8 [B, out_ch, h * downsampling, w * downsampling], channels-last: `to_uint8` of what
-            `decode` gives.
-
         Raises:
             TypeError, ValueError: as in `decode`.
-            NotFiniteError: an image holds NaN or infinity. To know it, the host waits for a GPU;
-                exported and compiled programs do not look.
         """
-        if graphs.is_traced():
-            with torch.no_grad():
-                return to_uint8(self.decode(codes, noise=noise, generator=generator))
-        with self._graphs.lease() as kept:
-            # Autograd's share of a call is felt between the small maps of a small model.
-            with torch.inference_mode():
-                codes = self._unpacked(codes)
-                noise = self._noise(codes, noise, generator)
-                pixels, peaks = self._pixels_of(kept, codes)(codes, noise)
-            if not peaks.is_meta:  # which has no values
-                faults = [i for i, peak in enumerate(peaks.tolist()) if not math.isfinite(peak)]
-                if faults:
-                    raise NotFiniteError("decode_pixels", dict.fromkeys(faults))
-            return pixels.clone()  # a tensor like any other
-
-    def _pixels_of(self, kept: graphs.Recent[_Pixels], codes: torch.Tensor) -> _Pixels:
-        """How to decode such codes: small maps, between which time is lost, from a graph."""
-        B, _, h, w = codes.shape
-        pixels = B * h * w * self.config.downsampling**2
-        if pixels > MOST_CAPTURED_PIXELS or torch.is_autocast_enabled(codes.device.type):
-            return _Pixels(self.decoder, graphs.call)
-        weights = (codes.device, *graphs.memory(self.decoder))
-        return kept.get(
-            weights,
-            (default_backend(), codes.shape),
-            lambda: _Pixels(self.decoder, graphs.call_for(codes.device)),
-        )
+        codes = self._unpacked(codes)
+        return codes, self._noise(codes, noise, generator)
 
     def decode_tiled(
         self,
@@ -372,11 +327,9 @@ class BinaryAutoencoder(nn.Module):
                 f"tile_size must be at least {2**tiled_levels} for {tiled_levels} tiled levels, "
                 f"got {tile_size}"
             )
-        codes = self._unpacked(codes)
         return decode_tiles(
             self.decoder,
-            codes,
-            self._noise(codes, noise, generator),
+            *self.decoder_inputs(codes, noise=noise, generator=generator),
             tile_size=tile_size,
             tiled_levels=tiled_levels,
             exact=exact,
@@ -429,32 +382,6 @@ class BinaryAutoencoder(nn.Module):
                 f"noise must be {list(codes.shape)} like codes, got {list(noise.shape)}"
             )
         return noise.to(codes)
-
-
-_PixelsAndPeaks = tuple[torch.Tensor, torch.Tensor]
-
-
-class _Pixels:
-    """A decoder with 8-bit results.
-
-    Args:
-        decoder: packed before it is captured, where it can be; for fewer calls that would not pay.
-        call: of ``graphs``, for codes of one shape.
-    """
-
-    def __init__(self, decoder: Decoder, call: Callable[..., _PixelsAndPeaks]) -> None:
-        self._decoder, self._call, self._calls = decoder, call, 0
-
-    def __call__(self, codes: torch.Tensor, noise: torch.Tensor | None) -> _PixelsAndPeaks:
-        """uint8 [B, out_ch, H, W] and ``largest`` [B], both overwritten by the next call."""
-        self._calls += 1
-        if self._calls == graphs.CALLS_BEFORE_CAPTURE and can_pack(self._decoder):
-            self._decoder = packed(self._decoder)
-        return self._call(self._decode, codes, noise)
-
-    def _decode(self, codes: torch.Tensor, noise: torch.Tensor | None) -> _PixelsAndPeaks:
-        images = self._decoder(codes, noise)
-        return to_uint8(images), largest(images)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance.models.autoencoder.blocks import Decoder, Modulation
-from bitdance.sampling.graphs import is_traced
+from bitdance.models.tracing import is_traced
 
 __all__ = ["decode_tiles"]
 

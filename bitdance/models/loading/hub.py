@@ -8,10 +8,14 @@ from pathlib import Path
 from bitdance.io.files import CheckpointError, one_line
 from bitdance.models.loading import model_folder
 
-__all__ = ["BUNDLED", "download", "locate"]
+__all__ = ["BUNDLED", "download", "locate", "locate_release"]
 
 BUNDLED = ("fashion",)
 """Models of the package ``bitdance_models``."""
+
+
+RELEASE_CONFIGS = ("config.json", "ae_config.json", "vision_head_config.json")
+"""Configurations of a text-to-image release."""
 
 
 def locate(
@@ -43,6 +47,30 @@ def _bundled(name: str) -> Path:
     )
 
 
+def locate_release(
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """The folder of a text-to-image release; a repository is downloaded.
+
+    The configurations are fetched first, and the weights only if those of a release are among them.
+
+    Raises:
+        FileNotFoundError: there is no such folder or repository.
+        CheckpointError: the repository holds something else.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    fetch = _Repository(str(source), revision, local_files_only)
+    folder = fetch("*.json", "*.txt", "*.jinja")
+    missing = [name for name in RELEASE_CONFIGS if not (folder / name).exists()]
+    if missing:
+        raise CheckpointError(
+            f"{str(source)!r} has no {missing[0]}: it is no text-to-image release"
+        )
+    return fetch("*.safetensors", "*.json", "*.txt", "*.jinja")
+
+
 def download(source: str, revision: str | None, local_files_only: bool) -> Path:
     """A repository's folder on this disk, with the files that its ``config.json`` names.
 
@@ -52,35 +80,57 @@ def download(source: str, revision: str | None, local_files_only: bool) -> Path:
         FileNotFoundError: `source` is no repository's id, or the repository cannot be had.
         CheckpointError: its ``config.json`` is of something else.
     """
-    parts = source.split("/")
-    if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
-        raise FileNotFoundError(
-            f"{source!r} is no file, no folder and no repository id of the form owner/name"
-        )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"{source!r} is no file or folder here; to look for it on the Hugging Face hub, "
-            "pip install 'bitdance[hub]'"
-        ) from error
-
-    def fetch(*names: str) -> Path:
-        try:
-            folder = snapshot_download(
-                source,
-                revision=revision,
-                local_files_only=local_files_only,
-                allow_patterns=["config.json", *names],
-            )
-        except Exception as error:  # whatever the kind, the repository is not available
-            where = "among the files downloaded before" if local_files_only else "on the hub"
-            raise FileNotFoundError(
-                f"{source!r} was not found {where}: {one_line(error)}"
-            ) from error
-        return Path(folder)
-
-    config = fetch() / "config.json"
+    fetch = _Repository(source, revision, local_files_only)
+    config = fetch("config.json") / "config.json"
     if not config.exists():
         raise CheckpointError(f"{source!r} has no config.json: it holds no model of this library")
-    return fetch(model_folder.read_content(config).weights.file)
+    return fetch("config.json", model_folder.read_content(config).weights.file)
+
+
+class _Repository:
+    """Downloads files of a Hugging Face repository.
+
+    Args:
+        source: id "owner/name".
+        revision: branch, tag or commit.
+        local_files_only: use only files that were downloaded before.
+
+    Raises:
+        FileNotFoundError: `source` is no repository's id, or huggingface_hub is not installed.
+    """
+
+    def __init__(self, source: str, revision: str | None, local_files_only: bool) -> None:
+        parts = source.split("/")
+        if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
+            raise FileNotFoundError(
+                f"{source!r} is no file, no folder and no repository id of the form owner/name"
+            )
+        try:
+            import huggingface_hub
+        except ImportError as error:
+            raise FileNotFoundError(
+                f"{source!r} is no file or folder here; to look for it on the Hugging Face hub, "
+                "pip install 'bitdance[hub]'"
+            ) from error
+        self._hub, self._source = huggingface_hub, source
+        self._revision, self._local_files_only = revision, local_files_only
+
+    def __call__(self, *patterns: str) -> Path:
+        """The repository's folder on this disk, with the files of these patterns.
+
+        Raises:
+            FileNotFoundError: the repository is not available.
+        """
+        try:
+            folder = self._hub.snapshot_download(
+                self._source,
+                revision=self._revision,
+                local_files_only=self._local_files_only,
+                allow_patterns=list(patterns),
+            )
+        except Exception as error:  # whatever the kind, the repository is not available
+            where = "among the files downloaded before" if self._local_files_only else "on the hub"
+            raise FileNotFoundError(
+                f"{self._source!r} was not found {where}: {one_line(error)}"
+            ) from error
+        return Path(folder)

@@ -107,7 +107,7 @@ def open_folder(folder: Path) -> Folder:
     name = content.weights.file
     if Path(name).name != name or not os.path.exists(folder / name):
         raise CheckpointError(f"{path}: there is no file {shown(name)} beside it")
-    extra: dict[str, Any] = {"steps": content.steps}
+    extra: dict[str, Any] = {"num_inference_steps": content.steps}
     if content.classes:
         extra["classes"] = content.classes
     return Folder(content.model, checked_file(folder / name), content.weights.sha256, extra)

@@ -7,6 +7,7 @@ import torch
 from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
 from bitdance.models.config import AutoencoderConfig, ModelConfig
 from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance_kernels import dense_mask
 from tests.model.helpers.golden_cases import Case, runner
 from tests.model.helpers.golden_transformer import additive
@@ -96,11 +97,11 @@ def _sample(case: Case, model: BitDanceModel, settings: dict) -> dict[str, torch
         draws = draws[settings["steps"] + 1 :]
     assert not draws
     results: list[StepResult] = []
-    tokens = model.sample(
+    tokens = ClassConditionalSampler(model).sample(
         case["in.sample_class"],
-        steps=settings["steps"],
-        cfg_scale=settings["cfg"],
-        cfg_schedule=settings["schedule"],
+        num_inference_steps=settings["steps"],
+        guidance_scale=settings["cfg"],
+        guidance_schedule=settings["schedule"],
         noise=noise,
         on_step=results.append,
     )
@@ -114,5 +115,5 @@ def _sample(case: Case, model: BitDanceModel, settings: dict) -> dict[str, torch
         f"out.{name}.tokens": torch.cat([result.tokens for result in results], dim=1),
         f"out.{name}.latent": model.to_codes(tokens),
         f"out.{name}.image": image,
-        f"out.{name}.cfg_per_step": torch.tensor([result.cfg for result in results]),
+        f"out.{name}.cfg_per_step": torch.tensor([result.guidance_scale for result in results]),
     }

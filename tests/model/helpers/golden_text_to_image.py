@@ -13,6 +13,7 @@ from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.models.token_order import tokens_to_codes
 from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.text_to_image import TextToImageSampler
 from tests.model.helpers.golden_cases import Case, runner
 
 
@@ -69,13 +70,14 @@ def _sample(
         draws = draws[settings["steps"] + 1 :]
     results: list[StepResult] = []
     prefilled: list[torch.Tensor] = []
-    tokens = model.sample(
+    sampler = TextToImageSampler(model)
+    tokens = sampler.sample(
         [case["in.prompt_ids"].tolist()] * count,
         [ids[token] for token in prefix],
         grid=grid,
-        negative=case["in.uncond_ids"].tolist() if guided else None,
-        steps=settings["steps"],
-        cfg_scale=settings["cfg"],
+        negative_prompts=case["in.uncond_ids"].tolist() if guided else None,
+        num_inference_steps=settings["steps"],
+        guidance_scale=settings["cfg"],
         noise=noise,
         on_prefill=prefilled.append,
         on_step=results.append,
@@ -86,7 +88,7 @@ def _sample(
         image = model.decode(tokens, grid)
         # The official code also runs the language model on the last patch, to no purpose.
         last = model.embed_vision_mlp(results[-1].tokens) + positions[-1]
-        cache, llm = model.workspaces.idle[0].cache.first(len(last)), model.config.llm
+        cache, llm = sampler.workspaces.idle[0].cache.first(len(last)), model.config.llm
         longest = int(cache.lengths.max()) + P
         freqs = rope_table(longest, rope_frequencies(llm.head_dim, llm.rope_theta))
         hidden.append(model.llm_model.model.decode(last, freqs, cache))

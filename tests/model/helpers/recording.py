@@ -48,8 +48,8 @@ def recorded(monkeypatch):
                         old.copy_(new)
             return self.results
 
-    monkeypatch.setattr(graphs, "step_for", lambda _: Recorded())
-    monkeypatch.setattr(graphs, "call_for", lambda _, **__: graphs.call)  # as on CUDA
+    monkeypatch.setattr(graphs, "make_runner", lambda _: Recorded())
+    monkeypatch.setattr(graphs, "make_call_runner", lambda _, **__: graphs.run_eager)  # as on CUDA
     return made
 
 

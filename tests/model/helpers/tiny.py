@@ -5,7 +5,8 @@ import torch
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AutoencoderConfig, HeadConfig, ModelConfig
 from bitdance.models.diffusion_head import DiffusionHead
-from bitdance.pipelines.class_conditional import BitDance
+from bitdance.pipelines.class_conditional import BitDancePipeline
+from bitdance.sampling.class_conditional import ClassConditionalSampler
 
 AUTOENCODER = AutoencoderConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, num_codebooks=1
@@ -33,10 +34,14 @@ def tiny_model(seed=0, **changes):
     return model.eval()
 
 
+def tiny_sampler(seed=0, **changes):
+    return ClassConditionalSampler(tiny_model(seed, **changes))
+
+
 def tiny_pipeline(seed=0, **changes):
     classes = ("boot", "bag", "shirt", "night dress", "sneaker")
     model = tiny_model(seed, **changes)
-    return BitDance(model, classes[: model.config.num_classes])
+    return BitDancePipeline(model, classes[: model.config.num_classes])
 
 
 HEADS = {

@@ -1,0 +1,216 @@
+"""Arguments of the pipelines: seeds, dtypes, output types, shapes of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from bitdance.io.validation import exact_int, is_one, listed, shown
+
+__all__ = [
+    "Generators",
+    "ImageShape",
+    "OutputType",
+    "Seeds",
+    "batch_slices",
+    "check_output_type",
+    "check_packed_latents",
+    "image_seeds",
+    "packed_shape",
+    "parse_dtype",
+    "repeated",
+    "to_output",
+]
+
+OutputType = Literal["pil", "np", "pt", "uint8", "latent"]
+Generators = torch.Generator | Sequence[torch.Generator]
+Seeds = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Shape of the images of a call.
+
+    Attributes:
+        tokens: N, tokens of an image.
+        bits: C, bits of a token.
+        ar_steps: AR steps of an image.
+        pixels: channels, height and width.
+        to_codes: tokens [B, N, C] to the decoder's maps.
+    """
+
+    tokens: int
+    bits: int
+    ar_steps: int
+    pixels: tuple[int, int, int]
+    to_codes: Callable[[torch.Tensor], torch.Tensor]
+
+
+def check_output_type(
+    function: str, output_type: str, known: Sequence[str] = ("pil", "np", "pt", "uint8", "latent")
+) -> None:
+    """Raise ValueError unless `output_type` is known."""
+    if output_type not in known:
+        *others, last = map(repr, known)
+        raise ValueError(
+            f"{function}: output_type must be {', '.join(others)} or {last}, got "
+            f"{shown(output_type)}"
+        )
+
+
+def check_packed_latents(packed_latents: object, shape: ImageShape) -> torch.Tensor:
+    """`packed_latents`, if it is uint8 [n, N, ceil(C / 8)].
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another dtype or shape.
+    """
+    size = packed_shape(shape)
+    expected = f"uint8 {['n', *size]}"
+    if not isinstance(packed_latents, torch.Tensor):
+        raise TypeError(f"decode: packed_latents must be {expected}, got {shown(packed_latents)}")
+    got = packed_latents.shape
+    if packed_latents.dtype != torch.uint8 or len(got) != 3 or got[1:] != size:
+        raise ValueError(
+            f"decode: packed_latents must be {expected}, got {packed_latents.dtype} {list(got)}"
+        )
+    return packed_latents
+
+
+def packed_shape(shape: ImageShape) -> tuple[int, int]:
+    """(N, bytes of a token) of packed latents."""
+    return shape.tokens, -(-shape.bits // 8)
+
+
+def image_seeds(
+    function: str,
+    seed: Seeds | None,
+    generator: Generators | None,
+    sample_ids: Sequence[int] | None,
+    count: int,
+) -> tuple[list[int], list[int]]:
+    """The seed and the sample id of each image; see the pipelines.
+
+    Raises:
+        TypeError: a seed or sample id is no integer, or a generator no ``torch.Generator``.
+        ValueError: both `seed` and `generator` are given, there are not as many as images, or one
+            is out of range.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError(
+            f"{function}: only one of seed and generator may be given, got {shown(seed)} and "
+            f"{shown(generator)}"
+        )
+    if generator is not None:
+        seed = _drawn_seeds(function, generator)
+    seed = 0 if seed is None else seed
+    single = is_one(seed)
+    given: dict[str, list[Any]] = {
+        "seed": [seed] * count if single else listed(function, "seed", seed),
+        "sample_ids": (list(range(count)) if single else [0] * count)
+        if sample_ids is None
+        else listed(function, "sample_ids", sample_ids),
+    }
+    if single:
+        exact_int(function, "seed", seed, 0, 2**64 - 1)  # also where there are no images
+    for name, values in given.items():
+        if len(values) != count:
+            what = "generator" if generator is not None and name == "seed" else name
+            raise ValueError(
+                f"{function}: {what} must be one per image ({count}), got {len(values)}"
+            )
+    seeds = [exact_int(function, "seed", s, 0, 2**64 - 1) for s in given["seed"]]
+    ids = [exact_int(function, "sample_ids", i, 0, 2**32 - 1) for i in given["sample_ids"]]
+    return seeds, ids
+
+
+def _drawn_seeds(function: str, generator: Generators) -> Seeds:
+    """The next 64-bit number of a generator, or of each one."""
+    single = isinstance(generator, torch.Generator)
+    generators = [generator] if single else listed(function, "generator", generator)
+    seeds = []
+    for one in generators:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(
+                f"{function}: generator must be a torch.Generator or one per image, got "
+                f"{shown(one)}"
+            )
+        halves = torch.randint(
+            2**32, (2,), generator=one, dtype=torch.int64, device=one.device
+        ).tolist()
+        seeds.append(halves[0] << 32 | halves[1])
+    return seeds[0] if single else seeds
+
+
+def repeated(function: str, items: Sequence[Any], num_images_per_prompt: int) -> list[Any]:
+    """Every item as often as images of it are asked for, side by side.
+
+    Raises:
+        TypeError, ValueError: `num_images_per_prompt` is no integer of at least 1.
+    """
+    count = exact_int(function, "num_images_per_prompt", num_images_per_prompt, 1)
+    return [item for item in items for _ in range(count)]
+
+
+def batch_slices(function: str, count: int, batch_size: int | None) -> list[slice]:
+    """The images of every batch.
+
+    Raises:
+        TypeError, ValueError: `batch_size` is no integer of at least 1.
+    """
+    size = max(count, 1)
+    if batch_size is not None:
+        size = exact_int(function, "batch_size", batch_size, 1)
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def to_output(images: torch.Tensor, output_type: str) -> Any:
+    """Images uint8 [n, C, H, W] as `output_type` says, but for "latent"."""
+    if output_type == "uint8":
+        return images
+    if output_type == "pt":
+        return images.to(torch.float32).div_(255).contiguous()
+    arrays = images.permute(0, 2, 3, 1).contiguous()
+    if output_type == "np":
+        return arrays.to(torch.float32).div_(255).numpy()
+    return [Image.fromarray(array) for array in arrays.numpy()]
+
+
+def parse_dtype(
+    function: str, dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None
+) -> torch.dtype:
+    """Dtype of parameters, given as a ``torch.dtype`` or its name; float32 by default.
+
+    Args:
+        function: the function asked, for errors.
+        dtype: dtype or name.
+        torch_dtype: the older name of the argument in diffusers.
+
+    Raises:
+        TypeError: it is no dtype.
+        ValueError: it is no floating point dtype, or the two differ.
+    """
+    parsed = []
+    for name, value in (("dtype", dtype), ("torch_dtype", torch_dtype)):
+        if value is None:
+            continue
+        found = (
+            getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+        )
+        kinds = "float32, bfloat16 or float16"
+        if isinstance(value, str) and not isinstance(found, torch.dtype):
+            raise ValueError(f"{function}: {name} must be {kinds}, got {shown(value)}")
+        if not isinstance(found, torch.dtype):
+            raise TypeError(f"{function}: {name} must be {kinds}, got {shown(value)}")
+        if not found.is_floating_point:
+            raise ValueError(f"{function}: {name} must be {kinds}, got {found}")
+        parsed.append(found)
+    if len(set(parsed)) > 1:
+        raise ValueError(
+            f"{function}: dtype and torch_dtype must be the same, got {parsed[0]} and {parsed[1]}"
+        )
+    return parsed[0] if parsed else torch.float32

@@ -1,0 +1,116 @@
+"""Decoding to 8-bit images, from a captured graph where maps are small."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.models.autoencoder.blocks import Decoder
+from bitdance.models.autoencoder.packed_weights import can_pack, packed
+from bitdance.models.tracing import is_traced
+from bitdance.sampling import graphs
+from bitdance.sampling.finite import NotFiniteError, largest
+from bitdance.sampling.lru_cache import LRUCache
+from bitdance.sampling.workspace import Pool
+from bitdance_kernels import default_backend
+
+__all__ = ["MAX_CAPTURED_PIXELS", "ImageDecoder"]
+
+MAX_CAPTURED_PIXELS = 2**14
+"""Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the
+decoder's weights that is packed for its convolutions."""
+
+
+class ImageDecoder:
+    """Decodes to 8-bit images, without gradients.
+
+    Any number of threads may use one object at a time.
+
+    Args:
+        autoencoder: the autoencoder whose decoder is used.
+    """
+
+    def __init__(self, autoencoder: BinaryAutoencoder) -> None:
+        self.autoencoder = autoencoder
+        self._graphs: Pool[LRUCache[_Decoding]] = Pool(partial(LRUCache, graphs.MAX_KINDS))
+
+    def __call__(
+        self,
+        codes: torch.Tensor,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Decode binary codes to images.
+
+        Args:
+            codes: as for ``BinaryAutoencoder.decode``.
+            noise: as for ``BinaryAutoencoder.decode``.
+            generator: as for ``BinaryAutoencoder.decode``.
+
+        Returns:
+            uint8 [B, out_ch, h * downsampling, w * downsampling], channels-last: ``to_uint8`` of
+            what ``decode`` returns.
+
+        Raises:
+            TypeError, ValueError: as in ``BinaryAutoencoder.decode``.
+            NotFiniteError: an image holds NaN or infinity. To know it, the host waits for a GPU;
+                exported and compiled programs do not look.
+        """
+        autoencoder = self.autoencoder
+        if is_traced():
+            with torch.no_grad():
+                return to_uint8(autoencoder.decode(codes, noise=noise, generator=generator))
+        with self._graphs.lease() as kept:
+            # Autograd's share of a call shows between the small maps of a small model.
+            with torch.inference_mode():
+                codes, noise = autoencoder.decoder_inputs(codes, noise=noise, generator=generator)
+                pixels, peaks = self._decoding(kept, codes)(codes, noise)
+            if not peaks.is_meta:  # which has no values
+                faults = [i for i, peak in enumerate(peaks.tolist()) if not math.isfinite(peak)]
+                if faults:
+                    raise NotFiniteError("decode", dict.fromkeys(faults))
+            return pixels.clone()  # an ordinary tensor, of its own memory
+
+    def _decoding(self, kept: LRUCache[_Decoding], codes: torch.Tensor) -> _Decoding:
+        """How to decode such codes: from a graph if maps are small, where the host would lag."""
+        decoder, device = self.autoencoder.decoder, codes.device
+        B, _, h, w = codes.shape
+        pixels = B * h * w * self.autoencoder.config.downsampling**2
+        if pixels > MAX_CAPTURED_PIXELS or torch.is_autocast_enabled(device.type):
+            return _Decoding(decoder, graphs.run_eager)
+        return kept.get(
+            (device, *graphs.parameter_versions(decoder)),
+            (default_backend(), codes.shape),
+            lambda: _Decoding(decoder, graphs.make_call_runner(device)),
+        )
+
+
+class _Decoding:
+    """A decoder with 8-bit results, for codes of one shape.
+
+    Args:
+        decoder: packed before it is captured, if it can be; for fewer calls that would not pay.
+        runner: see ``graphs``.
+    """
+
+    def __init__(self, decoder: Decoder, runner: graphs.Runner) -> None:
+        self._decoder, self._runner, self._calls = decoder, runner, 0
+
+    def __call__(
+        self, codes: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 [B, out_ch, H, W] and ``largest`` [B], both overwritten by the next call."""
+        self._calls += 1
+        if self._calls == graphs.CALLS_BEFORE_CAPTURE and can_pack(self._decoder):
+            self._decoder = packed(self._decoder)
+        return self._runner(self._decode, codes, noise)
+
+    def _decode(
+        self, codes: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        images = self._decoder(codes, noise)
+        return to_uint8(images), largest(images)
