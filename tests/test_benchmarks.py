@@ -15,6 +15,7 @@ from benchmarks.model import decode, paths, training
 from benchmarks.model.published import Published
 from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance.models.class_conditional import TrainingDraws
+from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance_kernels import swiglu
 from bitdance_kernels.testing import Call
 
@@ -241,7 +242,8 @@ def test_the_published_sampler_gives_the_models_tokens():
             for i in range(config.ar_steps)
         ]
         labels = torch.tensor([0, 2])
-        expected = model.sample(labels, num_inference_steps=3, guidance_scale=2.0, noise=noise)
+        sampler = ClassConditionalSampler(model)
+        expected = sampler.sample(labels, num_inference_steps=3, guidance_scale=2.0, noise=noise)
         actual = Published(model, compiled=False).sample(
             labels, num_inference_steps=3, guidance_scale=2.0, noise=noise
         )

@@ -47,7 +47,8 @@ def test_without_its_package_the_error_names_the_remedy(monkeypatch):
 
 def test_its_pictures_are_of_their_kind(pipeline):
     """Without the data no classifier can judge them; but trousers are narrow and bags are wide."""
-    pixels = pipeline(["trouser"] * 8 + ["bag"] * 8, output_type="np").images
+    pixels = pipeline(["trouser"] * 8 + ["bag"] * 8, output_type="uint8").images
+    pixels = pixels.permute(0, 2, 3, 1).numpy()
     bright = (pixels.mean(-1) > 64).mean(axis=1)  # [16, 32]: share of bright pixels in each column
     trousers, bags = ((bright[part] > 0.1).sum(-1) for part in (slice(8), slice(8, 16)))
     assert np.median(trousers) < 20 < np.median(bags)
@@ -120,8 +121,8 @@ for _ in range(4):
 print(sorted(set({heavy}) & set(sys.modules) - before))
 if {bool(cpu_isas())}:
     (workspace,) = pipeline.sampler.workspaces.idle
-    (run,) = workspace.runs._kept.values()
-    assert any(kind.captured for kind in run._next._call._kinds._kept.values())
+    (run,) = workspace.runs.values()
+    assert any(kind.captured for kind in run._run_next._kinds.values())
 print(torch.equal(state, torch.get_rng_state()), len(set(sys.modules) - before) < 150)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

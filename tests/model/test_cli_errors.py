@@ -82,7 +82,7 @@ REFUSED = [  # exit status 1, and what is in the line
     (["--model", "bytes.pt"], "bytes.pt"),
     (["--model", "bytes.safetensors"], "bytes.safetensors"),
     (["--model", "picture.png"], "picture.png"),
-    (["--autoencoder", "nowhere"], "tokenizer"),
+    (["--autoencoder", "nowhere"], "autoencoder must be left out"),
     (["--out", "nothing/x.png"], "nothing"),
     (["--out", "empty/../picture.png/x.png"], "picture.png"),
     (["--out", "nothing"], "nothing"),
@@ -271,7 +271,9 @@ def test_ascii_terminals_get_help(monkeypatch, command):
 def test_ascii_terminals_get_names_and_tables(folder, tmp_path, monkeypatch):
     pipeline = tiny_pipeline()
     names = ("stövel", "靴", *pipeline.classes[2:])
-    BitDancePipeline(pipeline.model, names, steps=1).save_pretrained(tmp_path / "größe")
+    BitDancePipeline(pipeline.model, names, num_inference_steps=1).save_pretrained(
+        tmp_path / "größe"
+    )
     out, err = Ascii(), Ascii()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)

@@ -110,7 +110,7 @@ def test_a_file_with_arguments_loads_as_what_it_is(tiny_sizes, tmp_path):
     path = save(tmp_path / "x.pt", pipeline, args=arguments(tiny_sizes, "BitDance-T"))
     loaded = BitDancePipeline.from_pretrained(path)
     assert loaded.config == pipeline.config
-    options = {"steps": 2, "output_type": "latent", "progress": False, "seed": 3}
+    options = {"num_inference_steps": 2, "output_type": "latent", "seed": 3}
     expected = pipeline([1, 2], **options).images
     assert torch.equal(loaded([1, 2], **options).images, expected)
     as_preset = BitDancePipeline.from_pretrained(save(tmp_path / "y.pt", pipeline))

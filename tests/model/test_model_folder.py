@@ -110,7 +110,7 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path):
         BitDancePipeline(tiny_pipeline().model, ("a",) * 4)
     for steps in (0, -1, 2.5, float("inf"), 10**30):
         with pytest.raises(ValueError, match="steps must be an integer from 1 to 1000000"):
-            BitDancePipeline(tiny_pipeline().model, steps=steps)
+            BitDancePipeline(tiny_pipeline().model, num_inference_steps=steps)
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):

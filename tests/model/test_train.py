@@ -308,7 +308,7 @@ def test_everything_through_the_command_line(data, autoencoder, tmp_path, capsys
     assert_same(final(runs[0])["average"], final(runs[1])["average"])
     pipeline = BitDancePipeline.from_pretrained(runs[0] / "model")
     assert pipeline.classes == CLASSES
-    assert pipeline.steps == 2
+    assert pipeline.num_inference_steps == 2
     capsys.readouterr()
     judge = ["evaluate", str(data), "--model", str(runs[0] / "model"), "--samples", "6", "--quiet"]
     assert main([*judge, "--out", str(tmp_path / "judged")]) == 0
