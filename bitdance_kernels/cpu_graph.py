@@ -1,22 +1,24 @@
-"""A step on the CPU captured as the list of its computations: what a CUDA graph is on a card.
+"""A CUDA graph for the CPU: a step captured as the list of its computations, to be replayed.
 
-The kernels of a small model take a few microseconds each, and what surrounds them in PyTorch and
-Python several times as long: dispatch, checks, the choice of a backend, allocation. None of that
-changes when a step is done again on the same memory, so it is done once.
+The kernels of a small model take a few microseconds each; dispatch, checks, the choice of a backend
+and allocation take several times as long. None of that changes when a step runs again on the same
+memory, so a graph does it once.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils.dlpack import from_dlpack
 
+from bitdance_kernels._dispatch.arguments import span
 from bitdance_kernels._dispatch.op import NAMESPACE, REGISTRY, KernelOp
 from bitdance_kernels._shared import native_modules
 
@@ -25,7 +27,7 @@ __all__ = ["CaptureError", "CpuGraph"]
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
 _aten = torch.ops.aten
-# Products in their out= form, by the function that gets there soonest.
+# The fastest functions for products with out=.
 _SHORT = {_aten.addmm.out: torch.addmm, _aten.mm.out: torch.mm, _aten.bmm.out: torch.bmm}
 _EMPTY = {
     _aten.empty.memory_format,
@@ -34,20 +36,19 @@ _EMPTY = {
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
-_VIEWS = {_aten._unsafe_view.default}  # of results of which nothing else is used
+_VIEWS = {_aten._unsafe_view.default}  # of results that are used in no other way
 
 
 class CaptureError(RuntimeError):
-    """A step does what a graph cannot repeat; the message says what. The step has not finished."""
+    """The step does something that a graph cannot repeat, as the message says; it was aborted."""
 
 
 class CpuGraph:
-    """What a step computed, to be computed again on the same memory.
+    """The computations of a step, to be replayed on the same memory.
 
-    The step must read and write memory that stays where it is, draw no random numbers from a
-    generator and ask for no value on the host, as for ``torch.cuda.CUDAGraph``. Unlike there, it is
-    carried out while it is captured. Its results stay where they are, and are overwritten by every
-    replay; what it needs in between has memory of its own, which the graph keeps.
+    As for ``torch.cuda.CUDAGraph`` the step must read and write memory that stays in place, draw no
+    random numbers from a generator and read no value on the host. Unlike there, it runs while it is
+    captured. Every replay overwrites its results; the graph keeps the memory of all intermediates.
 
     Example:
         >>> import torch
@@ -67,7 +68,7 @@ class CpuGraph:
 
     @staticmethod
     def unavailable() -> str | None:
-        """Why this process cannot capture; None when it can."""
+        """The reason why this process cannot capture; None if it can."""
         return native_modules.cpu.unavailable("start_recording")
 
     @staticmethod
@@ -76,20 +77,20 @@ class CpuGraph:
         return any(isinstance(mode, _Recorder) for mode in _get_current_dispatch_mode_stack())
 
     def capture(self, step: Callable[[], Any]) -> Any:
-        """Carry out `step` without gradients and keep what it does.
+        """Run `step` without gradients and record it.
 
         Returns:
             What `step` returns.
 
         Raises:
-            CaptureError: the step draws random numbers, asks for a value, or uses tensors that are
-                not on the CPU; or another capture is going on.
+            CaptureError: the step draws random numbers, reads a value, or uses tensors that are
+                not on the CPU; or this thread is capturing already.
             RuntimeError: no compiled module; see ``unavailable``.
         """
         if CpuGraph.capturing():
             raise CaptureError("a graph cannot be captured within another")
         recorder = _Recorder()
-        # What is made in inference mode could not be written by a replay outside of it.
+        # Replays outside of inference mode could not write tensors made in it.
         with torch.inference_mode(False), torch.no_grad(), recorder:
             native_modules.cpu.start_recording()
             try:
@@ -103,38 +104,43 @@ class CpuGraph:
 
     @property
     def memory_bytes(self) -> int:
-        """Size of the memory that the graph keeps for what its step makes."""
+        """Size of the memory that the graph keeps for results and intermediates."""
         return self._memory.bytes
 
     def replay(self) -> None:
-        """Compute it again; the results are where they were."""
+        """Run the computations again; they overwrite the results of `capture`."""
         with torch.no_grad():
             for call in self._calls:
                 call()
 
 
+@dataclass
+class _Block:
+    """A piece of memory, and the storage of the tensors that lie in it during a capture."""
+
+    base: torch.Tensor
+    lent: StorageWeakRef
+
+
 class _Memory:
-    """Memory for what a step makes, used again when no tensor lies in it any more."""
+    """Memory for the results of a step, reused when no tensor lies in it any more."""
 
     def __init__(self) -> None:
-        # By size: arrays that every tensor in them holds, and the memory itself, held by nobody.
-        self._arrays: dict[int, list[np.ndarray]] = {}
-        self._bases: dict[int, torch.Tensor] = {}
+        self._blocks: dict[int, list[_Block]] = {}  # by size
+        self._bases: dict[int, torch.Tensor] = {}  # by address
 
     @property
     def bytes(self) -> int:
-        return sum(size * len(arrays) for size, arrays in self._arrays.items())
+        return sum(size * len(blocks) for size, blocks in self._blocks.items())
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """An empty tensor of the same kind and layout."""
-        elements = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        size = max(0, elements) * tensor.element_size() if tensor.numel() else 0
-        array = self._free(-(-size // _ALIGNMENT) * _ALIGNMENT)
-        flat = torch.from_numpy(array).view(tensor.dtype)
-        return flat.as_strided(tensor.shape, tensor.stride())
+        """An empty tensor of the same dtype and layout."""
+        size = span(tensor) * tensor.element_size()
+        lent = self._lend(max(1, -(-size // _ALIGNMENT)) * _ALIGNMENT)
+        return lent.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
     def alias(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The same values for later, without keeping the memory from other tensors until then."""
+        """The same memory for replays; it does not keep the memory from other tensors."""
         if tensor.is_mkldnn:  # a weight in oneDNN's own order, which has no address
             return None
         base = self._bases.get(tensor.untyped_storage().data_ptr())
@@ -143,30 +149,27 @@ class _Memory:
         offset = tensor.storage_offset()
         return base.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), offset)
 
-    def _free(self, size: int) -> np.ndarray:
-        arrays = self._arrays.setdefault(size, [])
-        for i in range(len(arrays)):
-            if sys.getrefcount(arrays[i]) == 2:  # the list, and the argument of this function
-                return arrays[i]
-        # PyTorch's allocation, so that its error is raised where there is no memory.
-        whole = torch.zeros(size + _ALIGNMENT, dtype=torch.uint8, device="cpu").numpy()
-        start = -whole.ctypes.data % _ALIGNMENT
-        array = whole[start : start + size]
-        arrays.append(array)
-        base = torch.from_numpy(whole[start : start + size])
-        self._bases[base.data_ptr()] = base
-        return array
+    def _lend(self, size: int) -> torch.Tensor:
+        """Bytes in a block of this size, as a storage of their own that tells when it is unused."""
+        blocks = self._blocks.setdefault(size, [])
+        block = next((block for block in blocks if block.lent.expired()), None)
+        base = torch.zeros(size, dtype=torch.uint8, device="cpu") if block is None else block.base
+        lent = from_dlpack(base)
+        storage = StorageWeakRef(lent.untyped_storage())
+        if block is None:
+            blocks.append(_Block(base, storage))
+            self._bases[base.data_ptr()] = base
+        else:
+            block.lent = storage
+        return lent
 
 
 class _Recorder(TorchDispatchMode):
-    """Carries out what it sees, in memory of its own, and keeps it."""
+    """Runs every operator that it sees in memory of its own, and records it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Whether PyTorch hides this mode from its compiler, to which end it would import that.
-
-        Nothing is compiled within a capture, and the import takes seconds.
-        """
+        """False, so that PyTorch does not import its compiler, which takes seconds, to skip it."""
         return False
 
     def __init__(self) -> None:
@@ -176,10 +179,10 @@ class _Recorder(TorchDispatchMode):
         self.memory = _Memory()
 
     def flush(self) -> None:
-        """Move what native code has done since the last time into the list."""
-        taken = native_modules.cpu.take_recording()
-        if len(taken):
-            self.calls.append(taken)
+        """Append the native calls since the last time to the list."""
+        recording = native_modules.cpu.take_recording()
+        if len(recording):
+            self.calls.append(recording)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -211,18 +214,19 @@ class _Recorder(TorchDispatchMode):
         if func._schema.is_mutable:
             self.calls.append(functools.partial(_SHORT.get(func, func), *args, **kwargs))
             return results
-        made = pytree.tree_map_only(torch.Tensor, self._own, results)
-        into = pytree.tree_map_only(torch.Tensor, self._later, made)
+        owned = pytree.tree_map_only(torch.Tensor, self._own, results)
+        targets = pytree.tree_map_only(torch.Tensor, self._later, owned)
         out = _out_variant(func)
-        if out is not None and isinstance(into, torch.Tensor):
-            self.calls.append(functools.partial(out, *args, **kwargs, out=into))
+        if out is not None and isinstance(targets, torch.Tensor):
+            self.calls.append(functools.partial(out, *args, **kwargs, out=targets))
         else:
-            again = functools.partial(func, *args, **kwargs)
-            if isinstance(into, torch.Tensor):
-                self.calls.append(functools.partial(_copy_result, again, into))
+            replay = functools.partial(func, *args, **kwargs)
+            if isinstance(targets, torch.Tensor):
+                copy = functools.partial(_copy_result, replay, targets)
             else:
-                self.calls.append(functools.partial(_copy_results, again, pytree.tree_leaves(into)))
-        return made
+                copy = functools.partial(_copy_results, replay, pytree.tree_leaves(targets))
+            self.calls.append(copy)
+        return owned
 
     def _own(self, result: torch.Tensor) -> torch.Tensor:
         return self.memory.like(result).copy_(result)
@@ -234,7 +238,7 @@ class _Recorder(TorchDispatchMode):
                 raise CaptureError(f"{op.name} chooses by values what its reference does")
         elif backend is not op.backend("cpu"):
             raise CaptureError(f"{op.name} runs on neither the reference nor the cpu backend")
-        with self:  # to see what the op does besides its native call
+        with self:  # to record what the op does besides its native call
             return op.run(*args)
 
     def _later(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -255,7 +259,7 @@ def _check_device(tensor: torch.Tensor | None) -> None:
 
 @functools.cache
 def _out_variant(func: Any) -> Any | None:
-    """The overload of a function that writes its one result into an argument `out`."""
+    """The overload of a function that writes its one result to an argument `out`."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
     for name in func.overloadpacket.overloads():
         overload = getattr(func.overloadpacket, name)
