@@ -107,6 +107,7 @@ report: venv
 # docs/api.md from the docstrings, the drawings, and the site, in site/.
 docs: venv
 	$(BIN)/python docs/build_api.py
+	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/build_drawings.py
 	$(BIN)/python docs/make_mask_plot.py
 	$(BIN)/python -m zensical build --strict

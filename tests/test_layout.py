@@ -10,6 +10,7 @@ import pytest
 import bitdance_kernels
 from bitdance_kernels._dispatch.backends import BACKENDS
 from bitdance_kernels._dispatch.op import REGISTRY
+from docs import architecture
 from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +110,63 @@ def test_the_model_layer_uses_only_public_names():
                 assert len(rest) <= 1, f"{path} reaches into {module}"
                 private = rest and rest[0].startswith("_") and rest != ["__version__"]
                 assert not private, f"{path} reaches into {module}"
+
+
+LEVELS = (
+    ("io",), ("models",), ("sampling", "data"), ("pipelines",),
+    ("training", "evaluation", "integrations"), ("cli",),
+)  # fmt: skip
+"""Folders of bitdance; a module imports from its own folder and from lower levels."""
+LEVEL = {folder: i for i, level in enumerate(LEVELS) for folder in level}
+
+
+def test_folders_of_the_model_layer_are_those_of_the_design():
+    entries = {path.name for path in (ROOT / "bitdance").iterdir()} - {"__pycache__"}
+    assert entries == {"__init__.py", "py.typed", *LEVEL}
+
+
+def test_arrows_of_the_model_layer_run_one_way():
+    """Also those of imports inside functions, and for type checkers alone."""
+    wrong = []
+    for module, imported in architecture.imports(ROOT / "bitdance").items():
+        folder = module.split(".")[1] if "." in module else ""
+        for other in imported if folder else ():
+            below = other.split(".")[1]
+            if below != folder and LEVEL[below] >= LEVEL[folder]:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("package", ["bitdance", "bitdance_kernels", "benchmarks"])
+def test_no_modules_import_each_other_in_a_circle(package):
+    arrows = architecture.imports(ROOT / package)
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            path.append(module)
+            for other in sorted(arrows.get(module, ())):
+                visit(other)
+            done.add(path.pop())
+
+    for module in sorted(arrows):
+        if module != package:  # its names come from all modules
+            visit(module)
+
+
+def test_the_loading_of_models_knows_no_networks():
+    """So that the networks' from_pretrained may use it."""
+    arrows = architecture.imports(ROOT / "bitdance")
+    for module, imported in arrows.items():
+        if module.startswith("bitdance.models.loading"):
+            above = {m for m in imported if m.startswith("bitdance.models.")}
+            above = {m for m in above if not m.startswith("bitdance.models.loading")}
+            assert above <= {"bitdance.models.config"}, module
+
+
+def test_the_drawing_of_the_architecture_is_up_to_date():
+    assert architecture.PAGE.read_text() == architecture.build(), "run `make docs`"
 
 
 def test_the_kernels_do_not_know_the_model():

@@ -117,7 +117,7 @@ def _of_library(
 
     def decode(tokens: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), contextlib.nullcontext() if use_kernels else use_backend("reference"):
-            return to_pixels(model.to_codes(tokens))
+            return to_pixels(model.to_latents(tokens))
 
     return Path(name, sample, decode, trunk)
 

@@ -115,7 +115,7 @@ class Published:
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Images of tokens [B, N, C]."""
-        return self.decoder(self.model.to_codes(tokens))
+        return self.decoder(self.model.to_latents(tokens))
 
     def _cache(self, rows: int) -> Cache:
         layers, like = self.model.layers, self.model.norm.weight

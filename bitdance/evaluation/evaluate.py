@@ -17,7 +17,7 @@ from bitdance.evaluation.reconstruction import reconstruct_images
 from bitdance.io.files import write_text
 from bitdance.io.image_grid import grid, to_images
 from bitdance.io.outputs import save_image
-from bitdance.models.autoencoder.quantizer import pack_codes
+from bitdance.models.autoencoder.quantizer import pack_latents
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance_kernels import unpack_signs
 
@@ -143,7 +143,9 @@ def evaluate(
     items = np.random.default_rng(seed).permutation(len(train))[:samples]
     training = torch.cat([classifier.features(x) for x in iterate_batches(train, device, items)])
     tokens = unpack_signs(packed)[..., : pipeline.config.token_bits]
-    sampled_codes = pack_codes(pipeline.model.to_codes(tokens))  # a token may hold several cells
+    sampled_codes = pack_latents(
+        pipeline.model.to_latents(tokens)
+    )  # a token may hold several cells
     names = [name or str(i) for i, name in enumerate(pipeline.classes)]
     channels = pipeline.config.latent_dim
     evaluation = Evaluation(

@@ -19,7 +19,7 @@ from bitdance.models.config import ModelConfig
 from bitdance.models.diffusion_head import DiffusionHead
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.projectors import InputProjection
-from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
+from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from bitdance.models.tracing import is_traced
 from bitdance.models.transformer import Transformer, cell_centres, rope_table_2d
 from bitdance_kernels import Ranges, block_causal_ranges, flip_signs
@@ -178,22 +178,22 @@ class BitDanceModel(nn.Module):
         Raises:
             ValueError: `tokens` has another shape.
         """
-        return self.vae.decode(self.to_codes(tokens))
+        return self.vae.decode(self.to_latents(tokens))
 
-    def to_tokens(self, codes: torch.Tensor) -> torch.Tensor:
+    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """The tokenizer's map [B, latent_dim, h, w], strided in any way, to tokens [B, N, C].
 
         Raises:
-            ValueError: `codes` has another shape.
+            ValueError: `latents` has another shape.
         """
         config = self.config
         side = config.grid * config.patch_size
-        if codes.dim() != 4 or codes.shape[1:] != (config.latent_dim, side, side):
+        if latents.dim() != 4 or latents.shape[1:] != (config.latent_dim, side, side):
             expected = f"[B, {config.latent_dim}, {side}, {side}]"
-            raise ValueError(f"codes must be {expected}, got {list(codes.shape)}")
-        return codes_to_tokens(codes, config.patch_size, self.order)
+            raise ValueError(f"latents must be {expected}, got {list(latents.shape)}")
+        return latents_to_tokens(latents, config.patch_size, self.order)
 
-    def to_codes(self, tokens: torch.Tensor) -> torch.Tensor:
+    def to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [B, N, C] in generation order to the tokenizer's map [B, latent_dim, h, w].
 
         Raises:
@@ -201,7 +201,7 @@ class BitDanceModel(nn.Module):
         """
         self._check_tokens(tokens)
         grid = (self.config.grid, self.config.grid)
-        return tokens_to_codes(tokens, self.config.patch_size, self.order, grid)
+        return tokens_to_latents(tokens, self.config.patch_size, self.order, grid)
 
     def _check_tokens(self, tokens: torch.Tensor, rows: int | None = None) -> None:
         of_image = (self.config.tokens, self.config.token_bits)

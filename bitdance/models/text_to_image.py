@@ -19,7 +19,7 @@ from bitdance.models.diffusion_head import DiffusionHead
 from bitdance.models.projectors import TextToImageProjection, position_embedding_2d
 from bitdance.models.qwen3 import Qwen3ForCausalLM
 from bitdance.models.text_to_image_config import TextToImageConfig
-from bitdance.models.token_order import generation_order, tokens_to_codes
+from bitdance.models.token_order import generation_order, tokens_to_latents
 
 __all__ = ["TextToImageModel"]
 
@@ -57,9 +57,9 @@ class TextToImageModel(nn.Module):
         Raises:
             ValueError: `tokens` are not those of an image of `grid` tokens.
         """
-        return self.ae.decode(self.to_codes(tokens, grid))
+        return self.ae.decode(self.to_latents(tokens, grid))
 
-    def to_codes(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def to_latents(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Tokens [B, N, bits] in generation order to the tokenizer's map [B, bits, h, w].
 
         Raises:
@@ -68,7 +68,7 @@ class TextToImageModel(nn.Module):
         expected = (grid[0] * grid[1], self.config.autoencoder.z_channels)
         if tokens.dim() != 3 or tokens.shape[1:] != expected:
             raise ValueError(f"tokens must be {['B', *expected]}, got {list(tokens.shape)}")
-        return tokens_to_codes(tokens, 1, self.order(grid), grid)
+        return tokens_to_latents(tokens, 1, self.order(grid), grid)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [B, n, bits] of +1 and -1 as the language model is fed them, [B, n, hidden]."""

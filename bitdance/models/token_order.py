@@ -11,7 +11,7 @@ import math
 
 import torch
 
-__all__ = ["codes_to_tokens", "generation_order", "tokens_to_codes"]
+__all__ = ["generation_order", "latents_to_tokens", "tokens_to_latents"]
 
 
 def generation_order(
@@ -47,20 +47,20 @@ def generation_order(
     return squares.permute(0, 2, 1, 3).flatten()
 
 
-def codes_to_tokens(codes: torch.Tensor, patch_size: int, order: torch.Tensor) -> torch.Tensor:
+def latents_to_tokens(latents: torch.Tensor, patch_size: int, order: torch.Tensor) -> torch.Tensor:
     """Codes [B, C, H, W] (any memory format) to tokens [B, N, C p^2] in generation order."""
-    batch, channels, height, width = codes.shape
-    cells = codes.reshape(
+    batch, channels, height, width = latents.shape
+    cells = latents.reshape(
         batch, channels, height // patch_size, patch_size, width // patch_size, patch_size
     )
     tokens = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch_size**2)
     return tokens[:, order]
 
 
-def tokens_to_codes(
+def tokens_to_latents(
     tokens: torch.Tensor, patch_size: int, order: torch.Tensor, grid: tuple[int, int]
 ) -> torch.Tensor:
-    """The inverse of ``codes_to_tokens``: [B, N, C p^2] to [B, C, H, W]."""
+    """The inverse of ``latents_to_tokens``: [B, N, C p^2] to [B, C, H, W]."""
     batch, _, bits = tokens.shape
     raster = torch.empty_like(tokens)
     raster[:, order] = tokens

@@ -40,14 +40,14 @@ class ImageShape:
         bits: C, bits of a token.
         ar_steps: AR steps of an image.
         pixels: channels, height and width.
-        to_codes: tokens [B, N, C] to the decoder's maps.
+        to_latents: tokens [B, N, C] to the decoder's maps.
     """
 
     tokens: int
     bits: int
     ar_steps: int
     pixels: tuple[int, int, int]
-    to_codes: Callable[[torch.Tensor], torch.Tensor]
+    to_latents: Callable[[torch.Tensor], torch.Tensor]
 
 
 def check_output_type(

@@ -226,14 +226,14 @@ class BasePipeline:
         with torch.no_grad():
             for batch in batch_slices(function, len(packed_latents), batch_size):
                 tokens = unpack_signs(packed_latents[batch].to(device))[..., : shape.bits]
-                codes, drawn = shape.to_codes(tokens), None
+                latents, drawn = shape.to_latents(tokens), None
                 if autoencoder.config.gan_decoder:
                     keys = noise_keys(
                         seeds[batch], sample_ids[batch], ar_step=shape.ar_steps, device=device
                     )
-                    drawn = noise(keys, 0, codes[0].numel(), backend="auto").view(codes.shape)
+                    drawn = noise(keys, 0, latents[0].numel(), backend="auto").view(latents.shape)
                 with numbered_images(function, batch):
-                    pixels.append(self._decode_images(codes, noise=drawn).cpu())
+                    pixels.append(self._decode_images(latents, noise=drawn).cpu())
         return to_output(torch.cat(pixels[1:] or pixels), output_type)
 
     @contextmanager

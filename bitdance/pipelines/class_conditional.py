@@ -326,7 +326,7 @@ class BitDancePipeline(BasePipeline):
             bits=config.token_bits,
             ar_steps=config.ar_steps,
             pixels=(config.autoencoder.out_ch, side, side),
-            to_codes=self.model.to_codes,
+            to_latents=self.model.to_latents,
         )
 
 

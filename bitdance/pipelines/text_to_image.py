@@ -295,7 +295,7 @@ class BitDanceT2IPipeline(BasePipeline):
             bits=config.z_channels,
             ar_steps=grid[0] * grid[1] // self.config.parallel_num,
             pixels=(config.out_ch, height, width),
-            to_codes=lambda tokens: self.model.to_codes(tokens, grid),
+            to_latents=lambda tokens: self.model.to_latents(tokens, grid),
         )
 
 

@@ -39,15 +39,15 @@ class ImageDecoder:
 
     def __call__(
         self,
-        codes: torch.Tensor,
+        latents: torch.Tensor,
         *,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Decode binary codes to images.
+        """Decode binary latents to images.
 
         Args:
-            codes: as for ``BinaryAutoencoder.decode``.
+            latents: as for ``BinaryAutoencoder.decode``.
             noise: as for ``BinaryAutoencoder.decode``.
             generator: as for ``BinaryAutoencoder.decode``.
 
@@ -63,34 +63,36 @@ class ImageDecoder:
         autoencoder = self.autoencoder
         if is_traced():
             with torch.no_grad():
-                return to_uint8(autoencoder.decode(codes, noise=noise, generator=generator))
+                return to_uint8(autoencoder.decode(latents, noise=noise, generator=generator))
         with self._graphs.lease() as kept:
             # Autograd's share of a call shows between the small maps of a small model.
             with torch.inference_mode():
-                codes, noise = autoencoder.decoder_inputs(codes, noise=noise, generator=generator)
-                pixels, peaks = self._decoding(kept, codes)(codes, noise)
+                latents, noise = autoencoder.decoder_inputs(
+                    latents, noise=noise, generator=generator
+                )
+                pixels, peaks = self._decoding(kept, latents)(latents, noise)
             if not peaks.is_meta:  # which has no values
                 faults = [i for i, peak in enumerate(peaks.tolist()) if not math.isfinite(peak)]
                 if faults:
                     raise NotFiniteError("decode", dict.fromkeys(faults))
             return pixels.clone()  # an ordinary tensor, of its own memory
 
-    def _decoding(self, kept: LRUCache[_Decoding], codes: torch.Tensor) -> _Decoding:
-        """How to decode such codes: from a graph if maps are small, where the host would lag."""
-        decoder, device = self.autoencoder.decoder, codes.device
-        B, _, h, w = codes.shape
+    def _decoding(self, kept: LRUCache[_Decoding], latents: torch.Tensor) -> _Decoding:
+        """How to decode such latents: from a graph if maps are small, where the host would lag."""
+        decoder, device = self.autoencoder.decoder, latents.device
+        B, _, h, w = latents.shape
         pixels = B * h * w * self.autoencoder.config.downsampling**2
         if pixels > MAX_CAPTURED_PIXELS or torch.is_autocast_enabled(device.type):
             return _Decoding(decoder, graphs.run_eager)
         return kept.get(
             (device, *graphs.parameter_versions(decoder)),
-            (default_backend(), codes.shape),
+            (default_backend(), latents.shape),
             lambda: _Decoding(decoder, graphs.make_call_runner(device)),
         )
 
 
 class _Decoding:
-    """A decoder with 8-bit results, for codes of one shape.
+    """A decoder with 8-bit results, for latents of one shape.
 
     Args:
         decoder: packed before it is captured, if it can be; for fewer calls that would not pay.
@@ -101,16 +103,16 @@ class _Decoding:
         self._decoder, self._runner, self._calls = decoder, runner, 0
 
     def __call__(
-        self, codes: torch.Tensor, noise: torch.Tensor | None
+        self, latents: torch.Tensor, noise: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 [B, out_ch, H, W] and ``largest`` [B], both overwritten by the next call."""
         self._calls += 1
         if self._calls == graphs.CALLS_BEFORE_CAPTURE and can_pack(self._decoder):
             self._decoder = packed(self._decoder)
-        return self._runner(self._decode, codes, noise)
+        return self._runner(self._decode, latents, noise)
 
     def _decode(
-        self, codes: torch.Tensor, noise: torch.Tensor | None
+        self, latents: torch.Tensor, noise: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        images = self._decoder(codes, noise)
+        images = self._decoder(latents, noise)
         return to_uint8(images), largest(images)

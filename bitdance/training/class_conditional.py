@@ -14,7 +14,7 @@ from bitdance.data.packed_dataset import PackedDataset, is_packed
 from bitdance.io.image_grid import grid
 from bitdance.io.outputs import save_image
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.models.autoencoder.quantizer import unpack_codes
+from bitdance.models.autoencoder.quantizer import unpack_latents
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training.config import ClassConditionalRun
@@ -90,7 +90,7 @@ class ClassConditionalTask:
         packed, _ = self._packed.take(items)
         side = data.size // self.module.vae.config.downsampling
         maps = packed.to(self._device).unflatten(1, (side, side))
-        return self.module.to_tokens(unpack_codes(maps, self._packed.channels))
+        return self.module.to_tokens(unpack_latents(maps, self._packed.channels))
 
     def save_samples(self, path: Path) -> None:
         """Write a grid of samples with a row per class."""

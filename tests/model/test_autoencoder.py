@@ -11,7 +11,7 @@ import torch
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.models.autoencoder.blocks import depth_to_space
 from bitdance.models.autoencoder.packed_weights import PackedConvolution, can_pack, packed
-from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_codes, unpack_codes
+from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_latents, unpack_latents
 from bitdance.models.config import AUTOENCODER_PRESETS, AutoencoderConfig
 from bitdance.sampling import graphs
 from bitdance.sampling.image_decoder import ImageDecoder
@@ -139,14 +139,22 @@ IMAGES, CODES = torch.zeros(1, 3, 8, 12), torch.ones(1, 12, 2, 3)
         (
             lambda m: m.decode(CODES.long()),
             TypeError,
-            "codes must be floating point or packed uint8",
+            "latents must be floating point or packed uint8",
         ),
-        (lambda m: m.decode(CODES[:, :8]), ValueError, "codes must be [B, 12, h, w], got [1, 8, 2"),
-        (lambda m: m.decode(CODES.byte()), ValueError, "packed codes must be [B, h, w, 2], got [1"),
+        (
+            lambda m: m.decode(CODES[:, :8]),
+            ValueError,
+            "latents must be [B, 12, h, w], got [1, 8",
+        ),
+        (
+            lambda m: m.decode(CODES.byte()),
+            ValueError,
+            "packed latents must be [B, h, w, 2], got",
+        ),
         (
             lambda m: m.decode(CODES[..., :1, :1]),
             ValueError,
-            "codes must have at least 2 positions",
+            "latents must have at least 2 positions",
         ),
         (lambda m: m.decode(CODES, noise=CODES), ValueError, "noise must be None"),
         (
@@ -175,7 +183,7 @@ def test_a_bad_argument_is_refused_in_words(call, error, message):
 
 
 def test_noise_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"noise must be \[1, 12, 2, 3\] like codes, got"):
+    with pytest.raises(ValueError, match=r"noise must be \[1, 12, 2, 3\] like latents, got"):
         _model(CONFIGS["noise"]).decode(CODES, noise=CODES[..., :2])
 
 
@@ -202,8 +210,8 @@ def test_codes_and_bits_are_interchangeable(config, dtype):
     assert codes.shape == (2, 12, 4, 3)
     assert packed.dtype == torch.uint8
     assert packed.shape == (2, 4, 3, 2)
-    assert torch.equal(unpack_codes(packed, 12, dtype), codes)
-    assert torch.equal(pack_codes(codes), packed)
+    assert torch.equal(unpack_latents(packed, 12, dtype), codes)
+    assert torch.equal(pack_latents(codes), packed)
     noise = _noise(config, codes)
     assert torch.equal(model.decode(codes, noise=noise), model.decode(packed, noise=noise))
 
@@ -211,8 +219,8 @@ def test_codes_and_bits_are_interchangeable(config, dtype):
 @pytest.mark.parametrize("channels", [1, 7, 8, 12, 32])
 def test_packing_keeps_every_channel(channels):
     codes = _codes(batch=2, bits=channels)
-    packed = pack_codes(codes)
-    assert torch.equal(unpack_codes(packed, channels), codes)
+    packed = pack_latents(codes)
+    assert torch.equal(unpack_latents(packed, channels), codes)
     for c in range(channels):
         bit = packed[..., c // 8] >> (c % 8) & 1
         assert torch.equal(bit.bool(), codes[:, c] > 0)
@@ -299,7 +307,7 @@ def test_whole_bytes_are_indices():
     features = torch.randn(3, 32, 2, 2)
     _, packed, _ = quantizer(features)
     assert torch.equal(quantizer.to_indices(packed), packed.flatten(0, 2).T.long())
-    assert torch.equal(unpack_codes(packed, 32), torch.where(features > 0, 1.0, -1.0))
+    assert torch.equal(unpack_latents(packed, 32), torch.where(features > 0, 1.0, -1.0))
 
 
 def test_special_values_have_the_sign_rule_of_the_bits():

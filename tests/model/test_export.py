@@ -103,7 +103,7 @@ def _head_inputs(architecture, rows, seed):
 
 # By name: a fresh module, and arguments of so many rows for a seed.
 PARTS = {
-    "decoder of packed codes to pixels": (
+    "decoder of packed latents to pixels": (
         lambda: Of(_autoencoder(AUTOENCODER), lambda m, codes: ImageDecoder(m)(codes)),
         lambda rows, seed: (_rand(rows, 4, 4, 1, seed=seed).mul(99).to(torch.uint8),),
     ),
@@ -145,7 +145,7 @@ PARTS = {
         ),
     ),
 }  # fmt: skip
-MAIN = ("decoder of packed codes to pixels", "step of the transformer", "head")
+MAIN = ("decoder of packed latents to pixels", "step of the transformer", "head")
 EVERY = pytest.mark.parametrize("name", PARTS)
 
 

@@ -78,7 +78,7 @@ def test_a_decoder_that_is_not_finite_draws_no_picture(times):
         pipeline.decode(packed, batch_size=2)
     assert error.value.images == {0: None, 1: None}
     with pytest.raises(NotFiniteError, match="decode"):
-        ImageDecoder(pipeline.model.vae)(pipeline.model.to_codes(torch.ones(1, 16, 8)))
+        ImageDecoder(pipeline.model.vae)(pipeline.model.to_latents(torch.ones(1, 16, 8)))
 
 
 def test_texts_are_named_too():

@@ -14,7 +14,7 @@ from bitdance.models.config import (
 )
 from bitdance.models.diffusion_head import DiffusionHead
 from bitdance.models.projectors import TextToImageProjection, position_embedding_2d
-from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
+from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from tests.model.helpers.tiny import AUTOENCODER, tiny_config, tiny_model
 
 KEYS = Path(__file__).parent.parent / "golden" / "keys"
@@ -139,9 +139,9 @@ def test_tokens_and_codes_are_inverse(mode, P, patch_size):
     assert sorted(order.tolist()) == list(range(24))
     codes = torch.randn(2, 3, 4 * patch_size, 6 * patch_size)
     for layout in (torch.contiguous_format, torch.channels_last):
-        tokens = codes_to_tokens(codes.contiguous(memory_format=layout), patch_size, order)
+        tokens = latents_to_tokens(codes.contiguous(memory_format=layout), patch_size, order)
         assert tokens.shape == (2, 24, 3 * patch_size**2)
-        assert torch.equal(tokens_to_codes(tokens, patch_size, order, (4, 6)), codes)
+        assert torch.equal(tokens_to_latents(tokens, patch_size, order, (4, 6)), codes)
 
 
 def test_patches_are_squares_in_raster_order():
@@ -257,7 +257,7 @@ def test_codes_in_any_layout_give_the_same_tokens():
     tokens = model.to_tokens(codes)
     assert torch.equal(tokens, codes.flatten(2).mT)
     assert torch.equal(tokens, model.to_tokens(codes.contiguous(memory_format=torch.channels_last)))
-    assert torch.equal(model.to_codes(tokens), codes)
+    assert torch.equal(model.to_latents(tokens), codes)
     images = model.decode(tokens)
     assert images.shape == (2, 3, 8, 8)
     assert torch.equal(model.encode(images), model.to_tokens(model.vae.encode(images)))
@@ -269,9 +269,9 @@ def test_codes_in_any_layout_give_the_same_tokens():
         ("encode", (1, 3, 16, 16), r"images must be \[B, 3, 8, 8\], got \[1, 3, 16, 16\]"),
         ("encode", (3, 8, 8), r"images must be \[B, 3, 8, 8\], got \[3, 8, 8\]"),
         ("encode", (1, 4, 8, 8), r"images must be \[B, 3, 8, 8\], got \[1, 4, 8, 8\]"),
-        ("to_tokens", (1, 8, 8, 8), r"codes must be \[B, 8, 4, 4\], got \[1, 8, 8, 8\]"),
-        ("to_tokens", (1, 7, 4, 4), r"codes must be \[B, 8, 4, 4\], got \[1, 7, 4, 4\]"),
-        ("to_codes", (1, 15, 8), r"tokens must be \[B, 16, 8\], got \[1, 15, 8\]"),
+        ("to_tokens", (1, 8, 8, 8), r"latents must be \[B, 8, 4, 4\], got \[1, 8, 8, 8\]"),
+        ("to_tokens", (1, 7, 4, 4), r"latents must be \[B, 8, 4, 4\], got \[1, 7, 4, 4\]"),
+        ("to_latents", (1, 15, 8), r"tokens must be \[B, 16, 8\], got \[1, 15, 8\]"),
         ("decode", (), r"tokens must be \[B, 16, 8\], got \[\]"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
-from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_codes, unpack_codes
+from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_latents, unpack_latents
 from bitdance.models.config import AutoencoderConfig
 from bitdance.models.projectors import position_embedding_2d
 from bitdance.models.qwen3 import rope_frequencies, rope_table
@@ -51,9 +51,9 @@ def test_of_the_quantizer(dtype, on, size):
         assert kinds(indices) == [((size // 4, 30), torch.int64)]
         assert kinds(quantizer.from_indices(indices)) == [((30, size), FULL)]
         assert kinds(quantizer.from_indices(indices, dtype)) == [((30, size), dtype)]
-        assert kinds(pack_codes(features)) == [((2, 3, 5, -(-size // 8)), BYTE)]
-        assert kinds(unpack_codes(packed, size)) == [((2, size, 3, 5), FULL)]
-        assert kinds(unpack_codes(packed, size, dtype)) == [((2, size, 3, 5), dtype)]
+        assert kinds(pack_latents(features)) == [((2, 3, 5, -(-size // 8)), BYTE)]
+        assert kinds(unpack_latents(packed, size)) == [((2, size, 3, 5), FULL)]
+        assert kinds(unpack_latents(packed, size, dtype)) == [((2, size, 3, 5), dtype)]
     whole = features.detach().to(losses)
     for mine, reference in zip(
         quantizer(features, with_losses=True).losses,

@@ -1,4 +1,4 @@
-"""The binary autoencoder: images to binary codes and back (BitDance's tokenizer and UniWeTok's)."""
+"""The binary autoencoder of BitDance and of UniWeTok: images to binary latents and back."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bitdance.models.autoencoder.blocks import Decoder, Encoder
 from bitdance.models.autoencoder.quantizer import (
     BinaryQuantizer,
     QuantizerOutput,
-    pack_codes,
-    unpack_codes,
+    pack_latents,
+    unpack_latents,
 )
 from bitdance.models.autoencoder.tiling import decode_tiles
 from bitdance.models.config import AutoencoderConfig
 from bitdance.models.loading.autoencoder_files import read_autoencoder
 from bitdance.models.loading.hub import locate
 from bitdance.models.loading.skeleton import autoencoder_repeats, check_repeats, skeleton
-from bitdance.models.token_order import codes_to_tokens, generation_order
+from bitdance.models.token_order import generation_order, latents_to_tokens
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
@@ -35,9 +35,10 @@ _MIDDLE = torch.tensor(
 class BinaryAutoencoder(nn.Module):
     """Convolutional autoencoder whose latent is the sign of every channel.
 
-    Images are NCHW in [-1, 1]. A code is a map [B, C, h, w] of +1 and -1 (C = ``z_channels`` bits,
-    one code for ``downsampling`` pixels a side), or packed: uint8 [B, h, w, ceil(C / 8)], channel c
-    in bit c % 8 of byte c // 8. Only +1/-1 codes carry gradients (straight through).
+    Images are NCHW in [-1, 1]. Latents are a map [B, C, h, w] of +1 and -1 (C = ``z_channels``
+    bits for each square of ``downsampling`` pixels a side), or packed: uint8
+    [B, h, w, ceil(C / 8)], channel c in bit c % 8 of byte c // 8. Only latents of +1 and -1 carry
+    gradients (straight through).
 
     Parameter names are those of the official checkpoints, for both architectures, with and without
     noise input.
@@ -131,7 +132,7 @@ class BinaryAutoencoder(nn.Module):
             TypeError, ValueError: as in `encode` and `decode`.
         """
         quantized = self.quantize(self.features(images), with_losses=self.training)
-        return self.decode(quantized.codes, noise=noise, generator=generator), quantized
+        return self.decode(quantized.latents, noise=noise, generator=generator), quantized
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Encoder output before its sign is taken.
@@ -169,7 +170,7 @@ class BinaryAutoencoder(nn.Module):
         return self.quantizer(features, with_losses=with_losses)
 
     def encode(self, images: torch.Tensor, *, packed: bool = False) -> torch.Tensor:
-        """Encode images to binary codes.
+        """Encode images to binary latents.
 
         Args:
             images: [B, in_channels, H, W], floating point in [-1, 1].
@@ -183,7 +184,7 @@ class BinaryAutoencoder(nn.Module):
             TypeError, ValueError: as in `features`.
         """
         features = self.features(images)
-        return pack_codes(features) if packed else self.quantize(features).codes
+        return pack_latents(features) if packed else self.quantize(features).latents
 
     def encode_list(
         self, images: Sequence[torch.Tensor], *, patch_size: int = 1, max_batch: int = 32
@@ -191,12 +192,12 @@ class BinaryAutoencoder(nn.Module):
         """Encode images of different sizes into one sequence of tokens.
 
         Images of one size are encoded together. Within an image the tokens are in patch-raster
-        order: patches of `patch_size` x `patch_size` codes row by row, and row by row inside a
+        order: patches of `patch_size` x `patch_size` latents row by row, and row by row inside a
         patch.
 
         Args:
             images: each [in_channels, H, W] or [1, in_channels, H, W], floating point in [-1, 1].
-            patch_size: side of a patch, in codes.
+            patch_size: side of a patch, in latents.
             max_batch: images encoded at once, at most.
 
         Returns:
@@ -219,28 +220,28 @@ class BinaryAutoencoder(nn.Module):
         for indices in by_size.values():
             for start in range(0, len(indices), max_batch):
                 chunk = indices[start : start + max_batch]
-                codes = self.encode(torch.stack([flat[index] for index in chunk]))
-                h, w = codes.shape[2:]
+                latents = self.encode(torch.stack([flat[index] for index in chunk]))
+                h, w = latents.shape[2:]
                 if h % patch_size != 0 or w % patch_size != 0:
                     raise ValueError(
                         f"patch_size must divide height and width of every code, got {patch_size} "
                         f"for {h} x {w}"
                     )
-                order = generation_order((h, w), patch_size**2, "patch", codes.device)
-                tokens.update(zip(chunk, codes_to_tokens(codes, 1, order), strict=True))
+                order = generation_order((h, w), patch_size**2, "patch", latents.device)
+                tokens.update(zip(chunk, latents_to_tokens(latents, 1, order), strict=True))
         return torch.cat([tokens[index] for index in range(len(flat))])
 
     def decode(
         self,
-        codes: torch.Tensor,
+        latents: torch.Tensor,
         *,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Decode binary codes to images.
+        """Decode binary latents to images.
 
         Args:
-            codes: [B, z_channels, h, w] of +1 and -1, or packed: uint8
+            latents: [B, z_channels, h, w] of +1 and -1, or packed: uint8
                 [B, h, w, ceil(z_channels / 8)].
             noise: [B, z_channels, h, w], standard normal, for a model with ``gan_decoder``; drawn
                 where it is None.
@@ -251,35 +252,35 @@ class BinaryAutoencoder(nn.Module):
             autocast where it is on; nominally in [-1, 1] but not clamped, see `to_uint8`.
 
         Raises:
-            TypeError: `codes` is neither floating point nor uint8.
+            TypeError: `latents` is neither floating point nor uint8.
             ValueError: a wrong shape; noise for a model that takes none; or a code of a single
                 position, whose deviation over positions AdaGN cannot take.
         """
-        return self.decoder(*self.decoder_inputs(codes, noise=noise, generator=generator))
+        return self.decoder(*self.decoder_inputs(latents, noise=noise, generator=generator))
 
     def decoder_inputs(
         self,
-        codes: torch.Tensor,
+        latents: torch.Tensor,
         *,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Arguments of ``decoder``, checked: unpacked codes, and noise if the decoder takes any.
+        """Arguments of ``decoder``, checked: unpacked latents, and noise if the decoder takes any.
 
         Args:
-            codes: as for `decode`.
+            latents: as for `decode`.
             noise: as for `decode`.
             generator: as for `decode`.
 
         Raises:
             TypeError, ValueError: as in `decode`.
         """
-        codes = self._unpacked(codes)
-        return codes, self._noise(codes, noise, generator)
+        latents = self._unpacked(latents)
+        return latents, self._noise(latents, noise, generator)
 
     def decode_tiled(
         self,
-        codes: torch.Tensor,
+        latents: torch.Tensor,
         *,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -304,7 +305,7 @@ class BinaryAutoencoder(nn.Module):
           off.
 
         Args:
-            codes: as for `decode`.
+            latents: as for `decode`.
             noise: as for `decode`.
             generator: as for `decode`; draws the same noise.
             tile_size: side of a tile in pixels, at least ``2 ** tiled_levels``; rounded down to
@@ -329,7 +330,7 @@ class BinaryAutoencoder(nn.Module):
             )
         return decode_tiles(
             self.decoder,
-            *self.decoder_inputs(codes, noise=noise, generator=generator),
+            *self.decoder_inputs(latents, noise=noise, generator=generator),
             tile_size=tile_size,
             tiled_levels=tiled_levels,
             exact=exact,
@@ -339,29 +340,31 @@ class BinaryAutoencoder(nn.Module):
     def _dtype(self) -> torch.dtype:
         return self.decoder.conv_in.weight.dtype
 
-    def _unpacked(self, codes: torch.Tensor) -> torch.Tensor:
+    def _unpacked(self, latents: torch.Tensor) -> torch.Tensor:
         """Codes as [B, z_channels, h, w] in the weights' dtype, checked."""
         bits = self.config.z_channels
-        if codes.dtype == torch.uint8:
+        if latents.dtype == torch.uint8:
             size = -(-bits // 8)
-            if codes.dim() != 4 or codes.shape[-1] != size:
-                raise ValueError(f"packed codes must be [B, h, w, {size}], got {list(codes.shape)}")
-            codes = unpack_codes(codes, bits, self._dtype)
-        elif not codes.is_floating_point():
-            raise TypeError(f"codes must be floating point or packed uint8, got {codes.dtype}")
-        elif codes.dim() != 4 or codes.shape[1] != bits:
-            raise ValueError(f"codes must be [B, {bits}, h, w], got {list(codes.shape)}")
-        if codes.shape[2] * codes.shape[3] < 2:
+            if latents.dim() != 4 or latents.shape[-1] != size:
+                raise ValueError(
+                    f"packed latents must be [B, h, w, {size}], got {list(latents.shape)}"
+                )
+            latents = unpack_latents(latents, bits, self._dtype)
+        elif not latents.is_floating_point():
+            raise TypeError(f"latents must be floating point or packed uint8, got {latents.dtype}")
+        elif latents.dim() != 4 or latents.shape[1] != bits:
+            raise ValueError(f"latents must be [B, {bits}, h, w], got {list(latents.shape)}")
+        if latents.shape[2] * latents.shape[3] < 2:
             raise ValueError(
-                "codes must have at least 2 positions, over which AdaGN takes their deviation, got "
-                f"h, w = {list(codes.shape[2:])}"
+                "latents must have at least 2 positions, over which AdaGN normalizes, got "
+                f"h, w = {list(latents.shape[2:])}"
             )
-        # One memory layout, so that the same codes give the same image however they came.
-        return codes.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        # One memory layout, so that the same latents give the same image however they came.
+        return latents.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def _noise(
         self,
-        codes: torch.Tensor,
+        latents: torch.Tensor,
         noise: torch.Tensor | None,
         generator: torch.Generator | None,
     ) -> torch.Tensor | None:
@@ -372,16 +375,16 @@ class BinaryAutoencoder(nn.Module):
                 )
             return None
         if noise is None:
-            device = codes.device if generator is None else generator.device
+            device = latents.device if generator is None else generator.device
             # Drawn in float32 on the generator's device: the same for every model dtype and device.
             noise = torch.randn(
-                codes.shape, generator=generator, dtype=torch.float32, device=device
+                latents.shape, generator=generator, dtype=torch.float32, device=device
             )
-        elif noise.shape != codes.shape:
+        elif noise.shape != latents.shape:
             raise ValueError(
-                f"noise must be {list(codes.shape)} like codes, got {list(noise.shape)}"
+                f"noise must be {list(latents.shape)} like latents, got {list(noise.shape)}"
             )
-        return noise.to(codes)
+        return noise.to(latents)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -47,13 +47,15 @@ class CodeStatistics(NamedTuple):
     std: torch.Tensor
 
     @classmethod
-    def of(cls, codes: torch.Tensor) -> CodeStatistics:
-        """Statistics of `codes` [B, C, h, w]: std = sqrt(unbiased variance + 1e-6)."""
+    def of(cls, latents: torch.Tensor) -> CodeStatistics:
+        """Statistics of `latents` [B, C, h, w]: std = sqrt(unbiased variance + 1e-6)."""
         # Not by torch.var_mean, which takes the values one by one on the CPU.
-        wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
         mean = wide.mean(dim=(2, 3), keepdim=True)
-        variance = (wide - mean).square().sum(dim=(2, 3)) / (codes.shape[2] * codes.shape[3] - 1)
-        return cls(mean[:, :, 0, 0].to(codes.dtype), (variance + _EPS).sqrt().to(codes.dtype))
+        variance = (wide - mean).square().sum(dim=(2, 3)) / (
+            latents.shape[2] * latents.shape[3] - 1
+        )
+        return cls(mean[:, :, 0, 0].to(latents.dtype), (variance + _EPS).sqrt().to(latents.dtype))
 
 
 class Modulation(NamedTuple):
@@ -241,25 +243,25 @@ class Decoder(nn.Module):
         self.norm_out = _group_norm(widths[0], **factory)
         self.conv_out = _conv3x3(widths[0], config.out_ch, **factory)
 
-    def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """[B, z_channels, h, w] -> [B, out_ch, h * downsampling, w * downsampling]."""
-        modulations = self.modulations(codes)
-        h = self.stem(codes, noise)
+        modulations = self.modulations(latents)
+        h = self.stem(latents, noise)
         h = self.levels(h, modulations, reversed(range(len(self.up))))
         return self.head(h)
 
-    def modulations(self, codes: torch.Tensor) -> list[Modulation]:
+    def modulations(self, latents: torch.Tensor) -> list[Modulation]:
         """What the adaptive norm of every level takes of a code.
 
         All at once: one by one, between large maps, such small products take twice as long on the
         CPU, whose caches have forgotten how.
         """
-        statistics = CodeStatistics.of(codes)
+        statistics = CodeStatistics.of(latents)
         return [cast(AdaptiveGroupNorm, norm).modulation(statistics) for norm in self.adaptive]
 
-    def stem(self, codes: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+    def stem(self, latents: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """First convolution and middle; the noise's channels follow the code's."""
-        h = codes if noise is None else torch.cat([codes, noise], dim=1)
+        h = latents if noise is None else torch.cat([latents, noise], dim=1)
         h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
         if self.config.architecture == "conv_attention":
             tokens, heads = self.register_token.weight, self.config.n_heads

@@ -1,4 +1,4 @@
-"""Group-wise binary quantiser (lookup-free quantisation) on feature maps, and packed codes.
+"""Group-wise binary quantiser (lookup-free quantisation) on feature maps, and packed latents.
 
 The kernels have channels last; here, as in all of the autoencoder, channels are dimension 1.
 """
@@ -22,8 +22,8 @@ __all__ = [
     "BinaryQuantizer",
     "QuantizerLosses",
     "QuantizerOutput",
-    "pack_codes",
-    "unpack_codes",
+    "pack_latents",
+    "unpack_latents",
 ]
 
 _BYTE = 8
@@ -42,16 +42,16 @@ class QuantizerLosses(NamedTuple):
     entropy: torch.Tensor
     """sample_weight * per_sample_entropy - codebook_weight * codebook_entropy."""
     commitment: torch.Tensor
-    """Mean squared distance of the features to their codes."""
+    """Mean squared distance of the features to their latents."""
 
 
 class QuantizerOutput(NamedTuple):
     """What the quantiser returns."""
 
-    codes: torch.Tensor
+    latents: torch.Tensor
     """[B, C, ...], +1 or -1 in the features' dtype, with the straight-through gradient."""
     packed: torch.Tensor
-    """uint8 [B, ..., ceil(C / 8)], the same codes as bits."""
+    """uint8 [B, ..., ceil(C / 8)], the same latents as bits."""
     losses: QuantizerLosses
     """Zeros where they were not asked for."""
 
@@ -136,7 +136,7 @@ class BinaryQuantizer(nn.Module):
             with_losses: also compute the losses.
 
         Returns:
-            Codes, packed codes, and the losses (zeros unless asked for).
+            Codes, packed latents, and the losses (zeros unless asked for).
 
         Raises:
             ValueError: `features` does not have C channels.
@@ -203,22 +203,22 @@ class BinaryQuantizer(nn.Module):
         return (2 * bits - 1).flatten(-2).to(dtype)
 
 
-def pack_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Pack a map of codes into bits; channels that fill up the last byte are 0.
+def pack_latents(latents: torch.Tensor) -> torch.Tensor:
+    """Pack a map of latents into bits; channels that fill up the last byte are 0.
 
     Args:
-        codes: [B, C, ...], floating point; bit = 1 exactly where the value is > 0.
+        latents: [B, C, ...], floating point; bit = 1 exactly where the value is > 0.
 
     Returns:
         uint8 [B, ..., ceil(C / 8)].
     """
-    return pack_signs(_pad_to_byte(codes.detach().movedim(1, -1)))
+    return pack_signs(_pad_to_byte(latents.detach().movedim(1, -1)))
 
 
-def unpack_codes(
+def unpack_latents(
     packed: torch.Tensor, channels: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Unpack bits into a map of codes, the inverse of `pack_codes`.
+    """Unpack bits into a map of latents, the inverse of `pack_latents`.
 
     Args:
         packed: uint8 [B, ..., ceil(C / 8)].

@@ -27,7 +27,7 @@ __all__ = ["decode_tiles"]
 @torch.no_grad()
 def decode_tiles(
     decoder: Decoder,
-    codes: torch.Tensor,
+    latents: torch.Tensor,
     noise: torch.Tensor | None,
     *,
     tile_size: int,
@@ -38,8 +38,8 @@ def decode_tiles(
 
     Args:
         decoder: the decoder.
-        codes: [B, z_channels, h, w].
-        noise: like `codes`, for a decoder that takes noise.
+        latents: [B, z_channels, h, w].
+        noise: like `latents`, for a decoder that takes noise.
         tile_size: side of a tile in pixels of the image.
         tiled_levels: levels that run in tiles.
         exact: settle the statistics norm by norm, else estimate them in one pass.
@@ -50,10 +50,10 @@ def decode_tiles(
     num_levels = len(decoder.up)
     whole_levels = range(num_levels - 1, tiled_levels - 1, -1)
     images = []
-    for i in range(codes.shape[0]):
+    for i in range(latents.shape[0]):
         one = slice(i, i + 1)
-        modulations = decoder.modulations(codes[one])
-        coarse = decoder.stem(codes[one], None if noise is None else noise[one])
+        modulations = decoder.modulations(latents[one])
+        coarse = decoder.stem(latents[one], None if noise is None else noise[one])
         coarse = decoder.levels(coarse, modulations, whole_levels)
         tail = _Tail(decoder, modulations, tiled_levels)
         images.append(tail.run(coarse, tile_size, exact))

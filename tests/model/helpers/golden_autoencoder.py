@@ -56,14 +56,14 @@ def _run_size(case: Case, model: BinaryAutoencoder, size: str) -> dict[str, torc
     quantized = model.quantize(features)
     reconstruction, _ = model(images, noise=noise("forward"))
     # Codes and packed bits must be interchangeable everywhere.
-    assert torch.equal(model.encode(images), quantized.codes)
+    assert torch.equal(model.encode(images), quantized.latents)
     packed = model.encode(images, packed=True)
     assert torch.equal(packed, quantized.packed)
     from_bits = model.decode(packed, noise=noise("forward"))
     assert torch.equal(from_bits, reconstruction)
     return {
         f"out.encoder{size}": features,
-        f"out.quant{size}": quantized.codes,
+        f"out.quant{size}": quantized.latents,
         f"out.indices{size}": model.quantizer.to_indices(packed),
         f"out.emb_loss{size}": quantized.losses.entropy + quantized.losses.commitment,
         f"out.decode_codes{size}": model.decode(codes, noise=noise("decode_codes")),

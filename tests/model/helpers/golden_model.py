@@ -113,7 +113,7 @@ def _sample(case: Case, model: BitDanceModel, settings: dict) -> dict[str, torch
         **({f"out.{name}.hidden_rest": torch.stack(rest)} if rest else {}),
         f"out.{name}.pred_raw": torch.stack([result.prediction for result in results]),
         f"out.{name}.tokens": torch.cat([result.tokens for result in results], dim=1),
-        f"out.{name}.latent": model.to_codes(tokens),
+        f"out.{name}.latent": model.to_latents(tokens),
         f"out.{name}.image": image,
         f"out.{name}.cfg_per_step": torch.tensor([result.guidance_scale for result in results]),
     }

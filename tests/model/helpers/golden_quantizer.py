@@ -35,7 +35,7 @@ def run_quantiser(case: Case) -> dict[str, torch.Tensor]:
     losses = result.losses
     out |= _codes("out.train", quantizer, result)
     some_rows = [1 << i for i in range(quantizer.code_bits)]
-    official = (x - result.codes.detach())[some_rows].square().mean()
+    official = (x - result.latents.detach())[some_rows].square().mean()
     for prefix, commitment in (("out.train", official), ("out.fixed.train", losses.commitment)):
         out |= _losses(prefix, result)
         out[f"{prefix}.commit_loss"] = commitment
@@ -52,7 +52,7 @@ def run_quantiser(case: Case) -> dict[str, torch.Tensor]:
     total = result.losses.entropy + result.losses.commitment
     out[f"{prefix}.grad_total"] = _gradient(total, x)
     ramp = torch.linspace(-1, 1, x.numel()).view_as(x)
-    out[f"{prefix}.grad_straight_through"] = _gradient((result.codes * ramp).sum(), x)
+    out[f"{prefix}.grad_straight_through"] = _gradient((result.latents * ramp).sum(), x)
     return out
 
 
@@ -63,7 +63,7 @@ def _codes(
     prefix: str, quantizer: BinaryQuantizer, result: QuantizerOutput
 ) -> dict[str, torch.Tensor]:
     return {
-        f"{prefix}.quantized": result.codes,
+        f"{prefix}.quantized": result.latents,
         f"{prefix}.indices": quantizer.to_indices(result.packed),
     }
 

@@ -11,7 +11,7 @@ import torch
 from bitdance.models.qwen3 import rope_frequencies, rope_table
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
-from bitdance.models.token_order import tokens_to_codes
+from bitdance.models.token_order import tokens_to_latents
 from bitdance.sampling.ar_sampler import StepResult
 from bitdance.sampling.text_to_image import TextToImageSampler
 from tests.model.helpers.golden_cases import Case, runner
@@ -97,7 +97,7 @@ def _sample(
         f"out.{name}.head_cond": torch.stack(condition),
         f"out.{name}.pred_raw": torch.stack([result.prediction for result in results]),
         f"out.{name}.tokens": tokens,
-        f"out.{name}.latent": tokens_to_codes(tokens, 1, model.order(grid), grid),
+        f"out.{name}.latent": tokens_to_latents(tokens, 1, model.order(grid), grid),
         f"out.{name}.image": image,
     }
     halves = ("cond", "uncond") if guided else ("cond",)

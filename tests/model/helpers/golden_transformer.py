@@ -7,7 +7,7 @@ import torch
 from bitdance.models.class_conditional import perturb
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.projectors import InputProjection, TextToImageProjection, position_embedding_2d
-from bitdance.models.token_order import codes_to_tokens, generation_order, tokens_to_codes
+from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from bitdance.models.transformer import TransformerBlock, cell_centres, rope_table_2d
 from bitdance_kernels import (
     Ranges,
@@ -40,10 +40,12 @@ def run_layout(case: Case) -> dict[str, torch.Tensor]:
         if f"in.{name}.grid" in case:
             # The official patchify_raster is the patch order, in a "standard" case too.
             squares = generation_order((side, side), P, "patch")
-            tokens = codes_to_tokens(case[f"in.{name}.grid"], 1, squares)
+            tokens = latents_to_tokens(case[f"in.{name}.grid"], 1, squares)
             out |= {
                 f"out.{name}.patchify_raster": tokens,
-                f"out.{name}.unpatchify_raster": tokens_to_codes(tokens, 1, squares, (side, side)),
+                f"out.{name}.unpatchify_raster": tokens_to_latents(
+                    tokens, 1, squares, (side, side)
+                ),
                 f"out.{name}.order": squares,
             }
     return out

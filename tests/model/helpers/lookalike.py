@@ -367,7 +367,7 @@ class Model(nn.Module):
         cells = codes.unflatten(2, (-1, p)).unflatten(4, (-1, p))
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)[:, self.order]
 
-    def to_codes(self, tokens):
+    def to_latents(self, tokens):
         p, raster = self.patch_size, torch.empty_like(tokens)
         raster[:, self.order] = tokens
         cells = raster.view(-1, self.grid, self.grid, self.latent_dim, p, p)
@@ -434,6 +434,6 @@ class Model(nn.Module):
             tokens = self.head_sample(x[:, -self.P :], i, sample_steps, cfg_scale, cfg_schedule)
             made.append(tokens)
             x, at = self.proj_in(tokens), end
-        codes = self.to_codes(torch.cat(made, 1)[:count])
+        codes = self.to_latents(torch.cat(made, 1)[:count])
         chunks = codes.split(chunk_size) if chunk_size else [codes]
         return torch.cat([self.vae.decode(chunk) for chunk in chunks])
