@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,11 +34,11 @@ class Product(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, kept: Sequence[torch.Tensor]) -> None:
+    def __init__(self, kept: Sequence[Tensor]) -> None:
         super().__init__()
         self.products: list[Product] = []
         self._kept = {t.untyped_storage().data_ptr() for t in kept}
-        self._stand_ins: dict[Any, torch.Tensor] = {}
+        self._stand_ins: dict[Any, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -56,11 +57,11 @@ class _Recorder(TorchDispatchMode):
         alone = _aten.convolution.default if func is _aten.convolution.out else func
         if alone in _PRODUCTS:
             given = kwargs if alone is func else {}
-            kept = pytree.tree_map_only(torch.Tensor, self._keep, (args, given))
+            kept = pytree.tree_map_only(Tensor, self._keep, (args, given))
             self.products.append(Product(alone, *kept))
         return func(*args, **kwargs)
 
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _keep(self, tensor: Tensor) -> Tensor:
         """A weight itself; for an activation a tensor like it, one for all of the same layout."""
         if tensor.untyped_storage().data_ptr() in self._kept:
             return tensor
@@ -72,7 +73,7 @@ class _Recorder(TorchDispatchMode):
         return self._stand_ins[key]
 
 
-def record(function: Callable[[], Any], weights: Sequence[torch.Tensor]) -> list[Product]:
+def record(function: Callable[[], Any], weights: Sequence[Tensor]) -> list[Product]:
     """The products that `function` does, in their order.
 
     What it keeps between calls, such as packed copies of weights, counts as an activation: one

@@ -97,22 +97,9 @@ def run(
 
 def table(result: dict[str, Any]) -> str:
     """The run for people."""
-    lines = [machine.headline(result["machine"])]
-    lines.append(f"measured in this run: {machine.bandwidths(result['limits'])}")
     left_out = {**result["skipped"], **result["not timed"]}
-    lines += [f"not timed: {name}: {reason}" for name, reason in left_out.items()]
-    columns = ("median", "least", "q25", "q75", "GB/s", "ratio")
-    for shape in dict.fromkeys(row["shape"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["shape"] == shape]
-        best = tables.best(result, rows[0])
-        lines += ["", f"{best['op']}, {shape}; speed-up of {best['name']} over each"]
-        lines.append(" " * 20 + "".join(f"{column:>12}" for column in columns))
-        for row in rows:
-            us = [tables.time(row[f"{name}_us"]) for name in ("median", "min", "q25", "q75")]
-            ratio = f"{row['median_us'] / best['median_us']:.2f}"
-            cells = "".join(f"{cell:>12}" for cell in (*us, f"{row['gb_s']:.1f}", ratio))
-            lines.append(f"  {row['name']:<18}{cells}")
-    return "\n".join(lines)
+    reasons = [f"not timed: {name}: {reason}" for name, reason in left_out.items()]
+    return "\n".join([tables.section(result["rows"][0]["op"], result), *reasons])
 
 
 def save(result: dict[str, Any], path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from benchmarks.shapes import Bench, Timing
@@ -48,7 +49,7 @@ def with_backward(function: Callable[[Call], Any]) -> Callable[[Call], Any]:
             call = call.map(lambda t: t.detach().requires_grad_(t.is_floating_point()))
             leaves = [t for t in call.tensors() if t.requires_grad]
             results = pytree.tree_leaves(function(call))
-            outputs = [t for t in results if isinstance(t, torch.Tensor) and t.requires_grad]
+            outputs = [t for t in results if isinstance(t, Tensor) and t.requires_grad]
             return torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
 
     return timed

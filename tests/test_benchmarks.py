@@ -63,7 +63,7 @@ def test_run_times_backends_and_baselines(small, tmp_path):
         assert row["rounds"] >= 5
         assert row["gb_s"] == pytest.approx(272 / row["median_us"] / 1e3)
     printed = run.table(result)
-    assert "pack_signs, tiny" in printed
+    assert "| pack_signs | tiny | numpy |" in printed
     assert "read 20.0 GB/s" in printed
     run.save(result, tmp_path / "new" / "run.json")
     assert json.loads((tmp_path / "new" / "run.json").read_text())["rows"] == result["rows"]

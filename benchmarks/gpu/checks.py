@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from benchmarks import run
@@ -172,15 +173,15 @@ def _own(case: Case, call: Call) -> Call:
     return Call(call.name, tuple(args), call.kwargs)
 
 
-def results(case: Case, call: Call, backend: str) -> list[torch.Tensor]:
+def results(case: Case, call: Call, backend: str) -> list[Tensor]:
     """Outputs and tensors written in place."""
     with torch.no_grad():
         outputs = case.op(*call.args, **call.kwargs, backend=backend)
-    leaves = [t for t in pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
     return leaves + [call.args[i] for i in case.mutates]
 
 
-def assert_same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], message: str) -> None:
+def assert_same(a: Sequence[Tensor], b: Sequence[Tensor], message: str) -> None:
     """Equal bits, NaN equal to NaN.
 
     Raises:
@@ -192,7 +193,7 @@ def assert_same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], message: s
             raise AssertionError(f"{message} in {int((~same).sum())} of {x.numel()} elements")
 
 
-def _capture(case: Case, call: Call, backend: str) -> tuple[Callable[[], None], list[torch.Tensor]]:
+def _capture(case: Case, call: Call, backend: str) -> tuple[Callable[[], None], list[Tensor]]:
     """A replay of the call, and the tensors that it writes; on the CPU the call again."""
     if not any(t.is_cuda for t in call.tensors()):
         written = results(case, call, backend)

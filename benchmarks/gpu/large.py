@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from benchmarks.shapes import Make
@@ -63,14 +64,14 @@ class _Make(Make):
     def rows(self, count: int) -> int:
         return count if self.device.type == "cuda" else 3
 
-    def half(self, rows: int, *shape: int) -> torch.Tensor:
+    def half(self, rows: int, *shape: int) -> Tensor:
         return self.randn(self.rows(rows), *shape, dtype=torch.bfloat16)
 
-    def packed(self, rows: int, *shape: int) -> torch.Tensor:
+    def packed(self, rows: int, *shape: int) -> Tensor:
         return self.bytes(self.rows(rows), *shape)
 
 
-def _flip(make: _Make, x: torch.Tensor) -> Sequence[Any]:
+def _flip(make: _Make, x: Tensor) -> Sequence[Any]:
     drawn = (torch.rand(len(x), 64, device=make.device).bfloat16() for _ in range(2))
     return [x, 0.5, {"uniforms": tuple(drawn)}]
 
@@ -109,8 +110,7 @@ SHAPES: dict[str, Shape] = {
     "lfq_quantize": Shape(lambda make: [make.half(1025, 256)]),
     "pack_signs": Shape(lambda make: [make.half(4097, 40)]),
     "packed_linear": Shape(
-        lambda make: [make.packed(4097, 4), make.randn(2304, 32, dtype=torch.bfloat16)],
-        shared=(1,),
+        lambda make: [make.packed(4097, 4), make.randn(2304, 32, dtype=torch.bfloat16)], shared=(1,)
     ),
     "patch_attention": Shape(lambda make: [make.half(257, 4, 384), {"num_heads": 2}]),
     "swiglu": Shape(lambda make: [make.half(513, 2304)]),
@@ -141,7 +141,7 @@ def build(name: str, device: torch.device, elements: int) -> Built | str:
             return f"needs {need / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
     shared = {id(t) for i, t in enumerate(tensors) if i in shape.shared}
 
-    def tile(tensor: torch.Tensor) -> torch.Tensor:
+    def tile(tensor: Tensor) -> Tensor:
         return tensor if id(tensor) in shared else tensor.repeat(times, *[1] * (tensor.dim() - 1))
 
     return Built(block, block.map(tile), times, shape)
@@ -171,13 +171,13 @@ def check(case: Case, built: Built, backend: str) -> None:
             )
 
 
-def _differing(expected: torch.Tensor, actual: torch.Tensor, times: int) -> int:
+def _differing(expected: Tensor, actual: Tensor, times: int) -> int:
     blocks = actual.view(times, *expected.shape)
     step = max(1, _CHUNK // max(expected.numel(), 1))
     return sum(int((part != expected).sum()) for part in blocks.split(step))
 
 
-def _by_rule(case: Case, built: Built, wide: Sequence[torch.Tensor], where: str) -> None:
+def _by_rule(case: Case, built: Built, wide: Sequence[Tensor], where: str) -> None:
     """Hold every block of `wide` by the rule of the case.
 
     Raises:
@@ -194,11 +194,11 @@ def _by_rule(case: Case, built: Built, wide: Sequence[torch.Tensor], where: str)
             compare(case.rule, part, usual.expand_as(part), true.expand_as(part), where)
 
 
-def _leaves(results: Any) -> Sequence[torch.Tensor]:
-    return [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
+def _leaves(results: Any) -> Sequence[Tensor]:
+    return [t for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
 
 
-def _outputs_of(name: str, block: Call) -> Sequence[torch.Tensor]:
+def _outputs_of(name: str, block: Call) -> Sequence[Tensor]:
     import bitdance_kernels
 
     return _leaves(getattr(bitdance_kernels, name)(*block.args, **block.kwargs))

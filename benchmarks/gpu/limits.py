@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.worker import Context, Step
 
@@ -64,7 +65,7 @@ def _l2(context: Context) -> None:
         x = torch.randn(blocks * block, device=context.device)
         repeats = 2 if context.dry_run else max(4, 2000 // megabytes)
 
-        def read(x: torch.Tensor = x, blocks: int = blocks, repeats: int = repeats) -> None:
+        def read(x: Tensor = x, blocks: int = blocks, repeats: int = repeats) -> None:
             probes.read_kernel[(programs,)](x, out, blocks, repeats, BLOCK=block, num_warps=8)
 
         rate = repeats * blocks * block * 4 / 1e9 / seconds_of(context, read)

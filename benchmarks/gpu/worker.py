@@ -7,6 +7,7 @@ loses that step alone, and another process goes on behind it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
@@ -41,7 +42,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, value: Any, key: str | None = None) -> None:
-        """Append `value` to the list `name`, or set it, or its item `key`."""
+        """Write a line; see `enter`."""
         with self.path.open("a") as file:
             file.write("\n" + json.dumps([name, key, value]))  # behind a line that broke off, too
 
@@ -52,17 +53,19 @@ def collect(*paths: Path) -> Result:
     result["doing"] = None
     for path in paths:
         for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                name, key, value = json.loads(line)
-            except ValueError:
-                continue
-            if key is not None:
-                result[name][key] = value
-            elif name in _LISTS:
-                result[name].append(value)
-            else:
-                result[name] = value
+            with contextlib.suppress(ValueError):
+                enter(result, *json.loads(line))
     return result
+
+
+def enter(result: Result, name: str, key: str | None, value: Any) -> None:
+    """Append `value` to the list `name`, or set it, or its item `key`."""
+    if key is not None:
+        result[name][key] = value
+    elif name in _LISTS:
+        result[name].append(value)
+    else:
+        result[name] = value
 
 
 @dataclass
@@ -101,14 +104,9 @@ class Context:
         return torch.device("cpu" if self.dry_run else "cuda")
 
     def add(self, name: str, value: Any, key: str | None = None) -> None:
-        """Add to the result and to the journal; see ``Journal.write``."""
+        """Add to the result and to the journal; see `enter`."""
         self.journal.write(name, value, key)
-        if key is not None:
-            self.result[name][key] = value
-        elif name in _LISTS:
-            self.result[name].append(value)
-        else:
-            self.result[name] = value
+        enter(self.result, name, key, value)
 
     def left(self, part: str) -> float:
         """Seconds until `part` must be over."""

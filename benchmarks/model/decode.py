@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from benchmarks import products, timing
 from benchmarks.model import program
@@ -27,11 +28,11 @@ _LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 def convolutions(
-    model: BinaryAutoencoder, codes: torch.Tensor, layout: torch.memory_format
+    model: BinaryAutoencoder, codes: Tensor, layout: torch.memory_format
 ) -> Callable[[], None]:
     """The convolutions of a decode in their order, maps and weights in `layout`."""
 
-    def laid_out(tensor: torch.Tensor) -> torch.Tensor:
+    def laid_out(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=layout)
 
     recorded = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.model import program
@@ -23,7 +24,7 @@ from bitdance_kernels import noise_keys
 
 
 def ar_step(
-    network: HeadNetwork, schedule: Schedule, cond: torch.Tensor, products: str
+    network: HeadNetwork, schedule: Schedule, cond: Tensor, products: str
 ) -> Callable[[], object]:
     """An AR step on `cond` [2 R, (P,) ch_cond], captured where there is a card."""
     patch = cond.shape[1] if cond.dim() > 2 else None

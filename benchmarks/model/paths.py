@@ -6,11 +6,13 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.model.published import Published
@@ -53,8 +55,8 @@ class Path:
     """
 
     name: str
-    sample: Callable[[torch.Tensor, OnStep | None], torch.Tensor]
-    decode: Callable[[torch.Tensor], torch.Tensor]
+    sample: Callable[[Tensor, OnStep | None], Tensor]
+    decode: Callable[[Tensor], Tensor]
     trunk: tuple[Any, str] | None
     odd_first: bool = False
 
@@ -79,14 +81,14 @@ def published(
     def casting() -> torch.autocast:
         return torch.autocast(device, dtype=autocast, enabled=autocast is not None)
 
-    def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
+    def sample(labels: Tensor, on_step: OnStep | None) -> Tensor:
         scale = model.config.cfg_scale
         with casting():
             return baseline.sample(
                 labels, num_inference_steps=steps, guidance_scale=scale, on_step=on_step
             )
 
-    def decode(tokens: torch.Tensor) -> torch.Tensor:
+    def decode(tokens: Tensor) -> Tensor:
         with casting():
             return to_uint8(baseline.decode(tokens).float())
 
@@ -98,7 +100,7 @@ def _of_library(
 ) -> Path:
     sampler, to_pixels = ClassConditionalSampler(model), ImageDecoder(model.vae)
 
-    def sample(labels: torch.Tensor, on_step: OnStep | None) -> torch.Tensor:
+    def sample(labels: Tensor, on_step: OnStep | None) -> Tensor:
         def after(result: StepResult) -> None:
             if on_step is not None:
                 on_step(result.step)
@@ -115,7 +117,7 @@ def _of_library(
             use_kernels=use_kernels,
         )
 
-    def decode(tokens: torch.Tensor) -> torch.Tensor:
+    def decode(tokens: Tensor) -> Tensor:
         with torch.no_grad(), contextlib.nullcontext() if use_kernels else use_backend("reference"):
             return to_pixels(model.to_latents(tokens))
 
@@ -132,7 +134,7 @@ def random_model(config: ModelConfig, device: torch.device) -> BitDanceModel:
     return model.requires_grad_(False)
 
 
-def random_tokens(model: BitDanceModel, batch: int) -> torch.Tensor:
+def random_tokens(model: BitDanceModel, batch: int) -> Tensor:
     """Bits like those that are sampled, as cheap to decode."""
     config, like = model.config, model.norm.weight
     uniform = torch.rand(batch, config.tokens, config.token_bits, device=like.device)
@@ -172,12 +174,7 @@ class _Stop(Exception):  # noqa: N818  (unwinds a run that has been timed for lo
 
 
 def sampling(
-    way: Path,
-    labels: torch.Tensor,
-    ar_steps: int,
-    seconds: float,
-    *,
-    max_steps: int | None = None,
+    way: Path, labels: Tensor, ar_steps: int, seconds: float, *, max_steps: int | None = None
 ) -> dict[str, Any]:
     """Seconds of sampling a batch, and of the transformer in it where its calls are seen.
 
@@ -208,7 +205,16 @@ def sampling(
         if done < ar_steps and (late or done == max_steps):
             raise _Stop
 
-    with _watched(*way.trunk, clock, trunk), contextlib.suppress(_Stop):
+    owner, name = way.trunk
+    inner = getattr(owner, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        begin = clock.mark()
+        result = inner(*args, **kwargs)
+        trunk.append((begin, clock.mark()))
+        return result
+
+    with mock.patch.object(owner, name, watched), contextlib.suppress(_Stop):
         way.sample(labels, on_step)
         marks[-1] = clock.mark()  # what comes after the last step belongs to it
     of_steps = clock.between(*marks)
@@ -226,32 +232,14 @@ def _scaled(values: Sequence[float], count: int) -> float:
     return sum(values) + missing * statistics.fmean(values[1:] or values)
 
 
-@contextlib.contextmanager
-def _watched(owner: Any, name: str, clock: Clock, pairs: list[tuple[Any, Any]]) -> Iterator[None]:
-    """Inside, marks before and after every call of ``owner.name`` are added to `pairs`."""
-    original = getattr(owner, name)
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        begin = clock.mark()
-        result = original(*args, **kwargs)
-        pairs.append((begin, clock.mark()))
-        return result
-
-    object.__setattr__(owner, name, wrapped)
-    try:
-        yield
-    finally:
-        object.__delattr__(owner, name)
-
-
-def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[Tensor, ...]]:
     """The transformer's part of an AR step in the middle of a guided batch of images."""
     config, like = model.config, model.norm.weight
     rows, middle = 2 * batch, len(model.freqs) // 2
     cache = ClassConditionalSampler(model).reserve_cache(Workspace(max_runs=1), rows)
     x = torch.randn(rows, config.parallel_num, config.dim, device=like.device).to(like.dtype)
 
-    def step() -> tuple[torch.Tensor, ...]:
+    def step() -> tuple[Tensor, ...]:
         cache.lengths.fill_(middle)
         with torch.no_grad():
             return (model.decode_step(x, cache),)
@@ -267,7 +255,7 @@ def captured_trunk_step(model: BitDanceModel, batch: int) -> Callable[[], float]
     return lambda: Clock(model.freqs.device).seconds(lambda: run(step))
 
 
-def decoding(way: Path, tokens: torch.Tensor) -> float:
+def decoding(way: Path, tokens: Tensor) -> float:
     """Seconds of decoding a batch of tokens."""
     parts = tokens.split(_DECODED_AT_ONCE)
     return Clock(tokens.device).seconds(lambda: [way.decode(part) for part in parts])

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from bitdance.models.autoencoder.blocks import CodeStatistics, Decoder, ResBlock
 from bitdance.models.class_conditional import BitDanceModel
@@ -24,7 +25,7 @@ from bitdance.sampling.ar_sampler import guidance_at
 from bitdance_kernels import dense_mask
 
 _LAST = 0.95
-Cache = list[tuple[torch.Tensor, torch.Tensor]]
+Cache = list[tuple[Tensor, Tensor]]
 
 
 class Published:
@@ -41,20 +42,20 @@ class Published:
             raise ValueError("Published: the class-conditional models have time_shift 1")
         self.model = model
         self.decoder = PublishedDecoder(model.vae.decoder)
-        self.step: Callable[..., torch.Tensor] = euler_maruyama
+        self.step: Callable[..., Tensor] = euler_maruyama
         if compiled:
             self.step = torch.compile(euler_maruyama, dynamic=False)
 
     @torch.no_grad()
     def sample(
         self,
-        labels: torch.Tensor,
+        labels: Tensor,
         *,
         num_inference_steps: int = 100,
         guidance_scale: float = 1.0,
-        noise: Sequence[Sequence[torch.Tensor]] | None = None,
+        noise: Sequence[Sequence[Tensor]] | None = None,
         on_step: Callable[[int], None] | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Tokens [B, N, C] of +1 and -1, with the linear schedule of guidance.
 
         Args:
@@ -72,7 +73,7 @@ class Published:
         )
         cache = self._cache(len(rows))
         x, start = model.prefix(rows), 0
-        mask: torch.Tensor | None = dense_mask(model.ranges(patches=1))
+        mask: Tensor | None = dense_mask(model.ranges(patches=1))
         made = []
         for i in range(config.ar_steps):
             cfg = guidance_at(i, config.ar_steps, guidance_scale, "linear")
@@ -95,9 +96,7 @@ class Published:
                 on_step(i)
         return torch.cat(made, dim=1)
 
-    def trunk(
-        self, x: torch.Tensor, cache: Cache, start: int, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def trunk(self, x: Tensor, cache: Cache, start: int, mask: Tensor | None) -> Tensor:
         """New tokens through all blocks; the cache is written at `start`."""
         model = self.model
         end = start + x.shape[1]
@@ -113,7 +112,7 @@ class Published:
         return model.norm(x)
 
     @torch.no_grad()
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens [B, N, C]."""
         return self.decoder(self.model.to_latents(tokens))
 
@@ -123,12 +122,8 @@ class Published:
         return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(len(layers))]
 
     def _patch(
-        self,
-        cond: torch.Tensor,
-        steps: int,
-        cfg: float | None,
-        noise: Sequence[torch.Tensor] | None,
-    ) -> torch.Tensor:
+        self, cond: Tensor, steps: int, cfg: float | None, noise: Sequence[Tensor] | None
+    ) -> Tensor:
         net = self.model.head.net
         rows = len(cond) if cfg is None else len(cond) // 2
         shape = (rows, *cond.shape[1:-1], net.config.ch_target)
@@ -163,7 +158,7 @@ class PublishedDecoder:
             parameter.data = parameter.data.contiguous()
 
     @torch.no_grad()
-    def __call__(self, codes: torch.Tensor) -> torch.Tensor:
+    def __call__(self, codes: Tensor) -> Tensor:
         """Images of codes [B, C, h, w]."""
         decoder, statistics = self.decoder, CodeStatistics.of(codes)
         h = decoder.conv_in(codes.contiguous())
@@ -181,30 +176,30 @@ class PublishedDecoder:
         return decoder.conv_out(_swish(decoder.norm_out(h)))
 
 
-def _residual(block: ResBlock, x: torch.Tensor) -> torch.Tensor:
+def _residual(block: ResBlock, x: Tensor) -> Tensor:
     h = block.conv1(_swish(block.norm1(x)))
     h = block.conv2(_swish(block.norm2(h)))
     return h + (x if block.nin_shortcut is None else block.nin_shortcut(x))
 
 
-def _swish(x: torch.Tensor) -> torch.Tensor:
+def _swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def _depth_to_space(x: torch.Tensor) -> torch.Tensor:
+def _depth_to_space(x: Tensor) -> Tensor:
     blocks = x.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)  # B C H dy W dx
     return blocks.flatten(4, 5).flatten(2, 3).contiguous()
 
 
 def euler_maruyama(
     net: HeadNetwork,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    dt: torch.Tensor,
-    cond: torch.Tensor,
-    cfg: torch.Tensor | None,
-    eps: torch.Tensor,
-) -> torch.Tensor:
+    x: Tensor,
+    t: Tensor,
+    dt: Tensor,
+    cond: Tensor,
+    cfg: Tensor | None,
+    eps: Tensor,
+) -> Tensor:
     """One noisy step: velocity, guidance, score, drift and diffusion."""
     velocity = _velocity(net, x, t, cond, cfg)
     at = t[: len(x)].reshape(-1, *[1] * (x.dim() - 1))
@@ -213,13 +208,7 @@ def euler_maruyama(
     return x + drift * dt + torch.sqrt(2 * (1 - at) * dt) * eps
 
 
-def _velocity(
-    net: HeadNetwork,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    cond: torch.Tensor,
-    cfg: torch.Tensor | None,
-) -> torch.Tensor:
+def _velocity(net: HeadNetwork, x: Tensor, t: Tensor, cond: Tensor, cfg: Tensor | None) -> Tensor:
     both = x if cfg is None else torch.cat([x, x])
     remaining = (1 - t).clamp_min(LEAST_REMAINING).reshape(-1, *[1] * (x.dim() - 1))
     velocity = (head(net, both, t, cond).float() - both) / remaining
@@ -229,7 +218,7 @@ def _velocity(
     return unconditional + cfg * (conditional - unconditional)
 
 
-def head(net: HeadNetwork, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+def head(net: HeadNetwork, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
     """The network, all of it, op by op."""
     time = net.time_embed(t)
     time = time.reshape(time.shape[0], *[1] * (x.dim() - 2), time.shape[1])
@@ -252,14 +241,12 @@ def head(net: HeadNetwork, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor)
     return net.final_layer.linear(h)
 
 
-def _patch_attention(attention: Any, x: torch.Tensor) -> torch.Tensor:
+def _patch_attention(attention: Any, x: Tensor) -> Tensor:
     q, k, v = attention.wqkv(x).unflatten(-1, (3, attention.num_heads, -1)).unbind(-3)
     return attention.wo(_attention(q, k, v, None).flatten(2))
 
 
-def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """[B, T, H, D], with the scores in memory."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
@@ -268,12 +255,12 @@ def _attention(
     return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
 
 
-def swiglu(network: Any, x: torch.Tensor) -> torch.Tensor:
+def swiglu(network: Any, x: Tensor) -> Tensor:
     gate, value = network.w1(x).chunk(2, dim=-1)
     return network.w2(F.silu(gate) * value)
 
 
-def rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+def rotate(x: Tensor, freqs: Tensor) -> Tensor:
     """Neighbouring channels as complex numbers, turned by the angles of their position."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     turned = pairs * torch.view_as_complex(freqs)[:, None]

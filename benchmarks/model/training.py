@@ -14,10 +14,11 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.model import program, published
@@ -38,25 +39,16 @@ def going(way: str, model: BitDanceModel) -> Iterator[None]:
         if way == "published":
             net = model.head.net
             mask = dense_mask(model.ranges())
-            stack.enter_context(_instead(model.layers, _dense_trunk(model, mask)))
-            stack.enter_context(_instead(net, lambda x, t, cond: published.head(net, x, t, cond)))
+            trunk, head = _dense_trunk(model, mask), functools.partial(published.head, net)
+            stack.enter_context(mock.patch.object(model.layers, "forward", trunk))
+            stack.enter_context(mock.patch.object(net, "forward", head))
         yield
 
 
-@contextlib.contextmanager
-def _instead(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Inside, calls of `module` are calls of `forward`."""
-    object.__setattr__(module, "forward", forward)
-    try:
-        yield
-    finally:
-        object.__delattr__(module, "forward")
-
-
-def _dense_trunk(model: BitDanceModel, mask: torch.Tensor) -> Callable[..., torch.Tensor]:
+def _dense_trunk(model: BitDanceModel, mask: Tensor) -> Callable[..., Tensor]:
     heads = model.layers.num_heads
 
-    def trunk(x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+    def trunk(x: Tensor, freqs: Tensor, ranges: Ranges) -> Tensor:
         for block in model.layers:
             qkv = block.attention.wqkv(block.attention_norm(x))
             q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(2)
@@ -70,16 +62,16 @@ def _dense_trunk(model: BitDanceModel, mask: torch.Tensor) -> Callable[..., torc
     return trunk
 
 
-def step(way: str, model: BitDanceModel, tokens: torch.Tensor, labels: torch.Tensor) -> float:
+def step(way: str, model: BitDanceModel, tokens: Tensor, labels: Tensor) -> float:
     """One step without the optimizer: the loss, with the gradients in place."""
     model.zero_grad(set_to_none=True)
     with going(way, model):
-        loss: torch.Tensor = model(tokens, labels)
+        loss: Tensor = model(tokens, labels)
         loss.backward()
     return loss.item()
 
 
-def head_step(way: str, model: BitDanceModel, x: torch.Tensor, cond: torch.Tensor) -> None:
+def head_step(way: str, model: BitDanceModel, x: Tensor, cond: Tensor) -> None:
     """The same of the head alone."""
     model.head.zero_grad(set_to_none=True)
     with going(way, model):

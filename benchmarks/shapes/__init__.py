@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bitdance_kernels.testing import Call, Case
 from tests.cases import all_cases
@@ -59,17 +60,15 @@ class Make:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normal values."""
         return torch.randn(shape, device=self.device).to(dtype)
 
-    def bytes(self, *shape: int) -> torch.Tensor:
+    def bytes(self, *shape: int) -> Tensor:
         """Packed codes."""
         return torch.randint(256, shape, dtype=torch.uint8, device=self.device)
 
-    def layer(
-        self, features: int, channels: int, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def layer(self, features: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight [features, channels] and bias of a linear layer."""
         weight = self.randn(features, channels) / channels**0.5
         return weight.to(dtype), weight[:, 0].to(dtype).contiguous()

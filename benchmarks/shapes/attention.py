@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -117,23 +118,17 @@ def flex(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None
     return out.transpose(1, 2)
 
 
-def flash_attn_causal(
-    q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
-) -> Tensor:
-    """FlashAttention-2 under a causal mask of T tokens: another function, to compare the speed."""
-    from flash_attn import flash_attn_func
+def _flash_causal(module: str) -> Callable[..., Tensor]:
+    """FlashAttention under a causal mask of T tokens: another function, to compare the speed."""
 
-    return flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
+    ) -> Tensor:
+        flash = importlib.import_module(module).flash_attn_func
+        out = flash(q, k, v, softmax_scale=scale, causal=True)
+        return out[0] if isinstance(out, tuple) else out  # some return the log-sum-exp too
 
-
-def flash_attn_4_causal(
-    q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
-) -> Tensor:
-    """FlashAttention-4 (``flash-attn-4``, in CuTe) under a causal mask, as above."""
-    from flash_attn.cute import flash_attn_func
-
-    out = flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
-    return out[0] if isinstance(out, tuple) else out  # some versions return the log-sum-exp too
+    return run
 
 
 def _decode(
@@ -245,29 +240,29 @@ def append_steps(
 _B, _14B = (12, 12, 64), (40, 8, 128)
 _T2I: dict[str, Any] = {"norm": BF16, "interleaved": False}
 
+
+def _images(batch: int) -> str:
+    return f"{batch} image{'s' * (batch > 1)}"
+
+
 SHAPES = {
     "block_causal_attention": (
         list(_causal_timings()),
         {
             "sdpa dense mask": sdpa_dense,
             "flex": flex,
-            "flash-attn 2, causal": flash_attn_causal,
-            "flash-attn 4, causal": flash_attn_4_causal,
+            "flash-attn 2, causal": _flash_causal("flash_attn"),
+            "flash-attn 4, causal": _flash_causal("flash_attn.cute"),
         },
     ),
     "block_decode_attention": (
-        [
-            _decode("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, F32, BOTH),
-            _decode("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 200, F32, BOTH),
-            _decode("ImageNet B-1x, 1 image", (2, 1, 12, 64), (319, 12), 319, BF16),
-            _decode("ImageNet B-16x, 1 image", (2, 16, 12, 64), (319, 12), 200, BF16),
-            _decode("ImageNet B-1x, 64 images", (128, 1, 12, 64), (319, 12), 319, BF16),
-            _decode("ImageNet B-16x, 64 images", (128, 16, 12, 64), (319, 12), 319, BF16),
-            _decode("ImageNet B-1x, 384 images", (768, 1, 12, 64), (319, 12), 319, BF16),
-            _decode("14B-64x, 1 image", (2, 64, 40, 128), (4352, 8), 4352, BF16),
-            _decode("14B-64x, 16 images", (32, 64, 40, 128), (4352, 8), 4352, BF16),
-            _decode("14B-64x, 64 images", (128, 64, 40, 128), (4352, 8), 4352, BF16),
-        ],
+        [_decode(f"ImageNet B-{P}x, 1 image", (2, P, 12, 64), (319, 12), 200, F32, BOTH)
+         for P in (16, 1)]
+        + [_decode(f"ImageNet B-{P}x, {_images(B)}", (2 * B, P, 12, 64), (319, 12), length, BF16)
+           for P, B, length in ((1, 1, 319), (16, 1, 200), (1, 64, 319), (16, 64, 319),
+                                (1, 384, 319))]
+        + [_decode(f"14B-64x, {_images(B)}", (2 * B, 64, 40, 128), (4352, 8), 4352, BF16)
+           for B in (1, 16, 64)],
         _decode_baselines(),
     ),
     "rope": (
@@ -279,16 +274,12 @@ SHAPES = {
         {"torch": rope_complex},
     ),
     "rope_append": (
-        [
-            _append("ImageNet B-16x, 1 image", 2, 16, _B, 319, F32, BOTH),
-            _append("ImageNet B-1x, 1 image", 2, 1, _B, 319, BF16),
-            _append("ImageNet B-1x, 64 images", 128, 1, _B, 319, BF16),
-            _append("ImageNet B-16x, 1 image", 2, 16, _B, 319, BF16),
-            _append("ImageNet B-16x, 64 images", 128, 16, _B, 319, BF16),
-            _append("14B-64x, 1 image", 2, 64, _14B, 4352, BF16, **_T2I),
-            _append("14B-64x, 16 images", 32, 64, _14B, 4352, BF16, **_T2I),
-        ],
+        [_append("ImageNet B-16x, 1 image", 2, 16, _B, 319, F32, BOTH)]
+        + [_append(f"ImageNet B-{P}x, {_images(B)}", 2 * B, P, _B, 319, BF16)
+           for P in (1, 16) for B in (1, 64)]
+        + [_append(f"14B-64x, {_images(B)}", 2 * B, 64, _14B, 4352, BF16, **_T2I)
+           for B in (1, 16)],
         {"torch": append_steps},
     ),
-}
+}  # fmt: skip
 """Timings and baselines by op."""

@@ -20,7 +20,6 @@ from bitdance_kernels import (
 )
 
 F32, BF16 = torch.float32, torch.bfloat16
-CPU: dict[str, Any] = {"devices": ("cpu",)}
 CUDA: dict[str, Any] = {"devices": ("cuda",)}
 STEPS = 100  # of the ImageNet models
 
@@ -174,63 +173,40 @@ def bits_torch(x0: Tensor, *, cfg: Tensor) -> tuple[Tensor, Tensor]:
     return bits.to(x0.dtype) * 2 - 1, packed
 
 
-def _linear(rows: int, channels: int, features: int) -> Timing:
-    return timing(
-        f"[{rows}, {channels}] to {features} float32",
-        lambda make: [make.randn(rows, channels), *make.layer(features, channels, F32)],
-        4 * (rows * channels + features * (channels + 1) + rows * features),
-        flops=2 * rows * channels * features,
-        **CPU,
-    )
+def _product(
+    rows: int, channels: int, features: int, *, kind: str = "", halves: int = 1,
+    dtype: torch.dtype = BF16,
+) -> Timing:  # fmt: skip
+    """A product with a weight of `halves` times `features`, with a "norm" before or "residual"."""
 
+    def arguments(make: Make) -> list[Any]:
+        x = make.randn(rows, channels, dtype=dtype)
+        layer = make.layer(halves * features, channels, dtype)
+        if kind == "norm":
+            scale, shift = make.randn(rows, 6 * channels, dtype=dtype).chunk(6, dim=-1)[:2]
+            return [x, scale, shift, *layer, *make.randn(2, channels).unbind()]
+        if kind == "residual":
+            residual = make.randn(rows, features, dtype=dtype)
+            gate = make.randn(rows, 3 * features, dtype=dtype)[:, features : 2 * features]
+            return [x, *layer, residual, gate]
+        return [x, *layer]
 
-def _linear_swiglu(rows: int, channels: int, hidden: int) -> Timing:
-    return timing(
-        f"[{rows}, {channels}] to {hidden} bfloat16",
-        lambda make: [
-            make.randn(rows, channels, dtype=BF16), *make.layer(2 * hidden, channels, BF16)
-        ],
-        2 * (rows * channels + 2 * hidden * (channels + 1) + rows * hidden),
-        flops=4 * rows * channels * hidden,
-        **CUDA,
-    )  # fmt: skip
+    read, write = (3 if kind == "norm" else 1), (3 if kind == "residual" else 1)
+    moved = rows * (read * channels + write * features) + halves * features * (channels + 1)
+    name = f"[{rows}, {channels}] to {features} {short(dtype)}"
+    flops = 2 * rows * channels * halves * features
+    devices = ("cpu",) if dtype == F32 else ("cuda",)
+    return timing(name, arguments, dtype.itemsize * moved, flops=flops, devices=devices)
 
 
 def swiglu_after_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return swiglu(F.linear(x, weight, bias))
 
 
-def _linear_gated_residual(rows: int, channels: int, width: int) -> Timing:
-    def arguments(make: Make) -> list[Any]:
-        x, residual = (make.randn(rows, n, dtype=BF16) for n in (channels, width))
-        gate = make.randn(rows, 3 * width, dtype=BF16)[:, width : 2 * width]
-        return [x, *make.layer(width, channels, BF16), residual, gate]
-
-    moved = 2 * (rows * channels + width * (channels + 1) + 3 * rows * width)
-    flops = 2 * rows * channels * width
-    return timing(
-        f"[{rows}, {channels}] to {width} bfloat16", arguments, moved, flops=flops, **CUDA
-    )
-
-
 def gated_residual_after_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gate: Tensor
 ) -> Tensor:
     return gated_residual(residual, F.linear(x, weight, bias), gate)
-
-
-def _adaln_linear(rows: int, channels: int, features: int, halves: int) -> Timing:
-    def arguments(make: Make) -> list[Any]:
-        modulation = make.randn(rows, 6 * channels, dtype=BF16)
-        scale, shift = modulation[:, :channels], modulation[:, channels : 2 * channels]
-        x, norm = make.randn(rows, channels, dtype=BF16), make.randn(2, channels).unbind()
-        return [x, scale, shift, *make.layer(halves * features, channels, BF16), *norm]
-
-    moved = 2 * (3 * rows * channels + halves * features * (channels + 1) + rows * features)
-    flops = 2 * rows * channels * halves * features
-    return timing(
-        f"[{rows}, {channels}] to {features} bfloat16", arguments, moved, flops=flops, **CUDA
-    )
 
 
 def linear_after_norm(
@@ -332,27 +308,29 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
         {"torch": bits_torch},
     ),
     "linear": (
-        [_linear(*size) for size in ((8, 192, 576), (64, 192, 576), (32, 768, 2304),
+        [_product(*size, dtype=F32) for size in ((8, 192, 576), (64, 192, 576), (32, 768, 2304),
                                        (256, 768, 2304), (512, 768, 2304), (32, 5120, 5120))],
         {"F.linear": F.linear},
     ),
     "linear_swiglu": (
-        [_linear_swiglu(*size) for size in ((32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152),
-                                            (128, 5120, 7680), (8192, 5120, 7680))],
+        [_product(*size, halves=2)
+         for size in ((32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152), (128, 5120, 7680),
+                      (8192, 5120, 7680))],
         {"F.linear, swiglu": swiglu_after_linear},
     ),
     "linear_gated_residual": (
-        [_linear_gated_residual(*size)
+        [_product(*size, kind="residual")
          for size in ((32, 1152, 768), (2048, 1152, 768), (12288, 1152, 768), (128, 7680, 5120),
                       (8192, 7680, 5120))],
         {"F.linear, gated_residual": gated_residual_after_linear},
     ),
     "adaln_linear": (
-        [_adaln_linear(*s, 1) for s in ((2, 768, 2304), (32, 768, 2304), (32, 5120, 15360))],
+        [_product(*s, kind="norm") for s in ((2, 768, 2304), (32, 768, 2304), (32, 5120, 15360))],
         {"adaln_norm, F.linear": linear_after_norm},
     ),
     "adaln_linear_swiglu": (
-        [_adaln_linear(*s, 2) for s in ((2, 768, 1152), (32, 768, 1152), (32, 5120, 7680))],
+        [_product(*size, kind="norm", halves=2)
+         for size in ((2, 768, 1152), (32, 768, 1152), (32, 5120, 7680))],
         {"adaln_norm, F.linear, swiglu": swiglu_after_norm},
     ),
     "predict_step": (
