@@ -1,9 +1,9 @@
-"""The products of the head's blocks, and the three ways to do them with what surrounds them.
+"""The matrix products of the head's blocks, by three plans.
 
-A block is branches, x + gate last(inner(first(n))) with n the modulated norm of x. ``PLANS`` has
-the ways by name: library products with elementwise ops between them; products that take in what
-follows; products that take in what comes before as well. All compute the same, in fewer and fewer
-launches.
+A block consists of branches, x + gate fc2(activation(fc1(n))) with n the modulated norm of x.
+``PLANS`` has the plans by name: "library" runs library products with elementwise ops between them,
+"fused" products that include what follows them, "skinny" also what precedes them. All compute the
+same, in fewer and fewer launches.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ __all__ = [
     "FusedProducts",
     "LibraryProducts",
     "Modulation",
-    "Product",
+    "PackedLinear",
     "SkinnyProducts",
     "plan",
 ]
 
 
-class _Packed:
+class _PackedParameter:
     """A matrix or vector in the dtype of the products: rows of one or several parameters.
 
-    Where that is a single parameter's own dtype it is the parameter itself, which is followed
-    wherever training takes it; otherwise a copy, made anew by every ``load``.
+    A single parameter of that dtype is used itself, so changes of it are seen at once; otherwise
+    ``tensor`` is a copy, which ``load`` refreshes.
     """
 
     def __init__(self, parameters: list[torch.Tensor], dtype: torch.dtype) -> None:
@@ -62,59 +62,59 @@ class _Packed:
                 part.copy_(parameter)
 
 
-class Product:
-    """x W^T + b, of one layer or of several that read the same input.
+class PackedLinear:
+    """x W^T + b of one layer, or of several layers with the same input.
 
     Args:
-        layers: their outputs follow one another.
-        dtype: to compute in.
+        layers: the layers; their outputs are concatenated.
+        dtype: dtype of the product.
     """
 
     def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:
         self._packed = [
-            _Packed([layer.weight for layer in layers], dtype),
-            _Packed([layer.bias for layer in layers], dtype),
+            _PackedParameter([layer.weight for layer in layers], dtype),
+            _PackedParameter([layer.bias for layer in layers], dtype),
         ]
         self.weight, self.bias = (packed.tensor for packed in self._packed)
 
     def load(self) -> None:
-        """Take the layers' parameters as they are now."""
+        """Refresh the copies of the layers' parameters."""
         for packed in self._packed:
             packed.load()
 
-    def new(self, *rows: int) -> torch.Tensor:
-        """Memory for the product of as many rows."""
+    def empty(self, *rows: int) -> torch.Tensor:
+        """An uninitialized result of that many rows."""
         return self.weight.new_empty(*rows, len(self.weight))
 
-    def into(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Write the product [M, N] of `x` [M, K] into `out` and return it."""
+    def __call__(self, x: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        """The product [M, N] of `x` [M, K], written into `out`."""
         return linear(x, self.weight, self.bias, out=out)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """x + gate last(inner(first(n))), with n the modulated norm of x: a network or an attention.
+    """x + gate fc2(activation(fc1(n))), with n the modulated norm of x: an MLP or an attention.
 
     Attributes:
-        norm: weight and bias of its LayerNorm.
-        first: the product that reads n.
-        inner: "swiglu", "silu" or "attention".
-        last: the product whose result is added.
+        norm: weight and bias of the LayerNorm.
+        fc1: product of n.
+        activation: "swiglu", "silu" or "attention".
+        fc2: product whose result is added.
     """
 
     norm: tuple[torch.Tensor, torch.Tensor]
-    first: Product
-    inner: str
-    last: Product
+    fc1: PackedLinear
+    activation: str
+    fc2: PackedLinear
 
 
 @dataclass(frozen=True)
 class Modulation:
-    """Views of one evaluation's modulations, each [M, C].
+    """Modulations of one evaluation, each a view [M, C].
 
     Attributes:
-        norms: scale and shift of every branch's norm, then the final layer's.
-        gates: of every branch.
+        norms: scale and shift of the norm of each branch, then of the final layer.
+        gates: gate of each branch.
     """
 
     norms: tuple[tuple[torch.Tensor, torch.Tensor], ...]
@@ -122,41 +122,41 @@ class Modulation:
 
 
 class LibraryProducts:
-    """The blocks by library products, with elementwise ops between them.
+    """Blocks as library products with elementwise ops between them.
 
-    The end of a branch and the norm of the next are one pass.
+    The end of a branch and the norm of the next one are one pass.
 
     Args:
-        branches: of all blocks.
-        rows: patches R.
-        patch: tokens of a patch.
-        num_heads: of the attention.
+        branches: branches of all blocks, in order.
+        rows: R, number of patches.
+        patch: P, tokens of a patch.
+        num_heads: heads of the attention.
     """
 
-    through_norm = True
-    """Whether ``blocks`` ends with the final layer's norm, and not with the stream before it."""
+    applies_final_norm = True
+    """Whether ``blocks`` returns the result of the final layer's norm, or else the input of it."""
 
     def __init__(self, branches: list[Branch], rows: int, patch: int, num_heads: int) -> None:
         self.branches, self.num_heads = branches, num_heads
         self.norms = [*(branch.norm for branch in branches), (None, None)]
         self.shape = (rows, patch)
-        # Branches of a kind take turns, so they share memory.
-        products = {n: p for b in branches for n, p in ((b.inner, b.first), ("last", b.last))}
-        self.memory = {name: product.new(rows * patch) for name, product in products.items()}
+        # Branches of a kind run one after another, so they share a buffer.
+        products = {n: p for b in branches for n, p in ((b.activation, b.fc1), ("fc2", b.fc2))}
+        self.buffers = {name: product.empty(rows * patch) for name, product in products.items()}
 
     def blocks(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         """The stream [M, C] through all blocks, to the final layer's modulated norm [M, C]."""
         n = adaln_norm(x, *modulation.norms[0], *self.norms[0], eps=EPS)
         for i, branch in enumerate(self.branches):
-            h = branch.first.into(self.memory[branch.inner], n)
-            h = branch.last.into(self.memory["last"], self.inner(branch.inner, h))
+            h = branch.fc1(n, out=self.buffers[branch.activation])
+            h = branch.fc2(self.activate(branch.activation, h), out=self.buffers["fc2"])
             x, n = gated_residual_adaln(
                 x, h, modulation.gates[i], *modulation.norms[i + 1], *self.norms[i + 1], eps=EPS
             )
         return n
 
-    def inner(self, kind: str, h: torch.Tensor) -> torch.Tensor:
-        """What stands between the two products of a branch."""
+    def activate(self, kind: str, h: torch.Tensor) -> torch.Tensor:
+        """What is between the two products of a branch."""
         if kind == "swiglu":
             return swiglu(h)
         if kind == "silu":
@@ -165,67 +165,66 @@ class LibraryProducts:
 
 
 class FusedProducts(LibraryProducts):
-    """The blocks by products that take in what follows them: for many rows.
+    """Blocks as products that include what follows them, for many rows.
 
-    The gate of a SwiGLU network and the gated sum are done where the product is made, so that
-    neither result of a branch's products is stored before them.
+    SwiGLU and the gated sum are applied before a product is stored.
     """
 
-    through_norm = False
+    applies_final_norm = False
 
     def blocks(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         """The stream [M, C] through all blocks, to the stream before the final layer."""
         for i, branch in enumerate(self.branches):
-            h = self.first(branch, x, *modulation.norms[i])
-            last = branch.last
-            x = linear_gated_residual(h, last.weight, last.bias, x, modulation.gates[i])
+            h = self.first_half(branch, x, *modulation.norms[i])
+            fc2 = branch.fc2
+            x = linear_gated_residual(h, fc2.weight, fc2.bias, x, modulation.gates[i])
         return x
 
-    def first(
+    def first_half(
         self, branch: Branch, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
     ) -> torch.Tensor:
-        """What the last product of a branch reads."""
+        """Input of the second product of a branch."""
         n = adaln_norm(x, scale, shift, *branch.norm, eps=EPS)
-        if branch.inner == "swiglu":
-            return linear_swiglu(n, branch.first.weight, branch.first.bias)
-        return self.inner(branch.inner, branch.first.into(self.memory[branch.inner], n))
+        if branch.activation == "swiglu":
+            return linear_swiglu(n, branch.fc1.weight, branch.fc1.bias)
+        return self.activate(branch.activation, branch.fc1(n, out=self.buffers[branch.activation]))
 
 
 class SkinnyProducts(FusedProducts):
-    """The blocks by products that take in what comes before them too: for few rows.
+    """Blocks as products that also include what precedes them, for few rows.
 
-    They wait for their weights, and have the time for the norm of their input.
+    While its weights arrive, a product has the time to normalize its input.
     """
 
-    def first(
+    def first_half(
         self, branch: Branch, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
     ) -> torch.Tensor:
-        """What the last product of a branch reads."""
-        arguments = (x, scale, shift, branch.first.weight, branch.first.bias, *branch.norm)
-        if branch.inner == "swiglu":
+        """Input of the second product of a branch."""
+        arguments = (x, scale, shift, branch.fc1.weight, branch.fc1.bias, *branch.norm)
+        if branch.activation == "swiglu":
             return adaln_linear_swiglu(*arguments, eps=EPS)
-        return self.inner(branch.inner, adaln_linear(*arguments, eps=EPS))
+        return self.activate(branch.activation, adaln_linear(*arguments, eps=EPS))
 
 
 PLANS = {"library": LibraryProducts, "fused": FusedProducts, "skinny": SkinnyProducts}
 """The ways to divide a head's work between products and what surrounds them, by name."""
 
 FASTEST = ((0, "library"),)
-"""Tokens of a batch, and the plan that is fastest from there on; what "auto" takes.
+"""(min_tokens, plan): the plan of "auto" for batches of at least that many tokens.
 
-To be measured: no card has compared them yet, and until one has it is the library's. The command
-that does is in benchmarks/results/README.md.
+On an H100 the library's products are the fastest at all sizes; `python -m
+benchmarks.model.head_plans` compares the plans.
 """
 
 
 def plan(name: str, tokens: int) -> type[LibraryProducts]:
-    """The plan of that name, or for "auto" the fastest for so many tokens.
+    """The plan of that name; for "auto" the fastest one for that many tokens.
 
     Raises:
         ValueError: there is no such plan.
     """
     if name == "auto":
-        name = [fastest for least, fastest in FASTEST if tokens >= least][-1]
+        name = [plan for min_tokens, plan in FASTEST if tokens >= min_tokens][-1]
     if name not in PLANS:
         raise ValueError(f"products must be one of auto, {', '.join(PLANS)}, got {name!r}")
     return PLANS[name]

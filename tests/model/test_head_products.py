@@ -30,15 +30,15 @@ def _cond(rows, patch, **options):
 
 
 @ALL
-@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("one_table", [True, False])
 @pytest.mark.parametrize("architecture", HEADS)
 @torch.no_grad()
 def test_evaluations_and_steps_are_those_of_the_network(
-    architecture, at_once, products, monkeypatch
+    architecture, one_table, products, monkeypatch
 ):
     """In float64; with guidance, whose halves share the state, and without."""
-    if not at_once:
-        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
+    if not one_table:
+        monkeypatch.setattr(head_runner, "MAX_TABLE_ROWS", 0)
     network, patch = tiny_head(architecture).net.double(), tiny_patch(architecture)
     schedule = Schedule.of(network, 3)
     runner = _runner(network, schedule, 6, patch, products, torch.float64)
@@ -87,7 +87,7 @@ def test_kernels_agree_with_the_network(architecture, products, monkeypatch):
     """A step and the last one, by the Triton kernels."""
     network = tiny_head(architecture, depth_latent=1, depth_adanln=1).net
     patch = tiny_patch(architecture)
-    monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0 if products == "fused" else 64)
+    monkeypatch.setattr(head_runner, "MAX_TABLE_ROWS", 0 if products == "fused" else 64)
     schedule = Schedule.of(network, 1)
     cond = _cond(4, patch)
     settings = {"cfg": 2.0, "keys": noise_keys(0, range(2))}
@@ -185,16 +185,16 @@ _MOST = {
 
 
 @pytest.mark.parametrize(("products", "architecture"), _LAUNCHES)
-@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("one_table", [True, False])
 @torch.no_grad()
-def test_launches_of_an_evaluation(products, architecture, at_once, monkeypatch):
+def test_launches_of_an_evaluation(products, architecture, one_table, monkeypatch):
     """Six layers with guidance; with a product of modulations an evaluation it is one more.
 
     The library's products need three passes besides: the state for both halves, and what the
     modulations are made of. The others have no launch of PyTorch but products.
     """
-    if not at_once:
-        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
+    if not one_table:
+        monkeypatch.setattr(head_runner, "MAX_TABLE_ROWS", 0)
     network, patch = tiny_head(architecture, depth_latent=6).net, tiny_patch(architecture)
     counts = []
     for steps in (3, 4):
@@ -208,7 +208,7 @@ def test_launches_of_an_evaluation(products, architecture, at_once, monkeypatch)
     for name in counts[0]:
         more.remove(name)  # what is left is one evaluation and its step
     expected = dict(_LAUNCHES[products, architecture])
-    if not at_once:
+    if not one_table:
         expected["bitdance::linear_out"] = expected.get("bitdance::linear_out", 0) + 1
         if products == "library":
             expected |= {"aten::add": 1, "aten::silu_": 1}
