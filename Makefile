@@ -104,13 +104,12 @@ report: venv
 	$(BIN)/python -m benchmarks report --plots docs/plots \
 		--into README.md docs/benchmarks.md benchmarks/results/README.md
 
-# docs/api.md from the docstrings, the drawings, and the site, in site/.
+# The drawings, and the site, in site/.
 docs: venv
-	$(BIN)/python docs/build_api.py
 	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/build_drawings.py
 	$(BIN)/python docs/make_mask_plot.py
-	$(BIN)/python -m zensical build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf build out site *.egg-info bitdance_kernels/*.so

@@ -105,7 +105,7 @@ def noise(
 ) -> torch.Tensor:
     """Standard normals, a pure function of key, step and element.
 
-    Each pair of words (w0, w1) gives two normals by Box-Muller::
+    Each pair of words (w0, w1) gives two normals by Box-Muller:
 
         u(w)  = ((w >> 8) + 0.5) 2^-24      in float32, one rounding
         r     = sqrt(-2 ln u(w0))           theta = 2 pi u(w1)

@@ -65,7 +65,7 @@ class Case:
         op: the public function.
         rule: one of RULES.
         samples: calls that cover dtypes, odd sizes, one row, no row; small enough for the
-        interpreter.
+            interpreter.
         mutates: positions in ``Call.args`` of tensors that the op writes; they count as outputs.
         constants: positions of floating-point tensors in which a differentiable op has no gradient.
     """

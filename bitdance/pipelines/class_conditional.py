@@ -107,7 +107,7 @@ class BitDancePipeline(BasePipeline):
             config: configuration of a file that has none: a ``ModelConfig``, the name of a preset,
                 or a ``.json`` or ``.toml`` file with fields of a ``ModelConfig``; shapes fill in
                 the rest. An official ``.pt`` has its training arguments, and a file
-                "<name>_config.json" beside the weights is read; a contradiction is an error.
+                ``<name>_config.json`` beside the weights is read; a contradiction is an error.
                 Without any of them the shapes must be those of a preset.
             weights: "ema" or "model", for files that hold both.
             dtype: dtype of the parameters or its name, by default float32.

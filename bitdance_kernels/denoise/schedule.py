@@ -22,13 +22,13 @@ def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tens
     """Coefficients of all steps of the sampler, and the times of its network calls.
 
     The official sampler takes `steps` Euler-Maruyama steps from t = 0 (noise) to 0.95 and then one
-    plain Euler step of 0.05. With the prediction x0 of the clean bits, a step of width dt is::
+    plain Euler step of 0.05. With the prediction x0 of the clean bits, a step of width dt is:
 
         v     = (x0 - x) / max(1 - t, 0.05)
         score = (t v - x) / (1 - t)
         x'    = x + (v + (1 - t) score) dt + sqrt(2 (1 - t) dt) eps
 
-    which is affine, x' = a x + b x0 + s eps, with::
+    which is affine, x' = a x + b x0 + s eps, with:
 
         b = (1 + t) dt / max(1 - t, 0.05)      a = 1 - dt - b      s = sqrt(2 (1 - t) dt)
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = write(root, family, name, options.without)
     files += enter(root, family, name, cpu="cpu" not in options.without)
     print(*files, sep="\n")
-    print("\nNext: make venv (builds), make docs (API), python -m tests.offline_compile", name)
+    print("\nNext: make venv (builds), python -m tests.offline_compile", name)
 
 
 def write(root: Path, family: str, name: str, without: Sequence[str]) -> list[str]:
@@ -84,6 +84,7 @@ def enter(root: Path, family: str, name: str, *, cpu: bool) -> list[str]:
             f"    from bitdance_kernels.{module} import *\n",
         ),
         "CHANGELOG.md": lambda text: text.replace("\n* ", f"\n* `{name}`: y = x^2.\n* ", 1),
+        f"docs/api/{family}.md": lambda text: f"{text}\n::: bitdance_kernels.{name}\n",
         "tests/test_results.py": lambda text: text.replace(
             "}  # fmt: skip\n\n\ndef test_every_op",
             f'    "{name}": (lambda d: bk.{name}(X.to(d)), [((3, 4, 16), GIVEN)]),\n'

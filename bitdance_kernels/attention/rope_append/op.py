@@ -29,8 +29,6 @@ def rope_append(
 ) -> torch.Tensor:
     """Rotate the queries and keys of P new tokens and append keys and values to the cache.
 
-    ::
-
         q, k, v = split(qkv)                            per token: H heads, then Hkv, then Hkv
         q = q / sqrt(mean(q^2) + eps) * q_norm          per head, only with q_norm; k alike
         q, k = rope(q, k)                               angles freqs[position[b] + p]

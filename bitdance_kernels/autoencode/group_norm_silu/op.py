@@ -29,8 +29,6 @@ def group_norm_silu(
 ) -> torch.Tensor:
     """GroupNorm, optionally scaled and shifted per image, optionally followed by SiLU.
 
-    ::
-
         n = weight (x - mean) / sqrt(var + eps) + bias      mean, var over a group of channels
         z = scale n + shift                                 only with scale and shift
         y = z sigmoid(z)                                    only with silu

@@ -31,7 +31,7 @@ def lfq_entropy(
 
     A group of d = `group_bits` channels has the 2^d codes c in {-1, +1}^d, and a token's soft
     assignment to them is p(c) = softmax_c(2 <x, c> / temperature). The tokenizer's entropy loss is
-    per_sample - codebook, with::
+    per_sample - codebook, with:
 
         per_sample = mean over tokens and groups of   H(p) = -sum_c p(c) log p(c)
         codebook   = -sum_c P(c) log(P(c) + eps),     P = mean of p over tokens and groups

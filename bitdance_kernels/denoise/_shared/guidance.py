@@ -1,7 +1,7 @@
 """Classifier-free guidance of the clean-bit prediction, shared by the ops that end a network call.
 
 A guided prediction stacks the conditional rows first, then the unconditional ones, and both halves
-belong to one state x; guiding the velocities is then the same as guiding the predictions::
+belong to one state x; guiding the velocities is then the same as guiding the predictions:
 
     x0_cfg = x0_u + cfg (x0_c - x0_u)
 

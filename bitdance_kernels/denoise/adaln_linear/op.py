@@ -26,8 +26,6 @@ def adaln_linear(
 ) -> torch.Tensor:
     """``adaln_norm`` and the linear layer that reads it, in one pass over the weights.
 
-    ::
-
         n = (norm_weight (x - mean) / sqrt(var + eps) + norm_bias) (1 + scale) + shift
         y = n W^T + b
 

@@ -25,8 +25,6 @@ def adaln_norm(
 ) -> torch.Tensor:
     """LayerNorm over the channels, then scale and shift per token (adaLN).
 
-    ::
-
         n = weight (x - mean) / sqrt(var + eps) + bias
         y = n (1 + scale) + shift
 

@@ -24,8 +24,6 @@ def denoise_step(
 ) -> torch.Tensor:
     """One step of the sampler, from state `x` and prediction `x0` to the next state.
 
-    ::
-
         (a, b, s) = table[step]
         x0_cfg    = x0                            without cfg
                   = x0_u + cfg (x0_c - x0_u)      with cfg, x0 = [x0_c; x0_u]

@@ -20,7 +20,7 @@ def finalize_bits(
     """The bits of the final prediction, as +1 and -1 and packed.
 
     The sampler's last Euler step leads to the (guided) prediction itself, and a token is its signs,
-    so this is the last ``denoise_step`` and the quantiser in one::
+    so this is the last ``denoise_step`` and the quantiser in one:
 
         x0_cfg = x0                            without cfg
                = x0_u + cfg (x0_c - x0_u)      with cfg, x0 = [x0_c; x0_u]

@@ -59,8 +59,6 @@ def gated_residual_adaln(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``gated_residual`` and the ``adaln_norm`` of its result, in one pass over the data.
 
-    ::
-
         y = x + gate h
         z = LN(y) (1 + scale) + shift       LN with weight and bias, as in adaln_norm
 

@@ -19,8 +19,6 @@ def linear_swiglu(
 ) -> torch.Tensor:
     """A linear layer and the SwiGLU gate of its result, which is never stored.
 
-    ::
-
         [h1 | h2] = x W^T + b
         y         = silu(h1) h2
 

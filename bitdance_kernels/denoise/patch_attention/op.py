@@ -19,8 +19,6 @@ _MAX_TOKENS = 64
 def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto") -> torch.Tensor:
     """Full attention among the tokens of each patch, from packed projections.
 
-    ::
-
         o = softmax(q k^T / sqrt(D)) v      per row and head, no mask
 
     Args:

@@ -36,8 +36,6 @@ def predict_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The end of one evaluation of the head, the sampler's step, and the beginning of the next.
 
-    ::
-
         x0 = adaln_norm(h, scale, shift, eps=eps) W^T + b      2 sigmoid(x0) - 1 with squash
         x' = denoise_step(x, x0, table, step, cfg, noise or keys)
         h' = x' W_in^T + b_in                                  for both halves with cfg
