@@ -1,6 +1,6 @@
 """The ops on this CPU under pytest-benchmark: ``make bench``.
 
-One thread, the backend that ``auto`` takes, every shape of the cases. The runs are kept in
+One thread, the backend that ``auto`` takes, every CPU shape. The runs are stored in
 ``.benchmarks``; ``--benchmark-compare`` holds a run against the one before. Figures for others to
 read come from ``python -m benchmarks cpu``, which has the baselines in the same rounds.
 """

@@ -48,8 +48,8 @@ def main(
     Args:
         benches: the ops.
         out: the result file, written after every step.
-        parts: of PARTS.
-        threads: of whole images; the ops take one.
+        parts: names among PARTS.
+        threads: number for whole images; the ops take one.
         quick: short timings.
     """
     machine.pin(threads)  # before the limits are measured; one thread is pinned for each op
@@ -63,7 +63,7 @@ def main(
             steps[f"images: {_BUNDLED}, batch {batch}"] = images
     if "model" in parts:
         steps |= {f"model: {m}": functools.partial(_model, result, m, threads) for m in MODEL_PARTS}
-    if "ops" in parts:  # last: from here on the process is kept to one thread
+    if "ops" in parts:  # last: it pins the process to one thread
         steps["limits"] = functools.partial(_limits, result)
         steps |= {f"ops: {b.name}": functools.partial(_op, result, b, quick) for b in benches}
     start = time.monotonic()
@@ -120,10 +120,10 @@ def images(
     Args:
         name: of the model.
         model: what samples and decodes.
-        steps: denoising steps a patch.
+        steps: number of denoising steps a patch.
         batch: images at a time.
-        rounds: at most.
-        seconds: after which no further round begins.
+        rounds: maximum number.
+        seconds: time after which no further round begins.
     """
     config = model.config
     labels = torch.arange(batch) % config.num_classes

@@ -1,4 +1,4 @@
-"""What a run was made on, and the limits of that machine measured in the same run."""
+"""The machine of a run, and its limits measured in the same run."""
 
 from __future__ import annotations
 

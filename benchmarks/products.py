@@ -34,10 +34,10 @@ class Product(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, kept: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.products: list[Product] = []
-        self._kept = {t.untyped_storage().data_ptr() for t in kept}
+        self._weights = {t.untyped_storage().data_ptr() for t in weights}
         self._stand_ins: dict[Any, Tensor] = {}
 
     def __torch_dispatch__(
@@ -57,13 +57,13 @@ class _Recorder(TorchDispatchMode):
         alone = _aten.convolution.default if func is _aten.convolution.out else func
         if alone in _PRODUCTS:
             given = kwargs if alone is func else {}
-            kept = pytree.tree_map_only(Tensor, self._keep, (args, given))
-            self.products.append(Product(alone, *kept))
+            stored = pytree.tree_map_only(Tensor, self._keep, (args, given))
+            self.products.append(Product(alone, *stored))
         return func(*args, **kwargs)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         """A weight itself; for an activation a tensor like it, one for all of the same layout."""
-        if tensor.untyped_storage().data_ptr() in self._kept:
+        if tensor.untyped_storage().data_ptr() in self._weights:
             return tensor
         key = (tensor.shape, tensor.stride(), tensor.dtype)
         if key not in self._stand_ins:

@@ -34,7 +34,7 @@ def markdown(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
-    """`text` with the tables of the results in it made anew.
+    """`text` with its tables rendered again from the results.
 
     A table stands between the lines ``<!-- results: WHAT -->`` and ``<!-- end of results -->``.
     WHAT is the name of a file (the speed-ups of its ops), ``images FILE``, ``summary FILE``,

@@ -30,7 +30,7 @@ def section(name: str, run: Run) -> str:
     parts += [f"Limits measured in the same run: {limits}.\n"] * bool(limits)
     if run["rows"]:
         names = dict.fromkeys(("op", "shape", "name"), "")
-        figures = dict.fromkeys(("median", "quartiles", "least", "GB/s", "over best"), ">")
+        figures = dict.fromkeys(("median", "quartiles", "min", "GB/s", "over best"), ">")
         parts.append(markdown(names | figures, (_row(run, row) for row in run["rows"])))
     parts += [table(run) for kind, table in KINDS.items() if run.get(kind)]
     return "\n".join(parts)
@@ -38,9 +38,9 @@ def section(name: str, run: Run) -> str:
 
 def _row(run: Run, row: dict[str, Any]) -> Sequence[str]:
     times = row["median_us"] / best(run, row)["median_us"]
-    least = time(row["min_us"]) if "min_us" in row else ""
+    minimum = time(row["min_us"]) if "min_us" in row else ""
     between = " to ".join(time(row[key]) for key in ("q25_us", "q75_us") if key in row)
-    figures = time(row["median_us"]), between, least, f"{row['gb_s']:.1f}", f"{times:.2f}x"
+    figures = time(row["median_us"]), between, minimum, f"{row['gb_s']:.1f}", f"{times:.2f}x"
     return (row["op"], row["shape"], row["name"], *figures)
 
 

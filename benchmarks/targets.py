@@ -88,7 +88,7 @@ def _figure(value: float, unit: str) -> str:
 
 
 def _best(run: Run, op: str, shape: str) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """Best backend and ratios of the others, for shapes in which `shape` is found."""
+    """Best backend and ratios of the others, for shapes that match the pattern `shape`."""
     for best, others in tables.shapes(run):
         if best["op"] == op and re.search(shape, best["shape"]):
             yield best, others

@@ -20,7 +20,7 @@ Functions = Mapping[str, Callable[[Call], Any]]
 Seconds = dict[str, list[float]]
 
 MIN_ROUNDS = 5
-# A measurement is at least this long, so that the clock and the call of a lambda do not matter.
+# Minimum duration of a measurement, so that the clock and the call of a lambda do not matter.
 _MIN_SECONDS = 2e-3
 _TURNS_ON_A_CARD = 3
 
@@ -69,9 +69,9 @@ def take_turns(
 
     Args:
         ways: called once before the first round, to load modules and allocate.
-        rounds: at least.
-        seconds: goes on until they are over.
-        min_seconds: a way is repeated within its turn until they are over.
+        rounds: minimum number.
+        seconds: minimum time of all rounds.
+        min_seconds: minimum time of a turn, in which a way is repeated.
     """
     timers = {name: timeit.Timer(way) for name, way in ways.items()}
     repeats = {}
@@ -159,7 +159,7 @@ def _capture(function: Callable[[Call], Any], calls: Sequence[Call]) -> torch.cu
 def rows(
     bench: Bench, timing: Timing, times: Seconds, backends: Sequence[str], device: str
 ) -> list[dict[str, Any]]:
-    """One row per function: median, least and quartiles, rates by what must be moved and done."""
+    """One row per function: median, minimum, quartiles, and rates by bytes and operations."""
     return [
         {
             "op": bench.name,
@@ -176,7 +176,7 @@ def rows(
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, least and quartiles of rounds, in microseconds, and how many rounds there were."""
+    """Median, minimum and quartiles of rounds in microseconds, and the number of rounds."""
     several = seconds if len(seconds) > 1 else [*seconds, *seconds]
     low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return {

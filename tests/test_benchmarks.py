@@ -270,18 +270,18 @@ def test_cpu_command_writes_its_file(small, tmp_path, monkeypatch, capsys):
 
 
 def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch):
-    found = {"seconds": {"fast": 1.5}, "runner / products": 1.25, "machine": {"threads": 1}}
+    figures = {"seconds": {"fast": 1.5}, "runner / products": 1.25, "machine": {"threads": 1}}
 
     def call(command, **options):
         assert command[1:3] == ["-m", "benchmarks.model.packed_dataset"]
-        Path(command[-1]).write_text(json.dumps(found))
+        Path(command[-1]).write_text(json.dumps(figures))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(cpu.subprocess, "run", call)
     monkeypatch.setitem(cpu.MODEL_PARTS, "packed_dataset", ("--rounds", "1"))
     result = {"model": {}}
     cpu._model(result, "packed_dataset", 1)
-    assert result["model"] == {"packed_dataset": found}
+    assert result["model"] == {"packed_dataset": figures}
     assert tables.model(result).splitlines()[2:] == [
         "| packed_dataset | seconds, fast | 1.5 |",
         "| packed_dataset | runner / products | 1.25 |",
@@ -290,13 +290,13 @@ def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch):
 
 def test_decoding_is_held_against_its_convolutions_alone():
     model = paths.random_model(paths.TINY, torch.device("cpu")).vae
-    found = decode.measure(model, "tiny", images=2, cells=4, rounds=1)
-    seconds = found["tiny, 2 images, seconds"]
+    figures = decode.measure(model, "tiny", images=2, cells=4, rounds=1)
+    seconds = figures["tiny, 2 images, seconds"]
     assert set(seconds) == {"decoder", "plain", "NCHW", "NHWC"}
     alone = min(seconds["NCHW"], seconds["NHWC"])
-    ratios = {way: found[f"tiny, 2 images, {way} / convolutions"] for way in ("decoder", "plain")}
+    ratios = {way: figures[f"tiny, 2 images, {way} / convolutions"] for way in ("decoder", "plain")}
     assert ratios == {way: seconds[way] / alone for way in ratios}
-    assert found["tiny, 2 images, grey levels between decoder and plain"] <= 1
+    assert figures["tiny, 2 images, grey levels between decoder and plain"] <= 1
 
 
 def test_cpu_command_goes_on_behind_a_failure(small, tmp_path, monkeypatch, capsys):
@@ -398,7 +398,7 @@ def test_training_step_is_the_same_every_way():
 
 def test_training_benchmark_measures(monkeypatch):
     model = paths.random_model(paths.TINY, torch.device("cpu")).requires_grad_(True)
-    found = training.measure(model, 2, 1)
-    assert set(found["seconds"]) == set(found["head peak bytes"]) == set(training.WAYS)
-    rows, tokens, width = found["head rows"]
-    assert min(found["head peak bytes"].values()) > 4 * rows * tokens * width
+    figures = training.measure(model, 2, 1)
+    assert set(figures["seconds"]) == set(figures["head peak bytes"]) == set(training.WAYS)
+    rows, tokens, width = figures["head rows"]
+    assert min(figures["head peak bytes"].values()) > 4 * rows * tokens * width

@@ -61,7 +61,7 @@ def main(
     Args:
         benches: the ops.
         out: folder of the result file, ``gpu.json`` or ``dry-run.json``, and of the journals.
-        parts: seconds for each part that is wanted.
+        parts: seconds for each part to run.
         quick: short timings.
         dry_run: on the CPU, in this process.
         worker: (i, n): this is a process that `supervise` started, the i-th of n.

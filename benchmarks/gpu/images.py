@@ -129,5 +129,5 @@ def _time(
 
 
 def _share(left: float, steps: int) -> float:
-    """Seconds for the first of `steps` steps: the ones that matter most come first, so twice."""
+    """Seconds for the first of `steps` steps: the first ones matter more, so twice their share."""
     return max(left, 0.0) * min(1.0, 2 / steps)

@@ -49,7 +49,7 @@ class Built:
         block: the call on one block.
         large: the call on `times` blocks.
         times: blocks.
-        shape: what they were made from.
+        shape: recipe of both.
     """
 
     block: Call

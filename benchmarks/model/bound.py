@@ -1,4 +1,4 @@
-"""The least time of a whole image: what its products and its traffic take at the card's limits.
+"""Lower bound on the time of a whole image: its products and its traffic at the card's limits.
 
 A serial sum over phases of the larger of compute and traffic. In the head the weights of its blocks
 stay in the L2 cache where they fit; at small batches a chain of dependent stages, each at least
@@ -22,7 +22,7 @@ _BYTES = 2  # bfloat16
 _EVALUATIONS = 101
 _L2_USABLE = 50e6
 # Up to so many rows one grid can hold all of a head evaluation's rows, and its modulations of all
-# evaluations are made at once.
+# evaluations are computed at once.
 _MAX_ROWS_AT_ONCE = 64
 
 

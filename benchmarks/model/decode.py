@@ -66,13 +66,13 @@ def measure(
         ways["decoder"]()  # small maps are captured then
     seconds = timing.medians(timing.take_turns(ways, rounds))
     alone = min(seconds[layout] for layout in _LAYOUTS)
-    ours, theirs = (to_uint8(way(codes)).int() for way in (model.decode, plain))
+    fast, published = (to_uint8(way(codes)).int() for way in (model.decode, plain))
     count = f"{name}, {images} image{'s' * (images > 1)}"
     return {
         f"{count}, seconds": seconds,
         f"{count}, decoder / convolutions": seconds["decoder"] / alone,
         f"{count}, plain / convolutions": seconds["plain"] / alone,
-        f"{count}, grey levels between decoder and plain": int((ours - theirs).abs().max()),
+        f"{count}, grey levels between decoder and plain": int((fast - published).abs().max()),
     }
 
 

@@ -184,9 +184,9 @@ def sampling(
     Args:
         way: what to time.
         labels: one an image.
-        ar_steps: of the model.
-        seconds: after which to stop.
-        max_steps: AR steps to run at most.
+        ar_steps: number of AR steps of an image.
+        seconds: time after which to stop.
+        max_steps: maximum number of AR steps to run.
 
     Returns:
         "sampling", perhaps "trunk", and "ran", the AR steps that ran.
@@ -217,13 +217,13 @@ def sampling(
     with mock.patch.object(owner, name, watched), contextlib.suppress(_Stop):
         way.sample(labels, on_step)
         marks[-1] = clock.mark()  # what comes after the last step belongs to it
-    of_steps = clock.between(*marks)
-    ran = len(of_steps)
+    step_seconds = clock.between(*marks)
+    ran = len(step_seconds)
     skipped = int(way.odd_first and ran > 1)
-    times: dict[str, Any] = {"ran": ran, "sampling": _scaled(of_steps[skipped:], ar_steps)}
+    times: dict[str, Any] = {"ran": ran, "sampling": _scaled(step_seconds[skipped:], ar_steps)}
     if len(trunk) == ran:
-        of_trunk = [clock.between(*pair)[0] for pair in trunk]
-        times["trunk"] = _scaled(of_trunk[skipped:], ar_steps)
+        trunk_seconds = [clock.between(*pair)[0] for pair in trunk]
+        times["trunk"] = _scaled(trunk_seconds[skipped:], ar_steps)
     return times
 
 
@@ -262,7 +262,7 @@ def decoding(way: Path, tokens: Tensor) -> float:
 
 
 def figures(rounds: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
-    """Milliseconds an image: median, least, quartiles, and the medians of the parts.
+    """Milliseconds an image: median, minimum, quartiles, and the medians of the parts.
 
     Args:
         rounds: of "sampling", "decoder" and perhaps "trunk" in seconds a batch.

@@ -61,7 +61,7 @@ class Published:
         Args:
             labels: int64 [B].
             num_inference_steps: noisy denoising steps per patch.
-            guidance_scale: guidance; at most 1 is none.
+            guidance_scale: 1 or less turns guidance off.
             noise: for each AR step the initial state and one draw a denoising step; drawn by
                 default.
             on_step: called with the AR step's number after each.
@@ -74,7 +74,7 @@ class Published:
         cache = self._cache(len(rows))
         x, start = model.prefix(rows), 0
         mask: Tensor | None = dense_mask(model.ranges(patches=1))
-        made = []
+        patches = []
         for i in range(config.ar_steps):
             cfg = guidance_at(i, config.ar_steps, guidance_scale, "linear")
             hidden = self.trunk(model.emb_norm(x), cache, start, mask)
@@ -90,11 +90,11 @@ class Published:
             )
             tokens = bits.view(-1, P, config.token_bits)
             tokens = torch.cat([tokens, tokens]) if shared else tokens
-            made.append(tokens[: len(labels)])
+            patches.append(tokens[: len(labels)])
             x, mask = model.embed(tokens), None
             if on_step is not None:
                 on_step(i)
-        return torch.cat(made, dim=1)
+        return torch.cat(patches, dim=1)
 
     def trunk(self, x: Tensor, cache: Cache, start: int, mask: Tensor | None) -> Tensor:
         """New tokens through all blocks; the cache is written at `start`."""

@@ -4,7 +4,7 @@
 library does it ("fast"), the same with reference ops ("plain"), and as published, with a dense
 mask for the transformer and the head op by op ("published"; the mask goes to
 ``scaled_dot_product_attention``, the fastest way there is to use one on a CPU). It also gives the
-most memory that a step of the head alone takes beyond its weights. ``--json FILE`` writes the
+peak memory of a step of the head alone beyond its weights. ``--json FILE`` writes the
 figures. Whole pictures are timed by ``python -m benchmarks cpu --only images``.
 """
 
@@ -79,19 +79,19 @@ def head_step(way: str, model: BitDanceModel, x: Tensor, cond: Tensor) -> None:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most bytes that PyTorch holds during `run` beyond those from before, on the CPU."""
-    run()  # first calls make what is kept
+    """Peak bytes that PyTorch allocates during `run` beyond those from before, on the CPU."""
+    run()  # first calls fill caches
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()
     assert profile.profiler is not None
     results: Any = profile.profiler.kineto_results
     marks = [event for event in results.events() if event.name() == "[memory]"]
-    held = most = 0
+    held = peak = 0
     for mark in sorted(marks, key=lambda mark: mark.start_ns()):
         held += mark.nbytes()
-        most = max(most, held)
-    return most
+        peak = max(peak, held)
+    return peak
 
 
 def measure(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:

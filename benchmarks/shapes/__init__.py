@@ -22,7 +22,7 @@ FAMILIES = ("binary", "denoise", "attention", "autoencode")
 
 @dataclass(frozen=True)
 class Timing:
-    """One shape to time, with the least traffic and arithmetic it needs.
+    """One shape to time, with the traffic and arithmetic that it needs at a minimum.
 
     Attributes:
         name: such as "64 MB float32".

@@ -79,7 +79,7 @@ def _causal_timings() -> Iterator[Timing]:
 
 @functools.lru_cache(maxsize=2)
 def _dense(ranges: Ranges, keys: int) -> Tensor:
-    """Made once and kept, as a user who trains with a dense mask would.
+    """The mask of `ranges`, built once, as a user who trains with a dense mask would.
 
     [T, Tk] or [B, 1, T, Tk]: with three dimensions SDPA on the CPU writes its scores.
     """

@@ -221,7 +221,7 @@ def swiglu_after_norm(*arguments: Tensor) -> Tensor:
 
 
 def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> Timing:
-    """Two evaluations' joint, with `timed` modulations for all steps made before."""
+    """The step between two evaluations; `timed`: modulations of all steps are precomputed."""
     bits, stream = shape[-1], (2 * shape[0], *shape[1:-1], width)
 
     def arguments(make: Make) -> list[Any]:
@@ -241,7 +241,7 @@ def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> T
         ]  # fmt: skip
 
     tokens = 2 * math.prod(shape[:-1])
-    # h, scale, shift and the stream, and what y is made of; two layers; the state
+    # h, scale, shift and the stream, and the operands of y; two layers; the state
     moved = 2 * width * (tokens * (6 if timed else 4) + 2 * bits) + 8 * tokens * bits
     return timing(name, arguments, moved, flops=3 * tokens * width * bits, **CUDA)
 

@@ -1,4 +1,4 @@
-"""One module a room of bitdance_kernels: the cases of its ops, found by name."""
+"""Samples of every op, one module a package of an op; imports no test tool."""
 
 from __future__ import annotations
 
