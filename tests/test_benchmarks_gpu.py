@@ -4,13 +4,16 @@ import dataclasses
 import json
 import sys
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+import triton.testing
 
 from benchmarks import __main__ as command
-from benchmarks import gpu
-from benchmarks.gpu import checks, large
+from benchmarks import gpu, timing
+from benchmarks.gpu import checks, large, limits
 from benchmarks.gpu.worker import Context, Journal, collect, work
 from benchmarks.model import bound
 from benchmarks.shapes import Bench, Timing, all_benches
@@ -295,3 +298,30 @@ def test_timings_begin_with_the_first_shape_of_every_op(tmp_path):
     context.dry_run = False
     names = [name for name, _ in gpu.PARTS["timings"](context)]
     assert names == ["pack_signs, one"] * 2 + ["pack_signs, two"] * 2
+
+
+def test_graphs_are_timed_by_triton(monkeypatch, tmp_path):
+    """With the arguments that Triton's functions have, and times of one call in seconds."""
+    graph, device = mock.Mock(), SimpleNamespace(L2_cache_size=100)
+    replays = mock.create_autospec(triton.testing.do_bench, return_value=[8.0, 4.0])
+    monkeypatch.setattr(triton.testing, "do_bench", replays)
+    monkeypatch.setattr(timing, "_capture", lambda function, calls: function(calls) or graph)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    sets = []
+    shape = Timing("x", lambda _: Call("x", (torch.ones(1),)), bytes=50)
+
+    def broken(calls):
+        raise ValueError("no graph\nat all")
+
+    functions = {"ours": lambda calls: sets.append(len(calls)), "broken": broken}
+    times, failed = timing.time_cuda(functions, shape, 0.9)
+    assert sets == [4]  # twice the cache
+    assert times == {"ours": [0.002, 0.001] * 3}
+    assert failed == {"broken": "ValueError: no graph"}
+    assert replays.call_args.kwargs["rep"] == pytest.approx(300)
+    once = mock.create_autospec(triton.testing.do_bench_cudagraph, return_value=5.0)
+    monkeypatch.setattr(triton.testing, "do_bench_cudagraph", once)
+    context = _context(tmp_path, [], {})
+    context.dry_run = False
+    assert limits.seconds_of(context, lambda: None) == 0.005
