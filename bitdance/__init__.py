@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitdance.integrations.official.patch import PatchError, patch_official, unpatch_official
+    from bitdance.io.files import CheckpointError
     from bitdance.io.image_files import ImageError
-    from bitdance.io.weights import CheckpointError
     from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
     from bitdance.models.config import (
         AUTOENCODER_PRESETS,

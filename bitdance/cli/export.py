@@ -29,7 +29,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
     check_folder(options.out)
-    model_folder.check_free(options.out)
+    model_folder.check_replaceable(options.out)
     pipeline = load_pipeline(options)
     pipeline.save_pretrained(options.out)
     size = model_folder.open_folder(options.out).file.stat().st_size

@@ -15,7 +15,7 @@ from bitdance.cli.arguments import (
     load_autoencoder,
     load_pipeline,
 )
-from bitdance.io import weights
+from bitdance.io import files
 from bitdance.io.files import NoModelError
 from bitdance.io.image_files import printable
 from bitdance.models.loading.hub import locate
@@ -91,7 +91,7 @@ def _describe_model(
 def _describe_autoencoder(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     autoencoder = load_autoencoder(path)
     config, count = autoencoder.config, _count_parameters(autoencoder)
-    digest = weights.sha256(path) if path.is_file() else None
+    digest = files.sha256(path) if path.is_file() else None
     report = {"autoencoder": config.to_dict(), "parameters": {"all": count}, "sha256": digest}
     side = config.downsampling
     lines = [

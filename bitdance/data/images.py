@@ -98,7 +98,7 @@ def open_images(
         ValueError: names and labels do not fit.
     """
     folder = Path(path)
-    size = exact_int("open_images", "size", size, least=1)
+    size = exact_int("open_images", "size", size, minimum=1)
     if split not in get_args(Split):
         raise ValueError(f"open_images: split must be 'train' or 'test', got {split!r}")
     if not folder.is_dir():

@@ -22,11 +22,12 @@ from pydantic import FailFast, Field
 from torch.utils.data import Dataset
 
 from bitdance.data.shuffle import ShuffledBatches
-from bitdance.io import weights
+from bitdance.io import files
 from bitdance.io.files import one_line
-from bitdance.io.settings import Count, Integer, Listed, Text, invalid, parse, settings
+from bitdance.io.json_files import read_json
+from bitdance.io.settings import Count, Integer, ListOrTuple, Text, invalid, parse, settings
 from bitdance.io.staging import StagedFolder
-from bitdance.io.validation import exact_int, shown
+from bitdance.io.validation import brief, exact_int
 
 __all__ = ["PackedDataset", "PackedDatasetError", "PackedWriter", "ShuffledBatches", "is_packed"]
 
@@ -58,7 +59,7 @@ class _Index:
     tokens: Count
     channels: Count
     images: Annotated[Integer, Field(ge=0, le=2**60)]
-    shards: Annotated[tuple[_Shard, ...], FailFast(), Listed, Field(min_length=1)]
+    shards: Annotated[tuple[_Shard, ...], FailFast(), ListOrTuple, Field(min_length=1)]
     metadata: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -103,7 +104,7 @@ class PackedWriter:
     ) -> None:  # fmt: skip
         sizes = {"tokens": tokens, "channels": channels, "shard_size": shard_size}
         for name, value in sizes.items():
-            sizes[name] = exact_int("PackedWriter", name, value, least=1)
+            sizes[name] = exact_int("PackedWriter", name, value, minimum=1)
         self._shape = (sizes["tokens"], -(-sizes["channels"] // 8))
         self._channels, self._shard_size = sizes["channels"], sizes["shard_size"]
         self._metadata = _metadata(metadata)
@@ -160,7 +161,7 @@ class PackedWriter:
                 "metadata": self._metadata,
             }
             content["sha256"] = _digest(content)
-            weights.write_text(self._staged.path / _INDEX, json.dumps(content, indent=1) + "\n")
+            files.write_text(self._staged.path / _INDEX, json.dumps(content, indent=1) + "\n")
             self._staged.commit()
             self._ended = "closed"
         finally:
@@ -220,7 +221,7 @@ class PackedWriter:
                     np.save(file, array)
                     file.flush()
                     os.fsync(file.fileno())
-                shard[kind] = {"file": path.name, "sha256": weights.sha256(path)}
+                shard[kind] = {"file": path.name, "sha256": files.sha256(path)}
             except OSError as error:
                 # Images are lost from here on: a data set without them must not appear.
                 self._ended = "broken: it could not write"
@@ -273,9 +274,9 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     def _index(self, verify: bool) -> _Index:
         path = self._folder / _INDEX
         try:
-            content = weights.read_json(path)
+            content = read_json(path)
             if content.get("format") != FORMAT:
-                got = shown(content.get("format"))
+                got = brief(content.get("format"))
                 raise PackedDatasetError(f"{self._folder}: format must be {FORMAT!r}, got {got}")
             # Data sets of before version 0.1.0 have no checksum of the index.
             if verify and content.pop("sha256", None) not in (None, _digest(content)):
@@ -292,8 +293,8 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     def _open(self, entry: _File, shape: tuple[int, ...], dtype: Any, verify: bool) -> np.ndarray:
         path = self._folder / entry.file
         if path.name != entry.file or not os.path.isfile(path):
-            raise PackedDatasetError(f"{self._folder}: there is no file {shown(entry.file)}")
-        if verify and weights.sha256(path) != entry.sha256:
+            raise PackedDatasetError(f"{self._folder}: there is no file {brief(entry.file)}")
+        if verify and files.sha256(path) != entry.sha256:
             raise PackedDatasetError(f"{path} is altered: its checksum is another")
         try:
             # An empty file cannot be mapped.

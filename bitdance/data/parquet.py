@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError, PackedWriter
-from bitdance.io import weights
+from bitdance.io import files
 from bitdance.io.files import one_line
 from bitdance.io.settings import Count, parse, settings
 
@@ -65,7 +65,7 @@ def to_parquet(
     )
     path = Path(path)
     with (
-        weights.replace_file(path) as temporary,
+        files.replace_file(path) as temporary,
         _about(pa, f"cannot write {path}", OSError),
         pq.ParquetWriter(
             temporary, schema, write_page_checksum=True,

@@ -47,11 +47,11 @@ class ShuffledBatches:
         drop_last: bool = True,
     ) -> None:  # fmt: skip
         integer = functools.partial(exact_int, "ShuffledBatches")
-        batch_size = integer("batch_size", batch_size, least=1)
-        world_size = integer("world_size", world_size, least=1)
-        rank = integer("rank", rank, least=0, most=world_size - 1)
-        size = integer("size", size, least=batch_size * world_size if drop_last else 1)
-        seed = integer("seed", seed, least=0)
+        batch_size = integer("batch_size", batch_size, minimum=1)
+        world_size = integer("world_size", world_size, minimum=1)
+        rank = integer("rank", rank, minimum=0, maximum=world_size - 1)
+        size = integer("size", size, minimum=batch_size * world_size if drop_last else 1)
+        seed = integer("seed", seed, minimum=0)
         self._size, self._batch, self._seed = size, batch_size, seed
         self._rank, self._world = rank, world_size
         together = batch_size * world_size
@@ -64,7 +64,7 @@ class ShuffledBatches:
             TypeError: the index is no integer.
             ValueError: it is negative.
         """
-        return divmod(exact_int("ShuffledBatches", "index", index, least=0), self.per_epoch)
+        return divmod(exact_int("ShuffledBatches", "index", index, minimum=0), self.per_epoch)
 
     def batch(self, index: int) -> np.ndarray:
         """int64 [batch_size], the items of batch number `index` of this rank.

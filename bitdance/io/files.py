@@ -24,7 +24,6 @@ except ImportError:  # no such locks on this system: leftovers of killed process
 __all__ = [
     "CheckpointError",
     "NoModelError",
-    "checked_file",
     "lock",
     "locked",
     "locked_folder",
@@ -32,6 +31,7 @@ __all__ = [
     "publish",
     "remove_leftovers",
     "replace_file",
+    "require_file",
     "sha256",
     "sync",
     "temporary_file",
@@ -59,7 +59,7 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
-def checked_file(path: Path) -> Path:
+def require_file(path: Path) -> Path:
     """`path`, which must be a file, or a link to one.
 
     Raises:

@@ -27,26 +27,25 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from typing_extensions import dataclass_transform
 
-from bitdance.io.validation import as_number, shown
+from bitdance.io.validation import as_number, brief
 
 __all__ = [
+    "Bool",
     "Count",
     "Depth",
-    "Flag",
+    "Fraction",
     "Integer",
-    "Listed",
-    "Location",
-    "NotNegative",
+    "ListOrTuple",
+    "NonNegative",
     "Number",
+    "PathText",
     "Positive",
-    "Share",
     "Size",
     "Text",
     "invalid",
+    "invalid_value",
     "parse",
     "settings",
-    "unique_keys",
-    "wrong",
 ]
 
 T = TypeVar("T")
@@ -65,7 +64,7 @@ def _number(value: object) -> object:
 def _storable(text: str) -> str:
     """Surrogates stand for bytes of names that are not UTF-8; no configuration can hold them."""
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"must be text that UTF-8 can hold, without zero bytes, got {shown(text)}")
+        raise ValueError(f"must be text that UTF-8 can hold, without zero bytes, got {brief(text)}")
     return text
 
 
@@ -73,7 +72,7 @@ def _listed(value: object) -> object:
     """Sets have no order, and a text is no list of its letters."""
     if isinstance(value, (list, tuple)):
         return value
-    raise ValueError(f"must be a list, got {shown(value)}")
+    raise ValueError(f"must be a list, got {brief(value)}")
 
 
 Integer = Annotated[int, BeforeValidator(_integer), Strict()]
@@ -86,13 +85,13 @@ Depth = Annotated[Integer, Field(ge=1, le=2**12)]
 Number = Annotated[float, BeforeValidator(_number), Strict(), Field(allow_inf_nan=False)]
 """A finite number."""
 Positive = Annotated[Number, Field(gt=0)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Flag = Annotated[bool, Strict()]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), AfterValidator(_storable)]
-Listed = BeforeValidator(_listed)
+ListOrTuple = BeforeValidator(_listed)
 """Of tuples: from lists and tuples only."""
-Location = Annotated[
+PathText = Annotated[
     Text, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
 ]
 """A path, kept as text."""
@@ -142,31 +141,17 @@ def parse(kind: type[T], values: Any, source: str = "") -> T:
         raise ValueError(f"{source or kind.__name__}: {_problems(error)}") from None
 
 
-def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON file, as its ``object_pairs_hook``: no key may be given twice.
-
-    Raises:
-        ValueError: one is.
-    """
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {shown(key)} is given twice")
-        found[key] = value
-    return found
-
-
 def invalid(config: object, name: str, expected: str) -> ValueError:
     """The error of a field, or a section.field, that does not fit the others.
 
     It is for ``__post_init__`` to raise.
     """
-    return wrong(name, expected, operator.attrgetter(name)(config))
+    return invalid_value(name, expected, operator.attrgetter(name)(config))
 
 
-def wrong(name: str, expected: str, got: object) -> ValueError:
+def invalid_value(name: str, expected: str, got: object) -> ValueError:
     """The error of a value by its name, for validators to raise."""
-    return _FieldError(f"{name} must be {expected}, got {shown(got)}")
+    return _FieldError(f"{name} must be {expected}, got {brief(got)}")
 
 
 class _FieldError(ValueError):
@@ -216,7 +201,7 @@ def _problem(details: ErrorDetails, names: Sequence[str]) -> str:
         return f"{name}.{own}" if name else str(own)
     if own is not None:
         return f"{name} {own}".strip()
-    told, text, got = _EXPECTED.get(kind), details["msg"], shown(details["input"])
+    told, text, got = _EXPECTED.get(kind), details["msg"], brief(details["input"])
     if told is None and not text.startswith("Input should be "):
         return f"{name}: {text}, got {got}"
     expected = told(context) if told else text.removeprefix("Input should be ")
@@ -232,5 +217,5 @@ def _name(location: tuple[int | str, ...], names: Sequence[str]) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         elif part != "[key]":  # how pydantic says that a key is meant, not its value
-            text += "." + (part if re.fullmatch(r"[\w-]{1,60}", part) else shown(part))
+            text += "." + (part if re.fullmatch(r"[\w-]{1,60}", part) else brief(part))
     return text.removeprefix(".")

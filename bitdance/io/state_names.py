@@ -16,7 +16,7 @@ import torch
 
 from bitdance.io.files import CheckpointError
 
-__all__ = ["normalise", "select"]
+__all__ = ["normalize_names", "select_state_dict"]
 
 _RAW = (
     "model", "state_dict", "model_state_dict", "module", "net", "network", "generator", "params",
@@ -41,7 +41,7 @@ _MOST_SHOWN = 8
 Tensors = dict[str, torch.Tensor]
 
 
-def select(content: Mapping[Any, Any], prefer: str, source: str) -> Tensors:
+def select_state_dict(content: Mapping[Any, Any], prefer: str, source: str) -> Tensors:
     """The state dict in what a trainer saved.
 
     Args:
@@ -110,7 +110,7 @@ def _places(content: Mapping[Any, Any], path: str = "") -> str:
     return ", ".join(f"{path}{place}" for place in itertools.islice(_nests(content), _MOST_SHOWN))
 
 
-def normalise(tensors: Tensors, prefer: str, source: str) -> Tensors:
+def normalize_names(tensors: Tensors, prefer: str, source: str) -> Tensors:
     """The parameters of a model under the names that it gives them.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,7 +58,7 @@ def _parse_change(change: str) -> dict[str, Any]:
             continue
         if len(parsed) == 1 and "\n" not in change:
             return parsed
-    raise ValueError(f"a change must be section.key=value, got {shown(change)}")
+    raise ValueError(f"a change must be section.key=value, got {brief(change)}")
 
 
 def _nest(name: str, value: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _merge(
             _merge(content.setdefault(key, {}), value, once=once, prefix=f"{prefix}{key}.")
         elif once and key in content:
             raise ValueError(
-                f"{prefix}{key} must be changed once, got {shown(content[key])} and {shown(value)}"
+                f"{prefix}{key} must be changed once, got {brief(content[key])} and {brief(value)}"
             )
         else:
             content[key] = value

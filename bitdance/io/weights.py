@@ -9,7 +9,6 @@ arguments), the autoencoder's ``.pt`` (a dict with ``state_dict``), what usual t
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import re
 import threading
@@ -25,50 +24,38 @@ import torch
 
 from bitdance.io.files import (
     CheckpointError,
-    checked_file,
     one_line,
     publish,
-    replace_file,
+    require_file,
     sha256,
-    sync,
     temporary_file,
-    umask,
     write_text,
 )
-from bitdance.io.settings import unique_keys
-from bitdance.io.state_names import normalise, select
+from bitdance.io.state_names import normalize_names, select_state_dict
 
 __all__ = [
     "Checkpoint",
-    "CheckpointError",
     "Tensors",
     "check_checksum",
     "check_weights",
     "is_finite",
     "load_weights",
     "read_checkpoint",
-    "read_json",
     "read_pickle",
     "read_tensors",
     "read_weights",
-    "replace_file",
     "save_tensors",
-    "sha256",
     "split_prefix",
-    "sync",
-    "umask",
     "write_tensors",
-    "write_text",
 ]
 
 Tensors = dict[str, torch.Tensor]
 
 _SHOWN = 8  # names listed per kind of problem
-_MOST_JSON = 1 << 26  # bytes; the index of a model of many parts has some million
 # What torch.save wrote before it wrote archives begins with this number, pickled.
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 # Expanded tensors have more values than the file: no published model has more bytes than these.
-_MOST_EXPANDED = 1 << 33
+_MAX_EXPANDED = 1 << 33
 _FLOATS = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
     torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
@@ -117,20 +104,20 @@ def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
     """As ``read_weights``, with the arguments of the training where the file has them."""
     if prefer not in ("ema", "model"):
         raise ValueError(f"read_weights: prefer must be 'ema' or 'model', got {prefer!r}")
-    check_checksum(checked_file(path))
+    check_checksum(require_file(path))
     if _is_safetensors(path):
-        return Checkpoint(normalise(read_tensors(path), prefer, str(path)))
+        return Checkpoint(normalize_names(read_tensors(path), prefer, str(path)))
     content = read_pickle(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
-    tensors = select(content, prefer, str(path))
+    tensors = select_state_dict(content, prefer, str(path))
     _check_kinds(path, tensors)
     arguments = content.get("args")
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
     if not isinstance(arguments, Mapping):
         arguments = None
-    return Checkpoint(normalise(tensors, prefer, str(path)), arguments)
+    return Checkpoint(normalize_names(tensors, prefer, str(path)), arguments)
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -142,7 +129,7 @@ def read_tensors(path: Path) -> Tensors:
         CheckpointError: not a whole safetensors file.
         FileNotFoundError: no such file.
     """
-    _refuse_other_content(checked_file(path))
+    _refuse_other_content(require_file(path))
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except Exception as error:  # a damaged header has many ways to fail
@@ -158,7 +145,7 @@ def read_pickle(path: Path) -> Any:
             tensors and an ``argparse.Namespace``.
         FileNotFoundError: no such file.
     """
-    head = _refuse_other_content(checked_file(path))
+    head = _refuse_other_content(require_file(path))
     try:
         if head.startswith(b"PK"):
             _check_archive(path)
@@ -229,7 +216,7 @@ def _check_archive(path: Path) -> None:
 
 def _check_kinds(path: Path, tensors: Tensors) -> None:
     """Refuse tensors that are no plain arrays of numbers, or far more of them than bytes."""
-    total, limit = 0, 2 * path.stat().st_size + _MOST_EXPANDED
+    total, limit = 0, 2 * path.stat().st_size + _MAX_EXPANDED
     for name, t in tensors.items():
         kind = "" if type(t) in (torch.Tensor, torch.nn.Parameter) else type(t).__name__
         kind = kind or ("meta" if t.is_meta else "quantized" if t.is_quantized else "")
@@ -252,7 +239,7 @@ def check_checksum(path: Path) -> None:
     if not sums.exists():
         return
     try:
-        lines = checked_file(sums).read_text(encoding="utf-8").split("\n")
+        lines = require_file(sums).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{sums} is no file of checksums: {one_line(error)}") from error
     found = [match for match in map(_CHECKSUM.fullmatch, lines) if match]
@@ -386,26 +373,6 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         safetensors.torch.save_file(contiguous, path)
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: the file is no JSON object.
-        FileNotFoundError: no such file.
-    """
-    size = checked_file(path).stat().st_size
-    if size > _MOST_JSON:
-        raise CheckpointError(f"{path} is not JSON of a model: it has {size} bytes")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text, object_pairs_hook=unique_keys)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _few(names: Iterable[str]) -> str:

@@ -15,21 +15,21 @@ from pydantic import Field, model_validator
 from pydantic_core import ArgsKwargs
 
 from bitdance.io.settings import (
+    Bool,
     Depth,
-    Flag,
+    Fraction,
     Integer,
-    Listed,
-    NotNegative,
+    ListOrTuple,
+    NonNegative,
     Number,
     Positive,
-    Share,
     Size,
     invalid,
+    invalid_value,
     parse,
     settings,
-    wrong,
 )
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 
 __all__ = [
     "AUTOENCODER_PRESETS",
@@ -74,7 +74,7 @@ class AutoencoderConfig:
     """
 
     ch: Size = 256
-    ch_mult: Annotated[tuple[Size, ...], Listed, Field(min_length=1, max_length=12)] = (
+    ch_mult: Annotated[tuple[Size, ...], ListOrTuple, Field(min_length=1, max_length=12)] = (
         1, 1, 2, 2, 4,
     )  # fmt: skip
     num_res_blocks: Depth = 4
@@ -82,7 +82,7 @@ class AutoencoderConfig:
     in_channels: Size = 3
     out_ch: Size = 3
     num_codebooks: Size = 4
-    gan_decoder: Flag = False
+    gan_decoder: Bool = False
     architecture: Architecture = "conv"
     attn_blocks: Annotated[Integer, Field(ge=0, le=2**12)] = 2
     n_heads: Size = 16
@@ -150,18 +150,18 @@ class AutoencoderConfig:
         flat = dict(values)
         nested = flat.pop("ddconfig", {})
         if not isinstance(nested, Mapping):
-            raise wrong("ddconfig", "a section of keys and values", nested)
+            raise invalid_value("ddconfig", "a section of keys and values", nested)
         if {"attn_blocks", "n_heads"} & set(nested):
             flat.setdefault("architecture", "conv_attention")
         for name in set(nested) & set(flat):
             if nested[name] != flat[name]:
-                raise wrong(name, f"{shown(flat[name])} in ddconfig too", nested[name])
+                raise invalid_value(name, f"{brief(flat[name])} in ddconfig too", nested[name])
         flat |= nested
         if flat.get("architecture") == "conv_attention":
             flat.setdefault("gan_decoder", True)
         double = flat.pop("double_z", False)
         if double is not False:
-            raise wrong("double_z", "false, since a binary code has no variance", double)
+            raise invalid_value("double_z", "false, since a binary code has no variance", double)
         for name in ("resolution", "checkpoint"):
             flat.pop(name, None)
         return {name: value for name, value in flat.items() if not str(name).startswith("_")}
@@ -223,11 +223,11 @@ class HeadConfig:
     depth_latent: Depth
     depth_adanln: Depth
     architecture: HeadArchitecture = "mlp"
-    use_swiglu: Flag = True
+    use_swiglu: Bool = True
     time_shift: Positive = 1.0
     time_schedule: TimeSchedule = "logit_normal"
     P_mean: Number = -0.8
-    P_std: NotNegative = 0.8
+    P_std: NonNegative = 0.8
 
     def __post_init__(self) -> None:
         if self.architecture != "t2i" and not self.use_swiglu:
@@ -266,10 +266,10 @@ class ModelShape:
     time_shift: Positive = 1.0
     time_schedule: TimeSchedule = "logit_normal"
     P_mean: Number = -0.8
-    P_std: NotNegative = 0.8
+    P_std: NonNegative = 0.8
     diff_batch_mul: Size = 4
-    perturb_rate: Share = 0.1
-    class_dropout_prob: Share = 0.1
+    perturb_rate: Fraction = 0.1
+    class_dropout_prob: Fraction = 0.1
     cfg_scale: Number = 1.0
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from bitdance.io.settings import Count, Depth, Flag, Positive, Size, invalid, parse, settings
-from bitdance.io.validation import shown
+from bitdance.io.settings import Bool, Count, Depth, Positive, Size, invalid, parse, settings
+from bitdance.io.validation import brief
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance_kernels import (
@@ -67,8 +67,8 @@ class Qwen3Config:
     max_position_embeddings: Count = 32768
     rope_theta: Positive = 10000.0
     rms_norm_eps: Positive = 1e-6
-    attention_bias: Flag = False
-    tie_word_embeddings: Flag = False
+    attention_bias: Bool = False
+    tie_word_embeddings: Bool = False
 
     def __post_init__(self) -> None:
         heads = self.num_attention_heads
@@ -90,7 +90,7 @@ class Qwen3Config:
         # Newer files keep the rotation's settings together.
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
-            raise ValueError(f"Qwen3Config: rope_parameters must be a section, got {shown(rope)}")
+            raise ValueError(f"Qwen3Config: rope_parameters must be a section, got {brief(rope)}")
         if "rope_theta" in rope:
             fields["rope_theta"] = rope["rope_theta"]
         if fields.get("num_key_value_heads", 0) is None:  # as many as there are query heads
@@ -103,7 +103,7 @@ class Qwen3Config:
             ("the type of the rotations", kind, ("default",)),
         ):
             if got not in expected:
-                raise ValueError(f"Qwen3Config: {name} must be {expected[0]!r}, got {shown(got)}")
+                raise ValueError(f"Qwen3Config: {name} must be {expected[0]!r}, got {brief(got)}")
         config = parse(cls, fields)
         _refuse_windows(values, config.num_hidden_layers)
         return config
@@ -120,14 +120,14 @@ def _refuse_windows(values: Mapping[str, Any], layers: int) -> None:
         if kinds != ["full_attention"] * layers:
             raise ValueError(
                 f"Qwen3Config: layer_types must be {layers} times 'full_attention', got "
-                f"{shown(kinds)}"
+                f"{brief(kinds)}"
             )
         return
     uses, window = values.get("use_sliding_window", False), values.get("sliding_window", 4096)
     first = values.get("max_window_layers", 28)  # the layers before it have no window
     if not isinstance(uses, bool):
         raise ValueError(
-            f"Qwen3Config: use_sliding_window must be true or false, got {shown(uses)}"
+            f"Qwen3Config: use_sliding_window must be true or false, got {brief(uses)}"
         )
     if not uses or window is None:
         return
@@ -135,7 +135,7 @@ def _refuse_windows(values: Mapping[str, Any], layers: int) -> None:
     if not whole or first < layers:
         raise ValueError(
             f"Qwen3Config: max_window_layers must be at least the {layers} layers where "
-            f"use_sliding_window is true, got {shown(first)}"
+            f"use_sliding_window is true, got {brief(first)}"
         )
 
 

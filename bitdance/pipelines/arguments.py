@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from bitdance.io.validation import exact_int, is_one, listed, shown
+from bitdance.io.validation import as_list, brief, exact_int, is_single
 
 __all__ = [
     "Generators",
@@ -58,7 +58,7 @@ def check_output_type(
         *others, last = map(repr, known)
         raise ValueError(
             f"{function}: output_type must be {', '.join(others)} or {last}, got "
-            f"{shown(output_type)}"
+            f"{brief(output_type)}"
         )
 
 
@@ -72,7 +72,7 @@ def check_packed_latents(packed_latents: object, shape: ImageShape) -> torch.Ten
     size = packed_shape(shape)
     expected = f"uint8 {['n', *size]}"
     if not isinstance(packed_latents, torch.Tensor):
-        raise TypeError(f"decode: packed_latents must be {expected}, got {shown(packed_latents)}")
+        raise TypeError(f"decode: packed_latents must be {expected}, got {brief(packed_latents)}")
     got = packed_latents.shape
     if packed_latents.dtype != torch.uint8 or len(got) != 3 or got[1:] != size:
         raise ValueError(
@@ -102,18 +102,18 @@ def image_seeds(
     """
     if seed is not None and generator is not None:
         raise ValueError(
-            f"{function}: only one of seed and generator may be given, got {shown(seed)} and "
-            f"{shown(generator)}"
+            f"{function}: only one of seed and generator may be given, got {brief(seed)} and "
+            f"{brief(generator)}"
         )
     if generator is not None:
         seed = _drawn_seeds(function, generator)
     seed = 0 if seed is None else seed
-    single = is_one(seed)
+    single = is_single(seed)
     given: dict[str, list[Any]] = {
-        "seed": [seed] * count if single else listed(function, "seed", seed),
+        "seed": [seed] * count if single else as_list(function, "seed", seed),
         "sample_ids": (list(range(count)) if single else [0] * count)
         if sample_ids is None
-        else listed(function, "sample_ids", sample_ids),
+        else as_list(function, "sample_ids", sample_ids),
     }
     if single:
         exact_int(function, "seed", seed, 0, 2**64 - 1)  # also where there are no images
@@ -131,13 +131,13 @@ def image_seeds(
 def _drawn_seeds(function: str, generator: Generators) -> Seeds:
     """The next 64-bit number of a generator, or of each one."""
     single = isinstance(generator, torch.Generator)
-    generators = [generator] if single else listed(function, "generator", generator)
+    generators = [generator] if single else as_list(function, "generator", generator)
     seeds = []
     for one in generators:
         if not isinstance(one, torch.Generator):
             raise TypeError(
                 f"{function}: generator must be a torch.Generator or one per image, got "
-                f"{shown(one)}"
+                f"{brief(one)}"
             )
         halves = torch.randint(
             2**32, (2,), generator=one, dtype=torch.int64, device=one.device
@@ -203,9 +203,9 @@ def parse_dtype(
         )
         kinds = "float32, bfloat16 or float16"
         if isinstance(value, str) and not isinstance(found, torch.dtype):
-            raise ValueError(f"{function}: {name} must be {kinds}, got {shown(value)}")
+            raise ValueError(f"{function}: {name} must be {kinds}, got {brief(value)}")
         if not isinstance(found, torch.dtype):
-            raise TypeError(f"{function}: {name} must be {kinds}, got {shown(value)}")
+            raise TypeError(f"{function}: {name} must be {kinds}, got {brief(value)}")
         if not found.is_floating_point:
             raise ValueError(f"{function}: {name} must be {kinds}, got {found}")
         parsed.append(found)

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from bitdance.io.validation import listed, shown
+from bitdance.io.validation import as_list, brief
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.arguments import (
     ImageShape,
@@ -157,19 +157,19 @@ class BasePipeline:
             callback_on_step_end_tensor_inputs: see the pipelines.
         """
         function = type(self).__name__
-        names = listed(
+        names = as_list(
             function, "callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs
         )
         unknown = [name for name in names if name not in CALLBACK_TENSOR_INPUTS]
         if unknown:
             raise ValueError(
                 f"{function}: callback_on_step_end_tensor_inputs must be of "
-                f"{', '.join(CALLBACK_TENSOR_INPUTS)}, got {shown(unknown[0])}"
+                f"{', '.join(CALLBACK_TENSOR_INPUTS)}, got {brief(unknown[0])}"
             )
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(
                 f"{function}: callback_on_step_end must be a function, got "
-                f"{shown(callback_on_step_end)}"
+                f"{brief(callback_on_step_end)}"
             )
         check_output_type(function, output_type)
         batches = batch_slices(function, len(seeds), batch_size)
@@ -262,7 +262,7 @@ def _call_back(
     if returned is not None and not isinstance(returned, Mapping):
         raise TypeError(
             f"{function}: callback_on_step_end must return its callback_kwargs, or a dict with "
-            f"the tensors to replace, got {shown(returned)}"
+            f"the tensors to replace, got {brief(returned)}"
         )
     latents = (returned or {}).get("latents", result.tokens)
     if latents is result.tokens and latents._version == version:
@@ -270,7 +270,7 @@ def _call_back(
     if not isinstance(latents, torch.Tensor) or latents.shape != result.tokens.shape:
         raise ValueError(
             f"{function}: latents that callback_on_step_end returns must be "
-            f"{list(result.tokens.shape)}, got {shown(latents)}"
+            f"{list(result.tokens.shape)}, got {brief(latents)}"
         )
     return binarize(latents.to(result.tokens))[0]
 

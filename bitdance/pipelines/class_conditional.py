@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from bitdance.io.validation import exact_int, finite_number, is_one, listed, shown
+from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
 from bitdance.models.loading.hub import locate
-from bitdance.models.loading.model_folder import MOST_STEPS, write_folder
+from bitdance.models.loading.model_folder import MAX_STEPS, write_folder
 from bitdance.pipelines.arguments import (
     Generators,
     ImageShape,
@@ -72,7 +72,7 @@ class BitDancePipeline(BasePipeline):
         self.model, self.config = model, model.config
         self.sampler = ClassConditionalSampler(model)
         self.num_inference_steps = exact_int(
-            "BitDancePipeline", "num_inference_steps", num_inference_steps, 1, MOST_STEPS
+            "BitDancePipeline", "num_inference_steps", num_inference_steps, 1, MAX_STEPS
         )
         self.classes = tuple(classes) if classes is not None else _class_names(model.config)
         if len(self.classes) != self.config.num_classes:
@@ -130,7 +130,7 @@ class BitDancePipeline(BasePipeline):
                 if value is not None:
                     raise ValueError(
                         f"from_pretrained: {name} must be left out if source is a folder, which "
-                        f"has its own, got {shown(value)}"
+                        f"has its own, got {brief(value)}"
                     )
             model, extra = load_folder(path, parsed)
         else:
@@ -175,7 +175,7 @@ class BitDancePipeline(BasePipeline):
         if number is None or not 0 <= number < count:
             hint = f"; perhaps {', '.join(near)}?" if near else ""
             raise ValueError(
-                f"label: class must be 0 to {count - 1} or a name, got {shown(name)}{hint}"
+                f"label: class must be 0 to {count - 1} or a name, got {brief(name)}{hint}"
             )
         return number
 
@@ -242,8 +242,8 @@ class BitDancePipeline(BasePipeline):
         function = "BitDancePipeline"
         given: list[Any] = (
             [class_labels]
-            if is_one(class_labels)
-            else listed(function, "class_labels", class_labels)
+            if is_single(class_labels)
+            else as_list(function, "class_labels", class_labels)
         )
         labels = repeated(function, [self.label(name) for name in given], num_images_per_prompt)
         seeds, ids = image_seeds(function, seed, generator, sample_ids, len(labels))
@@ -257,7 +257,7 @@ class BitDancePipeline(BasePipeline):
         if guidance_schedule not in ("linear", "constant"):
             raise ValueError(
                 f"{function}: guidance_schedule must be 'linear' or 'constant', got "
-                f"{shown(guidance_schedule)}"
+                f"{brief(guidance_schedule)}"
             )
 
         def sample(

@@ -8,19 +8,23 @@ from typing import Any
 
 import torch
 
-from bitdance.io import weights
+from bitdance.io import files, weights
 from bitdance.io.files import CheckpointError
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import PRESETS, ModelConfig
 from bitdance.models.loading.autoencoder_files import autoencoder_tensors
 from bitdance.models.loading.checkpoint_config import (
-    Said,
-    find_config,
-    read_fields,
-    said_by_arguments,
+    Claim,
+    claims_of_arguments,
+    infer_config,
+    read_claim,
 )
-from bitdance.models.loading.model_folder import names, open_folder, retried
-from bitdance.models.loading.skeleton import check_repeats, model_repeats, skeleton
+from bitdance.models.loading.meta_device import (
+    build_on_meta,
+    check_block_counts,
+    model_block_counts,
+)
+from bitdance.models.loading.model_folder import is_weights_of, open_folder, read_consistently
 
 __all__ = ["digest", "load_file", "load_folder"]
 
@@ -30,7 +34,7 @@ Loaded = tuple[BitDanceModel, Mapping[str, Any]]
 
 def digest(path: Path) -> str:
     """SHA-256 of a model's weights, in a folder or a file of their own."""
-    return open_folder(path).digest if path.is_dir() else weights.sha256(path)
+    return open_folder(path).digest if path.is_dir() else files.sha256(path)
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> Loaded:
@@ -44,14 +48,14 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Loaded:
         found = open_folder(folder)
         tensors = weights.read_tensors(found.file)
         model = _structure(found.config, tensors, dtype, str(folder))
-        if weights.sha256(found.file) != found.digest:
+        if files.sha256(found.file) != found.digest:
             raise CheckpointError(
                 f"{found.file} is altered: its checksum is not the one in {folder}/config.json"
             )
         weights.load_weights(model, tensors, str(folder))
         return model, found.extra
 
-    return retried(folder, load)
+    return read_consistently(folder, load)
 
 
 def load_file(
@@ -70,7 +74,7 @@ def load_file(
         ValueError: `config` is neither the name of a preset nor a file.
     """
     given = _given(config)
-    if autoencoder is None and given is None and names(path.parent, path.name):
+    if autoencoder is None and given is None and is_weights_of(path.parent, path.name):
         return load_folder(path.parent, dtype)
     stored = weights.read_checkpoint(path, prefer=prefer)
     tensors = stored.tensors
@@ -78,8 +82,8 @@ def load_file(
         _, tensors = weights.split_prefix(tensors, "vae.")
         own = autoencoder_tensors(weights.read_weights(autoencoder, prefer=prefer))
         tensors |= {f"vae.{name}": tensor for name, tensor in own.items()}
-    said = [*said_by_arguments(stored.arguments), *_beside(path)]
-    found = find_config(tensors, [*said, *([given] if given else [])], path)
+    said = [*claims_of_arguments(stored.arguments), *_beside(path)]
+    found = infer_config(tensors, [*said, *([given] if given else [])], path)
     source = str(path)
     if not any(name.startswith("vae.") for name in tensors):
         source = f"{path}, which has no autoencoder (give autoencoder=...),"
@@ -92,28 +96,28 @@ def _structure(
     config: ModelConfig, tensors: weights.Tensors, dtype: torch.dtype, source: str
 ) -> BitDanceModel:
     """The model without memory, once it is clear that `tensors` are its state."""
-    check_repeats(tensors, model_repeats(config), BitDanceModel.__name__, source)
-    model = skeleton(lambda: BitDanceModel(config, dtype=dtype, device="meta"), source)
+    check_block_counts(tensors, model_block_counts(config), BitDanceModel.__name__, source)
+    model = build_on_meta(lambda: BitDanceModel(config, dtype=dtype, device="meta"), source)
     weights.check_weights(model, tensors, source, values=False)
     return model
 
 
-def _given(config: ModelConfig | str | Path | None) -> Said | None:
+def _given(config: ModelConfig | str | Path | None) -> Claim | None:
     if config is None:
         return None
     if isinstance(config, ModelConfig):
-        return Said("config=", config.to_dict())
+        return Claim("config=", config.to_dict())
     if str(config) in PRESETS:
-        return Said(f"the settings of {config}", PRESETS[str(config)].to_dict())
+        return Claim(f"the settings of {config}", PRESETS[str(config)].to_dict())
     path = Path(config)
     if path.suffix in (".json", ".toml"):
-        return read_fields(path)
+        return read_claim(path)
     raise ValueError(
         f"config must be one of {', '.join(PRESETS)}, or a .json or .toml file, got {str(config)!r}"
     )
 
 
-def _beside(path: Path) -> list[Said]:
+def _beside(path: Path) -> list[Claim]:
     """What a configuration that was released with a file says."""
     beside = path.with_name(f"{path.stem}_config.json")
-    return [read_fields(beside)] if beside.exists() else []
+    return [read_claim(beside)] if beside.exists() else []

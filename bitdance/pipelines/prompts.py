@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bitdance.io.files import CheckpointError, one_line
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 
 __all__ = ["NO_PROMPT", "PROMPT", "TextTokenizer", "image_prefix", "load_tokenizer", "token_ids"]
 
@@ -73,7 +73,7 @@ def token_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
         isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids
     )
     if not whole or isinstance(ids, str | bytes):
-        raise TypeError(f"tokenizer.encode must return a list of token ids, got {shown(encoded)}")
+        raise TypeError(f"tokenizer.encode must return a list of token ids, got {brief(encoded)}")
     return [int(i) for i in ids]
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from bitdance.io.validation import exact_int, finite_number, is_one, listed, shown
+from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single
 from bitdance.models.loading.hub import locate_release
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.arguments import (
@@ -301,10 +301,10 @@ class BitDanceT2IPipeline(BasePipeline):
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:
     """One text or several as a list."""
-    texts: list[Any] = [given] if is_one(given) else listed("BitDanceT2IPipeline", name, given)
+    texts: list[Any] = [given] if is_single(given) else as_list("BitDanceT2IPipeline", name, given)
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(
-                f"BitDanceT2IPipeline: {name} must be text, one or several, got {shown(text)}"
+                f"BitDanceT2IPipeline: {name} must be text, one or several, got {brief(text)}"
             )
     return texts

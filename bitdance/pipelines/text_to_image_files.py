@@ -11,16 +11,17 @@ from torch import nn
 
 from bitdance.io import weights
 from bitdance.io.files import CheckpointError, one_line
-from bitdance.io.state_names import normalise
+from bitdance.io.json_files import read_json
+from bitdance.io.state_names import normalize_names
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.diffusion_head import DiffusionHead
 from bitdance.models.loading.autoencoder_files import read_autoencoder
-from bitdance.models.loading.skeleton import (
-    Repeated,
-    autoencoder_repeats,
-    check_repeats,
-    head_repeats,
-    skeleton,
+from bitdance.models.loading.meta_device import (
+    BlockCount,
+    autoencoder_block_counts,
+    build_on_meta,
+    check_block_counts,
+    head_block_counts,
 )
 from bitdance.models.qwen3 import Qwen3ForCausalLM
 from bitdance.models.text_to_image import TextToImageModel
@@ -56,16 +57,16 @@ def load_release(
         except ValueError as error:
             raise CheckpointError(f"{autoencoder} does not fit {folder}: {error}") from error
     layers = config.llm.num_hidden_layers
-    counted: dict[str, tuple[type[nn.Module], Iterable[Repeated]]] = {
+    counted: dict[str, tuple[type[nn.Module], Iterable[BlockCount]]] = {
         "language model": (
-            Qwen3ForCausalLM, [Repeated("model.layers.", layers, "num_hidden_layers")],
+            Qwen3ForCausalLM, [BlockCount("model.layers.", layers, "num_hidden_layers")],
         ),
-        "vision_head.safetensors": (DiffusionHead, head_repeats(config.head)),
-        "ae.safetensors": (BinaryAutoencoder, autoencoder_repeats(config.autoencoder)),
+        "vision_head.safetensors": (DiffusionHead, head_block_counts(config.head)),
+        "ae.safetensors": (BinaryAutoencoder, autoencoder_block_counts(config.autoencoder)),
     }  # fmt: skip
     for name, (kind, repeats) in counted.items():
-        check_repeats(files[name], repeats, kind.__name__, f"{folder}: {name}")
-    model = skeleton(lambda: TextToImageModel(config, dtype=dtype, device="meta"), str(folder))
+        check_block_counts(files[name], repeats, kind.__name__, f"{folder}: {name}")
+    model = build_on_meta(lambda: TextToImageModel(config, dtype=dtype, device="meta"), str(folder))
     parts: dict[str, nn.Module] = {
         "language model": model.llm_model,
         "vision_head.safetensors": model.vision_head,
@@ -82,7 +83,7 @@ def load_release(
 
 def _read_config(folder: Path) -> TextToImageConfig:
     names = ("config.json", "vision_head_config.json", "ae_config.json")
-    files = [weights.read_json(folder / name) for name in names]
+    files = [read_json(folder / name) for name in names]
     try:
         return TextToImageConfig.from_dicts(*files)
     except (TypeError, ValueError, RecursionError) as error:
@@ -95,7 +96,7 @@ def _read_language_model(folder: Path, config: TextToImageConfig) -> weights.Ten
     if not index.exists():
         tensors = weights.read_weights(folder / "model.safetensors")
     else:
-        names = weights.read_json(index).get("weight_map")
+        names = read_json(index).get("weight_map")
         files = list(names.values()) if isinstance(names, dict) else []
         if not files or any(not isinstance(n, str) or Path(n).name != n or not n for n in files):
             raise CheckpointError(f"{index} must map tensors to files beside it")
@@ -107,7 +108,7 @@ def _read_language_model(folder: Path, config: TextToImageConfig) -> weights.Ten
             if twice:
                 raise CheckpointError(f"{folder / name} has {twice[0]}, which another part has too")
             stored |= part
-        tensors = normalise(stored, "ema", str(index))
+        tensors = normalize_names(stored, "ema", str(index))
     if config.llm.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # the input's once more
     return tensors

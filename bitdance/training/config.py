@@ -15,13 +15,13 @@ from bitdance.data.images import OnError
 from bitdance.io.files import write_text
 from bitdance.io.image_files import parse_color
 from bitdance.io.settings import (
+    Bool,
     Count,
-    Flag,
     Integer,
-    Listed,
-    Location,
-    NotNegative,
+    ListOrTuple,
+    NonNegative,
     Number,
+    PathText,
     Positive,
     Size,
     Text,
@@ -30,7 +30,7 @@ from bitdance.io.settings import (
     settings,
 )
 from bitdance.io.toml_files import read_toml
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 from bitdance.models.config import AutoencoderConfig, ModelConfig, ModelShape
 
 __all__ = [
@@ -50,7 +50,7 @@ __all__ = [
 def _function_name(name: object) -> object:
     module, colon, function = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not (module and colon and function.isidentifier()):
-        raise ValueError(f"must be named module:function, got {shown(name)}")
+        raise ValueError(f"must be named module:function, got {brief(name)}")
     return name
 
 
@@ -74,11 +74,11 @@ class DataConfig:
             the first step, or "skip" those that cannot be read.
     """
 
-    path: Annotated[Location, Field(min_length=1)]
+    path: Annotated[PathText, Field(min_length=1)]
     size: Annotated[Size, Field(le=2**16)]
-    flip: Flag = False
+    flip: Bool = False
     shift: Annotated[Integer, Field(ge=0)] = 0
-    classes: Annotated[tuple[Text, ...], Listed] = ()
+    classes: Annotated[tuple[Text, ...], ListOrTuple] = ()
     background: Text = "white"
     on_error: OnError = "raise"
 
@@ -111,14 +111,14 @@ class LossConfig:
             checkpoint.
     """
 
-    l1: NotNegative = 0.0
-    l2: NotNegative = 1.0
-    entropy: NotNegative = 0.02
-    sample_entropy: NotNegative = 1.0
-    codebook_entropy: NotNegative = 1.0
+    l1: NonNegative = 0.0
+    l2: NonNegative = 1.0
+    entropy: NonNegative = 0.02
+    sample_entropy: NonNegative = 1.0
+    codebook_entropy: NonNegative = 1.0
     temperature: Positive = 0.01
-    per_group: Flag = False
-    commitment: NotNegative = 0.05
+    per_group: Bool = False
+    commitment: NonNegative = 0.05
     extra: dict[FunctionName, Number] = dataclasses.field(default_factory=dict)
 
 
@@ -150,10 +150,10 @@ class OptimConfig:
     batch_size: Size = 64
     accumulate: Size = 1
     lr: Positive = 6e-4
-    lr_end: NotNegative = 1e-5
+    lr_end: NonNegative = 1e-5
     warmup: Annotated[Integer, Field(ge=0)] = 100
-    betas: Annotated[tuple[BelowOne, BelowOne], Listed] = (0.9, 0.95)
-    weight_decay: NotNegative = 0.05
+    betas: Annotated[tuple[BelowOne, BelowOne], ListOrTuple] = (0.9, 0.95)
+    weight_decay: NonNegative = 0.05
     grad_clip: Positive = 1.0
     ema_decay: BelowOne = 0.9999
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
@@ -199,7 +199,7 @@ class AutoencoderRun:
     optim: OptimConfig
     autoencoder: AutoencoderConfig
     loss: LossConfig = LossConfig()
-    init: Location = ""
+    init: PathText = ""
 
     def __post_init__(self) -> None:
         if self.data.size % self.autoencoder.downsampling != 0:
@@ -228,9 +228,9 @@ class ClassConditionalRun:
     data: DataConfig
     optim: OptimConfig
     model: ModelShape
-    autoencoder_path: Annotated[Location, Field(min_length=1)]
+    autoencoder_path: Annotated[PathText, Field(min_length=1)]
     num_inference_steps: Size = 20
-    init: Location = ""
+    init: PathText = ""
 
     def __post_init__(self) -> None:
         defaults = type(self.model).__dataclass_fields__
@@ -277,7 +277,7 @@ def parse_run(content: Mapping[str, Any], source: str = "run") -> RunConfig:
         )
     for section, key, reason in _unused_keys(content):
         if key in content[section]:
-            got = shown(content[section][key])
+            got = brief(content[section][key])
             raise ValueError(f"{source}: {section}.{key} must be left out ({reason}), got {got}")
     kind: type[RunConfig] = ClassConditionalRun if "model" in content else AutoencoderRun
     return parse(kind, content, source)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bitdance.data.idx import is_idx
 from bitdance.data.images import LabelledImages, open_images
 from bitdance.data.packed_dataset import PackedDataset
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 from bitdance.training.config import DataConfig
 
 __all__ = ["open_codes", "open_training_images"]
@@ -42,7 +42,7 @@ def open_codes(data: DataConfig) -> tuple[PackedDataset, Sequence[str]]:
     classes = packed.metadata.get("classes", data.classes)
     if data.classes and data.classes != tuple(classes):
         raise ValueError(
-            f"data.classes must be left out, or as {data.path} has them, got {shown(data.classes)}"
+            f"data.classes must be left out, or as {data.path} has them, got {brief(data.classes)}"
         )
     return packed, classes
 
@@ -53,5 +53,5 @@ def _refuse_unused(data: DataConfig, used: Sequence[str], content: str) -> None:
         if field.name not in used and value != field.default:
             raise ValueError(
                 f"data.{field.name} must be left out, since {data.path} holds {content}, got "
-                f"{shown(value)}"
+                f"{brief(value)}"
             )

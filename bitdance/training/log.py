@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitdance.io.files import replace_file, write_text
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 
 __all__ = ["Log"]
 
@@ -32,7 +32,7 @@ class Log:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         lines = text.splitlines(keepends=True)
         if lines and lines[0].strip() != header:
-            raise ValueError(f"{path} has the columns {shown(lines[0].strip())}, expected {header}")
+            raise ValueError(f"{path} has the columns {brief(lines[0].strip())}, expected {header}")
         complete = [line for line in lines[1:] if line.endswith("\n")]
         try:
             kept = [line for line in complete if int(line.split(",")[0]) <= step]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 
 __all__ = ["ExtraLoss", "call_loss", "import_loss"]
 
@@ -32,7 +32,7 @@ def import_loss(name: str) -> ExtraLoss:
             f"loss.extra: {name!r} is not module:function: {type(error).__name__}: {error}"
         ) from error
     if not callable(loss):
-        raise ValueError(f"loss.extra: {name!r} must be a function or a class, got {shown(loss)}")
+        raise ValueError(f"loss.extra: {name!r} must be a function or a class, got {brief(loss)}")
     try:
         signature = inspect.signature(loss)
     except ValueError:  # functions in C may have none
@@ -60,4 +60,4 @@ def call_loss(name: str, loss: ExtraLoss, x: torch.Tensor, y: torch.Tensor) -> t
         raise ValueError(f"loss.extra: {name!r} raises {type(error).__name__}: {error}") from error
     if isinstance(term, torch.Tensor) and term.numel() == 1 and term.is_floating_point():
         return term.reshape(())
-    raise ValueError(f"loss.extra: {name!r} must return a scalar tensor, got {shown(term)}")
+    raise ValueError(f"loss.extra: {name!r} must return a scalar tensor, got {brief(term)}")

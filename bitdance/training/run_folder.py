@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitdance.io.validation import shown
+from bitdance.io.validation import brief
 from bitdance.training.config import RunConfig, read_config, run_to_dict
 
 try:
@@ -77,7 +77,7 @@ def check_single_process() -> None:
     size = os.environ.get("WORLD_SIZE", "1").strip() or "1"
     if size != "1":
         raise RuntimeError(
-            f"train: WORLD_SIZE must be 1 or unset, got {shown(size)}: a run is one process on one "
+            f"train: WORLD_SIZE must be 1 or unset, got {brief(size)}: a run is one process on one "
             "device; start it without torchrun"
         )
 
@@ -104,7 +104,7 @@ def check_same_run(folder: Path, config: RunConfig, step: int) -> RunConfig:
     old, new = (dict(_flat(run_to_dict(c))) for c in (earlier, config))
     names = [name for name in {**old, **new} if name not in _CHANGEABLE]
     changed = [
-        f"{name} (was {shown(old.get(name))}, is {shown(new.get(name))})"
+        f"{name} (was {brief(old.get(name))}, is {brief(new.get(name))})"
         for name in names
         if old.get(name) != new.get(name)
     ]

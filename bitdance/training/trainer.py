@@ -23,9 +23,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from bitdance.data.shuffle import ShuffledBatches
-from bitdance.io.files import remove_leftovers
+from bitdance.io.files import CheckpointError, remove_leftovers
 from bitdance.io.validation import exact_int
-from bitdance.io.weights import CheckpointError
 from bitdance.training import checkpoint
 from bitdance.training.config import RunConfig, write_config
 from bitdance.training.initial_weights import load_initial_weights
@@ -183,7 +182,7 @@ class Trainer:
         optim = self.config.optim
         last = optim.steps
         if stop_at is not None:
-            last = min(exact_int("Trainer.run", "stop_at", stop_at, least=1), last)
+            last = min(exact_int("Trainer.run", "stop_at", stop_at, minimum=1), last)
         if not self._lock.release.alive:  # an earlier call has released it
             self._lock = FolderLock(self.folder)
         try:

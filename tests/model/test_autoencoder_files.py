@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from bitdance.cli.main import main
-from bitdance.io.weights import CheckpointError, write_tensors
+from bitdance.io.files import CheckpointError
+from bitdance.io.weights import write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from tests.model.helpers.tiny import AUTOENCODER, tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny

@@ -14,7 +14,7 @@ from PIL import Image
 from bitdance import BitDancePipeline
 from bitdance.cli.main import main
 from bitdance.evaluation.evaluate import Evaluation
-from bitdance.io.weights import read_json
+from bitdance.io.json_files import read_json
 from bitdance.models.loading.hub import locate
 from bitdance_kernels.testing import cpu_isas
 

@@ -11,7 +11,7 @@ import torch
 from bitdance import BitDancePipeline, BitDanceT2IPipeline
 from bitdance.io import weights
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.models.loading.skeleton import skeleton
+from bitdance.models.loading.meta_device import build_on_meta
 from tests.model.helpers.tiny import tiny_model, tiny_pipeline
 from tests.model.test_text_to_image import tiny
 from tests.model.test_text_to_image_pipeline import Words, release
@@ -60,7 +60,7 @@ def test_no_random_number_is_drawn(tmp_path):
 
 def test_a_skeleton_has_no_values_and_all_that_a_model_has():
     model = tiny_model()
-    bare = skeleton(lambda: type(model)(model.config), "a test")
+    bare = build_on_meta(lambda: type(model)(model.config), "a test")
     assert all(t.is_meta for t in bare.state_dict().values())
     shapes = {name: t.shape for name, t in bare.state_dict().items()}
     assert shapes == {name: t.shape for name, t in model.state_dict().items()}

@@ -16,7 +16,7 @@ import torch
 from bitdance import BitDancePipeline
 from bitdance.cli.main import main
 from bitdance.io import files, weights
-from bitdance.io.weights import CheckpointError
+from bitdance.io.files import CheckpointError
 from tests.forked import READY
 from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
@@ -220,7 +220,7 @@ def test_a_file_is_on_the_disk_before_it_is_in_its_place_and_its_name_after_that
     monkeypatch.setattr(os, "rename", note_replace)
     steps = (("fsync", "file"), ("replace", "file"), ("fsync", "folder"))
     for write, names in (
-        (lambda path: weights.write_text(path, "text"), ["x"]),
+        (lambda path: files.write_text(path, "text"), ["x"]),
         (lambda path: weights.write_tensors(path, {"a": torch.ones(3)}), ["x", "x.sha256"]),
     ):
         events.clear()
@@ -251,7 +251,7 @@ def test_a_disk_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch, broken
     monkeypatch.setattr(os, broken, fail)
     monkeypatch.setattr(os, "rename" if broken == "replace" else broken, fail)
     with pytest.raises(OSError, match="No space left"):
-        weights.write_text(path, "new")
+        files.write_text(path, "new")
     assert content(tmp_path) == {"x": b"old"}
 
 

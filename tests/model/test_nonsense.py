@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from bitdance import BitDancePipeline
 from bitdance.cli.main import main
-from bitdance.io import weights
-from bitdance.io.weights import CheckpointError, read_weights
+from bitdance.io import files, weights
+from bitdance.io.files import CheckpointError
+from bitdance.io.weights import read_weights
 from bitdance.models.loading.model_folder import open_folder
 from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
@@ -174,7 +175,7 @@ def test_bare_weights_are_held_against_a_checksum_beside_them(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(state(), path)
     sums = tmp_path / "x.safetensors.sha256"
-    whole, digest = path.read_bytes(), weights.sha256(path)
+    whole, digest = path.read_bytes(), files.sha256(path)
     for text in (
         f"{digest}  x.safetensors\n", f"{digest.upper()} *x.safetensors\n", digest,
         f"{'0' * 64}  other.safetensors\n{digest}  ./x.safetensors\n",
@@ -197,7 +198,7 @@ def test_bare_weights_are_held_against_a_checksum_beside_them(tmp_path):
         read_weights(path)
     for content in (state(), {"b": torch.ones(3)}):
         weights.write_tensors(path, content)
-        assert sums.read_text() == f"{weights.sha256(path)}  x.safetensors\n"
+        assert sums.read_text() == f"{files.sha256(path)}  x.safetensors\n"
         assert set(read_weights(path)) == set(content)
 
 
@@ -217,9 +218,9 @@ def test_info_tells_the_checksum(folder, capsys):
     (file,) = folder.glob("model-*.safetensors")
     for source in (folder, file):
         assert main(["info", str(source), "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["sha256"] == weights.sha256(file)
+        assert json.loads(capsys.readouterr().out)["sha256"] == files.sha256(file)
     assert main(["info", str(folder)]) == 0
-    assert weights.sha256(file) in capsys.readouterr().out
+    assert files.sha256(file) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])

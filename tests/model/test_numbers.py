@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance.io.validation import exact_int, shown
+from bitdance.io.validation import brief, exact_int
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_anything_that_is_exactly_an_integer_is_taken(value, number):
 def test_what_is_no_integer_is_refused_in_one_line_that_shows_it(value, kind):
     with pytest.raises(kind) as caught:
         exact_int("f", "n", value)
-    assert str(caught.value) == f"f: n must be an integer, got {shown(value)}"
+    assert str(caught.value) == f"f: n must be an integer, got {brief(value)}"
     assert type(caught.value) is kind
 
 
@@ -89,7 +89,7 @@ def test_a_range_is_told(value, least, most, wanted):
 
 
 def test_a_value_is_shown_in_one_short_line():
-    assert shown("a\nb") == r"'a\nb'"
-    assert shown(torch.zeros(3, 3)).startswith("tensor([[0., 0., 0.], [0.")
-    assert len(shown(torch.zeros(50, 50))) == 100
-    assert shown(10**5000) == "a value of type int"
+    assert brief("a\nb") == r"'a\nb'"
+    assert brief(torch.zeros(3, 3)).startswith("tensor([[0., 0., 0.], [0.")
+    assert len(brief(torch.zeros(50, 50))) == 100
+    assert brief(10**5000) == "a value of type int"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError, PackedWriter
-from bitdance.io import weights
+from bitdance.io import files
 from tests.model.test_nonsense import NONSENSE
 from tests.model.test_packed_dataset import make
 
@@ -160,4 +160,4 @@ def test_what_is_no_file_is_refused(packed):
         (folder / name).rmdir() if (folder / name).is_dir() else (folder / name).unlink()
         (folder / "kept").rename(folder / name)
     assert len(PackedDataset(folder)) == 23
-    assert weights.sha256(folder / name) == index["shards"][0]["codes"]["sha256"]
+    assert files.sha256(folder / name) == index["shards"][0]["codes"]["sha256"]

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from bitdance.io.weights import CheckpointError
+from bitdance.io.files import CheckpointError
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.base import GenerationCancelled
 from bitdance.pipelines.class_conditional import BitDancePipeline

@@ -10,7 +10,8 @@ import torch
 
 from bitdance.data.images import open_images
 from bitdance.data.packed_dataset import PackedDataset, PackedWriter
-from bitdance.io.weights import CheckpointError, write_tensors
+from bitdance.io.files import CheckpointError
+from bitdance.io.weights import write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training import checkpoint

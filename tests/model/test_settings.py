@@ -11,7 +11,8 @@ import tomli_w
 import torch
 
 from bitdance.cli.main import main
-from bitdance.io.weights import CheckpointError, read_json
+from bitdance.io.files import CheckpointError
+from bitdance.io.json_files import read_json
 from bitdance.models.config import (
     AUTOENCODER_PRESETS,
     HEAD_PRESETS,

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bitdance.io.weights import CheckpointError, read_weights
+from bitdance.io.files import CheckpointError
+from bitdance.io.weights import read_weights
 
 NAMES = ("proj_in.fc1.weight", "layers.0.attention.wqkv.weight", "head.net.norm.weight")
 AUTOENCODER = ("encoder.conv_in.weight", "encoder.norm_out.weight", "decoder.conv_in.weight")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitdance import BitDanceT2IPipeline, GenerationCancelled
-from bitdance.io.weights import CheckpointError
+from bitdance.io.files import CheckpointError
 from bitdance_kernels import unpack_signs
 from tests.model.test_text_to_image import CONFIG, tiny
 

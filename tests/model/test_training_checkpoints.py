@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from bitdance.io.weights import CheckpointError
+from bitdance.io.files import CheckpointError
 from bitdance.training import checkpoint
 from bitdance.training.initial_weights import load_initial_weights
 from tests.model.test_train import autoencoder_config, data, final, trainer  # noqa: F401

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from bitdance.io import weights
-from bitdance.io.weights import CheckpointError
+from bitdance.io import files, weights
+from bitdance.io.files import CheckpointError
+from bitdance.io.json_files import read_json
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -211,7 +212,7 @@ def test_writing_replaces_the_file_whole(tmp_path, state):
     assert set(weights.read_weights(path)) == set(state)
     names = ["model.safetensors", "model.safetensors.sha256"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
-    assert path.stat().st_mode & 0o777 == 0o666 & ~weights.umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~files.umask()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -219,7 +220,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path.write_text("old")
 
     def fail():
-        with weights.replace_file(path) as temporary:
+        with files.replace_file(path) as temporary:
             temporary.write_text("new")
             raise RuntimeError("no")
 
@@ -241,7 +242,7 @@ SMALL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from bitdance.io import weights
+from bitdance.io import files, weights
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, limits = Path(sys.argv[1]), map(int, sys.argv[2:])
 for limit in limits:
@@ -268,12 +269,12 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
 
 def test_json_files(tmp_path):
     path = tmp_path / "config.json"
-    weights.write_text(path, '{"a": 1}')
-    assert weights.read_json(path) == {"a": 1}
+    files.write_text(path, '{"a": 1}')
+    assert read_json(path) == {"a": 1}
     for text, message in (("{", "is not JSON"), ("[1]", "must hold a JSON object, got list")):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=message):
-            weights.read_json(path)
+            read_json(path)
 
 
 def test_a_module_without_memory_gets_its_own(state):

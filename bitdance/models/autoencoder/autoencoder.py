@@ -22,7 +22,11 @@ from bitdance.models.autoencoder.tiling import decode_tiles
 from bitdance.models.config import AutoencoderConfig
 from bitdance.models.loading.autoencoder_files import read_autoencoder
 from bitdance.models.loading.hub import locate
-from bitdance.models.loading.skeleton import autoencoder_repeats, check_repeats, skeleton
+from bitdance.models.loading.meta_device import (
+    autoencoder_block_counts,
+    build_on_meta,
+    check_block_counts,
+)
 from bitdance.models.token_order import generation_order, latents_to_tokens
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
@@ -105,8 +109,8 @@ class BinaryAutoencoder(nn.Module):
         path = locate(source, revision=revision, local_files_only=local_files_only)
         found, tensors = read_autoencoder(path, prefer=prefer)
         shape = config or found
-        check_repeats(tensors, autoencoder_repeats(shape), cls.__name__, str(source))
-        model = skeleton(lambda: cls(shape, dtype=dtype, device="meta"), str(source))
+        check_block_counts(tensors, autoencoder_block_counts(shape), cls.__name__, str(source))
+        model = build_on_meta(lambda: cls(shape, dtype=dtype, device="meta"), str(source))
         weights.load_weights(model, tensors, str(source))
         return model.to(device).eval().requires_grad_(False)
 

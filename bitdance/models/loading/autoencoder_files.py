@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitdance.io import weights
+from bitdance.io import files, weights
 from bitdance.io.files import CheckpointError, one_line
+from bitdance.io.json_files import read_json
 from bitdance.models.config import AutoencoderConfig
-from bitdance.models.loading.checkpoint_config import autoencoder_of
-from bitdance.models.loading.model_folder import open_folder, retried
+from bitdance.models.loading.checkpoint_config import infer_autoencoder_config
+from bitdance.models.loading.model_folder import open_folder, read_consistently
 
 __all__ = ["autoencoder_tensors", "read_autoencoder"]
 
@@ -39,7 +40,7 @@ def read_autoencoder(
         if (path / config).exists():
             return _read_file(path / file, prefer, path / config)
     if (path / "config.json").exists():
-        return retried(path, lambda: _read_model(path))
+        return read_consistently(path, lambda: _read_model(path))
     known = " or ".join(config for _, config in (*_PAIRS, ("", "config.json")))
     raise FileNotFoundError(f"{path} holds no trained autoencoder ({known})")
 
@@ -57,17 +58,17 @@ def _read_file(
     beside = [path.with_name(f"{path.stem}{end}") for end in ("_config.json", ".json")]
     for settings in [config] if config is not None else beside:
         if settings.exists():
-            content = weights.read_json(settings)
+            content = read_json(settings)
             try:
                 return AutoencoderConfig.from_dict(content), tensors
             except (TypeError, ValueError, RecursionError) as error:
                 raise CheckpointError(f"{settings} is damaged: {one_line(error)}") from error
-    return autoencoder_of(tensors, path), tensors
+    return infer_autoencoder_config(tensors, path), tensors
 
 
 def _read_model(folder: Path) -> tuple[AutoencoderConfig, weights.Tensors]:
     found = open_folder(folder)
-    if weights.sha256(found.file) != found.digest:
+    if files.sha256(found.file) != found.digest:
         raise CheckpointError(
             f"{found.file} is altered: its checksum is not the one in {folder}/config.json"
         )

@@ -15,18 +15,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from bitdance.io.files import CheckpointError, NoModelError, checked_file, one_line
-from bitdance.io.validation import shown
-from bitdance.io.weights import read_json, split_prefix
+from bitdance.io.files import CheckpointError, NoModelError, one_line, require_file
+from bitdance.io.json_files import read_json
+from bitdance.io.validation import brief
+from bitdance.io.weights import split_prefix
 from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
-from bitdance.models.loading.skeleton import count
+from bitdance.models.loading.meta_device import count
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["Said", "autoencoder_of", "find_config", "read_fields", "said_by_arguments"]
+__all__ = ["Claim", "claims_of_arguments", "infer_autoencoder_config", "infer_config", "read_claim"]
 
 # Arguments of the authors' training scripts that a model is made of, and our names for them.
 _ARGUMENTS = {
@@ -53,7 +54,7 @@ _DECIDED_BY = {"tokens": "resolution", "token_bits": "latent_dim"}
 Made = TypeVar("Made")
 
 
-class Said(NamedTuple):
+class Claim(NamedTuple):
     """What somebody says of a model.
 
     Attributes:
@@ -70,8 +71,8 @@ class _Seen(NamedTuple):
     where: str
 
 
-def find_config(
-    tensors: Mapping[str, torch.Tensor], said: Iterable[Said], path: Path
+def infer_config(
+    tensors: Mapping[str, torch.Tensor], said: Iterable[Claim], path: Path
 ) -> ModelConfig:
     """The configuration of a class-conditional model.
 
@@ -93,7 +94,7 @@ def find_config(
             before, who = merged.setdefault(name, (value, by))
             if before is not value and before != value and name not in _OF_TRAINING:
                 raise CheckpointError(
-                    f"{path}: {who} say {name} = {shown(before)}, but {by} say {shown(value)}"
+                    f"{path}: {who} say {name} = {brief(before)}, but {by} say {brief(value)}"
                 )
     if not merged:
         return _preset(seen, path)
@@ -103,14 +104,14 @@ def find_config(
     for name, (value, where) in seen.items():
         expected, field = getattr(config, name), _DECIDED_BY.get(name, name)
         if expected != value:
-            of = "" if field == name else f" ({field} = {shown(getattr(config, field))})"
+            of = "" if field == name else f" ({field} = {brief(getattr(config, field))})"
             raise CheckpointError(
-                f"{path}: {by} say {name} = {shown(expected)}{of}, but {where} has {value}"
+                f"{path}: {by} say {name} = {brief(expected)}{of}, but {where} has {value}"
             )
     return config
 
 
-def said_by_arguments(arguments: Mapping[str, Any] | None) -> list[Said]:
+def claims_of_arguments(arguments: Mapping[str, Any] | None) -> list[Claim]:
     """What the arguments of the authors' training scripts say; nothing if they are of others."""
     arguments = arguments or {}
     fields = {ours: arguments[name] for name, ours in _ARGUMENTS.items() if name in arguments}
@@ -121,10 +122,10 @@ def said_by_arguments(arguments: Mapping[str, Any] | None) -> list[Said]:
         if preset.startswith(f"{name}-"):
             fields |= {field: getattr(config, field) for field in _SIZE}
             break
-    return [Said("its training arguments", fields)]
+    return [Claim("its training arguments", fields)]
 
 
-def read_fields(path: Path) -> Said:
+def read_claim(path: Path) -> Claim:
     """Fields of a ``ModelConfig`` in a JSON or TOML file, at its top or below "model".
 
     Raises:
@@ -133,18 +134,18 @@ def read_fields(path: Path) -> Said:
     """
     if path.suffix == ".toml":
         try:
-            content = tomllib.loads(checked_file(path).read_text(encoding="utf-8"))
+            content = tomllib.loads(require_file(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not TOML: {one_line(error)}") from error
     else:
         content = read_json(path)
     fields = content.get("model", content)
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: model must be a section, got {shown(fields)}")
-    return Said(f"the settings of {path}", fields)
+        raise CheckpointError(f"{path}: model must be a section, got {brief(fields)}")
+    return Claim(f"the settings of {path}", fields)
 
 
-def autoencoder_of(tensors: Mapping[str, torch.Tensor], path: Path) -> AutoencoderConfig:
+def infer_autoencoder_config(tensors: Mapping[str, torch.Tensor], path: Path) -> AutoencoderConfig:
     """The configuration of an autoencoder, all of which shapes decide but for UniWeTok's heads.
 
     Args:
@@ -201,7 +202,7 @@ def _completed(
     if "autoencoder" not in fields:
         vae, _ = split_prefix(dict(tensors), "vae.")
         if vae:
-            fields["autoencoder"] = autoencoder_of(vae, Path("the file"))
+            fields["autoencoder"] = infer_autoencoder_config(vae, Path("the file"))
         else:  # that of the authors' scripts; the weights are missing anyway
             official = AUTOENCODER_PRESETS["d16c32"].to_dict()
             own = {"z_channels": fields["latent_dim"], "num_codebooks": 1}

@@ -18,34 +18,35 @@ from typing import Annotated, Any, TypeVar
 import torch
 from pydantic import FailFast, Field
 
-from bitdance.io import weights
+from bitdance.io import files, weights
 from bitdance.io.files import (
     CheckpointError,
     NoModelError,
-    checked_file,
     locked,
     one_line,
     publish,
     remove_leftovers,
+    require_file,
     temporary_file,
 )
-from bitdance.io.settings import Integer, Listed, Text, parse, settings, wrong
-from bitdance.io.validation import shown
+from bitdance.io.json_files import read_json
+from bitdance.io.settings import Integer, ListOrTuple, Text, invalid_value, parse, settings
+from bitdance.io.validation import brief
 from bitdance.models.config import ModelConfig
 
 __all__ = [
     "FORMAT",
     "Folder",
-    "check_free",
-    "names",
+    "check_replaceable",
+    "is_weights_of",
     "open_folder",
+    "read_consistently",
     "read_content",
-    "retried",
     "write_folder",
 ]
 
 FORMAT = "bitdance-1"
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000
 """Denoising steps that a model can have as its default."""
 
 _CONFIG = "config.json"
@@ -65,13 +66,13 @@ class _Content:
     format: Text
     weights: _Weights
     model: ModelConfig
-    classes: Annotated[tuple[Text, ...], FailFast(), Listed] = ()
-    steps: Annotated[Integer, Field(ge=1, le=MOST_STEPS)] = 100
+    classes: Annotated[tuple[Text, ...], FailFast(), ListOrTuple] = ()
+    steps: Annotated[Integer, Field(ge=1, le=MAX_STEPS)] = 100
 
     def __post_init__(self) -> None:
         count = self.model.num_classes
         if self.classes and len(self.classes) != count:
-            raise wrong("classes", f"{count} names", f"{len(self.classes)} of them")
+            raise invalid_value("classes", f"{count} names", f"{len(self.classes)} of them")
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,11 @@ def open_folder(folder: Path) -> Folder:
     content = read_content(path)
     name = content.weights.file
     if Path(name).name != name or not os.path.exists(folder / name):
-        raise CheckpointError(f"{path}: there is no file {shown(name)} beside it")
+        raise CheckpointError(f"{path}: there is no file {brief(name)} beside it")
     extra: dict[str, Any] = {"num_inference_steps": content.steps}
     if content.classes:
         extra["classes"] = content.classes
-    return Folder(content.model, checked_file(folder / name), content.weights.sha256, extra)
+    return Folder(content.model, require_file(folder / name), content.weights.sha256, extra)
 
 
 def read_content(path: Path) -> _Content:
@@ -120,11 +121,11 @@ def read_content(path: Path) -> _Content:
         CheckpointError: it is of something else, or damaged.
         FileNotFoundError: no such file.
     """
-    content = weights.read_json(path)
+    content = read_json(path)
     if content.get("format") != FORMAT:
         kind = content.get("model_type")
-        of = "" if kind is None else f" (it is of a language model, {shown(kind)})"
-        got = shown(content.get("format"))
+        of = "" if kind is None else f" (it is of a language model, {brief(kind)})"
+        got = brief(content.get("format"))
         raise NoModelError(f"{path}: format must be {FORMAT!r}, got {got}{of}")
     try:
         return parse(_Content, content, "its content")
@@ -132,7 +133,7 @@ def read_content(path: Path) -> _Content:
         raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
 
 
-def names(folder: Path, file: str) -> bool:
+def is_weights_of(folder: Path, file: str) -> bool:
     """Whether the ``config.json`` of `folder` is of this library and names `file`."""
     try:
         return read_content(folder / _CONFIG).weights.file == file
@@ -140,7 +141,7 @@ def names(folder: Path, file: str) -> bool:
         return False
 
 
-def retried(folder: Path, read: Callable[[], Read]) -> Read:
+def read_consistently(folder: Path, read: Callable[[], Read]) -> Read:
     """Read a folder; once more if somebody else has replaced the model meanwhile."""
     for _ in range(9):
         before = _version(folder / _CONFIG)
@@ -160,7 +161,7 @@ def _version(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def check_free(folder: Path) -> _Content | None:
+def check_replaceable(folder: Path) -> _Content | None:
     """Check that a model can be written into `folder` without replacing what is not ours.
 
     Returns:
@@ -198,7 +199,7 @@ def write_folder(
         OSError: the folder cannot be written or the disk is full; what was there is unchanged.
         ValueError: a weight is not finite, so that it could not be loaded again.
     """
-    check_free(folder)
+    check_replaceable(folder)
     broken = [name for name, tensor in state.items() if not weights.is_finite(tensor)]
     if broken:
         raise ValueError(f"save_pretrained: weights must be finite, got others in {broken[0]}")
@@ -206,7 +207,7 @@ def write_folder(
     remove_leftovers(folder)
     with temporary_file(folder / "model") as fresh:
         weights.save_tensors(fresh, state)
-        digest = weights.sha256(fresh)
+        digest = files.sha256(fresh)
         file = folder / f"model-{digest[:12]}.safetensors"
         content = {
             "format": FORMAT,
@@ -216,11 +217,11 @@ def write_folder(
             "steps": steps,
         }
         with locked(folder):  # one writer after the other, from here to the end
-            before = check_free(folder)
-            if file.exists() and not (file.is_file() and weights.sha256(file) == digest):
+            before = check_replaceable(folder)
+            if file.exists() and not (file.is_file() and files.sha256(file) == digest):
                 raise FileExistsError(f"{file} is of something else; choose another folder")
             publish(fresh, file)
-            weights.write_text(folder / _CONFIG, json.dumps(content, indent=2) + "\n")
+            files.write_text(folder / _CONFIG, json.dumps(content, indent=2) + "\n")
             _remove_replaced(folder, file, before)
 
 
@@ -234,5 +235,5 @@ def _remove_replaced(folder: Path, file: Path, before: _Content | None) -> None:
         if path == file or not own or not path.is_file():
             continue
         named = before is not None and path.name == before.weights.file
-        if named or weights.sha256(path).startswith(own.group(1)):
+        if named or files.sha256(path).startswith(own.group(1)):
             path.unlink(missing_ok=True)

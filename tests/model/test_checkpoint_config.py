@@ -9,12 +9,17 @@ import torch
 
 from bitdance import BitDancePipeline
 from bitdance.cli.main import main
-from bitdance.io.weights import CheckpointError, write_tensors
+from bitdance.io.files import CheckpointError
+from bitdance.io.weights import write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
-from bitdance.models.loading.checkpoint_config import autoencoder_of, find_config, said_by_arguments
-from bitdance.models.loading.skeleton import skeleton
+from bitdance.models.loading.checkpoint_config import (
+    claims_of_arguments,
+    infer_autoencoder_config,
+    infer_config,
+)
+from bitdance.models.loading.meta_device import build_on_meta
 from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
@@ -66,10 +71,10 @@ OFFICIAL = {
 def test_training_arguments_decide(tmp_path, name):
     """At full size, without memory for the weights."""
     model, config = OFFICIAL[name]
-    tensors = skeleton(lambda: BitDanceModel(config), "a test").state_dict()
+    tensors = build_on_meta(lambda: BitDanceModel(config), "a test").state_dict()
     for given in (arguments(config, model), dict(vars(arguments(config, model)))):
-        said = said_by_arguments(given if isinstance(given, dict) else vars(given))
-        assert find_config(tensors, said, tmp_path) == config
+        said = claims_of_arguments(given if isinstance(given, dict) else vars(given))
+        assert infer_config(tensors, said, tmp_path) == config
 
 
 CONTRADICTIONS = {
@@ -244,10 +249,10 @@ def test_config_on_the_command_line(tmp_path, capsys, kind):
     ],
 )  # fmt: skip
 def test_shapes_tell_all_of_an_autoencoder(tmp_path, config):
-    tensors = skeleton(lambda: BinaryAutoencoder(config), "a test").state_dict()
-    assert autoencoder_of(tensors, tmp_path) == config
+    tensors = build_on_meta(lambda: BinaryAutoencoder(config), "a test").state_dict()
+    assert infer_autoencoder_config(tensors, tmp_path) == config
     del tensors["decoder.conv_in.weight"]
     with pytest.raises(
         CheckpointError, match=r"no autoencoder: decoder\.conv_in\.weight is missing"
     ):
-        autoencoder_of(tensors, tmp_path)
+        infer_autoencoder_config(tensors, tmp_path)

@@ -17,15 +17,21 @@ from torch.overrides import TorchFunctionMode
 from bitdance.io.files import CheckpointError, one_line
 from bitdance.models.config import AutoencoderConfig, HeadConfig, ModelConfig
 
-__all__ = ["Repeated", "autoencoder_repeats", "check_repeats", "head_repeats", "model_repeats",
-           "skeleton"]  # fmt: skip
+__all__ = [
+    "BlockCount",
+    "autoencoder_block_counts",
+    "build_on_meta",
+    "check_block_counts",
+    "head_block_counts",
+    "model_block_counts",
+]
 
 Built = TypeVar("Built", bound=nn.Module)
 
 _FILLS = {"normal_", "uniform_", "trunc_normal_", "zero_", "fill_", "random_", "bernoulli_"}
 
 
-class Repeated(NamedTuple):
+class BlockCount(NamedTuple):
     """Parts of a model that a configuration counts.
 
     Attributes:
@@ -39,35 +45,35 @@ class Repeated(NamedTuple):
     field: str
 
 
-def model_repeats(config: ModelConfig) -> Iterator[Repeated]:
+def model_block_counts(config: ModelConfig) -> Iterator[BlockCount]:
     """Of a ``BitDanceModel``."""
-    yield Repeated("layers.", config.n_layer, "n_layer")
-    yield from head_repeats(config.head, "head.", ("diff_layers", "diff_adanln_layers"))
-    yield from autoencoder_repeats(config.autoencoder, "vae.", "autoencoder.")
+    yield BlockCount("layers.", config.n_layer, "n_layer")
+    yield from head_block_counts(config.head, "head.", ("diff_layers", "diff_adanln_layers"))
+    yield from autoencoder_block_counts(config.autoencoder, "vae.", "autoencoder.")
 
 
-def head_repeats(
+def head_block_counts(
     config: HeadConfig,
     prefix: str = "",
     fields: tuple[str, str] = ("depth_latent", "depth_adanln"),
-) -> Iterator[Repeated]:
+) -> Iterator[BlockCount]:
     """Of a ``DiffusionHead``."""
-    yield Repeated(f"{prefix}net.res_blocks.", config.depth_latent, fields[0])
-    yield Repeated(f"{prefix}net.ada_ln_blocks.", config.depth_adanln, fields[1])
+    yield BlockCount(f"{prefix}net.res_blocks.", config.depth_latent, fields[0])
+    yield BlockCount(f"{prefix}net.ada_ln_blocks.", config.depth_adanln, fields[1])
 
 
-def autoencoder_repeats(
+def autoencoder_block_counts(
     config: AutoencoderConfig, prefix: str = "", field: str = ""
-) -> Iterator[Repeated]:
+) -> Iterator[BlockCount]:
     """Of a ``BinaryAutoencoder``."""
     levels = f"{prefix}encoder.down."
-    yield Repeated(levels, len(config.ch_mult), f"{field}ch_mult")
+    yield BlockCount(levels, len(config.ch_mult), f"{field}ch_mult")
     for level in range(len(config.ch_mult)):
         blocks = f"{levels}{level}.block."
-        yield Repeated(blocks, config.num_res_blocks, f"{field}num_res_blocks")
+        yield BlockCount(blocks, config.num_res_blocks, f"{field}num_res_blocks")
     if config.architecture == "conv_attention":
         blocks = f"{prefix}encoder.mid_attn_blocks."
-        yield Repeated(blocks, config.attn_blocks, f"{field}attn_blocks")
+        yield BlockCount(blocks, config.attn_blocks, f"{field}attn_blocks")
 
 
 def count(names: Iterable[str], prefix: str) -> int:
@@ -75,8 +81,8 @@ def count(names: Iterable[str], prefix: str) -> int:
     return len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
 
 
-def check_repeats(
-    tensors: Mapping[str, Any], repeats: Iterable[Repeated], kind: str, source: str
+def check_block_counts(
+    tensors: Mapping[str, Any], repeats: Iterable[BlockCount], kind: str, source: str
 ) -> None:
     """Compare what a configuration counts with what a file has.
 
@@ -98,7 +104,7 @@ def _number(value: int) -> str:
     return str(value) if value < 10**18 else "more than 10^18"
 
 
-def skeleton(build: Callable[[], Built], source: str) -> Built:
+def build_on_meta(build: Callable[[], Built], source: str) -> Built:
     """What `build` returns, on the meta device.
 
     Raises:
