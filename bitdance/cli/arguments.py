@@ -35,7 +35,7 @@ MODEL_HELP = (
 )
 AUTOENCODER_HELP = "file of the autoencoder, where the model's file does not contain it"
 CONFIG_HELP = (
-    "for a file that does not say what it is: a preset such as B-16x, or a .json or .toml file "
+    "for a file without a configuration: a preset such as B-16x, or a .json or .toml file "
     "with fields of the model's configuration"
 )
 _MAX_COUNT = 99_999_999  # more is a mistake that would only be noticed when memory runs out
@@ -94,10 +94,10 @@ def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> Bi
 def load_autoencoder(
     path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> BinaryAutoencoder:
-    """Load the autoencoder of files that are no model.
+    """Load the autoencoder in files that are not a model.
 
     Raises:
-        CheckpointError: they are no autoencoder either.
+        CheckpointError: they are not an autoencoder either.
     """
     try:
         return BinaryAutoencoder.from_pretrained(path, dtype=dtype, device=device)

@@ -1,1 +1,1 @@
-"""Data sets: image folders, IDX files, packed codes, Parquet; and the order of their items."""
+"""Data sets of images and packed codes, and the order of their items."""

@@ -1,4 +1,4 @@
-"""Labelled images from pairs of IDX files, as MNIST and its successors are published."""
+"""Labelled images from IDX files, the format of MNIST and its successors."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ __all__ = ["IdxImages", "is_idx", "read_idx"]
 
 _STEMS = {"train": ("train",), "test": ("t10k", "test")}
 _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
-_DEFLATE = 1032  # no byte of it stands for more
+_MAX_INFLATION = 1032  # largest ratio that deflate can reach
 
 
 def is_idx(folder: Path) -> bool:
-    """Whether a folder holds images in IDX files."""
+    """Whether a folder contains images in IDX files."""
     return any(path.name[0] != "." for path in folder.glob(f"*-{_IMAGES}*"))
 
 
 class IdxImages:
     """The images of a pair of IDX files, padded with black to a square.
 
-    The classes of every part are those of the training labels, where these exist.
+    Both splits have the classes of the training labels, where there are any.
 
     Args:
-        folder: holds "<split>-images-idx3-ubyte" and "<split>-labels-idx1-ubyte", perhaps ".gz".
-        size: pixels a side, at least the images'.
+        folder: folder with "<split>-images-idx3-ubyte" and "<split>-labels-idx1-ubyte", or the same
+            names with ".gz".
+        size: pixels a side, at least the size of the images.
         split: "train" or "test" (files named "t10k-..." or "test-...").
-        classes: names; by default the numbers.
+        classes: names of the classes; by default their numbers.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ImageError: a file is damaged, or is not about the images of the other.
+        ImageError: a file is damaged, or the files do not belong together.
         ValueError: `size` is too small, or there are fewer names than classes.
     """
 
@@ -62,8 +63,7 @@ class IdxImages:
             raise ValueError(
                 f"{printable(folder)}: size must be at least {max(images.shape[1:])}, got {size}"
             )
-        known = _training_labels(folder, labels)
-        count = int(known.max()) + 1
+        count = int(_training_labels(folder, labels).max()) + 1
         if labels.max() >= count:
             raise ImageError(
                 f"{printable(files[1])} has the label {labels.max()}, but the training images have "
@@ -89,7 +89,7 @@ class IdxImages:
         return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> torch.Tensor:
-        """Images of these numbers, uint8 [n, 3, size, size]."""
+        """Images by number, uint8 [n, 3, size, size]."""
         pixels = torch.from_numpy(self._images[indices])
         height, width = self.source
         left, top = (self.size - width) // 2, (self.size - height) // 2
@@ -106,36 +106,37 @@ def _find(folder: Path, split: Split, kind: str) -> Path:
 
 
 def _training_labels(folder: Path, labels: np.ndarray) -> np.ndarray:
-    """The labels that tell the classes: those of the training part, else of this one."""
+    """Labels of the training split where there are any, otherwise `labels`."""
     try:
-        found = read_idx(_find(folder, "train", _LABELS), 1)
+        training = read_idx(_find(folder, "train", _LABELS), 1)
     except FileNotFoundError:
         return labels
-    return found if len(found) else labels
+    return training if len(training) else labels
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
-    """The uint8 array of `dims` dimensions in an IDX file, packed with gzip or not.
+    """The uint8 array of `dims` dimensions in an IDX file, which may be compressed with gzip.
 
-    No more is unpacked than the file's header says.
+    No more is decompressed than the file's header says.
 
     Raises:
-        ImageError: the file is no such IDX file, truncated, or longer than it says.
+        ImageError: the file is not such an IDX file, is truncated, or is longer than its header
+            says.
     """
-    packed = path.suffix == ".gz"
+    compressed = path.suffix == ".gz"
     try:
-        limit = path.stat().st_size * (_DEFLATE if packed else 1)
-        with gzip.open(path) if packed else path.open("rb") as file:
+        limit = path.stat().st_size * (_MAX_INFLATION if compressed else 1)
+        with gzip.open(path) if compressed else path.open("rb") as file:
             return _read(file, dims, limit, printable(path))
     except (OSError, EOFError, zlib.error) as error:
         raise ImageError(f"{printable(path)} is damaged: {error}") from error
 
 
 def _read(file: BufferedIOBase, dims: int, limit: int, name: str) -> np.ndarray:
-    # Two zero bytes, 8 for unsigned bytes, the number of dimensions, then these as big-endian.
+    # Two zero bytes, 8 for unsigned bytes, the number of dimensions, the sizes in big-endian.
     header = file.read(4)
     if len(header) < 4 or header[:3] != b"\0\0\x08":
-        raise ImageError(f"{name} is no IDX file of bytes")
+        raise ImageError(f"{name} is not an IDX file of bytes")
     if header[3] != dims:
         raise ImageError(f"{name} must have {dims} dimensions, got {header[3]}")
     sides = file.read(4 * dims)
@@ -145,6 +146,6 @@ def _read(file: BufferedIOBase, dims: int, limit: int, name: str) -> np.ndarray:
         raise ImageError(f"{name} is damaged: it is too short for the shape {shape}")
     body = file.read(count + 1)
     if len(body) != count:
-        some = "more" if len(body) > count else str(len(body))
-        raise ImageError(f"{name} is damaged: {some} bytes of values, expected shape {shape}")
+        got = f"more than {count}" if len(body) > count else str(len(body))
+        raise ImageError(f"{name} is damaged: it must have {count} bytes of values, got {got}")
     return np.frombuffer(body, np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and of which class."""
+"""The image files of a folder and their classes."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ __all__ = [
     "class_names",
     "find_images",
     "find_labelled_images",
-    "find_part",
+    "find_split",
 ]
 
 Split = Literal["train", "test"]
-_PARTS = {"train": ("train",), "test": ("test", "val")}
-_PART_NAMES = {name for names in _PARTS.values() for name in names}
-# Files with these endings are meant to be images: one that is none is an error.
-_IMAGES = (
+_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+_SPLIT_NAMES = {name for names in _SPLIT_FOLDERS.values() for name in names}
+# Files with these suffixes must be images.
+_IMAGE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp",
     ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico",
 )  # fmt: skip
-# The others are known by their content, but for text beside images, and for raw photos: these are
-# TIFF files of which Pillow reads the thumbnail.
-_NO_IMAGES = (
+# Files with these suffixes are ignored: text beside images, and raw photos, which are TIFF files of
+# which Pillow would read the thumbnail. All others are recognised by their content.
+_IGNORED_SUFFIXES = (
     ".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html",
     ".npy", ".npz", ".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw",
 )  # fmt: skip
-# What systems leave behind, besides names that begin with a dot.
+# Files of operating systems, besides names that begin with a dot.
 _HIDDEN = {
     "__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini",
     "icon\r",
 }  # fmt: skip
-_SHOWN = 8  # names listed
+_MAX_NAMES = 8  # names listed in a message
 
 
 @dataclass
 class FoundImages:
-    """Image files in the order of their names, part by part of the path.
+    """Image files, sorted by the components of their paths.
 
     Attributes:
         files: the images.
-        labels: their classes' numbers.
-        classes: names; one empty name where there are no classes.
-        refused: files named like images that are none: pipes, devices, broken links.
-        others: how many files there are that are no images, by their endings.
-        outside: images that belong to no class.
+        labels: numbers of their classes.
+        classes: names of the classes; one empty name where there are none.
+        refused: errors of files named like images that must not be opened: pipes, devices, broken
+            links.
+        others: number of files that are not images, by suffix.
+        outside: number of images outside of the class folders.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -64,26 +65,25 @@ class FoundImages:
     outside: int = 0
 
     def describe_skipped(self) -> str:
-        """Files that are passed over, in words; empty where there are none."""
+        """A description of the files that are skipped, empty where there are none."""
         parts = []
         if self.refused:
-            reasons = "; ".join(str(error) for error in self.refused[:_SHOWN])
+            reasons = "; ".join(str(error) for error in self.refused[:_MAX_NAMES])
             parts.append(
                 f"{len(self.refused)} that cannot be read ({reasons}{_more(self.refused)})"
             )
         if self.outside:
             parts.append(f"{self.outside} images outside of the class folders")
         if self.others:
-            ends = ", ".join(f"{end or 'no ending'} {n}" for end, n in sorted(self.others.items()))
-            parts.append(f"{self.others.total()} files that are no images ({ends})")
+            counts = [f"{suffix or 'no suffix'} {n}" for suffix, n in sorted(self.others.items())]
+            parts.append(f"{self.others.total()} files that are not images ({', '.join(counts)})")
         return ", ".join(parts)
 
 
 def find_images(folder: Path) -> FoundImages:
-    """All images below a folder; hidden files and folders are passed over.
+    """All images below a folder, except hidden files and folders.
 
-    Links are followed, each folder once. Files that end like images are taken for images; of other
-    files, those that begin like one.
+    Links are followed, each folder once. Files are images by their suffix, or by their first bytes.
 
     Raises:
         ImageError: a folder cannot be listed.
@@ -96,34 +96,34 @@ def find_images(folder: Path) -> FoundImages:
 def find_labelled_images(
     folder: Path, split: Split = "train", classes: Sequence[str] = ()
 ) -> FoundImages:
-    """The images of one part of a data set, a sub-folder a class.
+    """The images of one split of a data set, which has a sub-folder per class.
 
-    The parts are the sub-folders "train" and "test" (or "val"); a folder without them is its own
-    training part. The class folders of the training part that have images, in alphabetic order, are
-    the classes of every part; a part without class folders is of one class without a name.
+    The splits are the sub-folders "train" and "test" (or "val"); a folder without them is its own
+    training split. The classes of every split are the class folders of the training split that
+    contain images, in alphabetical order; a split without class folders is one unnamed class.
 
     Args:
-        folder: of the data set.
-        split: the part.
-        classes: names of the class folders to take, which also gives their order.
+        folder: folder of the data set.
+        split: the split.
+        classes: names of the class folders to use, in this order.
 
     Raises:
-        FileNotFoundError: there is no such part, or no image in it.
+        FileNotFoundError: there is no such split, or no image in it.
         ImageError: a folder cannot be listed.
-        ValueError: a part has a class that the training part lacks, or `classes` has one.
+        ValueError: the split or `classes` have a class that the training split lacks.
     """
-    root = find_part(folder, split, classes)
-    training = find_part(folder, "train", classes)
-    train = _class_folders(training)
-    here = train if split == "train" else _class_folders(root)
-    empty = {_name(path.name) for path in _sub_folders(training)}
-    names = _choose(tuple(train), tuple(here), empty, classes, root)
+    root = find_split(folder, split, classes)
+    training = find_split(folder, "train", classes)
+    train_folders = _class_folders(training)
+    folders = train_folders if split == "train" else _class_folders(root)
+    empty = {_class_name(path.name) for path in _sub_folders(training)}
+    names = _choose_classes(tuple(train_folders), tuple(folders), empty, classes, root)
     found = FoundImages(classes=names or tuple(classes) or ("",))
     for label, name in enumerate(names):
-        if name in here:
-            _collect(_walk(here[name]), label, found)
+        if name in folders:
+            _collect(_walk(folders[name]), label, found)
     if names:
-        taken = {here[name] for name in names if name in here}
+        taken = {folders[name] for name in names if name in folders}
         rest = FoundImages()
         for path in _visible(root):
             if path not in taken:
@@ -138,83 +138,83 @@ def find_labelled_images(
     return found
 
 
-def find_part(folder: Path, split: Split, classes: Sequence[str] = ()) -> Path:
-    """The folder of a part of a data set.
+def find_split(folder: Path, split: Split, classes: Sequence[str] = ()) -> Path:
+    """The folder of a split of a data set.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: sub-folders may be parts as well as classes.
+        ValueError: the sub-folders may be splits as well as classes.
     """
-    parts = _find_parts(folder, classes)
-    if split not in parts:
-        wanted = " or ".join(repr(name) for name in _PARTS[split])
+    splits = _find_splits(folder, classes)
+    if split not in splits:
+        expected = " or ".join(repr(name) for name in _SPLIT_FOLDERS[split])
         raise FileNotFoundError(
-            f"{printable(folder)} has no sub-folder {wanted}, only the split 'train'"
+            f"{printable(folder)} has no sub-folder {expected}, only the split 'train'"
         )
-    return parts[split]
+    return splits[split]
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the classes of a data set, none where it has no class folders."""
-    return tuple(_class_folders(find_part(folder, "train")))
+    """Names of the classes of a data set; empty where it has no class folders."""
+    return tuple(_class_folders(find_split(folder, "train")))
 
 
-def _choose(
-    train: tuple[str, ...], here: tuple[str, ...], empty: set[str], wanted: Sequence[str],
+def _choose_classes(
+    train: tuple[str, ...], present: tuple[str, ...], empty: set[str], chosen: Sequence[str],
     root: Path,
 ) -> tuple[str, ...]:  # fmt: skip
-    """The classes: those of the training part, or the wanted ones, which may be empty there."""
-    wanted = [_name(name) for name in wanted]
-    if not train and len(wanted) > 1:
-        raise ValueError(f"{printable(root)} has no class folders, but {len(wanted)} names")
-    unknown = sorted(set(wanted) - set(train) - empty) if train else []
+    """The classes of the training split, or the chosen ones, whose folders may be empty there."""
+    chosen = [_class_name(name) for name in chosen]
+    if not train and len(chosen) > 1:
+        raise ValueError(f"{printable(root)} has no class folders, but {len(chosen)} names")
+    unknown = sorted(set(chosen) - set(train) - empty) if train else []
     if unknown:
         raise ValueError(
-            f"classes must be class folders of the training images ({_few(train)}), got "
-            f"{_few(unknown)}"
+            f"classes must be class folders of the training images ({_list(train)}), got "
+            f"{_list(unknown)}"
         )
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"classes must differ, got {_few(wanted)}")
-    extra = sorted(set(here) - set(train))
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"classes must differ, got {_list(chosen)}")
+    extra = sorted(set(present) - set(train))
     if extra:
         raise ValueError(
-            f"{printable(root)} has classes that the training images lack: {_few(extra)}"
+            f"{printable(root)} has classes that the training images lack: {_list(extra)}"
         )
-    return tuple(wanted) if train and wanted else train
+    return tuple(chosen) if train and chosen else train
 
 
-def _find_parts(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """Folders of the parts. Among other folders, "train" may be a class of vehicles instead."""
-    visible = {path.name: path for path in _sub_folders(folder)}
-    named = sorted(_PART_NAMES & set(visible))
-    others = sorted(set(visible) - _PART_NAMES)
+def _find_splits(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
+    """Folders of the splits. Beside other folders, "train" may be a class of vehicles instead."""
+    folders = {path.name: path for path in _sub_folders(folder)}
+    named = sorted(_SPLIT_NAMES & set(folders))
+    others = sorted(set(folders) - _SPLIT_NAMES)
     if not named or set(named) & set(classes):
         return {"train": folder}
-    parts = {
-        split: visible[name]
-        for split, names in _PARTS.items()
+    splits = {
+        split: folders[name]
+        for split, names in _SPLIT_FOLDERS.items()
         for name in reversed(names)
-        if name in visible
+        if name in folders
     }
-    deep = [name for name in named if _sub_folders(visible[name])]
-    if "train" in parts and ("train" in deep or not others):
-        return parts
-    if others and not deep and "train" not in parts:
+    nested = [name for name in named if _sub_folders(folders[name])]
+    if "train" in splits and ("train" in nested or not others):
+        return splits
+    if others and not nested and "train" not in splits:
         return {"train": folder}
     if others:
         raise ValueError(
-            f"{printable(folder)} has {_few(named)} beside {_few(others)}, which may be parts or "
-            "classes: name the folder of a part, or all classes"
+            f"{printable(folder)} has {_list(named)} beside {_list(others)}, which may be splits "
+            "or classes: give the folder of a split, or all classes"
         )
-    raise FileNotFoundError(f"{printable(folder)} has {_few(named)}, but no 'train'")
+    raise FileNotFoundError(f"{printable(folder)} has {_list(named)}, but no 'train'")
 
 
 def _class_folders(root: Path) -> dict[str, Path]:
-    """Sub-folders with images by their names, in alphabetic order."""
+    """Sub-folders with images by name, in alphabetical order."""
     folders: dict[str, Path] = {}
     for path in _sub_folders(root):
         if any(_may_be_image(file) for file in _walk(path)):
-            name = _name(path.name)
+            name = _class_name(path.name)
             if printable(name) != name:
                 raise ValueError(f"{printable(path)} must have a name in Unicode to be a class")
             if name in folders:
@@ -223,9 +223,9 @@ def _class_folders(root: Path) -> dict[str, Path]:
     return dict(sorted(folders.items()))
 
 
-def _name(text: str) -> str:
-    """A class's name: systems differ in how they write letters with accents."""
-    return unicodedata.normalize("NFC", text)
+def _class_name(folder: str) -> str:
+    """Name of a class: systems differ in how they encode letters with accents."""
+    return unicodedata.normalize("NFC", folder)
 
 
 def _collect(files: Iterable[Path], label: int, found: FoundImages) -> None:
@@ -240,16 +240,16 @@ def _collect(files: Iterable[Path], label: int, found: FoundImages) -> None:
 
 
 def _may_be_image(path: Path) -> bool:
-    ending = path.suffix.lower()
-    if ending in _IMAGES or ending in _NO_IMAGES:
-        return ending in _IMAGES
+    suffix = path.suffix.lower()
+    if suffix in _IMAGE_SUFFIXES or suffix in _IGNORED_SUFFIXES:
+        return suffix in _IMAGE_SUFFIXES
     return path.is_file() and is_image(path)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Visible files below a folder in the order of their names, part by part of the path."""
-    above = {*folder.absolute().parents, *folder.resolve().parents}
-    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
+    """Visible files below a folder, sorted by the components of their paths."""
+    parents = {*folder.absolute().parents, *folder.resolve().parents}
+    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, parents)}
     waiting = [folder]
     while waiting:
         path = waiting.pop()
@@ -257,7 +257,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield path
             continue
         status = path.stat()
-        if (status.st_dev, status.st_ino) not in seen:  # else a link leads back or up
+        if (status.st_dev, status.st_ino) not in seen:  # otherwise a link that leads back
             seen.add((status.st_dev, status.st_ino))
             waiting += reversed(_visible(path))
 
@@ -274,9 +274,9 @@ def _visible(folder: Path) -> list[Path]:
     return [folder / name for name in names if name[0] != "." and name.casefold() not in _HIDDEN]
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + _more(names)
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_MAX_NAMES])) + _more(names)
 
 
 def _more(items: Sequence[object]) -> str:
-    return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return f" and {len(items) - _MAX_NAMES} more" if len(items) > _MAX_NAMES else ""

@@ -23,7 +23,7 @@ from bitdance.data.image_folders import (
     Split,
     find_images,
     find_labelled_images,
-    find_part,
+    find_split,
 )
 from bitdance.io.image_files import (
     ImageError,
@@ -67,11 +67,11 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
     def identity(self) -> str:
-        """A checksum of what the data are, wherever they lie."""
+        """A checksum of the data, independent of their path."""
         ...
 
     def take(self, indices: np.ndarray) -> torch.Tensor:
-        """Images of these numbers, uint8 [n, 3, size, size]."""
+        """Images by number, uint8 [n, 3, size, size]."""
         ...
 
 
@@ -79,21 +79,21 @@ def open_images(
     path: str | Path, size: int, *, split: Split = "train", classes: Sequence[str] = (),
     labelled: bool = True, background: str = "white", on_error: OnError = "raise",
 ) -> LabelledImages:  # fmt: skip
-    """Open a data set.
+    """Open a data set of images.
 
     Args:
-        path: a folder. With IDX files in it ("train-images-idx3-ubyte", "t10k-...", packed with
-            gzip or not) these are read; else its image files, see ``FolderImages``.
-        size: pixels a side of what comes out.
-        split: which part.
-        classes: names of the classes of IDX files; for image files, which class folders to take,
-            in which order.
+        path: a folder with IDX files ("train-images-idx3-ubyte", "t10k-...", perhaps with ".gz"),
+            or with image files, see ``FolderImages``.
+        size: pixels a side of the images to return.
+        split: "train" or "test".
+        classes: names of the classes of IDX files; for image files, the class folders to use, in
+            this order.
         labelled: whether classes are needed; see ``FolderImages``.
         background: color behind transparent pixels.
-        on_error: what to do about files that cannot be read: "raise", "check" or "skip".
+        on_error: how to treat files that cannot be read: "raise", "check" or "skip".
 
     Raises:
-        FileNotFoundError: there is no such folder, or no images in it.
+        FileNotFoundError: there is no such folder, or there are no images in it.
         ImageError: a file is damaged.
         ValueError: names and labels do not fit.
     """
@@ -102,7 +102,7 @@ def open_images(
     if split not in get_args(Split):
         raise ValueError(f"open_images: split must be 'train' or 'test', got {split!r}")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{printable(folder)} is no folder of images")
+        raise FileNotFoundError(f"{printable(folder)} is not a folder of images")
     if is_idx(folder):
         for name, value, unused in (
             ("background", background, "white"), ("on_error", on_error, "raise")
@@ -119,27 +119,27 @@ def open_images(
 
 
 class FolderImages:
-    """The image files of a folder, read when they are asked for.
+    """The image files of a folder, which are read when they are used.
 
     Args:
-        folder: as ``find_labelled_images`` takes it.
-        size: pixels a side: images are resized so that the shorter side has them, then cut.
-        split: which part.
-        classes: names of the class folders to take, which also gives their order.
-        labelled: False takes all images of the part, whatever folders they are in, as one class
-            without a name, unless `classes` choose.
+        folder: folder as for ``find_labelled_images``.
+        size: pixels a side: images are resized so that the shorter side has them, then cropped.
+        split: "train" or "test".
+        classes: names of the class folders to use, in this order.
+        labelled: False uses all images of the split, whatever folders they are in, as one unnamed
+            class, unless `classes` chooses some.
         background: color behind transparent pixels.
-        on_error: "raise": a file that cannot be read raises when it is asked for, one that must not
-            be opened (a pipe, a broken link) now. "check": all files are read now. "skip": so they
-            are, and those that cannot be read are skipped.
+        on_error: "raise": a file that cannot be read raises when it is used; one that must not be
+            opened (a pipe, a broken link) raises now. "check": all files are read now. "skip": the
+            same, and those that cannot be read are skipped.
 
     Skipped files are logged as a warning, with counts.
 
     Raises:
-        FileNotFoundError: there is no such part, or no image in it.
-        ImageError: a file must not be opened, or with "check" one cannot be read.
-        ValueError: parts have other classes, `classes` are not those of the folder, or an argument
-            is out of range.
+        FileNotFoundError: there is no such split, or no image in it.
+        ImageError: a file must not be opened, or with "check" cannot be read.
+        ValueError: the splits have different classes, `classes` are not those of the folder, or an
+            argument is out of range.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class FolderImages:
         if labelled or classes:
             found = find_labelled_images(folder, split, classes)
         else:
-            found = find_images(find_part(folder, split))
+            found = find_images(find_split(folder, split))
         if on_error != "raise":
             self._check(found)
         if found.refused and on_error != "skip":
@@ -177,7 +177,7 @@ class FolderImages:
         return len(self.labels)
 
     def identity(self) -> str:
-        """Checksum of the names, sizes and labels of the files; their content is not read."""
+        """Checksum of the files' names, sizes and labels, but not their content."""
         digest = hashlib.sha256()
         root = os.path.commonpath([file.parent for file in self._files])
         for file, label in zip(self._files, self.labels.tolist(), strict=True):
@@ -186,7 +186,7 @@ class FolderImages:
         return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> torch.Tensor:
-        """Images of these numbers, uint8 [n, 3, size, size].
+        """Images by number, uint8 [n, 3, size, size].
 
         Raises:
             ImageError: a file cannot be read.
@@ -195,33 +195,33 @@ class FolderImages:
         return torch.stack(list(self._threads().map(self._read, files)))
 
     def _threads(self) -> ThreadPoolExecutor:
-        """Threads to decode with, which release Python's lock; a forked process gets its own."""
+        """Threads to decode with; a forked process gets its own."""
         if os.getpid() not in self._pools:
             self._pools = {os.getpid(): ThreadPoolExecutor(8)}
         return self._pools[os.getpid()]
 
     def _read(self, path: Path) -> torch.Tensor:
         size = self.size
-        picture = read_image(path, background=self._background)
-        width, height = scaled(picture.size, size)
+        image = read_image(path, background=self._background)
+        width, height = scaled(image.size, size)
         if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            # Of a strip of a few pixels' width, only what is about the middle.
-            side = 3 * min(picture.size)
-            picture = crop_center(picture, side, side)
-            width, height = scaled(picture.size, size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.array(crop_center(picture, size, size))
+            # A long strip is cropped first: resized as a whole, it would have too many pixels.
+            side = 3 * min(image.size)
+            image = crop_center(image, side, side)
+            width, height = scaled(image.size, size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = np.array(crop_center(image, size, size))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def _check(self, found: FoundImages) -> None:
-        """Read all files; those that fail are moved to the refused ones."""
-        errors = list(self._threads().map(self._error_of, found.files))
+        """Read all files, and move those that fail to the refused ones."""
+        errors = list(self._threads().map(self._try_to_read, found.files))
         found.refused += [error for error in errors if error]
-        whole = [i for i, error in enumerate(errors) if not error]
-        found.files = [found.files[i] for i in whole]
-        found.labels = [found.labels[i] for i in whole]
+        intact = [i for i, error in enumerate(errors) if not error]
+        found.files = [found.files[i] for i in intact]
+        found.labels = [found.labels[i] for i in intact]
 
-    def _error_of(self, path: Path) -> ImageError | None:
+    def _try_to_read(self, path: Path) -> ImageError | None:
         try:
             read_image(path)
         except ImageError as error:
@@ -230,7 +230,7 @@ class FolderImages:
 
 
 def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:
-    """Mirror and move images [B, 3, H, W] at random, by PyTorch's current random state."""
+    """Randomly mirror and translate images [B, 3, H, W], using PyTorch's default generator."""
     if flip:
         mirrored = torch.rand(len(images), dtype=torch.float32, device="cpu") < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
@@ -246,7 +246,7 @@ def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to float32 in [-1, 1]."""
+    """Convert uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 

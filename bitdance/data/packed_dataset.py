@@ -1,6 +1,6 @@
-"""Data sets of packed codes: encoded once, 32 times smaller than float32, memory-mapped.
+"""Data sets of packed codes, memory-mapped.
 
-A data set is a folder of plain ``.npy`` files and an ``index.json`` with their checksums; see
+A data set is a folder of ``.npy`` files and an ``index.json`` with their checksums; see
 docs/packed_format.md.
 """
 
@@ -21,7 +21,6 @@ import torch
 from pydantic import FailFast, Field
 from torch.utils.data import Dataset
 
-from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io import files
 from bitdance.io.files import one_line
 from bitdance.io.json_files import read_json
@@ -29,7 +28,7 @@ from bitdance.io.settings import Count, Integer, ListOrTuple, Text, invalid, par
 from bitdance.io.staging import StagedFolder
 from bitdance.io.validation import brief, exact_int
 
-__all__ = ["PackedDataset", "PackedDatasetError", "PackedWriter", "ShuffledBatches", "is_packed"]
+__all__ = ["PackedDataset", "PackedDatasetError", "PackedWriter", "is_packed"]
 
 FORMAT = "bitdance-packed-1"
 _INDEX = "index.json"
@@ -37,7 +36,7 @@ _LABEL = np.dtype("<i8")
 
 
 class PackedDatasetError(ValueError):
-    """A folder is no whole data set of packed codes."""
+    """A folder is not a complete data set of packed codes."""
 
 
 @settings
@@ -69,23 +68,23 @@ class _Index:
 
 
 def is_packed(folder: str | Path) -> bool:
-    """Whether a folder claims to be a data set of packed codes."""
+    """Whether a folder has the index of a data set of packed codes."""
     return (Path(folder) / _INDEX).is_file()
 
 
 class PackedWriter:
-    """Write a data set; the folder appears when all of it is on the disk, or not at all.
+    """Write a data set; the folder appears completely or not at all.
 
     Args:
         folder: must not exist, or be empty.
-        tokens: codes an image.
-        channels: C, bits of a code.
-        metadata: anything JSON can hold, such as the names of the classes.
-        shard_size: images a file.
+        tokens: codes per image.
+        channels: C, bits per code.
+        metadata: any JSON object, for example with the names of the classes.
+        shard_size: images per file.
 
     Raises:
-        FileExistsError: the folder has something in it.
-        TypeError: a size is no integer, or JSON cannot hold the metadata.
+        FileExistsError: the folder is not empty.
+        TypeError: a size is not an integer, or the metadata are not JSON.
         ValueError: a size is below 1.
         OSError: the folder cannot be written.
 
@@ -107,12 +106,12 @@ class PackedWriter:
             sizes[name] = exact_int("PackedWriter", name, value, minimum=1)
         self._shape = (sizes["tokens"], -(-sizes["channels"] // 8))
         self._channels, self._shard_size = sizes["channels"], sizes["shard_size"]
-        self._metadata = _metadata(metadata)
+        self._metadata = _copy_metadata(metadata)
         self._codes: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
-        self._waiting = 0
+        self._pending = 0  # images that are not written yet
         self._shards: list[dict[str, Any]] = []
-        self._ended = ""
+        self._state = ""  # why nothing more can be written
         self._staged = StagedFolder(folder)
 
     def write(self, packed: np.ndarray | torch.Tensor, labels: Any) -> None:
@@ -120,37 +119,38 @@ class PackedWriter:
 
         Args:
             packed: uint8 [N, tokens, ceil(C / 8)].
-            labels: integers [N], of whatever type.
+            labels: integers [N] of any type.
 
         Raises:
-            TypeError, ValueError: another dtype or shape, or bits beyond the last channel.
+            TypeError: wrong dtypes.
+            ValueError: wrong shapes, or bits beyond the last channel.
             OSError: the disk is full.
-            PackedDatasetError: the writer is closed, or could not write before.
+            PackedDatasetError: the writer is closed, or has failed to write before.
         """
-        self._refuse_if_ended()
+        self._check_open()
         codes, numbers = _as_array(packed), _as_array(labels)
         if not numbers.size or _are_integers(numbers):
             numbers = numbers.astype(np.int64)
         self._check(codes, numbers)
         while len(codes):
-            room = self._shard_size - self._waiting
+            room = self._shard_size - self._pending
             self._codes.append(codes[:room].copy())
             self._labels.append(numbers[:room].astype(_LABEL))
-            self._waiting += len(self._codes[-1])
+            self._pending += len(self._codes[-1])
             codes, numbers = codes[room:], numbers[room:]
-            if self._waiting == self._shard_size:
+            if self._pending == self._shard_size:
                 self._end_shard()
 
     def close(self) -> None:
-        """Put the data set in its place.
+        """Move the complete data set to its folder.
 
         Raises:
             OSError: the disk is full.
-            PackedDatasetError: the writer is closed already, or could not write before.
+            PackedDatasetError: the writer is closed, or has failed to write before.
         """
-        self._refuse_if_ended()
+        self._check_open()
         try:
-            if self._waiting or not self._shards:
+            if self._pending or not self._shards:
                 self._end_shard()
             content: dict[str, Any] = {
                 "format": FORMAT,
@@ -163,9 +163,9 @@ class PackedWriter:
             content["sha256"] = _digest(content)
             files.write_text(self._staged.path / _INDEX, json.dumps(content, indent=1) + "\n")
             self._staged.commit()
-            self._ended = "closed"
+            self._state = "closed"
         finally:
-            self._ended = self._ended or "broken: it could not write"
+            self._state = self._state or "broken: a write failed"
             self._staged.discard()
 
     def __enter__(self) -> PackedWriter:
@@ -179,13 +179,13 @@ class PackedWriter:
             if kind is None:
                 self.close()
         finally:
-            self._ended = self._ended or "closed"
+            self._state = self._state or "closed"
             self._staged.discard()
 
-    def _refuse_if_ended(self) -> None:
-        if self._ended:
+    def _check_open(self) -> None:
+        if self._state:
             raise PackedDatasetError(
-                f"the writer of {self._staged.folder} is {self._ended}; nothing more can be written"
+                f"the writer of {self._staged.folder} is {self._state}; nothing more can be written"
             )
 
     def _check(self, codes: np.ndarray, numbers: np.ndarray) -> None:
@@ -213,7 +213,7 @@ class PackedWriter:
             "codes": np.concatenate(self._codes or [none]),
             "labels": np.concatenate(self._labels or [np.empty(0, _LABEL)]),
         }
-        shard: dict[str, Any] = {"images": self._waiting}
+        shard: dict[str, Any] = {"images": self._pending}
         for kind, array in parts.items():
             path = self._staged.path / f"{kind}-{number:05d}.npy"
             try:
@@ -223,28 +223,28 @@ class PackedWriter:
                     os.fsync(file.fileno())
                 shard[kind] = {"file": path.name, "sha256": files.sha256(path)}
             except OSError as error:
-                # Images are lost from here on: a data set without them must not appear.
-                self._ended = "broken: it could not write"
+                # These images are lost: a data set without them must not appear.
+                self._state = "broken: a write failed"
                 raise OSError(
                     error.errno, f"cannot write {self._staged.folder}: {error.strerror}"
                 ) from error
         self._shards.append(shard)
-        self._codes, self._labels, self._waiting = [], [], 0
+        self._codes, self._labels, self._pending = [], [], 0
 
 
 class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     """A data set of packed codes, memory-mapped.
 
     Args:
-        folder: what ``PackedWriter`` made.
+        folder: folder that ``PackedWriter`` wrote.
         verify: compare all checksums now, about a second per gigabyte.
 
     Attributes:
-        tokens: codes an image.
-        channels: C, bits of a code.
-        labels: int64 [N]; of a data set of one shard mapped too, else 8 bytes an image in memory.
-        metadata: what the writer was given.
-        identity: checksum of codes and labels, wherever they lie.
+        tokens: codes per image.
+        channels: C, bits per code.
+        labels: int64 [N]; memory-mapped too where there is one shard.
+        metadata: the writer's metadata.
+        identity: checksum of codes and labels, independent of their path.
 
     Raises:
         FileNotFoundError: there is no data set.
@@ -254,15 +254,15 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
         self._folder = Path(folder).absolute()
         if not is_packed(self._folder):
-            raise FileNotFoundError(f"{folder} holds no packed codes ({_INDEX})")
-        index = self._index(verify)
+            raise FileNotFoundError(f"{folder} has no packed codes ({_INDEX})")
+        index = self._read_index(verify)
         self.tokens, self.channels = index.tokens, index.channels
         self.metadata: dict[str, Any] = index.metadata
         shape = (self.tokens, -(-self.channels // 8))
         shards = [
             (
-                self._open(shard.codes, (shard.images, *shape), np.uint8, verify),
-                self._open(shard.labels, (shard.images,), _LABEL, verify),
+                self._map(shard.codes, (shard.images, *shape), np.uint8, verify),
+                self._map(shard.labels, (shard.images,), _LABEL, verify),
             )
             for shard in index.shards
         ]
@@ -271,17 +271,16 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         self.labels: np.ndarray = np.concatenate(parts) if len(parts) > 1 else parts[0]
         self._ends = np.cumsum([len(codes) for codes in self._codes])
 
-    def _index(self, verify: bool) -> _Index:
+    def _read_index(self, verify: bool) -> _Index:
         path = self._folder / _INDEX
         try:
             content = read_json(path)
             if content.get("format") != FORMAT:
                 got = brief(content.get("format"))
                 raise PackedDatasetError(f"{self._folder}: format must be {FORMAT!r}, got {got}")
-            # Data sets of before version 0.1.0 have no checksum of the index.
-            if verify and content.pop("sha256", None) not in (None, _digest(content)):
-                raise PackedDatasetError(f"{path} is altered: its checksum is another")
-            content.pop("sha256", None)
+            digest = content.pop("sha256", None)  # optional, for an index that was made elsewhere
+            if verify and digest not in (None, _digest(content)):
+                raise PackedDatasetError(f"{path} is altered: its checksum differs")
             index = parse(_Index, content, "its content")
             self.identity = _digest({"shards": content["shards"]})
         except PackedDatasetError:
@@ -290,12 +289,12 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
             raise PackedDatasetError(f"{path} is damaged: {one_line(error)}") from error
         return index
 
-    def _open(self, entry: _File, shape: tuple[int, ...], dtype: Any, verify: bool) -> np.ndarray:
+    def _map(self, entry: _File, shape: tuple[int, ...], dtype: Any, verify: bool) -> np.ndarray:
         path = self._folder / entry.file
         if path.name != entry.file or not os.path.isfile(path):
             raise PackedDatasetError(f"{self._folder}: there is no file {brief(entry.file)}")
         if verify and files.sha256(path) != entry.sha256:
-            raise PackedDatasetError(f"{path} is altered: its checksum is another")
+            raise PackedDatasetError(f"{path} is altered: its checksum differs")
         try:
             # An empty file cannot be mapped.
             array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
@@ -312,7 +311,7 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         return len(self.labels)
 
     def __reduce__(self) -> tuple[Callable[[Path], PackedDataset], tuple[Path]]:
-        # A worker process maps the files itself; the array would be pickled with all its bytes.
+        # A worker process maps the files itself; pickling the arrays would copy all bytes.
         return functools.partial(type(self), verify=False), (self._folder,)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
@@ -320,7 +319,7 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
 
         Raises:
             IndexError: there is no such image.
-            TypeError: the index is no integer.
+            TypeError: the index is not an integer.
         """
         index = operator.index(index)
         if not -len(self) <= index < len(self):
@@ -339,7 +338,7 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
 
         Raises:
             IndexError: there is no such image.
-            TypeError: the indices are no integers.
+            TypeError: the indices are not integers.
             ValueError: they have another rank than 1.
         """
         indices = _as_array(indices)
@@ -370,21 +369,21 @@ def _as_array(values: Any) -> np.ndarray:
 
 
 def _are_integers(numbers: np.ndarray) -> bool:
-    """Whether floats are all exactly integers; beyond 2^53 nobody knows which was meant."""
+    """Whether floats are all exact integers, below 2^53 where floats are unambiguous."""
     if numbers.dtype.kind != "f":
         return False
     return bool((numbers == np.rint(numbers)).all() and (np.abs(numbers) < 2**53).all())
 
 
-def _metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy as JSON gives it back; fails before the work if JSON cannot hold it."""
+def _copy_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy as JSON returns it."""
     try:
         copy = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"PackedWriter: metadata must be what JSON can hold, got {error}") from None
+        raise TypeError(f"PackedWriter: metadata must be JSON, got {error}") from None
     return dict(copy)
 
 
 def _digest(index: Mapping[str, Any]) -> str:
-    """Checksum of what an index says, however it is laid out."""
+    """Checksum of the content of an index, independent of its formatting."""
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Packed codes to Parquet and back; needs pyarrow (``pip install 'bitdance[parquet]'``).
 
-A row is an image: column ``bits``, a fixed-size binary of tokens * ceil(C / 8) bytes in the order
-of the packed array, and column ``label``, int64. The schema's metadata has a JSON object under
-"bitdance": format, tokens, channels and the data set's metadata.
+Each row is an image: column ``bits``, a fixed-size binary of tokens * ceil(C / 8) bytes in the
+order of the packed array, and column ``label``, int64. The schema's metadata has a JSON object
+under "bitdance" with format, tokens, channels and the data set's metadata.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _KEY = b"bitdance"
 def to_parquet(
     data: PackedDataset | str | Path, path: str | Path, *, row_group_size: int = 16_384
 ) -> None:
-    """Write a data set as one Parquet file, whole or not at all, with a checksum of every page.
+    """Write a data set as one Parquet file with checksums, completely or not at all.
 
     Args:
         data: a data set or its folder.
-        path: of the file; one that is there is replaced.
-        row_group_size: images a row group, which is what is read at once.
+        path: path of the file, which is replaced.
+        row_group_size: images per row group, the unit of reading.
 
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: there is no data set.
-        PackedDatasetError: the data set is not whole.
+        PackedDatasetError: the data set is damaged.
         ValueError: `row_group_size` is below 1.
         OSError: the disk is full, or the folder cannot be written.
 
@@ -66,10 +66,10 @@ def to_parquet(
     path = Path(path)
     with (
         files.replace_file(path) as temporary,
-        _about(pa, f"cannot write {path}", OSError),
+        _convert_errors(pa, f"cannot write {path}", OSError),
         pq.ParquetWriter(
             temporary, schema, write_page_checksum=True,
-            # Codes look like noise: neither a dictionary nor compression makes them smaller.
+            # Codes are like noise: neither a dictionary nor compression makes them smaller.
             use_dictionary=["label"], compression={"bits": "NONE", "label": "SNAPPY"},
         ) as writer,
     ):  # fmt: skip
@@ -94,25 +94,25 @@ def from_parquet(
     path: str | Path, folder: str | Path, *, tokens: int | None = None,
     channels: int | None = None, shard_size: int = 65536,
 ) -> PackedDataset:  # fmt: skip
-    """Write a data set from a Parquet file, whole or not at all, a row group at a time.
+    """Write a data set from a Parquet file, completely or not at all.
 
     Args:
         path: a file of `to_parquet`, or any with the columns ``bits`` (fixed-size binary) and
-            ``label`` (an integer type), without nulls.
+            ``label`` (an integer type) without nulls.
         folder: must not exist, or be empty.
-        tokens: codes an image; needed for a file that does not say it.
-        channels: C, bits of a code; likewise.
-        shard_size: images a file of the data set.
+        tokens: codes per image; required where the file's metadata do not have it.
+        channels: C, bits per code; likewise.
+        shard_size: images per file of the data set.
 
     Returns:
         The data set.
 
     Raises:
         ImportError: pyarrow is not installed.
-        FileNotFoundError: no such file.
-        FileExistsError: the folder has something in it.
-        PackedDatasetError: the file is no Parquet file, is damaged, or holds something else.
-        ValueError: `tokens` or `channels` are needed, or contradict the file.
+        FileNotFoundError: there is no such file.
+        FileExistsError: the folder is not empty.
+        PackedDatasetError: the file is not a Parquet file, is damaged, or has other columns.
+        ValueError: `tokens` or `channels` are required, or contradict the file.
         OSError: the folder cannot be written.
 
     Example:
@@ -122,10 +122,10 @@ def from_parquet(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    with _about(pa, f"{path} is no whole Parquet file", PackedDatasetError):
+    with _convert_errors(pa, f"{path} is not a complete Parquet file", PackedDatasetError):
         file = pq.ParquetFile(path, page_checksum_verification=True)
     with file:
-        with _about(pa, f"{path} is damaged", PackedDatasetError):
+        with _convert_errors(pa, f"{path} is damaged", PackedDatasetError):
             schema = file.schema_arrow
             _check_columns(pa, path, schema)
         sizes, metadata = _sizes(path, schema.metadata or {}, tokens, channels)
@@ -137,12 +137,12 @@ def from_parquet(
             )
         with PackedWriter(folder, **sizes, metadata=metadata, shard_size=shard_size) as writer:
             for number in range(file.num_row_groups):
-                with _about(pa, f"{path} is damaged", PackedDatasetError):
+                with _convert_errors(pa, f"{path} is damaged", PackedDatasetError):
                     rows = file.read_row_group(number, columns=["bits", "label"])
                 for batch in rows.to_batches():
-                    codes = _bytes_of(path, batch.column("bits"), width)
+                    codes = _read_bytes(path, batch.column("bits"), width)
                     codes = codes.reshape(len(codes), sizes["tokens"], -1)
-                    writer.write(codes, _integers_of(path, batch.column("label")))
+                    writer.write(codes, _read_integers(path, batch.column("label")))
     return PackedDataset(folder, verify=False)
 
 
@@ -158,8 +158,8 @@ def _pyarrow() -> tuple[types.ModuleType, types.ModuleType]:
 
 
 @contextlib.contextmanager
-def _about(pa: types.ModuleType, what: str, kind: type[Exception]) -> Iterator[None]:
-    """Turn pyarrow's errors, some of which are OSErrors or ValueErrors, into one kind."""
+def _convert_errors(pa: types.ModuleType, what: str, kind: type[Exception]) -> Iterator[None]:
+    """Convert pyarrow's errors, some of which are OSErrors or ValueErrors, to one type."""
     try:
         yield
     except OSError as error:
@@ -175,8 +175,7 @@ def _check_columns(pa: types.ModuleType, path: Path, schema: Any) -> None:
         ("bits", pa.types.is_fixed_size_binary, "fixed_size_binary"),
         ("label", pa.types.is_integer, "integer"),
     ):
-        found = schema.get_all_field_indices(name)
-        if len(found) != 1:
+        if len(schema.get_all_field_indices(name)) != 1:
             raise PackedDatasetError(
                 f"{path} must have one column {name!r}, got columns {schema.names}"
             )
@@ -189,12 +188,12 @@ def _check_columns(pa: types.ModuleType, path: Path, schema: Any) -> None:
 def _sizes(
     path: Path, metadata: Mapping[bytes, bytes], tokens: int | None, channels: int | None
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """Tokens and channels by the file, or by the arguments; and the data set's metadata."""
+    """Tokens and channels from the file or the arguments, and the data set's metadata."""
     given = {"tokens": tokens, "channels": channels}
     if _KEY not in metadata:
         missing = [name for name, value in given.items() if value is None]
         if missing:
-            raise ValueError(f"{path} does not say its {' and '.join(missing)}: pass them")
+            raise ValueError(f"{path} has no {' and '.join(missing)} in its metadata: pass them")
         return {name: int(value) for name, value in given.items() if value is not None}, {}
     try:
         content = json.loads(metadata[_KEY])
@@ -208,7 +207,7 @@ def _sizes(
     return sizes, header.metadata
 
 
-def _bytes_of(path: Path, column: Any, width: int) -> np.ndarray:
+def _read_bytes(path: Path, column: Any, width: int) -> np.ndarray:
     """uint8 [N, width], a view of a fixed-size binary array."""
     if column.null_count:
         raise PackedDatasetError(f"{path}: bits must have no nulls, got {column.null_count}")
@@ -219,7 +218,7 @@ def _bytes_of(path: Path, column: Any, width: int) -> np.ndarray:
     ).reshape(-1, width)
 
 
-def _integers_of(path: Path, column: Any) -> np.ndarray:
+def _read_integers(path: Path, column: Any) -> np.ndarray:
     if column.null_count:
         raise PackedDatasetError(f"{path}: label must have no nulls, got {column.null_count}")
     return np.asarray(column.to_numpy(zero_copy_only=False))

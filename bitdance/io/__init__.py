@@ -1,1 +1,1 @@
-"""Files: weights, images, folders that are written whole or not at all, and validated settings."""
+"""Files of weights, images and settings, read with checks and written completely or not at all."""

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and what a killed process left of them.
+"""Files that are written completely or not at all.
 
-They are made in temporary folders, which are locked while their process lives. One that nobody
-holds any more is a leftover, which the next writer removes.
+They are written in temporary folders, which are locked while their process lives. A folder that is
+not locked was left by a killed process, and the next writer removes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: leftovers of killed processes stay
+except ImportError:  # this system has no such locks: leftovers of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "NoModelError",
     "lock",
     "locked",
-    "locked_folder",
+    "make_locked_folder",
     "one_line",
     "publish",
     "remove_leftovers",
@@ -36,35 +36,36 @@ __all__ = [
     "sync",
     "temporary_file",
     "umask",
+    "unlock",
     "write_text",
 ]
 
 _SUFFIX = ".bitdance.tmp"
 _LEFTOVER = re.compile(rf"\..*\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
-_SHOWN = 500  # letters of a foreign error
-_UMASK = threading.Lock()
+_MAX_LENGTH = 500  # characters of an error message of other libraries
+_UMASK_LOCK = threading.Lock()
 
 
 class CheckpointError(ValueError):
-    """A file is no usable checkpoint, or does not fit the model; nothing was loaded."""
+    """A file is not a usable checkpoint, or does not fit the model; nothing was loaded."""
 
 
 class NoModelError(CheckpointError):
-    """Files are of no class-conditional model; they may be something else."""
+    """Files do not contain a class-conditional model; they may contain something else."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line of bounded length."""
+    """The message of an error on one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
 
 
 def require_file(path: Path) -> Path:
-    """`path`, which must be a file, or a link to one.
+    """Return `path` if it is a file or a link to one.
 
     Raises:
-        FileNotFoundError: there is nothing, or a link to nothing.
-        CheckpointError: it is something else, such as a pipe or a device, which may never end.
+        FileNotFoundError: there is nothing, or a broken link.
+        CheckpointError: it is something else, such as a pipe, which may never end.
     """
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
@@ -76,12 +77,12 @@ def require_file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success it becomes `path`, whole.
+    """Yield a temporary path beside `path`, and rename it to `path` on success.
 
-    On any error, a full disk included, the temporary file is removed and `path` is as before.
+    On any error, such as a full disk, the temporary file is removed and `path` is unchanged.
 
     Raises:
-        OSError: the folder cannot be written, or `path` is something else than a file.
+        OSError: the folder cannot be written, or `path` is not a file.
     """
     with temporary_file(path) as temporary:
         yield temporary
@@ -90,73 +91,71 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, in a locked folder beside `path`, which is removed in the end.
+    """Yield a path in a locked temporary folder beside `path`; the folder is removed at the end.
 
-    The lock is the folder's: writers may replace the file by another, as safetensors does.
+    The folder is locked rather than the file, which writers may replace, as safetensors does.
 
     Raises:
-        OSError: the folder cannot be written, or `path` is something else than a file.
+        OSError: the folder cannot be written, or `path` is not a file.
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path} exists and is not a file")
-    folder, held = locked_folder(path, _SUFFIX)
+    folder, descriptor = make_locked_folder(path, _SUFFIX)
     try:
         yield folder / path.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        unlock(descriptor)
 
 
-def locked_folder(path: Path, suffix: str) -> tuple[Path, int | None]:
-    """A new folder with a name of its own beside `path`, and its lock."""
+def make_locked_folder(path: Path, suffix: str) -> tuple[Path, int | None]:
+    """Create a folder with a unique name beside `path`; returns it and its lock."""
     while True:
         prefix = f".{path.name[:100]}."
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent))
         try:
-            held = lock(folder, wait=True)
-        except FileNotFoundError:  # somebody took it for a leftover before it was locked
+            descriptor = lock(folder, wait=True)
+        except FileNotFoundError:  # removed as a leftover before it was locked
             continue
         if folder.exists():
-            return folder, held
-        if held is not None:
-            os.close(held)
+            return folder, descriptor
+        unlock(descriptor)
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Put a temporary file, wholly on the disk, in the place of `path`.
+    """Sync a temporary file to the disk and rename it to `path`.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
     sync(temporary)
-    # mkstemp makes files that only their owner may read.
+    # Libraries may create files that only their owner can read.
     temporary.chmod(0o666 & ~umask())
     temporary.replace(path)
     sync(path.parent)
 
 
 def remove_leftovers(folder: Path, pattern: re.Pattern[str] = _LEFTOVER) -> None:
-    """Remove the locked folders in `folder` whose process was killed.
+    """Remove the temporary folders in `folder` that killed processes have left.
 
     Args:
-        folder: where they were made.
-        pattern: of their names; by default of those that ``replace_file`` makes.
+        folder: where they were created.
+        pattern: pattern of their names, by default those of ``replace_file``.
     """
     for path in folder.iterdir():
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):
-                held = lock(path, wait=False)
-                if held is not None:
+                descriptor = lock(path, wait=False)
+                if descriptor is not None:
                     shutil.rmtree(path, ignore_errors=True)
-                    os.close(held)
+                    unlock(descriptor)
 
 
 def lock(path: Path, *, wait: bool) -> int | None:
-    """Lock a file or folder until what is returned is closed, or the process ends.
+    """Lock a file or folder until `unlock`, or until the process ends.
 
     Returns:
-        A file descriptor; None if locks cannot be had here, or if another process has this one.
+        A file descriptor; None if there are no locks here, or another process has this one.
 
     Raises:
         OSError: `path` cannot be opened.
@@ -174,25 +173,30 @@ def lock(path: Path, *, wait: bool) -> int | None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder, waiting for whoever has it."""
-    held = lock(path, wait=True)
+    """Hold the lock of a file or folder, after waiting for other processes."""
+    descriptor = lock(path, wait=True)
     try:
         yield
     finally:
-        if held is not None:
-            os.close(held)
+        unlock(descriptor)
+
+
+def unlock(descriptor: int | None) -> None:
+    """Release a lock."""
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def umask() -> int:
-    """The permissions that new files must not have."""
-    with _UMASK:  # it can only be read by setting it: two threads at once could leave it at 0
+    """The permissions that new files do not get."""
+    with _UMASK_LOCK:  # reading it sets it: two threads at once could leave it at 0
         mask = os.umask(0)
         os.umask(mask)
     return mask
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written (on a folder: its list of names)."""
+    """Sync the content of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -201,13 +205,13 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, completely or not at all."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, hexadecimal."""
+    """SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Images from files, as an image viewer shows them: upright, opaque, 8-bit sRGB."""
+"""Image files, read as an image viewer shows them: upright, opaque, 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _ORIENTATION = 0x0112
-# What undoes an EXIF orientation. ImageOps.exif_transpose also writes the EXIF data anew, which
-# fails where a camera's are odd.
+# Inverse of each EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF data, which fails
+# for the data of some cameras.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,7 +40,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Formats that Pillow names but cannot decode by itself, or only by starting another program (EPS).
+# Formats that Pillow registers but cannot decode, or only by starting another program (EPS).
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -52,29 +52,29 @@ _KINDS = {
 
 
 class ImageError(ValueError):
-    """A file that cannot be read as an image; the message begins with its name."""
+    """A file cannot be read as an image; the message begins with its name."""
 
 
 def read_image(path: str | Path, *, background: str = "white") -> Image.Image:
     """Read an image file of any format that Pillow decodes.
 
-    The format is told by the content. The first frame is turned upright by its EXIF orientation;
-    transparent pixels are blended with `background`; embedded ICC profiles are converted to sRGB;
-    more than 8 bits a channel are scaled. 16 bits have a white of 65535. 32-bit numbers have none:
-    it is 255 or 65535 for integers and 1 or 255 for floats, the least that no pixel exceeds, or
-    else the largest pixel; negative numbers and NaN are black.
+    The content decides the format. The first frame is turned upright by its EXIF orientation;
+    transparent pixels are blended with `background`; colors are converted to sRGB by an embedded
+    ICC profile; channels of more than 8 bits are scaled. White is 65535 in 16 bits. In 32 bits it
+    is the smallest of 255 and 65535 for integers, or of 1 and 255 for floats, that no pixel
+    exceeds, or else the largest pixel; negative values and NaN are black.
 
     Args:
         path: a regular file, or a link to one.
-        background: color behind transparent pixels, any that ``parse_color`` takes.
+        background: color behind transparent pixels; see ``parse_color``.
 
     Returns:
         An RGB image.
 
     Raises:
-        ImageError: the file is missing, is no regular file, is damaged, is too large
-            (``PIL.Image.MAX_IMAGE_PIXELS``), or is no image.
-        ValueError: `background` is no opaque color.
+        ImageError: the file is missing, is not a regular file, is damaged, is too large
+            (``PIL.Image.MAX_IMAGE_PIXELS``), or is not an image.
+        ValueError: `background` is not an opaque color.
     """
     color = parse_color(background)
     try:
@@ -83,32 +83,34 @@ def read_image(path: str | Path, *, background: str = "white") -> Image.Image:
         with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
             raw_mode = str(image.tile[0][3]) if image.tile else ""
             image.load()
-            return _shown(image, raw_mode, color)
+            return _convert(image, raw_mode, color)
     except ImageError:
         raise
-    except Exception as error:  # decoders raise nearly everything for damaged files
-        raise ImageError(f"{printable(path)} is no whole image: {_reason(error, path)}") from error
+    except Exception as error:  # decoders raise almost any error for damaged files
+        raise ImageError(
+            f"{printable(path)} is not a complete image: {_reason(error, path)}"
+        ) from error
 
 
 def refusal(path: str | Path) -> ImageError | None:
-    """Why a path is not even to be opened, None where it may be.
+    """The error of a path that must not be opened, otherwise None.
 
-    Opening a pipe would wait for ever, and a device may do anything.
+    Opening a pipe would wait forever, and a device may do anything.
     """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        return ImageError(f"{printable(path)} is no image file: {_reason(error, path)}")
+        return ImageError(f"{printable(path)} is not an image file: {_reason(error, path)}")
     if stat.S_ISREG(mode):
         return None
     kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
-    return ImageError(f"{printable(path)} is no image file but {kind}")
+    return ImageError(f"{printable(path)} is not an image file but {kind}")
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether the first bytes of a regular file are those of an image format."""
+    """Whether a regular file begins like an image format."""
     try:
-        # Formats without such a mark would take anything.
+        # Formats without a signature would accept anything.
         formats = [name for name in _formats() if Image.OPEN[name][1] is not None]
         with open(path, "rb") as file, Image.open(file, formats=formats):
             return True
@@ -122,7 +124,7 @@ def parse_color(text: str) -> tuple[int, int, int]:
     """Red, green and blue of a color: a name of CSS, "#rrggbb", "rgb(...)" or "hsl(...)".
 
     Raises:
-        ValueError: the text is no opaque color.
+        ValueError: the text is not an opaque color.
     """
     try:
         color = ImageColor.getrgb(text)
@@ -134,10 +136,10 @@ def parse_color(text: str) -> tuple[int, int, int]:
 
 
 def resize_shorter(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
-    """The image with `size` pixels on its shorter side, in its own proportions.
+    """Resize an image so that its shorter side has `size` pixels.
 
     Raises:
-        ValueError: the result has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        ValueError: the result would have more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     width, height = scaled(image.size, size)
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
@@ -155,7 +157,7 @@ def crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def printable(path: str | Path) -> str:
-    """A file's name for messages: bytes that are no text are escaped."""
+    """The name of a file for messages; bytes that are not text are escaped."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -168,7 +170,7 @@ def _formats() -> list[str]:
 
 @functools.lru_cache(maxsize=1)
 def _add_heif() -> None:
-    """Have Pillow read the photos of phones, where pillow-heif is installed."""
+    """Register HEIF, the format of phones, where pillow-heif is installed."""
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
 
@@ -182,10 +184,10 @@ def _reason(error: Exception, path: str | Path) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _shown(image: Image.Image, raw_mode: str, background: tuple[int, int, int]) -> Image.Image:
+def _convert(image: Image.Image, raw_mode: str, background: tuple[int, int, int]) -> Image.Image:
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
-    image = _plain(image, raw_mode)
+    image = _simplify_mode(image, raw_mode)
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     colors = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
     if profile:
@@ -199,12 +201,12 @@ def _shown(image: Image.Image, raw_mode: str, background: tuple[int, int, int]) 
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # damaged EXIF data leave the pixels whole
+    except Exception:  # damaged EXIF data do not affect the pixels
         return None
 
 
-def _plain(image: Image.Image, raw_mode: str) -> Image.Image:
-    """Without palette, more than 8 bits, a transparent color or premultiplied alpha."""
+def _simplify_mode(image: Image.Image, raw_mode: str) -> Image.Image:
+    """Convert palettes, more than 8 bits, a transparent color and premultiplied alpha."""
     key = image.info.get("transparency")
     if image.mode[0] == "I" or image.mode == "F":
         return _to_8_bits(image, key)
@@ -219,7 +221,7 @@ def _plain(image: Image.Image, raw_mode: str) -> Image.Image:
 
 
 def _scaled_key(key: Any, raw_mode: str) -> Any:
-    """The transparent color of a PNG, which has the bits of the file, in those of the image."""
+    """The transparent color of a PNG, scaled from the file's bits to the image's."""
     if raw_mode == "1":
         return 255 if key else 0
     if raw_mode in ("L;2", "L;4"):
@@ -230,12 +232,12 @@ def _scaled_key(key: Any, raw_mode: str) -> Any:
 
 
 def _to_8_bits(image: Image.Image, key: Any) -> Image.Image:
-    """A grey image of 16 or 32 bits as L, or LA where a color is transparent."""
+    """Convert a grey image of 16 or 32 bits to L, or to LA where a color is transparent."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if image.mode == "I" and tags.get(339) == (1,):  # SampleFormat: unsigned
         values = values.view(np.uint32)
-    clear = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype("u1"))
+    alpha = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype("u1"))
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = tags.get(258, 16)  # BitsPerSample: some have 12
         white = 2.0 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
@@ -245,7 +247,7 @@ def _to_8_bits(image: Image.Image, key: Any) -> Image.Image:
     if tags.get(262) == 0:  # PhotometricInterpretation: white is zero
         shares = 1 - shares
     grey = Image.fromarray((shares.clip(0, 1) * 255).round().astype(np.uint8))
-    return grey if clear is None else Image.merge("LA", (grey, clear))
+    return grey if alpha is None else Image.merge("LA", (grey, alpha))
 
 
 def _white(values: np.ndarray) -> float:
@@ -256,16 +258,16 @@ def _white(values: np.ndarray) -> float:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Colors by their ICC profile; one that is damaged or of another kind of image is ignored."""
+    """Convert from an ICC profile; one that is damaged or does not fit the image is ignored."""
     if not features.check("littlecms2"):
-        _warn_of_profiles()
+        _warn_about_profiles()
         return image
     transform = _transform(profile, image.mode)
     return image if transform is None else transform.apply(image)
 
 
 @functools.lru_cache(maxsize=1)
-def _warn_of_profiles() -> None:
+def _warn_about_profiles() -> None:
     _LOG.warning("this Pillow is built without LittleCMS: ICC profiles of images are ignored")
 
 
@@ -275,11 +277,11 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return None
     try:
         source = ImageCms.getOpenProfile(io.BytesIO(profile))
-        # LittleCMS keeps the last pixel otherwise, which threads would share.
+        # Otherwise LittleCMS caches the last pixel, which threads would share.
         transform = ImageCms.buildTransform(
             source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
         )
-        # Most profiles are sRGB themselves: their pixels stay as they are, to the bit.
+        # Most profiles are sRGB: their pixels stay exactly as they are.
         return None if _is_identity(transform, mode) else transform
     except ImageCms.PyCMSError:
         return None

@@ -1,7 +1,7 @@
-"""Settings: frozen dataclasses that check themselves, from Python, JSON and TOML alike.
+"""Configurations as frozen dataclasses that check their fields, from Python, JSON or TOML.
 
-Types, ranges, unknown and missing keys are pydantic's to find; here are the types that all settings
-share, and the one line that an error is.
+pydantic checks types, ranges, unknown and missing keys. This module has the field types that all
+configurations share, and turns pydantic's errors into one line.
 """
 
 from __future__ import annotations
@@ -62,26 +62,26 @@ def _number(value: object) -> object:
 
 
 def _storable(text: str) -> str:
-    """Surrogates stand for bytes of names that are not UTF-8; no configuration can hold them."""
+    """Surrogates stand for bytes that are not UTF-8, which no configuration can store."""
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"must be text that UTF-8 can hold, without zero bytes, got {brief(text)}")
+        raise ValueError(f"must be UTF-8 text without zero bytes, got {brief(text)}")
     return text
 
 
 def _listed(value: object) -> object:
-    """Sets have no order, and a text is no list of its letters."""
+    """Sets have no order, and a string is not a list of its letters."""
     if isinstance(value, (list, tuple)):
         return value
     raise ValueError(f"must be a list, got {brief(value)}")
 
 
 Integer = Annotated[int, BeforeValidator(_integer), Strict()]
-"""Whatever is exactly an integer."""
+"""Any number that is exactly an integer."""
 Count = Annotated[Integer, Field(ge=1, le=2**31 - 1)]
 Size = Annotated[Integer, Field(ge=1, le=2**20)]
-"""A width, or pixels; more is a mistake that would only be found when memory runs out."""
+"""A width or a number of pixels; larger ones are mistakes that would exhaust the memory."""
 Depth = Annotated[Integer, Field(ge=1, le=2**12)]
-"""Layers one after the other."""
+"""A number of layers."""
 Number = Annotated[float, BeforeValidator(_number), Strict(), Field(allow_inf_nan=False)]
 """A finite number."""
 Positive = Annotated[Number, Field(gt=0)]
@@ -90,28 +90,28 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), AfterValidator(_storable)]
 ListOrTuple = BeforeValidator(_listed)
-"""Of tuples: from lists and tuples only."""
+"""For tuples: accepts lists and tuples only."""
 PathText = Annotated[
     Text, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
 ]
-"""A path, kept as text."""
+"""A path, stored as text."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
 def settings(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass whose fields are checked, in one line of error.
+    """Class decorator: a frozen dataclass that checks its fields and raises errors of one line.
 
-    ``__post_init__`` checks what fields have to do with each other; see `invalid`.
+    ``__post_init__`` checks the fields against each other; see `invalid`.
 
-    Raises (when an object is made):
+    Raises (when an object is created):
         ValueError: unknown or missing fields, values of the wrong type or out of range.
     """
     make: Callable[[type[T]], type[T]] = pydantic.dataclasses.dataclass(  # type: ignore[assignment]
         frozen=True, config=ConfigDict(extra="forbid")
     )
-    made = make(cls)
-    check = made.__init__
-    names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+    result = make(cls)
+    check = result.__init__
+    names = [field.name for field in dataclasses.fields(result)]  # type: ignore[arg-type]
 
     @functools.wraps(check)
     def init(self: Any, *args: Any, **values: Any) -> None:
@@ -120,20 +120,20 @@ def settings(cls: type[T]) -> type[T]:
         except ValidationError as error:
             raise ValueError(f"{cls.__name__}: {_problems(error, names)}") from None
 
-    made.__init__ = init  # type: ignore[method-assign]
-    return made
+    result.__init__ = init  # type: ignore[method-assign]
+    return result
 
 
 def parse(kind: type[T], values: Any, source: str = "") -> T:
-    """Settings of `kind` from nested mappings, such as a file's content.
+    """An object of a `settings` class from nested mappings, such as the content of a file.
 
     Args:
-        kind: a class made by `settings`.
-        values: the content.
-        source: what it is called in errors; by default the class's name.
+        kind: the class.
+        values: the nested mappings.
+        source: their name in errors; by default the name of the class.
 
     Raises:
-        ValueError: one line that names each key that is wrong, what was expected and what came.
+        ValueError: one line with each wrong key, what was expected and what was given.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -142,23 +142,23 @@ def parse(kind: type[T], values: Any, source: str = "") -> T:
 
 
 def invalid(config: object, name: str, expected: str) -> ValueError:
-    """The error of a field, or a section.field, that does not fit the others.
+    """The error for a field, or a section.field, that does not fit the others.
 
-    It is for ``__post_init__`` to raise.
+    ``__post_init__`` raises it.
     """
     return invalid_value(name, expected, operator.attrgetter(name)(config))
 
 
 def invalid_value(name: str, expected: str, got: object) -> ValueError:
-    """The error of a value by its name, for validators to raise."""
+    """The error for a value by its name, for validators to raise."""
     return _FieldError(f"{name} must be {expected}, got {brief(got)}")
 
 
 class _FieldError(ValueError):
-    """Of which the text begins with the field's name."""
+    """An error whose text begins with the name of the field."""
 
 
-_SHOWN = 3  # problems told at once
+_MAX_PROBLEMS = 3  # problems in one error
 _EXPECTED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than_equal": lambda ctx: f"at least {ctx['ge']:g}",
     "greater_than": lambda ctx: f"greater than {ctx['gt']:g}",
@@ -182,11 +182,12 @@ _EXPECTED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def _problems(error: ValidationError, names: Sequence[str] = ()) -> str:
-    """What is wrong; `names` are those of positional arguments."""
-    found = [_problem(details, names) for details in error.errors(include_url=False)[:_SHOWN]]
+    """All problems on one line; `names` are those of positional arguments."""
+    details = error.errors(include_url=False)[:_MAX_PROBLEMS]
+    problems = [_problem(detail, names) for detail in details]
     count = error.error_count()
-    more = [f"and {count - _SHOWN} more"] if count > _SHOWN else []
-    return "; ".join([*found, *more])
+    more = [f"and {count - _MAX_PROBLEMS} more"] if count > _MAX_PROBLEMS else []
+    return "; ".join([*problems, *more])
 
 
 def _problem(details: ErrorDetails, names: Sequence[str]) -> str:
@@ -201,21 +202,21 @@ def _problem(details: ErrorDetails, names: Sequence[str]) -> str:
         return f"{name}.{own}" if name else str(own)
     if own is not None:
         return f"{name} {own}".strip()
-    told, text, got = _EXPECTED.get(kind), details["msg"], brief(details["input"])
-    if told is None and not text.startswith("Input should be "):
+    describe, text, got = _EXPECTED.get(kind), details["msg"], brief(details["input"])
+    if describe is None and not text.startswith("Input should be "):
         return f"{name}: {text}, got {got}"
-    expected = told(context) if told else text.removeprefix("Input should be ")
+    expected = describe(context) if describe else text.removeprefix("Input should be ")
     return f"{name or 'it'} must be {expected}, got {got}"
 
 
 def _name(location: tuple[int | str, ...], names: Sequence[str]) -> str:
-    """As it is written in TOML: section.key, and the number of an item in brackets."""
+    """The key as in TOML, section.key, with the number of an item in brackets."""
     if location and isinstance(location[0], int) and location[0] < len(names):
         location = (names[location[0]], *location[1:])
     text = ""
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part != "[key]":  # how pydantic says that a key is meant, not its value
+        elif part != "[key]":  # pydantic's mark for a key rather than its value
             text += "." + (part if re.fullmatch(r"[\w-]{1,60}", part) else brief(part))
     return text.removeprefix(".")

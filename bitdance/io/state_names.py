@@ -1,8 +1,8 @@
-"""Where a checkpoint has its weights, and how they are named: one way for all trainers.
+"""The state dict in a checkpoint of any common trainer, under the model's own names.
 
-Trainers nest a state dict ("model", "state_dict", "ema" ...), wrappers put names of their own into
-the names of parameters ("module.", "_orig_mod." ..., in any order and depth), and training modules
-hold the model as an attribute ("model.", "ema_model." ...). All of that is taken off here.
+Trainers nest state dicts ("model", "state_dict", "ema" ...), wrappers add prefixes to the names of
+parameters ("module.", "_orig_mod." ..., in any order and depth), and training modules have the
+model as an attribute ("model.", "ema_model." ...). All of these are removed.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ _RAW = (
     "first_stage_model",
 )  # fmt: skip
 _AVERAGE = re.compile(r"(?:^|[_.])(?:ema|swa|average|averaged|shadow)(?:$|[_.])")
-# What DDP, torch.compile, FSDP, its activation checkpointing and Lightning call what they wrap.
+# Prefixes of DDP, torch.compile, FSDP, activation checkpointing and Lightning.
 _WRAPPERS = {
     "module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module",
     "_forward_module",
 }  # fmt: skip
-# Parameters that tell where a model begins: of class-conditional models, language models, heads of
-# text-to-image models and autoencoders, in this order, since the first have an autoencoder inside.
+# Parameters that show where a model begins: class-conditional models, language models, heads of
+# text-to-image models and autoencoders, in this order, since the first contain an autoencoder.
 _LANDMARKS = (
     "cls_embedding.weight", "model.embed_tokens.weight", "net.input_proj.weight",
     "encoder.conv_in.weight",
 )  # fmt: skip
-_DEPTH = 5  # of nestings that are looked through
-_MOST_SHOWN = 8
+_MAX_DEPTH = 5  # nested dicts to search
+_MAX_NAMES = 8  # names listed in a message
 
 Tensors = dict[str, torch.Tensor]
 
 
 def select_state_dict(content: Mapping[Any, Any], prefer: str, source: str) -> Tensors:
-    """The state dict in what a trainer saved.
+    """The state dict in the content of a trainer's checkpoint.
 
     Args:
-        content: of the file.
-        prefer: "ema" or "model"; the other is taken where one is missing.
-        source: for messages.
+        content: content of the file.
+        prefer: "ema" or "model"; a missing one is replaced by the other.
+        source: origin of the content, for errors.
 
     Raises:
-        CheckpointError: there are no tensors, or not at one place that is known for weights; the
+        CheckpointError: there are no tensors, or none under a key that is known for weights; the
             message says where they are.
     """
-    found, path = content, ""
-    for _ in range(_DEPTH):
+    section, path = content, ""
+    for _ in range(_MAX_DEPTH):
         nested = {
             key: value
-            for key, value in found.items()
-            if isinstance(key, str) and isinstance(value, Mapping) and any(_nests(value))
+            for key, value in section.items()
+            if isinstance(key, str) and isinstance(value, Mapping) and any(_find_tensors(value))
         }
         averaged = [key for key in nested if _AVERAGE.search(key.lower())]
         raw = [key for key in nested if key.lower() in _RAW]
@@ -68,29 +68,30 @@ def select_state_dict(content: Mapping[Any, Any], prefer: str, source: str) -> T
             break
         if len(keys) > 1:
             raise CheckpointError(
-                f"{source} does not tell which of its parts are the weights: {_places(found, path)}"
+                f"{source} has several candidates for its weights: {_list_places(section, path)}"
             )
-        # A trainer of this library averages only what it trains; the rest is as it was.
+        # This library's trainer only averages trained parameters; the others are in "module".
         if keys == ["average"] and "module" in raw:
             nested["average"] = {**nested["module"], **nested["average"]}
-        found, path = nested[keys[0]], f"{path}{keys[0]}."
+        section, path = nested[keys[0]], f"{path}{keys[0]}."
     tensors: Tensors = {}
-    for key, value in found.items():
+    for key, value in section.items():
         if isinstance(value, torch.Tensor):
             _add(tensors, str(key), value, str(key), source)
     if tensors:
         return tensors
-    if any(_nests(content)):
+    if any(_find_tensors(content)):
         raise CheckpointError(
-            f"{source} has no weights where trainers put them; tensors are in {_places(content)}"
+            f"{source} has no weights where trainers put them; its tensors are in "
+            f"{_list_places(content)}"
         )
-    shown = ", ".join(list(map(str, found))[:_MOST_SHOWN])
-    raise CheckpointError(f"{source} holds no tensors; its keys are {shown}")
+    keys = list(map(str, section))[:_MAX_NAMES]
+    raise CheckpointError(f"{source} has no tensors; its keys are {', '.join(keys)}")
 
 
-def _nests(content: Mapping[Any, Any]) -> Iterator[str]:
-    """Where mappings in `content` hold tensors, and how many."""
-    seen: set[int] = set()  # a pickle can hold one mapping many times, or a mapping itself
+def _find_tensors(content: Mapping[Any, Any]) -> Iterator[str]:
+    """Paths of nested mappings with tensors, and the number of these."""
+    seen: set[int] = set()  # a mapping may occur many times, or contain itself
 
     def walk(content: Mapping[Any, Any], path: str, depth: int) -> Iterator[str]:
         if id(content) in seen:
@@ -103,29 +104,30 @@ def _nests(content: Mapping[Any, Any]) -> Iterator[str]:
             if isinstance(value, Mapping):
                 yield from walk(value, f"{path}.{key}".lstrip("."), depth - 1)
 
-    return walk(content, "", _DEPTH)
+    return walk(content, "", _MAX_DEPTH)
 
 
-def _places(content: Mapping[Any, Any], path: str = "") -> str:
-    return ", ".join(f"{path}{place}" for place in itertools.islice(_nests(content), _MOST_SHOWN))
+def _list_places(content: Mapping[Any, Any], path: str = "") -> str:
+    places = itertools.islice(_find_tensors(content), _MAX_NAMES)
+    return ", ".join(f"{path}{place}" for place in places)
 
 
 def normalize_names(tensors: Tensors, prefer: str, source: str) -> Tensors:
-    """The parameters of a model under the names that it gives them.
+    """The parameters of a model by the names that the model uses.
 
     Args:
-        tensors: as a file names them.
-        prefer: "ema" or "model", where it has both.
-        source: for messages.
+        tensors: tensors by the names in the file.
+        prefer: "ema" or "model", where there are both.
+        source: origin of the tensors, for errors.
 
     Raises:
-        CheckpointError: two names become one, or nothing tells which of several models is meant.
+        CheckpointError: two names become the same, or there are several models.
     """
-    stored: dict[str, str] = {}  # the name of the model: that in the file
+    stored: dict[str, str] = {}  # name in the model -> name in the file
     averaged: Tensors = {}
     for name in tensors:
         joined = re.fullmatch(r"(?:.*\.)?model_ema\.([^.]+)", name)
-        if joined:  # "model_ema." and a name without its dots
+        if joined:  # "model_ema." and the name without its dots
             averaged[joined.group(1)] = tensors[name]
             continue
         plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
@@ -135,7 +137,7 @@ def normalize_names(tensors: Tensors, prefer: str, source: str) -> Tensors:
             )
         if plain not in ("n_averaged", "initted", "step"):  # counters of averages
             stored[plain] = name
-    prefix, others = _outer(stored, prefer, source)
+    prefix, others = _model_prefix(stored, prefer, source)
     stored = {
         name.removeprefix(prefix): stored[name]
         for name in stored
@@ -143,12 +145,12 @@ def normalize_names(tensors: Tensors, prefer: str, source: str) -> Tensors:
     }
     result = {name: tensors[own] for name, own in stored.items()}
     if prefer == "ema" and averaged:
-        result |= _averages(stored, prefix, averaged, source)
+        result |= _match_averages(stored, prefix, averaged, source)
     return result
 
 
-def _outer(names: Iterable[str], prefer: str, source: str) -> tuple[str, tuple[str, ...]]:
-    """What stands before all names of the model, and what before those of further copies."""
+def _model_prefix(names: Iterable[str], prefer: str, source: str) -> tuple[str, tuple[str, ...]]:
+    """The prefix of all names of the model, and the prefixes of further copies inside it."""
     names = list(names)
     for landmark in _LANDMARKS:
         prefixes = [
@@ -157,22 +159,22 @@ def _outer(names: Iterable[str], prefer: str, source: str) -> tuple[str, tuple[s
         if prefixes:
             break
     else:
-        return _shared(names), ()
+        return _common_prefix(names), ()
     averaged = [p for p in prefixes if _AVERAGE.search(p)]
     raw = [p for p in prefixes if p not in averaged]
     order = (averaged, raw) if prefer == "ema" else (raw, averaged)
     chosen = next(group for group in order if group)
     if len(chosen) > 1:
         raise CheckpointError(
-            f"{source} holds several models: {landmark} stands below "
+            f"{source} has several models: {landmark} is below "
             + ", ".join(repr(prefix) for prefix in sorted(chosen))
         )
     prefix = chosen[0]
     return prefix, tuple(p for p in prefixes if p.startswith(prefix) and p != prefix)
 
 
-def _shared(names: list[str]) -> str:
-    """What stands before all names of an unknown model, if it is what trainers call it."""
+def _common_prefix(names: list[str]) -> str:
+    """The prefix of all names of an unknown model, as far as it is one of trainers."""
     prefix = ""
     while True:
         rest = {name[len(prefix) :].partition(".")[0] for name in names}
@@ -182,22 +184,24 @@ def _shared(names: list[str]) -> str:
         prefix += f"{first}."
 
 
-def _averages(stored: Mapping[str, str], prefix: str, averaged: Tensors, source: str) -> Tensors:
-    """The averaged weights, found by the parameters' names without dots."""
+def _match_averages(
+    stored: Mapping[str, str], prefix: str, averaged: Tensors, source: str
+) -> Tensors:
+    """The averaged weights, matched by the parameters' names without dots."""
     averaged = {k: t for k, t in averaged.items() if k not in ("decay", "num_updates")}
-    ways = [
+    candidates = [
         {own.replace(".", ""): name for name, own in stored.items()},
         {f"{prefix}{name}".replace(".", ""): name for name in stored},
         {name.replace(".", ""): name for name in stored},
     ]
-    way = max(ways, key=lambda way: len(way.keys() & averaged.keys()))
-    found = {way[key]: tensor for key, tensor in averaged.items() if key in way}
-    if averaged and not found:
+    names = max(candidates, key=lambda names: len(names.keys() & averaged.keys()))
+    matched = {names[key]: tensor for key, tensor in averaged.items() if key in names}
+    if averaged and not matched:
         raise CheckpointError(
-            f"{source} has averaged weights (model_ema.{next(iter(averaged))} ...) of no parameter "
-            "that it has; prefer='model' passes them over"
+            f"{source}: its averaged weights (model_ema.{next(iter(averaged))} ...) match none of "
+            "its parameters; prefer='model' ignores them"
         )
-    return found
+    return matched
 
 
 def _add(tensors: Tensors, name: str, tensor: torch.Tensor, key: str, source: str) -> None:

@@ -1,9 +1,9 @@
-"""Reading and writing weights: safe, checked before anything is assigned, never half-written.
+"""Weights in files: read safely, checked before they are assigned, written atomically.
 
-Read: the official ImageNet ``.pt`` files (a dict with ``model`` and / or ``ema``, and the training
-arguments), the autoencoder's ``.pt`` (a dict with ``state_dict``), what usual trainers write, any
-``.safetensors``. Pickles are only opened with ``weights_only``; besides tensors they may hold the
-``argparse.Namespace`` of the official checkpoints and nothing else.
+Supported are ``.safetensors`` files and pickles of ``torch.save``: the official ImageNet ``.pt``
+files (a dict with ``model`` and / or ``ema``, and the training arguments), the autoencoder's
+``.pt`` (a dict with ``state_dict``), and what common trainers write. Pickles are only opened with
+``weights_only``; besides tensors they may contain the ``argparse.Namespace`` of official files.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
 
 Tensors = dict[str, torch.Tensor]
 
-_SHOWN = 8  # names listed per kind of problem
-# What torch.save wrote before it wrote archives begins with this number, pickled.
+_MAX_NAMES = 8  # names listed per kind of problem
+# Files of torch.save before it wrote archives begin with this pickled number.
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-# Expanded tensors have more values than the file: no published model has more bytes than these.
+# Bytes that tensors may have beyond the file, where a view repeats stored values.
 _MAX_EXPANDED = 1 << 33
 _FLOATS = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -71,11 +71,11 @@ _READING = threading.Lock()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Content of a checkpoint file.
 
     Attributes:
-        tensors: name -> tensor, under the names that the model uses.
-        arguments: of the training that wrote it; None where it does not say.
+        tensors: tensors by the names that the model uses.
+        arguments: arguments of the training script that wrote it, None where it has none.
     """
 
     tensors: Tensors
@@ -83,25 +83,26 @@ class Checkpoint:
 
 
 def read_weights(path: Path, *, prefer: str = "ema") -> Tensors:
-    """All tensors of a checkpoint file, on the CPU, under the names the model uses.
+    """All tensors of a checkpoint file, on the CPU, by the names that the model uses.
 
     Args:
         path: a ``.safetensors`` file, or a file of ``torch.save``.
-        prefer: "ema" or "model", for files that hold both; the other is taken where one is missing.
+        prefer: "ema" or "model", for files that contain both; a missing one is replaced by the
+            other.
 
     Returns:
-        Name -> tensor. What wrappers and trainers put before the names is removed.
+        Tensors by name, without the prefixes of wrappers and trainers.
 
     Raises:
-        CheckpointError: not a checkpoint, truncated, altered, or a pickle that holds anything but
-            tensors; or it does not tell which of its tensors are the weights.
-        FileNotFoundError: no such file.
+        CheckpointError: the file is not a checkpoint, is truncated or altered, contains Python
+            objects, or does not show which of its tensors are the weights.
+        FileNotFoundError: there is no such file.
     """
     return read_checkpoint(path, prefer=prefer).tensors
 
 
 def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
-    """As ``read_weights``, with the arguments of the training where the file has them."""
+    """Like ``read_weights``, with the arguments of the training script where the file has them."""
     if prefer not in ("ema", "model"):
         raise ValueError(f"read_weights: prefer must be 'ema' or 'model', got {prefer!r}")
     check_checksum(require_file(path))
@@ -109,7 +110,7 @@ def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
         return Checkpoint(normalize_names(read_tensors(path), prefer, str(path)))
     content = read_pickle(path)
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
+        raise CheckpointError(f"{path} must be a dict of tensors, got a {type(content).__name__}")
     tensors = select_state_dict(content, prefer, str(path))
     _check_kinds(path, tensors)
     arguments = content.get("args")
@@ -121,52 +122,52 @@ def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """All tensors of a safetensors file, as they are named there.
+    """All tensors of a safetensors file by their names there.
 
-    They are mapped: what is not used is not read.
+    They are memory-mapped: what is not used is not read.
 
     Raises:
-        CheckpointError: not a whole safetensors file.
-        FileNotFoundError: no such file.
+        CheckpointError: the file is not a complete safetensors file.
+        FileNotFoundError: there is no such file.
     """
     _refuse_other_content(require_file(path))
     try:
         return safetensors.torch.load_file(path, device="cpu")
-    except Exception as error:  # a damaged header has many ways to fail
-        message = f"{path} is not a whole safetensors file: {one_line(error)}"
+    except Exception as error:  # a damaged header can raise many errors
+        message = f"{path} is not a complete safetensors file: {one_line(error)}"
         raise CheckpointError(message) from error
 
 
 def read_pickle(path: Path) -> Any:
-    """What ``torch.save`` wrote, in its present or its older format, on the CPU.
+    """The content of a file of ``torch.save``, in its current or its old format, on the CPU.
 
     Raises:
-        CheckpointError: not such a file, truncated, altered, or with Python objects other than
-            tensors and an ``argparse.Namespace``.
-        FileNotFoundError: no such file.
+        CheckpointError: the file is something else, is truncated or altered, or contains Python
+            objects other than tensors and an ``argparse.Namespace``.
+        FileNotFoundError: there is no such file.
     """
     head = _refuse_other_content(require_file(path))
     try:
         if head.startswith(b"PK"):
             _check_archive(path)
         elif _LEGACY not in head[:32]:
-            raise CheckpointError(f"{path} is not a whole checkpoint file: it begins as none")
-        # Threads that leave the context take from each other what it allows.
+            raise CheckpointError(f"{path} is not a complete checkpoint file: unknown format")
+        # The context is global: a thread that leaves it would revoke what another still needs.
         with _READING, torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            message = f"{path} is not a whole checkpoint file: {one_line(error)}"
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        if match is None:
+            message = f"{path} is not a complete checkpoint file: {one_line(error)}"
             raise CheckpointError(message) from error
         raise CheckpointError(
-            f"{path} holds Python objects other than tensors ({found.group(1)}), which could run "
-            "code; it was not opened"
+            f"{path} contains Python objects other than tensors ({match.group(1)}), which could "
+            "run code; it was not opened"
         ) from error
-    except Exception as error:  # a damaged pickle can fail in every way that Python has
-        message = f"{path} is not a whole checkpoint file: {one_line(error)}"
+    except Exception as error:  # a damaged pickle can raise any error
+        message = f"{path} is not a complete checkpoint file: {one_line(error)}"
         raise CheckpointError(message) from error
 
 
@@ -175,17 +176,17 @@ def _is_safetensors(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         head = file.read(9)
-    # The length of the header, which is JSON. A pickle begins otherwise.
+    # The length of the header, which is JSON.
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
 def _refuse_other_content(path: Path) -> bytes:
-    """The beginning of a file; what people often have in its place is named."""
+    """The first bytes of a file; refuses what is often downloaded instead of it."""
     with path.open("rb") as file:
         head = file.read(512)
     text = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
-        problem = "a pointer of Git LFS, not the file itself; get that with `git lfs pull`"
+        problem = "a Git LFS pointer, not the file itself; run `git lfs pull`"
     elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         problem = "a web page, not a checkpoint; download the file itself"
     else:
@@ -196,7 +197,7 @@ def _refuse_other_content(path: Path) -> bytes:
 def _check_archive(path: Path) -> None:
     """Compare the checksums of an archive's records, which torch.load does not do.
 
-    torch.save does not compress: what is compressed could be inflated without end.
+    torch.save never compresses: a compressed record could inflate without end.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
@@ -206,16 +207,16 @@ def _check_archive(path: Path) -> None:
         if packed or claimed > size:
             problem = f"{packed[0]} in it is compressed" if packed else f"it claims {claimed} bytes"
             raise CheckpointError(
-                f"{path} ({size} bytes) is not a whole checkpoint file: {problem}, which "
+                f"{path} ({size} bytes) is not a complete checkpoint file: {problem}, which "
                 "torch.save does not write"
             )
-        spoiled = archive.testzip()
-    if spoiled is not None:
-        raise CheckpointError(f"{path} is altered: the checksum of {spoiled} is wrong")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{path} is altered: the checksum of {damaged} differs")
 
 
 def _check_kinds(path: Path, tensors: Tensors) -> None:
-    """Refuse tensors that are no plain arrays of numbers, or far more of them than bytes."""
+    """Refuse tensors that are not dense, or are far larger than the file."""
     total, limit = 0, 2 * path.stat().st_size + _MAX_EXPANDED
     for name, t in tensors.items():
         kind = "" if type(t) in (torch.Tensor, torch.nn.Parameter) else type(t).__name__
@@ -226,14 +227,14 @@ def _check_kinds(path: Path, tensors: Tensors) -> None:
             raise CheckpointError(f"{path}: {name} must be a dense tensor of numbers, got {kind}")
         total += t.numel() * t.element_size()
         if total > limit:
-            raise CheckpointError(f"{path}: up to {name} its tensors have {total} bytes expanded")
+            raise CheckpointError(f"{path}: up to {name} its tensors have {total} bytes")
 
 
 def check_checksum(path: Path) -> None:
-    """Compare a file with the ``.sha256`` file beside it, if there is one (of ``sha256sum``).
+    """Compare a file with the ``.sha256`` file of ``sha256sum`` beside it, if there is one.
 
     Raises:
-        CheckpointError: it is altered, or the checksums beside it are not of this file.
+        CheckpointError: the file is altered, or the other one has no checksum of it.
     """
     sums = _checksums(path)
     if not sums.exists():
@@ -241,15 +242,15 @@ def check_checksum(path: Path) -> None:
     try:
         lines = require_file(sums).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{sums} is no file of checksums: {one_line(error)}") from error
-    found = [match for match in map(_CHECKSUM.fullmatch, lines) if match]
-    named = [m for m in found if Path(m["name"] or m["tagged"] or path.name).name == path.name]
+        raise CheckpointError(f"{sums} is not a file of checksums: {one_line(error)}") from error
+    matches = [match for match in map(_CHECKSUM.fullmatch, lines) if match]
+    named = [m for m in matches if Path(m["name"] or m["tagged"] or path.name).name == path.name]
     if not named:
         raise CheckpointError(
             f"{sums} must have the SHA-256 of {path.name}, as sha256sum writes it"
         )
     if sha256(path) != (named[0]["sum"] or named[0]["of"]).lower():
-        raise CheckpointError(f"{path} is altered: its checksum is not the one in {sums}")
+        raise CheckpointError(f"{path} is altered: its checksum differs from {sums}")
 
 
 def check_weights(
@@ -259,16 +260,16 @@ def check_weights(
     *,
     values: bool = True,
 ) -> None:
-    """Check that `tensors` are exactly the state of `module`: names, shapes, kinds, finite values.
+    """Check that `tensors` are the state of `module`: names, shapes, kinds and finite values.
 
     Args:
         module: the model, perhaps on the meta device.
-        tensors: name -> tensor.
-        source: where they come from, for messages.
-        values: look at values too; without that nothing of a mapped file is read.
+        tensors: tensors by name.
+        source: their origin, for errors.
+        values: check the values too, which reads all of a memory-mapped file.
 
     Raises:
-        CheckpointError: with every missing, unexpected, misshapen, mistyped and non-finite tensor.
+        CheckpointError: some do not fit; the message lists them.
     """
     state = module.state_dict()
     both = [name for name in state if name in tensors]
@@ -294,11 +295,11 @@ def check_weights(
             and not is_finite(tensors[name])
         ],
     }
-    found = [f"{len(names)} {kind}: {_few(names)}" for kind, names in problems.items() if names]
-    if found:
+    parts = [f"{len(names)} {kind}: {_list(names)}" for kind, names in problems.items() if names]
+    if parts:
         raise CheckpointError(
             f"{source} does not fit {type(module).__name__}, nothing was loaded; "
-            + "; ".join(found)
+            + "; ".join(parts)
         )
 
 
@@ -307,19 +308,19 @@ def _same_kind(got: torch.dtype, expected: torch.dtype) -> bool:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is infinite or NaN: a single pass, in a tenth of the time of isfinite."""
-    if tensor.element_size() == 1:  # PyTorch orders no 8-bit floats
+    """Whether all values are finite, in a tenth of the time of ``isfinite().all()``."""
+    if tensor.element_size() == 1:  # aminmax has no 8-bit floats
         tensor = tensor.float()
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
 
 
 def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None:
-    """Put `tensors` into `module`, all or none, cast to the dtypes that the module has.
+    """Load `tensors` into `module`, all or none, cast to the dtypes of the module.
 
     Args:
-        module: the model; one on the meta device gets memory of its own, filled once.
-        tensors: its whole state.
-        source: where they come from, for messages.
+        module: the model; on the meta device, it gets new memory.
+        tensors: its complete state.
+        source: their origin, for errors.
 
     Raises:
         CheckpointError: they do not fit; the module is unchanged.
@@ -328,8 +329,8 @@ def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None
     state = module.state_dict()
     on_meta = any(tensor.is_meta for tensor in state.values())
     if on_meta:
-        # Copied, since tensors of a mapped file begin at any address: products would be slower, and
-        # rounded otherwise than those of the same weights from another file.
+        # Copied, since tensors of a memory-mapped file may be unaligned: matrix products would be
+        # slower, and rounded differently from those of the same weights in another file.
         tensors = {k: tensors[k].to(tensor.dtype, copy=True) for k, tensor in state.items()}
     module.load_state_dict(tensors, strict=True, assign=on_meta)
 
@@ -341,9 +342,9 @@ def split_prefix(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file, whole or not at all, and the checksum that reading compares.
+    """Write a safetensors file, completely or not at all, with its checksum for later readers.
 
-    That is in the file "<name>.sha256" beside it, as of ``sha256sum``.
+    The checksum is in the file "<name>.sha256" beside it, as ``sha256sum`` writes it.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -352,7 +353,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     with temporary_file(path) as temporary:
         save_tensors(temporary, tensors)
         digest = sha256(temporary)
-        # In this order: whoever is killed in between leaves a file that can be read.
+        # In this order, a process that is killed in between leaves a readable file.
         sums.unlink(missing_ok=True)
         publish(temporary, path)
     write_text(sums, f"{digest}  {path.name}\n")
@@ -375,7 +376,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise OSError(f"cannot write {path}: {error}") from error
 
 
-def _few(names: Iterable[str]) -> str:
+def _list(names: Iterable[str]) -> str:
     names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

@@ -50,7 +50,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Loaded:
         model = _structure(found.config, tensors, dtype, str(folder))
         if files.sha256(found.file) != found.digest:
             raise CheckpointError(
-                f"{found.file} is altered: its checksum is not the one in {folder}/config.json"
+                f"{found.file} is altered: its checksum differs from {folder}/config.json"
             )
         weights.load_weights(model, tensors, str(folder))
         return model, found.extra

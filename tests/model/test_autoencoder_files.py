@@ -87,7 +87,7 @@ def test_averaged_weights_of_uniwetok_win(tmp_path, autoencoder):
 
 def test_what_is_no_autoencoder_is_said(tmp_path, autoencoder):
     with pytest.raises(
-        FileNotFoundError, match=r"holds no trained autoencoder \(autoencoder\.json or"
+        FileNotFoundError, match=r"has no trained autoencoder \(autoencoder\.json or"
     ):
         BinaryAutoencoder.from_pretrained(tmp_path)
     write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(3)})

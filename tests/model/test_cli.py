@@ -77,10 +77,10 @@ def test_errors_are_one_clear_line(saved, tmp_path, capsys, more, message):
 
 def test_missing_and_broken_models(tmp_path, capsys):
     assert _generate(tmp_path / "nothing", tmp_path / "x.png", "--class", "0") == 1
-    assert "is no file, no folder and no repository id" in capsys.readouterr().err
+    assert "is not a file, a folder or a repository id" in capsys.readouterr().err
     (tmp_path / "model.pt").write_bytes(b"no checkpoint")
     assert _generate(tmp_path / "model.pt", tmp_path / "x.png", "--class", "0") == 1
-    assert "model.pt is not a whole checkpoint file" in capsys.readouterr().err
+    assert "model.pt is not a complete checkpoint file" in capsys.readouterr().err
 
 
 def test_unwritable_output_is_noticed_before_the_work(saved, tmp_path, capsys, monkeypatch):
@@ -126,7 +126,7 @@ def test_reconstruct(saved, tmp_path, capsys):
     assert " dB: " in capsys.readouterr().out
     (tmp_path / "text.png").write_text("no image")
     assert main(["reconstruct", "--model", str(saved), str(tmp_path / "text.png")]) == 1
-    assert "text.png is no whole image" in capsys.readouterr().err
+    assert "text.png is not a complete image" in capsys.readouterr().err
 
 
 def test_info(saved, capsys):

@@ -76,7 +76,7 @@ REFUSED = [  # exit status 1, and what is in the line
     (["--num-images", "9999999"], "would have 31628 x 31618 pixels; give a folder"),
     (["--zoom", "2048", "--out", "x.webp"], "x.webp would have 16384 x 16384 pixels"),
     (["--zoom", "99999999"], "pixels; give a folder, or lower --num-images or --zoom"),
-    (["--model", "nowhere"], "is no file, no folder and no repository id"),
+    (["--model", "nowhere"], "is not a file, a folder or a repository id"),
     (["--model", "empty"], "config.json"),
     (["--model", "nothing"], "nothing"),
     (["--model", "bytes.pt"], "bytes.pt"),

@@ -92,9 +92,9 @@ def test_a_refused_run_leaves_nothing_behind(saved, tmp_path, capsys):
     before, out = names(tmp_path), tmp_path / "new" / "out"
     for bad, message in (
         (small, "b.png is smaller than 2 pixels; use --size"),
-        (tmp_path / "c.png", "c.png is no whole image"),
-        (tmp_path / "d.png", "d.png is no image file but a pipe"),
-        (tmp_path / "none.png", "none.png is no image file: No such file"),
+        (tmp_path / "c.png", "c.png is not a complete image"),
+        (tmp_path / "d.png", "d.png is not an image file but a pipe"),
+        (tmp_path / "none.png", "none.png is not an image file: No such file"),
     ):
         assert reconstruct(saved, good, bad, "--out", out) == 1
         errors = capsys.readouterr().err
@@ -212,7 +212,7 @@ def test_reconstruct_takes_folders_and_skips_with_a_count(saved, tmp_path, capsy
     (data / "._a.png").write_bytes(b"\0\5")
     assert reconstruct(saved, data, "--out", out) == 0
     assert names(out) == ["a-reconstructed.png", "x-reconstructed.png"]
-    assert "skipped: 1 files that are no images (.txt 1)" in capsys.readouterr().err
+    assert "skipped: 1 files that are not images (.txt 1)" in capsys.readouterr().err
     (data / "c.png").write_bytes(b"no image")
     (data / "d.png").symlink_to("nowhere")
     assert reconstruct(saved, data, "--out", tmp_path / "new") == 1
@@ -220,8 +220,8 @@ def test_reconstruct_takes_folders_and_skips_with_a_count(saved, tmp_path, capsy
     assert reconstruct(saved, data, "--on-error", "skip", "--out", tmp_path / "new") == 0
     assert names(tmp_path / "new") == names(out)
     errors = capsys.readouterr().err
-    assert "skipped: " + str(data / "c.png") + " is no whole image" in errors
-    assert "skipped: " + str(data / "d.png") + " is no image file" in errors
+    assert "skipped: " + str(data / "c.png") + " is not a complete image" in errors
+    assert "skipped: " + str(data / "d.png") + " is not an image file" in errors
     (tmp_path / "empty").mkdir()
     assert reconstruct(saved, tmp_path / "empty") == 1
     assert "empty: there are no images" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_folders_without_images_are_no_classes(data, caplog):
     (data / "bat").mkdir()
     (data / "bat" / "notes.txt").write_text("to do")
     assert listed(data) == CATS_AND_DOGS
-    assert "1 files that are no images (.txt 1)" in caplog.text
+    assert "1 files that are not images (.txt 1)" in caplog.text
 
 
 def test_other_files_are_counted_and_images_known_by_their_content(data, caplog):
@@ -72,7 +72,7 @@ def test_other_files_are_counted_and_images_known_by_their_content(data, caplog)
     ]  # fmt: skip
     assert caplog.messages == [
         f"{data}: 7 images; skipped: 1 images outside of the class folders, 5 files that are no "
-        "images (no ending 1, .csv 1, .mp4 1, .txt 2)"
+        "images (no suffix 1, .csv 1, .mp4 1, .txt 2)"
     ]
 
 
@@ -84,16 +84,16 @@ def test_what_must_not_be_opened_is_refused_by_name_or_counted(data, caplog, kin
     else:
         path.symlink_to({"broken link": "nowhere", "loop": path, "device": "/dev/zero"}[kind])
     for on_error in ("raise", "check"):
-        with pytest.raises(ImageError, match=r"cat/x\.png is no image file"):
+        with pytest.raises(ImageError, match=r"cat/x\.png is not an image file"):
             open_images(data, 8, on_error=on_error)
     assert listed(data, on_error="skip") == CATS_AND_DOGS
-    assert f"skipped: 1 that cannot be read ({path} is no image file" in caplog.text
+    assert f"skipped: 1 that cannot be read ({path} is not an image file" in caplog.text
 
 
 def test_pipes_that_do_not_end_like_images_are_never_opened(data, caplog):
     os.mkfifo(data / "cat" / "pipe")
     assert listed(data) == CATS_AND_DOGS
-    assert "(no ending 1)" in caplog.text
+    assert "(no suffix 1)" in caplog.text
 
 
 def damage(data):
@@ -106,9 +106,9 @@ def test_damaged_images_are_refused_when_drawn_or_before(data):
     damage(data)
     images = open_images(data, 8)
     assert len(images) == 5
-    with pytest.raises(ImageError, match=r"cat/0\.png is no whole image"):
+    with pytest.raises(ImageError, match=r"cat/0\.png is not a complete image"):
         images.take(np.arange(2))
-    with pytest.raises(ImageError, match=r"cat/0\.png is no whole image: .* \(and 1 more\)"):
+    with pytest.raises(ImageError, match=r"cat/0\.png is not a complete image: .* \(and 1 more\)"):
         open_images(data, 8, on_error="check")
 
 
@@ -186,7 +186,7 @@ def test_parts_are_not_taken_for_classes(tmp_path):
 def test_classes_may_be_called_like_parts(tmp_path):
     for name in ("car", "plane", "train"):
         picture(tmp_path / name / "0.png")
-    with pytest.raises(ValueError, match="which may be parts or classes"):
+    with pytest.raises(ValueError, match="which may be splits or classes"):
         open_images(tmp_path, 8)
     names = ("car", "plane", "train")
     assert open_images(tmp_path, 8, classes=names).labels.tolist() == [0, 1, 2]
@@ -315,5 +315,5 @@ def test_a_forked_process_has_its_own_threads(data):
 def test_listing_logs_nothing_by_itself(data, caplog):
     caplog.set_level(logging.DEBUG)
     (data / "cat" / "x.txt").write_text("")
-    assert find_labelled_images(data).describe_skipped() == "1 files that are no images (.txt 1)"
+    assert find_labelled_images(data).describe_skipped() == "1 files that are not images (.txt 1)"
     assert not caplog.records

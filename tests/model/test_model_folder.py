@@ -68,10 +68,10 @@ def test_a_folder_of_something_else_is_refused_with_nothing_touched(tmp_path, ca
         (tmp_path / name).write_bytes(b"weights of another model")
     FOREIGN[kind](tmp_path / "config.json")
     before = content(tmp_path)
-    with pytest.raises(FileExistsError, match="holds something else, nothing was written"):
+    with pytest.raises(FileExistsError, match="contains something else, nothing was written"):
         tiny_pipeline().save_pretrained(tmp_path)
     assert main(["export", "--model", str(tmp_path / "missing"), "--out", str(tmp_path)]) == 1
-    assert "holds something else" in capsys.readouterr().err, "said before the model is loaded"
+    assert "contains something else" in capsys.readouterr().err, "said before the model is loaded"
     assert content(tmp_path) == before
 
 
@@ -96,7 +96,7 @@ def test_a_file_of_the_same_name_and_other_content_is_not_replaced(tmp_path):
     (file,) = own(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / file.name).write_bytes(b"something else")
-    with pytest.raises(FileExistsError, match="is of something else"):
+    with pytest.raises(FileExistsError, match="is another file"):
         filled(1.0).save_pretrained(tmp_path / "b")
     assert content(tmp_path / "b") == {file.name: b"something else"}
 

@@ -132,7 +132,7 @@ def test_sizes_of_a_configuration_cost_nothing(folder):
             changed["model"][key] = value
             put(folder, json.dumps(changed))
             message = refusal(lambda: BitDancePipeline.from_pretrained(folder))
-            assert f"({key} is of 4000, the file has" in message
+            assert f"({key} says 4000, the file has" in message
         for key, value in (("ch_mult", [1] * 9), ("num_res_blocks", 4000)):
             changed = copy.deepcopy(content)
             changed["model"]["autoencoder"][key] = value
@@ -194,7 +194,7 @@ def test_bare_weights_are_held_against_a_checksum_beside_them(tmp_path):
         with pytest.raises(CheckpointError, match=r"must have the SHA-256 of x\.safetensors"):
             read_weights(path)
     sums.write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match="is no file of checksums"):
+    with pytest.raises(CheckpointError, match="is not a file of checksums"):
         read_weights(path)
     for content in (state(), {"b": torch.ones(3)}):
         weights.write_tensors(path, content)
@@ -227,16 +227,16 @@ def test_info_tells_the_checksum(folder, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not a whole"),
+        (b"", "is not a complete"),
         (b"<!DOCTYPE html>\n<html>404", "is a web page, not a checkpoint"),
         (b"\n  <html><body>sign in", "is a web page, not a checkpoint"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS"),
-        (b"PK\x03\x04" + bytes(90), "is not a whole"),
-        (gzip.compress(b"x" * 100, mtime=0), "is not a whole"),
-        (pickle.dumps({"a": 1}), "is not a whole"),
-        (b"\x80" + bytes(60), "is not a whole"),
-        (bytes(3000), "is not a whole"),
-        (b'{"a": 1}', "is not a whole"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
+        (b"PK\x03\x04" + bytes(90), "is not a complete"),
+        (gzip.compress(b"x" * 100, mtime=0), "is not a complete"),
+        (pickle.dumps({"a": 1}), "is not a complete"),
+        (b"\x80" + bytes(60), "is not a complete"),
+        (bytes(3000), "is not a complete"),
+        (b'{"a": 1}', "is not a complete"),
     ],
 )
 def test_what_lies_in_place_of_a_checkpoint_is_named(tmp_path, kind, content, message):
@@ -271,7 +271,7 @@ HEADERS = {
 def test_headers_that_make_no_sense(tmp_path, kind):
     path = tmp_path / "x.safetensors"
     path.write_bytes(HEADERS[kind])
-    assert "is not a whole safetensors file" in refusal(lambda: read_weights(path))
+    assert "is not a complete safetensors file" in refusal(lambda: read_weights(path))
 
 
 TENSORS = {

@@ -20,9 +20,9 @@ from bitdance.data.packed_dataset import (
     PackedDataset,
     PackedDatasetError,
     PackedWriter,
-    ShuffledBatches,
     is_packed,
 )
+from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io import files, staging
 from tests.forked import READY
 
@@ -149,7 +149,7 @@ def test_a_damaged_index_is_refused(tmp_path):
         PackedDataset(tmp_path / "codes")
     path.unlink()
     assert not is_packed(tmp_path / "codes")
-    with pytest.raises(FileNotFoundError, match="holds no packed codes"):
+    with pytest.raises(FileNotFoundError, match="has no packed codes"):
         PackedDataset(tmp_path / "codes")
 
 
@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, broken):
     target, name = {
         "save": (packed_dataset.np, "save"),
         "fsync": (packed_dataset, "os"),
-        "index": (packed_dataset.weights, "write_text"),
+        "index": (packed_dataset.files, "write_text"),
         "commit": (Path, "replace"),
     }[broken]
     monkeypatch.setattr(target, name, SimpleNamespace(fsync=full) if name == "os" else full)
@@ -269,7 +269,7 @@ def test_a_writer_that_lost_images_stays_broken(tmp_path, monkeypatch):
                 writer.write(np.zeros((5, 1, 1), np.uint8), [0] * 5)
             monkeypatch.undo()
 
-    with pytest.raises(PackedDatasetError, match="is broken: it could not write"):
+    with pytest.raises(PackedDatasetError, match="is broken: a write failed"):
         lossy()
     assert list(tmp_path.iterdir()) == []
 

@@ -62,7 +62,7 @@ def test_files_of_others(tmp_path):
     path = tmp_path / "other.parquet"
     columns = {"more": ["x"] * 3, "label": pa.array([1, 2, 3], pa.int16()), "bits": bits}
     pq.write_table(pa.table(columns), path)
-    with pytest.raises(ValueError, match=r"does not say its tokens and channels: pass them"):
+    with pytest.raises(ValueError, match=r"has no tokens and channels in its metadata: pass them"):
         from_parquet(path, tmp_path / "out")
     with pytest.raises(PackedDatasetError, match="bits must have 4 bytes for 2 tokens of 16"):
         from_parquet(path, tmp_path / "out", tokens=2, channels=16)
@@ -92,7 +92,7 @@ def test_damaged_files_are_refused(tmp_path):
     flipped[len(whole) // 2] ^= 1  # inside the bits
     for damaged in (b"", b"PAR1", whole[:-1], whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(damaged)
-        with pytest.raises(PackedDatasetError, match=r"codes.parquet is (damaged|no whole)"):
+        with pytest.raises(PackedDatasetError, match=r"codes.parquet is (damaged|not a complete)"):
             from_parquet(path, tmp_path / "out")
     # A bit of the names, of the row counts, of anything: refused, or without any effect.
     few, _ = make(tmp_path / "few", 9)
@@ -130,7 +130,7 @@ def test_damaged_files_are_refused(tmp_path):
 def test_misuse(tmp_path, monkeypatch):
     make(tmp_path / "codes")
     path = save(tmp_path, "codes")
-    with pytest.raises(FileNotFoundError, match="holds no packed codes"):
+    with pytest.raises(FileNotFoundError, match="has no packed codes"):
         to_parquet(tmp_path / "none", tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="row_group_size must be at least 1, got 0"):
         to_parquet(tmp_path / "codes", tmp_path / "x.parquet", row_group_size=0)

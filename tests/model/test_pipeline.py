@@ -315,21 +315,19 @@ def test_the_decoder_is_laid_out_once(pipeline):
 def test_shapes_of_no_preset_are_refused(pipeline, tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_model(pipeline.model, path)
-    with pytest.raises(CheckpointError, match=r"has the shapes of no preset .* give config="):
+    with pytest.raises(CheckpointError, match=r"its shapes match no preset .* give config="):
         BitDancePipeline.from_pretrained(path)
     with pytest.raises(ValueError, match=r"config must be one of B-1x, .* got 'B-2x'"):
         BitDancePipeline.from_pretrained(path, config="B-2x")
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no file, no folder and no repository id"):
+    with pytest.raises(FileNotFoundError, match="is not a file, a folder or a repository id"):
         BitDancePipeline.from_pretrained(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="hub"):
         BitDancePipeline.from_pretrained("nobody/nothing", local_files_only=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"has no config.json: it was not written by save_pre"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no config.json, so save_pre"):
         BitDancePipeline.from_pretrained(tmp_path / "empty")
 
 
@@ -373,14 +371,14 @@ def test_altered_weights_are_noticed(saved):
 
 
 def test_a_failed_save_leaves_the_earlier_model(pipeline, saved, monkeypatch):
-    from bitdance.io import weights
+    from bitdance.io import files
 
     before = BitDancePipeline.from_pretrained(saved)
 
     def full(path, text):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(weights, "write_text", full)
+    monkeypatch.setattr(files, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_pipeline(seed=1).save_pretrained(saved)
     again = BitDancePipeline.from_pretrained(saved)

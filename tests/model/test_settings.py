@@ -158,7 +158,7 @@ def test_every_number_refuses_fractions_of_integers_infinity_and_nan(run):
         ("data.classes", "ab", "data.classes must be a list, got 'ab'"),
         ("data.classes", ["a", 2], "data.classes[1] must be text, got 2"),
         ("data.path", "", "data.path must be not empty, got ''"),
-        ("data.path", "\udcff", "data.path must be text that UTF-8 can hold"),
+        ("data.path", "\udcff", "data.path must be UTF-8 text without zero bytes"),
         ("loss.l2", -1, "loss.l2 must be at least 0, got -1"),
         ("loss.extra", {"os:getcwd": "1"}, "loss.extra.'os:getcwd' must be a number, got '1'"),
         ("loss.extra", {"os": 1.0}, "loss.extra.os must be named module:function, got 'os'"),

@@ -157,10 +157,10 @@ def test_averages_of_no_parameter_are_an_error(tmp_path):
             r"which of its parts .* model \(3\), state_dic",
         ),
         ({"a": {"b": state()}, "c": state()}, r"where trainers put them; .* a\.b \(3\), c \(3\)"),
-        ({"ema": {}, "epoch": 3}, "holds no tensors; its keys are ema, epoch"),
+        ({"ema": {}, "epoch": 3}, "has no tensors; its keys are ema, epoch"),
         (
             state(names=AUTOENCODER, prefix="a.") | state(names=AUTOENCODER, prefix="b."),
-            r"several models: encoder\.conv_in\.weight stands below 'a\.', 'b\.'",
+            r"several models: encoder\.conv_in\.weight is below 'a\.', 'b\.'",
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_what_cannot_be_told_is_said(tmp_path, content, message):
 def test_a_mapping_inside_itself_ends(tmp_path):
     content = {"epoch": 1}
     content["model"] = content
-    with pytest.raises(CheckpointError, match="holds no tensors"):
+    with pytest.raises(CheckpointError, match="has no tensors"):
         read(tmp_path, content)
 
 

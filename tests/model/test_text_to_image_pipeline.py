@@ -127,7 +127,7 @@ def index(folder, content):
 DAMAGES = {
     "cut": (
         lambda f: (f / "ae.safetensors").write_bytes((f / "ae.safetensors").read_bytes()[:900]),
-        r"ae\.safetensors is not a whole safetensors file",
+        r"ae\.safetensors is not a complete safetensors file",
     ),
     "missing": (
         lambda f: save_file({"fc1.bias": torch.zeros(24)}, f / "projector.safetensors"),

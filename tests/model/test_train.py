@@ -387,12 +387,12 @@ def test_command_line_errors(data, autoencoder, tmp_path, capsys):
     path = write_config(autoencoder_config(data), tmp_path / "c.toml")
     train = ["train", "autoencoder", str(path), "--out", str(tmp_path / "run"), "--quiet"]
     assert main([*train, "--data", str(tmp_path / "nowhere")]) == 1
-    assert "nowhere is no folder of images" in capsys.readouterr().err
+    assert "nowhere is not a folder of images" in capsys.readouterr().err
     assert main(["train", "model", str(path), "--out", str(tmp_path / "run")]) == 1
     assert "has no section [model]" in capsys.readouterr().err
     model = write_config(model_config(data, tmp_path / "none"), tmp_path / "m.toml")
     assert main(["train", "model", str(model), "--out", str(tmp_path / "run")]) == 1
-    assert "is no file, no folder and no repository id" in capsys.readouterr().err
+    assert "is not a file, a folder or a repository id" in capsys.readouterr().err
     path.write_text("steps = ")
     assert main(train) == 1
     assert "c.toml: " in capsys.readouterr().err

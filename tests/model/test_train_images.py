@@ -54,13 +54,17 @@ def test_damaged_idx_files_are_one_error_with_their_name(tmp_path, end):
         start = 4 + 4 * array.ndim
         for length in (0, 3, 4, start - 1):
             write(path, whole[:length])
-            refused("is no IDX file|is damaged: it is too short", path)
+            refused("is not an IDX file|is damaged: it is too short", path)
         write(path, whole[:-1])
-        refused(f"is damaged: ({array.size - 1} bytes of values|it is too short)", path)
+        refused(
+            f"is damaged: (it must have {array.size} bytes of values, got {array.size - 1}"
+            "|it is too short)",
+            path,
+        )
         write(path, whole + b"\0")
-        refused("is damaged: more bytes of values", path)
+        refused("is damaged: it must have .* bytes of values, got more", path)
         write(path, b"PNG" + whole[3:])
-        refused("is no IDX file of bytes", path)
+        refused("is not an IDX file of bytes", path)
         write(path, b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\0")
         refused(f"must have {array.ndim} dimensions, got 255", path)
         write(path, whole[:4] + b"\xff" * (start - 4) + whole[start:])
@@ -69,7 +73,7 @@ def test_damaged_idx_files_are_one_error_with_their_name(tmp_path, end):
             packed = path.read_bytes()
             for damaged in (packed[:-6], packed[:9], b"no gzip", b"", packed[:20] + b"\xff" * 30):
                 path.write_bytes(damaged)
-                refused("is no IDX file|is damaged", path)
+                refused("is not an IDX file|is damaged", path)
     write_idx(other, labels[:3], pack=bool(end))
     refused("do not belong together: 4 images and 3 labels")
     for shape in ((4, 0, 6), (0, 6, 6)):
@@ -140,9 +144,9 @@ def test_folders_of_images(tmp_path):
     assert taken[0, :, 4, 4].tolist() == [100, 10, 0]
     assert len(open_images(tmp_path, 8, split="test")) == 4
     (tmp_path / "train" / "dog" / "2.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"2\.png is no whole image"):
+    with pytest.raises(ValueError, match=r"2\.png is not a complete image"):
         open_images(tmp_path, 8).take(np.array([4]))
-    with pytest.raises(FileNotFoundError, match="is no folder of images"):
+    with pytest.raises(FileNotFoundError, match="is not a folder of images"):
         open_images(tmp_path / "nothing", 8)
 
 

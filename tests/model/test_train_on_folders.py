@@ -47,7 +47,7 @@ def test_an_autoencoder_trains_on_a_flat_folder_and_resumes_without_what_it_skip
 
 def test_damaged_images_are_found_before_the_first_step(flat, tmp_path):
     config = configured(autoencoder_config(flat), tmp_path, "data.on_error=check")
-    with pytest.raises(ValueError, match=r"5\.png is no whole image"):
+    with pytest.raises(ValueError, match=r"5\.png is not a complete image"):
         AutoencoderTask(config)
 
 

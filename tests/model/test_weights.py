@@ -84,7 +84,7 @@ def test_a_pickle_with_code_never_runs_it(tmp_path, state):
     with pytest.raises(CheckpointError, match=r"objects other than tensors \(posix.mkdir\)"):
         weights.read_weights(path)
     path.write_bytes(pickle.dumps({"model": state, "args": Evil(canary)}))  # no archive around it
-    with pytest.raises(CheckpointError, match="is not a whole checkpoint file"):
+    with pytest.raises(CheckpointError, match="is not a complete checkpoint file"):
         weights.read_weights(path)
     assert not canary.exists()
 
@@ -98,7 +98,7 @@ def test_an_altered_archive_is_refused(tmp_path, state):
         altered = bytearray(whole)
         altered[byte] ^= 1
         path.write_bytes(altered)
-        with pytest.raises(CheckpointError, match=r"is altered: the checksum of .* is wrong"):
+        with pytest.raises(CheckpointError, match=r"is altered: the checksum of .* differs"):
             weights.read_weights(path)
 
 
@@ -112,16 +112,16 @@ def test_truncated_files_are_refused(tmp_path, state, kind):
     whole = path.read_bytes()
     for length in sorted({0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1}):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=rf"model\.{kind} is not a whole"):
+        with pytest.raises(CheckpointError, match=rf"model\.{kind} is not a complete"):
             weights.read_weights(path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(2)], "holds a list, not a dict of tensors"),
-        ({"epoch": 3, "lr": 0.1}, "holds no tensors; its keys are epoch, lr"),
-        ({"model": {}}, "holds no tensors"),
+        ([torch.zeros(2)], "must be a dict of tensors, got a list"),
+        ({"epoch": 3, "lr": 0.1}, "has no tensors; its keys are epoch, lr"),
+        ({"model": {}}, "has no tensors"),
     ],
 )
 def test_files_without_weights(tmp_path, content, message):
@@ -135,7 +135,7 @@ def test_not_a_checkpoint(tmp_path):
     for name in ("picture.pt", "picture.safetensors"):
         path = tmp_path / name
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-        with pytest.raises(CheckpointError, match=rf"{name} is not a whole"):
+        with pytest.raises(CheckpointError, match=rf"{name} is not a complete"):
             weights.read_weights(path)
     with pytest.raises(FileNotFoundError, match=r"no such file: .*missing.pt"):
         weights.read_weights(tmp_path / "missing.pt")
@@ -271,7 +271,7 @@ def test_json_files(tmp_path):
     path = tmp_path / "config.json"
     files.write_text(path, '{"a": 1}')
     assert read_json(path) == {"a": 1}
-    for text, message in (("{", "is not JSON"), ("[1]", "must hold a JSON object, got list")):
+    for text, message in (("{", "is not JSON"), ("[1]", "must be a JSON object, got list")):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=message):
             read_json(path)

@@ -1,1 +1,1 @@
-"""From files to configurations and parameters: detection, checks and folders of models."""
+"""Reading of model files: where they are, their configuration, and checks before they load."""

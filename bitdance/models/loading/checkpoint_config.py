@@ -1,7 +1,8 @@
-"""The configuration of a model that comes as a file of weights.
+"""The configuration of a model whose weights come in a file of their own.
 
-What the file says of itself counts: the training arguments of an official ``.pt``, a configuration
-beside it. Shapes are held against that; they name a published model where nothing else is said.
+It is taken from what the file says about itself, the training arguments of an official ``.pt`` or a
+configuration beside it, and compared with the shapes. Where there is nothing, shapes alone identify
+a published model.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ else:
 
 __all__ = ["Claim", "claims_of_arguments", "infer_autoencoder_config", "infer_config", "read_claim"]
 
-# Arguments of the authors' training scripts that a model is made of, and our names for them.
+# Arguments of the authors' training scripts that define a model -> fields of ModelConfig.
 _ARGUMENTS = {
     "image_size": "resolution",
     **{
@@ -42,77 +43,77 @@ _ARGUMENTS = {
     },
 }  # fmt: skip
 _SIZE = ("dim", "n_layer", "n_head", "diff_layers", "diff_dim", "diff_adanln_layers")
-# Does not change what a model draws: the file's own word counts, and may differ from a preset's.
-_OF_TRAINING = {
+# Fields without effect on the images: those of the file may differ from a preset's.
+_TRAINING_FIELDS = {
     "diff_batch_mul", "perturb_rate", "class_dropout_prob", "time_schedule", "P_mean", "P_std",
 }  # fmt: skip
-_HEAD_DIM = 64  # of all published transformers
-_GROUP_BITS = 8  # of all published autoencoders
-_CLASSES = "cls_embedding.weight"
+_HEAD_DIM = 64  # in all published transformers
+_GROUP_BITS = 8  # in all published autoencoders
+_CLASS_EMBEDDING = "cls_embedding.weight"
 _DECIDED_BY = {"tokens": "resolution", "token_bits": "latent_dim"}
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
 class Claim(NamedTuple):
-    """What somebody says of a model.
+    """Fields of a ``ModelConfig`` and where they come from.
 
     Attributes:
-        by: who, as subject of "say".
-        fields: of a ``ModelConfig``, some or all.
+        source: the source in a form that can be the subject of "say".
+        fields: some or all fields.
     """
 
-    by: str
+    source: str
     fields: Mapping[str, Any]
 
 
-class _Seen(NamedTuple):
+class _FromShape(NamedTuple):
     value: int
     where: str
 
 
 def infer_config(
-    tensors: Mapping[str, torch.Tensor], said: Iterable[Claim], path: Path
+    tensors: Mapping[str, torch.Tensor], claims: Iterable[Claim], path: Path
 ) -> ModelConfig:
     """The configuration of a class-conditional model.
 
     Args:
-        tensors: of the whole model.
-        said: what is known of it besides; what nobody says is taken from the shapes.
-        path: for messages.
+        tensors: tensors of the whole model.
+        claims: known fields; all others are taken from the shapes.
+        path: path of the file, for errors.
 
     Raises:
-        CheckpointError: those that say something and the shapes contradict each other, or nothing
-            tells what the model is.
+        CheckpointError: claims and shapes contradict each other, or do not identify the model.
     """
-    seen = _seen(tensors)
+    shapes = _read_shapes(tensors)
     merged: dict[str, tuple[Any, str]] = {}
-    for by, fields in said:
+    for source, fields in claims:
         for name, value in fields.items():
             if name == "autoencoder" and not isinstance(value, AutoencoderConfig):
-                value = _tried(path, by, functools.partial(AutoencoderConfig.from_dict, value))
-            before, who = merged.setdefault(name, (value, by))
-            if before is not value and before != value and name not in _OF_TRAINING:
+                value = _call(path, source, functools.partial(AutoencoderConfig.from_dict, value))
+            earlier, other = merged.setdefault(name, (value, source))
+            if earlier is not value and earlier != value and name not in _TRAINING_FIELDS:
                 raise CheckpointError(
-                    f"{path}: {who} say {name} = {brief(before)}, but {by} say {brief(value)}"
+                    f"{path}: {other} say {name} = {brief(earlier)}, but {source} say "
+                    f"{brief(value)}"
                 )
     if not merged:
-        return _preset(seen, path)
-    by = " and ".join(dict.fromkeys(who for _, who in merged.values()))
+        return _find_preset(shapes, path)
+    sources = " and ".join(dict.fromkeys(source for _, source in merged.values()))
     known = {name: value for name, (value, _) in merged.items()}
-    config = _tried(path, by, lambda: _completed(known, seen, tensors))
-    for name, (value, where) in seen.items():
+    config = _call(path, sources, lambda: _complete(known, shapes, tensors))
+    for name, (value, where) in shapes.items():
         expected, field = getattr(config, name), _DECIDED_BY.get(name, name)
         if expected != value:
-            of = "" if field == name else f" ({field} = {brief(getattr(config, field))})"
+            cause = "" if field == name else f" ({field} = {brief(getattr(config, field))})"
             raise CheckpointError(
-                f"{path}: {by} say {name} = {brief(expected)}{of}, but {where} has {value}"
+                f"{path}: {sources} say {name} = {brief(expected)}{cause}, but {where} has {value}"
             )
     return config
 
 
 def claims_of_arguments(arguments: Mapping[str, Any] | None) -> list[Claim]:
-    """What the arguments of the authors' training scripts say; nothing if they are of others."""
+    """The fields in arguments of the authors' training scripts; none for other scripts."""
     arguments = arguments or {}
     fields = {ours: arguments[name] for name, ours in _ARGUMENTS.items() if name in arguments}
     if not fields:
@@ -126,11 +127,11 @@ def claims_of_arguments(arguments: Mapping[str, Any] | None) -> list[Claim]:
 
 
 def read_claim(path: Path) -> Claim:
-    """Fields of a ``ModelConfig`` in a JSON or TOML file, at its top or below "model".
+    """Fields of a ``ModelConfig`` in a JSON or TOML file, at the top level or in "model".
 
     Raises:
         CheckpointError: the file is neither.
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
     """
     if path.suffix == ".toml":
         try:
@@ -146,14 +147,14 @@ def read_claim(path: Path) -> Claim:
 
 
 def infer_autoencoder_config(tensors: Mapping[str, torch.Tensor], path: Path) -> AutoencoderConfig:
-    """The configuration of an autoencoder, all of which shapes decide but for UniWeTok's heads.
+    """The configuration of an autoencoder, which shapes decide except for UniWeTok's heads.
 
     Args:
-        tensors: of the autoencoder.
-        path: for messages.
+        tensors: tensors of the autoencoder.
+        path: path of the file, for errors.
 
     Raises:
-        CheckpointError: they are of no autoencoder.
+        CheckpointError: they are not those of an autoencoder.
     """
     try:
         ch, in_channels = tensors["encoder.conv_in.weight"].shape[:2]
@@ -177,23 +178,23 @@ def infer_autoencoder_config(tensors: Mapping[str, torch.Tensor], path: Path) ->
             fields |= {"architecture": "conv_attention", "attn_blocks": blocks}
         return AutoencoderConfig(**fields)
     except KeyError as error:
-        raise CheckpointError(f"{path} holds no autoencoder: {error.args[0]} is missing") from error
+        raise CheckpointError(f"{path} has no autoencoder: {error.args[0]} is missing") from error
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} holds no autoencoder: {one_line(error)}") from error
+        raise CheckpointError(f"{path} has no autoencoder: {one_line(error)}") from error
 
 
-def _tried(path: Path, by: str, make: Callable[[], Made]) -> Made:
+def _call(path: Path, source: str, make: Callable[[], T]) -> T:
     try:
         return make()
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: {by} say: {one_line(error)}") from error
+        raise CheckpointError(f"{path}: {source} say: {one_line(error)}") from error
 
 
-def _completed(
-    known: Mapping[str, Any], seen: Mapping[str, _Seen], tensors: Mapping[str, torch.Tensor]
+def _complete(
+    known: Mapping[str, Any], shapes: Mapping[str, _FromShape], tensors: Mapping[str, torch.Tensor]
 ) -> ModelConfig:
-    """What is known, and for the rest what the shapes or all published models have."""
-    fields: dict[str, Any] = {name: value for name, (value, _) in seen.items()} | dict(known)
+    """The known fields, completed by those from shapes or common to all published models."""
+    fields: dict[str, Any] = {name: value for name, (value, _) in shapes.items()} | dict(known)
     tokens, bits = fields.pop("tokens", 0), fields.pop("token_bits", 0)
     if "dim" in fields:
         fields.setdefault("n_head", max(1, fields["dim"] // _HEAD_DIM))
@@ -203,14 +204,14 @@ def _completed(
         vae, _ = split_prefix(dict(tensors), "vae.")
         if vae:
             fields["autoencoder"] = infer_autoencoder_config(vae, Path("the file"))
-        else:  # that of the authors' scripts; the weights are missing anyway
+        else:  # that of the authors' scripts; its weights are missing, which is refused later
             official = AUTOENCODER_PRESETS["d16c32"].to_dict()
             own = {"z_channels": fields["latent_dim"], "num_codebooks": 1}
             fields["autoencoder"] = AutoencoderConfig.from_dict({**official, **own})
     fields.setdefault("down_size", fields["autoencoder"].downsampling)
     side = fields["down_size"] * fields["patch_size"]
     fields.setdefault("resolution", math.isqrt(tokens) * side)
-    if "cfg_scale" not in fields:  # what the authors recommend, where they published such a model
+    if "cfg_scale" not in fields:  # the authors' recommendation, where they published such a model
         size = {name: fields.get(name) for name in (*_SIZE, "parallel_num")}
         for preset in PRESETS.values():
             if all(getattr(preset, name) == value for name, value in size.items()):
@@ -218,49 +219,49 @@ def _completed(
     return ModelConfig.from_dict({**fields, "autoencoder": fields["autoencoder"].to_dict()})
 
 
-def _preset(seen: Mapping[str, _Seen], path: Path) -> ModelConfig:
-    """The published model of these shapes."""
+def _find_preset(shapes: Mapping[str, _FromShape], path: Path) -> ModelConfig:
+    """The published model with these shapes."""
 
     def differing(preset: ModelConfig) -> list[str]:
-        return [name for name, (value, _) in seen.items() if getattr(preset, name) != value]
+        return [name for name, (value, _) in shapes.items() if getattr(preset, name) != value]
 
-    if not seen:
-        raise NoModelError(f"{path} holds no model: it has no {_CLASSES}")
+    if not shapes:
+        raise NoModelError(f"{path} has no model: it lacks {_CLASS_EMBEDDING}")
     nearest = min(PRESETS, key=lambda name: len(differing(PRESETS[name])))
     if not differing(PRESETS[nearest]):
         return PRESETS[nearest]
-    shapes = ", ".join(f"{name} {value}" for name, (value, _) in seen.items())
+    text = ", ".join(f"{name} {value}" for name, (value, _) in shapes.items())
     raise CheckpointError(
-        f"{path} does not say what it is, and has the shapes of no preset ({', '.join(PRESETS)}; "
-        f"nearest: {nearest}): {shapes}; give config=... (--config)"
+        f"{path} has no configuration, and its shapes match no preset ({', '.join(PRESETS)}; "
+        f"nearest: {nearest}): {text}; give config=... (--config)"
     )
 
 
-def _seen(tensors: Mapping[str, torch.Tensor]) -> dict[str, _Seen]:
-    """Attributes of a ``ModelConfig`` that shapes decide, as far as the tensors are there."""
-    seen: dict[str, _Seen] = {}
+def _read_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, _FromShape]:
+    """Attributes of a ``ModelConfig`` that the shapes of the existing tensors decide."""
+    seen: dict[str, _FromShape] = {}
 
     def take(attribute: str, name: str, axis: int, divisor: int = 1, more: int = 0) -> None:
         tensor = tensors.get(name)
         if tensor is not None and tensor.dim() > axis and divisor:
             value, where = tensor.shape[axis] // divisor + more, f"{name} {list(tensor.shape)}"
-            seen[attribute] = _Seen(value, where)
+            seen[attribute] = _FromShape(value, where)
 
     take("dim", "norm.weight", 0)
-    take("num_classes", _CLASSES, 0, more=-1)
+    take("num_classes", _CLASS_EMBEDDING, 0, more=-1)
     if "dim" in seen:
-        take("cls_token_num", _CLASSES, 1, seen["dim"].value)
+        take("cls_token_num", _CLASS_EMBEDDING, 1, seen["dim"].value)
     take("tokens", "pos_for_diff.weight", 0)
     take("token_bits", "proj_in.w1.weight", 1)
     take("diff_dim", "head.net.input_proj.weight", 0)
     take("parallel_num", "query_token", 1, more=1)
     if seen and "parallel_num" not in seen:
-        seen["parallel_num"] = _Seen(1, "a file without query_token")
+        seen["parallel_num"] = _FromShape(1, "a file without query_token")
     for attribute, prefix in (
         ("n_layer", "layers."),
         ("diff_layers", "head.net.res_blocks."),
         ("diff_adanln_layers", "head.net.ada_ln_blocks."),
     ):
         if seen:
-            seen[attribute] = _Seen(count(tensors, prefix), f"{prefix}* of the file")
+            seen[attribute] = _FromShape(count(tensors, prefix), f"{prefix}* of the file")
     return seen

@@ -1,4 +1,4 @@
-"""Where a model is: on this disk, in bitdance-models, or on the Hugging Face hub."""
+"""Location of a model: on this disk, in bitdance-models, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def locate(
 
     Raises:
         FileNotFoundError: there is none, or it is bundled and bitdance-models is not installed.
-        CheckpointError: a repository holds something else.
+        CheckpointError: a repository contains something else.
     """
     path = Path(source)
     if path.exists():
@@ -42,8 +42,8 @@ def _bundled(name: str) -> Path:
         if (folder := Path(parent, name)).is_dir():
             return folder
     raise FileNotFoundError(
-        f"{name!r} is a bundled model, and the package bitdance_models, which has it, was not "
-        "found: pip install bitdance-models"
+        f"{name!r} is a model of the package bitdance_models, which was not found: "
+        "pip install bitdance-models"
     )
 
 
@@ -56,7 +56,7 @@ def locate_release(
 
     Raises:
         FileNotFoundError: there is no such folder or repository.
-        CheckpointError: the repository holds something else.
+        CheckpointError: the repository contains something else.
     """
     path = Path(source)
     if path.exists():
@@ -66,29 +66,29 @@ def locate_release(
     missing = [name for name in RELEASE_CONFIGS if not (folder / name).exists()]
     if missing:
         raise CheckpointError(
-            f"{str(source)!r} has no {missing[0]}: it is no text-to-image release"
+            f"{str(source)!r} has no {missing[0]}: it is not a text-to-image release"
         )
     return fetch("*.safetensors", "*.json", "*.txt", "*.jinja")
 
 
 def download(source: str, revision: str | None, local_files_only: bool) -> Path:
-    """A repository's folder on this disk, with the files that its ``config.json`` names.
+    """Download a repository; returns the local folder with the files of its ``config.json``.
 
-    That is fetched first: weights of tens of gigabytes are not, where it is of another model.
+    ``config.json`` is downloaded first, so that no weights are downloaded for other models.
 
     Raises:
-        FileNotFoundError: `source` is no repository's id, or the repository cannot be had.
-        CheckpointError: its ``config.json`` is of something else.
+        FileNotFoundError: `source` is not a repository id, or the repository is not available.
+        CheckpointError: its ``config.json`` belongs to something else.
     """
     fetch = _Repository(source, revision, local_files_only)
     config = fetch("config.json") / "config.json"
     if not config.exists():
-        raise CheckpointError(f"{source!r} has no config.json: it holds no model of this library")
+        raise CheckpointError(f"{source!r} has no config.json: it has no model of this library")
     return fetch("config.json", model_folder.read_content(config).weights.file)
 
 
 class _Repository:
-    """Downloads files of a Hugging Face repository.
+    """Downloader of files of a Hugging Face repository.
 
     Args:
         source: id "owner/name".
@@ -96,27 +96,27 @@ class _Repository:
         local_files_only: use only files that were downloaded before.
 
     Raises:
-        FileNotFoundError: `source` is no repository's id, or huggingface_hub is not installed.
+        FileNotFoundError: `source` is not a repository id, or huggingface_hub is not installed.
     """
 
     def __init__(self, source: str, revision: str | None, local_files_only: bool) -> None:
         parts = source.split("/")
         if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
             raise FileNotFoundError(
-                f"{source!r} is no file, no folder and no repository id of the form owner/name"
+                f"{source!r} is not a file, a folder or a repository id of the form owner/name"
             )
         try:
             import huggingface_hub
         except ImportError as error:
             raise FileNotFoundError(
-                f"{source!r} is no file or folder here; to look for it on the Hugging Face hub, "
+                f"{source!r} is not a file or folder here; to look for it on the Hugging Face hub, "
                 "pip install 'bitdance[hub]'"
             ) from error
         self._hub, self._source = huggingface_hub, source
         self._revision, self._local_files_only = revision, local_files_only
 
     def __call__(self, *patterns: str) -> Path:
-        """The repository's folder on this disk, with the files of these patterns.
+        """Download the files that match; returns the local folder of the repository.
 
         Raises:
             FileNotFoundError: the repository is not available.

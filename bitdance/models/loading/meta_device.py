@@ -1,8 +1,8 @@
-"""Models without memory, built only where their file has as much as they ask for.
+"""Models on the meta device, built only after their configuration was compared with the file.
 
-A configuration is read from outside: what it counts is compared with the names in the file before a
-module is built, and the modules are built on the meta device, where no size costs anything. Nothing
-random is drawn for them.
+A configuration may come from anywhere: the numbers of blocks in it are compared with the names in
+the file before any module is built. Modules on the meta device need no memory, and no random
+numbers are drawn for them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = [
 
 Built = TypeVar("Built", bound=nn.Module)
 
-_FILLS = {"normal_", "uniform_", "trunc_normal_", "zero_", "fill_", "random_", "bernoulli_"}
+_INITIALIZERS = {"normal_", "uniform_", "trunc_normal_", "zero_", "fill_", "random_", "bernoulli_"}
 
 
 class BlockCount(NamedTuple):
-    """Parts of a model that a configuration counts.
+    """A number of blocks in a configuration.
 
     Attributes:
-        prefix: what stands before their numbers.
-        number: how many the configuration says.
-        field: of the configuration.
+        prefix: prefix of the blocks' numbers in parameter names.
+        number: number of blocks.
+        field: field of the configuration.
     """
 
     prefix: str
@@ -46,7 +46,7 @@ class BlockCount(NamedTuple):
 
 
 def model_block_counts(config: ModelConfig) -> Iterator[BlockCount]:
-    """Of a ``BitDanceModel``."""
+    """Numbers of blocks in a ``BitDanceModel``."""
     yield BlockCount("layers.", config.n_layer, "n_layer")
     yield from head_block_counts(config.head, "head.", ("diff_layers", "diff_adanln_layers"))
     yield from autoencoder_block_counts(config.autoencoder, "vae.", "autoencoder.")
@@ -57,7 +57,7 @@ def head_block_counts(
     prefix: str = "",
     fields: tuple[str, str] = ("depth_latent", "depth_adanln"),
 ) -> Iterator[BlockCount]:
-    """Of a ``DiffusionHead``."""
+    """Numbers of blocks in a ``DiffusionHead``."""
     yield BlockCount(f"{prefix}net.res_blocks.", config.depth_latent, fields[0])
     yield BlockCount(f"{prefix}net.ada_ln_blocks.", config.depth_adanln, fields[1])
 
@@ -65,7 +65,7 @@ def head_block_counts(
 def autoencoder_block_counts(
     config: AutoencoderConfig, prefix: str = "", field: str = ""
 ) -> Iterator[BlockCount]:
-    """Of a ``BinaryAutoencoder``."""
+    """Numbers of blocks in a ``BinaryAutoencoder``."""
     levels = f"{prefix}encoder.down."
     yield BlockCount(levels, len(config.ch_mult), f"{field}ch_mult")
     for level in range(len(config.ch_mult)):
@@ -77,26 +77,26 @@ def autoencoder_block_counts(
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """How many parts stand after `prefix` in names."""
+    """Number of different components that follow `prefix` in names."""
     return len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
 
 
 def check_block_counts(
-    tensors: Mapping[str, Any], repeats: Iterable[BlockCount], kind: str, source: str
+    tensors: Mapping[str, Any], counts: Iterable[BlockCount], kind: str, source: str
 ) -> None:
-    """Compare what a configuration counts with what a file has.
+    """Compare numbers of blocks in a configuration with the names in a file.
 
     Raises:
         CheckpointError: they differ.
     """
-    for prefix, expected, field in repeats:
+    for prefix, expected, field in counts:
         found = count(tensors, prefix)
         if found != expected:
             which = "missing" if found < expected else "unexpected"
             raise CheckpointError(
                 f"{source} does not fit {kind}, nothing was loaded; "
                 f"{_number(abs(expected - found))} {which}: {prefix}{min(found, expected)} ... "
-                f"({field} is of {_number(expected)}, the file has {found})"
+                f"({field} says {_number(expected)}, the file has {found})"
             )
 
 
@@ -105,28 +105,28 @@ def _number(value: int) -> str:
 
 
 def build_on_meta(build: Callable[[], Built], source: str) -> Built:
-    """What `build` returns, on the meta device.
+    """Call `build` on the meta device; returns the model.
 
     Raises:
-        CheckpointError: there cannot be such a model.
+        CheckpointError: there is no model with this configuration.
     """
     try:
-        with torch.device("meta"), _NoFills():
+        with torch.device("meta"), _SkipInitialization():
             return build()
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        message = f"{source}: there is no model of such a configuration: {one_line(error)}"
+        message = f"{source}: there is no model with this configuration: {one_line(error)}"
         raise CheckpointError(message) from error
 
 
-class _NoFills(TorchFunctionMode):
-    """Leaves out what fills tensors at first.
+class _SkipInitialization(TorchFunctionMode):
+    """Skips the initialization of parameters.
 
-    To draw a normal number on the meta device PyTorch imports its compiler, which takes seconds.
+    For random numbers on the meta device PyTorch imports its compiler, which takes seconds.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         initial = getattr(func, "__module__", None) == "torch.nn.init"
-        if initial or getattr(func, "__name__", "") in _FILLS:
+        if initial or getattr(func, "__name__", "") in _INITIALIZERS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)

@@ -1,7 +1,7 @@
 """The folder of a class-conditional model: ``config.json``, and the weights that it names.
 
-The weights' file is named after its checksum, and the configuration that points to it is replaced
-last. So there is a whole model at every moment, whoever is killed and however many write at once.
+The file of weights is named after its checksum, and ``config.json``, which refers to it, is
+replaced last. So the folder is valid at any moment, even if processes are killed or write at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from bitdance.models.config import ModelConfig
 
 __all__ = [
     "FORMAT",
-    "Folder",
+    "ModelFolder",
     "check_replaceable",
     "is_weights_of",
     "open_folder",
@@ -47,12 +47,12 @@ __all__ = [
 
 FORMAT = "bitdance-1"
 MAX_STEPS = 1_000_000
-"""Denoising steps that a model can have as its default."""
+"""Largest default number of denoising steps."""
 
 _CONFIG = "config.json"
-_OWN = re.compile(r"model-([0-9a-f]{12})\.safetensors")
+_WEIGHTS_NAME = re.compile(r"model-([0-9a-f]{12})\.safetensors")
 
-Read = TypeVar("Read")
+T = TypeVar("T")
 
 
 @settings
@@ -76,14 +76,14 @@ class _Content:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """What the ``config.json`` of a folder says, checked.
+class ModelFolder:
+    """Checked content of a ``config.json``.
 
     Attributes:
-        config: of the model.
-        file: the weights.
-        digest: their SHA-256.
-        extra: classes and steps, as ``BitDance`` takes them.
+        config: configuration of the model.
+        file: file of the weights.
+        digest: SHA-256 of that file.
+        extra: classes and steps, as arguments of ``BitDance``.
     """
 
     config: ModelConfig
@@ -92,16 +92,16 @@ class Folder:
     extra: Mapping[str, Any]
 
 
-def open_folder(folder: Path) -> Folder:
+def open_folder(folder: Path) -> ModelFolder:
     """Read the configuration of a folder that ``save_pretrained`` wrote.
 
     Raises:
-        CheckpointError: it was written by something else, is damaged, or says nonsense.
+        CheckpointError: it was written by something else, is damaged, or has invalid values.
     """
     path = folder / _CONFIG
     if not path.is_file():
         raise NoModelError(
-            f"{folder} has no {_CONFIG}: it was not written by save_pretrained; for an official "
+            f"{folder} has no {_CONFIG}, so save_pretrained has not written it; for an official "
             "checkpoint give the .pt file itself"
         )
     content = read_content(path)
@@ -111,22 +111,22 @@ def open_folder(folder: Path) -> Folder:
     extra: dict[str, Any] = {"num_inference_steps": content.steps}
     if content.classes:
         extra["classes"] = content.classes
-    return Folder(content.model, require_file(folder / name), content.weights.sha256, extra)
+    return ModelFolder(content.model, require_file(folder / name), content.weights.sha256, extra)
 
 
 def read_content(path: Path) -> _Content:
-    """The ``config.json`` of a folder, with the types that it must have.
+    """Read and check the ``config.json`` of a folder.
 
     Raises:
-        CheckpointError: it is of something else, or damaged.
-        FileNotFoundError: no such file.
+        CheckpointError: it belongs to something else, or is damaged.
+        FileNotFoundError: there is no such file.
     """
     content = read_json(path)
     if content.get("format") != FORMAT:
         kind = content.get("model_type")
-        of = "" if kind is None else f" (it is of a language model, {brief(kind)})"
+        hint = "" if kind is None else f" (it belongs to a language model, {brief(kind)})"
         got = brief(content.get("format"))
-        raise NoModelError(f"{path}: format must be {FORMAT!r}, got {got}{of}")
+        raise NoModelError(f"{path}: format must be {FORMAT!r}, got {got}{hint}")
     try:
         return parse(_Content, content, "its content")
     except (ValueError, RecursionError) as error:
@@ -134,27 +134,27 @@ def read_content(path: Path) -> _Content:
 
 
 def is_weights_of(folder: Path, file: str) -> bool:
-    """Whether the ``config.json`` of `folder` is of this library and names `file`."""
+    """Whether `folder` has a ``config.json`` of this library that names `file`."""
     try:
         return read_content(folder / _CONFIG).weights.file == file
     except (CheckpointError, FileNotFoundError):
         return False
 
 
-def read_consistently(folder: Path, read: Callable[[], Read]) -> Read:
-    """Read a folder; once more if somebody else has replaced the model meanwhile."""
+def read_consistently(folder: Path, read: Callable[[], T]) -> T:
+    """Read a folder, again if another process has replaced the model meanwhile."""
     for _ in range(9):
-        before = _version(folder / _CONFIG)
+        version = _version(folder / _CONFIG)
         try:
             return read()
         except (CheckpointError, FileNotFoundError):
-            if _version(folder / _CONFIG) == before:
+            if _version(folder / _CONFIG) == version:
                 raise
     return read()
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """Another one for each file that is put in the place of `path`."""
+    """A value that differs for every file that replaces `path`."""
     with contextlib.suppress(OSError):
         status = path.stat()
         return status.st_ino, status.st_mtime_ns
@@ -162,14 +162,14 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 def check_replaceable(folder: Path) -> _Content | None:
-    """Check that a model can be written into `folder` without replacing what is not ours.
+    """Check that a model can be written into `folder` without replacing foreign files.
 
     Returns:
-        What the ``config.json`` there says; None without one.
+        The content of the ``config.json`` there, None without one.
 
     Raises:
-        FileExistsError: there is a ``config.json`` that this library did not write, or a file in
-            the folder's place.
+        FileExistsError: there is a ``config.json`` that this library has not written, or `folder`
+            is a file.
     """
     path = folder / _CONFIG
     if folder.exists() and not folder.is_dir():
@@ -180,7 +180,7 @@ def check_replaceable(folder: Path) -> _Content | None:
         return read_content(path)
     except (CheckpointError, FileNotFoundError) as error:
         raise FileExistsError(
-            f"{folder} holds something else, nothing was written; choose another folder "
+            f"{folder} contains something else, nothing was written; choose another folder "
             f"({one_line(error)})"
         ) from error
 
@@ -192,12 +192,12 @@ def write_folder(
     classes: Sequence[str],
     steps: int,
 ) -> None:
-    """Write a model, and remove the one of this library that it replaces.
+    """Write a model, and remove the model of this library that it replaces.
 
     Raises:
-        FileExistsError: the folder holds the configuration of something else; nothing was written.
-        OSError: the folder cannot be written or the disk is full; what was there is unchanged.
-        ValueError: a weight is not finite, so that it could not be loaded again.
+        FileExistsError: the folder has the configuration of something else; nothing was written.
+        OSError: the folder cannot be written or the disk is full; its model is unchanged.
+        ValueError: a weight is not finite, so that the model could not be loaded again.
     """
     check_replaceable(folder)
     broken = [name for name, tensor in state.items() if not weights.is_finite(tensor)]
@@ -216,24 +216,24 @@ def write_folder(
             "classes": list(classes),
             "steps": steps,
         }
-        with locked(folder):  # one writer after the other, from here to the end
-            before = check_replaceable(folder)
+        with locked(folder):  # one writer at a time
+            earlier = check_replaceable(folder)
             if file.exists() and not (file.is_file() and files.sha256(file) == digest):
-                raise FileExistsError(f"{file} is of something else; choose another folder")
+                raise FileExistsError(f"{file} is another file; choose another folder")
             publish(fresh, file)
             files.write_text(folder / _CONFIG, json.dumps(content, indent=2) + "\n")
-            _remove_replaced(folder, file, before)
+            _remove_replaced(folder, file, earlier)
 
 
-def _remove_replaced(folder: Path, file: Path, before: _Content | None) -> None:
-    """Remove the weights that `file` replaces, and those of writers that were killed.
+def _remove_replaced(folder: Path, file: Path, earlier: _Content | None) -> None:
+    """Remove the weights that `file` replaces, and those that killed writers have left.
 
-    A file of this library has the checksum that its name tells, so no other is taken for one.
+    Only files of this library have a name that contains their checksum.
     """
     for path in folder.iterdir():
-        own = _OWN.fullmatch(path.name)
-        if path == file or not own or not path.is_file():
+        match = _WEIGHTS_NAME.fullmatch(path.name)
+        if path == file or not match or not path.is_file():
             continue
-        named = before is not None and path.name == before.weights.file
-        if named or files.sha256(path).startswith(own.group(1)):
+        named = earlier is not None and path.name == earlier.weights.file
+        if named or files.sha256(path).startswith(match.group(1)):
             path.unlink(missing_ok=True)
