@@ -1,6 +1,6 @@
-"""The command line, ``bitdance`` or ``python -m bitdance.cli``: one module a command.
+"""The command line, ``bitdance`` or ``python -m bitdance.cli``, with one module per command.
 
-The entry point is here, before anything slow is imported; ``bitdance.cli.main`` has the parser.
+The entry point is here, before any slow import; ``bitdance.cli.main`` has the parser.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["run"]
 
 def run() -> int:
     """Run the command line; returns its exit status."""
-    # Ctrl-C during the imports, and after the command, prints no traceback.
+    # No traceback for Ctrl-C during the imports or after the command.
     interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interrupts:
         signal.signal(signal.SIGINT, _stop)

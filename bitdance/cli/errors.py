@@ -1,4 +1,4 @@
-"""How a command ends: one line of error, whatever went wrong, and the exit status."""
+"""The end of a command: an exit status, and one line for any error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["run_command"]
 
-_LONGEST = 1000
+_MAX_LENGTH = 1000
 _EXPECTED = (OSError, ValueError, RuntimeError, MemoryError, ImportError)
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -19,14 +19,14 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 def run_command(name: Callable[[], str], command: Callable[[], int]) -> int:
     """Run a command; returns its exit status.
 
-    With BITDANCE_DEBUG in the environment, errors are raised as they are.
+    With BITDANCE_DEBUG in the environment, errors are raised instead of printed.
 
     Args:
-        name: what the command is called in errors.
-        command: returns the status.
+        name: returns the name of the command, for errors.
+        command: runs the command and returns its status.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what a terminal cannot show is written in ASCII
+        if hasattr(stream, "reconfigure"):  # escape what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         status = command()
@@ -44,37 +44,37 @@ def run_command(name: Callable[[], str], command: Callable[[], int]) -> int:
         _print(f"{name()}: error: {explain(error)}")
         return 1
     finally:
-        _settle(sys.stdout)
+        _flush(sys.stdout)
 
 
 def explain(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """A description of an error on one line."""
     text = " ".join(str(error).split())
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
     ):
-        text = f"out of memory, less at a time may do (--batch-size, --size): {text}".rstrip(": ")
+        text = f"out of memory, try less at a time (--batch-size, --size): {text}".rstrip(": ")
     elif not isinstance(error, _EXPECTED) or not text:
         text = (
-            f"{type(error).__name__}: {text} (unexpected; with BITDANCE_DEBUG=1 in the environment "
-            "the traceback is shown)"
+            f"{type(error).__name__}: {text} (unexpected; BITDANCE_DEBUG=1 in the environment shows "
+            "the traceback)"
         )
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
 
 
 def _print(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
-    except OSError:  # nobody reads it
-        _settle(sys.stderr)
+    except OSError:  # nobody reads stderr
+        _flush(sys.stderr)
 
 
-def _settle(stream: TextIO | None) -> None:
-    """Have nothing left that the interpreter would fail to write when it ends."""
+def _flush(stream: TextIO | None) -> None:
+    """Flush a stream, or discard its content, so that the interpreter can exit without errors."""
     try:
         if stream is not None:
             stream.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # type: ignore[union-attr]
+        os.close(null)

@@ -199,7 +199,7 @@ def _match_averages(
     if averaged and not matched:
         raise CheckpointError(
             f"{source}: its averaged weights (model_ema.{next(iter(averaged))} ...) match none of "
-            "its parameters; prefer='model' ignores them"
+            "its parameters; weights='model' ignores them"
         )
     return matched
 

@@ -71,7 +71,7 @@ def test_other_files_are_counted_and_images_known_by_their_content(data, caplog)
         "0.png", "1.png", "b.JPE", "photo", "photo.jpg_large"
     ]  # fmt: skip
     assert caplog.messages == [
-        f"{data}: 7 images; skipped: 1 images outside of the class folders, 5 files that are no "
+        f"{data}: 7 images; skipped: 1 images outside of the class folders, 5 files that are not "
         "images (no suffix 1, .csv 1, .mp4 1, .txt 2)"
     ]
 
