@@ -56,8 +56,8 @@ def explain(error: Exception) -> str:
         text = f"out of memory, try less at a time (--batch-size, --size): {text}".rstrip(": ")
     elif not isinstance(error, _EXPECTED) or not text:
         text = (
-            f"{type(error).__name__}: {text} (unexpected; BITDANCE_DEBUG=1 in the environment shows "
-            "the traceback)"
+            f"{type(error).__name__}: {text} (unexpected; BITDANCE_DEBUG=1 in the environment "
+            "shows the traceback)"
         )
     return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
 
