@@ -137,7 +137,7 @@ def test_sizes_of_a_configuration_cost_nothing(folder):
             changed = copy.deepcopy(content)
             changed["model"]["autoencoder"][key] = value
             put(folder, json.dumps(changed))
-            assert f"(autoencoder.{key} is of" in refusal(
+            assert f"(autoencoder.{key} says" in refusal(
                 lambda: BitDancePipeline.from_pretrained(folder)
             )
     assert built == []

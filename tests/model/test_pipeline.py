@@ -345,7 +345,7 @@ def _edit(folder, change):
         (lambda c: c.pop("weights"), "config.json is damaged: .*weights is missing"),
         (lambda c: c["model"].update(dim=31), "is damaged: .*dim must be a multiple of 4"),
         (lambda c: c["weights"].update(file="../x"), r"there is no file '\.\./x' beside it"),
-        (lambda c: c["weights"].update(sha256="0" * 64), "is altered: its checksum is not the"),
+        (lambda c: c["weights"].update(sha256="0" * 64), "is altered: its checksum differs"),
         (lambda c: c["model"].update(n_layer=3), r"does not fit BitDanceModel.*missing: layers.2"),
     ],
 )

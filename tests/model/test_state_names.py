@@ -154,7 +154,7 @@ def test_averages_of_no_parameter_are_an_error(tmp_path):
     [
         (
             {"model": state(), "state_dict": state()},
-            r"which of its parts .* model \(3\), state_dic",
+            r"several candidates .* model \(3\), state_dic",
         ),
         ({"a": {"b": state()}, "c": state()}, r"where trainers put them; .* a\.b \(3\), c \(3\)"),
         ({"ema": {}, "epoch": 3}, "has no tensors; its keys are ema, epoch"),

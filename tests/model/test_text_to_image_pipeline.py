@@ -304,7 +304,7 @@ def test_a_release_is_downloaded_configurations_first(tmp_path, monkeypatch):
     assert asked == [("owner/name", options, False), ("owner/name", options, True)]
     asked.clear()
     (folder / "vision_head_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"has no vision_head_config\.json: it is no text-to"):
+    with pytest.raises(CheckpointError, match=r"has no vision_head_config\.json: it is not a text"):
         load("owner/name")
     assert [weights for *_, weights in asked] == [False], "no weights of another model"
 
