@@ -31,11 +31,11 @@ def _runner(network, schedule, rows, patch, dtype=torch.float32):
 @torch.no_grad()
 def test_an_evaluation_is_that_of_the_network(architecture, at_once, monkeypatch):
     if not at_once:
-        monkeypatch.setattr(head_runner, "MOST_TABLE_ROWS", 0)
+        monkeypatch.setattr(head_runner, "MAX_TABLE_ROWS", 0)
     network, patch = tiny_head(architecture).net.double(), tiny_patch(architecture)
     schedule = Schedule.of(network, 5)
     runner = _runner(network, schedule, 6, patch, torch.float64)
-    assert runner.at_once == at_once
+    assert runner.one_table == at_once
     plain = PlainHead(network, schedule.times)
     shape = (6,) if patch is None else (6, patch)
     for rows in (6, 3):  # halves of their own, and a state for both
