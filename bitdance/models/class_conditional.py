@@ -1,4 +1,4 @@
-"""The class-conditional model: tokenizer, transformer and diffusion head under one roof.
+"""The class-conditional model: autoencoder, transformer and diffusion head.
 
 A sequence is the class prefix, P - 1 query tokens and the image's tokens in generation order
 without the last P. The transformer's output at a position conditions the head that generates the
@@ -31,7 +31,7 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """The random numbers of one training step; what is None is drawn, in this order.
+    """Random numbers of one training step; those that are None are drawn, in this order.
 
     Attributes:
         flips: two uniforms [B, N, C] each, see ``flip_signs``.
@@ -53,7 +53,7 @@ def perturb(
 
     Args:
         tokens: +1 and -1, of any shape.
-        rate: in [0, 1].
+        rate: rate of flips in [0, 1].
         uniforms: (r1, r2), each of the shape of `tokens`; drawn by default.
 
     Returns:
@@ -83,7 +83,7 @@ class BitDanceModel(nn.Module):
     included. The tokenizer's parameters need no gradients: it is trained on its own.
 
     Args:
-        config: its shape.
+        config: shape of the model.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
@@ -121,9 +121,9 @@ class BitDanceModel(nn.Module):
         return self._order_and_freqs()[1]
 
     def _order_and_freqs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both tables, made where the parameters are.
+        """Both tables, on the device of the parameters.
 
-        They are no buffers: ``.to(dtype)`` would round the angles, and a model built on the meta
+        They are not buffers: ``.to(dtype)`` would round the angles, and a model built on the meta
         device would never get them.
         """
         device = self.norm.weight.device
@@ -133,7 +133,7 @@ class BitDanceModel(nn.Module):
             # Tensors made in inference mode could not be used in training.
             with torch.inference_mode(False):
                 order = generation_order(grid, config.parallel_num, config.parallel_mode)
-                # The last P tokens are never fed in.
+                # The last P tokens are never an input.
                 fed = cell_centres(*grid)[order[: config.tokens - config.parallel_num]]
                 freqs = rope_table_2d(fed, self.layers.head_dim, config.prefix)
                 tables = order.to(device), freqs.to(device)
@@ -211,12 +211,12 @@ class BitDanceModel(nn.Module):
             raise ValueError(f"tokens must be {expected}, got {list(tokens.shape)}")
 
     def check_labels(self, labels: torch.Tensor, *, values: bool) -> None:
-        """Check that labels are int64 or int32 [B].
+        """Check that labels are int64 or int32 [B], and with `values` that they are classes.
 
-        With `values` also that they are classes, which waits for a GPU.
+        Checking values waits for a GPU.
 
         Raises:
-            ValueError: they are not.
+            ValueError: `labels` has another dtype, shape or values.
         """
         if labels.dim() != 1 or labels.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"labels must be int64 [B], got {labels.dtype} {list(labels.shape)}")
@@ -233,9 +233,9 @@ class BitDanceModel(nn.Module):
         return torch.cat([rows, self.query_token.expand(labels.shape[0], -1, -1)], dim=1)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, n, C] of +1 and -1 as the transformer is fed them, [B, n, dim].
+        """Input of the transformer [B, n, dim] for tokens [B, n, C] of +1 and -1.
 
-        In the weights' dtype also under autocast, as all of the residual stream.
+        Like the whole residual stream, it has the dtype of the parameters under autocast too.
         """
         return self.proj_in(tokens.to(self._dtype)).to(self._dtype)
 
@@ -244,19 +244,19 @@ class BitDanceModel(nn.Module):
     ) -> torch.Tensor:
         """Training loss of a batch: the mean of the head's loss over all tokens.
 
-        In training mode bits of the tokens that are fed in flip and classes are hidden, at the
-        configured rates; the targets stay clean.
+        In training mode bits of the input tokens flip and classes are hidden, at the configured
+        rates; the targets stay clean.
 
         Args:
             tokens: [B, N, C] of +1 and -1 in generation order, as ``encode`` gives.
             labels: int64 [B].
-            draws: random numbers to use, for comparisons.
+            draws: random numbers to use; drawn by default.
 
         Returns:
             A scalar, float32.
 
         Raises:
-            ValueError: shapes or labels do not fit.
+            ValueError: `tokens` or `labels` has another shape, or a label is out of range.
         """
         target, cond = self.conditions(tokens, labels, draws)
         draws = draws or TrainingDraws()
@@ -267,10 +267,8 @@ class BitDanceModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Targets and conditioning of the head: [R, P, C] and [R, P, dim] ([R, ...] with P = 1).
 
-        Targets are in the dtype of `tokens`, the conditioning in that of the parameters, also under
-        autocast.
-
-        Every patch of the batch ``diff_batch_mul`` times over, since each is trained at that many
+        Targets have the dtype of `tokens`, the conditioning that of the parameters, also under
+        autocast. Every patch is repeated ``diff_batch_mul`` times, since it is trained at that many
         noise levels.
         """
         config = self.config

@@ -67,7 +67,7 @@ class AutoencoderConfig:
             blocks instead of the encoder's middle and before the decoder's, a strided convolution
             that also changes the width, and an encoder bounded to (-1, 1).
         attn_blocks: transformer blocks a side; of "conv_attention".
-        n_heads: attention heads of these blocks; of "conv_attention".
+        n_heads: attention heads of these blocks, for "conv_attention".
 
     Raises:
         ValueError: a field has the wrong type or is out of range, or two do not fit each other.
@@ -207,7 +207,7 @@ class HeadConfig:
         architecture: "mlp" has one token a step, "transformer" attention among the tokens of a
             patch; "t2i" is the text-to-image form of it, with heads of 128 instead of 64 channels
             and an output in (-1, 1).
-        use_swiglu: of "t2i": SwiGLU, or the plain SiLU network of its first version.
+        use_swiglu: for "t2i", SwiGLU rather than the SiLU network of its first version.
         time_shift: s of t' = (1/s) / (1/s + 1/t - 1); more than 1 moves times toward noise.
         time_schedule: training times: sigmoid of a normal, or uniform.
         P_mean: mean of that normal.
@@ -286,8 +286,8 @@ class ModelConfig(ModelShape):
 
     Args:
         dim: width of the transformer.
-        n_layer: its blocks.
-        n_head: its attention heads.
+        n_layer: blocks of the transformer.
+        n_head: attention heads of the transformer.
         diff_layers: blocks of the head.
         diff_dim: width of the head.
         diff_adanln_layers: adaLN projections of the head.
@@ -305,8 +305,8 @@ class ModelConfig(ModelShape):
         P_mean: see there.
         P_std: see there.
         diff_batch_mul: noise levels drawn per token in training.
-        perturb_rate: of the bit flips in training; a bit flips with half of it.
-        class_dropout_prob: how often training hides the class.
+        perturb_rate: rate of bit flips in training; a bit flips with half of it.
+        class_dropout_prob: probability that training hides the class.
         cfg_scale: guidance scale that the authors recommend for sampling.
         autoencoder: the tokenizer.
 

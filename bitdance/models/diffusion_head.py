@@ -190,7 +190,7 @@ class DiffusionHead(nn.Module):
     """The head and its training objective.
 
     Args:
-        config: its shape.
+        config: shape of the network.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, in static memory."""
+"""A cache of keys and values in static memory."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class KVCache:
         Args:
             layers: number of layers, at least 1.
             rows: B.
-            tokens: Tmax, the most tokens a row may get.
+            tokens: Tmax, maximum number of tokens of a row.
             num_heads: Hkv, key heads.
             head_dim: D.
-            dtype: of keys and values: what the layers' projections return.
-            device: where to keep them.
+            dtype: dtype of keys and values, that of the layers' projections.
+            device: device of the cache.
         """
         shape = (rows, tokens, num_heads, head_dim)
         # Tensors made in inference mode could not be written outside of it.
@@ -73,7 +73,7 @@ class KVCache:
         return KVCache(layers, self.lengths[:rows])
 
     def reset(self) -> None:
-        """Forget all tokens; the memory stays."""
+        """Discard all tokens; the memory is kept."""
         self.lengths.zero_()
 
     def advance(self, tokens: int) -> None:

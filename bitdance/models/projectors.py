@@ -18,8 +18,8 @@ class InputProjection(nn.Module):
     """Bits to embeddings in the ImageNet models: a SwiGLU network.
 
     Args:
-        bits: of a token.
-        dim: of the transformer.
+        bits: bits of a token.
+        dim: width of the transformer.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
@@ -38,8 +38,8 @@ class TextToImageProjection(nn.Module):
     """Bits to embeddings in the text-to-image models: linear, GELU (tanh form), linear.
 
     Args:
-        bits: of a token.
-        dim: of the language model.
+        bits: bits of a token.
+        dim: width of the language model.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
@@ -58,8 +58,8 @@ def position_embedding_2d(order: torch.Tensor, width: int, dim: int) -> torch.Te
 
     Args:
         order: int64 [N], raster index of each token.
-        width: tokens a row.
-        dim: C, a multiple of 4: the first half is of the column, the second of the row, each
+        width: tokens per row of the image.
+        dim: C, a multiple of 4; the first half encodes the column, the second the row, each with
             sines first.
 
     Returns:

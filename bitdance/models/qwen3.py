@@ -44,12 +44,12 @@ class Qwen3Config:
         num_attention_heads: H, query heads.
         num_key_value_heads: Hkv, which divides H.
         intermediate_size: width of the SwiGLU network.
-        vocab_size: tokens.
+        vocab_size: number of tokens.
         head_dim: D, even.
         max_position_embeddings: tokens that the model was trained to tell apart; rotations are
             computed for any number.
         rope_theta: base of the rotations.
-        rms_norm_eps: of all norms.
+        rms_norm_eps: epsilon of all norms.
         attention_bias: whether the attention's projections have biases.
         tie_word_embeddings: whether the output projection is the input's; then it has no weight.
 
@@ -162,7 +162,7 @@ def rope_table(tokens: int, frequencies: torch.Tensor) -> torch.Tensor:
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """In the dtype of `x`, which under autocast is another than that of the weight."""
+    """RMSNorm in the dtype of `x`, which under autocast differs from that of the weight."""
     return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
 
 
@@ -220,7 +220,7 @@ class Qwen3Block(nn.Module):
     """Pre-norm attention and SwiGLU network.
 
     Args:
-        config: of the model.
+        config: shape of the model.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
@@ -253,10 +253,10 @@ class Qwen3Block(nn.Module):
 
 
 class Qwen3Model(nn.Module):
-    """Embeddings, blocks and last norm; its parameters stand below ``model.`` in a checkpoint.
+    """Embeddings, blocks and last norm; parameters are below ``model.`` in a checkpoint.
 
     Args:
-        config: its shape.
+        config: shape of the model.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
@@ -285,18 +285,18 @@ class Qwen3Model(nn.Module):
         freqs: torch.Tensor,
         cache: KVCache,
     ) -> torch.Tensor:
-        """Begin every row with a prompt, of which each token sees those before it.
+        """Begin every row with a prompt, under a causal mask.
 
         Each prompt is computed once, however many rows have it.
 
         Args:
             prompts: embedded, [T_n, C] each, at least one token long.
-            row_prompts: int64 [B], which prompt each row begins with.
+            row_prompts: int64 [B], index of the prompt of each row.
             freqs: [Tmax, D / 2, 2], see ``rope_table``.
-            cache: of B rows; what it holds is forgotten.
+            cache: cache of B rows; its content is discarded.
 
         Returns:
-            Normalised outputs [N, longest T, C]; those after the end of a prompt mean nothing.
+            Normalised outputs [N, longest T, C]; those after the end of a prompt have no meaning.
         """
         longest = max(len(prompt) for prompt in prompts)
         x = pad_sequence(list(prompts), batch_first=True)
@@ -304,8 +304,8 @@ class Qwen3Model(nn.Module):
         first = cache.first(len(prompts))
         mask = block_causal_ranges(longest, 0, 1, device=x.device)
         x = self._blocks(x, freqs, first, mask)
-        # What a shorter prompt's padding wrote lies after its end, where it is never read and later
-        # tokens are written.
+        # Padding of a shorter prompt is written after its end, where it is never read and later
+        # overwritten.
         for memory in cache.layers:
             for tensor in memory:
                 tensor[:, :longest] = tensor[row_prompts, :longest]
@@ -320,7 +320,7 @@ class Qwen3Model(nn.Module):
         Args:
             x: embedded, [B, P, C].
             freqs: as for ``prefill``.
-            cache: of B rows; it then holds the new tokens.
+            cache: cache of B rows; the new tokens are added.
 
         Returns:
             Normalised outputs [B, P, C].
@@ -339,10 +339,10 @@ class Qwen3Model(nn.Module):
 
 
 class Qwen3ForCausalLM(nn.Module):
-    """A whole checkpoint: the trunk and the projection to words, which images do not need.
+    """A whole checkpoint: the trunk, and the projection to words, which images do not use.
 
     Args:
-        config: its shape.
+        config: shape of the model.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 

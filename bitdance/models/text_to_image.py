@@ -28,7 +28,7 @@ class TextToImageModel(nn.Module):
     """Language model, head, tokenizer and projector, under the names of the official pipeline.
 
     Args:
-        config: its shape.
+        config: shape of the model.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
     """
 
@@ -48,7 +48,7 @@ class TextToImageModel(nn.Module):
         return generation_order(grid, self.config.parallel_num, "patch", device)
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """What tells the tokens of an image apart: float32 [N, C], in generation order."""
+        """Position embeddings of the tokens of an image, float32 [N, C], in generation order."""
         return position_embedding_2d(self.order(grid), grid[1], self.config.llm.hidden_size)
 
     def decode(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -71,5 +71,5 @@ class TextToImageModel(nn.Module):
         return tokens_to_latents(tokens, 1, self.order(grid), grid)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, n, bits] of +1 and -1 as the language model is fed them, [B, n, hidden]."""
+        """Input of the language model [B, n, hidden] for tokens [B, n, bits] of +1 and -1."""
         return self.embed_vision_mlp(tokens.to(self.embed_vision_mlp.fc1.weight.dtype))

@@ -23,7 +23,7 @@ def generation_order(
         grid: tokens vertically and horizontally.
         patch_tokens: P.
         mode: "patch" or "standard".
-        device: of the result.
+        device: device of the result.
 
     Returns:
         int64 [N], a permutation of 0 to N - 1.

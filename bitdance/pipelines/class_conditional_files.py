@@ -29,7 +29,7 @@ from bitdance.models.loading.model_folder import is_weights_of, open_folder, rea
 __all__ = ["digest", "load_file", "load_folder"]
 
 Loaded = tuple[BitDanceModel, Mapping[str, Any]]
-"""A model, and what ``BitDance`` is told besides."""
+"""A model, and further arguments of ``BitDancePipeline``."""
 
 
 def digest(path: Path) -> str:

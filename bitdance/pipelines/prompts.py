@@ -54,9 +54,9 @@ def token_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
     """Token ids of a text.
 
     Args:
-        tokenizer: its ``encode`` returns a flat list, an array or a tensor of ids [n] or [1, n], a
-            mapping with "input_ids", or an object with ``ids``.
-        text: what to encode.
+        tokenizer: tokenizer whose ``encode`` returns a flat list, an array or a tensor of ids [n]
+            or [1, n], a mapping with "input_ids", or an object with ``ids``.
+        text: text to encode.
 
     Raises:
         TypeError: it returns something else.
@@ -78,7 +78,7 @@ def token_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 
 def image_prefix(tokenizer: TextTokenizer, grid: tuple[int, int], parallel_num: int) -> list[int]:
-    """Ids of what stands between a prompt and an image's tokens.
+    """Ids of the tokens between a prompt and an image.
 
     Args:
         tokenizer: tokenizer with the special tokens.

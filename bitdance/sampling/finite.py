@@ -1,4 +1,4 @@
-"""NaN and infinity in what a model draws: found on the device, reported once a batch."""
+"""Detection of NaN and infinity in predictions: on the device, reported once per batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["NotFiniteError", "check_predictions", "largest"]
 
 
 class NotFiniteError(RuntimeError):
-    """A model computed NaN or infinity where a picture was asked for.
+    """A model computed NaN or infinity in place of an image.
 
     Attributes:
-        images: number of every picture concerned, and the first AR step whose prediction is not
-            finite; None where it is the decoder's result.
+        images: number of every image concerned, and the first AR step whose prediction is not
+            finite, or None if it is the decoder's result.
     """
 
     def __init__(self, function: str, images: Mapping[int, int | None]) -> None:
@@ -31,7 +31,7 @@ class NotFiniteError(RuntimeError):
         )
 
     def numbered(self, function: str, images: Sequence[int]) -> NotFiniteError:
-        """The same error of the picture `images[i]` in place of each picture i."""
+        """The same error with number `images[i]` in place of each i."""
         return NotFiniteError(function, {images[i]: step for i, step in self.images.items()})
 
 
@@ -44,9 +44,9 @@ def check_predictions(function: str, predictions: torch.Tensor, count: int) -> N
     """Raise NotFiniteError if a prediction is not finite. Waits for the device.
 
     Args:
-        function: that is asked for pictures, for the error.
-        predictions: of every AR step, [steps, rows, P, C].
-        count: pictures; row r belongs to picture r % count.
+        function: function that was called, for the error.
+        predictions: predictions of every AR step, [steps, rows, P, C].
+        count: number of images; row r belongs to image r % count.
     """
     if predictions.is_meta or not predictions.numel():  # the meta device has no values
         return

@@ -24,11 +24,11 @@ OnStep = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every patch of every image shares: coefficients and times.
+    """Coefficients and times of the denoising steps, the same for all patches.
 
     Attributes:
         table: [S + 1, 3] float32, see ``bitdance_kernels.denoise_schedule``.
-        times: [S + 1] float32, what the network is called with.
+        times: [S + 1] float32, times that the network is called with.
         steps: [S + 1] int64, 0 to S, on the device, so that no step is read on the host.
     """
 
@@ -41,9 +41,9 @@ class Schedule:
         """The schedule of `steps` noisy steps and the final one, for this network.
 
         Args:
-            network: the head's.
+            network: the head's network.
             steps: S, at least 1.
-            time_shift: by default the head's own.
+            time_shift: time shift, by default that of the head.
 
         Raises:
             ValueError: `steps` or `time_shift` is out of range.
@@ -68,7 +68,7 @@ def make_head(
 
     Args:
         network: the head's network.
-        schedule: made for it.
+        schedule: schedule of that network.
         rows: patches in a batch, both halves of a guided one counted.
         patch: P, or None for states [R, C].
         use_kernels: False for the network as published.
@@ -97,11 +97,11 @@ def sample_patch(
 
     Args:
         network: the head's network.
-        schedule: made for it.
+        schedule: schedule of that network.
         cond: conditioning [R, ..., ch_cond]; with `cfg` [2 R, ...], conditional rows first.
         cfg: guidance scale, a number or a tensor of one element on the device; None for none.
         keys: Philox keys int64 [R, 3] as ``noise_keys`` makes them.
-        noise: instead of `keys` the draws themselves: the initial state, then one per step, each
+        noise: in place of `keys`, the draws: the initial state, then one per step, each
             [R, ..., ch_target] float32.
         on_step: called as f(step, state, prediction) after every network call.
         use_kernels: False for the network as published and reference ops.
@@ -129,7 +129,7 @@ def denoise(
     noise: Sequence[torch.Tensor] | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """``sample_patch`` by a head that is ready for it; nothing waits for the host."""
+    """``sample_patch`` with a head that ``make_head`` returned; the host waits for nothing."""
     steps = len(schedule.times) - 1
     rows = cond.shape[0] if cfg is None else cond.shape[0] // 2
     shape = (rows, *cond.shape[1:-1], head.network.config.ch_target)

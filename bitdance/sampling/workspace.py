@@ -1,4 +1,4 @@
-"""Memory of runs, leased to one call at a time, so that calls share nothing while they run."""
+"""Caches and graphs of runs, leased to one call at a time, so that calls share nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitdance.sampling.lru_cache import LRUCache
 __all__ = ["MAX_IDLE", "Pool", "Workspace"]
 
 MAX_IDLE = 4
-"""Workspaces that a pool keeps while nobody uses them; more only exist while calls run."""
+"""Maximum number of unused objects that a pool keeps."""
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class Pool(Generic[T]):
     """Objects that are costly to make and serve one call at a time.
 
     A call takes the object that was returned last, or, while all are in use, a new one. Calls in
-    other threads, and calls from a callback of a call, so have objects of their own. There is no
+    other threads, and calls from a callback of a call, thus have objects of their own. There is no
     lock: taking and returning are single operations on a list.
 
     Copies and pickles of a pool are empty, since graphs can be neither copied nor saved.
@@ -43,7 +43,7 @@ class Pool(Generic[T]):
     @contextmanager
     def lease(self) -> Iterator[T]:
         """An object that is the caller's alone until the context ends."""
-        if is_traced():  # what is made then has no values, or those of a program's run
+        if is_traced():  # tensors made while tracing have no values
             yield self._make()
             return
         try:
@@ -70,8 +70,8 @@ class Workspace(Generic[T]):
         max_runs: kinds of batches whose memory and graphs are kept.
 
     Attributes:
-        cache: of the largest run so far.
-        runs: the steps of each kind of batch, in that cache.
+        cache: cache of the largest run so far.
+        runs: runs of each kind of batch, in that cache.
     """
 
     def __init__(self, max_runs: int) -> None:
@@ -89,10 +89,10 @@ class Workspace(Generic[T]):
         """An empty cache of `rows` rows of at least `tokens` tokens.
 
         Args:
-            rows: of the run.
+            rows: rows of the run.
             tokens: longest sequence of the run.
-            dtype: of keys and values.
-            device: where they are.
+            dtype: dtype of keys and values.
+            device: device of the cache.
             allocate: makes a cache, for a run that does not fit into the one that is here.
         """
         if self.cache is None or not self.cache.fits(rows, tokens, dtype, device):

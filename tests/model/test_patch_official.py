@@ -321,9 +321,9 @@ REFUSED = {
     "no mask": (drop("attn_mask"), "has no attn_mask"),
     "causal": (put("attn_mask", CAUSAL), "block-causal.* 2 causal tokens and then blocks of 4"),
     "no layers": (put("layers", nn.ModuleList()), "layers must"),
-    "adapter": (put("layers.0.lora", nn.Linear(2, 2)), r"besides lora\.weight, lora\.bias"),
-    "bias": (put(f"{ATTENTION}.wo", nn.Linear(32, 32)), r"besides attention\.wo\.bias"),
-    "no attention": (drop(HEAD), r"head\.net .*: no res_blocks\.1\.attn"),
+    "adapter": (put("layers.0.lora", nn.Linear(2, 2)), r"unexpected lora\.weight, lora\.bias"),
+    "bias": (put(f"{ATTENTION}.wo", nn.Linear(32, 32)), r"unexpected attention\.wo\.bias"),
+    "no attention": (drop(HEAD), r"head\.net .*: missing res_blocks\.1\.attn"),
     "heads": (put(f"{ATTENTION}.n_head", 4), r"n_head must be 2, got 4"),
     "heads of the head": (put(f"{HEAD}.n_head", 2), r"1\.attn\.n_head must be 1, got 2"),
     "dropout": (put(f"{ATTENTION}.attn_dropout_p", 0.1), "attn_dropout_p must be 0"),
@@ -331,11 +331,11 @@ REFUSED = {
     "last eps": (put("head.net.final_layer.norm_final.eps", 1e-5), "norm_final must be Layer"),
     "norm": (put("layers.0.ffn_norm", nn.Embedding(1, 32)), r"\[1, 32\], expected \[32\]"),
     "adaLN": (put("head.net.ada_ln_blocks", linears(0)), "2 blocks and 0 projections"),
-    "time shift": (put("head.time_shift", -1.0), r"model\.head is none.*time_shift"),
+    "time shift": (put("head.time_shift", -1.0), r"model\.head is not built.*time_shift"),
     "projection": (put("proj_in", lookalike.FeedForward(8, 64, 32, True)), "another shape w1"),
     "groups": (put(f"{DECODER}.adaptive.0.gn.num_groups", 16), "0.gn must be GroupNorm"),
     "padding": (put(f"{DECODER}.conv_out.padding", (0, 0)), "conv_out must be Conv2d"),
-    "decoder": (put(f"{DECODER}.up", nn.ModuleList()), r"vae\.decoder is none"),
+    "decoder": (put(f"{DECODER}.up", nn.ModuleList()), r"vae\.decoder is not built"),
 }
 
 
@@ -364,7 +364,7 @@ def test_refusals_of_another_kind():
     serial.layers[0].attention.causal = False
     with pytest.raises(PatchError, match=r"causal must be True, got False"):
         patch_official(serial)
-    with pytest.raises(PatchError, match="is none of the authors' code: it has no"):
+    with pytest.raises(PatchError, match="is not built as the authors' code: it has no"):
         patch_official(nn.Linear(1, 1))
 
 

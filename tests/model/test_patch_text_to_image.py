@@ -242,10 +242,22 @@ REFUSED = {
     "no trunk": (of("llm_model", drop("model")), r"llm_model \(CausalLM\) .*: it has no model"),
     "no rotation": (of("llm_model", drop("model.rotary_emb")), "it has no rotary_emb"),
     "no layers": (of("llm_model", put("model.layers", nn.ModuleList())), "layers must be one"),
-    "adapter": (of("llm_model", put(f"{LAYER}.lora", nn.Linear(2, 2))), r"besides layers\.1\.lora"),
-    "no norm": (of("llm_model", drop(f"{LAYER}.self_attn.q_norm")), r"no layers\.1\.\w+\.q_norm"),
-    "no norms": (of("llm_model", drop("model.layers.0.self_attn.q_norm")), "is none of the auth"),
-    "bias": (of("llm_model", put(f"{LAYER}.mlp.up_proj", nn.Linear(48, 64))), "besides layers.1.m"),
+    "adapter": (
+        of("llm_model", put(f"{LAYER}.lora", nn.Linear(2, 2))),
+        r"unexpected layers\.1\.lora",
+    ),
+    "no norm": (
+        of("llm_model", drop(f"{LAYER}.self_attn.q_norm")),
+        r"missing layers\.1\.\w+\.q_norm",
+    ),
+    "no norms": (
+        of("llm_model", drop("model.layers.0.self_attn.q_norm")),
+        "is not built as the auth",
+    ),
+    "bias": (
+        of("llm_model", put(f"{LAYER}.mlp.up_proj", nn.Linear(48, 64))),
+        "unexpected layers.1.m",
+    ),
     "eps": (
         of("llm_model", put(f"{LAYER}.input_layernorm", RMSNorm(48, 1e-5))),
         r"layers\.1\.input_layernorm\.variance_epsilon must be 1e-06, got 1e-05",
@@ -282,10 +294,13 @@ REFUSED = {
         of("vision_head", put("net.res_blocks.1.attn.n_head", 4)),
         r"pipeline\.vision_head\.net\.res_blocks\.1\.attn\.n_head must be 2, got 4",
     ),
-    "no attention": (of("vision_head", drop("net.res_blocks.0.attn")), r"no res_blocks\.0\.attn"),
+    "no attention": (
+        of("vision_head", drop("net.res_blocks.0.attn")),
+        r"missing res_blocks\.0\.attn",
+    ),
     "networks": (
         of("vision_head", put("net.res_blocks.1", HeadNet(8, 48, 256, 1, 1, False).res_blocks[0])),
-        r"no res_blocks\.1\.w1\.weight.*besides res_blocks\.1\.mlp",
+        r"missing res_blocks\.1\.w1\.weight.*unexpected res_blocks\.1\.mlp",
     ),
     "decoder": (of("ae", drop("decoder.norm_out")), r"pipeline\.ae\.decoder .* it has no norm_out"),
 }

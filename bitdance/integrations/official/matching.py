@@ -1,4 +1,4 @@
-"""Recognising the authors' objects: by names, shapes and settings, without importing their code."""
+"""Matching of the authors' objects by names, shapes and settings, without importing their code."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ __all__ = [
     "decoder_methods",
     "graft",
     "head_methods",
-    "recognised",
+    "matched",
     "require",
     "require_value",
     "same_layer",
 ]
 
 Replacement = tuple[Any, str, Callable[..., Any]]
-"""Of an object the attribute of that name, by a method of ours."""
+"""(object, name of an attribute, method that replaces it)."""
 
 _EPS = 1e-6
 _SHOWN = 6  # names listed per kind of problem
 
 
 class PatchError(ValueError):
-    """A model is not built as the authors' are; nothing was replaced."""
+    """A model is not built as the authors' models are; nothing was replaced."""
 
 
 def head_methods(where: str, head: Any, *, text_to_image: bool = False) -> Iterator[Replacement]:
-    """Of a diffusion head: its network and its sampling loop.
+    """Replacements of a diffusion head: its network and its sampling loop.
 
     Args:
-        where: what the head is, for messages.
-        head: theirs.
-        text_to_image: which of the two forms it has, which parameters do not tell apart.
+        where: name of the head, for messages.
+        head: the authors' head.
+        text_to_image: whether it is that of the text-to-image models, which parameters do not tell.
 
     Raises:
-        PatchError: it is none of the authors'.
+        PatchError: it is not built as the authors'.
     """
     require(where, head, "ch_target", "net", "sample", "time_shift")
     net = head.net
@@ -64,7 +64,7 @@ def head_methods(where: str, head: Any, *, text_to_image: bool = False) -> Itera
     first = net.res_blocks[0]
     attends = text_to_image or hasattr(first, "attn")
     width, of_trunk = net.cond_embed.weight.shape
-    with recognised(where), torch.device("meta"):
+    with matched(where), torch.device("meta"):
         ours = HeadNetwork(
             HeadConfig(
                 ch_target=head.ch_target, ch_cond=of_trunk, ch_latent=width, depth_latent=blocks,
@@ -88,20 +88,20 @@ def head_methods(where: str, head: Any, *, text_to_image: bool = False) -> Itera
 
 
 def decoder_methods(tokenizer: str, vae: Any) -> Iterator[Replacement]:
-    """Of a tokenizer: its decoder.
+    """Replacement of an autoencoder: its decoder.
 
     Args:
-        tokenizer: what it is, for messages.
-        vae: theirs.
+        tokenizer: name of the autoencoder, for messages.
+        vae: the authors' autoencoder.
 
     Raises:
-        PatchError: it is none of the authors'.
+        PatchError: it is not built as the authors'.
     """
     require(tokenizer, vae, "decode", "decoder")
     decoder = vae.decoder
     where = f"{tokenizer}.decoder"
     require(where, decoder, "adaptive", "conv_in", "conv_out", "mid_block", "norm_out", "up")
-    with recognised(where), torch.device("meta"):
+    with matched(where), torch.device("meta"):
         bits = decoder.adaptive[0].gamma.weight.shape[1]
         out, width = decoder.conv_out.weight.shape[:2]
         widths = [up.block[-1].conv1.weight.shape[0] for up in decoder.up]
@@ -124,7 +124,7 @@ def decoder_methods(tokenizer: str, vae: Any) -> Iterator[Replacement]:
 
 
 def same_layer(where: str, expected: nn.Module, found: Any) -> None:
-    """Check type and settings, such as a norm's eps; a subclass may have more settings.
+    """Check type and settings, such as the epsilon of a norm; a subclass may have more settings.
 
     Raises:
         PatchError: they differ.
@@ -140,15 +140,15 @@ def graft(
     theirs: nn.Module,
     same: Callable[[str, nn.Module, Any], None] = same_layer,
 ) -> None:
-    """Give `ours`, whose parameters have the names of theirs, the layers of `theirs`.
+    """Put the layers of `theirs` into `ours`, whose parameters have the same names.
 
-    Layers, not parameters, so that ours have what theirs have whatever becomes of it.
+    Layers rather than parameters are shared, so that later changes of theirs are seen.
 
     Args:
-        where: what `theirs` is, for messages.
-        ours: on the meta device.
-        theirs: what is to be recognised.
-        same: called for each pair of layers; raises PatchError where they differ.
+        where: name of `theirs`, for messages.
+        ours: our module, on the meta device.
+        theirs: the authors' module.
+        same: called for each pair of layers; raises PatchError if they differ.
 
     Raises:
         PatchError: names, shapes or layers differ.
@@ -158,15 +158,15 @@ def graft(
     )
     different = [k for k in expected if k in found and expected[k] != found[k]]
     problems = {
-        "no": [k for k in expected if k not in found],
-        "besides": [k for k in found if k not in expected],
+        "missing": [k for k in expected if k not in found],
+        "unexpected": [k for k in found if k not in expected],
         "of another shape": [f"{k} {found[k]}, expected {expected[k]}" for k in different],
     }
-    said = [f"{kind} {_few(names)}" for kind, names in problems.items() if names]
-    if said:
+    differences = [f"{kind} {_few(names)}" for kind, names in problems.items() if names]
+    if differences:
         raise PatchError(
-            f"patch_official: {where} ({type(theirs).__name__}) is none of the authors' code: "
-            f"{'; '.join(said)}"
+            f"patch_official: {where} ({type(theirs).__name__}) is not built as the authors' code: "
+            f"{'; '.join(differences)}"
         )
     for name, layer in list(ours.named_modules()):
         if not list(layer.children()) and list(layer.parameters()):
@@ -185,8 +185,8 @@ def require(where: str, module: Any, *names: str) -> None:
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
         raise PatchError(
-            f"patch_official: {where} ({type(module).__name__}) is none of the authors' code: it "
-            f"has no {_few(missing)}"
+            f"patch_official: {where} ({type(module).__name__}) is not built as the authors' code: "
+            f"it has no {_few(missing)}"
         )
 
 
@@ -203,12 +203,12 @@ def require_value(where: str, module: Any, **values: object) -> None:
 
 
 @contextlib.contextmanager
-def recognised(where: str) -> Iterator[None]:
-    """Turn what fails while a configuration is read off into a ``PatchError``."""
+def matched(where: str) -> Iterator[None]:
+    """Turn errors while a configuration is read off into a ``PatchError``."""
     try:
         yield
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        message = f"patch_official: {where} is none of the authors' code: {error}"
+        message = f"patch_official: {where} is not built as the authors' code: {error}"
         raise PatchError(message) from error
 
 

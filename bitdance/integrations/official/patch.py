@@ -107,7 +107,7 @@ def unpatch_official(model: T) -> T:
     """Undo ``patch_official``; a model that is not patched is left as it is.
 
     Args:
-        model: what was patched.
+        model: a patched model.
 
     Returns:
         `model` itself.

@@ -1,4 +1,4 @@
-"""The text-to-image half of ``patch_official``: the authors' pipeline, recognised and replaced.
+"""The text-to-image half of ``patch_official``: the authors' pipeline, matched and replaced.
 
 The pipeline is a plain object that holds a Hugging Face ``Qwen3ForCausalLM``, the head, the
 tokenizer and a projector. Its loop runs the language model twice a step, once for each half of
@@ -21,7 +21,7 @@ from bitdance.integrations.official.matching import (
     decoder_methods,
     graft,
     head_methods,
-    recognised,
+    matched,
     require,
     require_value,
     same_layer,
@@ -33,11 +33,11 @@ __all__ = ["PipelineMethods", "pipeline_methods"]
 
 
 class PipelineMethods:
-    """The loop over patches.
+    """The authors' loop over patches, on these kernels.
 
     Args:
-        theirs: the pipeline.
-        trunk: with the layers of its language model.
+        theirs: the authors' pipeline.
+        trunk: trunk with the layers of its language model.
     """
 
     def __init__(self, theirs: Any, trunk: Qwen3Model) -> None:
@@ -58,12 +58,12 @@ class PipelineMethods:
         """Images of one prompt, drawn by torch's generator.
 
         Args:
-            cond_prompt: what to draw.
-            uncond_prompt: what guidance leads away from; needed with guidance.
+            cond_prompt: text of what to draw.
+            uncond_prompt: text that guidance leads away from; needed with guidance.
             guidance_scale: at most 1 is no guidance.
             num_sampling_steps: noisy steps of the head.
             max_length: tokens of an image.
-            num_images: how many.
+            num_images: number of images.
             image_size: height and width in pixels.
             show_progress: show a progress bar.
 
@@ -113,10 +113,10 @@ class PipelineMethods:
 
 
 def pipeline_methods(pipeline: Any) -> Iterator[Replacement]:
-    """What to replace in the authors' pipeline.
+    """Methods to replace in the authors' pipeline.
 
     Raises:
-        PatchError: it is none of the authors'.
+        PatchError: it is not built as the authors'.
     """
     require(
         "pipeline", pipeline, "ae", "decode_image", "embed_vision_mlp", "get_2d_embed",
@@ -134,7 +134,7 @@ def _trunk(where: str, theirs: Any) -> Qwen3Model:
     require(where, theirs, "embed_tokens", "layers", "norm", "rotary_emb")
     if not len(theirs.layers):
         raise PatchError(f"patch_official: {where}.layers must be one or more, got none")
-    with recognised(where), torch.device("meta"):
+    with matched(where), torch.device("meta"):
         attention, mlp = theirs.layers[0].self_attn, theirs.layers[0].mlp
         (head_dim,) = attention.q_norm.weight.shape
         vocabulary, hidden = theirs.embed_tokens.weight.shape
@@ -180,4 +180,4 @@ def _same_layer(where: str, expected: nn.Module, found: Any) -> None:
     if isinstance(expected, nn.RMSNorm):
         require_value(where, found, variance_epsilon=expected.eps)
     elif not isinstance(expected, nn.Embedding) or not isinstance(found, nn.Embedding):
-        same_layer(where, expected, found)  # of an embedding, which token pads is no matter here
+        same_layer(where, expected, found)  # the padding token of an embedding does not matter

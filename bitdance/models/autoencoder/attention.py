@@ -39,8 +39,8 @@ def attend(
     Args:
         h: [B, C, H, W].
         register_tokens: [R, C]; they come first, are not rotated, and are dropped at the end.
-        blocks: what `attention_blocks` gave.
-        num_heads: of the blocks.
+        blocks: result of `attention_blocks`.
+        num_heads: heads of the blocks.
         positions: gives the positions along an axis of some size.
 
     Returns:

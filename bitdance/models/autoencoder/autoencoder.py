@@ -85,22 +85,22 @@ class BinaryAutoencoder(nn.Module):
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> BinaryAutoencoder:
-        """Load a tokenizer; either all of it is loaded or nothing.
+        """Load an autoencoder; either all of it is loaded or nothing.
 
         Args:
             source: an official file (``.pt`` or ``.safetensors``), whose configuration is read
                 from "<name>_config.json" beside it, or told by its shapes; a folder of a training
                 run or of a text-to-image release; or the source of a ``BitDancePipeline``, whose
                 autoencoder is taken.
-            config: its shape, where the file does not tell it.
+            config: shape of the autoencoder, if the file does not tell it.
             prefer: "ema" or "model", for files that hold both.
             dtype: dtype of the parameters.
-            device: where to put the tokenizer.
+            device: device of the autoencoder.
             revision: revision of a Hugging Face repository.
-            local_files_only: take only what was downloaded before.
+            local_files_only: use only files that were downloaded before.
 
         Returns:
-            A tokenizer in evaluation mode, whose parameters need no gradients.
+            An autoencoder in evaluation mode, whose parameters need no gradients.
 
         Raises:
             FileNotFoundError: there is no such file, folder or repository.
@@ -161,11 +161,11 @@ class BinaryAutoencoder(nn.Module):
             )
         # UniWeTok's encoder spreads positions from the first cell to the last: one cell has no
         # spread.
-        least = config.downsampling * (2 if config.architecture == "conv_attention" else 1)
-        if any(side % config.downsampling != 0 or side < least for side in images.shape[2:]):
+        min_side = config.downsampling * (2 if config.architecture == "conv_attention" else 1)
+        if any(side % config.downsampling != 0 or side < min_side for side in images.shape[2:]):
             raise ValueError(
                 f"images must have height and width that are multiples of {config.downsampling} "
-                f"and at least {least}, got {list(images.shape[2:])}"
+                f"and at least {min_side}, got {list(images.shape[2:])}"
             )
         return self.encoder(images.to(self._dtype))
 
@@ -202,7 +202,7 @@ class BinaryAutoencoder(nn.Module):
         Args:
             images: each [in_channels, H, W] or [1, in_channels, H, W], floating point in [-1, 1].
             patch_size: side of a patch, in latents.
-            max_batch: images encoded at once, at most.
+            max_batch: maximum number of images that are encoded at a time.
 
         Returns:
             [tokens of all images, z_channels] of +1 and -1, in the order of `images`.
@@ -249,7 +249,7 @@ class BinaryAutoencoder(nn.Module):
                 [B, h, w, ceil(z_channels / 8)].
             noise: [B, z_channels, h, w], standard normal, for a model with ``gan_decoder``; drawn
                 where it is None.
-            generator: to draw the noise from.
+            generator: source of the noise.
 
         Returns:
             [B, out_ch, h * downsampling, w * downsampling] of the dtype of the parameters, or of

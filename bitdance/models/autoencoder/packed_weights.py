@@ -52,7 +52,7 @@ class PackedConvolution(nn.Module):
     change of `convolution` is not seen.
 
     Args:
-        convolution: whose weights it has.
+        convolution: convolution whose weights are packed.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:

@@ -71,7 +71,7 @@ class BinaryQuantizer(nn.Module):
         num_codebooks: groups, a divisor of `dim`.
         sample_weight: weight of the per-sample entropy, which the objective lowers.
         codebook_weight: weight of the codebook entropy, which the objective raises.
-        temperature: of the softmax.
+        temperature: temperature of the softmax.
         per_group: take the codebook entropy of every group by itself, and their mean. The official
             one is of the groups' mean distribution, which stays even when a channel of one group is
             constant, so that such a channel costs nothing.
@@ -193,7 +193,7 @@ class BinaryQuantizer(nn.Module):
 
         Args:
             indices: int64 [num_codebooks, positions].
-            dtype: of the result.
+            dtype: dtype of the result.
 
         Returns:
             [positions, C], +1 or -1.
@@ -223,7 +223,7 @@ def unpack_latents(
     Args:
         packed: uint8 [B, ..., ceil(C / 8)].
         channels: C.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         [B, C, ...], +1 or -1.
