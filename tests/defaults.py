@@ -1,4 +1,4 @@
-"""Foreign defaults: a default dtype and device that somebody else has set."""
+"""Foreign defaults: a default dtype and device set by other code."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ FOREIGN = pytest.mark.parametrize("kind", KINDS)
 
 @contextlib.contextmanager
 def foreign_defaults(kind):
-    """Within: the default dtype, and the default device or an active ``torch.device``."""
+    """A context with another default dtype, and a default device or an active ``torch.device``."""
     dtype, _, device = kind.partition(", ")
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))

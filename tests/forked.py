@@ -1,4 +1,4 @@
-"""Processes that begin with everything imported, which takes a new Python with torch seconds."""
+"""Processes that start with everything imported, which saves the seconds of importing torch."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 READY = multiprocessing.get_context("forkserver")
-# What an optimiser imports too. The server is one for all test files of a worker.
+# With the imports of an optimiser. One server serves all test files of a worker.
 READY.set_forkserver_preload(["bitdance.cli.main", "bitdance.data.packed_dataset", "torch._dynamo"])
 
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter with the same results in half of the time."""
+"""Triton's interpreter with the same results in half the time."""
 
 import functools
 import importlib.util
@@ -6,7 +6,7 @@ import inspect
 
 
 def quicken():
-    """Leave out what the interpreter repeats; one that is built otherwise stays as it is."""
+    """Skip work that the interpreter repeats; leaves other interpreters unchanged."""
     if importlib.util.find_spec("triton") is None:
         return
     import numpy as np
@@ -26,7 +26,7 @@ def quicken():
     reduce = interpreter.ReduceOps.apply_impl
 
     def call(self, *args, **kwargs):
-        """A device function. The language is patched already, all but always."""
+        """A device function; the language is almost always patched already."""
         if self not in languages:
             languages[self] = [
                 module
@@ -41,7 +41,7 @@ def quicken():
             raise interpreter.InterpreterError(repr(error)) from error
 
     def apply(self, input):
-        """Also exclusive or, which sorting needs, as one operation."""
+        """Exclusive or too, which sorting needs, as one operation."""
         if self.combine_fn is not tl.standard._xor_combine:
             return reduce(self, input)
         data = np.bitwise_xor.reduce(

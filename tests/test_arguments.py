@@ -1,4 +1,4 @@
-"""Arguments of kinds that no op takes: one clear error, that names op and argument.
+"""Arguments of kinds that no op takes: one clear error that names op and argument.
 
 An op joins by its schema and its case.
 """
@@ -33,7 +33,7 @@ def _call(case):
 
 
 def _places(case, call, kind):
-    """Names of the arguments of a kind, and the call with another value there."""
+    """Names of the arguments of a kind, each with the call that has another value there."""
     bound = inspect.signature(case.op).bind(*call.args, **call.kwargs).arguments
     for name, value in bound.items():
         leaves, spec = pytree.tree_flatten(value)
@@ -82,7 +82,7 @@ def test_what_is_no_tensor(case):
     for name, replaced in _places(case, _call(case), torch.Tensor):
         for kind, value in wrong.items():
             if name in ("step", "seed", "offset", "cfg") and kind in ("int", "list"):
-                continue  # which may be numbers
+                continue  # it may be a number
             call = replaced(value if kind != "builtin" else lambda _: torch.zeros)
             _refuses(case, name, call, TypeError, "must be ")
         if inspect.signature(case.op).parameters[name].default is inspect.Parameter.empty:
@@ -156,7 +156,7 @@ def test_numbers_of_other_kinds(case):
                 if isinstance(value, torch.Tensor) and name in ("step", "seed", "offset", "cfg"):
                     continue
                 if kind is int and type(value) is int and name == "seed":
-                    continue  # which has 64 bits without a sign
+                    continue  # seeds are unsigned 64-bit integers
                 fixed = value if not isinstance(value, type) else (lambda _, v=value: v)
                 _refuses(case, name, replaced(fixed))
 
@@ -191,7 +191,7 @@ def _freed(tensor):
 
 
 def _freed_behind_its_start(tensor):
-    """What remains is an address that is as well aligned as one of an allocation."""
+    """Leaves an address that is aligned like an allocation."""
     first = 64 // tensor.element_size()
     wide = tensor.new_zeros(first + tensor.numel())
     view = wide[first:].view(tensor.shape)
@@ -201,7 +201,7 @@ def _freed_behind_its_start(tensor):
 
 @EVERY
 def test_a_freed_storage_is_refused(case):
-    """As FSDP leaves them; also where a call like it was good before, and next to gradients."""
+    """As FSDP leaves them; also after an equal valid call, and with gradients."""
     call = _call(case)
     for name, replaced in _places(case, call, torch.Tensor):
         replaced(lambda t: t)()
@@ -285,7 +285,7 @@ MODULATED = [case for case in CASES.values() if case.kernel_op._broadcast]
 
 @pytest.mark.parametrize("case", MODULATED, ids=lambda case: case.name)
 def test_modulation_broadcasts(case):
-    """As PyTorch expands it, with gradients of its own shape; again by its signature."""
+    """Broadcasts as in PyTorch, with gradients of its own shape; again by its signature."""
     op = case.kernel_op
     calls = [c for c in case.samples(CPU) if all(t.numel() for t in c.tensors())]
     names = [op._argument_names[i] for i, _, _ in op._broadcast]
@@ -343,10 +343,10 @@ def test_modulation_of_images_for_tokens():
 
 
 def test_the_order_of_the_schema_is_that_of_the_function():
-    """So that a message names the argument as the caller knows it."""
+    """Messages then name arguments as callers know them."""
     for case in CASES.values():
         parameters = list(inspect.signature(case.op).parameters)
         for name in case.kernel_op._argument_names:
             known = name in parameters or name == "key" or name.partition("[")[0] in parameters
             assert known or name.partition(".")[0] in parameters, name
-    assert all(len(op._arguments) <= 64 for op in REGISTRY.values())  # what a signature has
+    assert all(len(op._arguments) <= 64 for op in REGISTRY.values())  # limit of a signature

@@ -1,4 +1,4 @@
-"""Products and attention under autocast: as F.linear and scaled_dot_product_attention."""
+"""Products and attention behave under autocast as F.linear and scaled_dot_product_attention."""
 
 import pytest
 import torch
@@ -34,8 +34,8 @@ def predict_step(h, weight, bias, in_weight, in_bias, time, cond):
     )
 
 
-# By op: a function of the tensors that are cast, those tensors, and which of its results are in the
-# dtype of autocast (None: all).
+# By op: a function of the tensors that are cast, those tensors, and the results in the dtype of
+# autocast (None: all).
 PRODUCTS = {
     "linear": (bk.linear, (X, W, B), None),
     "packed_linear": (lambda w, b: bk.packed_linear(PACKED, w, b), (W, B), None),
@@ -66,7 +66,7 @@ EVERY = pytest.mark.parametrize("name", PRODUCTS)
 
 
 def _mixed(tensors, turn=0):
-    """In float32 and the other dtype by turns."""
+    """Alternately float32 and the other dtype."""
     return tuple(t if (i + turn) % 2 else t.to(HALF) for i, t in enumerate(tensors))
 
 
@@ -97,7 +97,7 @@ def test_results_are_those_of_inputs_cast_to_the_dtype_of_autocast(name, half):
     if half is HALF:
         _equal(results[1], expected)
         _equal(results[2], expected)
-    # Nor does a call outside, of the same signature, go the way of one inside.
+    # Nor does a call outside of autocast with the same signature behave as one inside.
     assert {t.dtype for t in _leaves(function(*tensors))} == {torch.float32}
 
 
@@ -116,7 +116,7 @@ def test_mixed_dtypes_stay_an_error_outside_of_autocast(name):
             function(*mixed)
 
 
-# A state is in float32 for its table and draws.
+# A state is float32 like its table and noise.
 @pytest.mark.parametrize("name", [name for name in PRODUCTS if name != "predict_step"])
 def test_float64_is_not_cast(name):
     function, tensors, _ = PRODUCTS[name]
@@ -127,7 +127,7 @@ def test_float64_is_not_cast(name):
             with pytest.raises(TypeError, match=f"^{name}: "):
                 function(wide[0], *tensors[1:])
     with torch.autocast("cpu", HALF), pytest.raises(RuntimeError, match="same dtype"):
-        F.linear(X.double(), W)  # so does PyTorch
+        F.linear(X.double(), W)  # as PyTorch does
 
 
 def _outside(function, arguments):
@@ -196,7 +196,7 @@ def test_compiled_training_agrees():
 
 
 def test_on_a_card_it_is_the_cards_autocast_that_counts():
-    """With tensors that only behave as if they were on one."""
+    """With tensors that only pretend to be on a card."""
     with FakeTensorMode(), torch.no_grad():
         x, weight = (torch.empty(t.shape, device="cuda") for t in (X, W))
         with torch.autocast("cpu", HALF):
@@ -218,7 +218,7 @@ OTHERS = [case for case in CASES.values() if not case.kernel_op._cast and not ca
 
 @pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
 def test_other_ops_compute_what_they_do_outside(case):
-    """Their reference too, though it is made of functions that autocast knows."""
+    """Their references too, although these call functions that autocast casts."""
     call = next(c for c in case.samples(torch.device("cpu")) if all(t.numel() for t in c.tensors()))
     with torch.no_grad():
         for backend in ("auto", "reference"):

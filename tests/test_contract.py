@@ -1,9 +1,9 @@
-"""What every op owes, on every backend that runs here.
+"""The contract of every op, on every backend that runs here.
 
-An op joins by its room and its case.
+An op joins by its package and its case.
 
-The samples come from tests/cases/<room>.py, the calls that must be refused from INVALID in
-tests/ops/test_<room>.py.
+The samples come from tests/cases/<package>.py, the calls that must be refused from INVALID in
+tests/ops/test_<package>.py.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ CPU = torch.device("cpu")
 CASES = all_cases()
 
 
-def _room(case):
+def _package_name(case):
     return case.kernel_op.package.rsplit(".", 1)[1]
 
 
 def _invalid(case):
-    return importlib.import_module(f"tests.ops.test_{_room(case)}").INVALID[case.name]
+    return importlib.import_module(f"tests.ops.test_{_package_name(case)}").INVALID[case.name]
 
 
 def _runnable(case, call):
-    """The backends that can run the call, reference first; nothing is computed for it."""
+    """The backends that can run the call, reference first; computes nothing."""
     reasons = explain(case.op, *call.args, **call.kwargs)
     return [name for name, reason in reasons.items() if reason is None]
 
@@ -72,7 +72,7 @@ def _contiguous(value):
 
 @EVERY_SAMPLE
 def test_every_backend_matches_the_reference(case, call):
-    """And gives, bit for bit, the same again for arguments with gaps between their rows."""
+    """Results for arguments with gaps between their rows are bit-identical."""
     runnable = _runnable(case, call)
     for backend in runnable:
         for isa in cpu_isas() if backend == "cpu" else (None,):
@@ -99,10 +99,10 @@ def _run(case, call, backend="auto"):
 
 @EVERY
 def test_same_bits_from_run_to_run(case):
-    """With threads. Triton's interpreter has none, and was run more than once above."""
+    """With threads; Triton's interpreter has none, and ran twice above."""
     for call in case.samples(CPU):
         if case.mutates:
-            continue  # the second run would start from the first one's result
+            continue  # a second run would start from the first one's result
         for backend in _runnable(case, call):
             if backend == "triton":
                 continue
@@ -116,7 +116,7 @@ def test_same_bits_from_run_to_run(case):
 
 @EVERY
 def test_calls_like_one_before_give_the_same(case, monkeypatch):
-    """The second time they are not checked again and go where the first went."""
+    """A second equal call is not checked again and runs on the same backend."""
     monkeypatch.setattr(case.kernel_op, "_chosen", {})
     for call in case.samples(CPU):
         if case.mutates:

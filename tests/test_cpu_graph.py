@@ -1,4 +1,4 @@
-"""CpuGraph: a replay computes what the step would, on what its memory holds then."""
+"""CpuGraph: a replay computes what the step would compute on the current values."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How a backend is chosen, and what the choice costs."""
+"""Selection of a backend, and its cost."""
 
 import dataclasses
 import importlib
@@ -95,15 +95,13 @@ def test_a_broken_compiled_module_is_reported_at_first_use(monkeypatch):
     def fail(name):
         raise ImportError("libgomp.so.1: cannot open shared object file")
 
-    importlib.import_module(
-        "bitdance_kernels.binary.pack_signs.cpu"
-    )  # of which `fail` knows nothing
+    importlib.import_module("bitdance_kernels.binary.pack_signs.cpu")  # before `fail` takes effect
     monkeypatch.setattr(native_modules.importlib, "import_module", fail)
     monkeypatch.setattr(native, "cpu", native.NativeModule("_cpu", "it was not built"))
-    monkeypatch.setattr(REGISTRY["pack_signs"], "_chosen", {})  # of a process that had the module
+    monkeypatch.setattr(REGISTRY["pack_signs"], "_chosen", {})  # filled while the module was there
     with pytest.raises(BackendError, match=r"_cpu failed to load \(libgomp.so.1: cannot open"):
         pack_signs(torch.randn(8), backend="cpu")
-    expected = pack_signs(torch.ones(8))  # auto goes on without it
+    expected = pack_signs(torch.ones(8))  # auto works without it
     assert expected.item() == 255
 
 
@@ -183,7 +181,7 @@ def test_import_is_light():
 
 @pytest.mark.skipif(not cpu_isas(), reason="measures the C++ backend, which was not built")
 def test_the_boundary_costs_at_most_10_us():
-    """Boundary, checks and choice, over calling the backend.
+    """Boundary, checks and selection, beyond calling the backend.
 
     On a core that is slow, or that others share, the limit is 5 times the boundary alone, a PyTorch
     operator in Python that does nothing, at the same moment: 10 us on an idle core.
@@ -203,7 +201,7 @@ def test_the_boundary_costs_at_most_10_us():
     with torch.inference_mode():
         for timer in timers:
             timer.timeit(1000)
-        for _ in range(200):  # of about a millisecond each, so that all three meet the same core
+        for _ in range(200):  # of about a millisecond, so that all three run at one clock rate
             through, direct, alone = (timer.timeit(50) / 50 * 1e6 for timer in timers)
             over.append(through - direct - max(10, 5 * alone))
     assert statistics.median(over) <= 0
@@ -261,7 +259,7 @@ def test_signatures_tell_apart_what_a_check_can_see():
         (x.flatten(),),
         (x.flatten()[1:],),
         (x.flatten()[2:-1], 1),
-        (x.flatten()[1:-2], 1),  # of the same size, elsewhere
+        (x.flatten()[1:-2], 1),  # same size, other address
         (x.half(),),
         (x.bfloat16(),),
         (x.double(),),
@@ -327,16 +325,16 @@ def test_a_signature_is_of_calls_without_gradient():
     x = torch.randn(4, 4, requires_grad=True)
     assert _signature(x, gradients=True) is None
     assert _signature(x) == _signature(x.detach(), gradients=True) == _signature(x.detach())
-    assert _signature(*[x.detach()] * 100) is None  # longer than anything that is kept
+    assert _signature(*[x.detach()] * 100) is None  # longer than the limit of a signature
 
 
 def _negated(x):
-    return torch._neg_view(-x)  # what is in memory is -x, and the tensor knows
+    return torch._neg_view(-x)  # memory holds -x, with a pending negation
 
 
 @pytest.mark.parametrize("make", [_negated, lambda x: x.as_subclass(_Subclass), torch.nn.Parameter])
 def test_tensors_that_are_more_than_their_memory(make):
-    """PyTorch deals with pending negations and with subclasses, as for its own operators."""
+    """PyTorch resolves pending negations and subclasses, as for its own operators."""
     x = torch.randn(3, 16)
     with torch.no_grad():
         result = swiglu(make(x))
@@ -461,7 +459,7 @@ def test_a_pytorch_without_dlpacks_c_interface():
 def test_a_trace_has_the_op_in_it():
     x = torch.randn(3, 16)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still used
+        warnings.simplefilter("ignore")  # torch.jit is deprecated but still used
         traced = torch.jit.trace(lambda h: swiglu(h), x)
     assert "bitdance::swiglu" in str(traced.graph)
     torch.testing.assert_close(traced(2 * x), swiglu(2 * x))

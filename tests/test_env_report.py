@@ -76,7 +76,7 @@ def test_a_failing_probe_becomes_a_line(monkeypatch):
 
 
 class _Recorder:
-    """A compiled module that has every function, and keeps which it was asked for or called."""
+    """A compiled module with every function, which records those that were requested or called."""
 
     def __init__(self, module):
         self.module, self.names = module, set()
@@ -91,7 +91,7 @@ class _Recorder:
 
 @pytest.mark.skipif(native.cpu.unavailable() is not None, reason="no C++ module")
 def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
-    """What the report and `unsupported` go by is what `run` calls."""
+    """The report and `unsupported` ask for the functions that `run` calls."""
     modules = {name: _Recorder(getattr(native, name)) for name in ("cpu", "cuda")}
     for name, module in modules.items():
         monkeypatch.setattr(native, name, module)
@@ -121,19 +121,19 @@ def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
         if case.kernel_op in ops:
             for n, call in enumerate(case.samples(torch.device("cpu"))):
                 seed = torch.Generator(device="cpu").manual_seed(n)
-                with contextlib.suppress(BackendError):  # not every call is one for it
+                with contextlib.suppress(BackendError):  # it does not take every call
                     testing._outputs(case, call, "cpu", case.kernel_op.differentiable, seed)
     linear(torch.ones(2, 8), torch.ones(4, 8), out=torch.empty(2, 4))
     for op in ops:
         assert asked[op.name, "cpu"] == set(op.backend("cpu").native_functions), op.name
-        if "cuda" in op.backends:  # which may refuse such inputs sooner
+        if "cuda" in op.backends:  # it may refuse such inputs earlier
             assert asked[op.name, "cuda"] <= set(op.backend("cuda").native_functions), op.name
 
 
 @pytest.mark.skipif(native.cpu.unavailable() is not None, reason="no C++ module")
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_only_a_module_without_the_functions_is_called_older(backend, monkeypatch):
-    """Of each op: no reason where its functions are there, a reason where one of them is not."""
+    """For each op: no reason if all its functions exist, a reason if one is missing."""
     whole = types.SimpleNamespace(
         **{name: None for op in REGISTRY.values() for name in _functions(op, backend)}
     )

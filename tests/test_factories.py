@@ -53,7 +53,7 @@ TENSORS = frozenset(
         "zeros",
     }
 )
-# These have the dtype of a tensor they are given, or none at all.
+# These take their dtype from a tensor, or have none.
 WITHOUT_DTYPE = {"Generator"}
 LEGACY = {"Tensor"} | {name for name in dir(torch) if name.endswith("Tensor") and name != "Tensor"}
 STATE = {
@@ -78,7 +78,7 @@ OWN_LAYERS = {
     and function.name == "__init__"
     and function.args.kwarg is not None
     and function.args.kwarg.arg == "factory"
-} | {"Linear"}  # whose constructor is that of nn.Linear
+} | {"Linear"}  # its constructor is that of nn.Linear
 
 
 def _of_torch(node, module="torch"):
@@ -118,14 +118,14 @@ class _Finder(ast.NodeVisitor):
         layer = (_of_torch(function, "nn") and function.attr in LAYERS) or (
             isinstance(function, ast.Name) and function.id in OWN_LAYERS
         )
-        # Made on the meta device a layer gets its values, and with them its dtype, from elsewhere.
+        # A layer on the meta device gets its values and dtype later.
         without = {"affine", "elementwise_affine"} & names
         if layer and not named and not self.on_meta and not without:
             self.found.append(node)
         self.generic_visit(node)
 
     def visit_Attribute(self, node):
-        # A factory that is passed on is called where nobody sees it.
+        # A factory passed as a value is called where this test cannot see its arguments.
         if _of_torch(node) and node.attr in TENSORS and id(node) not in self.called:
             self.found.append(node)
         self.generic_visit(node)

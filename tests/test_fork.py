@@ -27,7 +27,7 @@ def _compute():
 
 
 def _child(connection):
-    # PyTorch's own operators have no way out of this.
+    # PyTorch's own operators hang here.
     torch.set_num_threads(1)
     expected = [tensor.numpy() for tensor in _compute()]
     torch.set_num_threads(2)
@@ -45,7 +45,7 @@ def _parent(connection):
         here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
         child = multiprocessing.get_context("fork").Process(target=_child, args=(there,))
         child.start()
-        answered = here.poll(60)  # a child that waits for lost threads waits for ever
+        answered = here.poll(60)  # a child that waits for lost threads never answers
         result = here.recv() if answered else None
         child.kill()
         child.join()

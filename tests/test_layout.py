@@ -1,4 +1,4 @@
-"""The house rules: one room per op with the same files in each, and arrows that run one way."""
+"""Layout: one package per op with the same files in each, and imports that run one way."""
 
 import ast
 import importlib
@@ -15,8 +15,8 @@ from tests.cases import all_cases
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "bitdance_kernels"
-ROOMS = sorted(path.parent for path in KERNELS.glob("*/*/op.py"))
-ROOM = pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+PACKAGES = sorted(path.parent for path in KERNELS.glob("*/*/op.py"))
+EACH = pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
 HEADER = (ROOT / "csrc/include/bitdance_kernels.h").read_text()
 SOURCES = [
     path
@@ -26,8 +26,8 @@ SOURCES = [
 ]
 
 
-def _package(room):
-    return ".".join(room.relative_to(ROOT).parts)
+def _package(folder):
+    return ".".join(folder.relative_to(ROOT).parts)
 
 
 def _imports(path):
@@ -40,17 +40,17 @@ def _imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@ROOM
-def test_room_is_complete(room):
-    name = room.name
+@EACH
+def test_op_is_complete(folder):
+    name = folder.name
     for needed in (
-        room / "__init__.py",
-        room / "reference.py",
+        folder / "__init__.py",
+        folder / "reference.py",
         ROOT / f"tests/ops/test_{name}.py",
         ROOT / f"tests/cases/{name}.py",
     ):
         assert needed.exists(), f"{needed.relative_to(ROOT)} is missing"
-    public = importlib.import_module(f"{_package(room)}.op").__all__
+    public = importlib.import_module(f"{_package(folder)}.op").__all__
     assert name in public
     for function in public:
         assert function in bitdance_kernels.__all__
@@ -67,34 +67,34 @@ def test_type_checkers_see_the_public_names():
     assert sorted(seen) == bitdance_kernels.__all__
 
 
-@ROOM
-def test_room_has_the_backends_it_lists_and_no_other_file(room):
-    ops = [op for op in REGISTRY.values() if op.package == _package(room)]
+@EACH
+def test_op_has_the_backends_it_lists_and_no_other_file(folder):
+    ops = [op for op in REGISTRY.values() if op.package == _package(folder)]
     listed = {backend for op in ops for backend in op.backends}
-    files = {path.stem for path in room.glob("*.py")} - {"__init__", "op", "config"}
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "op", "config"}
     assert listed <= set(BACKENDS)
     assert {f for f in files if not f.startswith("_")} == listed
     for op in ops:
         for backend in op.backends:
-            tree = ast.parse((room / f"{backend}.py").read_text())
+            tree = ast.parse((folder / f"{backend}.py").read_text())
             functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
             assert f"run{op.entry}" in functions, (op.name, backend)
             if backend != "reference":
                 assert f"unsupported{op.entry}" in functions, (op.name, backend)
 
 
-@ROOM
-def test_room_imports_only_what_lies_below_it(room):
-    family = _package(room).rsplit(".", 1)[0]
-    for path in room.glob("*.py"):
+@EACH
+def test_op_imports_only_what_lies_below_it(folder):
+    family = _package(folder).rsplit(".", 1)[0]
+    for path in folder.glob("*.py"):
         for module in _imports(path):
             if not module.startswith("bitdance"):
                 continue
             assert module.startswith("bitdance_kernels"), f"{path}: {module}"
-            # A room may use the helpers of its family, not another room.
+            # An op may use the helpers of its family, not another op.
             other = re.match(rf"{re.escape(family)}\.(\w+)", module)
             if other and (KERNELS / family.split(".")[1] / other[1] / "op.py").exists():
-                assert other[1] == room.name, f"{path} imports the room of another op: {module}"
+                assert other[1] == folder.name, f"{path} imports another op: {module}"
             if path.stem in BACKENDS:
                 assert not module.endswith(".op"), f"{path}: a backend imports its op"
                 assert module.rsplit(".", 1)[-1] not in set(BACKENDS) - {"reference"}, (
@@ -177,7 +177,9 @@ def test_the_kernels_do_not_know_the_model():
 
 
 def test_every_case_has_an_op_and_every_public_op_a_case():
-    public = {f for room in ROOMS for f in importlib.import_module(f"{_package(room)}.op").__all__}
+    public = {
+        f for folder in PACKAGES for f in importlib.import_module(f"{_package(folder)}.op").__all__
+    }
     operators = {name for name in public if name in REGISTRY}
     assert set(all_cases()) == operators
 
@@ -192,12 +194,12 @@ def test_every_exported_c_function_is_declared_once_and_defined():
     assert sorted(declared) == sorted(defined)
 
 
-def test_folders_of_csrc_mirror_the_rooms():
-    rooms = {room.name for room in ROOMS}
+def test_folders_of_csrc_mirror_the_ops():
+    names = {folder.name for folder in PACKAGES}
     for side in ("cpu", "cuda"):
         entries = list((ROOT / "csrc" / side).iterdir())
         assert all(entry.is_dir() for entry in entries), side
-        assert {entry.name for entry in entries} <= rooms | {"common"}, side
+        assert {entry.name for entry in entries} <= names | {"common"}, side
 
 
 def test_csrc_knows_neither_torch_nor_python_outside_its_bindings():

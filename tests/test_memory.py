@@ -1,4 +1,4 @@
-"""Memory of large results on the CPU."""
+"""The pool for large results on the CPU."""
 
 import mmap
 import threading
@@ -107,7 +107,7 @@ def test_a_captured_step_keeps_its_own():
 
 @pytest.mark.skipif(CpuGraph.unavailable() is not None, reason="captures need the compiled module")
 def test_what_cannot_be_allocated_raises_what_pytorch_raises():
-    """And what is larger than any memory; small results come as before."""
+    """And results larger than any memory; small results still work."""
     sizes = READY.SimpleQueue()
     process = READY.Process(target=_with_little_memory, args=(sizes,))
     process.start()
@@ -118,7 +118,7 @@ def test_what_cannot_be_allocated_raises_what_pytorch_raises():
     for result in results[:3]:
         assert result.startswith("RuntimeError: "), result
         assert "allocate" in result or "size" in result, result
-    assert results[3:] == ["(1, 4)", "(1, 12582912)"]  # the second where what lay unused was
+    assert results[3:] == ["(1, 4)", "(1, 12582912)"]  # the second reuses unused memory
 
 
 def _with_little_memory(said):

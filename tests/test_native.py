@@ -1,4 +1,4 @@
-"""The C interface itself: statuses become errors, and the CUDA module copes without a card."""
+"""The C interface: statuses become errors, and the CUDA module works without a card."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ _SIZES = st.lists(st.sampled_from([1, 1, 2, 3]), min_size=1, max_size=4)
 @needs_cpu
 @given(sizes=_SIZES, steps=st.lists(st.integers(0, 4), min_size=4, max_size=4), data=st.data())
 def test_rows_are_read_where_they_are_as_in_python(sizes, steps, data):
-    """evenly_spaced and as_rows say the same of any layout, and find the same rows."""
+    """evenly_spaced and as_rows agree on every layout, and find the same rows."""
     memory = torch.arange(200.0)
     strides = [data.draw(st.sampled_from([1, sizes[-1], steps[i]])) for i in range(len(sizes))]
     x = memory.as_strided(sizes, strides)
@@ -161,7 +161,7 @@ def test_cuda_row_functions_check_before_they_launch():
     adaln_norm(row, 0, rows_cuda.MAX_CHANNELS)  # no row: nothing to launch, on any machine
     affine = (64, 8, 0)
     with pytest.raises(RuntimeError, match="adaln_norm_backward: size or argument out of range"):
-        # The sums for weight have nowhere to go.
+        # There is no workspace for the sums of weight.
         native.cuda.adaln_norm_backward(
             *(row,) * 3, affine, none, *(row,) * 3, affine, none, 0, 1, 8, 0, 1e-6, 0, 0
         )

@@ -1,4 +1,4 @@
-"""Tensors that an op writes: with memory of their own, or refused before anything is written."""
+"""Tensors that an op writes have memory of their own, or are refused before it writes."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def _expected(name):
 
 
 def _check(name, replaced):
-    """The call with some arguments replaced gives what it gives with all memory apart."""
+    """The call with some arguments replaced gives the results that it has without overlaps."""
     torch.manual_seed(0)
     function, given = _call(name)
     expected, written = _expected(name)
@@ -89,7 +89,7 @@ def _refused(name, i, replaced, got):
 
 @EVERY_PAIR
 def test_an_argument_in_what_is_written_is_refused(name, i, j):
-    """At the start, at the end and in the middle, of whatever dtypes, after good calls alike."""
+    """At the start, at the end and in the middle, of any dtypes, after equal valid calls."""
     _, given = _call(name)
     written, other = given[i], given[j]
     size, step = _bytes(written), written.element_size() * other.element_size()
@@ -115,7 +115,7 @@ def test_the_same_tensor_twice_is_refused(name):
 
 @EVERY
 def test_outputs_that_overlap_themselves_are_refused(name):
-    """Expanded ones, and windows that step over less than they span."""
+    """Expanded tensors, and windows that overlap each other."""
     _, given = _call(name)
     for i in WRITING[name]._written:
         shape = given[i].shape
@@ -138,7 +138,7 @@ def test_neighbours_in_one_buffer_are_accepted(name, i, j):
 
 @EVERY
 def test_interleaved_views_are_accepted(name):
-    """Rows of one, rows of the other, in one allocation: their extents overlap, they do not."""
+    """Alternating rows of two tensors in one allocation: only their extents overlap."""
     _, given = _call(name)
     for i in WRITING[name]._written:
         for j, other in enumerate(given):
@@ -182,7 +182,7 @@ def _append(k_cache, v_cache):
 
 
 def test_the_same_shapes_at_other_distances():
-    """A call is known by how far its tensors are apart: the verdict is not that of one before."""
+    """Signatures hold the distances between tensors, so an earlier verdict is not reused."""
     x, w = torch.randn(4, 6), torch.randn(6, 6)
     buffer = torch.zeros(200)
     x_there = buffer[:24].view(4, 6).copy_(x)
@@ -196,7 +196,7 @@ def test_the_same_shapes_at_other_distances():
 
 
 def test_overlap_is_that_of_numpy():
-    """Of many pairs of views, next to a count of the addresses."""
+    """Many pairs of views, compared with a count of their addresses."""
     generator = torch.Generator().manual_seed(0)
     found = {True: 0, False: 0}
     for _ in range(300):

@@ -21,7 +21,7 @@ DESCRIPTIONS = {
 
 
 def golden_cases(holds):
-    """Golden cases by what their descriptions say."""
+    """Golden cases by description."""
     cases = [(path, text) for path, text in DESCRIPTIONS.items() if holds(text)]
     assert cases
     return pytest.mark.parametrize(("path", "description"), cases, ids=[p.stem for p, _ in cases])

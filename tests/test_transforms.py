@@ -1,6 +1,6 @@
-"""Every op under what PyTorch may ask of it: tangents, torch.func, second derivatives.
+"""Every op under tangents, torch.func and second derivatives.
 
-Right values, or an error that names the op; an op joins by its room and its case.
+Right values, or an error that names the op; an op joins by its package and its case.
 """
 
 import functools
@@ -24,7 +24,7 @@ DIFFERENTIABLE = [case for case in CASES.values() if case.kernel_op.differentiab
 OTHERS = [case for case in CASES.values() if not case.kernel_op.differentiable]
 EVERY_DIFFERENTIABLE = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=lambda case: case.name)
 EVERY_OTHER = pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
-# Their derivative is another function's by definition.
+# Ops that define the derivative of another function as theirs.
 STRAIGHT_THROUGH = {"lfq_quantize", "lfq_quantize_commitment"}
 
 
@@ -57,7 +57,7 @@ def _like(tensors):
 
 
 def _pullback(function, primals, cotangents):
-    """Gradients by the op's own backward pass, with which all else here is compared."""
+    """Gradients by the op's own backward pass, to compare all others with."""
     leaves = [p.detach().clone().requires_grad_() for p in primals]
     return torch.autograd.grad(function(*leaves), leaves, cotangents)
 
@@ -160,7 +160,7 @@ def test_vmap_is_the_loop_over_its_samples(case):
 
 @EVERY_DIFFERENTIABLE
 def test_second_derivatives(case):
-    """By the reference where it is asked for."""
+    """Second derivatives need the reference, requested by name."""
     function, primals = _function(case, _call(case), backend="reference")
     if case.name in STRAIGHT_THROUGH:
         leaves = [p.clone().requires_grad_() for p in primals]
@@ -185,7 +185,7 @@ def test_second_derivatives(case):
 @EVERY_DIFFERENTIABLE
 def test_second_derivatives_are_refused_by_the_kernels(case):
     if case.name in STRAIGHT_THROUGH | {"linear"}:
-        return  # whose backward pass is of PyTorch's own operators
+        return  # its backward pass consists of PyTorch operators
     function, primals = _function(case, _call(case, torch.float32))
     leaves = [p.requires_grad_() for p in primals]
     total = sum(t.square().sum() for t in function(*leaves))
@@ -195,7 +195,7 @@ def test_second_derivatives_are_refused_by_the_kernels(case):
 
 @EVERY_DIFFERENTIABLE
 def test_gradients_of_many_cotangents_at_once(case):
-    """``is_grads_batched``, with which jacobians are made: vmap over the backward pass."""
+    """``is_grads_batched``, for jacobians: vmap over the backward pass."""
     function, primals = _function(case, _call(case, torch.float32))
     leaves = [p.clone().requires_grad_() for p in primals]
     outs = function(*leaves)
@@ -227,11 +227,11 @@ def test_jacobians_and_hessians():
 
 @EVERY_OTHER
 def test_what_has_no_derivative_says_so(case):
-    """By its name, in each way to ask for one."""
+    """The op is named in the error, however the derivative is requested."""
     call = _call(case, torch.float32)
     function, primals = _function(case, call)
     if not primals:
-        return  # bits alone
+        return  # it has bits only
     tangents = _like(primals)
     stacked = tuple(torch.stack((p, p)) for p in primals)
     pushes = (tuple(map(torch.ones_like, stacked)),)
@@ -253,12 +253,12 @@ def test_what_has_no_derivative_says_so(case):
     for ask in asked:
         with pytest.raises(RuntimeError, match=f"{case.name}: has no (gradient|forward-mode)"):
             ask()
-    with fwAD.dual_level():  # a tangent that was cut off is none
+    with fwAD.dual_level():  # a detached tensor has no tangent
         function(*(fwAD.make_dual(p, t).detach() for p, t in zip(primals, tangents, strict=True)))
 
 
 def _recorded(case, call):
-    """The calls of ``torch.ops.bitdance`` that a call makes."""
+    """The calls of ``torch.ops.bitdance`` within a call."""
     recorded = []
 
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
@@ -347,7 +347,7 @@ def test_no_gradient_in_the_table_of_rope():
 
 @pytest.mark.parametrize("op", [bk.swiglu, functools.partial(bk.patch_attention, num_heads=2)])
 def test_autocast_within_transforms(op):
-    """It casts what it casts elsewhere, and nothing within an op."""
+    """Autocast casts the same arguments as elsewhere, and nothing within an op."""
     h = torch.randn(2, 3, 4, 48)
     with torch.autocast("cpu", torch.bfloat16):
         expected = torch.stack([op(x) for x in h])

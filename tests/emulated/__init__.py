@@ -34,7 +34,7 @@ def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
     """Findings of ThreadSanitizer for a kernel of races.cpp, "" if there are none.
 
     Args:
-        kernel: name of its room.
+        kernel: name of its op's package.
         folder: where to put the program.
         changed: include path for changed device code, searched before csrc.
     """
