@@ -1,4 +1,4 @@
-"""Autoencoders on their own: released files, folders of runs and of releases, and models."""
+"""Loading of autoencoders from released files, folders of runs and releases, and models."""
 
 import json
 
@@ -85,7 +85,7 @@ def test_averaged_weights_of_uniwetok_win(tmp_path, autoencoder):
     assert not any(t.any() for t in plain.state_dict().values())
 
 
-def test_what_is_no_autoencoder_is_said(tmp_path, autoencoder):
+def test_files_without_an_autoencoder_are_refused(tmp_path, autoencoder):
     with pytest.raises(
         FileNotFoundError, match=r"has no trained autoencoder \(autoencoder\.json or"
     ):

@@ -1,4 +1,4 @@
-"""What a file of weights says of itself decides its configuration; shapes are held against it."""
+"""The configuration of a file of weights comes from its settings and is compared with shapes."""
 
 import argparse
 import dataclasses
@@ -24,7 +24,7 @@ from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
 def arguments(config, name, **changes):
-    """What the authors' script for several tokens a step saves, with its other settings."""
+    """The arguments that the authors' script for several tokens per step saves."""
     values = {
         "model": name, "image_size": config.resolution, "down_size": config.down_size,
         "patch_size": config.patch_size, "num_classes": config.num_classes,
@@ -68,8 +68,8 @@ OFFICIAL = {
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_training_arguments_decide(tmp_path, name):
-    """At full size, without memory for the weights."""
+def test_training_arguments_define_the_configuration(tmp_path, name):
+    """At full size, on the meta device."""
     model, config = OFFICIAL[name]
     tensors = build_on_meta(lambda: BitDanceModel(config), "a test").state_dict()
     for given in (arguments(config, model), dict(vars(arguments(config, model)))):
@@ -109,8 +109,8 @@ def test_arguments_that_shapes_contradict_are_an_error(tiny_sizes, tmp_path, nam
         BitDancePipeline.from_pretrained(path)
 
 
-def test_a_file_with_arguments_loads_as_what_it_is(tiny_sizes, tmp_path):
-    """Shapes alone would make it the preset: patches of squares, and times that are not shifted."""
+def test_a_file_with_arguments_loads_as_they_say(tiny_sizes, tmp_path):
+    """Shapes alone would match the preset, which has square patches and no time shift."""
     pipeline = tiny_pipeline(parallel_mode="standard", time_shift=2.0)
     path = save(tmp_path / "x.pt", pipeline, args=arguments(tiny_sizes, "BitDance-T"))
     loaded = BitDancePipeline.from_pretrained(path)
@@ -134,20 +134,20 @@ def test_a_file_with_arguments_loads_as_what_it_is(tiny_sizes, tmp_path):
         ({"num_classes": 10**30}, "num_classes must be"),
     ],
 )
-def test_nonsense_in_arguments_is_an_error(tiny_sizes, tmp_path, changes, message):
+def test_invalid_arguments_are_an_error(tiny_sizes, tmp_path, changes, message):
     said = arguments(tiny_sizes, "BitDance-T", **changes)
     path = save(tmp_path / "x.pt", tiny_pipeline(), args=said)
     with pytest.raises(CheckpointError, match=f"its training arguments say.*(?:{message})"):
         BitDancePipeline.from_pretrained(path)
 
 
-def test_unknown_sizes_are_those_of_the_shapes(tmp_path):
+def test_unknown_sizes_are_taken_from_the_shapes(tmp_path):
     config = tiny_config(n_head=1, time_shift=3.0, cfg_scale=1.0)
     path = save(tmp_path / "x.pt", tiny_pipeline(n_head=1), args=arguments(config, "BitDance-XS"))
     assert BitDancePipeline.from_pretrained(path).config == config
 
 
-def test_arguments_of_other_scripts_say_nothing(tmp_path):
+def test_arguments_of_other_scripts_are_ignored(tmp_path):
     path = save(tmp_path / "x.pt", tiny_pipeline(), args=argparse.Namespace(lr=1.0, model="GPT-B"))
     with pytest.raises(CheckpointError, match=r"has no configuration.*no preset.*give config="):
         BitDancePipeline.from_pretrained(path)
@@ -171,7 +171,7 @@ def test_a_given_configuration_that_the_file_contradicts_is_an_error(tiny_sizes,
     assert BitDancePipeline.from_pretrained(path, config="T-4x").config.perturb_rate == 0.25
 
 
-def test_a_configuration_beside_the_file_counts(tiny_sizes, tmp_path):
+def test_a_configuration_beside_the_file_is_used(tiny_sizes, tmp_path):
     path = tmp_path / "model.safetensors"
     write_tensors(path, tiny_pipeline().model.state_dict())
     beside = tmp_path / "model_config.json"
@@ -248,7 +248,7 @@ def test_config_on_the_command_line(tmp_path, capsys, kind):
                           architecture="conv_attention", attn_blocks=3, n_heads=16),
     ],
 )  # fmt: skip
-def test_shapes_tell_all_of_an_autoencoder(tmp_path, config):
+def test_shapes_define_an_autoencoder(tmp_path, config):
     tensors = build_on_meta(lambda: BinaryAutoencoder(config), "a test").state_dict()
     assert infer_autoencoder_config(tensors, tmp_path) == config
     del tensors["decoder.conv_in.weight"]

@@ -50,7 +50,7 @@ def test_generate_a_folder(saved, tmp_path):
     assert names == [f"{i:05d}-class3.png" for i in range(5)]
 
 
-def test_same_seed_same_file_whatever_the_batch(saved, tmp_path):
+def test_the_file_of_a_seed_does_not_depend_on_the_batch(saved, tmp_path):
     for name, size in (("a.png", "1"), ("b.png", "4")):
         options = ("--class", "1", "--num-images", "4", "--seed", "9", "--batch-size", size)
         assert _generate(saved, tmp_path / name, *options) == 0
@@ -66,7 +66,7 @@ def test_same_seed_same_file_whatever_the_batch(saved, tmp_path):
         (["--class", "0", "--device", "tpu"], "tpu"),
     ],
 )
-def test_errors_are_one_clear_line(saved, tmp_path, capsys, more, message):
+def test_errors_are_one_line(saved, tmp_path, capsys, more, message):
     assert _generate(saved, tmp_path / "x.png", *more) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("bitdance generate: ")
@@ -83,7 +83,7 @@ def test_missing_and_broken_models(tmp_path, capsys):
     assert "model.pt is not a complete checkpoint file" in capsys.readouterr().err
 
 
-def test_unwritable_output_is_noticed_before_the_work(saved, tmp_path, capsys, monkeypatch):
+def test_unwritable_output_is_refused_before_the_work(saved, tmp_path, capsys, monkeypatch):
     def never(*_, **__):
         pytest.fail("the model was loaded first")
 

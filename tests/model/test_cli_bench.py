@@ -35,7 +35,7 @@ def test_a_rate_is_that_of_the_median_round():
     assert line.split() == ["decode", "2000.00", "1000.00", "4.0", "images"]
 
 
-def test_bench_says_what_a_plot_needs_before_the_work(monkeypatch, tmp_path, capsys):
+def test_bench_checks_for_matplotlib_before_the_work(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(
         BitDancePipeline, "from_pretrained", lambda *_, **__: pytest.fail("too late")

@@ -1,4 +1,4 @@
-"""Whatever is typed at the command line ends with one line of error, and nothing is written."""
+"""Any wrong command line ends with one line of error, and nothing is written."""
 
 import argparse
 import errno
@@ -27,7 +27,7 @@ COMMANDS = ["generate", "reconstruct", "info", "export", "train", "tokenize", "e
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model, a picture, and all kinds of files that are none."""
+    """A model, an image, and files that are neither."""
     folder = tmp_path_factory.mktemp("cli")
     tiny_pipeline().save_pretrained(folder / "model")
     Image.new("RGB", (16, 16)).save(folder / "picture.png")
@@ -92,7 +92,7 @@ REFUSED = [  # exit status 1, and what is in the line
 
 
 def ended(arguments, capsys):
-    """Exit status and what stands on stderr; a traceback would be raised here."""
+    """Exit status and text on stderr; unexpected errors are raised."""
     try:
         status = main(arguments)
     except SystemExit as stopped:
@@ -135,7 +135,7 @@ def test_wrong_arguments_are_usage_errors(folder, capsys, monkeypatch, more):
 
 
 @pytest.mark.parametrize(("more", "message"), REFUSED, ids=lambda x: str(x)[:40])
-def test_what_cannot_be_done_is_one_line(folder, capsys, monkeypatch, more, message):
+def test_failures_are_one_line(folder, capsys, monkeypatch, more, message):
     monkeypatch.chdir(folder)
     before = everything(folder)
     status, errors = ended(_generate(more), capsys)
@@ -197,7 +197,7 @@ def test_every_command_ends_with_one_line(folder, capsys, monkeypatch, arguments
     assert everything(folder) == before
 
 
-def test_numbers_may_be_written_as_one_likes(folder, tmp_path, capsys, monkeypatch):
+def test_numbers_in_any_notation(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     found = []
     for seed, steps, out in (("1000", "1", "a.png"), ("1e3", "1.0", "b.png")):
@@ -217,7 +217,7 @@ def test_numbers_may_be_written_as_one_likes(folder, tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_tells_no_defaults_that_are_none(capsys, command):
+def test_help_hides_empty_defaults(capsys, command):
     kinds = [[command, "autoencoder"], [command, "model"]] if command == "train" else [[command]]
     for arguments in kinds:
         with pytest.raises(SystemExit) as stopped:
@@ -246,7 +246,7 @@ def test_every_argument_of_every_command_has_a_strict_type():
 
 
 class Ascii(io.TextIOWrapper):
-    """A terminal that takes ASCII only, as `main` finds it."""
+    """A stream that accepts ASCII only."""
 
     def __init__(self):
         super().__init__(io.BytesIO(), encoding="ascii", errors="strict")
@@ -324,7 +324,7 @@ def test_any_error_is_one_line(folder, capsys, monkeypatch, error, line):
         main(["info"])
 
 
-def test_interrupts_are_130_wherever_they_come(capsys, monkeypatch):
+def test_interrupts_exit_with_130(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -334,12 +334,12 @@ def test_interrupts_are_130_wherever_they_come(capsys, monkeypatch):
             assert ended(["info"], capsys) == (130, "stopped\n")
 
 
-def test_what_is_not_memory_is_not_called_so():
+def test_other_errors_are_not_called_out_of_memory():
     assert explain(RuntimeError("out of range")) == "out of range"
 
 
 def _with_stdout(arguments, kind, results):
-    """In a ready process: the status that its interpreter would end with."""
+    """In a forked process: the exit status that the interpreter would have."""
     if kind == "closed pipe":
         reader, writer = os.pipe()
         os.close(reader)
@@ -367,7 +367,7 @@ def _with_stdout(arguments, kind, results):
          "bitdance info: error: [Errno 28] No space left on device\nstatus 1\n"),
     ],
 )  # fmt: skip
-def test_output_that_nobody_takes(tmp_path, kind, arguments, expected):
+def test_output_that_nobody_reads(tmp_path, kind, arguments, expected):
     results = tmp_path / "results"
     process = READY.Process(target=_with_stdout, args=(arguments, kind, str(results)))
     process.start()
@@ -376,7 +376,7 @@ def test_output_that_nobody_takes(tmp_path, kind, arguments, expected):
     assert results.read_text() == expected
 
 
-def test_ctrl_c_while_modules_are_imported(tmp_path):
+def test_ctrl_c_during_imports(tmp_path):
     """A process that stops itself where it imports PyTorch: no traceback of the imports."""
     (tmp_path / "torch.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
@@ -391,7 +391,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path):
 
 
 def test_the_package_is_imported_without_pytorch():
-    """So that the command line takes over before anything slow is imported."""
+    """So that the command line handles Ctrl-C before any slow import."""
     code = (
         "import sys, bitdance, bitdance.cli.__main__\n"
         "assert not {'torch', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)\n"

@@ -1,4 +1,4 @@
-"""What the commands do with image files: whatever may be named, and whatever would be lost."""
+"""Image files on the command line: names of inputs and outputs, and skipped files."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
-    """Folder as training writes it, of random weights."""
+    """A folder as training writes it, with random weights."""
     folder = tmp_path_factory.mktemp("autoencoder")
     torch.manual_seed(0)
     weights.write_tensors(
@@ -54,7 +54,7 @@ def names(folder):
 
 
 def original(path):
-    """Color in the middle of the left half, which is the image before its reconstruction."""
+    """Color in the middle of the left half, which is the original."""
     pair = Image.open(path).convert("RGB")
     return pair.getpixel((pair.width // 4, pair.height // 2))
 
@@ -135,8 +135,8 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     assert names(tmp_path) == ["a.png", "d.png", "file", "pipe.png"]
 
 
-def test_checks_of_one_folder_do_not_meet(saved, tmp_path, monkeypatch):
-    """A check has no name that another run could take away."""
+def test_concurrent_checks_of_one_folder(saved, tmp_path, monkeypatch):
+    """A check creates no name that another process could remove."""
     from bitdance.io import outputs
 
     outputs.check_folder(tmp_path)
@@ -184,7 +184,7 @@ def test_reconstruct_shows_an_image_as_a_viewer_does(saved, tmp_path):
 
 
 def test_reconstruct_says_what_the_model_is_made_for(tmp_path, capsys):
-    """The bundled model knows small grey clothes."""
+    """The bundled model is made for small grey clothes."""
     x, y = np.meshgrid(np.arange(200), np.arange(200))
     pixels = np.stack([x, y, 255 - x], -1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -227,7 +227,7 @@ def test_reconstruct_takes_folders_and_skips_with_a_count(saved, tmp_path, capsy
     assert "empty: there are no images" in capsys.readouterr().err
 
 
-def test_reconstruct_bounds_what_it_resizes_to(saved, tmp_path, capsys, monkeypatch):
+def test_reconstruct_limits_the_resized_image(saved, tmp_path, capsys, monkeypatch):
     strip = picture(tmp_path / "a.png", size=(600, 1))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     assert reconstruct(saved, strip, "--size", "8", "--out", tmp_path / "out") == 1
@@ -235,7 +235,7 @@ def test_reconstruct_bounds_what_it_resizes_to(saved, tmp_path, capsys, monkeypa
 
 
 def test_tokenize_encodes_every_image_of_more_than_a_batch(autoencoder, tmp_path, capsys):
-    """300 images: the codes of each are those that it has alone."""
+    """300 images: each has the same codes as alone."""
     pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8), dtype=np.uint8)
     write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(300) % 7)
@@ -300,7 +300,7 @@ def test_tokenize_takes_a_flat_folder_and_refuses_a_size_that_does_not_fit(
     assert len(PackedDataset(tmp_path / "codes")) == 3
 
 
-def test_evaluate_takes_the_folder_that_training_took(saved, tmp_path, capsys):
+def test_evaluate_accepts_the_training_folder(saved, tmp_path, capsys):
     """In the order of the model's classes, and on the training images where there are no others."""
     classes = BitDancePipeline.from_pretrained(saved).classes
     for label, name in enumerate(classes):

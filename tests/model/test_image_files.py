@@ -1,4 +1,4 @@
-"""One loader, which shows a file as an image viewer does, and one error for what it cannot show."""
+"""Image files are read as an image viewer shows them, or refused with one error."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ def quarters(height=16, width=24):
 
 
 def corners(pixels):
-    """The four pixels next to the corners, which no compression touches much."""
+    """The four pixels next to the corners, which compression hardly changes."""
     return pixels[[2, 2, -3, -3], [2, -3, 2, -3]].astype(int)
 
 
@@ -99,7 +99,7 @@ def test_damaged_exif_data_do_not_spoil_the_pixels(tmp_path, name):
 
 
 def with_hole(mode, hidden):
-    """A green square on transparent pixels, below which there is a hidden color."""
+    """A green square on transparent pixels with a hidden color."""
     if mode == "RGBA":
         pixels = np.zeros((8, 8, 4), np.uint8)
         pixels[..., :3], pixels[2:6, 2:6] = hidden, (*GREEN, 255)
@@ -130,7 +130,7 @@ def with_hole(mode, hidden):
         ("P", "a.gif", {"transparency": 0}),
     ],
 )
-def test_colors_below_transparent_pixels_are_not_seen(tmp_path, mode, name, options):
+def test_colors_of_transparent_pixels_are_hidden(tmp_path, mode, name, options):
     for hidden in ((0, 0, 0), (240, 30, 10)):
         with_hole(mode, hidden).save(tmp_path / name, **options)
         for background, behind in (("white", WHITE), ("#102030", (16, 32, 48))):
@@ -171,7 +171,7 @@ def chunk(kind, data):
 
 
 def png(color_type, depth, rows, *chunks):
-    """A PNG file from its unfiltered rows, for what Pillow does not write."""
+    """A PNG file from unfiltered rows, in modes that Pillow does not write."""
 
     samples = {0: 1, 2: 3}[color_type]
     width = len(rows[0]) * 8 // (depth * samples)
@@ -258,7 +258,7 @@ def test_a_tiff_of_12_bits_and_one_whose_zero_is_white(tmp_path):
     assert read(tmp_path / "16.tif")[0, :, 0].tolist() == [255, 254, 0, 1]
 
 
-def test_numbers_that_no_color_has(tmp_path):
+def test_values_outside_of_colors(tmp_path):
     values = np.array([[np.nan, -3, 0.5, np.inf]], np.float32)
     Image.fromarray(values).save(tmp_path / "a.tiff")
     assert read(tmp_path / "a.tiff")[0, :, 0].tolist() == [0, 0, 128, 255]
@@ -309,7 +309,7 @@ def test_plain_images_keep_every_bit(tmp_path):
 
 
 def other_profile():
-    """sRGB with the primaries of red and blue exchanged."""
+    """sRGB with red and blue exchanged."""
     data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return data.replace(b"rXYZ", b"swap").replace(b"bXYZ", b"rXYZ").replace(b"swap", b"bXYZ")
 
@@ -339,7 +339,7 @@ def test_the_first_frame_of_an_animation(tmp_path, name):
     assert abs(read(tmp_path / name)[4, 4].astype(int) - RED).max() <= 12
 
 
-def test_the_content_tells_the_format_not_the_name(tmp_path):
+def test_the_content_decides_the_format_not_the_name(tmp_path):
     for name in ("photo", "photo.jpg", "photo.txt"):
         Image.fromarray(quarters()).save(tmp_path / name, format="PNG")
         assert np.array_equal(read(tmp_path / name), quarters())
@@ -374,7 +374,7 @@ def refused(path):
     return text
 
 
-def test_what_is_no_file_is_refused_and_nothing_waits_for_it(tmp_path):
+def test_special_files_are_refused_without_waiting(tmp_path):
     (tmp_path / "scan.png").mkdir()
     assert "but a folder" in refused(tmp_path / "scan.png")
     os.mkfifo(tmp_path / "pipe.png")
@@ -414,7 +414,7 @@ def test_bombs_empty_files_and_text_are_refused_by_name(tmp_path, monkeypatch):
         assert "decompression bomb" in refused(tmp_path / "big.png")
 
 
-def test_a_name_that_is_no_text_can_be_printed(tmp_path):
+def test_a_name_that_is_not_text_can_be_printed(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
     with pytest.raises(ImageError) as caught:
         read_image(path)
@@ -432,8 +432,8 @@ def test_a_name_that_is_no_text_can_be_printed(tmp_path):
         ("a.jp2", {}), ("a.avif", {}), ("a.qoi", {}), ("a.pcx", {}), ("a.sgi", {}), ("a.dds", {}),
     ],
 )  # fmt: skip
-def test_every_damage_is_one_error_with_the_name_of_the_file(tmp_path, name, options):
-    """Cut and overwritten files of many formats: an image of some kind, or ImageError."""
+def test_any_damage_is_an_image_error_with_the_name_of_the_file(tmp_path, name, options):
+    """Truncated and overwritten files of many formats give some image or an ImageError."""
     draw = random.Random(name)
     pixels = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -461,7 +461,7 @@ def test_backgrounds_must_be_opaque_colors(color):
         parse_color(color)
 
 
-def test_resizing_keeps_the_proportions_and_is_bounded():
+def test_resizing_keeps_the_proportions_and_is_limited():
     image = Image.new("RGB", (30, 20))
     assert resize_shorter(image, 8, Image.Resampling.BICUBIC).size == (12, 8)
     assert resize_shorter(image.rotate(90, expand=True), 8, Image.Resampling.BICUBIC).size == (

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and of which class; nothing vanishes without a count."""
+"""The images of a folder and their classes; every skipped file is counted."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ def data(tmp_path):
 
 
 def listed(folder, split="train", **options):
-    """Names and classes of what ``open_images`` has, in its order."""
+    """Names and classes of the images of ``open_images``, in its order."""
     images = open_images(folder, 8, split=split, **options)
     return [
         (path.name, images.classes[k]) for path, k in zip(images._files, images.labels, strict=True)
@@ -39,7 +39,7 @@ def listed(folder, split="train", **options):
 CATS_AND_DOGS = [("0.png", "cat"), ("1.png", "cat"), ("0.png", "dog"), ("1.png", "dog")]
 
 
-def test_hidden_files_and_folders_are_no_images_and_no_classes(data, caplog):
+def test_hidden_files_and_folders_are_ignored(data, caplog):
     (data / "cat" / "._0.png").write_bytes(b"\0\5\x16\7" + b"\0" * 78)
     (data / "cat" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     (data / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
@@ -51,7 +51,7 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(data, caplog):
     assert not caplog.records
 
 
-def test_folders_without_images_are_no_classes(data, caplog):
+def test_folders_without_images_are_not_classes(data, caplog):
     (data / "ant").mkdir()
     (data / "bee" / "deep").mkdir(parents=True)
     (data / "cat" / "scan.png").mkdir()
@@ -61,7 +61,7 @@ def test_folders_without_images_are_no_classes(data, caplog):
     assert "1 files that are not images (.txt 1)" in caplog.text
 
 
-def test_other_files_are_counted_and_images_known_by_their_content(data, caplog):
+def test_other_files_are_counted_and_images_recognised_by_content(data, caplog):
     for name in ("photo", "photo.jpg_large", "b.JPE"):
         picture(data / "cat" / name)
     for name in ("cat/0.txt", "cat/1.txt", "dog/labels.csv", "README", "dog/film.mp4"):
@@ -142,7 +142,7 @@ def parts(tmp_path):
     return tmp_path
 
 
-def test_every_part_has_the_class_numbers_of_the_training_part(parts):
+def test_every_split_has_the_class_numbers_of_the_training_split(parts):
     for split, labels in (("train", [0, 1, 2]), ("test", [1, 2])):
         images = open_images(parts, 8, split=split)
         assert images.classes == ("ant", "bee", "cat")
@@ -156,7 +156,7 @@ def test_every_part_has_the_class_numbers_of_the_training_part(parts):
         open_images(parts, 8, split="test")
 
 
-def test_classes_of_a_setting_choose_and_order_the_folders(parts, caplog):
+def test_the_setting_classes_chooses_and_orders_the_folders(parts, caplog):
     for split, kinds in (("train", ["cat", "ant"]), ("test", ["cat"])):
         images = open_images(parts, 8, split=split, classes=("cat", "ant"))
         assert images.classes == ("cat", "ant")
@@ -172,7 +172,7 @@ def test_classes_of_a_setting_choose_and_order_the_folders(parts, caplog):
         open_images(parts, 8, classes=("ant", "ant"))
 
 
-def test_parts_are_not_taken_for_classes(tmp_path):
+def test_splits_are_not_classes(tmp_path):
     picture(tmp_path / "val" / "cat" / "0.png")
     with pytest.raises(FileNotFoundError, match="has 'val', but no 'train'"):
         open_images(tmp_path, 8)
@@ -183,7 +183,7 @@ def test_parts_are_not_taken_for_classes(tmp_path):
         open_images(tmp_path / "val", 8, split="test")
 
 
-def test_classes_may_be_called_like_parts(tmp_path):
+def test_classes_may_be_named_like_splits(tmp_path):
     for name in ("car", "plane", "train"):
         picture(tmp_path / name / "0.png")
     with pytest.raises(ValueError, match="which may be splits or classes"):
@@ -204,7 +204,7 @@ def test_a_flat_folder_is_one_class_without_a_name(tmp_path):
         open_images(tmp_path, 8, classes=("cat", "dog"))
 
 
-def test_where_no_class_is_needed_all_images_are_taken(data, caplog):
+def test_all_images_are_used_where_no_class_is_needed(data, caplog):
     picture(data / "sheet.png")
     picture(data / "cat" / "2019" / "may" / "0.png")
     images = open_images(data, 8, labelled=False)
@@ -213,7 +213,7 @@ def test_where_no_class_is_needed_all_images_are_taken(data, caplog):
     assert [label for _, label in listed(data, labelled=False, classes=("dog",))] == ["dog"] * 2
 
 
-def test_images_come_in_the_order_of_their_names(tmp_path):
+def test_images_are_sorted_by_name(tmp_path):
     names = ["B.png", "a.png", "a/z.png", "a b.png", "10.png", "9.png", "é.png"]
     for name in reversed(names):
         picture(tmp_path / name)
@@ -234,7 +234,7 @@ def test_links_are_followed_and_loops_end(data, tmp_path_factory):
                             ("0.png", "emu")]  # fmt: skip
 
 
-def test_class_names_are_text_and_equal_however_their_accents_are_written(parts):
+def test_class_names_are_equal_in_any_encoding_of_accents(parts):
     picture(parts / "train" / "caf\u00e9" / "0.png")
     picture(parts / "test" / "cafe\u0301" / "0.png")
     images = open_images(parts, 8, split="test")
@@ -250,7 +250,7 @@ def test_class_names_are_text_and_equal_however_their_accents_are_written(parts)
         open_images(parts, 8)
 
 
-def test_folders_that_cannot_be_listed_are_no_empty_folders(data, monkeypatch):
+def test_folders_that_cannot_be_listed_are_an_error(data, monkeypatch):
     listdir = os.listdir
 
     def refuse(path):
@@ -263,7 +263,7 @@ def test_folders_that_cannot_be_listed_are_no_empty_folders(data, monkeypatch):
         open_images(data, 8)
 
 
-def test_a_strip_of_one_pixel_is_cut_before_it_is_enlarged(data, monkeypatch):
+def test_a_strip_of_one_pixel_is_cropped_before_it_is_resized(data, monkeypatch):
     strip = np.zeros((1, 4000, 3), np.uint8)
     strip[:, 1990:2010] = (0, 0, 200)
     Image.fromarray(strip).save(data / "cat" / "0.png")
@@ -301,7 +301,7 @@ def test_wrong_arguments(data, options, message):
 
 
 def test_a_forked_process_has_its_own_threads(data):
-    """Threads do not come along into a fork: work that waits for them would wait for ever."""
+    """A fork has no threads of its parent: waiting for them would never end."""
     images = open_images(data, 8)
     images.take(np.arange(4))
     child = os.fork()

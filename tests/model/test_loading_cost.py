@@ -1,4 +1,4 @@
-"""Loading builds a model without drawing for it, and without what only compiling needs."""
+"""Loading draws no random numbers and imports no compiler."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_no_random_number_is_drawn(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_skeleton_has_no_values_and_all_that_a_model_has():
+def test_a_model_on_the_meta_device_has_all_parameters_but_no_values():
     model = tiny_model()
     bare = build_on_meta(lambda: type(model)(model.config), "a test")
     assert all(t.is_meta for t in bare.state_dict().values())

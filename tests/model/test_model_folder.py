@@ -1,4 +1,4 @@
-"""A saved model: whole at every moment, and the only thing that saving replaces or removes."""
+"""A saved model is valid at any moment, and saving replaces or removes nothing else."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ def filled(value):
 
 
 def value_of(folder):
-    """The one value of all weights of a folder that ``filled`` was saved into."""
+    """The value of all weights in a folder that ``filled`` was saved into."""
     found = {float(end) for p in BitDancePipeline.from_pretrained(folder).model.parameters()
              for end in torch.aminmax(p.detach())}  # fmt: skip
     assert len(found) == 1, found
@@ -63,7 +63,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_folder_of_something_else_is_refused_with_nothing_touched(tmp_path, capsys, kind):
+def test_a_foreign_folder_is_refused_and_unchanged(tmp_path, capsys, kind):
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
         (tmp_path / name).write_bytes(b"weights of another model")
     FOREIGN[kind](tmp_path / "config.json")
@@ -75,7 +75,7 @@ def test_a_folder_of_something_else_is_refused_with_nothing_touched(tmp_path, ca
     assert content(tmp_path) == before
 
 
-def test_files_that_saving_did_not_write_stay(tmp_path):
+def test_other_files_in_the_folder_stay(tmp_path):
     others = {
         "model-00001-of-00002.safetensors": b"a", "model-new.safetensors": b"b", "notes": b"c",
         "model-0123456789ab.safetensors": b"named as if saved", "model.safetensors": b"d",
@@ -113,7 +113,7 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path):
             BitDancePipeline(tiny_pipeline().model, num_inference_steps=steps)
 
 
-def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(tmp_path):
     filled(1.0).save_pretrained(tmp_path / "other")
     (orphan,) = own(tmp_path / "other")
     folder = tmp_path / "model"
@@ -169,7 +169,7 @@ def kill(calls, last, event, arguments):
 
 
 def kill_everywhere(folder, results):
-    """Save in children that die before one of their calls that touch files, each before a later."""
+    """Save in processes that are killed before each of their file operations in turn."""
     torch.set_num_threads(1)
     earlier, later, outcomes = filled(1.0), filled(2.0), []
     earlier.save_pretrained(folder)
@@ -202,9 +202,7 @@ def test_a_killed_save_leaves_the_earlier_model_or_the_new_one(tmp_path):
     assert outcomes.count(2.0) > 2
 
 
-def test_a_file_is_on_the_disk_before_it_is_in_its_place_and_its_name_after_that(
-    tmp_path, monkeypatch
-):
+def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after_that(tmp_path, monkeypatch):
     events, fsync, replace = [], os.fsync, os.replace
 
     def note_fsync(descriptor):
@@ -265,7 +263,7 @@ def put(folder, text):
 
 
 def test_the_weights_must_lie_in_the_folder(tmp_path):
-    """A whole file outside, with the right checksum, is none of this model."""
+    """A valid file outside of the folder is refused."""
     said = saved(tmp_path / "m")
     (file,) = own(tmp_path / "m")
     (tmp_path / "outside").mkdir()
@@ -286,7 +284,7 @@ def test_the_weights_must_lie_in_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device"])
-def test_weights_that_are_no_file_are_refused(tmp_path, kind):
+def test_weights_that_are_not_a_file_are_refused(tmp_path, kind):
     said = saved(tmp_path)
     (file,) = own(tmp_path)
     file.unlink()

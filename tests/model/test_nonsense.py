@@ -1,4 +1,4 @@
-"""Stored files and settings that are damaged or make no sense: one line each, and little work."""
+"""Damaged or invalid files and settings are refused in one line and with little work."""
 
 import copy
 import functools
@@ -51,7 +51,7 @@ def put(folder, text):
 
 
 def refusal(call):
-    """The one line that a call is refused with; "" if it is not."""
+    """The error of a refused call, which must be one line; "" if it is not refused."""
     try:
         call()
     except CheckpointError as error:
@@ -105,7 +105,7 @@ def test_every_key_refuses_every_nonsense_value(folder, place):
 
 
 @pytest.mark.parametrize("place", [*places(CONTENT)], ids=".".join)
-def test_every_key_must_be_there_and_no_other(folder, place):
+def test_missing_and_unknown_keys_are_refused(folder, place):
     content = json.loads((folder / "config.json").read_text())
     parent = content
     for key in place[:-1]:
@@ -115,8 +115,8 @@ def test_every_key_must_be_there_and_no_other(folder, place):
     assert f"{place[-1]}_" in refusal(lambda: BitDancePipeline.from_pretrained(folder))
 
 
-def test_sizes_of_a_configuration_cost_nothing(folder):
-    """Not as many modules as the configuration says, nor so much memory: the file has less."""
+def test_huge_sizes_in_a_configuration_cost_nothing(folder):
+    """Modules and memory are not allocated for sizes that the file does not have."""
     content = json.loads((folder / "config.json").read_text())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     built = []
@@ -158,7 +158,7 @@ def test_sizes_of_a_configuration_cost_nothing(folder):
     ],
     ids=range(11),
 )  # fmt: skip
-def test_files_that_are_no_configuration(folder, capsys, text):
+def test_files_that_are_not_a_configuration(folder, capsys, text):
     put(folder, text)
     assert refusal(lambda: BitDancePipeline.from_pretrained(folder))
     assert main(["info", str(folder)]) == 1
@@ -171,7 +171,7 @@ def state():
     return {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 
 
-def test_bare_weights_are_held_against_a_checksum_beside_them(tmp_path):
+def test_weights_are_compared_with_a_checksum_beside_them(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(state(), path)
     sums = tmp_path / "x.safetensors.sha256"
@@ -203,7 +203,7 @@ def test_bare_weights_are_held_against_a_checksum_beside_them(tmp_path):
 
 
 def test_a_killed_write_leaves_weights_that_can_be_read(tmp_path, monkeypatch):
-    """With a checksum of the file before, the new one would be taken for altered."""
+    """The checksum of the earlier file would make the new one look altered."""
     path = tmp_path / "x.safetensors"
     weights.write_tensors(path, state())
     for broken, expected in (("publish", set(state())), ("write_text", {"b"})):
@@ -214,7 +214,7 @@ def test_a_killed_write_leaves_weights_that_can_be_read(tmp_path, monkeypatch):
         assert set(read_weights(path)) == expected
 
 
-def test_info_tells_the_checksum(folder, capsys):
+def test_info_prints_the_checksum(folder, capsys):
     (file,) = folder.glob("model-*.safetensors")
     for source in (folder, file):
         assert main(["info", str(source), "--json"]) == 0
@@ -239,7 +239,7 @@ def test_info_tells_the_checksum(folder, capsys):
         (b'{"a": 1}', "is not a complete"),
     ],
 )
-def test_what_lies_in_place_of_a_checkpoint_is_named(tmp_path, kind, content, message):
+def test_other_files_in_place_of_a_checkpoint_are_named(tmp_path, kind, content, message):
     path = tmp_path / f"x.{kind}"
     path.write_bytes(content)
     assert message in refusal(lambda: read_weights(path))
@@ -268,7 +268,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("kind", HEADERS)
-def test_headers_that_make_no_sense(tmp_path, kind):
+def test_invalid_headers(tmp_path, kind):
     path = tmp_path / "x.safetensors"
     path.write_bytes(HEADERS[kind])
     assert "is not a complete safetensors file" in refusal(lambda: read_weights(path))
@@ -293,7 +293,7 @@ TENSORS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensors_of_kinds_that_are_no_weights(tmp_path, kind, zipped):
+def test_tensors_that_cannot_be_weights_are_refused(tmp_path, kind, zipped):
     path = tmp_path / "x.pt"
     content = {"model": {**state(), "a.weight": TENSORS[kind]}}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -305,7 +305,7 @@ def test_tensors_of_kinds_that_are_no_weights(tmp_path, kind, zipped):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
-def test_tensors_laid_out_in_another_way_are_read(tmp_path, zipped):
+def test_tensors_with_other_layouts_are_read(tmp_path, zipped):
     path = tmp_path / "x.pt"
     for laid_out in (
         state()["a.weight"].T.contiguous().T, torch.arange(6.0).expand(2, 6)[:, :3],
@@ -345,8 +345,8 @@ def test_archives_whose_records_claim_more_than_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
-def test_no_flipped_bit_is_another_error_or_another_model(tmp_path, zipped):
-    """In the older format, which has no checksums, values may differ; nothing else may."""
+def test_a_flipped_bit_gives_no_other_error_or_model(tmp_path, zipped):
+    """In the old format, which has no checksums, only values may differ."""
     path = tmp_path / "x.pt"
     torch.save({"model": state()}, path, _use_new_zipfile_serialization=zipped)
     whole, expected = path.read_bytes(), state()
@@ -362,7 +362,7 @@ def test_no_flipped_bit_is_another_error_or_another_model(tmp_path, zipped):
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, kind):
+def test_special_files_are_refused_before_they_are_opened(tmp_path, kind):
     path = tmp_path / f"x.{kind}"
     os.mkfifo(path)
     assert "must be a file, got a pipe" in refusal(lambda: read_weights(path))

@@ -1,4 +1,4 @@
-"""Integers are taken from whatever is exactly one, and refused in words otherwise."""
+"""Exact integers of any type are accepted, and other values refused with a clear error."""
 
 import decimal
 import re
@@ -31,7 +31,7 @@ from bitdance.io.validation import brief, exact_int
     ],
     ids=repr,
 )
-def test_anything_that_is_exactly_an_integer_is_taken(value, number):
+def test_exact_integers_of_any_type_are_accepted(value, number):
     got = exact_int("f", "n", value)
     assert got == number
     assert type(got) is int
@@ -63,7 +63,7 @@ def test_anything_that_is_exactly_an_integer_is_taken(value, number):
     ],
     ids=repr,
 )
-def test_what_is_no_integer_is_refused_in_one_line_that_shows_it(value, kind):
+def test_other_values_are_refused_in_one_line_with_the_value(value, kind):
     with pytest.raises(kind) as caught:
         exact_int("f", "n", value)
     assert str(caught.value) == f"f: n must be an integer, got {brief(value)}"
@@ -80,7 +80,7 @@ def test_what_is_no_integer_is_refused_in_one_line_that_shows_it(value, kind):
         (2.5, 0, 9, "an integer from 0 to 9"),
     ],
 )
-def test_a_range_is_told(value, least, most, wanted):
+def test_the_error_names_the_range(value, least, most, wanted):
     message = re.escape(f"f: n must be {wanted}, got {value!r}")
     with pytest.raises(ValueError, match=f"^{message}$"):
         exact_int("f", "n", value, least, most)
@@ -88,7 +88,7 @@ def test_a_range_is_told(value, least, most, wanted):
         assert end is None or exact_int("f", "n", end, least, most) == end
 
 
-def test_a_value_is_shown_in_one_short_line():
+def test_a_brief_value_is_one_short_line():
     assert brief("a\nb") == r"'a\nb'"
     assert brief(torch.zeros(3, 3)).startswith("tensor([[0., 0., 0.], [0.")
     assert len(brief(torch.zeros(50, 50))) == 100

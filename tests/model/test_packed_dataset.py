@@ -1,4 +1,4 @@
-"""Data sets of packed codes: what is written is read, what is damaged is refused."""
+"""Data sets of packed codes: round trips, damage, killed writers and the order of items."""
 
 import errno
 import itertools
@@ -97,7 +97,7 @@ def test_one_shard_is_mapped(tmp_path):
     assert raw.dtype.str == "<i8"
 
 
-def test_no_image_is_a_data_set_too(tmp_path):
+def test_a_data_set_without_images(tmp_path):
     with PackedWriter(tmp_path / "none", tokens=2, channels=8):
         pass
     data = PackedDataset(tmp_path / "none")
@@ -224,7 +224,7 @@ def test_a_folder_that_somebody_filled_meanwhile_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["codes"]
 
 
-def test_an_error_leaves_nothing(tmp_path, monkeypatch):
+def test_an_error_leaves_no_files(tmp_path, monkeypatch):
     def broken():
         with PackedWriter(tmp_path / "codes", tokens=1, channels=8, shard_size=2) as writer:
             writer.write(np.zeros((5, 1, 1), np.uint8), [0] * 5)
@@ -239,7 +239,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("broken", ["save", "fsync", "index", "commit"])
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, broken):
+def test_a_full_disk_leaves_no_files(tmp_path, monkeypatch, broken):
     def full(*_, **__):
         raise FULL
 
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, broken):
 
 
 def test_a_writer_that_lost_images_stays_broken(tmp_path, monkeypatch):
-    """Also where the caller swallows the error and the disk has room again."""
+    """Even if the caller ignores the error and the disk has space again."""
 
     def full(*_, **__):
         raise FULL
@@ -297,7 +297,7 @@ with PackedWriter(folder, tokens=16, channels=64, shard_size=50) as writer:
 
 @pytest.mark.slow
 def test_killed_writers_leave_all_or_nothing(tmp_path):
-    """Killed before each of its calls that touch files, one after the other."""
+    """The writer is killed before each of its file operations in turn."""
     outcomes = []
     for i in itertools.count(1):
         folder = tmp_path / str(i)
@@ -319,7 +319,7 @@ def test_killed_writers_leave_all_or_nothing(tmp_path):
     assert outcomes.index(True) > 10
 
 
-def test_the_work_of_a_living_writer_is_no_leftover(tmp_path):
+def test_files_of_a_living_writer_are_not_removed(tmp_path):
     with PackedWriter(tmp_path / "codes", tokens=1, channels=8) as first:
         first.write(np.zeros((1, 1, 1), np.uint8), [7])
         (tmp_path / ".codes.abcd.staged").mkdir()
@@ -369,7 +369,7 @@ def test_batches_resume_in_the_middle_of_an_epoch():
 @pytest.mark.parametrize(
     ("size", "batch", "world"), [(50, 8, 2), (50, 8, 1), (7, 8, 3), (2, 1, 4), (48, 8, 2)]
 )
-def test_what_is_left_of_an_epoch_is_shared_out(size, batch, world):
+def test_the_rest_of_an_epoch_is_divided_among_ranks(size, batch, world):
     ranks = [
         ShuffledBatches(size, batch, rank=r, world_size=world, drop_last=False)
         for r in range(world)

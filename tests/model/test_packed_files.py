@@ -1,4 +1,4 @@
-"""Stored files of packed data sets: nothing outside of the folder, nothing that makes no sense."""
+"""Files of packed data sets: nothing outside of the folder, no invalid content."""
 
 import copy
 import hashlib
@@ -18,7 +18,7 @@ from tests.model.test_packed_dataset import make
 
 
 def put(folder, index):
-    """An index with the checksum that belongs to it."""
+    """An index with its checksum."""
     index = {name: value for name, value in index.items() if name != "sha256"}
     index["sha256"] = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
     (folder / "index.json").write_text(json.dumps(index))
@@ -33,7 +33,7 @@ def packed(tmp_path):
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("kind", ["codes", "labels"])
 def test_files_must_lie_in_the_folder(packed, verify, kind):
-    """Whole files outside, with the right checksums, are no part of the data set."""
+    """Valid files outside of the folder are refused."""
     folder, index = packed
     put(folder, index)
     assert len(PackedDataset(folder, verify=verify)) == 23
@@ -109,7 +109,7 @@ def npy(shape, descr="|u1", body=b""):
     return file.getvalue() + body
 
 
-def test_arrays_that_make_no_sense(packed):
+def test_invalid_arrays(packed):
     folder, index = packed
     name = index["shards"][0]["codes"]["file"]
     for images, data in (
@@ -129,8 +129,8 @@ def test_arrays_that_make_no_sense(packed):
                 PackedDataset(folder, verify=verify)
 
 
-def test_no_flipped_bit_is_another_error(packed):
-    """Without checksums values may differ, but nothing else may happen."""
+def test_a_flipped_bit_raises_no_other_error(packed):
+    """Without checksums values may differ, but no other error is raised."""
     folder, _ = packed
     original = PackedDataset(folder)
     expected = original.take(np.arange(23))
@@ -149,7 +149,7 @@ def test_no_flipped_bit_is_another_error(packed):
         path.write_bytes(whole)
 
 
-def test_what_is_no_file_is_refused(packed):
+def test_special_files_are_refused(packed):
     folder, index = packed
     name = index["shards"][0]["codes"]["file"]
     for make_other in (os.mkfifo, lambda p: p.mkdir(), lambda p: p.symlink_to("/dev/zero")):

@@ -1,4 +1,4 @@
-"""Packed codes to Parquet and back: equal bits, labels and metadata; what is damaged is refused."""
+"""Packed codes to Parquet and back: equal bits, labels and metadata; damage is refused."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from tests.model.test_packed_dataset import make
 @pytest.mark.parametrize(
     ("count", "group", "shard"), [(23, 100, 100), (23, 5, 7), (10, 1, 3), (11, 11, 11)]
 )
-def test_there_and_back(tmp_path, count, group, shard):
+def test_round_trip(tmp_path, count, group, shard):
     codes, labels = make(tmp_path / "codes", count, shard_size=4)
     to_parquet(tmp_path / "codes", tmp_path / "a.parquet", row_group_size=group)
     table = pq.read_table(tmp_path / "a.parquet")
@@ -42,7 +42,7 @@ def test_there_and_back(tmp_path, count, group, shard):
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-def test_no_image_is_a_file_too(tmp_path):
+def test_a_file_without_images(tmp_path):
     make(tmp_path / "some", 10)
     empty = pq.read_table(save(tmp_path, "some")).slice(0, 0)
     pq.write_table(empty, tmp_path / "none.parquet")
@@ -57,7 +57,7 @@ def save(folder, name):
     return folder / f"{name}.parquet"
 
 
-def test_files_of_others(tmp_path):
+def test_files_of_other_writers(tmp_path):
     bits = pa.array([b"ab", b"cd", b"ef"], pa.binary(2))
     path = tmp_path / "other.parquet"
     columns = {"more": ["x"] * 3, "label": pa.array([1, 2, 3], pa.int16()), "bits": bits}
@@ -144,7 +144,7 @@ def test_misuse(tmp_path, monkeypatch):
             call()
 
 
-def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
     make(tmp_path / "codes")
     (tmp_path / "out.parquet").write_text("before")
 

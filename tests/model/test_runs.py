@@ -33,7 +33,7 @@ def _no_plots(monkeypatch):
 
 
 class Line:
-    """y = w x + b on made-up numbers, with one frozen weight; the loss of a step is told."""
+    """A task with five weights, one frozen weight and a record of its losses."""
 
     columns, size, no_decay, exports = (), 8, (), ("line.txt",)
 
@@ -88,7 +88,7 @@ def names(folder):
     ids=lambda changes: "+".join(changes),
 )  # fmt: skip
 @pytest.mark.parametrize("stop_at", [3, None], ids=["stopped", "finished"])
-def test_a_run_goes_on_with_what_does_not_decide_the_weights(tmp_path, stop_at, changes):
+def test_a_run_resumes_with_settings_that_do_not_affect_the_weights(tmp_path, stop_at, changes):
     start(tmp_path).run(stop_at)
     trainer = start(tmp_path, **changes)
     assert trainer.step == (stop_at or 4)
@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_what_does_not_decide_the_weights(tmp_path, stop_at, 
         ({"steps": 3}, "optim.steps must be at least 4, which the run in"),
     ],
 )
-def test_what_decides_the_weights_must_agree_and_is_named(tmp_path, changes, message):
+def test_changed_settings_that_affect_the_weights_are_refused(tmp_path, changes, message):
     start(tmp_path).run()
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (compared below)
@@ -125,8 +125,8 @@ def test_what_decides_the_weights_must_agree_and_is_named(tmp_path, changes, mes
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_folder_without_checkpoints_takes_another_configuration(tmp_path):
-    """As after a first step that diverged, with the advice to lower optim.lr."""
+def test_a_folder_without_checkpoints_accepts_another_configuration(tmp_path):
+    """As after a first step that diverged, where the error says to lower optim.lr."""
     start(tmp_path)
     start(tmp_path, lr=1e-4).run()
     assert read_config(tmp_path / "config.toml").optim.lr == 1e-4
@@ -167,7 +167,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_line_before(tmp_path):
                      9: pytest.approx(np.mean(losses[4:]), rel=1e-4)}  # fmt: skip
 
 
-def test_other_data_are_refused_wherever_they_lie(tmp_path):
+def test_other_data_are_refused_at_any_path(tmp_path):
     start(tmp_path, task=Line("a")).run(2)
     with pytest.raises(ValueError, match=r"^data\.path must be the data that the run in .* began"):
         start(tmp_path, task=Line("b"))
@@ -197,7 +197,7 @@ def _codes(folder, classes=("a", "b"), last=1):
     return folder
 
 
-def test_data_are_known_by_their_content_and_not_their_place(tmp_path):
+def test_data_are_identified_by_content_not_path(tmp_path):
     (tmp_path / "idx").mkdir()
     kinds = {
         "idx": (write_data_set(tmp_path / "idx"), lambda p: open_images(p, 8).identity()),
@@ -291,7 +291,7 @@ def test_a_model_begins_with_the_weights_of_init(autoencoder, model, tmp_path):
     assert Trainer(ClassConditionalTask(run), run, tmp_path / "2", progress=False).step == 1
 
 
-def test_weights_that_do_not_fit_are_named_and_no_folder_is_made(autoencoder, model, tmp_path):
+def test_initial_weights_that_do_not_fit_are_refused(autoencoder, model, tmp_path):
     run, data = autoencoder
     other = tmp_path / "other.safetensors"
     whole = BitDancePipeline.from_pretrained(model / "model").model.state_dict()
@@ -347,7 +347,7 @@ def test_one_of_several_processes_is_refused(tmp_path, monkeypatch, size):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_world_of_one_is_no_world(tmp_path, monkeypatch):
+def test_a_world_size_of_one_is_accepted(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert start(tmp_path).run() == 0
 
@@ -375,7 +375,7 @@ def test_a_folder_that_another_process_trains_in_is_refused_until_it_is_killed(t
     assert ".lock" not in names(tmp_path)
 
 
-def test_a_folder_is_held_from_the_beginning_to_the_end_of_a_run(tmp_path):
+def test_a_folder_is_locked_during_a_run(tmp_path):
     first = start(tmp_path)
     with pytest.raises(OSError, match="is in use by another run"):
         start(tmp_path)
@@ -393,7 +393,7 @@ def test_a_folder_is_held_from_the_beginning_to_the_end_of_a_run(tmp_path):
     assert start(tmp_path).step == 4
 
 
-def test_a_refused_run_lets_go_of_the_folder(tmp_path):
+def test_a_refused_run_unlocks_the_folder(tmp_path):
     start(tmp_path).run()
     with pytest.raises(ValueError, match=r"optim\.lr"):
         start(tmp_path, lr=1.0)
@@ -474,7 +474,7 @@ class Broken:
         ("tests.model.test_runs:no_tensor", "must return a scalar tensor, got 1.0"),
     ],
 )
-def test_losses_of_ones_own_that_are_none_are_named(autoencoder, name, message):
+def test_invalid_extra_losses_are_refused(autoencoder, name, message):
     run = config(str(autoencoder[1]))
     run = dataclasses.replace(run, loss=dataclasses.replace(run.loss, extra={name: 1.0}))
     with pytest.raises(ValueError, match=rf"^loss\.extra: '{name}' .*{message}"):

@@ -1,4 +1,4 @@
-"""Settings are checked field by field, whoever makes them; an error is one line with the key."""
+"""Settings from Python and files are checked field by field; errors are one line with the key."""
 
 import dataclasses
 import datetime
@@ -70,12 +70,12 @@ NONSENSE = [
     True, 2.5, -1, 0, math.inf, math.nan, 10**400, "five", "", "a\0b", [], [1, "a"], {}, {"a": 1},
     datetime.date(2020, 1, 1), None, b"x", 1e300,
 ]  # fmt: skip
-"""What a TOML file, JSON or Python may hold where something else is meant."""
+"""Values of wrong types that TOML, JSON or Python may give."""
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
 def right(value, nonsense):
-    """Whether a value may stand where `value` is, by its type alone."""
+    """Whether `nonsense` has an acceptable type in the place of `value`."""
     if isinstance(value, bool):
         return isinstance(nonsense, bool)
     if isinstance(value, (int, float)):
@@ -168,7 +168,7 @@ def test_every_number_refuses_fractions_of_integers_infinity_and_nan(run):
         ("autoencoder.double_z", 1, "autoencoder.double_z must be false, "),
     ],
 )
-def test_ranges_and_what_fields_have_to_do_with_each_other(key, value, message):
+def test_ranges_and_dependencies_of_fields(key, value, message):
     section, name = key.split(".")
     content = autoencoder_run()
     content[section][name] = value
@@ -190,7 +190,7 @@ def test_ranges_and_what_fields_have_to_do_with_each_other(key, value, message):
         (model_run, "model.P_std", 1.0),
     ],
 )
-def test_a_key_that_the_run_would_not_use_is_refused_even_with_its_default(run, key, value):
+def test_a_key_without_effect_is_refused_even_with_its_default(run, key, value):
     content = run()
     if key.startswith("model."):
         content["model"]["time_schedule"] = "uniform"
@@ -215,7 +215,7 @@ def test_unknown_keys_are_named(key):
         parse_run(content)
 
 
-def test_python_is_checked_as_files_are():
+def test_python_arguments_are_checked_like_files():
     for make, message in (
         (lambda: DataConfig("x", 2.5), "DataConfig: size must be an integer, got 2.5"),
         (lambda: DataConfig("x", 8, classes={"a": 1}), "DataConfig: classes must be a list"),
@@ -258,13 +258,13 @@ def test_python_is_checked_as_files_are():
 @pytest.mark.parametrize(
     "number", [32.0, np.int64(32), np.float32(32), np.array(32), torch.tensor(32)], ids=repr
 )
-def test_integers_are_taken_from_whatever_is_exactly_one(number):
+def test_any_exact_integer_is_accepted(number):
     config = AutoencoderConfig(ch=number)
     assert (config.ch, type(config.ch)) == (32, int)
     assert json.loads(json.dumps(config.to_dict())) == AutoencoderConfig(ch=32).to_dict()
 
 
-def test_numbers_are_taken_from_numpy_and_integers():
+def test_numbers_of_numpy_and_integers_are_accepted():
     config = LossConfig(l1=np.float32(0.5), l2=2, temperature=np.float64(1))
     assert (config.l1, config.l2, config.temperature) == (0.5, 2.0, 1.0)
     assert all(type(value) is float for value in (config.l1, config.l2, config.temperature))
@@ -282,7 +282,7 @@ def test_configurations_stay_dataclasses(config):
         assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_what_json_says_of_a_model_is_checked_to_the_depth():
+def test_nested_json_is_checked():
     content = PRESETS["B-1x"].to_dict()
     content["autoencoder"]["ch_mult"] = [1, 0]
     message = r"^ModelConfig: autoencoder\.ch_mult\[1\] must be at least 1, got 0$"
@@ -320,7 +320,7 @@ def test_changes_of_the_command_line_are_checked(tmp_path, changes, message):
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-def test_changes_have_toml_keys_and_values_and_paths_are_texts(tmp_path):
+def test_changes_have_toml_keys_and_values_and_paths_are_strings(tmp_path):
     path = tmp_path / "c.toml"
     path.write_bytes(b"\xef\xbb\xbf" + tomli_w.dumps(autoencoder_run()).encode())  # as Notepad does
     changes = ["optim.steps=1e4", 'loss.extra."a.b:c"=0.5', "data.classes=['ü']", "init=a b"]
@@ -334,7 +334,7 @@ def test_changes_have_toml_keys_and_values_and_paths_are_texts(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe", b"steps = ", b"a = " + b"[" * 50_000, b"", b"a = 1\na = 2"], ids=len
 )
-def test_a_file_that_is_no_configuration_is_one_line(tmp_path, capsys, content):
+def test_a_file_that_is_not_a_configuration_gives_one_line(tmp_path, capsys, content):
     path = tmp_path / "c.toml"
     path.write_bytes(content)
     assert main(["train", "autoencoder", str(path), "--out", str(tmp_path / "run")]) == 1
@@ -344,7 +344,7 @@ def test_a_file_that_is_no_configuration_is_one_line(tmp_path, capsys, content):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_key_that_json_has_twice_is_refused(tmp_path):
+def test_duplicate_keys_in_json_are_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"a": {"steps": 3, "steps": 4}}')
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Where trainers put weights, and what wrappers do to their names."""
+"""State dicts in checkpoints of many trainers, and prefixes of wrappers."""
 
 import itertools
 
@@ -81,7 +81,7 @@ NESTINGS = {
 
 
 @pytest.mark.parametrize("name", NESTINGS)
-def test_nestings_of_usual_trainers(tmp_path, name):
+def test_nested_dicts_of_common_trainers(tmp_path, name):
     assert values(read(tmp_path, NESTINGS[name](state()))) == values(state())
 
 
@@ -129,8 +129,8 @@ def test_averaged_weights_win_unless_raw_ones_are_asked_for(tmp_path, name):
     assert values(read(tmp_path, content, prefer="model")) == values(raw)
 
 
-def test_what_has_no_average_stays_as_it_is(tmp_path):
-    """As in the authors' loader of UniWeTok: buffers and frozen parameters are not averaged."""
+def test_parameters_without_an_average_keep_their_weights(tmp_path):
+    """As in the authors' loader of UniWeTok: buffers and frozen parameters have no average."""
     raw = state(1.0, names=AUTOENCODER)
     content = {"state_dict": {**raw, "model_ema.encoderconv_inweight": torch.full((2,), 2.0)}}
     found = values(read(tmp_path, content))
@@ -142,7 +142,7 @@ def test_what_has_no_average_stays_as_it_is(tmp_path):
     assert values(read(tmp_path, content)) == found
 
 
-def test_averages_of_no_parameter_are_an_error(tmp_path):
+def test_averages_that_match_no_parameter_are_an_error(tmp_path):
     content = {**state(), "model_ema.something_else": torch.ones(2)}
     with pytest.raises(CheckpointError, match=r"averaged weights \(model_ema.something_else"):
         read(tmp_path, content)
@@ -164,12 +164,12 @@ def test_averages_of_no_parameter_are_an_error(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_told_is_said(tmp_path, content, message):
+def test_ambiguous_weights_are_refused(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message):
         read(tmp_path, content)
 
 
-def test_a_mapping_inside_itself_ends(tmp_path):
+def test_a_mapping_that_contains_itself(tmp_path):
     content = {"epoch": 1}
     content["model"] = content
     with pytest.raises(CheckpointError, match="has no tensors"):

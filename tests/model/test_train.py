@@ -1,4 +1,4 @@
-"""Training end to end on a data set of 60 tiny pictures, and what may go wrong on the way."""
+"""Training end to end on a data set of 60 tiny images, with interruptions and errors."""
 
 import dataclasses
 import os
@@ -77,7 +77,7 @@ def final(folder):
 
 
 def assert_same(a, b):
-    """Equal in every bit, nested dicts and lists too."""
+    """Check that all bits are equal, in nested dicts and lists too."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()
@@ -94,13 +94,13 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def autoencoder(data, tmp_path_factory):
-    """Folder of a finished run."""
+    """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "autoencoder"
     assert trainer(autoencoder_config(data), folder).run() == 0
     return folder
 
 
-def test_a_run_leaves_what_it_promises(autoencoder):
+def test_the_files_of_a_run(autoencoder):
     names = {path.name for path in autoencoder.iterdir()}
     assert names == {
         "config.toml", "log.csv", "log.png", "samples-00000012.png", "autoencoder.json",
@@ -165,7 +165,7 @@ def wait_for(path, seconds=120):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(data, tmp_path):
-    """Twenty kills leave a loadable checkpoint each, and the final weights of no kill."""
+    """Each of twenty kills leaves a valid checkpoint and does not change the final weights."""
     config = autoencoder_config(data, steps=100, save_every=2)
     trainer(config, tmp_path / "whole").run()
     path = write_config(config, tmp_path / "config.toml")
@@ -213,7 +213,7 @@ def test_signals_finish_the_step_and_save(data, tmp_path, number, status):
     assert int(last.split(",")[0]) == state["step"]
 
 
-def test_damaged_checkpoints_are_passed_over(data, tmp_path):
+def test_damaged_checkpoints_are_skipped(data, tmp_path):
     config = autoencoder_config(data, steps=8)
     trainer(config, tmp_path).run()
     newest = tmp_path / "checkpoint-00000008.pt"
@@ -234,7 +234,7 @@ def test_damaged_checkpoints_are_passed_over(data, tmp_path):
         checkpoint.newest(tmp_path)
 
 
-def test_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_checkpoint(data, tmp_path, monkeypatch):
     config = autoencoder_config(data)
     trainer(config, tmp_path).run(4)
 
@@ -294,7 +294,7 @@ def test_extra_losses_by_name_and_their_state(data, tmp_path):
 
 
 def test_everything_through_the_command_line(data, autoencoder, tmp_path, capsys):
-    """Tokenize, train on codes and on images alike, generate, evaluate."""
+    """Tokenize, train on codes and on images, generate, evaluate."""
     codes = tmp_path / "codes"
     options = ["--autoencoder", str(autoencoder), "--size", "8", "--out", str(codes), "--quiet"]
     assert main(["tokenize", str(data), *options, "--classes", *CLASSES]) == 0
@@ -335,7 +335,7 @@ def test_evaluation_against_its_definitions(data):
     assert (guessed.argmax(1).numpy() == test.labels).mean() > 0.9
 
 
-def test_the_log_drops_what_came_after_the_checkpoint(tmp_path):
+def test_the_log_drops_lines_after_the_checkpoint(tmp_path):
     path = tmp_path / "log.csv"
     log = Log(path, ("loss",), 0)
     for step in (10, 20, 30):
@@ -348,7 +348,7 @@ def test_the_log_drops_what_came_after_the_checkpoint(tmp_path):
         Log(path, ("other",), 20)
 
 
-def test_configurations_survive_their_file(data, tmp_path):
+def test_configurations_round_trip_through_files(data, tmp_path):
     for config in (autoencoder_config(data), model_config(data, "runs/x")):
         path = write_config(config, tmp_path / "config.toml")
         assert read_config(path) == config

@@ -1,4 +1,4 @@
-"""Where training gets its images from, and in which order."""
+"""Sources of training images, and the order of the items."""
 
 import gzip
 
@@ -31,7 +31,7 @@ def test_idx_files(data):
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
-def test_damaged_idx_files_are_one_error_with_their_name(tmp_path, end):
+def test_damaged_idx_files_are_refused_by_name(tmp_path, end):
     images, labels = pictures(4, seed=0)
     good, other = (
         tmp_path / f"train-{kind}-ubyte{end}" for kind in ("images-idx3", "labels-idx1")
@@ -83,8 +83,8 @@ def test_damaged_idx_files_are_one_error_with_their_name(tmp_path, end):
     assert len(open_images(tmp_path, 8)) == 4
 
 
-def test_a_bomb_of_zeros_is_not_unpacked(tmp_path, monkeypatch):
-    """No more is unpacked than the header says, and no header is believed that cannot be true."""
+def test_a_zip_bomb_is_not_decompressed(tmp_path, monkeypatch):
+    """No more is decompressed than the header says, and impossible headers are refused."""
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(1))
     bomb = tmp_path / "train-images-idx3-ubyte.gz"
     asked, read = [], gzip.GzipFile.read
@@ -107,7 +107,7 @@ def test_idx_files_and_settings_that_do_not_fit(data):
             open_images(data, 8, **options)
 
 
-def test_classes_of_idx_files_are_those_of_the_training_part(tmp_path):
+def test_classes_of_idx_files_are_those_of_the_training_split(tmp_path):
     images, _ = pictures(4, seed=0)
     for name, labels in (("train", [0, 3, 1, 0]), ("t10k", [1, 1, 0, 0])):
         write_idx(tmp_path / f"{name}-images-idx3-ubyte", images)
@@ -121,7 +121,7 @@ def test_classes_of_idx_files_are_those_of_the_training_part(tmp_path):
     assert len(open_images(tmp_path, 8, split="test").classes) == 5
 
 
-def test_hidden_idx_files_are_passed_over(tmp_path):
+def test_hidden_idx_files_are_ignored(tmp_path):
     (tmp_path / "._train-images-idx3-ubyte").write_bytes(b"\0\5\x16\7")
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "0.png")

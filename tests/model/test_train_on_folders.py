@@ -35,7 +35,7 @@ def configured(config, tmp_path, *changes):
     return read_config(path, ["data.classes=[]", "data.size=8", *changes])
 
 
-def test_an_autoencoder_trains_on_a_flat_folder_and_resumes_without_what_it_skips(flat, tmp_path):
+def test_an_autoencoder_trains_on_a_flat_folder_and_resumes_without_skipped_files(flat, tmp_path):
     config = configured(autoencoder_config(flat, steps=5), tmp_path, "data.on_error=skip")
     for stops, name in (((2, None), "resumed"), ((None,), "whole")):
         for stop in stops:
@@ -52,7 +52,7 @@ def test_damaged_images_are_found_before_the_first_step(flat, tmp_path):
 
 
 def test_a_model_without_classes_trains_on_a_flat_folder(flat, tmp_path):
-    """And one with classes does not, as if all images were of the first."""
+    """A model with classes does not."""
     (flat / "5.png").unlink()
     config = configured(autoencoder_config(flat, steps=3), tmp_path)
     Trainer(AutoencoderTask(config), config, tmp_path / "autoencoder", progress=False).run()

@@ -1,4 +1,4 @@
-"""A training checkpoint that is damaged, however it is, leads to the one before."""
+"""A run resumes from the earlier checkpoint if the newest one is damaged in any way."""
 
 import os
 import re
@@ -18,7 +18,7 @@ NEWEST = "checkpoint-00000008.pt"
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):  # noqa: F811
-    """Of eight steps, with checkpoints of 4 and 8."""
+    """A run of eight steps with checkpoints of steps 4 and 8."""
     folder = tmp_path_factory.mktemp("run")
     config = autoencoder_config(data, steps=8)
     trainer(config, folder).run()
@@ -63,7 +63,7 @@ def other(make):
 
 
 def nested(path):
-    """A pickle of so many lists in each other that to open it would take too deep a recursion."""
+    """A pickle of nested lists that would need too deep a recursion to load."""
     with zipfile.ZipFile(path) as archive:
         records = {info.filename: archive.read(info) for info in archive.infolist()}
     name = next(name for name in records if name.endswith("data.pkl"))
@@ -117,7 +117,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_checkpoint_leads_to_the_one_before(copied, damage):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_earlier_one(copied, damage):
     config, folder = copied
     DAMAGES[damage](folder / NEWEST)
     with pytest.warns(UserWarning, match=rf"{re.escape(NEWEST)}.*; trying the one before") as seen:
@@ -126,7 +126,7 @@ def test_a_damaged_newest_checkpoint_leads_to_the_one_before(copied, damage):
     assert all("\n" not in str(warning.message) for warning in seen)
 
 
-def test_the_run_goes_on_from_there_to_the_same_end(run, copied):
+def test_the_run_resumes_from_there_with_the_same_result(run, copied):
     config, folder = copied
     (folder / NEWEST).write_bytes(b"")
     with pytest.warns(UserWarning, match="trying the one before"):
@@ -148,7 +148,7 @@ def test_a_damaged_later_checkpoint_does_not_count_as_the_newest(tmp_path):
         assert checkpoint.newest(tmp_path)["step"] == 4
 
 
-def test_where_all_are_damaged_the_last_problem_is_said(copied):
+def test_the_error_names_the_last_problem_if_all_are_damaged(copied):
     config, folder = copied
     for path in folder.glob("checkpoint-*.pt"):
         change(lambda s: s.pop("module"))(path)

@@ -143,14 +143,14 @@ def test_not_a_checkpoint(tmp_path):
         weights.read_weights(tmp_path / "model.pt", prefer="best")
 
 
-def test_load_is_whole(module, state):
+def test_loading_is_all_or_nothing(module, state):
     target = _module()
     weights.load_weights(target, state, "a test")
     _assert_unchanged(target, state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_eight_bit_floats_are_looked_through(dtype):
+def test_eight_bit_floats_are_checked_for_nan(dtype):
     values = torch.tensor([1.0, -2.0]).to(dtype)
     assert weights.is_finite(values)
     values[1] = float("nan")
@@ -180,7 +180,7 @@ def test_every_problem_is_reported_at_once(module, state):
     _assert_unchanged(target, before)
 
 
-def test_each_lost_renamed_or_spoiled_tensor_is_noticed(state):
+def test_each_missing_renamed_or_invalid_tensor_is_refused(state):
     target = _module()
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     for name, tensor in state.items():
@@ -205,7 +205,7 @@ def test_half_precision_checkpoints_are_cast(state):
     assert torch.equal(target[0].weight, half["0.weight"].float())
 
 
-def test_writing_replaces_the_file_whole(tmp_path, state):
+def test_writing_replaces_the_file_atomically(tmp_path, state):
     path = tmp_path / "model.safetensors"
     path.write_text("old")
     weights.write_tensors(path, state)
@@ -277,7 +277,7 @@ def test_json_files(tmp_path):
             read_json(path)
 
 
-def test_a_module_without_memory_gets_its_own(state):
+def test_a_module_on_the_meta_device_gets_memory(state):
     with torch.device("meta"):
         target = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     weights.load_weights(target, state, "a test")
