@@ -40,7 +40,7 @@ def test_it_is_in_a_package_of_its_own():
 
 def test_without_its_package_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    message = "'fashion' is a bundled model, .* bitdance_models, .*: pip install bitdance-models"
+    message = "'fashion' is a model of the package bitdance_models, .*: pip install bitdance-models"
     with pytest.raises(FileNotFoundError, match=message):
         locate("fashion")
 
