@@ -1,4 +1,4 @@
-"""Plots of a result: bandwidth against size, speed-ups, whole images."""
+"""Plots of a result: bandwidth against size, speed-ups, whole images and their parts."""
 
 from __future__ import annotations
 
@@ -110,8 +110,30 @@ def images(run: Run) -> Any:
     return figure
 
 
+def summary(run: Run) -> Any:
+    """Time of a whole image beside the published sampler's, on a logarithmic axis."""
+    pairs = [(fast, other) for fast, other in tables.first_images(run) if other]
+    if not pairs:
+        return None
+    figure, axis = _axis(0.55 * len(pairs) + 0.9)
+    for y, rows in enumerate(pairs):
+        for row, colour, side in zip(rows, ("tab:orange", "#b9c2d0"), (-0.2, 0.2), strict=True):
+            axis.barh(y + side, row["ms"], 0.38, color=colour, label=row["path"])
+            text = f" {tables.milliseconds(row['ms'])}"
+            axis.annotate(text, (row["ms"], y + side), va="center", fontsize=8)
+    axis.set_yticks(
+        range(len(pairs)), [f"{row['model']}, batch {row['batch']}" for row, _ in pairs]
+    )
+    axis.set(xscale="log", xlabel="ms an image", xlim=(1, 2 * max(o["ms"] for _, o in pairs)))
+    axis.set_ylim(len(pairs) - 0.5, -0.5)
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axis.legend(handles.values(), handles.keys(), fontsize=8, loc="lower right")
+    return figure
+
+
 PLOTS: dict[str, Callable[[Run], Any]] = {
     ".svg": speedups,
     ".bandwidth.svg": bandwidth,
     ".images.svg": images,
+    ".summary.svg": summary,
 }

@@ -78,19 +78,25 @@ def images(run: Run) -> str:
 
 def summary(run: Run) -> str:
     """The first eight models and batches: an image's time, as published, and what bounds it."""
-    rows, fast = [], [row for row in run["images"] if row["path"] == "fast"][:8]
-    models = list(dict.fromkeys(row["model"] for row in fast))
-    for row in sorted(fast, key=lambda row: (models.index(row["model"]), row["batch"])):
-        published = image(run, row["model"], row["batch"], "published")
-        bound = row.get("bound_ms", {}).get("whole")
-        times = [row["ms"], published and published["ms"], bound]
-        speedup = f"{ratio(published['ms'] / row['ms'])}x" if published else ""
+    rows = []
+    for fast, published in first_images(run):
+        bound = fast.get("bound_ms", {}).get("whole")
+        times = [fast["ms"], published and published["ms"], bound]
+        speedup = f"{ratio(published['ms'] / fast['ms'])}x" if published else ""
         cells = [milliseconds(ms) if ms else "" for ms in times]
-        rows.append((row["model"], row["batch"], *cells[:2], speedup, cells[2]))
+        rows.append((fast["model"], fast["batch"], *cells[:2], speedup, cells[2]))
     names = ("ms an image", "as published", "times as fast", "bound")
     return f"{machine.headline(run['machine'])}.\n\n" + markdown(
         {"model": "", "batch": ">"} | dict.fromkeys(names, ">"), rows
     )
+
+
+def first_images(run: Run) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """The rows "fast" and "published" of the first eight models and batches, in their order."""
+    fast = [row for row in run.get("images", []) if row["path"] == "fast"][:8]
+    models = list(dict.fromkeys(row["model"] for row in fast))
+    fast.sort(key=lambda row: (models.index(row["model"]), row["batch"]))
+    return [(row, image(run, row["model"], row["batch"], "published")) for row in fast]
 
 
 def model(run: Run) -> str:
