@@ -1,5 +1,5 @@
 # Everything a fresh machine needs besides python3 (with venv) and, for the native kernels, a C++ compiler
-# and nvcc; see README.md. `make V=1 ...` prints the commands.
+# and nvcc; see docs/installation.md. `make V=1 ...` prints the commands.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

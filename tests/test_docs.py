@@ -12,6 +12,7 @@ import pytest
 
 import bitdance
 import bitdance_kernels
+from bitdance_kernels._dispatch.op import REGISTRY
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,8 +28,28 @@ def _blocks(page, kind):
     return re.findall(rf"```python{kind}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/backends.md"])
-def test_code_runs(page):
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) < 9000
+
+
+def test_readme_has_every_op_with_its_backends():
+    table = re.search(r"\n\| op \|.*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    listed = {}
+    for names, _, backends in re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", table, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", names):
+            assert name not in listed
+            listed[name] = set(backends.split(", "))
+    registered = {
+        name: {backend for order in op.order.values() for backend in order} - {"reference"}
+        for name, op in REGISTRY.items()
+        if hasattr(bitdance_kernels, name)
+    }
+    assert listed == registered
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/attention.md", "docs/backends.md"])
+def test_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = _blocks(ROOT / page, "")
     assert blocks
     for block in blocks:

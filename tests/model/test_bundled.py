@@ -93,17 +93,17 @@ def test_it_is_what_the_recipe_makes(pipeline):
     assert all(torch.equal(p, p.half().float()) for p in pipeline.model.state_dict().values())
 
 
-def test_the_readme_has_the_evaluation():
+def test_the_documents_have_the_evaluation():
     values = read_json(ROOT / "recipes/fashion/evaluation.json")
     found = Evaluation(**values)
     assert found.table() == (ROOT / "recipes/fashion/evaluation.md").read_text()
-    assert found.table() in (ROOT / "README.md").read_text()
+    assert found.table() in (ROOT / "docs/training.md").read_text()
     assert found.psnr_db >= 23
     assert found.classifier_accuracy >= 0.91
     assert found.sample_accuracy >= 0.85
     real, made = np.array(found.bits_real), np.array(found.bits_samples)
     assert np.abs(real - made).max() <= 0.02
-    # The README says why two channels of the autoencoder are constant.
+    # docs/training.md says why two channels of the autoencoder are constant.
     assert sorted(np.minimum(real, 1 - real))[2] >= 0.05
 
 
