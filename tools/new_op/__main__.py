@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = write(root, family, name, options.without)
     files += enter(root, family, name, cpu="cpu" not in options.without)
     print(*files, sep="\n")
-    print("\nNext: make venv (builds), python -m tests.offline_compile", name)
+    print("\nNext: make venv (builds), make docs (drawing), python -m tests.offline_compile", name)
 
 
 def write(root: Path, family: str, name: str, without: Sequence[str]) -> list[str]:
