@@ -16,14 +16,7 @@ _MAX_CHANNELS = 128  # kDecodeMaxChannels of csrc/cpu/block_decode_attention
 _MAX_TOKENS = 128
 
 
-def unsupported(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    start: torch.Tensor,
-    end: torch.Tensor,
-    scale: float,
-) -> str | None:
+def unsupported(q: torch.Tensor, k: torch.Tensor, *_: object) -> str | None:
     reason = native.cpu_unsupported("block_causal_attention", q)
     if reason is not None:
         return reason

@@ -10,13 +10,7 @@ from bitdance_kernels.attention._shared.heads import unit_channels
 _MAX_CHANNELS = 128  # kDecodeMaxChannels of csrc/cpu/block_decode_attention
 
 
-def unsupported(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale: float,
-) -> str | None:
+def unsupported(q: torch.Tensor, *_: object) -> str | None:
     reason = native.cpu_unsupported("block_decode_attention", q)
     if reason is not None:
         return reason

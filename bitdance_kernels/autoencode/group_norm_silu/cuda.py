@@ -45,8 +45,7 @@ def unsupported(
     bias: torch.Tensor | None,
     scale: torch.Tensor | None,
     shift: torch.Tensor | None,
-    silu: bool,
-    eps: float,
+    *_: object,
 ) -> str | None:
     given = [t for t in (x, weight, bias, scale, shift) if t is not None]
     reason = native.cuda_unsupported("group_norm_silu", *given) or native.dtype_unsupported(

@@ -373,8 +373,7 @@ def unsupported(
     bias: torch.Tensor | None,
     scale: torch.Tensor | None,
     shift: torch.Tensor | None,
-    silu: bool,
-    eps: float,
+    *_: object,
 ) -> str | None:
     given = [t for t in (x, weight, bias, scale, shift) if t is not None]
     reason = triton_support.unsupported(*given)

@@ -173,9 +173,7 @@ def _lfq_entropy_backward_kernel(
     )  # fmt: skip
 
 
-def unsupported(
-    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
-) -> str | None:
+def unsupported(x: torch.Tensor, *_: object) -> str | None:
     return triton_support.unsupported(x)
 
 

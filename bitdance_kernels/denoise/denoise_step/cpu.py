@@ -7,15 +7,7 @@ import torch
 from bitdance_kernels._shared import native
 
 
-def unsupported(
-    x: torch.Tensor,
-    x0: torch.Tensor,
-    table: torch.Tensor,
-    step: torch.Tensor,
-    cfg: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    keys: torch.Tensor | None,
-) -> str | None:
+def unsupported(x: torch.Tensor, x0: torch.Tensor, *_: object) -> str | None:
     return native.cpu_unsupported("denoise_step", x, x0) or native.dtype_unsupported(
         x.dtype, x0.dtype
     )

@@ -55,15 +55,7 @@ def _denoise_step_kernel(
     tl.store(y_ptr + value, tl.fma(s, eps, tl.fma(b, x0, a * x)), mask=inside)
 
 
-def unsupported(
-    x: torch.Tensor,
-    x0: torch.Tensor,
-    table: torch.Tensor,
-    step: torch.Tensor,
-    cfg: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    keys: torch.Tensor | None,
-) -> str | None:
+def unsupported(x: torch.Tensor, x0: torch.Tensor, *_: object) -> str | None:
     return triton_support.unsupported(x, x0)
 
 

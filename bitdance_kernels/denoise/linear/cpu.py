@@ -11,7 +11,7 @@ MAX_ROWS = 512
 """Maximum of rows; with more, a library's product amortizes packing its operands."""
 
 
-def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
+def unsupported(x: torch.Tensor, *_: object) -> str | None:
     reason = rows_cpu.float32_unsupported("linear", x)
     if reason is not None:
         return reason

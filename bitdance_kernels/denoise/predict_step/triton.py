@@ -147,8 +147,7 @@ def unsupported(
     cfg: torch.Tensor | None,
     noise: torch.Tensor | None,
     keys: torch.Tensor | None,
-    squash: bool,
-    eps: float,
+    *_: object,
 ) -> str | None:
     reason = triton_support.unsupported(h, scale, shift, x)
     bits = x.shape[-1]
