@@ -12,7 +12,8 @@ from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import AutoencoderRun, ClassConditionalRun, read_config
 from bitdance.training.run_folder import check_single_process
-from bitdance.training.trainer import Task, Trainer
+from bitdance.training.task import Task
+from bitdance.training.trainer import Trainer
 
 __all__ = ["add_command"]
 

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,51 +32,10 @@ from bitdance.training.run_folder import (
     check_single_process,
     rename_exports,
 )
+from bitdance.training.signals import SignalRecorder
+from bitdance.training.task import Task
 
-__all__ = ["Task", "Trainer"]
-
-
-class Task(Protocol):
-    """A module, its data and its loss.
-
-    Attributes:
-        columns: names of the terms that `loss` returns.
-        size: number of items in the data set.
-        identity: checksum of the data, which a resumed run must have too, wherever they are.
-        exports: names of the files and folders that `export` writes.
-        no_decay: prefixes of parameters without weight decay; vectors never have any.
-    """
-
-    columns: tuple[str, ...]
-    size: int
-    no_decay: tuple[str, ...]
-    identity: str
-    exports: tuple[str, ...]
-
-    @property
-    def module(self) -> nn.Module:
-        """The module; parameters that require gradients are trained."""
-        ...
-
-    def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Loss of a batch and its terms; random numbers come from PyTorch's generators."""
-        ...
-
-    def save_samples(self, path: Path) -> None:
-        """Write an image of what the module, with averaged weights, generates."""
-        ...
-
-    def export(self, folder: Path) -> None:
-        """Write the module, with averaged weights, for use."""
-        ...
-
-    def extra_state(self) -> dict[str, Any]:
-        """State that is not part of the module, for checkpoints."""
-        ...
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore that state."""
-        ...
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -122,7 +78,7 @@ class Trainer:
         self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
         self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64, device="cpu")
         self._summed = 0  # steps in these sums
-        self._signal = 0
+        self._signals = SignalRecorder()
         self.step = 0
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,16 +151,16 @@ class Trainer:
 
     def _train(self, last: int) -> int:
         optim = self.config.optim
-        with self._signals(), self._bar(last) as bar:
+        with self._signals, self._bar(last) as bar:
             start = time.perf_counter()
-            while self.step < last and not self._signal:
+            while self.step < last and not self._signals.number:
                 self._sums += self._one_step()
                 self._summed += 1
                 bar.update()
                 if self.step % optim.log_every == 0:
                     seconds, start = time.perf_counter() - start, time.perf_counter()
                     self._write_log(seconds, bar)
-                ends = self._signal or self.step == last
+                ends = self._signals.number or self.step == last
                 sample = self.step % optim.sample_every == 0 or self.step == optim.steps
                 save = self.step % optim.save_every == 0 or ends
                 if sample or save:
@@ -218,7 +174,7 @@ class Trainer:
         if self.step == optim.steps:
             with self.averaged():
                 self.task.export(self.folder)
-        return self._signal
+        return self._signals.number
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -285,23 +241,6 @@ class Trainer:
 
     def _bar(self, last: int) -> Any:
         return tqdm(total=last, initial=self.step, disable=not self._progress, unit="step")
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Record signals instead of ending; only the main thread can handle them."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def record(number: int, frame: FrameType | None) -> None:
-            self._signal = number
-
-        handlers = {s: signal.signal(s, record) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def _check_finite(self) -> None:
         """Check the weights, so that a run that has diverged keeps its last good checkpoint."""

@@ -1,0 +1,56 @@
+"""The interface between the trainer and what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["Task"]
+
+
+class Task(Protocol):
+    """A module, its data and its loss.
+
+    Attributes:
+        columns: names of the terms that `loss` returns.
+        size: number of items in the data set.
+        identity: checksum of the data, which a resumed run must have too, wherever they are.
+        exports: names of the files and folders that `export` writes.
+        no_decay: prefixes of parameters without weight decay; vectors never have any.
+    """
+
+    columns: tuple[str, ...]
+    size: int
+    no_decay: tuple[str, ...]
+    identity: str
+    exports: tuple[str, ...]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module; parameters that require gradients are trained."""
+        ...
+
+    def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Loss of a batch and its terms; random numbers come from PyTorch's generators."""
+        ...
+
+    def save_samples(self, path: Path) -> None:
+        """Write an image of what the module, with averaged weights, generates."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the module, with averaged weights, for use."""
+        ...
+
+    def extra_state(self) -> dict[str, Any]:
+        """State that is not part of the module, for checkpoints."""
+        ...
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore that state."""
+        ...
