@@ -1,7 +1,7 @@
 """A small model of your own with the block-causal attention of this library.
 
 ``python examples/block_causal_attention.py`` trains a transformer to continue a sequence of patches
-of bits: the next patch is the last one with its bits moved on by one place, so the model must look
+of bits: the next patch is the last one with its bits shifted by one place, so the model must look
 at whole patches. Then it decodes patch by patch with a cache, and compares that with one pass over
 the whole sequence.
 """
@@ -24,7 +24,7 @@ from bitdance_kernels import (
     swiglu,
 )
 
-PATCH, BITS, DIM, HEADS, DEPTH = 4, 8, 64, 4, 2  # tokens a patch, bits a token
+PATCH, BITS, DIM, HEADS, DEPTH = 4, 8, 64, 4, 2  # tokens per patch, bits per token
 
 
 class Block(nn.Module):
@@ -50,7 +50,7 @@ class Block(nn.Module):
         cache: tuple[torch.Tensor, torch.Tensor],
         lengths: torch.Tensor,
     ) -> torch.Tensor:
-        """One more patch, which sees the cache and itself: no mask is needed."""
+        """The next patch, which sees the cache and itself: no mask is needed."""
         q = rope_append(self.qkv(self.norm1(x)), *cache, lengths, freqs, num_heads=HEADS)
         mixed = block_decode_attention(q, *cache, lengths + PATCH)
         x = x + self.out(mixed.flatten(2))
@@ -95,7 +95,7 @@ class NextPatch(nn.Module):
 
 
 def sequences(rows: int, patches: int, generator: torch.Generator) -> torch.Tensor:
-    """[B, patches, PATCH * BITS] of +1 and -1: each patch is the one before, moved on by a bit."""
+    """[B, patches, PATCH * BITS] of +1 and -1: each patch is the previous one, shifted by a bit."""
     first = torch.randint(2, (rows, PATCH * BITS), generator=generator).float() * 2 - 1
     return torch.stack([first.roll(i, 1) for i in range(patches)], 1)
 
@@ -124,7 +124,7 @@ def main() -> None:
     data = sequences(16, options.patches + 1, generator).unflatten(-1, (PATCH, BITS))
     made = model(data[:, 0], options.patches).images
     right = (made == data[:, 1:].flatten(1, 2)).float().mean()
-    # Fed what it made, the whole pass must give the same patches as the decoding with a cache.
+    # One pass over the generated sequence must give the same patches as decoding with a cache.
     fed = torch.cat([data[:, 0], made[:, :-PATCH]], 1)
     with torch.no_grad():
         whole = torch.where(model(fed) > 0, 1.0, -1.0)

@@ -1,8 +1,8 @@
 """Search among binary codes with ``nearest_codes``.
 
 ``python examples/code_search.py`` changes bits of some of 200,000 codes and finds the codes again.
-With ``--data FOLDER``, a packed data set, it looks for the images whose bits are nearest to those
-of an image, and tells how often they are of its class.
+With ``--data FOLDER``, a packed data set, it searches for the images whose bits are nearest to
+those of an image, and prints how often they have the same class.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from bitdance_kernels import flip_bits, nearest_codes
 
 
 def random_bytes(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Codes that know nothing of each other: half of the bits of any two differ."""
+    """Independent codes, of which any two differ in half of their bits."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
 def find_changed(count: int, queries: int, bits: int, k: int) -> None:
-    """Print how many changed copies are found, by the share of their bits that changed."""
+    """Print how many changed copies are found, for several shares of changed bits."""
     codes = random_bytes(count, bits // 8)
     wanted = torch.randperm(count, generator=torch.Generator().manual_seed(1))[:queries]
     print(f"{queries} changed copies among {count} codes of {bits} bits")
     for share in (0.05, 0.1, 0.2, 0.3):
         changed = flip_bits(codes[wanted], 2 * share, seed=2)  # a bit flips with half the rate
-        begin = time.perf_counter()
+        start = time.perf_counter()
         indices, distances = nearest_codes(changed, codes, k)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start
         found = indices == wanted[:, None]
         print(
             f"  {share:4.0%} of the bits changed: {found[:, 0].float().mean():6.1%} nearest, "
@@ -65,8 +65,8 @@ def main() -> None:
     """Search."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a packed data set")
-    parser.add_argument("--codes", type=int, default=200_000, help="without a data set")
-    parser.add_argument("--bits", type=int, default=64, help="of a code, without a data set")
+    parser.add_argument("--codes", type=int, default=200_000, help="codes, without a data set")
+    parser.add_argument("--bits", type=int, default=64, help="bits per code, without a data set")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--k", type=int, default=5)
     options = parser.parse_args()

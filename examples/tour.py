@@ -1,10 +1,10 @@
-"""A tour of the ops on one picture, without a model: ``python examples/tour.py --out demo.png``.
+"""A tour of the ops on one image, without a model: ``python examples/tour.py --out demo.png``.
 
-A drawing is cut into 8 x 8 patches; the signs of a random projection of each patch are its 64-bit
-code, as a binary autoencoder's encoder would make them. The panels: the drawing; the codes of some
-patches, a row of bits each; the same with a tenth of the bits flipped; how far each patch's code is
-from that of the patch marked in red; and the codes while a diffusion head that knows the answer
-denoises them, as distributions at some steps and as a picture of one.
+An image is cut into 8 x 8 patches; the signs of a random projection of each patch are its 64-bit
+code, in place of a binary autoencoder. The panels show the image; the codes of some patches, one
+per row; the same with a tenth of the bits flipped; the distance of each code to that of the patch
+marked in red; and the codes while a diffusion head that knows the answer denoises them, as
+distributions at some steps and as an image of one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Train a small autoencoder of your own on ``lfq_quantize_commitment`` and ``lfq_entropy``.
 
-The model is plain PyTorch: any network that ends in C channels will do. Images are drawn here:
-discs and bars of random place, size and grey. The loss is the reconstruction, plus an entropy term
-that makes every bit decided and the codes evenly used, plus a commitment of the features to their
-codes. ``python examples/train_autoencoder.py`` takes a minute on a laptop.
+The model is plain PyTorch: any network with C output channels works. The images are discs and bars
+of random position, size and grey. The loss is the reconstruction error, an entropy term that makes
+bits decided and codes evenly used, and a commitment of the features to their codes. ``python
+examples/train_autoencoder.py`` takes a minute on a laptop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from bitdance_kernels import bit_counts, lfq_entropy, lfq_quantize_commitment
 
-SIZE, BITS, GROUP = 16, 16, 8  # pixels a side, bits a code, bits a group
+SIZE, BITS, GROUP = 16, 16, 8  # pixels a side, bits per code, bits per group
 
 
 def images(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -57,7 +57,7 @@ class Autoencoder(nn.Module):
 
 
 def main() -> None:
-    """Train, and tell how well images come back and how many bits are used."""
+    """Train, and print the reconstruction error and how many bits are used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=128)
