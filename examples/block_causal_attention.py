@@ -83,15 +83,15 @@ class NextPatch(nn.Module):
         shape = (rows, room, HEADS, DIM // HEADS)
         caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in self.blocks]
         lengths = torch.zeros(rows, dtype=torch.int32)
-        made = []
+        steps = []
         for _ in range(patches):
             x = self.embed(patch)
             for block, cache in zip(self.blocks, caches, strict=True):
                 x = block.decode(x, self.freqs, cache, lengths)
             lengths += PATCH
             patch = torch.where(self.head(x) > 0, 1.0, -1.0)
-            made.append(patch)
-        return torch.cat(made, 1)
+            steps.append(patch)
+        return torch.cat(steps, 1)
 
 
 def sequences(rows: int, patches: int, generator: torch.Generator) -> torch.Tensor:
@@ -113,8 +113,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(options.steps):
         data = sequences(64, options.patches + 1, generator).unflatten(-1, (PATCH, BITS))
-        fed, wanted = data[:, :-1].flatten(1, 2), data[:, 1:].flatten(1, 2)
-        loss = F.binary_cross_entropy_with_logits(model(fed), (wanted + 1) / 2)
+        inputs, targets = data[:, :-1].flatten(1, 2), data[:, 1:].flatten(1, 2)
+        loss = F.binary_cross_entropy_with_logits(model(inputs), (targets + 1) / 2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -122,13 +122,13 @@ def main() -> None:
             print(f"step {step:4}  loss {loss.item():.4f}")
 
     data = sequences(16, options.patches + 1, generator).unflatten(-1, (PATCH, BITS))
-    made = model(data[:, 0], options.patches).images
-    right = (made == data[:, 1:].flatten(1, 2)).float().mean()
+    generated = model.generate(data[:, 0], options.patches)
+    right = (generated == data[:, 1:].flatten(1, 2)).float().mean()
     # One pass over the generated sequence must give the same patches as decoding with a cache.
-    fed = torch.cat([data[:, 0], made[:, :-PATCH]], 1)
+    sequence = torch.cat([data[:, 0], generated[:, :-PATCH]], 1)
     with torch.no_grad():
-        whole = torch.where(model(fed) > 0, 1.0, -1.0)
-    same = (whole == made).float().mean()
+        whole = torch.where(model(sequence) > 0, 1.0, -1.0)
+    same = (whole == generated).float().mean()
     print(f"{right:.1%} of the decoded bits are right")
     print(f"{same:.1%} of them are what one pass over the whole sequence gives")
 
