@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from bitdance.data.packed_dataset import PackedDataset, PackedWriter
+from bitdance.data.packed_dataset import PackedDataset
+from bitdance.data.packed_writer import PackedWriter
 from bitdance.data.parquet import from_parquet, to_parquet
 from bitdance_kernels import pack_signs
 

@@ -18,7 +18,8 @@ import torch
 
 from benchmarks import timing
 from benchmarks.model import program
-from bitdance.data.packed_dataset import PackedDataset, PackedWriter
+from bitdance.data.packed_dataset import PackedDataset
+from bitdance.data.packed_writer import PackedWriter
 from bitdance.data.shuffle import ShuffledBatches
 
 SHAPES = ((16, 64), (256, 32))  # tokens an image, bits a token

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError, PackedWriter
+from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError
+from bitdance.data.packed_writer import PackedWriter
 from bitdance.io import files
 from bitdance.io.files import one_line
 from bitdance.io.settings import Count, parse, settings

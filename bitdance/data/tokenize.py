@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bitdance.data.images import LabelledImages, to_float
-from bitdance.data.packed_dataset import PackedWriter
+from bitdance.data.packed_writer import PackedWriter
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 
 __all__ = ["tokenize"]

@@ -6,7 +6,8 @@ import torch
 
 from bitdance import BitDancePipeline, BitDanceT2IPipeline, patch_official, unpatch_official
 from bitdance.data.images import augment, open_images, to_float
-from bitdance.data.packed_dataset import PackedDataset, PackedWriter
+from bitdance.data.packed_dataset import PackedDataset
+from bitdance.data.packed_writer import PackedWriter
 from bitdance.evaluation.evaluate import evaluate
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.sampling.image_decoder import ImageDecoder

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError, PackedWriter
+from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError
+from bitdance.data.packed_writer import PackedWriter
 from bitdance.io import files
 from tests.model.test_nonsense import NONSENSE
 from tests.model.test_packed_dataset import make

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bitdance.data.images import open_images
-from bitdance.data.packed_dataset import PackedDataset, PackedWriter
+from bitdance.data.packed_dataset import PackedDataset
+from bitdance.data.packed_writer import PackedWriter
 from bitdance.io.files import CheckpointError
 from bitdance.io.weights import write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder

@@ -1,0 +1,204 @@
+"""The writer of data sets of packed codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitdance.data.packed_dataset import (
+    FORMAT,
+    INDEX,
+    LABEL_DTYPE,
+    PackedDatasetError,
+    as_array,
+    index_digest,
+)
+from bitdance.io import files
+from bitdance.io.staging import StagedFolder
+from bitdance.io.validation import exact_int
+
+__all__ = ["PackedWriter"]
+
+
+class PackedWriter:
+    """Write a data set; the folder appears completely or not at all.
+
+    Args:
+        folder: must not exist, or be empty.
+        tokens: codes per image.
+        channels: C, bits per code.
+        metadata: any JSON object, for example with the names of the classes.
+        shard_size: images per file.
+
+    Raises:
+        FileExistsError: the folder is not empty.
+        TypeError: a size is not an integer, or the metadata are not JSON.
+        ValueError: a size is below 1.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from bitdance.data.packed_dataset import PackedDataset
+        >>> folder = tempfile.mkdtemp()
+        >>> with PackedWriter(folder, tokens=16, channels=64) as writer:
+        ...     writer.write(np.zeros((3, 16, 8), np.uint8), [0, 1, 2])
+        >>> len(PackedDataset(folder))
+        3
+    """
+
+    def __init__(
+        self, folder: str | Path, *, tokens: int, channels: int,
+        metadata: Mapping[str, Any] | None = None, shard_size: int = 65536,
+    ) -> None:  # fmt: skip
+        sizes = {"tokens": tokens, "channels": channels, "shard_size": shard_size}
+        for name, value in sizes.items():
+            sizes[name] = exact_int("PackedWriter", name, value, minimum=1)
+        self._shape = (sizes["tokens"], -(-sizes["channels"] // 8))
+        self._channels, self._shard_size = sizes["channels"], sizes["shard_size"]
+        self._metadata = _copy_metadata(metadata)
+        self._codes: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._pending = 0  # images that are not written yet
+        self._shards: list[dict[str, Any]] = []
+        self._state = ""  # why nothing more can be written
+        self._staged = StagedFolder(folder)
+
+    def write(self, packed: np.ndarray | torch.Tensor, labels: Any) -> None:
+        """Add images.
+
+        Args:
+            packed: uint8 [N, tokens, ceil(C / 8)].
+            labels: integers [N] of any type.
+
+        Raises:
+            TypeError: wrong dtypes.
+            ValueError: wrong shapes, or bits beyond the last channel.
+            OSError: the disk is full.
+            PackedDatasetError: the writer is closed, or has failed to write before.
+        """
+        self._check_open()
+        codes, numbers = as_array(packed), as_array(labels)
+        if not numbers.size or _are_integers(numbers):
+            numbers = numbers.astype(np.int64)
+        self._check(codes, numbers)
+        while len(codes):
+            room = self._shard_size - self._pending
+            self._codes.append(codes[:room].copy())
+            self._labels.append(numbers[:room].astype(LABEL_DTYPE))
+            self._pending += len(self._codes[-1])
+            codes, numbers = codes[room:], numbers[room:]
+            if self._pending == self._shard_size:
+                self._end_shard()
+
+    def close(self) -> None:
+        """Move the complete data set to its folder.
+
+        Raises:
+            OSError: the disk is full.
+            PackedDatasetError: the writer is closed, or has failed to write before.
+        """
+        self._check_open()
+        try:
+            if self._pending or not self._shards:
+                self._end_shard()
+            content: dict[str, Any] = {
+                "format": FORMAT,
+                "tokens": self._shape[0],
+                "channels": self._channels,
+                "images": sum(shard["images"] for shard in self._shards),
+                "shards": self._shards,
+                "metadata": self._metadata,
+            }
+            content["sha256"] = index_digest(content)
+            files.write_text(self._staged.path / INDEX, json.dumps(content, indent=1) + "\n")
+            self._staged.commit()
+            self._state = "closed"
+        finally:
+            self._state = self._state or "broken: a write failed"
+            self._staged.discard()
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self._state = self._state or "closed"
+            self._staged.discard()
+
+    def _check_open(self) -> None:
+        if self._state:
+            raise PackedDatasetError(
+                f"the writer of {self._staged.folder} is {self._state}; nothing more can be written"
+            )
+
+    def _check(self, codes: np.ndarray, numbers: np.ndarray) -> None:
+        if codes.dtype != np.uint8 or not np.issubdtype(numbers.dtype, np.integer):
+            raise TypeError(
+                f"write: packed must be uint8 and labels integers, got {codes.dtype} and "
+                f"{numbers.dtype}"
+            )
+        if codes.shape[1:] != self._shape or numbers.shape != codes.shape[:1]:
+            raise ValueError(
+                f"write: packed must be {['N', *self._shape]} and labels [N], got "
+                f"{list(codes.shape)} and {list(numbers.shape)}"
+            )
+        if numbers.dtype == np.uint64 and (numbers > np.iinfo(np.int64).max).any():
+            raise ValueError(f"write: labels must fit int64, got {numbers.max()}")
+        if self._channels % 8 and (codes[..., -1] >> self._channels % 8).any():
+            raise ValueError(
+                f"write: packed must have 0 in the bits after channel {self._channels}, got 1"
+            )
+
+    def _end_shard(self) -> None:
+        number = len(self._shards)
+        none = np.empty((0, *self._shape), np.uint8)
+        parts = {
+            "codes": np.concatenate(self._codes or [none]),
+            "labels": np.concatenate(self._labels or [np.empty(0, LABEL_DTYPE)]),
+        }
+        shard: dict[str, Any] = {"images": self._pending}
+        for kind, array in parts.items():
+            path = self._staged.path / f"{kind}-{number:05d}.npy"
+            try:
+                with path.open("wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())
+                shard[kind] = {"file": path.name, "sha256": files.sha256(path)}
+            except OSError as error:
+                # These images are lost: a data set without them must not appear.
+                self._state = "broken: a write failed"
+                raise OSError(
+                    error.errno, f"cannot write {self._staged.folder}: {error.strerror}"
+                ) from error
+        self._shards.append(shard)
+        self._codes, self._labels, self._pending = [], [], 0
+
+
+def _are_integers(numbers: np.ndarray) -> bool:
+    """Whether floats are all exact integers, below 2^53 where floats are unambiguous."""
+    if numbers.dtype.kind != "f":
+        return False
+    return bool((numbers == np.rint(numbers)).all() and (np.abs(numbers) < 2**53).all())
+
+
+def _copy_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy as JSON returns it."""
+    try:
+        copy = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"PackedWriter: metadata must be JSON, got {error}") from None
+    return dict(copy)
