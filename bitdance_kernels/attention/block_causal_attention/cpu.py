@@ -69,17 +69,9 @@ native_functions_backward = ("block_causal_attention",)  # it runs its own forwa
 
 
 def unsupported_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    start: torch.Tensor,
-    end: torch.Tensor,
-    scale: float,
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, *_: object
 ) -> str | None:
-    return unsupported(q, k, v, start, end, scale)
+    return unsupported(q, k)
 
 
 def run_backward(

@@ -15,6 +15,7 @@ the second kernel is the first with the roles exchanged.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -350,14 +351,8 @@ def _block_causal_of_keys_kernel(
     _store_rows(dv_ptr + head_offset, dv, key, heads * D, inside, D, WIDTH)
 
 
-def unsupported(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    start: torch.Tensor,
-    end: torch.Tensor,
-    scale: float,
-) -> str | None:
+def unsupported(q: torch.Tensor, *inputs: Any) -> str | None:
+    scale = inputs[-1]
     if q.shape[-1] > config.MAX_WIDTH:
         return f"it handles D up to {config.MAX_WIDTH}, got {q.shape[-1]}"
     if not scale > 0:
@@ -393,18 +388,8 @@ def run(
     return out, lse
 
 
-def unsupported_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    start: torch.Tensor,
-    end: torch.Tensor,
-    scale: float,
-) -> str | None:
-    return unsupported(q, k, v, start, end, scale)
+def unsupported_backward(grad: torch.Tensor, *inputs: Any) -> str | None:
+    return unsupported(*inputs)
 
 
 def run_backward(

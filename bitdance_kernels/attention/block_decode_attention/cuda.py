@@ -15,11 +15,7 @@ _FEW_ROWS, _MANY_ROWS = 16, 64
 
 
 def unsupported(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale: float,
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengths: torch.Tensor, *_: object
 ) -> str | None:
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"it does not handle {q.dtype}"

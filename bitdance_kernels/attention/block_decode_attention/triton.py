@@ -124,11 +124,7 @@ def _block_decode_combine_kernel(
 
 
 def unsupported(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale: float,
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengths: torch.Tensor, *_: object
 ) -> str | None:
     if q.shape[3] > _MAX_CHANNELS:
         return f"it holds heads of at most {_MAX_CHANNELS} channels, got D = {q.shape[3]}"

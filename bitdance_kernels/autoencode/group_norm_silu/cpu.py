@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -91,23 +91,13 @@ def run(
 native_functions_backward = ("group_norm_silu_backward", "group_norm_silu")
 
 
-def unsupported_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    num_groups: int,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    silu: bool,
-    eps: float,
-) -> str | None:
+def unsupported_backward(grad: torch.Tensor, *inputs: Any) -> str | None:
     reason = native.cpu_unsupported("group_norm_silu_backward", grad)
     if reason is not None:
         return reason
     if grad.dtype != torch.float32:
         return f"it handles float32 alone, got {grad.dtype}"
-    return unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)
+    return unsupported(*inputs)
 
 
 def run_backward(

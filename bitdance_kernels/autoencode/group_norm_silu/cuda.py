@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -89,23 +89,13 @@ def run(
 native_functions_backward = ("group_norm_silu_backward", "group_norm_silu")
 
 
-def unsupported_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    num_groups: int,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    silu: bool,
-    eps: float,
-) -> str | None:
+def unsupported_backward(grad: torch.Tensor, x: torch.Tensor, *inputs: Any) -> str | None:
     reason = native.cuda_unsupported("group_norm_silu_backward", grad)
     if reason is not None:
         return reason
     if grad.dtype != x.dtype:
         return f"it takes a gradient of the dtype of x, got {grad.dtype} for {x.dtype}"
-    return unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)
+    return unsupported(x, *inputs)
 
 
 def run_backward(

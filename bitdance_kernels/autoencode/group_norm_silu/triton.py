@@ -408,19 +408,8 @@ def run(
     return y
 
 
-def unsupported_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    num_groups: int,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    silu: bool,
-    eps: float,
-) -> str | None:
-    reason = triton_support.unsupported(grad)
-    return reason or unsupported(x, num_groups, weight, bias, scale, shift, silu, eps)
+def unsupported_backward(grad: torch.Tensor, *inputs: Any) -> str | None:
+    return triton_support.unsupported(grad) or unsupported(*inputs)
 
 
 def run_backward(

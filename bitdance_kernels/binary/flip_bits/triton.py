@@ -90,11 +90,7 @@ def _flip_signs_kernel(
 
 
 def unsupported(
-    packed: torch.Tensor,
-    rate: float,
-    key: torch.Tensor,
-    r1: torch.Tensor | None,
-    r2: torch.Tensor | None,
+    packed: torch.Tensor, rate: float, key: torch.Tensor, r1: torch.Tensor | None, *_: object
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"
@@ -129,11 +125,7 @@ def run(
 
 
 def unsupported_signs(
-    x: torch.Tensor,
-    rate: float,
-    key: torch.Tensor,
-    r1: torch.Tensor | None,
-    r2: torch.Tensor | None,
+    x: torch.Tensor, rate: float, key: torch.Tensor, r1: torch.Tensor | None, *_: object
 ) -> str | None:
     if r1 is not None:
         return "it draws its own random numbers"

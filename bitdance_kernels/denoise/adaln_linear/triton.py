@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels.denoise._shared import product_triton
 from bitdance_kernels.denoise._shared.product_triton import Norm
 
 
-def unsupported(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return product_triton.unsupported(x, scale, shift, weight, bias, norm_weight, norm_bias)
+def unsupported(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return product_triton.unsupported(*tensors)
 
 
 def run(
@@ -35,17 +29,8 @@ def run(
     return product_triton.product(x, weight, bias, norm=norm)
 
 
-def unsupported_swiglu(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return unsupported(x, scale, shift, weight, bias, norm_weight, norm_bias, eps)
+def unsupported_swiglu(*inputs: Any) -> str | None:
+    return unsupported(*inputs)
 
 
 def run_swiglu(

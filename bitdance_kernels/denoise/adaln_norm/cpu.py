@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels._shared import memory, native
 from bitdance_kernels.denoise._shared import rows_cpu
 
 
-def unsupported(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return rows_cpu.unsupported("adaln_norm", x, scale, shift, weight, bias, whole_rows=True)
+def unsupported(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return rows_cpu.unsupported("adaln_norm", *tensors, whole_rows=True)
 
 
 def run(
@@ -40,16 +36,8 @@ def run(
     return y
 
 
-def unsupported_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    tensors = (grad, x, scale, shift, weight, bias)
+def unsupported_backward(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
     return rows_cpu.unsupported("adaln_norm_backward", *tensors, whole_rows=True)
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels._shared import native
 from bitdance_kernels.denoise._shared import rows_cuda
 
 
-def unsupported(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return rows_cuda.unsupported("adaln_norm", x, scale, shift, weight, bias)
+def unsupported(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return rows_cuda.unsupported("adaln_norm", *tensors)
 
 
 def run(

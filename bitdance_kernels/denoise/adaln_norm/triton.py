@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels.denoise._shared import norm_triton
 
 
-def unsupported(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return norm_triton.unsupported(x, scale, shift, weight, bias)
+def unsupported(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return norm_triton.unsupported(*tensors)
 
 
 def run(
@@ -31,16 +27,9 @@ def run(
     return normed
 
 
-def unsupported_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return norm_triton.unsupported(grad, x, scale, shift, weight, bias)
+def unsupported_backward(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return norm_triton.unsupported(*tensors)
 
 
 def run_backward(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels._shared import memory, native
@@ -48,17 +50,8 @@ def _sum_backward(
     return gradients
 
 
-def unsupported_adaln(
-    x: torch.Tensor,
-    h: torch.Tensor,
-    gate: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    tensors = (x, h, gate, scale, shift, weight, bias)
+def unsupported_adaln(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
     return rows_cpu.unsupported("gated_residual_adaln", *tensors, whole_rows=True)
 
 
@@ -89,19 +82,8 @@ def run_adaln(
 native_functions_adaln_backward = ("gated_residual_backward", "adaln_norm_backward")
 
 
-def unsupported_adaln_backward(
-    grad_total: torch.Tensor,
-    grad_normed: torch.Tensor,
-    total: torch.Tensor,
-    h: torch.Tensor,
-    gate: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    tensors = (grad_total, grad_normed, total, h, gate, scale, shift, weight, bias)
+def unsupported_adaln_backward(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
     reasons = (
         rows_cpu.unsupported(name, *tensors, whole_rows=True)
         for name in native_functions_adaln_backward

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels._shared import native
@@ -40,17 +42,9 @@ def run_backward(
     return tuple(gradients)
 
 
-def unsupported_adaln(
-    x: torch.Tensor,
-    h: torch.Tensor,
-    gate: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return rows_cuda.unsupported("gated_residual_adaln", x, h, gate, scale, shift, weight, bias)
+def unsupported_adaln(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return rows_cuda.unsupported("gated_residual_adaln", *tensors)
 
 
 def run_adaln(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels.denoise._shared import norm_triton
@@ -29,17 +31,9 @@ def run_backward(
     return norm_triton.backward(grad, None, x, (h, gate), None)
 
 
-def unsupported_adaln(
-    x: torch.Tensor,
-    h: torch.Tensor,
-    gate: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return norm_triton.unsupported(x, h, gate, scale, shift, weight, bias)
+def unsupported_adaln(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return norm_triton.unsupported(*tensors)
 
 
 def run_adaln(
@@ -58,21 +52,9 @@ def run_adaln(
     return total, normed
 
 
-def unsupported_adaln_backward(
-    grad_total: torch.Tensor,
-    grad_normed: torch.Tensor,
-    total: torch.Tensor,
-    h: torch.Tensor,
-    gate: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> str | None:
-    return norm_triton.unsupported(
-        total, grad_total, grad_normed, h, gate, scale, shift, weight, bias
-    )
+def unsupported_adaln_backward(*inputs: Any) -> str | None:
+    *tensors, _eps = inputs
+    return norm_triton.unsupported(*tensors)
 
 
 def run_adaln_backward(
