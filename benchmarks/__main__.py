@@ -1,8 +1,9 @@
-"""``python -m benchmarks``: list, run, compare, cpu, gpu, report."""
+"""``python -m benchmarks``: list, run, cpu, gpu, model, report."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ if "--dry-run" in sys.argv:
 
 import torch
 
-from benchmarks import compare, cpu, gpu, plots, report, run
+from benchmarks import cpu, gpu, machine, plots, report, run
+from benchmarks.model.programs import PROGRAMS
 from benchmarks.shapes import Bench, all_benches
 
 
@@ -31,20 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_list)
 
     one = commands.add_parser("run", help="check ops, then time them on this CPU")
+    one.add_argument("ops", nargs="+", type=_bench, metavar="OP")
+    one.add_argument("--threads", type=int, default=1)
     one.add_argument("--backend", action="append", default=[], help="only these backends")
     one.add_argument("--seconds", type=float, default=5.0, help="per shape")
     one.add_argument("--out", type=Path, help="also write the run as JSON")
-    one.add_argument("--unchecked", action="store_true", help="skip the correctness gate")
     one.set_defaults(run=_run)
-
-    other = commands.add_parser("compare", help="this tree against another commit")
-    other.add_argument("ref", help="commit, branch or tag")
-    other.add_argument("--rounds", type=int, default=3)
-    other.add_argument("--seconds", type=float, default=2.0, help="per shape and round")
-    other.set_defaults(run=_compare)
-    for command in (one, other):
-        command.add_argument("ops", nargs="+", type=_bench, metavar="OP")
-        command.add_argument("--threads", type=int, default=1)
 
     host = commands.add_parser("cpu", help="check and time everything on this CPU")
     host.add_argument("--out", type=Path, required=True, metavar="FILE")
@@ -65,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     for command in (host, card):
         command.add_argument("--ops", nargs="+", type=_bench, metavar="OP", help="only these ops")
         command.add_argument("--quick", action="store_true", help="short timings")
+
+    model = commands.add_parser("model", help="time one thing of the models")
+    model.add_argument("program", choices=PROGRAMS)
+    model.add_argument("--out", type=Path, metavar="FILE", help="also write the figures")
+    model.set_defaults(run=_model)
 
     tables = commands.add_parser("report", help="tables and plots from the results")
     tables.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR")
@@ -96,45 +95,19 @@ def _list(_: argparse.Namespace) -> int:
     for name, bench in all_benches().items():
         print(name)
         for backend in bench.kernel_op.backends:
-            reason = bench.kernel_op.unavailable(backend)
-            print(f"  {backend:<10} {'yes' if reason is None else reason}")
+            print(f"  {backend:<10} {bench.kernel_op.unavailable(backend) or 'yes'}")
         for shape in bench.timings:
             print(f"  {' and '.join(shape.devices):<13} {shape.name}")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    whole = None
+    result = run.new_result(options.threads)
     for bench in options.ops:
-        result = run.run(
-            bench, backends=options.backend, threads=options.threads, seconds=options.seconds,
-            checked=not options.unchecked,
-        )  # fmt: skip
-        if result["wrong"]:
-            print(f"{bench.name} is wrong, so it is not timed:", *result["wrong"], sep="\n  ")
-            return 1
-        if not result["rows"]:
-            print(f"{bench.name}: nothing to time: {result['skipped']}")
-            return 1
-        print(run.table(result), end="\n\n")
-        if whole is None:
-            whole = result
-        else:
-            whole["rows"] += result["rows"]
-    if options.out and whole is not None:
-        run.save(whole, options.out)
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    names = [bench.name for bench in options.ops]
-    times = {name: getattr(options, name) for name in ("rounds", "seconds", "threads")}
-    try:
-        print(compare.compare(options.ref, names, **times))
-    except RuntimeError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
-    return 0
+        run.add(result, bench, options.seconds, options.backend)
+    if options.out:
+        run.save(result, options.out)
+    return run.report(result)
 
 
 def _cpu(options: argparse.Namespace) -> int:
@@ -158,6 +131,15 @@ def _gpu(options: argparse.Namespace) -> int:
         options.ops or list(all_benches().values()), options.out, parts, quick=options.quick,
         dry_run=options.dry_run, worker=tuple(options.worker) if options.worker else None,
     )  # fmt: skip
+
+
+def _model(options: argparse.Namespace) -> int:
+    figures = PROGRAMS[options.program]()
+    result = {"machine": machine.describe(run.CPU, torch.get_num_threads()), **figures}
+    print(json.dumps(result, indent=2))
+    if options.out:
+        run.save(result, options.out)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

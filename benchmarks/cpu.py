@@ -28,12 +28,8 @@ from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.sampling import graphs
 
 PARTS = ("ops", "images", "model")
-MODEL_PARTS: dict[str, tuple[str, ...]] = {
-    "head_sampling": ("--images", "8", "--rounds", "5"),
-    "training": ("--rounds", "10"),
-    "decode": (),
-}
-"""Modules of ``benchmarks.model`` and arguments: programs that write their figures with --json."""
+PROGRAMS = ("head_sampling", "training", "decode")
+"""Of ``benchmarks.model.programs``, those whose figures a result has."""
 
 _BUNDLED = "fashion"
 _BATCHES = (1, 8)
@@ -52,20 +48,20 @@ def main(
         threads: number for whole images; the ops take one.
         quick: short timings.
     """
-    machine.pin(threads)  # before the limits are measured; one thread is pinned for each op
-    result: Result = {"machine": machine.describe(run.CPU, 1), "image threads": threads}
-    result |= {name: {} for name in ("limits", "skipped", "not timed", "failed", "model")}
-    result |= {name: [] for name in ("wrong", "rows", "images")}
+    result = run.new_result(threads) | {"image threads": threads}
+    result |= {"machine": machine.describe(run.CPU, 1), "failed": {}, "model": {}, "images": []}
     steps: dict[str, Callable[[], None]] = {}
     if "images" in parts:
         for batch in _BATCHES:
             images = functools.partial(_images, result, batch, threads, quick)
             steps[f"images: {_BUNDLED}, batch {batch}"] = images
     if "model" in parts:
-        steps |= {f"model: {m}": functools.partial(_model, result, m, threads) for m in MODEL_PARTS}
-    if "ops" in parts:  # last: it pins the process to one thread
-        steps["limits"] = functools.partial(_limits, result)
-        steps |= {f"ops: {b.name}": functools.partial(_op, result, b, quick) for b in benches}
+        steps |= {f"model: {name}": functools.partial(_model, result, name, threads)
+                  for name in PROGRAMS}  # fmt: skip
+    if "ops" in parts:  # last: the process stays with one thread
+        seconds = 0.3 if quick else 5.0
+        steps["one thread"] = functools.partial(machine.pin, 1)
+        steps |= {f"ops: {b.name}": functools.partial(run.add, result, b, seconds) for b in benches}
     start = time.monotonic()
     for name, step in steps.items():
         try:
@@ -82,33 +78,13 @@ def main(
     return 1 if result["wrong"] or result["failed"] else 0
 
 
-def _limits(result: Result) -> None:
-    machine.pin(1)
-    result["limits"] = machine.cpu_limits()
-
-
-def _op(result: Result, bench: Bench, quick: bool) -> None:
-    """Check and time one op; a wrong backend is not timed."""
-    timed = run.run(bench, seconds=0.3 if quick else 5.0, limits=result["limits"])
-    result["wrong"] += timed["wrong"]
-    for key in ("skipped", "not timed"):
-        result[key] |= {f"{bench.name}: {name}": why for name, why in timed[key].items()}
-    result["rows"] += timed["rows"]
-
-
 def _images(result: Result, batch: int, threads: int, quick: bool) -> None:
     """The bundled model: its paths and its products alone, in turns."""
     torch.set_num_threads(threads)
     pipeline = BitDancePipeline.from_pretrained(_BUNDLED)
     rounds, seconds = (2, 0.0) if quick else (15, 45.0)
-    rows = images(
-        _BUNDLED,
-        pipeline.model,
-        pipeline.num_inference_steps,
-        batch,
-        rounds=rounds,
-        seconds=seconds,
-    )
+    steps = pipeline.num_inference_steps
+    rows = images(_BUNDLED, pipeline.model, steps, batch, rounds=rounds, seconds=seconds)
     result["images"] += [row | {"threads": threads} for row in rows]
 
 
@@ -164,15 +140,14 @@ def _seconds(recorded: Sequence[products.Product]) -> float:
 
 
 def _model(result: Result, name: str, threads: int) -> None:
-    """The figures of a program of ``benchmarks.model``, in a process of its own."""
-    module = f"benchmarks.model.{name}"
+    """The figures of a program of the models, in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", module, *MODEL_PARTS[name], "--json", str(out)]
+        command = [sys.executable, "-m", "benchmarks", "model", name, "--out", str(out)]
         done = subprocess.run(
             command, cwd=machine.ROOT, env=environment, capture_output=True, text=True
         )
         if done.returncode != 0:
-            raise RuntimeError(f"{module}: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(f"benchmarks model {name}: {done.stderr.strip()[-500:]}")
         result["model"][name] = json.loads(out.read_text())

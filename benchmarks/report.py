@@ -57,8 +57,7 @@ def _table(what: str, runs: dict[str, dict[str, Any]]) -> str:
     if what == "targets":
         return targets.table(runs)
     kind, _, name = what.rpartition(" ")
-    other = {"": tables.speedups, "summary": tables.summary}
-    table = {**tables.KINDS, **other}.get(kind)
+    table = {**tables.KINDS, "": tables.speedups, "summary": tables.summary}.get(kind)
     if name not in runs or table is None:
         raise ValueError(f"the table of {what!r} has no results")
     return table(runs[name])

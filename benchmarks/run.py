@@ -1,4 +1,4 @@
-"""``python -m benchmarks run``: check an op, then time it against its baselines on this CPU."""
+"""``python -m benchmarks run``: check ops, then time them against their baselines on this CPU."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bitdance_kernels._dispatch.backends import BackendError
 from bitdance_kernels.testing import Call, Case, check_backend
 
 CPU = torch.device("cpu")
+Result = dict[str, Any]
 
 
 def runnable(case: Case, call: Call, wanted: Sequence[str] = ()) -> dict[str, str | None]:
@@ -38,71 +39,55 @@ def gate(case: Case, backends: Sequence[str], device: torch.device) -> list[str]
     wrong = []
     for call in case.samples(device):
         for name in backends:
-            if runnable(case, call, [name])[name] is not None:
-                continue
-            try:
-                check_backend(case, call, name)
-            except AssertionError as error:
-                wrong.append(str(error))
+            if runnable(case, call, [name])[name] is None:
+                try:
+                    check_backend(case, call, name)
+                except AssertionError as error:
+                    wrong.append(str(error))
     return wrong
 
 
-def run(
-    bench: Bench,
-    *,
-    backends: Sequence[str] = (),
-    threads: int = 1,
-    seconds: float = 5.0,
-    checked: bool = True,
-    limits: dict[str, float] | None = None,
-) -> dict[str, Any]:
-    """Time every CPU shape of `bench`.
+def new_result(threads: int) -> Result:
+    """A run on so many threads, to which this process is kept from here on.
 
-    Args:
-        bench: the op.
-        backends: only these; all by default.
-        threads: to keep the process to.
-        seconds: for each shape.
-        checked: hold the backends against the reference first.
-        limits: those of this run, if they have been measured.
-
-    Returns:
-        The run as plain data: "machine", "limits", "wrong" (findings of the gate; then no rows),
-        "skipped" (backend -> reason), "not timed" (baseline -> reason) and "rows".
+    It is plain data: "machine", "limits", "wrong" (findings of the gate), "skipped" and
+    "not timed" (backend or baseline -> reason) and "rows".
     """
     machine.pin(threads)
+    result: Result = {"machine": machine.describe(CPU, threads), "rows": [], "wrong": []}
+    return result | {"limits": {}, "skipped": {}, "not timed": {}}
+
+
+def add(result: Result, bench: Bench, seconds: float, backends: Sequence[str] = ()) -> None:
+    """Check the op and time every CPU shape for `seconds`; a wrong op is not timed."""
+    result["limits"] = result["limits"] or machine.cpu_limits()
     reasons = runnable(bench, next(iter(bench.samples(CPU))), backends)
     able = [name for name, why in reasons.items() if why is None]
-    result: dict[str, Any] = {
-        "machine": machine.describe(CPU, threads),
-        "rows": [],
-        "wrong": gate(bench, able, CPU) if checked else [],
-        "not timed": {},
-        "skipped": {name: why for name, why in reasons.items() if why is not None},
-    }
-    if result["wrong"] or not able:
-        return result
-    result["limits"] = limits or machine.cpu_limits()
-    for shape in bench.timings:
-        if "cpu" not in shape.devices:
-            continue
-        call = shape.make(CPU)
-        with torch.inference_mode():
-            timed = timing.functions(bench, call, able, backward=shape.backward)
-            times, failed = timing.time_cpu(timed, call, seconds)
-        result["not timed"] |= {f"{shape.name}: {name}": why for name, why in failed.items()}
-        result["rows"] += timing.rows(bench, shape, times, able, "cpu")
-    return result
+    result["skipped"] |= {f"{bench.name}: {name}": why for name, why in reasons.items() if why}
+    wrong = gate(bench, able, CPU)
+    result["wrong"] += wrong
+    for shape in bench.timings if able and not wrong else ():
+        if "cpu" in shape.devices:
+            call = shape.make(CPU)
+            with torch.inference_mode():
+                timed = timing.functions(bench, call, able, backward=shape.backward)
+                times, failed = timing.time_cpu(timed, call, seconds)
+            where = f"{bench.name}, {shape.name}"
+            result["not timed"] |= {f"{where}: {name}": why for name, why in failed.items()}
+            result["rows"] += timing.rows(bench, shape, times, able, "cpu")
 
 
-def table(result: dict[str, Any]) -> str:
-    """The run for people."""
-    left_out = {**result["skipped"], **result["not timed"]}
-    reasons = [f"not timed: {name}: {reason}" for name, reason in left_out.items()]
-    return "\n".join([tables.section(result["rows"][0]["op"], result), *reasons])
+def report(result: Result) -> int:
+    """Print the table and what is missing from it; returns the exit status."""
+    print(tables.speedups(result))
+    for name, reason in {**result["skipped"], **result["not timed"]}.items():
+        print(f"not timed: {name}: {reason}")
+    for text in result["wrong"]:
+        print(f"WRONG, so not timed: {text}")
+    return 1 if result["wrong"] or not result["rows"] else 0
 
 
-def save(result: dict[str, Any], path: Path) -> None:
+def save(result: Result, path: Path) -> None:
     """Write JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

@@ -24,24 +24,9 @@ def markdown(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> st
 
 
 def section(name: str, run: Run) -> str:
-    """The machine, its measured limits, every row."""
-    limits = machine.bandwidths(run["limits"])
-    parts = [f"## {name}\n", machine.headline(run["machine"]) + ".\n"]
-    parts += [f"Limits measured in the same run: {limits}.\n"] * bool(limits)
-    if run["rows"]:
-        names = dict.fromkeys(("op", "shape", "name"), "")
-        figures = dict.fromkeys(("median", "quartiles", "min", "GB/s", "over best"), ">")
-        parts.append(markdown(names | figures, (_row(run, row) for row in run["rows"])))
-    parts += [table(run) for kind, table in KINDS.items() if run.get(kind)]
-    return "\n".join(parts)
-
-
-def _row(run: Run, row: dict[str, Any]) -> Sequence[str]:
-    times = row["median_us"] / best(run, row)["median_us"]
-    minimum = time(row["min_us"]) if "min_us" in row else ""
-    between = " to ".join(time(row[key]) for key in ("q25_us", "q75_us") if key in row)
-    figures = time(row["median_us"]), between, minimum, f"{row['gb_s']:.1f}", f"{times:.2f}x"
-    return (row["op"], row["shape"], row["name"], *figures)
+    """All that a result holds."""
+    parts = [table(run) for kind, table in KINDS.items() if run.get(kind)]
+    return "\n".join([f"## {name}\n", speedups(run), *parts])
 
 
 def speedups(run: Run) -> str:
@@ -100,7 +85,7 @@ def first_images(run: Run) -> list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 
 def model(run: Run) -> str:
-    """The figures of the programs of ``benchmarks.model``."""
+    """The figures of ``python -m benchmarks model``."""
     rows = [
         (name, figure, f"{value:.4g}")
         for name, content in run.get("model", {}).items()
@@ -134,19 +119,16 @@ KINDS: dict[str, Callable[[Run], str]] = {"images": images, "model": model, "pro
 
 
 def shapes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """For each op and shape the best backend's row, and ratios of the others' medians to its."""
-    for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in run["rows"]):
-        rows = [row for row in run["rows"] if (row["op"], row["shape"]) == (op, shape)]
-        fastest = best(run, rows[0])
-        others = [row for row in rows if row is not fastest]
-        yield fastest, {r["name"]: r["median_us"] / fastest["median_us"] for r in others}
+    """For each op and shape the fastest backend's row, and ratios of the others' medians to its.
 
-
-def best(run: Run, row: dict[str, Any]) -> dict[str, Any]:
-    """The fastest backend's row for the op and shape of `row` (else the fastest baseline's)."""
-    same = [r for r in run["rows"] if (r["op"], r["shape"]) == (row["op"], row["shape"])]
-    backends = [r for r in same if r["kind"] == "backend"]
-    return min(backends or same, key=lambda r: r["median_us"])
+    Where no backend was timed, the fastest baseline stands for it.
+    """
+    for what in dict.fromkeys((row["op"], row["shape"]) for row in run["rows"]):
+        rows = [row for row in run["rows"] if (row["op"], row["shape"]) == what]
+        backends = [row for row in rows if row["kind"] == "backend"]
+        best = min(backends or rows, key=lambda row: row["median_us"])
+        others = [row for row in rows if row is not best]
+        yield best, {row["name"]: row["median_us"] / best["median_us"] for row in others}
 
 
 def image(run: Run, model: str, batch: int, path: str) -> dict[str, Any] | None:
@@ -157,15 +139,12 @@ def image(run: Run, model: str, batch: int, path: str) -> dict[str, Any] | None:
 
 
 def time(us: float) -> str:
-    """For people."""
     return f"{us:.1f} us" if us < 1000 else f"{us / 1000:.2f} ms"
 
 
 def milliseconds(ms: float) -> str:
-    """For people, three digits."""
     return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
 def ratio(value: float) -> str:
-    """For people."""
     return f"{value:.2f}" if value < 2 else f"{value:.1f}" if value < 10 else f"{value:.0f}"

@@ -1,7 +1,7 @@
 """The figures that this library sets out to reach, each against what was measured.
 
-A target is a number, a way to find what was measured in a result, and which side of the number is
-good. Where several shapes belong to a target the worst of them counts.
+A target is a number, a measure that finds what was reached in a result, and which side of the
+number is good. Where several shapes belong to a target the worst of them counts.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import tables
 
 Run = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Target:
-    """One line of the table.
+class Target(NamedTuple):
+    """One line of the table, and of ``targets.json``.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -29,7 +26,8 @@ class Target:
         number: to be reached.
         unit: "x", "%", "us" or "ms"; of the last two less is better.
         versus: what a ratio or share is taken of.
-        measure: values in a result, none if it has not measured them.
+        measure: key in MEASURES.
+        arguments: of the measure, before the result.
     """
 
     device: str
@@ -37,54 +35,50 @@ class Target:
     number: float
     unit: str
     versus: str
-    measure: Callable[[Run], list[float]]
+    measure: str
+    arguments: Sequence[Any]
 
-    @property
     def goal(self) -> str:
         """For people."""
-        sign = "at most" if self._less else "at least"
-        return f"{sign} {_figure(self.number, self.unit)}{' ' * bool(self.versus)}{self.versus}"
+        sign = "at most" if self.less() else "at least"
+        return f"{sign} {self.figure(self.number)} {self.versus}".rstrip()
 
     def worst(self, run: Run) -> float | None:
         """What counts of a result; None where it has nothing."""
-        values = self.measure(run)
-        return (max if self._less else min)(values) if values else None
+        values = MEASURES[self.measure](*self.arguments, run)
+        return (max if self.less() else min)(values) if values else None
 
-    def reached(self, value: float) -> bool:
+    def state(self, value: float) -> str:
         """Whether `value` is on the good side."""
-        return value <= self.number if self._less else value >= self.number
+        good = value <= self.number if self.less() else value >= self.number
+        return "**reached**" if good else "missed"
 
-    @property
-    def _less(self) -> bool:
+    def less(self) -> bool:
+        """Whether less is better."""
         return self.unit in ("us", "ms") or self.versus.endswith("alone")
+
+    def figure(self, value: float) -> str:
+        """For people."""
+        if self.unit == "%":
+            return f"{100 * value:.0f}%"
+        shown = tables.ratio(value) + "x"
+        return shown if self.unit == "x" else f"{tables.milliseconds(value)} {self.unit}"
 
 
 def table(runs: Mapping[str, Run]) -> str:
-    """Every target with the figure measured, and whether it is reached."""
+    """Every target with the figure of the newest result that has measured it."""
+    newest = sorted(runs.values(), key=lambda run: run["machine"]["date"], reverse=True)
     rows = []
     for target in TARGETS:
-        value = _latest(target, runs)
-        state = "not measured"
-        if value is not None:
-            state = "**reached**" if target.reached(value) else "missed"
-        figure = "" if value is None else _figure(value, target.unit)
+        of_device = [r for r in newest if r["machine"]["device"] == target.device]
+        values = [target.worst(run) for run in of_device if not run.get("dry_run")]
+        value = next((value for value in values if value is not None), None)
+        found = (
+            ("", "not measured") if value is None else (target.figure(value), target.state(value))
+        )
         device = "GPU" if target.device == "cuda" else "CPU"
-        rows.append((device, target.what, target.goal, figure, state))
+        rows.append((device, target.what, target.goal(), *found))
     return tables.markdown({"device": "", "what": "", "target": "", "measured": ">", "": ""}, rows)
-
-
-def _latest(target: Target, runs: Mapping[str, Run]) -> float | None:
-    """The figure of the newest result that has measured the target."""
-    device = [r for r in runs.values() if r["machine"]["device"] == target.device]
-    newest = sorted(device, key=lambda run: run["machine"]["date"], reverse=True)
-    values = (target.worst(run) for run in newest if not run.get("dry_run"))
-    return next((value for value in values if value is not None), None)
-
-
-def _figure(value: float, unit: str) -> str:
-    if unit == "%":
-        return f"{100 * value:.0f}%"
-    return f"{tables.ratio(value)}x" if unit == "x" else f"{tables.milliseconds(value)} {unit}"
 
 
 def _best(run: Run, op: str, shape: str) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
@@ -118,13 +112,13 @@ def matrix_share(op: str, shape: str, run: Run) -> list[float]:
 
 def memory(op: str, shape: str, baseline: str, run: Run) -> list[float]:
     """Peak memory of a baseline over that of the best backend."""
-    ratios = []
-    for best, _ in _best(run, op, shape):
-        for row in run["rows"]:
-            same = (row["op"], row["shape"], row["name"]) == (op, best["shape"], baseline)
-            if same and best.get("peak_mb") and row.get("peak_mb"):
-                ratios.append(row["peak_mb"] / best["peak_mb"])
-    return ratios
+    peaks = {
+        (row["op"], row["shape"]): row["peak_mb"]
+        for row in run["rows"]
+        if row["name"] == baseline and row.get("peak_mb")
+    }
+    best = [b for b, _ in _best(run, op, shape) if b.get("peak_mb") and (op, b["shape"]) in peaks]
+    return [peaks[op, row["shape"]] / row["peak_mb"] for row in best]
 
 
 def image_ratio(
@@ -152,7 +146,7 @@ def image_time(model: str, batches: Sequence[int], run: Run) -> list[float]:
 
 
 def model_figure(name: str, figure: str, run: Run) -> list[float]:
-    """A figure of a program of ``benchmarks.model``."""
+    """A figure of ``python -m benchmarks model``."""
     content = run.get("model", {}).get(name, {})
     return [content[figure]] if figure in content else []
 
@@ -165,11 +159,7 @@ MEASURES: dict[str, Callable[..., list[float]]] = {
     )
 }  # fmt: skip
 
-
-def _read(device: str, what: str, number: float, unit: str, versus: str, *measure: Any) -> Target:
-    function = partial(MEASURES[measure[0]], *measure[1:])
-    return Target(device, what, number, unit, versus, function)
-
-
-TARGETS = [_read(*row) for row in json.loads((Path(__file__).with_suffix(".json")).read_text())]
-"""Those of ``targets.json``; a row ends with the name of a measure and its arguments."""
+TARGETS = [
+    Target._make([*row[:6], row[6:]])
+    for row in json.loads(Path(__file__).with_suffix(".json").read_text())
+]

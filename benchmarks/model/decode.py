@@ -1,11 +1,9 @@
 """How near decoding comes to the time of its convolutions alone.
 
-``python -m benchmarks.model.decode`` decodes random codes to 8-bit pixels three ways that take
-turns: as the library does, as published (contiguous maps, every step an operation), and the
-convolutions alone, on tensors of the same shapes, once in each memory layout, of which the faster
-counts: PyTorch's own, on weights as the model has them, while the library packs the weights of
-small maps once for all calls. The models are the one that comes with the library and, with random
-weights, the published tokenizer at 256 pixels. ``--json FILE`` writes the figures.
+Random codes are decoded to 8-bit pixels three ways that take turns: as the library does, as
+published (contiguous maps, every step an operation), and the convolutions alone, on tensors of the
+same shapes, once in each memory layout, of which the faster counts: PyTorch's own, on weights as
+the model has them, while the library packs the weights of small maps once for all calls.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import products, timing
-from benchmarks.model import program
 from benchmarks.model.published import PublishedDecoder
 from bitdance import BitDancePipeline
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
@@ -50,7 +47,7 @@ def convolutions(
     return lambda: products.replay(alone)
 
 
-def measure(
+def decoding(
     model: BinaryAutoencoder, name: str, images: int, cells: int, rounds: int
 ) -> dict[str, object]:
     """Figures of decoding `images` images of `cells` x `cells` codes."""
@@ -76,30 +73,13 @@ def measure(
     }
 
 
-@torch.no_grad()
-def main() -> None:
-    """Measure and print."""
-    parser = program.parser(__doc__)
-    models = ("fashion", "d16c32")
-    parser.add_argument("--models", nargs="+", choices=models, default=models)
-    parser.add_argument("--rounds", type=int, default=3, help="of d16c32; the other has ten times")
-    options = parser.parse_args()
-
-    def every() -> dict[str, object]:
-        figures: dict[str, object] = {}
-        torch.manual_seed(0)
-        if "fashion" in options.models:
-            vae = BitDancePipeline.from_pretrained("fashion").model.vae
-            for images in (1, 8):
-                figures |= measure(vae, "fashion", images, 8, 10 * options.rounds)
-        if "d16c32" in options.models:
-            vae = BinaryAutoencoder(AUTOENCODER_PRESETS["d16c32"]).eval().requires_grad_(False)
-            vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            figures |= measure(vae, "d16c32", 1, 16, options.rounds)
-        return figures
-
-    program.main(options, every)
-
-
-if __name__ == "__main__":
-    main()
+def measure(rounds: int = 3) -> dict[str, object]:
+    """Figures of the bundled model and, with random weights, of the published tokenizer."""
+    torch.manual_seed(0)
+    figures: dict[str, object] = {}
+    bundled = BitDancePipeline.from_pretrained("fashion").model.vae
+    for images in (1, 8):
+        figures |= decoding(bundled, "fashion", images, 8, 10 * rounds)
+    vae = BinaryAutoencoder(AUTOENCODER_PRESETS["d16c32"]).eval().requires_grad_(False)
+    vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return figures | decoding(vae, "d16c32", 1, 16, rounds)

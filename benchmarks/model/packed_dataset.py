@@ -1,8 +1,7 @@
 """How fast packed codes are read in shuffled batches.
 
-``python -m benchmarks.model.packed_dataset`` prints it. One thread, files in the page cache. Beside
-``PackedDataset.take``: the same from one array in memory (numpy's own limit), and image by image
-through a ``DataLoader``.
+One thread, files in the page cache. Beside ``PackedDataset.take``: the same from one array in
+memory (numpy's own limit), and image by image through a ``DataLoader``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 
 from benchmarks import timing
-from benchmarks.model import program
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.data.packed_writer import PackedWriter
 from bitdance.data.shuffle import ShuffledBatches
@@ -25,7 +23,7 @@ from bitdance.data.shuffle import ShuffledBatches
 SHAPES = ((16, 64), (256, 32))  # tokens an image, bits a token
 
 
-def measure(
+def reading(
     tokens: int, bits: int, *, images: int = 60_000, batch_size: int = 256,
     shard_size: int = 16_384, rounds: int = 5,
 ) -> dict[str, float]:  # fmt: skip
@@ -63,23 +61,7 @@ def measure(
     return rates | {name: read[name] / seconds[name] for name in ways}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = program.parser(__doc__)
-    parser.add_argument("--images", type=int, default=60_000)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--shard-size", type=int, default=16_384, help="images a shard")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+def measure() -> dict[str, Any]:
+    """Images a second of every shape, on one thread."""
     torch.set_num_threads(1)
-
-    def every() -> dict[str, Any]:
-        names = ("images", "batch_size", "shard_size", "rounds")
-        sizes = {name: getattr(options, name) for name in names}
-        return {f"{n} x {bits} bits, images/s": measure(n, bits, **sizes) for n, bits in SHAPES}
-
-    program.main(options, every)
-
-
-if __name__ == "__main__":
-    main()
+    return {f"{n} x {bits} bits, images/s": reading(n, bits) for n, bits in SHAPES}

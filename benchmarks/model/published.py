@@ -48,14 +48,10 @@ class Published:
 
     @torch.no_grad()
     def sample(
-        self,
-        labels: Tensor,
-        *,
-        num_inference_steps: int = 100,
-        guidance_scale: float = 1.0,
+        self, labels: Tensor, *, num_inference_steps: int, guidance_scale: float,
         noise: Sequence[Sequence[Tensor]] | None = None,
         on_step: Callable[[int], None] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Tokens [B, N, C] of +1 and -1, with the linear schedule of guidance.
 
         Args:
@@ -68,9 +64,8 @@ class Published:
         """
         model, config = self.model, self.model.config
         P, guided = config.parallel_num, guidance_scale > 1
-        rows = (
-            torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
-        )
+        unconditional = torch.full_like(labels, config.num_classes)
+        rows = torch.cat([labels, unconditional]) if guided else labels
         cache = self._cache(len(rows))
         x, start = model.prefix(rows), 0
         mask: Tensor | None = dense_mask(model.ranges(patches=1))
@@ -81,13 +76,8 @@ class Published:
             start += x.shape[1]
             cond = hidden[:, -P:] + model.pos_for_diff.weight[i * P : (i + 1) * P]
             cond = cond if P > 1 else cond.squeeze(1)
-            shared = guided and cfg > 1
-            bits = self._patch(
-                cond,
-                num_inference_steps,
-                cfg if shared else None,
-                None if noise is None else noise[i],
-            )
+            shared, drawn = guided and cfg > 1, None if noise is None else noise[i]
+            bits = self._patch(cond, num_inference_steps, cfg if shared else None, drawn)
             tokens = bits.view(-1, P, config.token_bits)
             tokens = torch.cat([tokens, tokens]) if shared else tokens
             patches.append(tokens[: len(labels)])
@@ -98,18 +88,15 @@ class Published:
 
     def trunk(self, x: Tensor, cache: Cache, start: int, mask: Tensor | None) -> Tensor:
         """New tokens through all blocks; the cache is written at `start`."""
-        model = self.model
         end = start + x.shape[1]
-        for block, (keys, values) in zip(model.layers, cache, strict=True):
-            qkv = block.attention.wqkv(block.attention_norm(x))
-            q, k, v = qkv.unflatten(-1, (3, model.layers.num_heads, -1)).unbind(2)
-            keys[:, start:end] = rotate(k, model.freqs[start:end])
-            values[:, start:end] = v
-            q = rotate(q, model.freqs[start:end])
-            out = _attention(q, keys[:, :end].to(v.dtype), values[:, :end].to(v.dtype), mask)
-            x = x + block.attention.wo(out.flatten(2))
-            x = x + swiglu(block.feed_forward, block.ffn_norm(x))
-        return model.norm(x)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = cache[layer]
+            keys[:, start:end], values[:, start:end] = k, v
+            return _attention(q, keys[:, :end].to(v.dtype), values[:, :end].to(v.dtype), mask)
+
+        model = self.model
+        return model.norm(transformer(model.layers, x, model.freqs[start:end], attend))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -192,14 +179,9 @@ def _depth_to_space(x: Tensor) -> Tensor:
 
 
 def euler_maruyama(
-    net: HeadNetwork,
-    x: Tensor,
-    t: Tensor,
-    dt: Tensor,
-    cond: Tensor,
-    cfg: Tensor | None,
+    net: HeadNetwork, x: Tensor, t: Tensor, dt: Tensor, cond: Tensor, cfg: Tensor | None,
     eps: Tensor,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """One noisy step: velocity, guidance, score, drift and diffusion."""
     velocity = _velocity(net, x, t, cond, cfg)
     at = t[: len(x)].reshape(-1, *[1] * (x.dim() - 1))
@@ -216,6 +198,17 @@ def _velocity(net: HeadNetwork, x: Tensor, t: Tensor, cond: Tensor, cfg: Tensor 
         return velocity
     conditional, unconditional = velocity.chunk(2)
     return unconditional + cfg * (conditional - unconditional)
+
+
+def transformer(layers: Any, x: Tensor, freqs: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+    """All blocks; `attend` takes the number of a block and its rotated q, k and v [B, T, H, D]."""
+    for i, block in enumerate(layers):
+        qkv = block.attention.wqkv(block.attention_norm(x))
+        q, k, v = qkv.unflatten(-1, (3, layers.num_heads, -1)).unbind(2)
+        out = attend(i, rotate(q, freqs), rotate(k, freqs), v)
+        x = x + block.attention.wo(out.flatten(2))
+        x = x + swiglu(block.feed_forward, block.ffn_norm(x))
+    return x
 
 
 def head(net: HeadNetwork, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:

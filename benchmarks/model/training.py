@@ -1,11 +1,9 @@
 """A training step of the model that comes with the library, against plain PyTorch.
 
-``python -m benchmarks.model.training`` times loss and gradients three ways that take turns: as the
-library does it ("fast"), the same with reference ops ("plain"), and as published, with a dense
-mask for the transformer and the head op by op ("published"; the mask goes to
-``scaled_dot_product_attention``, the fastest way there is to use one on a CPU). It also gives the
-peak memory of a step of the head alone beyond its weights. ``--json FILE`` writes the
-figures. Whole pictures are timed by ``python -m benchmarks cpu --only images``.
+Loss and gradients three ways that take turns: as the library does it ("fast"), the same with
+reference ops ("plain"), and as published, with a dense mask for the transformer and the head op by
+op ("published"; the mask goes to ``scaled_dot_product_attention``, the fastest way there is to use
+one on a CPU). Also the peak memory of a step of the head alone beyond its weights.
 """
 
 from __future__ import annotations
@@ -21,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.model import program, published
+from benchmarks.model import published
 from bitdance import BitDancePipeline
 from bitdance.models.class_conditional import BitDanceModel
-from bitdance_kernels import Ranges, dense_mask, use_backend
+from bitdance_kernels import dense_mask, use_backend
 
 WAYS = ("fast", "plain", "published")
 
@@ -46,20 +44,11 @@ def going(way: str, model: BitDanceModel) -> Iterator[None]:
 
 
 def _dense_trunk(model: BitDanceModel, mask: Tensor) -> Callable[..., Tensor]:
-    heads = model.layers.num_heads
+    def attend(_: int, *qkv: Tensor) -> Tensor:
+        q, k, v = (y.transpose(1, 2) for y in qkv)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-    def trunk(x: Tensor, freqs: Tensor, ranges: Ranges) -> Tensor:
-        for block in model.layers:
-            qkv = block.attention.wqkv(block.attention_norm(x))
-            q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(2)
-            q, k = published.rotate(q, freqs), published.rotate(k, freqs)
-            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-            x = x + block.attention.wo(out.flatten(2))
-            x = x + published.swiglu(block.feed_forward, block.ffn_norm(x))
-        return x
-
-    return trunk
+    return lambda x, freqs, ranges: published.transformer(model.layers, x, freqs, attend)
 
 
 def step(way: str, model: BitDanceModel, tokens: Tensor, labels: Tensor) -> float:
@@ -94,7 +83,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return peak
 
 
-def measure(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
+def training(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
     """Seconds of a step and bytes of a step of the head, by way."""
     config = model.config
     torch.manual_seed(0)
@@ -121,18 +110,8 @@ def measure(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = program.parser(__doc__)
-    parser.add_argument("--model", default="fashion")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=10)
-    options = parser.parse_args()
-    model = BitDancePipeline.from_pretrained(options.model).model.requires_grad_(True)
+def measure(rounds: int = 10) -> dict[str, Any]:
+    """Figures of the bundled model, 32 images a step."""
+    model = BitDancePipeline.from_pretrained("fashion").model.requires_grad_(True)
     model.vae.requires_grad_(False)
-    figures = functools.partial(measure, model, options.batch, options.rounds)
-    program.main(options, lambda: {"model": options.model, **figures()})
-
-
-if __name__ == "__main__":
-    main()
+    return {"model": "fashion", **training(model, 32, rounds)}

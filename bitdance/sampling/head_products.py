@@ -212,8 +212,8 @@ PLANS = {"library": LibraryProducts, "fused": FusedProducts, "skinny": SkinnyPro
 FASTEST = ((0, "library"),)
 """(min_tokens, plan): the plan of "auto" for batches of at least that many tokens.
 
-On an H100 the library's products are the fastest at all sizes; `python -m
-benchmarks.model.head_plans` compares the plans.
+On an H100 the library's products are the fastest at all sizes; ``python -m benchmarks model
+head_plans`` compares the plans.
 """
 
 

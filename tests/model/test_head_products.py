@@ -1,13 +1,12 @@
 """The three ways to do a head's products: the same results, in fewer and fewer launches."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.model import head_plans
+from benchmarks.model import head
 from bitdance.sampling import ar_sampler as generation
 from bitdance.sampling import head_products, head_runner
 from bitdance.sampling.flow_sampler import Schedule
@@ -46,13 +45,13 @@ def test_evaluations_and_steps_are_those_of_the_network(
     cond = _cond(6, patch, dtype=torch.float64)
     for rows, cfg in ((6, None), (3, 2.0)):
         seen = {runner: [], plain: []}
-        for head, results in seen.items():
+        for way, results in seen.items():
             settings = {"cfg": cfg, "keys": noise_keys(0, range(rows))}
 
             def keep(i, state, prediction, results=results):
                 results += [state, prediction]
 
-            generation.denoise(head, schedule, cond, **settings, on_step=keep)
+            generation.denoise(way, schedule, cond, **settings, on_step=keep)
         assert len(seen[plain]) == 8
         for one, other in zip(*seen.values(), strict=True):
             torch.testing.assert_close(one, other)
@@ -216,15 +215,13 @@ def test_launches_of_an_evaluation(products, architecture, one_table, monkeypatc
     assert len(more) <= _MOST[products, architecture]
 
 
-def test_plans_are_compared(tmp_path, capsys, monkeypatch):
+def test_plans_are_compared(monkeypatch):
     config = replace(tiny_config(), parallel_num=4)
-    monkeypatch.setitem(head_plans.PRESETS, "B-16x", config)
-    found = tmp_path / "plans.json"
-    head_plans.main(
-        ["--presets", "B-16x", "--images", "1", "2", "--steps", "1", "--rounds", "1", "--json",
-         str(found)]
-    )  # fmt: skip
-    plans = json.loads(found.read_text())["plans"]
+    monkeypatch.setitem(head.PRESETS, "B-16x", config)
+    with torch.no_grad():
+        plans = head.plans(["B-16x"], [1, 2], steps=1, rounds=1)["plans"]
+        figures = head.sampling(images=1, steps=1, rounds=1)
     assert [row["tokens"] for row in plans] == [8, 16]
     assert all(set(row["seconds"]) == set(PLANS) for row in plans)
-    assert json.loads(capsys.readouterr().out)["plans"] == plans
+    assert set(figures["seconds"]) == {"runner", "plain", "products"}
+    assert min(figures["runner / products"], figures["plain / runner"]) > 0

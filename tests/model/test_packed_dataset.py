@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import bitdance.data.shuffle
-from benchmarks.model.packed_dataset import SHAPES, measure
+from benchmarks.model.packed_dataset import SHAPES, reading
 from bitdance.data import packed_writer
 from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError, is_packed
 from bitdance.data.packed_writer import PackedWriter
@@ -384,5 +384,5 @@ def test_the_rest_of_an_epoch_is_divided_among_ranks(size, batch, world):
 @pytest.mark.parametrize(("tokens", "bits"), SHAPES)
 def test_reading_shuffled_is_fast(tokens, bits):
     """Ten times what a training run needs; see benchmarks/model/packed_dataset.py."""
-    rates = measure(tokens, bits, images=20_000, shard_size=8_000, rounds=3)
+    rates = reading(tokens, bits, images=20_000, shard_size=8_000, rounds=3)
     assert rates["PackedDataset.take"] > 100_000, rates
