@@ -15,7 +15,7 @@ def unsupported(x: torch.Tensor, *_: object) -> str | None:
     reason = rows_cpu.float32_unsupported("linear", x)
     if reason is not None:
         return reason
-    rows, _ = rows_cpu.size(x)
+    rows = rows_cpu.size(x)[0]
     if rows > MAX_ROWS:
         return f"it is for at most {MAX_ROWS} rows, got {rows}"
     return None
