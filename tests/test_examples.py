@@ -79,7 +79,7 @@ def test_train_autoencoder(run):
 )
 def test_speed_up_official(run, kind, images, settings):
     """A look-alike takes the place of the authors' model."""
-    build = f"tests.model.test_{kind}:small"
+    build = f"tests.model.integrations.test_{kind}:small"
     out = run("speed_up_official.py", build, *settings, "--num-inference-steps", 4, "--rounds", 1)
     assert re.search(rf"{images} images: [\d.]+ s before, [\d.]+ s after: [\d.]+x", out)
     assert float(re.search(r"([\d.]+)% of the values", out)[1]) > 99

@@ -165,6 +165,22 @@ def test_the_loading_of_models_knows_no_networks():
             assert above <= {"bitdance.models.config"}, module
 
 
+def test_tests_of_the_model_layer_mirror_its_folders():
+    folders = {path.name for path in (ROOT / "tests/model").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__", "helpers"} <= set(LEVEL)
+
+
+def test_the_page_on_the_architecture_names_what_is_there():
+    text = architecture.PAGE.read_text()
+    named = re.findall(r"`((?:bitdance|bitdance_kernels|csrc)/[\w./]+)`", text)
+    assert len(named) > 20
+    assert not [path for path in named if not (ROOT / path).exists()]
+    for function, path in re.findall(r"`(\w+)` in `([\w./]+\.py)`", text):
+        assert re.search(rf"^(def|class) {function}\b", (ROOT / path).read_text(), re.MULTILINE), (
+            path
+        )
+
+
 def test_the_drawing_of_the_architecture_is_up_to_date():
     assert architecture.PAGE.read_text() == architecture.build(), "run `make docs`"
 

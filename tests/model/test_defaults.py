@@ -17,10 +17,10 @@ from bitdance.training.trainer import Trainer
 from tests.defaults import FOREIGN, foreign_defaults
 from tests.model.helpers.tiny import tiny_pipeline
 from tests.model.helpers.tiny_images import write_data_set
-from tests.model.test_patch_official import small
-from tests.model.test_text_to_image import tiny
-from tests.model.test_text_to_image_pipeline import SIZE, Words, release
-from tests.model.test_train import assert_same, autoencoder_config, model_config
+from tests.model.integrations.test_patch_official import small
+from tests.model.models.test_text_to_image import tiny
+from tests.model.pipelines.test_text_to_image import SIZE, Words, release
+from tests.model.training.test_training import assert_same, autoencoder_config, model_config
 
 
 def _same_under(kind, function):

@@ -13,8 +13,8 @@ from bitdance.io import weights
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.meta_device import build_on_meta
 from tests.model.helpers.tiny import tiny_model, tiny_pipeline
-from tests.model.test_text_to_image import tiny
-from tests.model.test_text_to_image_pipeline import Words, release
+from tests.model.models.test_text_to_image import tiny
+from tests.model.pipelines.test_text_to_image import Words, release
 
 ROOT = Path(__file__).parent.parent.parent
 

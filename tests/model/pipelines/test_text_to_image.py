@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from bitdance import BitDanceT2IPipeline, GenerationCancelled
 from bitdance.io.files import CheckpointError
 from bitdance_kernels import unpack_signs
-from tests.model.test_text_to_image import CONFIG, tiny
+from tests.model.models.test_text_to_image import CONFIG, tiny
 
 SPECIAL = {"<|vision_start|>": 40, "<|res_4|>": 41, "<|res_6|>": 42}
 SPECIAL |= {f"<|query_{i}|>": 42 + i for i in range(1, 4)}

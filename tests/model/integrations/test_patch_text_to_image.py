@@ -14,7 +14,7 @@ from tests.model.helpers import lookalike
 from tests.model.helpers.golden_cases import Case, case_names, kind_of, mismatches
 from tests.model.helpers.golden_text_to_image import special_ids
 from tests.model.helpers.lookalike_text_to_image import HeadNet, Pipeline, RMSNorm, Words
-from tests.model.test_patch_official import drop, put, watched
+from tests.model.integrations.test_patch_official import drop, put, watched
 
 CASES = [name for name in case_names() if kind_of(name) == "pipeline, text-to-image"]
 

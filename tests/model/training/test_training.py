@@ -29,7 +29,7 @@ from bitdance.training.trainer import Trainer
 from tests.forked import READY
 from tests.model.helpers.tiny_images import CLASSES, write_data_set
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @pytest.fixture(scope="module")

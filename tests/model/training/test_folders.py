@@ -8,7 +8,7 @@ from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import read_config
 from bitdance.training.trainer import Trainer
-from tests.model.test_train import (
+from tests.model.training.test_training import (
     assert_same,
     autoencoder_config,
     final,

@@ -466,13 +466,13 @@ class Broken:
     ("name", "message"),
     [
         ("no_such_module:f", "is not module:function: ModuleNotFoundError"),
-        ("tests.model.test_runs:nothing", "is not module:function: AttributeError"),
-        ("tests.model.test_runs:CONSTANT", "must be a function or a class, got 3"),
-        ("tests.model.test_runs:Broken", "ZeroDivisionError: for the test"),
+        ("tests.model.training.test_runs:nothing", "is not module:function: AttributeError"),
+        ("tests.model.training.test_runs:CONSTANT", "must be a function or a class, got 3"),
+        ("tests.model.training.test_runs:Broken", "ZeroDivisionError: for the test"),
         ("os:getcwd", "must accept images and reconstructions: too many positional arguments"),
-        ("tests.model.test_runs:raises", "raises KeyError: 'key'"),
-        ("tests.model.test_runs:not_scalar", r"must return a scalar tensor, got tensor\("),
-        ("tests.model.test_runs:no_tensor", "must return a scalar tensor, got 1.0"),
+        ("tests.model.training.test_runs:raises", "raises KeyError: 'key'"),
+        ("tests.model.training.test_runs:not_scalar", r"must return a scalar tensor, got tensor\("),
+        ("tests.model.training.test_runs:no_tensor", "must return a scalar tensor, got 1.0"),
     ],
 )
 def test_invalid_extra_losses_are_refused(autoencoder, name, message):

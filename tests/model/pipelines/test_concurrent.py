@@ -12,8 +12,8 @@ from bitdance import BitDanceT2IPipeline, GenerationCancelled
 from bitdance.sampling import graphs
 from bitdance.sampling.workspace import MAX_IDLE, Pool
 from tests.model.helpers.tiny import tiny_pipeline
-from tests.model.test_text_to_image import tiny as tiny_text_to_image
-from tests.model.test_text_to_image_pipeline import SIZE, Words
+from tests.model.models.test_text_to_image import tiny as tiny_text_to_image
+from tests.model.pipelines.test_text_to_image import SIZE, Words
 
 THREADS = 8
 

@@ -11,7 +11,7 @@ import torch
 from bitdance.io.files import CheckpointError
 from bitdance.training import checkpoint
 from bitdance.training.initial_weights import load_initial_weights
-from tests.model.test_train import autoencoder_config, data, final, trainer  # noqa: F401
+from tests.model.training.test_training import autoencoder_config, data, final, trainer  # noqa: F401
 
 NEWEST = "checkpoint-00000008.pt"
 

@@ -9,8 +9,8 @@ import torch
 from bitdance import BitDanceT2IPipeline
 from bitdance.pipelines.prompts import NO_PROMPT, PROMPT, token_ids
 from bitdance.sampling.text_to_image import TextToImageSampler
-from tests.model.test_text_to_image import CONFIG, tiny
-from tests.model.test_text_to_image_pipeline import SIZE, Words
+from tests.model.models.test_text_to_image import CONFIG, tiny
+from tests.model.pipelines.test_text_to_image import SIZE, Words
 
 OPTIONS = {**SIZE, "num_inference_steps": 2, "output_type": "latent"}
 

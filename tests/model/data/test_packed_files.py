@@ -14,8 +14,8 @@ import torch
 from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError
 from bitdance.data.packed_writer import PackedWriter
 from bitdance.io import files
+from tests.model.data.test_packed_dataset import make
 from tests.model.test_nonsense import NONSENSE
-from tests.model.test_packed_dataset import make
 
 
 def put(folder, index):

@@ -11,8 +11,8 @@ from bitdance.io.files import CheckpointError
 from bitdance.io.weights import write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from tests.model.helpers.tiny import AUTOENCODER, tiny_model, tiny_pipeline
-from tests.model.test_text_to_image import tiny
-from tests.model.test_text_to_image_pipeline import release
+from tests.model.models.test_text_to_image import tiny
+from tests.model.pipelines.test_text_to_image import release
 
 IMAGES = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
 

@@ -21,7 +21,7 @@ from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.forked import READY
 from tests.model.helpers.tiny import tiny_pipeline
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 COMMANDS = ["generate", "reconstruct", "info", "export", "train", "tokenize", "evaluate", "bench"]
 
 

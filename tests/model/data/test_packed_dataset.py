@@ -22,7 +22,7 @@ from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io import files, staging
 from tests.forked import READY
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 def make(folder, count=23, *, shard_size=65536, tokens=4, channels=12):

@@ -17,7 +17,7 @@ from bitdance.models.projectors import TextToImageProjection, position_embedding
 from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from tests.model.helpers.tiny import AUTOENCODER, tiny_config, tiny_model
 
-KEYS = Path(__file__).parent.parent / "golden" / "keys"
+KEYS = Path(__file__).parent.parent.parent / "golden" / "keys"
 COUNTS = {  # parameters without the autoencoder, as published
     "B-1x": 242_373_152,
     "B-4x": 260_102_432,

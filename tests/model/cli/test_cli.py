@@ -18,7 +18,7 @@ from bitdance.models.config import PRESETS
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.model.helpers.tiny import tiny_pipeline
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @pytest.fixture(scope="module")

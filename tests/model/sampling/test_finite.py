@@ -7,8 +7,8 @@ from bitdance import BitDanceT2IPipeline, NotFiniteError
 from bitdance.sampling.finite import check_predictions, largest
 from bitdance.sampling.image_decoder import ImageDecoder
 from tests.model.helpers.tiny import tiny_pipeline
-from tests.model.test_text_to_image import tiny as tiny_text_to_image
-from tests.model.test_text_to_image_pipeline import SIZE, Words
+from tests.model.models.test_text_to_image import tiny as tiny_text_to_image
+from tests.model.pipelines.test_text_to_image import SIZE, Words
 
 OPTIONS = {"num_inference_steps": 2, "guidance_scale": 1.0}
 

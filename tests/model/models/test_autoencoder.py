@@ -17,7 +17,7 @@ from bitdance.sampling import graphs
 from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance_kernels.testing import compare, specials
 
-KEYS = Path(__file__).parent.parent / "golden" / "keys" / "autoencoder_f16c32.txt"
+KEYS = Path(__file__).parent.parent.parent / "golden" / "keys" / "autoencoder_f16c32.txt"
 
 # 12 bits do not fill whole bytes; three levels, so that tiles can begin at several places.
 SHAPE = {"ch": 32, "ch_mult": (1, 2, 4), "num_res_blocks": 1, "z_channels": 12, "num_codebooks": 3}

@@ -14,7 +14,7 @@ import pytest
 from bitdance.data import parquet
 from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError
 from bitdance.data.parquet import from_parquet, to_parquet
-from tests.model.test_packed_dataset import make
+from tests.model.data.test_packed_dataset import make
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from bitdance.io import files, weights
 from bitdance.io.files import CheckpointError
 from bitdance.io.json_files import read_json
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 def _module():

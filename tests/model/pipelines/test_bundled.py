@@ -18,7 +18,7 @@ from bitdance.io.json_files import read_json
 from bitdance.models.loading.hub import locate
 from bitdance_kernels.testing import cpu_isas
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 FOLDER = ROOT / "bitdance_models/fashion"
 
 
