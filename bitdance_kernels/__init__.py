@@ -91,6 +91,7 @@ def _import_all() -> None:
     for module, names in _MODULES.items():
         imported = importlib.import_module(f"{__name__}.{module}")
         globals().update({name: getattr(imported, name) for name in names.split()})
+    globals().pop("__getattr__", None)  # Python looks names up faster in a module without one
 
 
 def __getattr__(name: str) -> Any:
