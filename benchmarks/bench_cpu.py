@@ -7,37 +7,28 @@ read come from ``python -m benchmarks cpu``, which has the baselines in the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import timing
+from benchmarks.run import CPU
 from benchmarks.shapes import Bench, Timing, all_benches
+from bitdance_kernels.testing import cpu_threads
 
-_CPU = torch.device("cpu")
 _SHAPES = [
-    pytest.param(case, shape, id=f"{case.name}, {shape.name}")
-    for case in all_benches().values()
-    for shape in case.timings
+    pytest.param(bench, shape, id=f"{bench.name}, {shape.name}")
+    for bench in all_benches().values()
+    for shape in bench.timings
     if "cpu" in shape.devices
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize(("case", "shape"), _SHAPES)
-def test_speed(case: Bench, shape: Timing, benchmark: Callable[..., Any]) -> None:
-    call = shape.make(_CPU)
-    function = timing.functions(case, call, ["auto"], backward=shape.backward)["auto"]
-    extra: dict[str, Any] = getattr(benchmark, "extra_info")  # noqa: B009  (it has no stubs)
-    extra |= {"bytes": shape.bytes, "flops": shape.flops}
-    with torch.inference_mode():
+@pytest.mark.parametrize(("bench", "shape"), _SHAPES)
+def test_speed(bench: Bench, shape: Timing, benchmark: Any) -> None:
+    call = shape.make(CPU)
+    function = timing.functions(bench, ["auto"], backward=shape.backward)["auto"]
+    benchmark.extra_info |= {"bytes": shape.bytes, "flops": shape.flops}
+    with cpu_threads(1), torch.inference_mode():
         benchmark(function, call)

@@ -18,31 +18,24 @@ import torch
 from bitdance_kernels import env_report
 
 ROOT = Path(__file__).parent.parent
-PEERS = ("flash-attn", "liger-kernel", "quack-kernels", "flashinfer-python")
 
 
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
     """Machine, versions, commit and date of a run."""
     report = env_report.collect()
+    described = {name: report[name] for name in ("cpu", "cuda", "packages", "python")}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        described["packages"]["flash-attn"] = importlib.metadata.version("flash-attn")
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "device": device.type,
-        "cpu": report["cpu"],
-        "cuda": report["cuda"],
-        "packages": report["packages"],
-        "python": report["python"],
+        **described,
         "threads": threads,
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": done.stdout.strip() or "unknown",
+        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def peers() -> dict[str, str | None]:
-    """Versions of the libraries that some baselines need; None: not installed."""
-    versions: dict[str, str | None] = dict.fromkeys(PEERS)
-    for name in PEERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def headline(machine: dict[str, Any]) -> str:
@@ -82,24 +75,14 @@ def cpu_limits() -> dict[str, float]:
     x = torch.randn(2**26)
     y = torch.empty_like(x)
     words = x.numpy().view(np.int64)
-    readers: tuple[Callable[[], Any], ...] = (
-        lambda: x.sum(),
-        lambda: x.view(torch.int64).max(),
-        lambda: np.bitwise_or.reduce(words),
-    )
-    size = x.numel() * 4 / 1e9
+
+    def rate(*functions: Callable[[], Any]) -> float:
+        seconds = (min(timeit.repeat(f, number=1, repeat=7)) for f in functions)
+        return x.numel() * 4 / 1e9 / min(seconds)
+
+    integers = x.view(torch.int64)
     return {
-        "read_gb_s": size / min(_best(reader) for reader in readers),
-        "write_gb_s": size / _best(lambda: y.fill_(1.0)),
-        "copy_gb_s": 2 * size / _best(lambda: y.copy_(x)),
+        "read_gb_s": rate(x.sum, integers.max, lambda: np.bitwise_or.reduce(words)),
+        "write_gb_s": rate(lambda: y.fill_(1.0)),
+        "copy_gb_s": 2 * rate(lambda: y.copy_(x)),
     }
-
-
-def _best(function: Callable[[], Any]) -> float:
-    return min(timeit.repeat(function, number=1, repeat=7))
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"

@@ -11,8 +11,8 @@ from benchmarks import tables
 Run = dict[str, Any]
 
 
-def draw(run: Run, stem: Path) -> list[Path]:
-    """Draw what there is to draw in `run`; returns the files, ``STEM.svg`` among them.
+def draw(run: Run, stem: Path) -> None:
+    """Draw what there is to draw in `run`, such as ``STEM.images.svg``.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -22,22 +22,24 @@ def draw(run: Run, stem: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    files = []
     for suffix, plot in PLOTS.items():
         figure = plot(run)
         if figure is not None:
-            files.append(stem.with_name(stem.name + suffix))
             # The same small file from the same results: text as text, no date.
             with matplotlib.rc_context({"svg.hashsalt": "bitdance", "svg.fonttype": "none"}):
-                figure.savefig(files[-1], metadata={"Date": None})
+                figure.savefig(stem.with_name(stem.name + suffix), metadata={"Date": None})
             plt.close(figure)
-    return files
 
 
 def _axis(height: float) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(9, height), layout="constrained")
+
+
+def _legend(axis: Any, size: int) -> None:
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axis.legend(handles.values(), handles.keys(), fontsize=size, loc="lower right")
 
 
 def speedups(run: Run) -> Any:
@@ -70,9 +72,8 @@ def bandwidth(run: Run) -> Any:
         return None
     figure, axis = _axis(5.5)
     for i, op in enumerate(dict.fromkeys(row["op"] for row in rows)):
-        points = sorted(
-            (row["gb_s"] * row["median_us"] / 1e3, row["gb_s"]) for row in rows if row["op"] == op
-        )
+        of_op = [row for row in rows if row["op"] == op]
+        points = sorted((r["gb_s"] * r["median_us"] / 1e3, r["gb_s"]) for r in of_op)
         axis.plot(*zip(*points, strict=True), marker="os^Dv*"[i // 10 % 6], markersize=5, label=op)
     limits = {k: v for k, v in run["limits"].items() if k.endswith("gb_s")}
     for (name, value), style in zip(limits.items(), ("-", "--", ":", "-."), strict=False):
@@ -105,8 +106,7 @@ def images(run: Run) -> Any:
     axis.set_yticks(range(len(rows)), labels, fontsize=7)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set(xlim=(0, 1.15 * max(row["ms"] for row in rows)), xlabel="ms an image")
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    axis.legend(handles.values(), handles.keys(), fontsize=7, loc="lower right")
+    _legend(axis, 7)
     return figure
 
 
@@ -121,13 +121,11 @@ def summary(run: Run) -> Any:
             axis.barh(y + side, row["ms"], 0.38, color=colour, label=row["path"])
             text = f" {tables.milliseconds(row['ms'])}"
             axis.annotate(text, (row["ms"], y + side), va="center", fontsize=8)
-    axis.set_yticks(
-        range(len(pairs)), [f"{row['model']}, batch {row['batch']}" for row, _ in pairs]
-    )
+    labels = [f"{row['model']}, batch {row['batch']}" for row, _ in pairs]
+    axis.set_yticks(range(len(pairs)), labels)
     axis.set(xscale="log", xlabel="ms an image", xlim=(1, 2 * max(o["ms"] for _, o in pairs)))
     axis.set_ylim(len(pairs) - 0.5, -0.5)
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    axis.legend(handles.values(), handles.keys(), fontsize=8, loc="lower right")
+    _legend(axis, 8)
     return figure
 
 

@@ -70,7 +70,7 @@ def add(result: Result, bench: Bench, seconds: float, backends: Sequence[str] = 
         if "cpu" in shape.devices:
             call = shape.make(CPU)
             with torch.inference_mode():
-                timed = timing.functions(bench, call, able, backward=shape.backward)
+                timed = timing.functions(bench, able, backward=shape.backward)
                 times, failed = timing.time_cpu(timed, call, seconds)
             where = f"{bench.name}, {shape.name}"
             result["not timed"] |= {f"{where}: {name}": why for name, why in failed.items()}

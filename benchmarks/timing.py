@@ -25,19 +25,19 @@ _MIN_SECONDS = 2e-3
 _TURNS_ON_A_CARD = 3
 
 
-def functions(
-    bench: Bench, call: Call, backends: Sequence[str], *, backward: bool = False
-) -> Functions:
+def functions(bench: Bench, backends: Sequence[str], *, backward: bool = False) -> Functions:
     """What is timed against each other: backends of the op, and its baselines."""
+    of_op = {name: functools.partial(bench.op, backend=name) for name in backends}
+    return of_calls({**of_op, **bench.baselines}, backward=backward)
 
-    def backend(name: str) -> Callable[[Call], Any]:
-        return lambda call: bench.op(*call.args, **call.kwargs, backend=name)
 
-    def baseline(function: Callable[..., Any]) -> Callable[[Call], Any]:
+def of_calls(functions: Mapping[str, Callable[..., Any]], *, backward: bool = False) -> Functions:
+    """The functions, each of which now takes a ``Call``."""
+
+    def of_call(function: Callable[..., Any]) -> Callable[[Call], Any]:
         return lambda call: function(*call.args, **call.kwargs)
 
-    timed: dict[str, Callable[[Call], Any]] = {name: backend(name) for name in backends}
-    timed |= {name: baseline(function) for name, function in bench.baselines.items()}
+    timed = {name: of_call(function) for name, function in functions.items()}
     return {name: with_backward(f) for name, f in timed.items()} if backward else timed
 
 
@@ -56,12 +56,9 @@ def with_backward(function: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], object]],
-    rounds: int,
-    *,
-    seconds: float = 0.0,
+    ways: Mapping[str, Callable[[], object]], rounds: int, *, seconds: float = 0.0,
     min_seconds: float = 0.0,
-) -> Seconds:
+) -> Seconds:  # fmt: skip
     """Seconds per call of each way, one value a round.
 
     The ways take turns, so that a change of the machine's speed meets all of them alike
@@ -162,27 +159,18 @@ def rows(
     """One row per function: median, minimum, quartiles, and rates by bytes and operations."""
     return [
         {
-            "op": bench.name,
-            "shape": timing.name,
-            "name": name,
-            "kind": "backend" if name in backends else "baseline",
-            "device": device,
-            **spread(values),
-            "gb_s": timing.bytes / statistics.median(values) / 1e9,
-            "gflop_s": timing.flops / statistics.median(values) / 1e9,
+            "op": bench.name, "shape": timing.name, "name": name,
+            "kind": "backend" if name in backends else "baseline", "device": device,
+            **spread(values), "gb_s": timing.bytes / median / 1e9,
+            "gflop_s": timing.flops / median / 1e9,
         }
-        for name, values in times.items()
-    ]
+        for (name, values), median in zip(times.items(), medians(times).values(), strict=True)
+    ]  # fmt: skip
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median, minimum and quartiles of rounds in microseconds, and the number of rounds."""
     several = seconds if len(seconds) > 1 else [*seconds, *seconds]
     low, median, high = statistics.quantiles(several, n=4, method="inclusive")
-    return {
-        "median_us": median * 1e6,
-        "min_us": min(seconds) * 1e6,
-        "q25_us": low * 1e6,
-        "q75_us": high * 1e6,
-        "rounds": len(seconds),
-    }
+    values = {"median_us": median, "min_us": min(seconds), "q25_us": low, "q75_us": high}
+    return {**{name: 1e6 * value for name, value in values.items()}, "rounds": len(seconds)}

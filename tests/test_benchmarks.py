@@ -340,7 +340,7 @@ def test_gradients_are_timed():
     case = Bench(op, "exact", lambda device: iter(()), baselines={"exp": torch.exp})
     call = Call("x", (torch.randn(3),))
     with torch.inference_mode():
-        timed = timing.functions(case, call, ["reference"], backward=True)
+        timed = timing.functions(case, ["reference"], backward=True)
         (grad_x,), (grad_exp,) = timed["reference"](call), timed["exp"](call)
     assert calls == ["reference"]
     torch.testing.assert_close(grad_x, 2 * call.args[0])

@@ -14,7 +14,7 @@ import triton.testing
 from benchmarks import __main__ as command
 from benchmarks import gpu, timing
 from benchmarks.gpu import checks, large, limits
-from benchmarks.gpu.worker import Context, Journal, collect, work
+from benchmarks.gpu.worker import Context, collect, work, write
 from benchmarks.model import bound
 from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance.models.config import PRESETS
@@ -64,7 +64,7 @@ def test_dry_run_times_whole_images(dry_run):
 
 
 def _context(tmp_path, cases, parts):
-    return Context(cases, Journal(tmp_path / "run.jsonl"), parts, quick=True, dry_run=True)
+    return Context(cases, tmp_path / "run.jsonl", parts, quick=True, dry_run=True)
 
 
 def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsys):
@@ -104,7 +104,7 @@ def test_what_changes_from_run_to_run_is_found(kind):
 
 def test_a_wrapped_offset_is_found():
     """As if addresses past 4096 elements began again at 0."""
-    built = large.build("swiglu", CPU, 2**12)
+    built = large.build(all_benches()["swiglu"], CPU, 2**12)
     assert max(t.numel() for t in built.large.tensors()) > 2**12
 
     def op(x, *, backend):
@@ -115,7 +115,7 @@ def test_a_wrapped_offset_is_found():
         return y
 
     large.check(all_benches()["swiglu"], built, "reference")
-    built = large.build("swiglu", CPU, 2**13 + 2304)
+    built = large.build(all_benches()["swiglu"], CPU, 2**13 + 2304)
     with pytest.raises(AssertionError, match="not those of the same rows"):
         large.check(Bench(op, "exact", lambda device: iter(())), built, "reference")
 
@@ -171,7 +171,7 @@ def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
 def test_the_worker_understands_its_command(tmp_path):
     """On the CPU, where the real one would have the card."""
     command = gpu.worker_command(
-        ["swiglu"], tmp_path, {"checks": 30.0, "large": 9.0}, quick=True, share=(1, 2)
+        ["swiglu"], tmp_path, {"checks": 30.0, "large": 9.0}, (1, 2), quick=True
     )
     path = gpu.journal_of(tmp_path, {"checks": 30.0, "large": 9.0}, 1, 2)
     gpu.supervise([*command, "--dry-run"], path, 60.0)
@@ -190,13 +190,12 @@ def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatc
         ran.append((i, count))
         if i == 2:
             return  # it never began
-        journal = Journal(path)
         for _ in range(i):
             check = {"op": "x", "backend": "cpu", "check": "graph", "wrong": None}
-            journal.write("checks", check)
-        journal.write("done", "checks: x")
+            write(path, "checks", check)
+        write(path, "done", "checks: x")
         if i == 1:
-            journal.write("failed", "slow", "checks: x")
+            write(path, "failed", "slow", "checks: x")
 
     monkeypatch.setattr(gpu, "supervise", supervise)
     monkeypatch.setattr(gpu, "build", lambda: None)
@@ -213,7 +212,7 @@ def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatc
 def test_sums_that_are_divided_otherwise_are_held_by_the_rule():
     """Where the rows' number changes their rounding, rounding passes and another row does not."""
     case = all_benches()["group_norm_silu"]
-    built = large.build("group_norm_silu", CPU, 2**18)
+    built = large.build(case, CPU, 2**18)
 
     def op(change):
         def changed(x, *args, backend, **kwargs):

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 from benchmarks import run
 from benchmarks.gpu import checks, images, limits, timings
-from benchmarks.gpu.worker import BROKEN, Context, Journal, Step, collect, work
+from benchmarks.gpu.worker import BROKEN, Context, Step, collect, work, write
 from benchmarks.machine import ROOT
 from benchmarks.shapes import Bench
 from bitdance_kernels._shared import native
@@ -48,14 +49,9 @@ _CHECKERS = 12
 
 
 def main(
-    benches: Sequence[Bench],
-    out: Path,
-    parts: Mapping[str, float],
-    *,
-    quick: bool = False,
-    dry_run: bool = False,
-    worker: tuple[int, int] | None = None,
-) -> int:
+    benches: Sequence[Bench], out: Path, parts: Mapping[str, float], *, quick: bool = False,
+    dry_run: bool = False, worker: tuple[int, int] | None = None,
+) -> int:  # fmt: skip
     """Run the parts; returns the exit status: 0, or 1 if a check or a step failed.
 
     Args:
@@ -68,22 +64,24 @@ def main(
     """
     if worker is not None or dry_run:
         share = worker or (0, 1)
-        journal = Journal(journal_of(out, parts, *share))
+        journal = journal_of(out, parts, *share)
         if worker is None:
-            journal.path.unlink(missing_ok=True)
-        context = Context(benches, journal, parts, quick, dry_run, share)
-        status = work(context, PARTS)
-        return status if worker else finish(collect(journal.path), out / "dry-run.json")
+            journal.unlink(missing_ok=True)
+        status = work(Context(benches, journal, parts, quick, dry_run, share), PARTS)
+        return status if worker else finish(collect(journal), out / "dry-run.json")
     problem = build()
     if problem:
         print(f"gpu: without the cuda backends: {problem}", file=sys.stderr)
     names = [bench.name for bench in benches]
-    first = {part: seconds for part, seconds in parts.items() if part == "checks"}
     rest = {part: seconds for part, seconds in parts.items() if part != "checks"}
     journals: list[Path] = []
-    for some, count in ((first, min(_CHECKERS, os.cpu_count() or 1)), (rest, 1)):
-        if some:
-            journals += run_parts(names, out, some, count, quick=quick)
+    if "checks" in parts:
+        some, count = {"checks": parts["checks"]}, min(_CHECKERS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(count) as pool:
+            shares = [(i, count) for i in range(count)]
+            journals += pool.map(lambda share: run_parts(names, out, some, share, quick), shares)
+    if rest:
+        journals.append(run_parts(names, out, rest, (0, 1), quick))
     result = collect(*journals)
     missing = sum(not path.exists() for path in journals)
     if missing == len(journals):
@@ -100,28 +98,18 @@ def journal_of(out: Path, parts: Mapping[str, float], i: int, count: int) -> Pat
 
 
 def run_parts(
-    ops: Sequence[str], out: Path, parts: Mapping[str, float], count: int, *, quick: bool
-) -> list[Path]:
-    """Do the parts in `count` processes that share their samples; returns the journals."""
-
-    def one(i: int) -> Path:
-        path = journal_of(out, parts, i, count)
-        path.unlink(missing_ok=True)
-        command = worker_command(ops, out, parts, quick=quick, share=(i, count))
-        supervise(command, path, sum(parts.values()) + _GRACE)
-        return path
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
+    ops: Sequence[str], out: Path, parts: Mapping[str, float], share: tuple[int, int], quick: bool
+) -> Path:
+    """Do a share of the parts in a process; returns its journal."""
+    path = journal_of(out, parts, *share)
+    path.unlink(missing_ok=True)
+    command = worker_command(ops, out, parts, share, quick)
+    supervise(command, path, sum(parts.values()) + _GRACE)
+    return path
 
 
 def worker_command(
-    ops: Sequence[str],
-    out: Path,
-    parts: Mapping[str, float],
-    *,
-    quick: bool,
-    share: tuple[int, int] = (0, 1),
+    ops: Sequence[str], out: Path, parts: Mapping[str, float], share: tuple[int, int], quick: bool
 ) -> list[str]:
     """What `supervise` runs."""
     budget = [f"{part}={seconds}" for part, seconds in parts.items()]
@@ -154,8 +142,7 @@ def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
     A process that dies, or hangs in a step, costs that step: it is recorded as failed and the
     command is started again. After `seconds` the run ends whatever it was doing.
     """
-    before = os.environ.get("PYTHONPATH")
-    python_path = str(ROOT) if before is None else os.pathsep.join([str(ROOT), before])
+    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": python_path}
     end = time.monotonic() + seconds
     idle = 0
@@ -164,7 +151,8 @@ def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
         stuck = False
         while process.poll() is None and not stuck:
             time.sleep(_POLL)
-            stuck = time.monotonic() > end or _age(path) > _GRACE + seconds / 4
+            silent = time.time() - path.stat().st_mtime if path.exists() else 0.0
+            stuck = time.monotonic() > end or silent > _GRACE + seconds / 4
         if stuck:
             process.kill()
         status = process.wait()
@@ -174,16 +162,10 @@ def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
         if step is None:  # its card broke after a step, or it never began one
             idle = 0 if status == BROKEN else idle + 1
             continue
-        idle, journal = 0, Journal(path)
-        how = "hung" if stuck else f"ended with status {status}"
-        journal.write("failed", f"the process {how} in this step", step)
-        journal.write("done", step)
-        journal.write("doing", None)
-
-
-def _age(path: Path) -> float:
-    """Seconds since the process last wrote to its journal."""
-    return time.time() - path.stat().st_mtime if path.exists() else 0.0
+        idle, how = 0, "hung" if stuck else f"ended with status {status}"
+        write(path, "failed", f"the process {how} in this step", step)
+        write(path, "done", step)
+        write(path, "doing", None)
 
 
 def finish(result: Mapping[str, Any], path: Path) -> int:
@@ -192,11 +174,11 @@ def finish(result: Mapping[str, Any], path: Path) -> int:
     Of the checks that passed the file has their number by op, backend and kind.
     """
     wrong = [check for check in result["checks"] if check["wrong"] is not None]
-    passed: dict[str, int] = {}
-    for check in result["checks"]:
-        if check["wrong"] is None:
-            name = f"{check['op']}, {check['backend']}, {check['check']}"
-            passed[name] = passed.get(name, 0) + 1
+    passed = Counter(
+        f"{check['op']}, {check['backend']}, {check['check']}"
+        for check in result["checks"]
+        if check["wrong"] is None
+    )
     for check in wrong:
         print(f"FAILED {check['op']} {check['backend']} {check['check']}: {check['wrong']}")
     for name, text in result["failed"].items():

@@ -18,8 +18,7 @@ from bitdance_kernels.testing import Call, Case, check_backend, only_backend, st
 _REPLAYS = {"cuda": 5, "cpu": 2}  # a dry run repeats what it must to be told from one run
 _SLEEP = 20_000_000  # cycles, some 10 ms: a launch on another stream would come first
 
-
-Check = Callable[[Case, Call, str], None]
+Check = Callable[[Case, Call, str], object]
 
 
 def steps(context: Context) -> Sequence[Step]:
@@ -69,11 +68,6 @@ def _record(
             return
     what = {"op": case.name, "sample": call.name, "backend": backend, "check": kind}
     context.add("checks", {"step": context.result["doing"], **what, "wrong": wrong})
-
-
-def _against_float64(case: Case, call: Call, backend: str) -> None:
-    """In NaN-poisoned memory, gradients too."""
-    check_backend(case, call, backend)
 
 
 def _strided(case: Case, call: Call, backend: str) -> None:
@@ -129,7 +123,7 @@ def _side_stream(case: Case, call: Call, backend: str) -> None:
 
 
 KINDS: dict[str, Check] = {
-    "reference": _against_float64,
+    "reference": check_backend,  # in NaN-poisoned memory, gradients too
     "strided": _strided,
     "repeated": _repeated,
     "like before": _like_before,
@@ -140,16 +134,16 @@ KINDS: dict[str, Check] = {
 
 def _check_large(context: Context, case: Case) -> None:
     """Every element of results past 2^31 elements, against the same rows on their own."""
-    built = large.build(case.name, context.device, 2**12 if context.dry_run else 2**31)
+    built = large.build(case, context.device, 2**12 if context.dry_run else 2**31)
     if isinstance(built, str):
         context.add("not run", built, f"large: {case.name}")
         return
+
+    def check(case: Case, _: Call, backend: str) -> None:
+        large.check(case, built, backend)
+
     for backend, why_not in run.runnable(case, built.block).items():
         if why_not is None and (backend != "reference" or context.dry_run):
-
-            def check(case: Case, call: Call, backend: str) -> None:
-                large.check(case, built, backend)
-
             _record(context, case, built.block, backend, "past 2^31", check)
 
 
@@ -167,9 +161,7 @@ def _change(call: Call) -> None:
 
 def _own(case: Case, call: Call) -> Call:
     """The call on copies of what the op writes."""
-    args = list(call.args)
-    for i in case.mutates:
-        args[i] = args[i].clone()
+    args = (arg.clone() if i in case.mutates else arg for i, arg in enumerate(call.args))
     return Call(call.name, tuple(args), call.kwargs)
 
 

@@ -8,6 +8,7 @@ scaled up; the record says how many ran.
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from benchmarks.gpu import limits
 from benchmarks.gpu.worker import Context, Step
 from benchmarks.model import bound, paths
 from bitdance.models.class_conditional import BitDanceModel
-from bitdance.models.config import PRESETS
+from bitdance.models.config import PRESETS, ModelConfig
 
 _MODELS = ("B-16x", "B-1x", "B-4x", "L-1x", "H-1x")
 _BATCHES = (1, 64, 8, 384)
@@ -39,11 +40,11 @@ def steps(context: Context) -> Sequence[Step]:
         ((model, batch) for model in models for batch in batches),
         key=lambda pair: (models.index(pair[0]) > 1) + batches.index(pair[1]) // 2,
     )
-
-    def step(model: str, batch: int, share: int) -> Step:
-        return f"{model}, batch {batch}", lambda: _images(context, model, batch, share)
-
-    return [step(model, batch, len(plan) - i) for i, (model, batch) in enumerate(plan)]
+    return [
+        (f"{model}, batch {batch}",
+         functools.partial(_images, context, model, batch, len(plan) - i))
+        for i, (model, batch) in enumerate(plan)
+    ]  # fmt: skip
 
 
 def _images(context: Context, name: str, batch: int, share: int) -> None:
@@ -62,9 +63,9 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
         return paths.published(master, denoising, compiled=compiled, autocast=autocast), master
 
     ways = {"fast": fast, "published": published}
-    measured = _limits(context)
-    bound_seconds = {} if measured is None else bound.seconds(config, batch, measured)
-    end = time.monotonic() + _share(context.left("images"), share)
+    bounds = _bounds(context, config, batch)
+    # The first steps matter more, so they may take twice their share.
+    end = time.monotonic() + max(context.left("images"), 0.0) * min(1.0, 2 / share)
     for i, (path, make) in enumerate(ways.items()):
         label = f"images: {name}, batch {batch}: {path}"
         try:
@@ -74,28 +75,23 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
         except torch.OutOfMemoryError as error:
             context.add("not timed", str(error).splitlines()[0], label)
             continue
-        finally:
-            _forget(context)
+        finally:  # the next path needs the room of compiled code and memory
+            torch.compiler.reset()
+            gc.collect()
+            if not context.dry_run:
+                torch.cuda.empty_cache()
         what = {"model": name, "batch": batch, "path": path, "device": context.device.type}
-        bounds = {part: 1e3 * s / batch for part, s in bound_seconds.items()}
         context.add("images", {**what, "steps": denoising, "bound_ms": bounds, **figures})
 
 
-def _forget(context: Context) -> None:
-    """Compiled code and memory of a path that is done: the next one needs the room."""
-    torch.compiler.reset()
-    gc.collect()
-    if not context.dry_run:
-        torch.cuda.empty_cache()
-
-
-def _limits(context: Context) -> bound.Limits | None:
-    """Those measured in this run; None where it has not measured them."""
+def _bounds(context: Context, config: ModelConfig, batch: int) -> dict[str, float]:
+    """Milliseconds an image by the limits measured in this run; none where it has not."""
     measured = context.result["limits"]
     if not {"copy_gb_s", "bf16_tflop_s", "l2_gb_s"} <= measured.keys():
-        return None
+        return {}
     copy, l2 = (1e9 * measured[name] for name in ("copy_gb_s", "l2_gb_s"))
-    return bound.Limits(copy=copy, matrix=measured["bf16_tflop_s"] * 1e12, l2=l2)
+    card = bound.Limits(copy=copy, matrix=measured["bf16_tflop_s"] * 1e12, l2=l2)
+    return {part: 1e3 * s / batch for part, s in bound.seconds(config, batch, card).items()}
 
 
 def _time(
@@ -126,8 +122,3 @@ def _time(
         "ar_steps": config.ar_steps,
         "first_call_s": first,
     }
-
-
-def _share(left: float, steps: int) -> float:
-    """Seconds for the first of `steps` steps: the first ones matter more, so twice their share."""
-    return max(left, 0.0) * min(1.0, 2 / steps)

@@ -8,22 +8,20 @@ of them, so an address that wrapped lands in the wrong row of a block and not in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from benchmarks.shapes import Make
+from benchmarks.shapes import Make, call_of
 from bitdance_kernels import denoise_schedule, noise_keys
 from bitdance_kernels.testing import Call, Case, compare, poisoned_memory
 
 _CHUNK = 2**27  # elements compared at a time
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """A block of rows, and how it becomes a large call.
 
     Attributes:
@@ -41,21 +39,13 @@ class Shape:
     divided: bool = False
 
 
-@dataclass(frozen=True)
-class Built:
-    """A block and the same block many times over.
-
-    Attributes:
-        block: the call on one block.
-        large: the call on `times` blocks.
-        times: blocks.
-        shape: recipe of both.
-    """
+class Built(NamedTuple):
+    """A block, and the same block many times over, in one call each."""
 
     block: Call
     large: Call
     times: int
-    shape: Shape = field(repr=False)
+    shape: Shape
 
 
 class _Make(Make):
@@ -66,6 +56,9 @@ class _Make(Make):
 
     def half(self, rows: int, *shape: int) -> Tensor:
         return self.randn(self.rows(rows), *shape, dtype=torch.bfloat16)
+
+    def streams(self, count: int) -> Sequence[Tensor]:
+        return [self.half(1025, 768) for _ in range(count)]
 
     def packed(self, rows: int, *shape: int) -> Tensor:
         return self.bytes(self.rows(rows), *shape)
@@ -78,8 +71,8 @@ def _flip(make: _Make, x: Tensor) -> Sequence[Any]:
 
 def _denoise_step(make: _Make) -> Sequence[Any]:
     rows, table = make.rows(257), denoise_schedule(10)[0].to(make.device)
-    step = torch.full((), 4, dtype=torch.int64, device=make.device)
     keys = noise_keys(7, range(rows), device=make.device)
+    step = make.full(4, torch.int64)
     return [make.randn(rows, 16, 32), make.half(257, 16, 32), table, step, {"keys": keys}]
 
 
@@ -89,21 +82,19 @@ def _decode(make: _Make) -> Sequence[Any]:
     return [q, k, v, lengths]
 
 
-def _norm(make: _Make) -> Sequence[Any]:
-    return [make.half(3, 64, 31, 33), {"num_groups": 32, "eps": 1e-6}]
-
-
 SHAPES: dict[str, Shape] = {
-    "adaln_norm": Shape(lambda make: [make.half(1025, 768) for _ in range(3)]),
+    "adaln_norm": Shape(lambda make: make.streams(3)),
     "bit_counts": Shape(lambda make: [make.packed(4097, 3)], summed=True),
     "block_decode_attention": Shape(_decode, divided=True),
     "denoise_step": Shape(_denoise_step, shared=(2, 3)),
     "finalize_bits": Shape(lambda make: [make.half(1025, 16, 32), {"cfg": None}]),
     "flip_bits": Shape(lambda make: _flip(make, make.packed(4097, 8))),
     "flip_signs": Shape(lambda make: _flip(make, make.half(4097, 64))),
-    "gated_residual": Shape(lambda make: [make.half(1025, 768) for _ in range(3)]),
-    "gated_residual_adaln": Shape(lambda make: [make.half(1025, 768) for _ in range(5)]),
-    "group_norm_silu": Shape(_norm, divided=True),
+    "gated_residual": Shape(lambda make: make.streams(3)),
+    "gated_residual_adaln": Shape(lambda make: make.streams(5)),
+    "group_norm_silu": Shape(
+        lambda make: [make.half(3, 64, 31, 33), {"num_groups": 32, "eps": 1e-6}], divided=True
+    ),
     "hamming_distance": Shape(
         lambda make: [make.packed(4657, 4), make.packed(46_573, 4)], shared=(1,)
     ),
@@ -119,27 +110,24 @@ SHAPES: dict[str, Shape] = {
 """By op. The others have results that depend on all rows, or none of that size."""
 
 
-def build(name: str, device: torch.device, elements: int) -> Built | str:
+def build(case: Case, device: torch.device, elements: int) -> Built | str:
     """The call with more than `elements` elements in an argument or result, or why there is none.
 
     The memory that it needs is twice that of its arguments and results, for what is compared.
     """
-    shape = SHAPES[name]
-    *args, last = shape.make(_Make(device))
-    named = last if isinstance(last, dict) else {}
-    block = Call("many times over", (*args, *[last] * (not named)), named)
+    shape = SHAPES[case.name]
+    block = call_of("many times over", shape.make(_Make(device)))
     tensors = block.tensors()
-    tiled = [t for i, t in enumerate(tensors) if i not in shape.shared]
-    outputs = _outputs_of(name, block)
+    shared = {id(tensors[i]) for i in shape.shared}
+    tiled = [t for t in tensors if id(t) not in shared]
+    outputs = _outputs(case, block, "auto")
     largest = max(t.numel() for t in (*tiled, *([] if shape.summed else outputs)))
     times = elements // largest + 1
-    need = times * sum(t.numel() * t.element_size() for t in (*tiled, *outputs))
-    need += 4 * _CHUNK * 4
+    need = times * sum(t.nbytes for t in (*tiled, *outputs)) + 4 * _CHUNK * 4
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         if need > free:
             return f"needs {need / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
-    shared = {id(t) for i, t in enumerate(tensors) if i in shape.shared}
 
     def tile(tensor: Tensor) -> Tensor:
         return tensor if id(tensor) in shared else tensor.repeat(times, *[1] * (tensor.dim() - 1))
@@ -153,9 +141,9 @@ def check(case: Case, built: Built, backend: str) -> None:
     Raises:
         AssertionError: how many elements differ, or how far off they are.
     """
-    small = _leaves(case.op(*built.block.args, **built.block.kwargs, backend=backend))
+    small = _outputs(case, built.block, backend)
     with poisoned_memory():
-        wide = _leaves(case.op(*built.large.args, **built.large.kwargs, backend=backend))
+        wide = _outputs(case, built.large, backend)
     if built.shape.divided:
         _by_rule(case, built, wide, f"{case.name} {backend}, many times over")
         return
@@ -163,7 +151,8 @@ def check(case: Case, built: Built, backend: str) -> None:
         if built.shape.summed:
             wrong = int((actual != expected * built.times).sum())
         else:
-            wrong = _differing(expected, actual, built.times)
+            parts = _parts(actual, expected, built.times, _CHUNK)
+            wrong = sum(int((part != expected).sum()) for part in parts)
         if wrong:
             raise AssertionError(
                 f"output {i} of {list(actual.shape)}: {wrong} elements are not those of the same "
@@ -171,10 +160,9 @@ def check(case: Case, built: Built, backend: str) -> None:
             )
 
 
-def _differing(expected: Tensor, actual: Tensor, times: int) -> int:
-    blocks = actual.view(times, *expected.shape)
-    step = max(1, _CHUNK // max(expected.numel(), 1))
-    return sum(int((part != expected).sum()) for part in blocks.split(step))
+def _parts(wide: Tensor, block: Tensor, times: int, elements: int) -> Sequence[Tensor]:
+    """Blocks of `wide`, about so many elements at a time."""
+    return wide.view(times, *block.shape).split(max(1, elements // max(block.numel(), 1)))
 
 
 def _by_rule(case: Case, built: Built, wide: Sequence[Tensor], where: str) -> None:
@@ -184,21 +172,13 @@ def _by_rule(case: Case, built: Built, wide: Sequence[Tensor], where: str) -> No
         AssertionError: with `where` and the figures.
     """
     exact = built.block.map(lambda t: t.double() if t.is_floating_point() else t)
-    eager, truth = (
-        _leaves(case.op(*call.args, **call.kwargs, backend="reference"))
-        for call in (built.block, exact)
-    )
+    eager, truth = (_outputs(case, call, "reference") for call in (built.block, exact))
     for usual, true, actual in zip(eager, truth, wide, strict=True):
-        step = max(1, _CHUNK // 16 // max(usual.numel(), 1))  # float64, several times over
-        for part in actual.view(built.times, *usual.shape).split(step):
+        # float64, several times over
+        for part in _parts(actual, usual, built.times, _CHUNK // 16):
             compare(case.rule, part, usual.expand_as(part), true.expand_as(part), where)
 
 
-def _leaves(results: Any) -> Sequence[Tensor]:
+def _outputs(case: Case, call: Call, backend: str) -> Sequence[Tensor]:
+    results = case.op(*call.args, **call.kwargs, backend=backend)
     return [t for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
-
-
-def _outputs_of(name: str, block: Call) -> Sequence[Tensor]:
-    import bitdance_kernels
-
-    return _leaves(getattr(bitdance_kernels, name)(*block.args, **block.kwargs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ _LAUNCHES = 200
 
 def steps(context: Context) -> Sequence[Step]:
     """Bandwidth, matrix rate, L2, launches."""
-    measures: dict[str, Callable[[Context], None]] = {
+    measures = {
         "copy": _copy,
         "matrix rate": _matrix_rate,
         "L2": _l2,
@@ -81,22 +82,20 @@ def _launches(context: Context) -> None:
     programs, block = _multiprocessors(context), 128
     x = torch.zeros(programs * block, device=context.device)
     count = 2 if context.dry_run else _LAUNCHES
-    for name, pdl in {"plain": False, "PDL": probes.PDL and not context.dry_run}.items():
-        # Only where it is asked for: older versions do not know the option.
-        options = {"launch_pdl": True} if pdl else {}
+    ways: dict[str, dict[str, Any]] = {"plain": {"PDL": False}}
+    if probes.PDL and not context.dry_run:
+        ways["PDL"] = {"PDL": True, "launch_pdl": True}
+    for name, options in ways.items():
 
-        def chain(pdl: bool = pdl, options: dict = options) -> None:
+        def chain(options: dict[str, Any] = options) -> None:
             for _ in range(count):
-                probes.chain_kernel[(programs,)](x, BLOCK=block, PDL=pdl, num_warps=4, **options)
+                probes.chain_kernel[(programs,)](x, BLOCK=block, num_warps=4, **options)
 
-        if name == "PDL" and not probes.PDL:
-            _probe(context, "launch to launch", name, note="this Triton has no PDL")
-            continue
         try:
-            us = 1e6 * seconds_of(context, chain) / count
-            _probe(context, "launch to launch", name, us=us)
+            figures: dict[str, Any] = {"us": 1e6 * seconds_of(context, chain) / count}
         except Exception as error:
-            _probe(context, "launch to launch", name, note=f"{type(error).__name__}: {error}"[:200])
+            figures = {"note": f"{type(error).__name__}: {error}"[:200]}
+        _probe(context, "launch to launch", name, **figures)
 
 
 def _multiprocessors(context: Context) -> int:

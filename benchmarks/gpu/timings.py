@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
 
 import torch
 
@@ -22,22 +22,22 @@ _NOT_COMPILED = ("numpy", "flex", "flash", "fill", "library")
 def steps(context: Context) -> Sequence[Step]:
     """A step per op and shape; first shapes of all ops first, in case the time does not reach."""
     if context.dry_run:
-        return [(case.name, _dry(context, case)) for case in context.benches]
-
-    def step(case: Bench, shape: Timing) -> Step:
-        return f"{case.name}, {shape.name}", lambda: _time(context, case, shape, share)
+        return [(case.name, functools.partial(_dry, context, case)) for case in context.benches]
 
     shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in context.benches]
     turns = [pair for turn in zip_longest(*shapes) for pair in turn if pair is not None]
-    total = sum(context.parts[part] for part in ("timings",) if part in context.parts)
+    total = context.parts.get("timings", 0.0)
     share = min(0.15 if context.quick else 1.0, 0.2 * total / max(len(turns), 1))
-    return [step(case, shape) for case, shape in turns]
+    return [
+        (f"{case.name}, {shape.name}", functools.partial(_time, context, case, shape, share))
+        for case, shape in turns
+    ]
 
 
 def _time(context: Context, case: Bench, shape: Timing, seconds: float) -> None:
     call = shape.make(context.device)
     able = [name for name, why in run.runnable(case, call).items() if why is None]
-    timed = dict(timing.functions(case, call, able, backward=shape.backward))
+    timed = dict(timing.functions(case, able, backward=shape.backward))
     left = context.left("timings")
     if left > _SHARE_EAGER * context.parts["timings"]:
         timed |= compiled(case, shape)
@@ -74,39 +74,26 @@ def _peaks(timed: timing.Functions, call: Call) -> dict[str, dict[str, float]]:
     return peaks
 
 
-def compiled(case: Bench, shape: Timing) -> dict[str, Callable[[Call], Any]]:
+def compiled(case: Bench, shape: Timing) -> timing.Functions:
     """Every baseline under torch.compile, for exactly this shape."""
-
-    def make(function: Callable[..., Any]) -> Callable[[Call], Any]:
-        fast = torch.compile(function, dynamic=False)
-
-        def call(call: Call) -> Any:
-            return fast(*call.args, **call.kwargs)
-
-        return timing.with_backward(call) if shape.backward else call
-
-    return {
-        f"{name}, compiled": make(function)
+    fast = {
+        f"{name}, compiled": torch.compile(function, dynamic=False)
         for name, function in case.baselines.items()
         if not any(word in name for word in _NOT_COMPILED)
     }
+    return timing.of_calls(fast, backward=shape.backward)
 
 
-def _dry(context: Context, case: Bench) -> Callable[[], None]:
+def _dry(context: Context, case: Bench) -> None:
     """The code path on the smallest sample; not a measurement."""
-
-    def step() -> None:
-        samples = case.samples(context.device)
-        call = next(c for c in samples if all(t.numel() for t in c.tensors()))
-        able = [name for name, why in run.runnable(case, call).items() if why is None]
-        shape = Timing(call.name, lambda _: call, bytes=1)
-        with torch.inference_mode():
-            every = timing.functions(case, call, able)
-            timed = {name: f for name, f in every.items() if name != "flex"}  # compiles for long
-            times, failed = timing.time_cpu(timed, call, 0.0, min_seconds=0.0)
-        for name, why in failed.items():
-            context.add("not timed", why, f"{case.name}, {shape.name}: {name}")
-        for row in timing.rows(case, shape, times, able, "cpu"):
-            context.add("rows", row)
-
-    return step
+    call = next(c for c in case.samples(context.device) if all(t.numel() for t in c.tensors()))
+    able = [name for name, why in run.runnable(case, call).items() if why is None]
+    shape = Timing(call.name, lambda _: call, bytes=1)
+    with torch.inference_mode():
+        timed = dict(timing.functions(case, able))
+        timed.pop("flex", None)  # compiles for long
+        times, failed = timing.time_cpu(timed, call, 0.0, min_seconds=0.0)
+    for name, why in failed.items():
+        context.add("not timed", why, f"{case.name}, {shape.name}: {name}")
+    for row in timing.rows(case, shape, times, able, "cpu"):
+        context.add("rows", row)

@@ -12,7 +12,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,11 @@ _LISTS = ("probes", "checks", "rows", "images", "done")
 _TABLES = ("limits", "failed", "not timed", "not run")
 
 
-class Journal:
-    """A file of JSON lines [field, key or null, value].
-
-    Args:
-        path: may exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, name: str, value: Any, key: str | None = None) -> None:
-        """Write a line; see `enter`."""
-        with self.path.open("a") as file:
-            file.write("\n" + json.dumps([name, key, value]))  # behind a line that broke off, too
+def write(path: Path, name: str, value: Any, key: str | None = None) -> None:
+    """Write a line [name, key or null, value] to the journal; see `enter`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write("\n" + json.dumps([name, key, value]))  # behind a line that broke off, too
 
 
 def collect(*paths: Path) -> Result:
@@ -82,21 +72,18 @@ class Context:
     """
 
     benches: Sequence[Bench]
-    journal: Journal
+    journal: Path
     parts: Mapping[str, float]
     quick: bool = False
     dry_run: bool = False
     share: tuple[int, int] = (0, 1)
-    result: Result = field(init=False)
 
     def __post_init__(self) -> None:
-        self.result = collect(self.journal.path)
+        self.result = collect(self.journal)
         if "started" not in self.result:
-            self.journal.write("machine", machine.describe(self.device, torch.get_num_threads()))
-            self.journal.write("peers", machine.peers())
-            self.journal.write("dry_run", self.dry_run)
-            self.journal.write("started", time.time())
-            self.result = collect(self.journal.path)
+            self.add("machine", machine.describe(self.device, torch.get_num_threads()))
+            self.add("dry_run", self.dry_run)
+            self.add("started", time.time())
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +92,7 @@ class Context:
 
     def add(self, name: str, value: Any, key: str | None = None) -> None:
         """Add to the result and to the journal; see `enter`."""
-        self.journal.write(name, value, key)
+        write(self.journal, name, value, key)
         enter(self.result, name, key, value)
 
     def left(self, part: str) -> float:
@@ -133,12 +120,11 @@ def work(context: Context, steps: Mapping[str, Callable[[Context], Sequence[Step
 def _do(context: Context, key: str, function: Callable[[], None]) -> bool:
     """One step; False when the card is unusable after it."""
     context.add("doing", key)
-    error = None
+    error, usable = None, True
     try:
         function()
     except Exception:
         error = traceback.format_exc()
-    usable = True
     try:
         if not context.dry_run:
             torch.cuda.synchronize()

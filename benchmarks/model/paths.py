@@ -64,12 +64,12 @@ class Path:
 def fast(model: BitDanceModel, steps: int) -> Path:
     """The library's default."""
     captured = model.freqs.is_cuda or CpuGraph.unavailable() is None
-    return _of_library("fast", model, steps, True, None if captured else (model.layers, "decode"))
+    return _of_library("fast", model, steps, None if captured else (model.layers, "decode"))
 
 
 def plain(model: BitDanceModel, steps: int) -> Path:
     """Reference ops without the runner."""
-    return _of_library("plain", model, steps, False, (model.layers, "decode"))
+    return _of_library("plain", model, steps, (model.layers, "decode"))
 
 
 def published(
@@ -77,12 +77,12 @@ def published(
 ) -> Path:
     """As published: the model's weights as they are, products in `autocast`."""
     baseline, device = Published(model, compiled=compiled), model.freqs.device.type
+    scale = model.config.cfg_scale
 
     def casting() -> torch.autocast:
         return torch.autocast(device, dtype=autocast, enabled=autocast is not None)
 
     def sample(labels: Tensor, on_step: OnStep | None) -> Tensor:
-        scale = model.config.cfg_scale
         with casting():
             return baseline.sample(
                 labels, num_inference_steps=steps, guidance_scale=scale, on_step=on_step
@@ -96,26 +96,17 @@ def published(
 
 
 def _of_library(
-    name: str, model: BitDanceModel, steps: int, use_kernels: bool, trunk: tuple[Any, str] | None
+    name: str, model: BitDanceModel, steps: int, trunk: tuple[Any, str] | None
 ) -> Path:
     sampler, to_pixels = ClassConditionalSampler(model), ImageDecoder(model.vae)
+    use_kernels, scale = name == "fast", model.config.cfg_scale
 
     def sample(labels: Tensor, on_step: OnStep | None) -> Tensor:
-        def after(result: StepResult) -> None:
-            if on_step is not None:
-                on_step(result.step)
-
-        seeds, ids = [0] * len(labels), range(len(labels))
-        scale = model.config.cfg_scale
         return sampler.sample(
-            labels,
-            num_inference_steps=steps,
-            guidance_scale=scale,
-            seeds=seeds,
-            sample_ids=ids,
-            on_step=after,
-            use_kernels=use_kernels,
-        )
+            labels, num_inference_steps=steps, guidance_scale=scale, seeds=[0] * len(labels),
+            sample_ids=range(len(labels)), use_kernels=use_kernels,
+            on_step=None if on_step is None else lambda result: on_step(result.step),
+        )  # fmt: skip
 
     def decode(tokens: Tensor) -> Tensor:
         with torch.no_grad(), contextlib.nullcontext() if use_kernels else use_backend("reference"):
@@ -217,19 +208,16 @@ def sampling(
     with mock.patch.object(owner, name, watched), contextlib.suppress(_Stop):
         way.sample(labels, on_step)
         marks[-1] = clock.mark()  # what comes after the last step belongs to it
-    step_seconds = clock.between(*marks)
-    ran = len(step_seconds)
-    skipped = int(way.odd_first and ran > 1)
-    times: dict[str, Any] = {"ran": ran, "sampling": _scaled(step_seconds[skipped:], ar_steps)}
+    seconds_of = {"sampling": clock.between(*marks)}
+    ran = len(seconds_of["sampling"])
     if len(trunk) == ran:
-        trunk_seconds = [clock.between(*pair)[0] for pair in trunk]
-        times["trunk"] = _scaled(trunk_seconds[skipped:], ar_steps)
+        seconds_of["trunk"] = [clock.between(*pair)[0] for pair in trunk]
+    times: dict[str, Any] = {"ran": ran}
+    for part, values in seconds_of.items():
+        alike = values[int(way.odd_first and ran > 1) :]
+        missing = ar_steps - len(alike)
+        times[part] = sum(alike) + missing * statistics.fmean(alike[1:] or alike)
     return times
-
-
-def _scaled(values: Sequence[float], count: int) -> float:
-    missing = count - len(values)
-    return sum(values) + missing * statistics.fmean(values[1:] or values)
 
 
 def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[Tensor, ...]]:

@@ -68,6 +68,10 @@ class Make:
         """Packed codes."""
         return torch.randint(256, shape, dtype=torch.uint8, device=self.device)
 
+    def full(self, value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A scalar."""
+        return torch.full((), value, dtype=dtype, device=self.device)
+
     def layer(self, features: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight [features, channels] and bias of a linear layer."""
         weight = self.randn(features, channels) / channels**0.5
@@ -77,14 +81,15 @@ class Make:
 def timing(
     name: str, arguments: Callable[[Make], Sequence[Any]], moved: int, **more: Any
 ) -> Timing:
-    """A ``Timing`` of the `arguments`, of which a dictionary at the end holds those with names."""
+    """A ``Timing`` of the `arguments`; see `call_of`."""
+    return Timing(name, lambda device: call_of(name, arguments(Make(device))), moved, **more)
 
-    def make(device: torch.device) -> Call:
-        *args, last = arguments(Make(device))
-        named = isinstance(last, dict)
-        return Call(name, tuple(args) if named else (*args, last), last if named else {})
 
-    return Timing(name, make, moved, **more)
+def call_of(name: str, arguments: Sequence[Any]) -> Call:
+    """A call of the arguments, of which a dictionary at the end holds those with names."""
+    *args, last = arguments
+    named = isinstance(last, dict)
+    return Call(name, tuple(args) if named else (*args, last), last if named else {})
 
 
 def short(dtype: torch.dtype) -> str:

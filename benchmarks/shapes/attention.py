@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ MakeRanges = Callable[..., Ranges]
 
 
 def _causal_attention(
-    name: str, B: int, heads: tuple[int, int], D: int, make_ranges: MakeRanges, dtype: torch.dtype,
-    devices: tuple[str, ...], *, backward: bool = False,
+    dtype: torch.dtype, devices: tuple[str, ...], name: str, B: int, heads: tuple[int, int], D: int,
+    make_ranges: MakeRanges, *, backward: bool = False,
 ) -> Timing:  # fmt: skip
     """Operations are those of visible pairs: two products forward, five more for the gradients."""
     H, Hkv = heads
@@ -35,9 +34,8 @@ def _causal_attention(
         q, k, v = (make.randn(B, T, h, D, dtype=dtype) for h in (H, Hkv, Hkv))
         return [q, k, v, make_ranges(device=make.device)]
 
-    moved = 2 * B * T * (H + Hkv) * D * dtype.itemsize  # q, k, v, out
-    if backward:  # those and the gradient of out are read, those of q, k and v written
-        moved += B * T * (4 * H + 4 * Hkv) * D * dtype.itemsize
+    # q, k, v, out; then those and the gradient of out are read, those of q, k and v written.
+    moved = (6 if backward else 2) * B * T * (H + Hkv) * D * dtype.itemsize
     flops = 2 * (7 if backward else 2) * B * H * D * pairs
     name = f"{name}, {short(dtype)}{', with gradients' if backward else ''}"
     return timing(name, arguments, moved, flops=flops, devices=devices, backward=backward)
@@ -51,30 +49,31 @@ def _text_to_image(device: torch.device | str) -> Ranges:
     return packed_document_ranges(lengths, segments, patch_tokens=P, device=device)
 
 
-def _causal_timings() -> Iterator[Timing]:
-    ranges: MakeRanges
+def _causal_timings() -> list[Timing]:
     imagenet, serial, bundled, first, causal = (
         functools.partial(block_causal_ranges, *sizes)
         for sizes in ((63, 16, 16), (63, 256, 1), (3, 16, 4), (3, 1, 4), (8192, 0, 1))
     )
     B, small, large = (12, 12), (6, 6), (40, 8)
-    yield _causal_attention("ImageNet B, 4 images", 4, B, 64, imagenet, F32, BOTH)
-    yield _causal_attention("bundled model, first patch", 2, small, 32, first, F32, CPU)
+    on_cpu = (
+        ("ImageNet B, 1 image", 1, B, 64, imagenet), ("ImageNet B, 16 images", 16, B, 64, imagenet),
+        ("ImageNet B-1x, 4 images", 4, B, 64, serial),
+        ("bundled model, 32 images", 32, small, 32, bundled),
+    )  # fmt: skip
+    on_card = (
+        ("ImageNet B, 64 images", 64, B, 64, imagenet),
+        ("ImageNet H, 64 images", 64, (20, 20), 64, imagenet),
+        ("packed 14B, 16k tokens", 1, large, 128, _text_to_image),
+        ("causal 8k", 1, large, 128, causal),
+    )
+    timings = [
+        _causal_attention(F32, BOTH, "ImageNet B, 4 images", 4, B, 64, imagenet),
+        _causal_attention(F32, CPU, "bundled model, first patch", 2, small, 32, first),
+    ]
     for backward in (False, True):
-        for name, batch, heads, D, ranges in (
-            ("ImageNet B, 1 image", 1, B, 64, imagenet),
-            ("ImageNet B, 16 images", 16, B, 64, imagenet),
-            ("ImageNet B-1x, 4 images", 4, B, 64, serial),
-            ("bundled model, 32 images", 32, small, 32, bundled),
-        ):
-            yield _causal_attention(name, batch, heads, D, ranges, F32, CPU, backward=backward)
-        for name, batch, heads, D, ranges in (
-            ("ImageNet B, 64 images", 64, B, 64, imagenet),
-            ("ImageNet H, 64 images", 64, (20, 20), 64, imagenet),
-            ("packed 14B, 16k tokens", 1, large, 128, _text_to_image),
-            ("causal 8k", 1, large, 128, causal),
-        ):
-            yield _causal_attention(name, batch, heads, D, ranges, BF16, CUDA, backward=backward)
+        timings += [_causal_attention(F32, CPU, *row, backward=backward) for row in on_cpu]
+        timings += [_causal_attention(BF16, CUDA, *row, backward=backward) for row in on_card]
+    return timings
 
 
 @functools.lru_cache(maxsize=2)
@@ -87,13 +86,15 @@ def _dense(ranges: Ranges, keys: int) -> Tensor:
     return mask if mask.dim() == 2 else mask.unsqueeze(1)
 
 
-def sdpa_dense(
-    q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
-) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask, grouped = _dense(ranges, k.shape[2]), q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return out.transpose(1, 2)
+
+
+def sdpa_dense(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
+    return _sdpa(q, k, v, _dense(ranges, k.shape[1]))
 
 
 @functools.lru_cache(maxsize=2)
@@ -111,24 +112,16 @@ def _flex(ranges: Ranges, keys: int) -> Callable[..., Tensor]:
     return functools.partial(torch.compile(flex_attention), block_mask=blocks)
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None) -> Tensor:
+def flex(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    out = _flex(ranges, k.shape[2])(q, k, v, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2)
+    return _flex(ranges, k.shape[2])(q, k, v, enable_gqa=grouped).transpose(1, 2)
 
 
-def _flash_causal(module: str) -> Callable[..., Tensor]:
+def _flash_causal(module: str, q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     """FlashAttention under a causal mask of T tokens: another function, to compare the speed."""
-
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, *, scale: float | None = None
-    ) -> Tensor:
-        flash = importlib.import_module(module).flash_attn_func
-        out = flash(q, k, v, softmax_scale=scale, causal=True)
-        return out[0] if isinstance(out, tuple) else out  # some return the log-sum-exp too
-
-    return run
+    out = importlib.import_module(module).flash_attn_func(q, k, v, causal=True)
+    return out[0] if isinstance(out, tuple) else out  # some return the log-sum-exp too
 
 
 def _decode(
@@ -147,34 +140,18 @@ def _decode(
     return timing(f"{name}, {short(dtype)}", arguments, moved, flops=flops, devices=devices)
 
 
-def sdpa_mask(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, scale: float | None = None
-) -> Tensor:
+def sdpa_mask(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
     """With a mask, as lengths that stay on the device need."""
     visible = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None]
-    q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
-    mask = visible[:, None, None].expand(-1, 1, q.shape[2], -1)
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2)
+    mask = visible[:, None, None].expand(-1, 1, q.shape[1], -1)
+    return _sdpa(q, k_cache, v_cache, mask)
 
 
-def flash_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, scale: float | None = None
-) -> Tensor:
+def flash_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
     """FlashAttention's decoding with per-row lengths, where it is installed."""
     from flash_attn import flash_attn_with_kvcache
 
-    return flash_attn_with_kvcache(
-        q, k_cache, v_cache, cache_seqlens=lengths, softmax_scale=scale, causal=False
-    )
-
-
-def _decode_baselines() -> dict[str, Callable[..., Tensor]]:
-    baselines: dict[str, Callable[..., Tensor]] = {"sdpa mask": sdpa_mask}
-    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
-        baselines["flash_attn_with_kvcache"] = flash_attention
-    return baselines
+    return flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=lengths, causal=False)
 
 
 def _rope(
@@ -220,17 +197,14 @@ def _append(
 def append_steps(
     qkv: Tensor, k_cache: Tensor, v_cache: Tensor, position: Tensor, freqs: Tensor, *,
     num_heads: int, num_kv_heads: int, interleaved: bool = True, q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None, eps: float = 1e-6,
+    k_norm: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Norm, rotation and two writes as separate steps; all rows at the position of the first."""
-    P = qkv.shape[1]
     split = qkv.unflatten(-1, (-1, k_cache.shape[3]))
     q, k, v = split.split((num_heads, num_kv_heads, num_kv_heads), dim=2)
-    if q_norm is not None:
-        q = F.rms_norm(q, q_norm.shape, q_norm, eps)
-    if k_norm is not None:
-        k = F.rms_norm(k, k_norm.shape, k_norm, eps)
-    rows = position[0] + torch.arange(P, device=qkv.device)
+    if q_norm is not None and k_norm is not None:
+        q, k = (F.rms_norm(x, w.shape, w, 1e-6) for x, w in ((q, q_norm), (k, k_norm)))
+    rows = position[0] + torch.arange(qkv.shape[1], device=qkv.device)
     angles = freqs[rows]
     k_cache.index_copy_(1, rows, rope_complex(k, angles, interleaved=interleaved))
     v_cache.index_copy_(1, rows, v)
@@ -247,12 +221,12 @@ def _images(batch: int) -> str:
 
 SHAPES = {
     "block_causal_attention": (
-        list(_causal_timings()),
+        _causal_timings(),
         {
             "sdpa dense mask": sdpa_dense,
             "flex": flex,
-            "flash-attn 2, causal": _flash_causal("flash_attn"),
-            "flash-attn 4, causal": _flash_causal("flash_attn.cute"),
+            "flash-attn 2, causal": functools.partial(_flash_causal, "flash_attn"),
+            "flash-attn 4, causal": functools.partial(_flash_causal, "flash_attn.cute"),
         },
     ),
     "block_decode_attention": (
@@ -263,7 +237,7 @@ SHAPES = {
                                 (1, 384, 319))]
         + [_decode(f"14B-64x, {_images(B)}", (2 * B, 64, 40, 128), (4352, 8), 4352, BF16)
            for B in (1, 16, 64)],
-        _decode_baselines(),
+        {"sdpa mask": sdpa_mask, "flash_attn_with_kvcache": flash_attention},
     ),
     "rope": (
         [

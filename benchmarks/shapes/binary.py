@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.shapes import Timing, timing
+from benchmarks.shapes import Make, Timing, timing
 from bitdance_kernels import pack_signs, unpack_signs
 from tests.cases.lfq_entropy import all_codes
 
@@ -31,36 +31,26 @@ def _unpack(name: str, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) 
 
 
 def _counts(rows: int, width: int, **more: Any) -> Timing:
-    return timing(
-        f"[{rows}, {width}]", lambda make: [make.bytes(rows, width)], rows * width, **more
-    )
+    name = f"[{rows}, {width}]"
+    return timing(name, lambda make: [make.bytes(rows, width)], rows * width, **more)
 
 
 def _pairs(rows: int, width: int, *k: int) -> Timing:
-    written = rows * 12 * k[0] if k else rows * rows * 4
+    def arguments(make: Make) -> list[Any]:
+        return [make.bytes(rows, width), make.bytes(rows, width), *k]
+
+    moved = 2 * rows * width + (rows * 12 * k[0] if k else rows * rows * 4)
     flops = 2 * rows * rows * 8 * width
-    name = f"{rows} x {rows}, {8 * width} bits"
-    moved = 2 * rows * width + written
-    return timing(
-        name,
-        lambda make: [make.bytes(rows, width), make.bytes(rows, width), *k],
-        moved,
-        flops=flops,
-    )
+    return timing(f"{rows} x {rows}, {8 * width} bits", arguments, moved, flops=flops)
 
 
 def _packed_linear(rows: int, bits: int, features: int) -> Timing:
+    def arguments(make: Make) -> list[Any]:
+        return [make.bytes(rows, bits // 8), make.randn(features, bits), make.randn(features)]
+
     moved = rows * bits // 8 + 4 * features * (bits + 1) + 4 * rows * features
-    return timing(
-        f"[{rows}, {bits}] to {features}",
-        lambda make: [
-            make.bytes(rows, bits // 8),
-            make.randn(features, bits),
-            make.randn(features),
-        ],
-        moved,
-        flops=2 * rows * bits * features,
-    )
+    flops = 2 * rows * bits * features
+    return timing(f"[{rows}, {bits}] to {features}", arguments, moved, flops=flops)
 
 
 def _entropy(tokens: int, bits: int) -> Timing:
@@ -71,6 +61,12 @@ def _entropy(tokens: int, bits: int) -> Timing:
         flops=3 * 2 * tokens * 2**bits,  # a product forward, two backward
         backward=True,
     )
+
+
+def _tokens(suffix: str, bytes_a_value: int, **more: Any) -> Timing:
+    moved = 2**22 * bytes_a_value + 2**19
+    name = f"16384 tokens of 256 bits{suffix}"
+    return timing(name, lambda make: [make.randn(2**14, 256)], moved, **more)
 
 
 def pack_numpy(x: Tensor) -> Tensor:
@@ -135,28 +131,22 @@ def commitment_torch(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x + (signs - x).detach(), pack_signs(x.detach()), F.mse_loss(x, signs)
 
 
-_TOKENS, _VALUES = "16384 tokens of 256 bits", 2**22
-
 SHAPES = {
     "pack_signs": (
-        [
-            _pack("16.8 M float32", (2**16, 256), F32),
-            _pack("16.8 M bfloat16", (2**16, 256), BF16),
-            _pack("one image [256, 32] float32", (256, 32), F32),
-            _pack("268 M float32", (2**23, 32), F32, **CUDA),
-            _pack("537 M bfloat16", (2**24, 32), BF16, **CUDA),
-        ],
+        [_pack("16.8 M float32", (2**16, 256), F32),
+         _pack("16.8 M bfloat16", (2**16, 256), BF16),
+         _pack("one image [256, 32] float32", (256, 32), F32),
+         _pack("268 M float32", (2**23, 32), F32, **CUDA),
+         _pack("537 M bfloat16", (2**24, 32), BF16, **CUDA)],
         {"numpy": pack_numpy, "torch": pack_torch},
     ),
     "unpack_signs": (
-        [
-            _unpack("16.8 M float32", (2**16, 32), F32),
-            _unpack("16.8 M bfloat16", (2**16, 32), BF16),
-            _unpack("4.2 M float32", (2**14, 32), F32),
-            _unpack("one image [256, 32] float32", (256, 4), F32),
-            _unpack("268 M float32", (2**23, 4), F32, **CUDA),
-            _unpack("537 M bfloat16", (2**24, 4), BF16, **CUDA),
-        ],
+        [_unpack("16.8 M float32", (2**16, 32), F32),
+         _unpack("16.8 M bfloat16", (2**16, 32), BF16),
+         _unpack("4.2 M float32", (2**14, 32), F32),
+         _unpack("one image [256, 32] float32", (256, 4), F32),
+         _unpack("268 M float32", (2**23, 4), F32, **CUDA),
+         _unpack("537 M bfloat16", (2**24, 4), BF16, **CUDA)],
         {"numpy": unpack_numpy, "torch": unpack_torch, "fill alone": fill_alone},
     ),
     "bit_counts": ([_counts(2**18, 32), _counts(2**25, 32, **CUDA)], {"numpy": counts_numpy}),
@@ -165,43 +155,25 @@ SHAPES = {
         {"torch": flip_bits_torch},
     ),
     "flip_signs": (
-        [
-            timing(
-                "4.2 M float32",
-                lambda make: [make.randn(2**14, 256).sign(), 0.1, {"seed": 1}],
-                8 * 2**22,
-            )
-        ],
+        [timing("4.2 M float32", lambda make: [make.randn(2**14, 256).sign(), 0.1, {"seed": 1}],
+                8 * 2**22)],
         {"torch": flip_signs_torch},
     ),
     "hamming_distance": ([_pairs(4096, 32), _pairs(1024, 4)], {"float product": float_product}),
     "nearest_codes": ([_pairs(4096, 32, 10)], {"float product, topk": float_product_topk}),
     "packed_linear": (
-        [
-            _packed_linear(2048, 32, 2304),
-            _packed_linear(16384, 32, 2304),
-            _packed_linear(16384, 256, 3840),
-        ],
+        [_packed_linear(*size) for size in ((2048, 32, 2304), (16384, 32, 2304),
+                                            (16384, 256, 3840))],
         {"unpack, linear": unpack_then_linear},
     ),
-    "lfq_quantize": (
-        [timing(_TOKENS, lambda make: [make.randn(2**14, 256)], _VALUES * 8 + 2**19)],
-        {"where, pack_signs": quantize_torch},
-    ),
+    "lfq_quantize": ([_tokens("", 8)], {"where, pack_signs": quantize_torch}),
     "lfq_quantize_commitment": (
-        [
-            timing(
-                f"{_TOKENS}, with backward",
-                lambda make: [make.randn(2**14, 256)],
-                _VALUES * 20 + 2**19,
-                backward=True,
-            )
-        ],
+        [_tokens(", with backward", 20, backward=True)],
         {"where, pack_signs, mse_loss": commitment_torch},
     ),
     "lfq_entropy": (
         [_entropy(16384, 8), _entropy(4096, 12), _entropy(1024, 16)],
         {"N x 2^d": all_codes},
     ),
-}
+}  # fmt: skip
 """Timings and baselines by op."""

@@ -24,30 +24,26 @@ CUDA: dict[str, Any] = {"devices": ("cuda",)}
 STEPS = 100  # of the ImageNet models
 
 
-def _rows(
-    inputs: int, chunks: int, results: int, rows: int, width: int, dtype: torch.dtype, **more: Any
-) -> Timing:
-    """An op on `inputs` tensors and `chunks` of a modulation."""
+def _rows(inputs: int, chunks: int, results: int, *sizes: tuple[int, int]) -> list[Timing]:
+    """An op on `inputs` tensors and `chunks` of a modulation, for sizes [rows, width].
 
-    def arguments(make: Make) -> list[Any]:
-        modulation = make.randn(rows, 6 * width, dtype=dtype).chunk(6, dim=-1)
-        return [
-            *(make.randn(rows, width, dtype=dtype) for _ in range(inputs)),
-            *modulation[:chunks],
-        ]
+    In float32 anywhere for the first two, the rest in bfloat16 on a card.
+    """
 
-    moved = (inputs + chunks + results) * rows * width * dtype.itemsize
-    return timing(f"[{rows}, {width}] {short(dtype)}", arguments, moved, **more)
+    def one(rows: int, width: int, dtype: torch.dtype, **more: Any) -> Timing:
+        def arguments(make: Make) -> list[Any]:
+            modulation = make.randn(rows, 6 * width, dtype=dtype).chunk(6, dim=-1)
+            streams = (make.randn(rows, width, dtype=dtype) for _ in range(inputs))
+            return [*streams, *modulation[:chunks]]
+
+        moved = (inputs + chunks + results) * rows * width * dtype.itemsize
+        return timing(f"[{rows}, {width}] {short(dtype)}", arguments, moved, **more)
+
+    on_card = (one(*size, BF16, **CUDA) for size in sizes[2:])
+    return [*(one(*size, F32) for size in sizes[:2]), *on_card]
 
 
-def _gated(chunks: int, results: int) -> list[Timing]:
-    return [
-        _rows(2, chunks, results, 2048, 768, F32),
-        _rows(2, chunks, results, 128, 5120, F32),
-        _rows(2, chunks, results, 12288, 768, BF16, **CUDA),
-        _rows(2, chunks, results, 8192, 5120, BF16, **CUDA),
-        _rows(2, chunks, results, 32, 768, BF16, **CUDA),
-    ]
+_ROWS = ((2048, 768), (128, 5120), (12288, 768), (8192, 5120), (32, 768))
 
 
 def norm_torch(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -59,10 +55,10 @@ def sum_torch(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
 
 
 def sum_and_norm_torch(
-    x: Tensor, h: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, **affine: Any
+    x: Tensor, h: Tensor, gate: Tensor, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     total = x + gate * h
-    return total, F.layer_norm(total, x.shape[-1:], eps=1e-6, **affine) * (1 + scale) + shift
+    return total, norm_torch(total, scale, shift)
 
 
 def _swiglu(rows: int, hidden: int, dtype: torch.dtype, **more: Any) -> Timing:
@@ -88,19 +84,21 @@ def _patches(
     )
 
 
+def _attended(qkv: Tensor, num_heads: int, attend: Any) -> Tensor:
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return attend(q, k, v).transpose(1, 2).flatten(2)
+
+
 def patch_sdpa(qkv: Tensor, num_heads: int) -> Tensor:
-    rows, patch, width = qkv.shape
-    q, k, v = qkv.view(rows, patch, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-    out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).reshape(rows, patch, width // 3)
+    return _attended(qkv, num_heads, F.scaled_dot_product_attention)
 
 
 def eight_launches(qkv: Tensor, num_heads: int) -> Tensor:
-    rows, patch, width = qkv.shape
-    q, k, v = qkv.view(rows, patch, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    out = torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
-    return out.transpose(1, 2).reshape(rows, patch, width // 3)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
+
+    return _attended(qkv, num_heads, attend)
 
 
 def _step(
@@ -111,13 +109,9 @@ def _step(
     def arguments(make: Make) -> list[Any]:
         x, x0 = make.randn(*shape), make.randn(2 * shape[0], *shape[1:], dtype=dtype)
         table = denoise_schedule(STEPS)[0].to(make.device)
-        step = torch.full((), 40, dtype=torch.int64, device=make.device)
-        cfg = torch.full((), 4.0, device=make.device)
-        if keys:
-            noise: dict[str, Any] = {"keys": noise_keys(0, range(shape[0]), device=make.device)}
-        else:
-            noise = {"noise": torch.randn_like(x)}
-        return [x, x0, table, step, {"cfg": cfg, **noise}]
+        step, cfg = make.full(40, torch.int64), make.full(4.0)
+        drawn = noise_keys(0, range(shape[0]), device=make.device) if keys else torch.randn_like(x)
+        return [x, x0, table, step, {"cfg": cfg, "keys" if keys else "noise": drawn}]
 
     values = math.prod(shape)
     moved = values * (4 + 4 + 2 * dtype.itemsize)  # x, x', both halves of x0
@@ -156,13 +150,13 @@ def step_official(
 
 def _bits(name: str, shape: tuple[int, ...], dtype: torch.dtype = BF16, **more: Any) -> Timing:
     """Guided predictions of `shape` states."""
-
-    def arguments(make: Make) -> list[Any]:
-        x0 = make.randn(2 * shape[0], *shape[1:], dtype=dtype)
-        return [x0, {"cfg": torch.full((), 4.0, device=make.device)}]
-
-    values = math.prod(shape)
-    return timing(name, arguments, values * 3 * dtype.itemsize + values // 8, **more)
+    values, rows = math.prod(shape), (2 * shape[0], *shape[1:])
+    return timing(
+        name,
+        lambda make: [make.randn(*rows, dtype=dtype), {"cfg": make.full(4.0)}],
+        values * 3 * dtype.itemsize + values // 8,
+        **more,
+    )
 
 
 def bits_torch(x0: Tensor, *, cfg: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,21 +193,20 @@ def _product(
     return timing(name, arguments, dtype.itemsize * moved, flops=flops, devices=devices)
 
 
-def swiglu_after_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return swiglu(F.linear(x, weight, bias))
+def swiglu_after_linear(*arguments: Tensor) -> Tensor:
+    return swiglu(F.linear(*arguments))
 
 
 def gated_residual_after_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gate: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, gate: Tensor
 ) -> Tensor:
     return gated_residual(residual, F.linear(x, weight, bias), gate)
 
 
 def linear_after_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None = None,
-    norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    return F.linear(adaln_norm(x, scale, shift, norm_weight, norm_bias), weight, bias)
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor
+) -> Tensor:
+    return F.linear(adaln_norm(x, scale, shift, *norm), weight, bias)
 
 
 def swiglu_after_norm(*arguments: Tensor) -> Tensor:
@@ -229,8 +222,7 @@ def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> T
         weight, bias = make.layer(bits, width, BF16)
         in_weight, in_bias = make.layer(width, bits, BF16)
         table = denoise_schedule(STEPS)[0].to(make.device)
-        step = torch.tensor(3, dtype=torch.int32, device=make.device)
-        cfg = torch.full((1,), 3.0, device=make.device)
+        step, cfg = make.full(3, torch.int32), make.full(3.0).view(1)
         keys = noise_keys(7, range(shape[0]), ar_step=3, device=make.device)
         return [
             make.randn(*stream, dtype=BF16), modulation[..., :width],
@@ -246,32 +238,26 @@ def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> T
     return timing(name, arguments, moved, flops=3 * tokens * width * bits, **CUDA)
 
 
-def predict_library(
-    h: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, x: Tensor,
-    table: Tensor, step: Tensor, in_weight: Tensor, in_bias: Tensor, time: Tensor | None,
-    cond: Tensor | None, *, cfg: Tensor, noise: Tensor | None, keys: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def predict_library(*arguments: Any, cfg: Tensor, noise: None, keys: Tensor) -> tuple[Tensor, ...]:
     """As without the op, guided."""
+    h, scale, shift, weight, bias, x, table, step, in_weight, in_bias, time, cond = arguments
     x0 = F.linear(adaln_norm(h, scale, shift), weight, bias)
     x = denoise_step(x, x0, table, step, cfg=cfg, keys=keys)
     stream = F.linear(torch.cat([x, x]).to(h.dtype), in_weight, in_bias)
-    if time is None or cond is None:
-        return x, stream
-    return x, stream, F.silu(time[4] + cond)
+    return (x, stream) if time is None else (x, stream, F.silu(time[4] + cond))
 
 
 _ONE, _MANY, _B1, _T2I = (1, 16, 32), (64, 16, 32), (384, 1, 32), (1, 64, 32)
 _LARGE = (2**16, 16, 32)
+_STATES = (
+    ("B-16x batch 1 [1, 16, 32]", _ONE), ("B-16x batch 64 [64, 16, 32]", _MANY),
+    ("B-1x batch 384 [384, 1, 32]", _B1), ("14B-64x batch 1 [1, 64, 32]", _T2I),
+)  # fmt: skip
 
 SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
-    "adaln_norm": (
-        [_rows(1, 2, 1, *size, F32) for size in ((2048, 768), (128, 5120))]
-        + [_rows(1, 2, 1, *size, BF16, **CUDA)
-           for size in ((2048, 768), (12288, 768), (8192, 5120), (32, 768))],
-        {"torch": norm_torch},
-    ),
-    "gated_residual": (_gated(1, 1), {"torch": sum_torch}),
-    "gated_residual_adaln": (_gated(3, 2), {"torch": sum_and_norm_torch}),
+    "adaln_norm": (_rows(1, 2, 1, *_ROWS[:2], (2048, 768), *_ROWS[2:]), {"torch": norm_torch}),
+    "gated_residual": (_rows(2, 1, 1, *_ROWS), {"torch": sum_torch}),
+    "gated_residual_adaln": (_rows(2, 3, 2, *_ROWS), {"torch": sum_and_norm_torch}),
     "swiglu": (
         [_swiglu(*size, F32) for size in ((2048, 1152), (128, 7680))]
         + [_swiglu(*size, BF16, **CUDA) for size in ((12288, 1152), (8192, 7680), (32, 1152))],
@@ -284,27 +270,17 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
         {"sdpa": patch_sdpa, "eight launches": eight_launches},
     ),
     "denoise_step": (
-        [
-            _step("B-16x batch 1 [1, 16, 32] bfloat16", _ONE),
-            _step("B-16x batch 64 [64, 16, 32] bfloat16", _MANY),
-            _step("B-16x batch 64 [64, 16, 32] float32", _MANY, F32),
-            _step("B-1x batch 384 [384, 1, 32] bfloat16", _B1),
-            _step("14B-64x batch 1 [1, 64, 32] bfloat16", _T2I),
-            _step("B-16x batch 64 with noise", _MANY, keys=False),
-            _step("33.5 M bfloat16", _LARGE, **CUDA),
-            _step("33.5 M with noise", _LARGE, keys=False, **CUDA),
-        ],
+        [_step(f"{name} bfloat16", shape) for name, shape in _STATES[:2]]
+        + [_step("B-16x batch 64 [64, 16, 32] float32", _MANY, F32)]
+        + [_step(f"{name} bfloat16", shape) for name, shape in _STATES[2:]]
+        + [_step("B-16x batch 64 with noise", _MANY, keys=False),
+           _step("33.5 M bfloat16", _LARGE, **CUDA),
+           _step("33.5 M with noise", _LARGE, keys=False, **CUDA)],
         {"torch": step_torch, "official": step_official},
     ),
     "finalize_bits": (
-        [
-            _bits("B-16x batch 1 [1, 16, 32] bfloat16", _ONE),
-            _bits("B-16x batch 64 [64, 16, 32] bfloat16", _MANY),
-            _bits("B-1x batch 384 [384, 1, 32] bfloat16", _B1),
-            _bits("14B-64x batch 1 [1, 64, 32] bfloat16", _T2I),
-            _bits("33.5 M bfloat16", _LARGE, **CUDA),
-            _bits("33.5 M float32", _LARGE, F32, **CUDA),
-        ],
+        [_bits(f"{name} bfloat16", shape) for name, shape in _STATES]
+        + [_bits(f"33.5 M {short(dtype)}", _LARGE, dtype, **CUDA) for dtype in (BF16, F32)],
         {"torch": bits_torch},
     ),
     "linear": (
