@@ -6,16 +6,26 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 
 import torch
 
-from benchmarks import cpu, gpu, machine, plots, report, run
-from benchmarks.model.programs import PROGRAMS
+from benchmarks import cpu, gpu, machine, plots, report
+from benchmarks.model import decode, head, packed_dataset, training
 from benchmarks.shapes import Bench, all_benches
+
+PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
+    "head_sampling": head.sampling,
+    "head_plans": head.plans,
+    "training": training.measure,
+    "decode": decode.measure,
+    "packed_dataset": packed_dataset.measure,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     host.add_argument("--out", type=Path, required=True, metavar="FILE")
     host.add_argument("--only", nargs="+", choices=cpu.PARTS, default=list(cpu.PARTS))
     host.add_argument("--threads", type=int, help="of whole images (default: all); ops take one")
+    host.add_argument("--quick", action="store_true", help="short timings")
     host.set_defaults(run=_cpu)
 
     card = commands.add_parser("gpu", help="check and time everything on a card")
@@ -58,21 +69,20 @@ def _parser() -> argparse.ArgumentParser:
     card.set_defaults(run=_gpu)
     for command in (host, card):
         command.add_argument("--ops", nargs="+", type=_bench, metavar="OP", help="only these ops")
-        command.add_argument("--quick", action="store_true", help="short timings")
 
     model = commands.add_parser("model", help="time one thing of the models")
     model.add_argument("program", choices=PROGRAMS)
     model.add_argument("--out", type=Path, metavar="FILE", help="also write the figures")
     model.set_defaults(run=_model)
 
-    tables = commands.add_parser("report", help="tables and plots from the results")
-    tables.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR")
-    tables.add_argument("--plots", type=Path, metavar="DIR", help="also draw SVGs of each file")
-    tables.add_argument(
+    pages = commands.add_parser("report", help="tables and plots from the results")
+    pages.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR")
+    pages.add_argument("--plots", type=Path, metavar="DIR", help="also draw SVGs of each file")
+    pages.add_argument(
         "--into", type=Path, nargs="+", default=[], metavar="FILE",
         help="put the tables where these Markdown files ask for them",
     )  # fmt: skip
-    tables.set_defaults(run=_report)
+    pages.set_defaults(run=_report)
     return parser
 
 
@@ -102,12 +112,12 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    result = run.new_result(options.threads)
+    result = cpu.new_result(options.threads)
     for bench in options.ops:
-        run.add(result, bench, options.seconds, options.backend)
+        cpu.add(result, bench, options.seconds, options.backend)
     if options.out:
-        run.save(result, options.out)
-    return run.report(result)
+        cpu.save(result, options.out)
+    return cpu.report(result)
 
 
 def _cpu(options: argparse.Namespace) -> int:
@@ -118,27 +128,23 @@ def _cpu(options: argparse.Namespace) -> int:
 
 def _gpu(options: argparse.Namespace) -> int:
     if not options.dry_run and not torch.cuda.is_available():
-        print(
-            "gpu: this machine has no CUDA device that PyTorch can use; "
-            "--dry-run goes through the same code on the CPU",
-            file=sys.stderr,
-        )
+        why = "this machine has no CUDA device that PyTorch can use"
+        print(f"gpu: {why}; --dry-run goes through the same code on the CPU", file=sys.stderr)
         return 2
-    usual = gpu.DRY_RUN if options.dry_run else gpu.QUICK if options.quick else gpu.BUDGET
+    usual = gpu.DRY_RUN if options.dry_run else gpu.BUDGET
     budget = {**usual, **dict(options.budget)}
     parts = {part: budget[part] for part in gpu.PARTS if part in options.only}
-    return gpu.main(
-        options.ops or list(all_benches().values()), options.out, parts, quick=options.quick,
-        dry_run=options.dry_run, worker=tuple(options.worker) if options.worker else None,
-    )  # fmt: skip
+    benches = options.ops or list(all_benches().values())
+    worker = tuple(options.worker) if options.worker else None
+    return gpu.main(benches, options.out, parts, dry_run=options.dry_run, worker=worker)
 
 
 def _model(options: argparse.Namespace) -> int:
     figures = PROGRAMS[options.program]()
-    result = {"machine": machine.describe(run.CPU, torch.get_num_threads()), **figures}
+    result = {"machine": machine.describe(cpu.CPU, torch.get_num_threads()), **figures}
     print(json.dumps(result, indent=2))
     if options.out:
-        run.save(result, options.out)
+        cpu.save(result, options.out)
     return 0
 
 

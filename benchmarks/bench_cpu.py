@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.run import CPU
+from benchmarks.cpu import CPU
 from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance_kernels.testing import cpu_threads
 

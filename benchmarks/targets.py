@@ -71,7 +71,7 @@ def table(runs: Mapping[str, Run]) -> str:
     rows = []
     for target in TARGETS:
         of_device = [r for r in newest if r["machine"]["device"] == target.device]
-        values = [target.worst(run) for run in of_device if not run.get("dry_run")]
+        values = (target.worst(run) for run in of_device if not run.get("dry_run"))
         value = next((value for value in values if value is not None), None)
         found = (
             ("", "not measured") if value is None else (target.figure(value), target.state(value))
@@ -88,43 +88,34 @@ def _best(run: Run, op: str, shape: str) -> Iterator[tuple[dict[str, Any], dict[
             yield best, others
 
 
-def share(op: str, shape: str, limit: str, run: Run) -> list[float]:
-    """Bandwidth of the best backend as a share of a limit of the same run."""
+def _share(op: str, shape: str, limit: str, run: Run) -> list[float]:
     of = run["limits"].get(limit)
     return [best["gb_s"] / of for best, _ in _best(run, op, shape)] if of else []
 
 
-def speedup(op: str, shape: str, baseline: str, run: Run) -> list[float]:
-    """How many times as fast the best backend is."""
+def _speedup(op: str, shape: str, baseline: str, run: Run) -> list[float]:
     return [others[baseline] for _, others in _best(run, op, shape) if baseline in others]
 
 
-def microseconds(op: str, shape: str, run: Run) -> list[float]:
-    """Of the best backend."""
+def _microseconds(op: str, shape: str, run: Run) -> list[float]:
     return [best["median_us"] for best, _ in _best(run, op, shape)]
 
 
-def matrix_share(op: str, shape: str, run: Run) -> list[float]:
-    """Arithmetic of the best backend as a share of the rate of a large product."""
+def _matrix_share(op: str, shape: str, run: Run) -> list[float]:
     rate = run["limits"].get("bf16_tflop_s")
     return [best["gflop_s"] / 1e3 / rate for best, _ in _best(run, op, shape)] if rate else []
 
 
-def memory(op: str, shape: str, baseline: str, run: Run) -> list[float]:
-    """Peak memory of a baseline over that of the best backend."""
-    peaks = {
-        (row["op"], row["shape"]): row["peak_mb"]
-        for row in run["rows"]
-        if row["name"] == baseline and row.get("peak_mb")
-    }
+def _memory(op: str, shape: str, baseline: str, run: Run) -> list[float]:
+    rows = [row for row in run["rows"] if row["name"] == baseline and row.get("peak_mb")]
+    peaks = {(row["op"], row["shape"]): row["peak_mb"] for row in rows}
     best = [b for b, _ in _best(run, op, shape) if b.get("peak_mb") and (op, b["shape"]) in peaks]
     return [peaks[op, row["shape"]] / row["peak_mb"] for row in best]
 
 
-def image_ratio(
+def _image_ratio(
     model: str, batches: Sequence[int], path: str, part: str | None, run: Run
 ) -> list[float]:
-    """Of each batch the time of `path` over that of the default, of all or of a part."""
     ratios = []
     for batch in batches:
         rows = [tables.image(run, model, batch, name) or {} for name in ("fast", path)]
@@ -134,30 +125,31 @@ def image_ratio(
     return ratios
 
 
-def over_products(model: str, batches: Sequence[int], run: Run) -> list[float]:
-    """Time of an image over that of its products alone."""
-    return [1 / ratio for ratio in image_ratio(model, batches, "products alone", None, run)]
+def _over_products(model: str, batches: Sequence[int], run: Run) -> list[float]:
+    return [1 / ratio for ratio in _image_ratio(model, batches, "products alone", None, run)]
 
 
-def image_time(model: str, batches: Sequence[int], run: Run) -> list[float]:
-    """Milliseconds an image."""
+def _image_time(model: str, batches: Sequence[int], run: Run) -> list[float]:
     rows = (tables.image(run, model, batch, "fast") for batch in batches)
     return [row["ms"] for row in rows if row]
 
 
-def model_figure(name: str, figure: str, run: Run) -> list[float]:
-    """A figure of ``python -m benchmarks model``."""
+def _model_figure(name: str, figure: str, run: Run) -> list[float]:
     content = run.get("model", {}).get(name, {})
     return [content[figure]] if figure in content else []
 
 
 MEASURES: dict[str, Callable[..., list[float]]] = {
-    function.__name__: function
-    for function in (
-        share, speedup, microseconds, matrix_share, memory, image_ratio, over_products, image_time,
-        model_figure,
-    )
-}  # fmt: skip
+    "share": _share,  # bandwidth of the best backend in a limit of the same run
+    "speedup": _speedup,  # how many times as fast the best backend is
+    "microseconds": _microseconds,  # of the best backend
+    "matrix_share": _matrix_share,  # its arithmetic in the rate of a large product
+    "memory": _memory,  # peak of a baseline over that of the best backend
+    "image_ratio": _image_ratio,  # of each batch, `path` over the default, of all or of a part
+    "over_products": _over_products,  # an image over its products alone
+    "image_time": _image_time,  # milliseconds
+    "model_figure": _model_figure,  # of ``python -m benchmarks model``
+}
 
 TARGETS = [
     Target._make([*row[:6], row[6:]])

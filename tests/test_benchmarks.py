@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import __main__ as command
-from benchmarks import cpu, plots, products, report, run, tables, targets, timing
+from benchmarks import cpu, plots, products, report, tables, targets, timing
 from benchmarks.model import decode, paths, training
 from benchmarks.model.published import Published
 from benchmarks.shapes import Bench, Timing, all_benches
@@ -43,7 +43,7 @@ def small():
 
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch):
-    monkeypatch.setattr(run.machine, "cpu_limits", lambda: {"read_gb_s": 20.0})
+    monkeypatch.setattr(cpu.machine, "cpu_limits", lambda: {"read_gb_s": 20.0})
 
 
 def test_list_names_every_op(capsys):
@@ -77,8 +77,8 @@ def test_a_wrong_backend_is_not_timed(small, monkeypatch, capsys):
     right = op.backend("triton")
     wrong = dataclasses.replace(right, run=lambda x: right.run(x) ^ 1)
     monkeypatch.setitem(op._loaded, "triton", wrong)
-    result = run.new_result(1)
-    run.add(result, small, 0.01, ["triton"])
+    result = cpu.new_result(1)
+    cpu.add(result, small, 0.01, ["triton"])
     assert result["rows"] == []
     assert "elements differ" in result["wrong"][0]
     monkeypatch.setattr(command, "all_benches", lambda: {"pack_signs": small})
@@ -94,9 +94,9 @@ def test_unknown_ops_are_refused(capsys):
 
 
 def test_report_makes_tables_and_plots(small, tmp_path, capsys):
-    result = run.new_result(1)
-    run.add(result, small, 0.01)
-    run.save(result, tmp_path / "cpu.json")
+    result = cpu.new_result(1)
+    cpu.add(result, small, 0.01)
+    cpu.save(result, tmp_path / "cpu.json")
     arguments = ["report", "--results", str(tmp_path), "--plots", str(tmp_path / "plots")]
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -287,7 +287,7 @@ def test_programs_of_the_model_give_their_figures(tmp_path, monkeypatch, capsys)
         return subprocess.CompletedProcess(arguments, command.main(arguments[3:]))
 
     monkeypatch.setattr(cpu.subprocess, "run", call)
-    monkeypatch.setattr(run.machine, "describe", lambda *_: {"threads": 1})
+    monkeypatch.setattr(cpu.machine, "describe", lambda *_: {"threads": 1})
     result = {"model": {}}
     cpu._model(result, "packed_dataset", 1)
     assert result["model"] == {"packed_dataset": {"machine": {"threads": 1}, **figures}}

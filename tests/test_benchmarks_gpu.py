@@ -64,7 +64,7 @@ def test_dry_run_times_whole_images(dry_run):
 
 
 def _context(tmp_path, cases, parts):
-    return Context(cases, tmp_path / "run.jsonl", parts, quick=True, dry_run=True)
+    return Context(cases, tmp_path / "run.jsonl", parts, dry_run=True)
 
 
 def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsys):
@@ -79,7 +79,7 @@ def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsy
         yield
 
     cases = [Bench(all_benches()["swiglu"].op, "rounded", broken), case]
-    assert gpu.main(cases, tmp_path, {"checks": 60.0}, quick=True, dry_run=True) == 1
+    assert gpu.main(cases, tmp_path, {"checks": 60.0}, dry_run=True) == 1
     result = json.loads((tmp_path / "dry-run.json").read_text())
     assert "no samples today" in result["failed"]["checks: swiglu"]
     assert any(check["wrong"] for check in result["checks"])
@@ -170,9 +170,7 @@ def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
 @pytest.mark.slow
 def test_the_worker_understands_its_command(tmp_path):
     """On the CPU, where the real one would have the card."""
-    command = gpu.worker_command(
-        ["swiglu"], tmp_path, {"checks": 30.0, "large": 9.0}, (1, 2), quick=True
-    )
+    command = gpu.worker_command(["swiglu"], tmp_path, {"checks": 30.0, "large": 9.0}, (1, 2))
     path = gpu.journal_of(tmp_path, {"checks": 30.0, "large": 9.0}, 1, 2)
     gpu.supervise([*command, "--dry-run"], path, 60.0)
     result = collect(path)
@@ -241,7 +239,7 @@ def test_what_a_check_raises_is_recorded(tmp_path):
     registered = all_benches()["swiglu"]
     op.__name__ = "swiglu"
     case = Bench(op, "rounded", registered.samples)
-    assert gpu.main([case], tmp_path, {"checks": 60.0}, quick=True, dry_run=True) == 1
+    assert gpu.main([case], tmp_path, {"checks": 60.0}, dry_run=True) == 1
     result = json.loads((tmp_path / "dry-run.json").read_text())
     assert "OSError: no strides today" in {check["wrong"] for check in result["checks"]}
 

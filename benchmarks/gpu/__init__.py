@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import run
+from benchmarks import cpu
 from benchmarks.gpu import checks, images, limits, timings
 from benchmarks.gpu.worker import BROKEN, Context, Step, collect, work, write
 from benchmarks.machine import ROOT
@@ -37,7 +37,6 @@ PARTS: Mapping[str, Callable[[Context], Sequence[Step]]] = {
 }
 BUDGET = {"checks": 120.0, "large": 25.0, "machine": 15.0, "timings": 190.0, "images": 210.0}
 """Seconds of each part: 560 in all."""
-QUICK = {"checks": 45.0, "large": 15.0, "machine": 10.0, "timings": 30.0, "images": 20.0}
 DRY_RUN = dict.fromkeys(PARTS, 3600.0)
 """On the CPU nobody waits for the figures: each part goes to its end."""
 
@@ -49,8 +48,8 @@ _CHECKERS = 12
 
 
 def main(
-    benches: Sequence[Bench], out: Path, parts: Mapping[str, float], *, quick: bool = False,
-    dry_run: bool = False, worker: tuple[int, int] | None = None,
+    benches: Sequence[Bench], out: Path, parts: Mapping[str, float], *, dry_run: bool = False,
+    worker: tuple[int, int] | None = None,
 ) -> int:  # fmt: skip
     """Run the parts; returns the exit status: 0, or 1 if a check or a step failed.
 
@@ -58,7 +57,6 @@ def main(
         benches: the ops.
         out: folder of the result file, ``gpu.json`` or ``dry-run.json``, and of the journals.
         parts: seconds for each part to run.
-        quick: short timings.
         dry_run: on the CPU, in this process.
         worker: (i, n): this is a process that `supervise` started, the i-th of n.
     """
@@ -67,7 +65,7 @@ def main(
         journal = journal_of(out, parts, *share)
         if worker is None:
             journal.unlink(missing_ok=True)
-        status = work(Context(benches, journal, parts, quick, dry_run, share), PARTS)
+        status = work(Context(benches, journal, parts, dry_run, share), PARTS)
         return status if worker else finish(collect(journal), out / "dry-run.json")
     problem = build()
     if problem:
@@ -79,9 +77,9 @@ def main(
         some, count = {"checks": parts["checks"]}, min(_CHECKERS, os.cpu_count() or 1)
         with ThreadPoolExecutor(count) as pool:
             shares = [(i, count) for i in range(count)]
-            journals += pool.map(lambda share: run_parts(names, out, some, share, quick), shares)
+            journals += pool.map(lambda share: run_parts(names, out, some, share), shares)
     if rest:
-        journals.append(run_parts(names, out, rest, (0, 1), quick))
+        journals.append(run_parts(names, out, rest, (0, 1)))
     result = collect(*journals)
     missing = sum(not path.exists() for path in journals)
     if missing == len(journals):
@@ -98,24 +96,23 @@ def journal_of(out: Path, parts: Mapping[str, float], i: int, count: int) -> Pat
 
 
 def run_parts(
-    ops: Sequence[str], out: Path, parts: Mapping[str, float], share: tuple[int, int], quick: bool
+    ops: Sequence[str], out: Path, parts: Mapping[str, float], share: tuple[int, int]
 ) -> Path:
     """Do a share of the parts in a process; returns its journal."""
     path = journal_of(out, parts, *share)
     path.unlink(missing_ok=True)
-    command = worker_command(ops, out, parts, share, quick)
+    command = worker_command(ops, out, parts, share)
     supervise(command, path, sum(parts.values()) + _GRACE)
     return path
 
 
 def worker_command(
-    ops: Sequence[str], out: Path, parts: Mapping[str, float], share: tuple[int, int], quick: bool
+    ops: Sequence[str], out: Path, parts: Mapping[str, float], share: tuple[int, int]
 ) -> list[str]:
     """What `supervise` runs."""
     budget = [f"{part}={seconds}" for part, seconds in parts.items()]
     command = [sys.executable, "-m", "benchmarks", "gpu", "--worker", *map(str, share)]
-    command += ["--out", str(out), "--budget", *budget, "--only", *parts, "--ops", *ops]
-    return [*command, *["--quick"] * quick]
+    return [*command, "--out", str(out), "--budget", *budget, "--only", *parts, "--ops", *ops]
 
 
 def build() -> str | None:
@@ -186,5 +183,5 @@ def finish(result: Mapping[str, Any], path: Path) -> int:
     for name, why in result["not run"].items():
         print(f"not run: {name}: {why}")
     print(f"{len(result['checks'])} checks, {len(wrong)} failed; {path}")
-    run.save({**result, "checks": wrong, "passed": dict(sorted(passed.items()))}, path)
+    cpu.save({**result, "checks": wrong, "passed": dict(sorted(passed.items()))}, path)
     return 1 if wrong or result["failed"] else 0

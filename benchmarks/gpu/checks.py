@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from benchmarks import run
+from benchmarks import cpu
 from benchmarks.gpu import large
 from benchmarks.gpu.worker import Context, Step
 from bitdance_kernels.testing import Call, Case, check_backend, only_backend, strided
@@ -45,7 +45,7 @@ def _check(context: Context, case: Case) -> None:
             why = f"samples {i} to {len(calls) - 1}: the time was used up"
             context.add("not run", why, f"checks: {case.name}")
             return
-        for backend, why_not in run.runnable(case, call).items():
+        for backend, why_not in cpu.runnable(case, call).items():
             if why_not is None:
                 for kind, function in KINDS.items():
                     _record(context, case, call, backend, kind, function)
@@ -77,17 +77,17 @@ def _strided(case: Case, call: Call, backend: str) -> None:
 
 def _repeated(case: Case, call: Call, backend: str) -> None:
     """The same bits from every run."""
-    first = results(case, _own(case, call), backend)
+    first = results(case, call, backend)
     for _ in range(_replays(call) - 1):
-        assert_same(first, results(case, _own(case, call), backend), "a repeated run differs")
+        assert_same(first, results(case, call, backend), "a repeated run differs")
 
 
 def _like_before(case: Case, call: Call, backend: str) -> None:
     """Where the backend is chosen and not named, and the second time not even sought."""
-    expected = results(case, _own(case, call), backend)
+    expected = results(case, call, backend)
     with only_backend(backend, [case.kernel_op.name], call.tensors()[0].device.type):
         for _ in range(2):
-            actual = results(case, _own(case, call), "auto")
+            actual = results(case, call, "auto")
             assert_same(actual, expected, "a call like one before differs")
 
 
@@ -101,7 +101,7 @@ def _graph(case: Case, call: Call, backend: str) -> None:
         _change(fixed)
         for tensor, content in zip(written, start, strict=True):
             tensor.copy_(content)
-        expected = results(case, _own(case, fixed), backend)
+        expected = results(case, fixed, backend)
         for tensor in captured:
             if not any(tensor is w for w in written):
                 tensor.fill_(float("nan") if tensor.is_floating_point() else 85)
@@ -113,12 +113,12 @@ def _graph(case: Case, call: Call, backend: str) -> None:
 
 def _side_stream(case: Case, call: Call, backend: str) -> None:
     """On a side stream whose inputs arrive late: a launch on any other stream reads zeros."""
-    expected = results(case, _own(case, call), backend)
+    expected = results(case, call, backend)
     late = call.map(torch.zeros_like)
     with _stream(call):
         for target, source in zip(late.tensors(), call.tensors(), strict=True):
             target.copy_(source)
-        actual = results(case, late, backend)
+        actual = results(case, late, backend, in_place=True)
     assert_same(actual, expected, "on a side stream it differs")
 
 
@@ -142,7 +142,7 @@ def _check_large(context: Context, case: Case) -> None:
     def check(case: Case, _: Call, backend: str) -> None:
         large.check(case, built, backend)
 
-    for backend, why_not in run.runnable(case, built.block).items():
+    for backend, why_not in cpu.runnable(case, built.block).items():
         if why_not is None and (backend != "reference" or context.dry_run):
             _record(context, case, built.block, backend, "past 2^31", check)
 
@@ -159,18 +159,14 @@ def _change(call: Call) -> None:
             tensor.bitwise_not_()
 
 
-def _own(case: Case, call: Call) -> Call:
-    """The call on copies of what the op writes."""
-    args = (arg.clone() if i in case.mutates else arg for i, arg in enumerate(call.args))
-    return Call(call.name, tuple(args), call.kwargs)
-
-
-def results(case: Case, call: Call, backend: str) -> list[Tensor]:
-    """Outputs and tensors written in place."""
+def results(case: Case, call: Call, backend: str, *, in_place: bool = False) -> list[Tensor]:
+    """Outputs and tensors written in place: copies of the call's, or its own."""
+    own = (a if in_place or i not in case.mutates else a.clone() for i, a in enumerate(call.args))
+    args = list(own)
     with torch.no_grad():
-        outputs = case.op(*call.args, **call.kwargs, backend=backend)
+        outputs = case.op(*args, **call.kwargs, backend=backend)
     leaves = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
-    return leaves + [call.args[i] for i in case.mutates]
+    return leaves + [args[i] for i in case.mutates]
 
 
 def assert_same(a: Sequence[Tensor], b: Sequence[Tensor], message: str) -> None:
@@ -188,18 +184,19 @@ def assert_same(a: Sequence[Tensor], b: Sequence[Tensor], message: str) -> None:
 def _capture(case: Case, call: Call, backend: str) -> tuple[Callable[[], None], list[Tensor]]:
     """A replay of the call, and the tensors that it writes; on the CPU the call again."""
     if not any(t.is_cuda for t in call.tensors()):
-        written = results(case, call, backend)
+        written = results(case, call, backend, in_place=True)
 
         def again() -> None:
-            for tensor, new in zip(written, results(case, call, backend), strict=True):
-                tensor.copy_(new)
+            new = results(case, call, backend, in_place=True)
+            for tensor, content in zip(written, new, strict=True):
+                tensor.copy_(content)
 
         return again, written
-    results(case, _own(case, call), backend)  # compiles and loads outside the capture
+    results(case, call, backend)  # compiles and loads outside the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = results(case, call, backend)
+        captured = results(case, call, backend, in_place=True)
 
     def replay() -> None:
         graph.replay()

@@ -33,12 +33,10 @@ def steps(context: Context) -> Sequence[Step]:
     """A step per model and batch; the models of the targets first, in case time runs out."""
     if context.dry_run:
         return [("tiny, batch 2", lambda: _images(context, "tiny", 2, 1))]
-    models = _MODELS[:2] if context.quick else _MODELS
-    batches = _BATCHES[:2] if context.quick else _BATCHES
     # Every batch of a target before the others: 1 and 64 of the first two models come first.
     plan = sorted(
-        ((model, batch) for model in models for batch in batches),
-        key=lambda pair: (models.index(pair[0]) > 1) + batches.index(pair[1]) // 2,
+        ((model, batch) for model in _MODELS for batch in _BATCHES),
+        key=lambda pair: (_MODELS.index(pair[0]) > 1) + _BATCHES.index(pair[1]) // 2,
     )
     return [
         (f"{model}, batch {batch}",
@@ -70,7 +68,7 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
         label = f"images: {name}, batch {batch}: {path}"
         try:
             seconds = (end - time.monotonic()) / (len(ways) - i)
-            rounds = 1 if context.dry_run else 2 if context.quick else 5
+            rounds = 1 if context.dry_run else 5
             figures = _time(context, *make(), batch, seconds, rounds)
         except torch.OutOfMemoryError as error:
             context.add("not timed", str(error).splitlines()[0], label)

@@ -33,8 +33,7 @@ def seconds_of(context: Context, function: Callable[[], object]) -> float:
         return 1.0
     from triton.testing import do_bench_cudagraph
 
-    rep = 5 if context.quick else 20
-    return do_bench_cudagraph(function, rep=rep, return_mode="median") / 1e3
+    return do_bench_cudagraph(function, rep=20, return_mode="median") / 1e3
 
 
 def _probe(context: Context, probe: str, setting: str, **figures: float | str) -> None:
@@ -44,8 +43,7 @@ def _probe(context: Context, probe: str, setting: str, **figures: float | str) -
 def _copy(context: Context) -> None:
     x = torch.randn(2**10 if context.dry_run else 2**28, device=context.device)
     y = torch.empty_like(x)
-    rate = 2 * 4 * x.numel() / 1e9 / seconds_of(context, lambda: y.copy_(x))
-    context.add("limits", rate, "copy_gb_s")
+    context.add("limits", 2e-9 * x.nbytes / seconds_of(context, lambda: y.copy_(x)), "copy_gb_s")
 
 
 def _matrix_rate(context: Context) -> None:

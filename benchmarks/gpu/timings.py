@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 import torch
 
-from benchmarks import run, timing
+from benchmarks import cpu, timing
 from benchmarks.gpu.worker import Context, Step
 from benchmarks.shapes import Bench, Timing
 from bitdance_kernels.testing import Call
@@ -27,7 +27,7 @@ def steps(context: Context) -> Sequence[Step]:
     shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in context.benches]
     turns = [pair for turn in zip_longest(*shapes) for pair in turn if pair is not None]
     total = context.parts.get("timings", 0.0)
-    share = min(0.15 if context.quick else 1.0, 0.2 * total / max(len(turns), 1))
+    share = min(1.0, 0.2 * total / max(len(turns), 1))
     return [
         (f"{case.name}, {shape.name}", functools.partial(_time, context, case, shape, share))
         for case, shape in turns
@@ -36,7 +36,7 @@ def steps(context: Context) -> Sequence[Step]:
 
 def _time(context: Context, case: Bench, shape: Timing, seconds: float) -> None:
     call = shape.make(context.device)
-    able = [name for name, why in run.runnable(case, call).items() if why is None]
+    able = [name for name, why in cpu.runnable(case, call).items() if why is None]
     timed = dict(timing.functions(case, able, backward=shape.backward))
     left = context.left("timings")
     if left > _SHARE_EAGER * context.parts["timings"]:
@@ -87,7 +87,7 @@ def compiled(case: Bench, shape: Timing) -> timing.Functions:
 def _dry(context: Context, case: Bench) -> None:
     """The code path on the smallest sample; not a measurement."""
     call = next(c for c in case.samples(context.device) if all(t.numel() for t in c.tensors()))
-    able = [name for name, why in run.runnable(case, call).items() if why is None]
+    able = [name for name, why in cpu.runnable(case, call).items() if why is None]
     shape = Timing(call.name, lambda _: call, bytes=1)
     with torch.inference_mode():
         timed = dict(timing.functions(case, able))

@@ -66,7 +66,6 @@ class Context:
         benches: the ops.
         journal: of this process, and of those before it.
         parts: seconds for each part, in their order; a part may use what earlier ones left.
-        quick: short timings.
         dry_run: on the CPU, at tiny sizes.
         share: (i, n): of the checks' samples only those of the i-th of n processes.
     """
@@ -74,7 +73,6 @@ class Context:
     benches: Sequence[Bench]
     journal: Path
     parts: Mapping[str, float]
-    quick: bool = False
     dry_run: bool = False
     share: tuple[int, int] = (0, 1)
 

@@ -73,6 +73,7 @@ def decoding(
     }
 
 
+@torch.no_grad()
 def measure(rounds: int = 3) -> dict[str, object]:
     """Figures of the bundled model and, with random weights, of the published tokenizer."""
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from bitdance.sampling.head_products import PLANS
 from bitdance_kernels import noise_keys, use_backend
 
 
+@torch.no_grad()
 def sampling(
     preset: str = "B-16x", images: int = 8, steps: int = 20, rounds: int = 5
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def sampling(
     }
 
 
+@torch.no_grad()
 def plans(
     presets: Sequence[str] = ("B-1x", "B-16x"), batches: Sequence[int] = (1, 2, 8, 64, 384),
     steps: int = 50, rounds: int = 20,

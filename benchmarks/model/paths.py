@@ -20,7 +20,6 @@ from bitdance.models.autoencoder.autoencoder import to_uint8
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AutoencoderConfig, ModelConfig
 from bitdance.sampling import graphs
-from bitdance.sampling.ar_sampler import StepResult
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance.sampling.workspace import Workspace
@@ -95,9 +94,7 @@ def published(
     return Path("published", sample, decode, (baseline, "trunk"), odd_first=compiled)
 
 
-def _of_library(
-    name: str, model: BitDanceModel, steps: int, trunk: tuple[Any, str] | None
-) -> Path:
+def _of_library(name: str, model: BitDanceModel, steps: int, trunk: tuple[Any, str] | None) -> Path:
     sampler, to_pixels = ClassConditionalSampler(model), ImageDecoder(model.vae)
     use_kernels, scale = name == "fast", model.config.cfg_scale
 

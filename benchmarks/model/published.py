@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.shapes.attention import rope_complex
+from benchmarks.shapes.denoise import swiglu_torch
 from bitdance.models.autoencoder.blocks import CodeStatistics, Decoder, ResBlock
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.diffusion_head import LEAST_REMAINING, HeadNetwork
@@ -137,9 +139,7 @@ class PublishedDecoder:
 
     def __init__(self, decoder: Decoder) -> None:
         if decoder.config.architecture != "conv" or decoder.config.gan_decoder:
-            raise ValueError(
-                "PublishedDecoder: the decoder must be convolutional and without noise"
-            )
+            raise ValueError("PublishedDecoder: decoder must be convolutional and without noise")
         self.decoder: Any = copy.deepcopy(decoder)
         for parameter in self.decoder.parameters():
             parameter.data = parameter.data.contiguous()
@@ -205,9 +205,9 @@ def transformer(layers: Any, x: Tensor, freqs: Tensor, attend: Callable[..., Ten
     for i, block in enumerate(layers):
         qkv = block.attention.wqkv(block.attention_norm(x))
         q, k, v = qkv.unflatten(-1, (3, layers.num_heads, -1)).unbind(2)
-        out = attend(i, rotate(q, freqs), rotate(k, freqs), v)
+        out = attend(i, rope_complex(q, freqs), rope_complex(k, freqs), v)
         x = x + block.attention.wo(out.flatten(2))
-        x = x + swiglu(block.feed_forward, block.ffn_norm(x))
+        x = x + feed_forward(block.feed_forward, block.ffn_norm(x))
     return x
 
 
@@ -223,12 +223,12 @@ def head(net: HeadNetwork, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         modulation = modulations[i * len(modulations) // len(blocks)]
         if net.config.architecture == "mlp":
             scale, shift, gate = modulation.chunk(3, dim=-1)
-            h = h + gate * swiglu(block, block.norm(h) * (1 + scale) + shift)
+            h = h + gate * feed_forward(block, block.norm(h) * (1 + scale) + shift)
             continue
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
         attended = _patch_attention(block.attn, block.norm1(h) * (1 + scale1) + shift1)
         h = h + gate1 * attended
-        h = h + gate2 * swiglu(block, block.norm2(h) * (1 + scale2) + shift2)
+        h = h + gate2 * feed_forward(block, block.norm2(h) * (1 + scale2) + shift2)
     scale, shift = net.final_layer.ada_ln_modulation(y).chunk(2, dim=-1)
     h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
     return net.final_layer.linear(h)
@@ -248,13 +248,5 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
 
 
-def swiglu(network: Any, x: Tensor) -> Tensor:
-    gate, value = network.w1(x).chunk(2, dim=-1)
-    return network.w2(F.silu(gate) * value)
-
-
-def rotate(x: Tensor, freqs: Tensor) -> Tensor:
-    """Neighbouring channels as complex numbers, turned by the angles of their position."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    turned = pairs * torch.view_as_complex(freqs)[:, None]
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+def feed_forward(network: Any, x: Tensor) -> Tensor:
+    return network.w2(swiglu_torch(network.w1(x)))

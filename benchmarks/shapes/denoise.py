@@ -9,15 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import bitdance_kernels as kernels
 from benchmarks.shapes import Make, Timing, short, timing
-from bitdance_kernels import (
-    adaln_norm,
-    denoise_schedule,
-    denoise_step,
-    gated_residual,
-    noise_keys,
-    swiglu,
-)
 
 F32, BF16 = torch.float32, torch.bfloat16
 CUDA: dict[str, Any] = {"devices": ("cuda",)}
@@ -108,9 +101,13 @@ def _step(
 
     def arguments(make: Make) -> list[Any]:
         x, x0 = make.randn(*shape), make.randn(2 * shape[0], *shape[1:], dtype=dtype)
-        table = denoise_schedule(STEPS)[0].to(make.device)
+        table = kernels.denoise_schedule(STEPS)[0].to(make.device)
         step, cfg = make.full(40, torch.int64), make.full(4.0)
-        drawn = noise_keys(0, range(shape[0]), device=make.device) if keys else torch.randn_like(x)
+        drawn = (
+            kernels.noise_keys(0, range(shape[0]), device=make.device)
+            if keys
+            else torch.randn_like(x)
+        )
         return [x, x0, table, step, {"cfg": cfg, "keys" if keys else "noise": drawn}]
 
     values = math.prod(shape)
@@ -119,21 +116,19 @@ def _step(
     return timing(name, arguments, moved, **more)
 
 
-def step_torch(
-    x: Tensor, x0: Tensor, table: Tensor, step: Tensor, *, cfg: Tensor,
-    noise: Tensor | None = None, keys: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+def _drawn(x: Tensor, more: dict[str, Tensor]) -> Tensor:
+    return more["noise"] if "noise" in more else torch.randn_like(x)
+
+
+def step_torch(x: Tensor, x0: Tensor, table: Tensor, step: Tensor, **more: Tensor) -> Tensor:
     """The affine step op by op; without explicit noise, PyTorch's own generator draws it."""
     a, b, s = table.index_select(0, step.view(1))[0]  # table[step] would wait for the card
     conditional, unconditional = x0.float().chunk(2)
-    guided = torch.lerp(unconditional, conditional, cfg)
-    return a * x + b * guided + s * (torch.randn_like(x) if noise is None else noise)
+    guided = torch.lerp(unconditional, conditional, more["cfg"])
+    return a * x + b * guided + s * _drawn(x, more)
 
 
-def step_official(
-    x: Tensor, x0: Tensor, table: Tensor, step: Tensor, *, cfg: Tensor,
-    noise: Tensor | None = None, keys: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+def step_official(x: Tensor, x0: Tensor, table: Tensor, step: Tensor, **more: Tensor) -> Tensor:
     """Velocities, guidance, score and Euler-Maruyama step, as the published sampler writes them."""
     a, b, s = table.index_select(0, step.view(1))[0]
     dt = 1 - a - b
@@ -141,11 +136,10 @@ def step_official(
     both = torch.cat((x, x))
     velocity = (x0.float() - both) / (1 - t).clamp_min(0.05)
     conditional, unconditional = velocity.chunk(2)
-    velocity = unconditional + cfg * (conditional - unconditional)
+    velocity = unconditional + more["cfg"] * (conditional - unconditional)
     score = (t * velocity - x) / (1 - t)
     drift = velocity + (1 - t) * score
-    eps = torch.randn_like(x) if noise is None else noise
-    return x + drift * dt + torch.sqrt(2 * (1 - t) * dt) * eps
+    return x + drift * dt + torch.sqrt(2 * (1 - t) * dt) * _drawn(x, more)
 
 
 def _bits(name: str, shape: tuple[int, ...], dtype: torch.dtype = BF16, **more: Any) -> Timing:
@@ -168,49 +162,53 @@ def bits_torch(x0: Tensor, *, cfg: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(
-    rows: int, channels: int, features: int, *, kind: str = "", halves: int = 1,
-    dtype: torch.dtype = BF16,
-) -> Timing:  # fmt: skip
-    """A product with a weight of `halves` times `features`, with a "norm" before or "residual"."""
+    kind: str, halves: int, *sizes: tuple[int, int, int], dtype: torch.dtype = BF16
+) -> list[Timing]:
+    """Products of [rows, channels] with a weight of `halves` times `features`.
 
-    def arguments(make: Make) -> list[Any]:
-        x = make.randn(rows, channels, dtype=dtype)
-        layer = make.layer(halves * features, channels, dtype)
-        if kind == "norm":
-            scale, shift = make.randn(rows, 6 * channels, dtype=dtype).chunk(6, dim=-1)[:2]
-            return [x, scale, shift, *layer, *make.randn(2, channels).unbind()]
-        if kind == "residual":
-            residual = make.randn(rows, features, dtype=dtype)
-            gate = make.randn(rows, 3 * features, dtype=dtype)[:, features : 2 * features]
-            return [x, *layer, residual, gate]
-        return [x, *layer]
+    With a "norm" before or a "residual" behind.
+    """
 
-    read, write = (3 if kind == "norm" else 1), (3 if kind == "residual" else 1)
-    moved = rows * (read * channels + write * features) + halves * features * (channels + 1)
-    name = f"[{rows}, {channels}] to {features} {short(dtype)}"
-    flops = 2 * rows * channels * halves * features
-    devices = ("cpu",) if dtype == F32 else ("cuda",)
-    return timing(name, arguments, dtype.itemsize * moved, flops=flops, devices=devices)
+    def one(rows: int, channels: int, features: int) -> Timing:
+        def arguments(make: Make) -> list[Any]:
+            x = make.randn(rows, channels, dtype=dtype)
+            layer = make.layer(halves * features, channels, dtype)
+            if kind == "norm":
+                scale, shift = make.randn(rows, 6 * channels, dtype=dtype).chunk(6, dim=-1)[:2]
+                return [x, scale, shift, *layer, *make.randn(2, channels).unbind()]
+            if kind == "residual":
+                gate = make.randn(rows, 3 * features, dtype=dtype).chunk(3, dim=-1)[1]
+                return [x, *layer, make.randn(rows, features, dtype=dtype), gate]
+            return [x, *layer]
+
+        read, written = (3 if kind == "norm" else 1), (3 if kind == "residual" else 1)
+        moved = rows * (read * channels + written * features) + halves * features * (channels + 1)
+        name = f"[{rows}, {channels}] to {features} {short(dtype)}"
+        flops = 2 * rows * channels * halves * features
+        devices = ("cpu",) if dtype == F32 else ("cuda",)
+        return timing(name, arguments, dtype.itemsize * moved, flops=flops, devices=devices)
+
+    return [one(*size) for size in sizes]
 
 
 def swiglu_after_linear(*arguments: Tensor) -> Tensor:
-    return swiglu(F.linear(*arguments))
+    return kernels.swiglu(F.linear(*arguments))
 
 
 def gated_residual_after_linear(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, gate: Tensor
 ) -> Tensor:
-    return gated_residual(residual, F.linear(x, weight, bias), gate)
+    return kernels.gated_residual(residual, F.linear(x, weight, bias), gate)
 
 
 def linear_after_norm(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor
 ) -> Tensor:
-    return F.linear(adaln_norm(x, scale, shift, *norm), weight, bias)
+    return F.linear(kernels.adaln_norm(x, scale, shift, *norm), weight, bias)
 
 
 def swiglu_after_norm(*arguments: Tensor) -> Tensor:
-    return swiglu(linear_after_norm(*arguments))
+    return kernels.swiglu(linear_after_norm(*arguments))
 
 
 def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> Timing:
@@ -221,9 +219,9 @@ def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> T
         modulation = make.randn(*stream[:-1], 3 * width, dtype=BF16)
         weight, bias = make.layer(bits, width, BF16)
         in_weight, in_bias = make.layer(width, bits, BF16)
-        table = denoise_schedule(STEPS)[0].to(make.device)
+        table = kernels.denoise_schedule(STEPS)[0].to(make.device)
         step, cfg = make.full(3, torch.int32), make.full(3.0).view(1)
-        keys = noise_keys(7, range(shape[0]), ar_step=3, device=make.device)
+        keys = kernels.noise_keys(7, range(shape[0]), ar_step=3, device=make.device)
         return [
             make.randn(*stream, dtype=BF16), modulation[..., :width],
             modulation[..., width : 2 * width], weight, bias, make.randn(*shape), table, step,
@@ -241,8 +239,8 @@ def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> T
 def predict_library(*arguments: Any, cfg: Tensor, noise: None, keys: Tensor) -> tuple[Tensor, ...]:
     """As without the op, guided."""
     h, scale, shift, weight, bias, x, table, step, in_weight, in_bias, time, cond = arguments
-    x0 = F.linear(adaln_norm(h, scale, shift), weight, bias)
-    x = denoise_step(x, x0, table, step, cfg=cfg, keys=keys)
+    x0 = F.linear(kernels.adaln_norm(h, scale, shift), weight, bias)
+    x = kernels.denoise_step(x, x0, table, step, cfg=cfg, keys=keys)
     stream = F.linear(torch.cat([x, x]).to(h.dtype), in_weight, in_bias)
     return (x, stream) if time is None else (x, stream, F.silu(time[4] + cond))
 
@@ -284,29 +282,26 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
         {"torch": bits_torch},
     ),
     "linear": (
-        [_product(*size, dtype=F32) for size in ((8, 192, 576), (64, 192, 576), (32, 768, 2304),
-                                       (256, 768, 2304), (512, 768, 2304), (32, 5120, 5120))],
+        _product("", 1, (8, 192, 576), (64, 192, 576), (32, 768, 2304), (256, 768, 2304),
+                 (512, 768, 2304), (32, 5120, 5120), dtype=F32),
         {"F.linear": F.linear},
     ),
     "linear_swiglu": (
-        [_product(*size, halves=2)
-         for size in ((32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152), (128, 5120, 7680),
-                      (8192, 5120, 7680))],
+        _product("", 2, (32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152), (128, 5120, 7680),
+                 (8192, 5120, 7680)),
         {"F.linear, swiglu": swiglu_after_linear},
     ),
     "linear_gated_residual": (
-        [_product(*size, kind="residual")
-         for size in ((32, 1152, 768), (2048, 1152, 768), (12288, 1152, 768), (128, 7680, 5120),
-                      (8192, 7680, 5120))],
+        _product("residual", 1, (32, 1152, 768), (2048, 1152, 768), (12288, 1152, 768),
+                 (128, 7680, 5120), (8192, 7680, 5120)),
         {"F.linear, gated_residual": gated_residual_after_linear},
     ),
     "adaln_linear": (
-        [_product(*s, kind="norm") for s in ((2, 768, 2304), (32, 768, 2304), (32, 5120, 15360))],
+        _product("norm", 1, (2, 768, 2304), (32, 768, 2304), (32, 5120, 15360)),
         {"adaln_norm, F.linear": linear_after_norm},
     ),
     "adaln_linear_swiglu": (
-        [_product(*size, kind="norm", halves=2)
-         for size in ((2, 768, 1152), (32, 768, 1152), (32, 5120, 7680))],
+        _product("norm", 2, (2, 768, 1152), (32, 768, 1152), (32, 5120, 7680)),
         {"adaln_norm, F.linear, swiglu": swiglu_after_norm},
     ),
     "predict_step": (
