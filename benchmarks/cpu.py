@@ -172,13 +172,7 @@ def images(
 ) -> list[Result]:
     """A record for each path of the model and one for its products alone.
 
-    Args:
-        name: of the model.
-        model: what samples and decodes.
-        steps: number of denoising steps a patch.
-        batch: images at a time.
-        rounds: maximum number.
-        seconds: time after which no further round begins.
+    At most so many rounds, of which none begins after `seconds`; `steps` a patch.
     """
     config = model.config
     labels = torch.arange(batch) % config.num_classes

@@ -38,8 +38,7 @@ def _time(context: Context, case: Bench, shape: Timing, seconds: float) -> None:
     call = shape.make(context.device)
     able = [name for name, why in cpu.runnable(case, call).items() if why is None]
     timed = dict(timing.functions(case, able, backward=shape.backward))
-    left = context.left("timings")
-    if left > _SHARE_EAGER * context.parts["timings"]:
+    if context.left("timings") > _SHARE_EAGER * context.parts["timings"]:
         timed |= compiled(case, shape)
     else:
         note = "not compiled: the time was used up"

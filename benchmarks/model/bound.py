@@ -62,12 +62,12 @@ def seconds(config: ModelConfig, batch: int, limits: Limits) -> dict[str, float]
     lengths = [config.prefix + P * i for i in range(config.ar_steps)]
     cache_bytes = 2 * 2 * _BYTES * config.dim * config.n_layer * sum(lengths)
 
-    block_bytes = block_weights * _BYTES
-    read = limits.l2 if block_bytes < _L2_USABLE else limits.copy
-    blocks = max(2 * rows * block_weights / limits.matrix, block_bytes / read)
-    modulation = max(
-        2 * rows * modulation_weights / limits.matrix, modulation_weights * _BYTES / limits.copy
-    )
+    def product(weights: float, rows: float, bandwidth: float) -> float:
+        return max(2 * rows * weights / limits.matrix, weights * _BYTES / bandwidth)
+
+    in_l2 = block_weights * _BYTES < _L2_USABLE
+    blocks = product(block_weights, rows, limits.l2 if in_l2 else limits.copy)
+    modulation = product(modulation_weights, rows, limits.copy)
     evaluation = blocks + modulation
     if rows <= _MAX_ROWS_AT_ONCE:
         stages = (2 if P == 1 else 4) * config.diff_layers

@@ -169,15 +169,8 @@ def sampling(
     Once `seconds` are over it stops, but not before some steps; steps that are alike then stand for
     those that are missing.
 
-    Args:
-        way: what to time.
-        labels: one an image.
-        ar_steps: number of AR steps of an image.
-        seconds: time after which to stop.
-        max_steps: maximum number of AR steps to run.
-
     Returns:
-        "sampling", perhaps "trunk", and "ran", the AR steps that ran.
+        "sampling", perhaps "trunk", and "ran", the AR steps of the `ar_steps` that ran.
     """
     clock = Clock(labels.device)
     if way.trunk is None:  # one graph a step: nothing to see inside, and no need to stop
@@ -249,9 +242,7 @@ def decoding(way: Path, tokens: Tensor) -> float:
 def figures(rounds: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
     """Milliseconds an image: median, minimum, quartiles, and the medians of the parts.
 
-    Args:
-        rounds: of "sampling", "decoder" and perhaps "trunk" in seconds a batch.
-        batch: images of a batch.
+    From rounds of "sampling", "decoder" and perhaps "trunk" in seconds a batch.
     """
     whole = timing.spread([r["sampling"] + r["decoder"] for r in rounds])
     parts = {"decoder": [r["decoder"] for r in rounds]}

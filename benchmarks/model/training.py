@@ -33,22 +33,22 @@ def going(way: str, model: BitDanceModel) -> Iterator[None]:
     if way == "fast":
         yield
         return
-    with use_backend("reference"), contextlib.ExitStack() as stack:
-        if way == "published":
-            net = model.head.net
-            mask = dense_mask(model.ranges())
-            trunk, head = _dense_trunk(model, mask), functools.partial(published.head, net)
-            stack.enter_context(mock.patch.object(model.layers, "forward", trunk))
-            stack.enter_context(mock.patch.object(net, "forward", head))
-        yield
+    layers, net = model.layers, model.head.net
+    mask = dense_mask(model.ranges()) if way == "published" else None
 
-
-def _dense_trunk(model: BitDanceModel, mask: Tensor) -> Callable[..., Tensor]:
     def attend(_: int, *qkv: Tensor) -> Tensor:
         q, k, v = (y.transpose(1, 2) for y in qkv)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-    return lambda x, freqs, ranges: published.transformer(model.layers, x, freqs, attend)
+    def trunk(x: Tensor, freqs: Tensor, ranges: Any) -> Tensor:
+        return published.transformer(layers, x, freqs, attend)
+
+    head = functools.partial(published.head, net)
+    with use_backend("reference"), contextlib.ExitStack() as stack:
+        if way == "published":
+            stack.enter_context(mock.patch.object(layers, "forward", trunk))
+            stack.enter_context(mock.patch.object(net, "forward", head))
+        yield
 
 
 def step(way: str, model: BitDanceModel, tokens: Tensor, labels: Tensor) -> float:
@@ -91,7 +91,6 @@ def training(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
     tokens = torch.where(signs, 1.0, -1.0)
     labels = torch.arange(batch) % config.num_classes
     model.train()
-
     steps: dict[str, Callable[[], object]] = {
         way: functools.partial(step, way, model, tokens, labels) for way in WAYS
     }
@@ -103,8 +102,7 @@ def training(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
     return {
         "batch": batch,
         "seconds": seconds,
-        "published / fast": seconds["published"] / seconds["fast"],
-        "plain / fast": seconds["plain"] / seconds["fast"],
+        **{f"{way} / fast": seconds[way] / seconds["fast"] for way in ("published", "plain")},
         "head rows": list(cond.shape),
         "head peak bytes": held,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -157,13 +158,11 @@ def flash_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor
 def _rope(
     name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, devices: tuple[str, ...]
 ) -> Timing:
-    B, T, H, D = shape
-    return timing(
-        f"{name}, {short(dtype)}",
-        lambda make: [make.randn(*shape, dtype=dtype), table(T, D, make.device)],
-        2 * B * T * H * D * dtype.itemsize + 4 * T * D,
-        devices=devices,
-    )
+    def arguments(make: Make) -> list[Any]:
+        return [make.randn(*shape, dtype=dtype), table(shape[1], shape[3], make.device)]
+
+    moved = 2 * math.prod(shape) * dtype.itemsize + 4 * shape[1] * shape[3]
+    return timing(f"{name}, {short(dtype)}", arguments, moved, devices=devices)
 
 
 def rope_complex(x: Tensor, freqs: Tensor, *, interleaved: bool = True) -> Tensor:
