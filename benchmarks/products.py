@@ -76,15 +76,11 @@ class _Recorder(TorchDispatchMode):
 def record(function: Callable[[], Any], weights: Sequence[Tensor]) -> list[Product]:
     """The products that `function` does, in their order.
 
-    What it keeps between calls, such as packed copies of weights, counts as an activation: one
-    tensor stands for all of a layout. It is nearer to the processor than the real ones, so the time
-    of the products alone is rather too short than too long.
+    `weights` are replayed as they are. Any other tensor, such as an activation or a packed copy of
+    weights, is replaced by one that stands for all of its layout. It is nearer to the processor
+    than the real ones, so the time of the products alone is rather too short than too long.
 
     Those within this library's ops are seen through the ops' references, but for attention.
-
-    Args:
-        function: called once.
-        weights: tensors that are used as they are; for others something of the same layout.
     """
     recorder = _Recorder(weights)
     with torch.no_grad(), recorder:

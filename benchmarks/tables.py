@@ -11,12 +11,7 @@ Run = dict[str, Any]
 
 
 def markdown(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> str:
-    """A table.
-
-    Args:
-        columns: headings; a column whose value is ">" is aligned to the right.
-        rows: one cell a column.
-    """
+    """A table; a column whose value is ">" is aligned to the right."""
     lines = [columns, ["---:" if side else "---" for side in columns.values()], *rows]
     text = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
     text[1] = text[1].replace(" ", "")

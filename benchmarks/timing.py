@@ -59,16 +59,11 @@ def take_turns(
     ways: Mapping[str, Callable[[], object]], rounds: int, *, seconds: float = 0.0,
     min_seconds: float = 0.0,
 ) -> Seconds:  # fmt: skip
-    """Seconds per call of each way, one value a round.
+    """Seconds per call of each way, one value a round, after a call to load modules and allocate.
 
     The ways take turns, so that a change of the machine's speed meets all of them alike
-    (``torch.utils.benchmark`` and ``timeit`` time one after the other).
-
-    Args:
-        ways: called once before the first round, to load modules and allocate.
-        rounds: minimum number.
-        seconds: minimum time of all rounds.
-        min_seconds: minimum time of a turn, in which a way is repeated.
+    (``torch.utils.benchmark`` and ``timeit`` time one after the other). There are at least so many
+    `rounds`, which take at least `seconds`; a turn repeats its way for `min_seconds`.
     """
     timers = {name: timeit.Timer(way) for name, way in ways.items()}
     repeats = {}

@@ -64,8 +64,8 @@ class _Make(Make):
         return self.bytes(self.rows(rows), *shape)
 
 
-def _flip(make: _Make, x: Tensor) -> Sequence[Any]:
-    drawn = (torch.rand(len(x), 64, device=make.device).bfloat16() for _ in range(2))
+def _flip(x: Tensor) -> Sequence[Any]:
+    drawn = (torch.rand(len(x), 64, device=x.device).bfloat16() for _ in range(2))
     return [x, 0.5, {"uniforms": tuple(drawn)}]
 
 
@@ -88,16 +88,14 @@ SHAPES: dict[str, Shape] = {
     "block_decode_attention": Shape(_decode, divided=True),
     "denoise_step": Shape(_denoise_step, shared=(2, 3)),
     "finalize_bits": Shape(lambda make: [make.half(1025, 16, 32), {"cfg": None}]),
-    "flip_bits": Shape(lambda make: _flip(make, make.packed(4097, 8))),
-    "flip_signs": Shape(lambda make: _flip(make, make.half(4097, 64))),
+    "flip_bits": Shape(lambda make: _flip(make.packed(4097, 8))),
+    "flip_signs": Shape(lambda make: _flip(make.half(4097, 64))),
     "gated_residual": Shape(lambda make: make.streams(3)),
     "gated_residual_adaln": Shape(lambda make: make.streams(5)),
     "group_norm_silu": Shape(
         lambda make: [make.half(3, 64, 31, 33), {"num_groups": 32, "eps": 1e-6}], divided=True
     ),
-    "hamming_distance": Shape(
-        lambda make: [make.packed(4657, 4), make.packed(46_573, 4)], shared=(1,)
-    ),
+    "hamming_distance": Shape(lambda make: [make.packed(4657, 4), make.packed(46_573, 4)], (1,)),
     "lfq_quantize": Shape(lambda make: [make.half(1025, 256)]),
     "pack_signs": Shape(lambda make: [make.half(4097, 40)]),
     "packed_linear": Shape(

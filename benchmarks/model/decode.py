@@ -28,20 +28,12 @@ def convolutions(
     model: BinaryAutoencoder, codes: Tensor, layout: torch.memory_format
 ) -> Callable[[], None]:
     """The convolutions of a decode in their order, maps and weights in `layout`."""
-
-    def laid_out(tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=layout)
-
-    recorded = [
-        product
-        for product in products.record(lambda: model.decode(codes), list(model.parameters()))
-        if product.function is torch.ops.aten.convolution.default
-    ]
-    changed = {id(p.args[i]): laid_out(p.args[i]) for p in recorded for i in (0, 1)}
+    recorded = products.record(lambda: model.decode(codes), list(model.parameters()))
+    recorded = [p for p in recorded if p.function is torch.ops.aten.convolution.default]
+    given = {id(p.args[i]): p.args[i] for p in recorded for i in (0, 1)}
+    changed = {key: tensor.contiguous(memory_format=layout) for key, tensor in given.items()}
     alone = [
-        products.Product(
-            p.function, (changed[id(p.args[0])], changed[id(p.args[1])], *p.args[2:]), p.kwargs
-        )
+        p._replace(args=(changed[id(p.args[0])], changed[id(p.args[1])], *p.args[2:]))
         for p in recorded
     ]
     return lambda: products.replay(alone)

@@ -56,13 +56,8 @@ class Published:
     ) -> Tensor:  # fmt: skip
         """Tokens [B, N, C] of +1 and -1, with the linear schedule of guidance.
 
-        Args:
-            labels: int64 [B].
-            num_inference_steps: noisy denoising steps per patch.
-            guidance_scale: 1 or less turns guidance off.
-            noise: for each AR step the initial state and one draw a denoising step; drawn by
-                default.
-            on_step: called with the AR step's number after each.
+        `noise` holds, for each AR step, the initial state and one draw a denoising step; drawn by
+        default. `on_step` is called with the AR step's number after each.
         """
         model, config = self.model, self.model.config
         P, guided = config.parallel_num, guidance_scale > 1
@@ -226,17 +221,13 @@ def head(net: HeadNetwork, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
             h = h + gate * feed_forward(block, block.norm(h) * (1 + scale) + shift)
             continue
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
-        attended = _patch_attention(block.attn, block.norm1(h) * (1 + scale1) + shift1)
-        h = h + gate1 * attended
+        qkv = block.attn.wqkv(block.norm1(h) * (1 + scale1) + shift1)
+        q, k, v = qkv.unflatten(-1, (3, block.attn.num_heads, -1)).unbind(-3)
+        h = h + gate1 * block.attn.wo(_attention(q, k, v, None).flatten(2))
         h = h + gate2 * feed_forward(block, block.norm2(h) * (1 + scale2) + shift2)
     scale, shift = net.final_layer.ada_ln_modulation(y).chunk(2, dim=-1)
     h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
     return net.final_layer.linear(h)
-
-
-def _patch_attention(attention: Any, x: Tensor) -> Tensor:
-    q, k, v = attention.wqkv(x).unflatten(-1, (3, attention.num_heads, -1)).unbind(-3)
-    return attention.wo(_attention(q, k, v, None).flatten(2))
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
