@@ -177,8 +177,8 @@ def images(
     config = model.config
     labels = torch.arange(batch) % config.num_classes
     tokens = paths.random_tokens(model, batch)
-    fast = paths.fast(model, steps)
-    ways = [fast, paths.plain(model, steps), paths.published(model, steps)]
+    fast = paths.library(model, steps)
+    ways = [fast, paths.library(model, steps, "plain"), paths.published(model, steps)]
     weights = list(model.parameters())
     sampled = products.record(lambda: fast.sample(labels, None), weights)
     decoded = products.record(lambda: fast.decode(tokens), weights)

@@ -26,8 +26,6 @@ _MODELS = ("B-16x", "B-1x", "B-4x", "L-1x", "H-1x")
 _BATCHES = (1, 64, 8, 384)
 _STEPS = 100
 
-Way = tuple[paths.Path, BitDanceModel]
-
 
 def steps(context: Context) -> Sequence[Step]:
     """A step per model and batch; the models of the targets first, in case time runs out."""
@@ -50,27 +48,21 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
     denoising = 2 if context.dry_run else _STEPS
     master = paths.random_model(config, context.device)
     half = torch.float32 if context.dry_run else torch.bfloat16
-    autocast = None if context.dry_run else half
 
-    def fast() -> Way:
-        model = copy.deepcopy(master).to(half)
-        return paths.fast(model, denoising), model
+    def make(path: str) -> tuple[paths.Path, BitDanceModel]:
+        if path == "fast":
+            model = copy.deepcopy(master).to(half)
+            return paths.library(model, denoising), model
+        options: dict[str, Any] = {} if context.dry_run else {"compiled": True, "autocast": half}
+        return paths.published(master, denoising, **options), master
 
-    def published() -> Way:
-        compiled = not context.dry_run
-        return paths.published(master, denoising, compiled=compiled, autocast=autocast), master
-
-    ways = {"fast": fast, "published": published}
-    bounds = _bounds(context, config, batch)
     # The first steps matter more, so they may take twice their share.
     end = time.monotonic() + max(context.left("images"), 0.0) * min(1.0, 2 / share)
-    for i, (path, make) in enumerate(ways.items()):
-        label = f"images: {name}, batch {batch}: {path}"
+    for path, left in {"fast": 2, "published": 1}.items():
         try:
-            seconds = (end - time.monotonic()) / (len(ways) - i)
-            rounds = 1 if context.dry_run else 5
-            figures = _time(context, *make(), batch, seconds, rounds)
+            figures = _time(context, *make(path), batch, (end - time.monotonic()) / left)
         except torch.OutOfMemoryError as error:
+            label = f"images: {name}, batch {batch}: {path}"
             context.add("not timed", str(error).splitlines()[0], label)
             continue
         finally:  # the next path needs the room of compiled code and memory
@@ -79,6 +71,7 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
             if not context.dry_run:
                 torch.cuda.empty_cache()
         what = {"model": name, "batch": batch, "path": path, "device": context.device.type}
+        bounds = _bounds(context, config, batch)
         context.add("images", {**what, "steps": denoising, "bound_ms": bounds, **figures})
 
 
@@ -93,7 +86,7 @@ def _bounds(context: Context, config: ModelConfig, batch: int) -> dict[str, floa
 
 
 def _time(
-    context: Context, way: paths.Path, model: BitDanceModel, batch: int, seconds: float, rounds: int
+    context: Context, way: paths.Path, model: BitDanceModel, batch: int, seconds: float
 ) -> dict[str, Any]:
     """Milliseconds an image: all of it, and of the trunk, the head and the decoder."""
     config = model.config
@@ -105,7 +98,7 @@ def _time(
         paths.sampling(way, labels, config.ar_steps, 0.0, max_steps=paths.MIN_AR_STEPS)
         paths.decoding(way, tokens)
     first = time.monotonic() - begin
-    end = begin + max(seconds, first + 1.0)
+    end, rounds = begin + max(seconds, first + 1.0), 1 if context.dry_run else 5
     ran: list[dict[str, Any]] = []
     while not ran or (time.monotonic() < end and len(ran) < rounds):
         left = (end - time.monotonic()) / (1 if ran else 2)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # before programmatic dependent launch
-    gdc_launch_dependents = gdc_wait = None
-
-PDL = gdc_wait is not None
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit

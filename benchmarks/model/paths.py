@@ -60,15 +60,24 @@ class Path:
     odd_first: bool = False
 
 
-def fast(model: BitDanceModel, steps: int) -> Path:
-    """The library's default."""
-    captured = model.freqs.is_cuda or CpuGraph.unavailable() is None
-    return _of_library("fast", model, steps, None if captured else (model.layers, "decode"))
+def library(model: BitDanceModel, steps: int, name: str = "fast") -> Path:
+    """The library's default ("fast"), or "plain": reference ops without the runner."""
+    use_kernels, scale = name == "fast", model.config.cfg_scale
+    captured = use_kernels and (model.freqs.is_cuda or CpuGraph.unavailable() is None)
+    sampler, to_pixels = ClassConditionalSampler(model), ImageDecoder(model.vae)
 
+    def sample(labels: Tensor, on_step: OnStep | None) -> Tensor:
+        return sampler.sample(
+            labels, num_inference_steps=steps, guidance_scale=scale, seeds=[0] * len(labels),
+            sample_ids=range(len(labels)), use_kernels=use_kernels,
+            on_step=None if on_step is None else lambda result: on_step(result.step),
+        )  # fmt: skip
 
-def plain(model: BitDanceModel, steps: int) -> Path:
-    """Reference ops without the runner."""
-    return _of_library("plain", model, steps, (model.layers, "decode"))
+    def decode(tokens: Tensor) -> Tensor:
+        with torch.no_grad(), contextlib.nullcontext() if use_kernels else use_backend("reference"):
+            return to_pixels(model.to_latents(tokens))
+
+    return Path(name, sample, decode, None if captured else (model.layers, "decode"))
 
 
 def published(
@@ -92,24 +101,6 @@ def published(
             return to_uint8(baseline.decode(tokens).float())
 
     return Path("published", sample, decode, (baseline, "trunk"), odd_first=compiled)
-
-
-def _of_library(name: str, model: BitDanceModel, steps: int, trunk: tuple[Any, str] | None) -> Path:
-    sampler, to_pixels = ClassConditionalSampler(model), ImageDecoder(model.vae)
-    use_kernels, scale = name == "fast", model.config.cfg_scale
-
-    def sample(labels: Tensor, on_step: OnStep | None) -> Tensor:
-        return sampler.sample(
-            labels, num_inference_steps=steps, guidance_scale=scale, seeds=[0] * len(labels),
-            sample_ids=range(len(labels)), use_kernels=use_kernels,
-            on_step=None if on_step is None else lambda result: on_step(result.step),
-        )  # fmt: skip
-
-    def decode(tokens: Tensor) -> Tensor:
-        with torch.no_grad(), contextlib.nullcontext() if use_kernels else use_backend("reference"):
-            return to_pixels(model.to_latents(tokens))
-
-    return Path(name, sample, decode, trunk)
 
 
 def random_model(config: ModelConfig, device: torch.device) -> BitDanceModel:
