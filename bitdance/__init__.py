@@ -10,67 +10,48 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from bitdance.integrations.official.patch import PatchError, patch_official, unpatch_official
-    from bitdance.io.files import CheckpointError
-    from bitdance.io.image_files import ImageError
-    from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-    from bitdance.models.config import (
-        AUTOENCODER_PRESETS,
-        PRESETS,
-        AutoencoderConfig,
-        HeadConfig,
-        ModelConfig,
-    )
-    from bitdance.models.text_to_image_config import TextToImageConfig
-    from bitdance.pipelines.base import GenerationCancelled
-    from bitdance.pipelines.class_conditional import BitDancePipeline
-    from bitdance.pipelines.text_to_image import BitDanceT2IPipeline
-    from bitdance.sampling.finite import NotFiniteError
-    from bitdance_kernels import __version__
-
-__all__ = [
-    "AUTOENCODER_PRESETS",
-    "PRESETS",
-    "AutoencoderConfig",
-    "BinaryAutoencoder",
-    "BitDancePipeline",
-    "BitDanceT2IPipeline",
-    "CheckpointError",
-    "GenerationCancelled",
-    "HeadConfig",
-    "ImageError",
-    "ModelConfig",
-    "NotFiniteError",
-    "PatchError",
-    "TextToImageConfig",
-    "__version__",
-    "patch_official",
-    "unpatch_official",
-]
-
-_HOMES = {
-    "bitdance.models.autoencoder.autoencoder": ("BinaryAutoencoder",),
-    "bitdance.pipelines.base": ("GenerationCancelled",),
+# Public names by module. PyTorch is imported with the first of them, not with the package.
+_MODULES = {
+    "bitdance.integrations.official.patch": "PatchError patch_official unpatch_official",
+    "bitdance.io.files": "CheckpointError",
+    "bitdance.io.image_files": "ImageError",
+    "bitdance.models.autoencoder.autoencoder": "BinaryAutoencoder",
     "bitdance.models.config": (
-        "AUTOENCODER_PRESETS", "PRESETS", "AutoencoderConfig", "HeadConfig", "ModelConfig",
+        "AUTOENCODER_PRESETS PRESETS AutoencoderConfig HeadConfig ModelConfig"
     ),
-    "bitdance.sampling.finite": ("NotFiniteError",),
-    "bitdance.io.image_files": ("ImageError",),
-    "bitdance.integrations.official.patch": ("PatchError", "patch_official", "unpatch_official"),
-    "bitdance.pipelines.class_conditional": ("BitDancePipeline",),
-    "bitdance.models.text_to_image_config": ("TextToImageConfig",),
-    "bitdance.pipelines.text_to_image": ("BitDanceT2IPipeline",),
-    "bitdance.io.weights": ("CheckpointError",),
-    "bitdance_kernels": ("__version__",),
-}  # fmt: skip
-"""Home of each name. PyTorch is imported with the first of them, not with the package."""
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+    "bitdance.models.text_to_image_config": "TextToImageConfig",
+    "bitdance.pipelines.base": "GenerationCancelled",
+    "bitdance.pipelines.class_conditional": "BitDancePipeline",
+    "bitdance.pipelines.text_to_image": "BitDanceT2IPipeline",
+    "bitdance.sampling.finite": "NotFiniteError",
+    "bitdance_kernels": "__version__",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from bitdance.integrations.official.patch import PatchError as PatchError
+    from bitdance.integrations.official.patch import patch_official as patch_official
+    from bitdance.integrations.official.patch import unpatch_official as unpatch_official
+    from bitdance.io.files import CheckpointError as CheckpointError
+    from bitdance.io.image_files import ImageError as ImageError
+    from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder as BinaryAutoencoder
+    from bitdance.models.config import AUTOENCODER_PRESETS as AUTOENCODER_PRESETS
+    from bitdance.models.config import PRESETS as PRESETS
+    from bitdance.models.config import AutoencoderConfig as AutoencoderConfig
+    from bitdance.models.config import HeadConfig as HeadConfig
+    from bitdance.models.config import ModelConfig as ModelConfig
+    from bitdance.models.text_to_image_config import TextToImageConfig as TextToImageConfig
+    from bitdance.pipelines.base import GenerationCancelled as GenerationCancelled
+    from bitdance.pipelines.class_conditional import BitDancePipeline as BitDancePipeline
+    from bitdance.pipelines.text_to_image import BitDanceT2IPipeline as BitDanceT2IPipeline
+    from bitdance.sampling.finite import NotFiniteError as NotFiniteError
+    from bitdance_kernels import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value = getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
     if not name.startswith("_"):

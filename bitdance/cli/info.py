@@ -9,12 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bitdance.cli.arguments import (
-    AUTOENCODER_HELP,
-    CONFIG_HELP,
-    load_autoencoder,
-    load_pipeline,
-)
+from bitdance.cli.arguments import AUTOENCODER_HELP, CONFIG_HELP, load_autoencoder, load_pipeline
 from bitdance.io import files
 from bitdance.io.files import NoModelError
 from bitdance.io.image_files import printable

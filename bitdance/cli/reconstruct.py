@@ -20,13 +20,7 @@ from bitdance.cli.arguments import (
 from bitdance.data.image_folders import find_images
 from bitdance.evaluation.reconstruction import reconstruct_image
 from bitdance.io.files import NoModelError
-from bitdance.io.image_files import (
-    ImageError,
-    crop_center,
-    printable,
-    read_image,
-    resize_shorter,
-)
+from bitdance.io.image_files import ImageError, crop_center, printable, read_image, resize_shorter
 from bitdance.io.image_grid import grid
 from bitdance.io.outputs import check_folder, output_paths, save_image
 from bitdance.models.loading.hub import locate

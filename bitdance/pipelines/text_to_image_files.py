@@ -31,11 +31,7 @@ __all__ = ["load_release"]
 
 
 def load_release(
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    *,
-    autoencoder: Path | None = None,
+    folder: Path, dtype: torch.dtype, device: torch.device | str, *, autoencoder: Path | None = None
 ) -> TextToImageModel:
     """Load a released folder; see ``BitDanceT2IPipeline.from_pretrained``.
 

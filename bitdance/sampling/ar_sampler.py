@@ -271,10 +271,25 @@ class ARSampler(Generic[S]):
             keys = None
             if seeds is not None:
                 keys = _row_keys(seeds, sample_ids, count, streams if guided else 1, device)
-            run = self._run(
-                workspace, cache, rows, guided, guided and guidance[0] > 1, num_inference_steps,
-                use_kernels, kind, make,
+            shared = guided and guidance[0] > 1
+
+            def make_run() -> Run[S]:
+                # Buffers made in inference mode could not be written outside of it.
+                with torch.inference_mode(False):
+                    return Run(
+                        make(cache), self._network, rows, guided=guided, shared=shared,
+                        num_inference_steps=num_inference_steps, use_kernels=use_kernels,
+                        device=device,
+                    )  # fmt: skip
+
+            # The run of an earlier batch of the same kind, if all memory is where it was then.
+            first = cache.layers[0][0]
+            owner = (first.data_ptr(), *(p.data_ptr() for p in graphs.parameters(self._modules)))
+            key = (
+                kind, rows, guided, shared, num_inference_steps, use_kernels, device, first.dtype,
+                compute_dtype(self._network), default_backend(),
             )  # fmt: skip
+            run = workspace.runs.get(owner, key, make_run)
             run.start(guidance, keys)
             begin(run.sequence)
             P, bits = run.sequence.patch_shape
@@ -291,36 +306,6 @@ class ARSampler(Generic[S]):
                         patch.copy_(changed[:count])
             check_predictions("sample", run.predictions, count)
         return tokens
-
-    def _run(
-        self,
-        workspace: Workspace[Run[S]],
-        cache: KVCache,
-        rows: int,
-        guided: bool,
-        shared: bool,
-        num_inference_steps: int,
-        use_kernels: bool,
-        kind: Hashable,
-        make: Callable[[KVCache], S],
-    ) -> Run[S]:
-        """The run of an earlier batch of the same kind, if all memory is where it was then."""
-        keys, device = cache.layers[0][0], cache.lengths.device
-        owner = (keys.data_ptr(), *(p.data_ptr() for p in graphs.parameters(self._modules)))
-        key = (
-            kind, rows, guided, shared, num_inference_steps, use_kernels, device, keys.dtype,
-            compute_dtype(self._network), default_backend(),
-        )  # fmt: skip
-
-        def make_run() -> Run[S]:
-            # Buffers made in inference mode could not be written outside of it.
-            with torch.inference_mode(False):
-                return Run(
-                    make(cache), self._network, rows, guided=guided, shared=shared,
-                    num_inference_steps=num_inference_steps, use_kernels=use_kernels, device=device,
-                )  # fmt: skip
-
-        return workspace.runs.get(owner, key, make_run)
 
 
 def _row_keys(

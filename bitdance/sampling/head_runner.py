@@ -173,7 +173,7 @@ class HeadRunner:
             self.products = plan(products, M)(branches, rows, patch or 1, config.num_heads)
 
             width = config.ch_latent
-            empty = partial(torch.empty, dtype=dtype, device=times.device)
+            empty = partial(times.new_empty, dtype=dtype)
             self._time = empty(evaluations, 1, width)
             self._state = empty(M, config.ch_target)
             self._cond = self.cond_embed.empty(M)

@@ -105,8 +105,7 @@ def test_what_lies_behind_the_filled_rows_does_not_reach_a_result(name, value, m
     dtype = torch.float64 if name == "float64" else torch.float32
     splits = 3 if name.endswith("split") else 1
     monkeypatch.setattr(
-        "bitdance_kernels.attention.block_decode_attention.triton.split_count",
-        lambda *_: splits,
+        "bitdance_kernels.attention.block_decode_attention.triton.split_count", lambda *_: splits
     )
     lengths = torch.tensor([0, 1, 33, 70], dtype=torch.int32)
     q = torch.randn(4, 2, 4, D, dtype=dtype)

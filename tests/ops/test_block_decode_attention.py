@@ -199,11 +199,7 @@ def test_scores_of_minus_infinity(monkeypatch, splits):
     compare("staged", out, plain, truth, "out")
 
 
-@given(
-    programs=st.integers(1, 10_000),
-    rows=st.sampled_from([16, 64]),
-    tiles=st.integers(0, 1_000),
-)
+@given(programs=st.integers(1, 10_000), rows=st.sampled_from([16, 64]), tiles=st.integers(0, 1_000))
 def test_splits_fill_the_card_and_no_more(programs, rows, tiles):
     splits = config.split_count(torch.device("cpu"), programs, rows, tiles)
     slots = 132 * (4 if rows == 16 else 2)

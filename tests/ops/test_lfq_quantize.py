@@ -40,9 +40,7 @@ def test_every_width_and_strided_rows(isa, dtype, threads):
         for rows, channels in [*shapes, (3000, 256)]:  # the last enough for several threads
             x = torch.randn(rows, channels + 3).to(dtype)[:, 1 : channels + 1]
             for actual, expected in zip(
-                lfq_quantize(x, backend="cpu"),
-                lfq_quantize(x, backend="reference"),
-                strict=True,
+                lfq_quantize(x, backend="cpu"), lfq_quantize(x, backend="reference"), strict=True
             ):
                 assert torch.equal(actual, expected)
 

@@ -65,8 +65,7 @@ def test_against_the_reference(rope_append, call):
 
 
 @pytest.mark.skipif(
-    native.cuda.unavailable("rope_append") is not None,
-    reason="the CUDA module was not built here",
+    native.cuda.unavailable("rope_append") is not None, reason="the CUDA module was not built here"
 )
 def test_c_function_checks_before_it_launches():
     def call(*, B=1, P=1, H=4, Hkv=2, D=64, dtypes=(native.FLOAT16,) * 4):

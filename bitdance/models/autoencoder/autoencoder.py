@@ -367,10 +367,7 @@ class BinaryAutoencoder(nn.Module):
         return latents.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def _noise(
-        self,
-        latents: torch.Tensor,
-        noise: torch.Tensor | None,
-        generator: torch.Generator | None,
+        self, latents: torch.Tensor, noise: torch.Tensor | None, generator: torch.Generator | None
     ) -> torch.Tensor | None:
         if not self.config.gan_decoder:
             if noise is not None:

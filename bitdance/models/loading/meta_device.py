@@ -53,9 +53,7 @@ def model_block_counts(config: ModelConfig) -> Iterator[BlockCount]:
 
 
 def head_block_counts(
-    config: HeadConfig,
-    prefix: str = "",
-    fields: tuple[str, str] = ("depth_latent", "depth_adanln"),
+    config: HeadConfig, prefix: str = "", fields: tuple[str, str] = ("depth_latent", "depth_adanln")
 ) -> Iterator[BlockCount]:
     """Numbers of blocks in a ``DiffusionHead``."""
     yield BlockCount(f"{prefix}net.res_blocks.", config.depth_latent, fields[0])

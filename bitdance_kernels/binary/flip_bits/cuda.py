@@ -25,12 +25,7 @@ def run(
     packed, key = packed.contiguous(), key.contiguous()
     flipped = torch.empty_like(packed)
     native.cuda.flip_bits(
-        packed,
-        flipped,
-        packed.numel(),
-        key,
-        round(rate * 2**15),
-        *native.stream(packed.device),
+        packed, flipped, packed.numel(), key, round(rate * 2**15), *native.stream(packed.device)
     )
     return flipped
 

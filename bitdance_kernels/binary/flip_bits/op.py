@@ -109,11 +109,7 @@ def _pair(op: str, uniforms: Sequence[torch.Tensor] | None) -> Sequence[torch.Te
 
 
 def _key(
-    op: str,
-    argument: str,
-    like: torch.Tensor,
-    seed: int | torch.Tensor,
-    offset: int | torch.Tensor,
+    op: str, argument: str, like: torch.Tensor, seed: int | torch.Tensor, offset: int | torch.Tensor
 ) -> torch.Tensor:
     """(seed, offset) as int64 [2] on the device of `like`; tensors are not read on the host."""
     arguments.tensor(op, argument, like)

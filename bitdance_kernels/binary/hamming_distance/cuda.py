@@ -20,15 +20,7 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     distance = a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
     (a, queries, a_stride), (b, codes, b_stride) = as_rows(a), as_rows(b)
     native.cuda.hamming_distance(
-        a,
-        b,
-        distance,
-        queries,
-        codes,
-        a.shape[1],
-        a_stride,
-        b_stride,
-        *native.stream(a.device),
+        a, b, distance, queries, codes, a.shape[1], a_stride, b_stride, *native.stream(a.device)
     )
     return distance
 

@@ -168,10 +168,7 @@ def _check_backward(
     op = "lfq_entropy_backward"
     _check(x, *settings)
     for name, grad, like in zip(
-        ("grad_sample", "grad_p"),
-        (grad_sample, grad_p),
-        _fake(x, *settings),
-        strict=True,
+        ("grad_sample", "grad_p"), (grad_sample, grad_p), _fake(x, *settings), strict=True
     ):
         checks.dtype(op, name, grad, checks.FLOATS)
         checks.shape(op, name, grad, like.shape)

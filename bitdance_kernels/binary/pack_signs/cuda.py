@@ -16,12 +16,6 @@ def run(x: torch.Tensor) -> torch.Tensor:
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     native.cuda.pack_signs(
-        x,
-        packed,
-        rows,
-        x.shape[-1],
-        stride,
-        native.DTYPE_CODES[x.dtype],
-        *native.stream(x.device),
+        x, packed, rows, x.shape[-1], stride, native.DTYPE_CODES[x.dtype], *native.stream(x.device)
     )
     return packed

@@ -12,10 +12,7 @@ __all__ = ["finalize_bits"]
 
 
 def finalize_bits(
-    x0: torch.Tensor,
-    *,
-    cfg: torch.Tensor | float | None = None,
-    backend: str = "auto",
+    x0: torch.Tensor, *, cfg: torch.Tensor | float | None = None, backend: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The bits of the final prediction, as +1 and -1 and packed.
 

@@ -69,10 +69,7 @@ REFUSED = [  # exit status 1, and what is in the line
     (["--device", "cuda:-1"], "--device must be cpu, cuda or cuda:N"),
     (["--device", "cuda:99999999999"], "--device must be cpu, cuda or cuda:N"),
     (["--device", "cuda:99"], "CUDA devices here"),
-    (
-        ["--num-images", "99999999"],
-        "--num-images must give at most 10000000 images",
-    ),
+    (["--num-images", "99999999"], "--num-images must give at most 10000000 images"),
     (["--num-images", "9999999"], "would have 31628 x 31618 pixels; give a folder"),
     (["--zoom", "2048", "--out", "x.webp"], "x.webp would have 16384 x 16384 pixels"),
     (["--zoom", "99999999"], "pixels; give a folder, or lower --num-images or --zoom"),
@@ -395,7 +392,7 @@ def test_the_package_is_imported_without_pytorch():
     code = (
         "import sys, bitdance, bitdance.cli.__main__\n"
         "assert not {'torch', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)\n"
-        "assert set(dir(bitdance)) >= set(bitdance.__all__) == set(bitdance._MODULES)\n"
+        "assert set(dir(bitdance)) >= set(bitdance.__all__) == set(bitdance._HOMES)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     for name in bitdance.__all__:

@@ -34,10 +34,7 @@ def model_config(case: Case) -> ModelConfig:
 def run_model(case: Case) -> dict[str, torch.Tensor]:
     model = BitDanceModel(model_config(case))
     case.load_into(model)
-    out = {
-        "out.freqs_cis": model.freqs,
-        "out.attn_mask": additive(dense_mask(model.ranges())),
-    }
+    out = {"out.freqs_cis": model.freqs, "out.attn_mask": additive(dense_mask(model.ranges()))}
     labels = case["in.class_id"]
     images = model.encode(case["in.images"])
     with torch.no_grad():

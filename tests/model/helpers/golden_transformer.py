@@ -9,13 +9,7 @@ from bitdance.models.kv_cache import KVCache
 from bitdance.models.projectors import InputProjection, TextToImageProjection, position_embedding_2d
 from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from bitdance.models.transformer import TransformerBlock, cell_centres, rope_table_2d
-from bitdance_kernels import (
-    Ranges,
-    block_causal_ranges,
-    dense_mask,
-    packed_document_ranges,
-    rope,
-)
+from bitdance_kernels import Ranges, block_causal_ranges, dense_mask, packed_document_ranges, rope
 from tests.model.helpers.golden_cases import Case, runner
 
 

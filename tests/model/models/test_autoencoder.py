@@ -141,16 +141,8 @@ IMAGES, CODES = torch.zeros(1, 3, 8, 12), torch.ones(1, 12, 2, 3)
             TypeError,
             "latents must be floating point or packed uint8",
         ),
-        (
-            lambda m: m.decode(CODES[:, :8]),
-            ValueError,
-            "latents must be [B, 12, h, w], got [1, 8",
-        ),
-        (
-            lambda m: m.decode(CODES.byte()),
-            ValueError,
-            "packed latents must be [B, h, w, 2], got",
-        ),
+        (lambda m: m.decode(CODES[:, :8]), ValueError, "latents must be [B, 12, h, w], got [1, 8"),
+        (lambda m: m.decode(CODES.byte()), ValueError, "packed latents must be [B, h, w, 2], got"),
         (
             lambda m: m.decode(CODES[..., :1, :1]),
             ValueError,

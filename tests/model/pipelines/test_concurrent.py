@@ -25,10 +25,7 @@ class ByText(BitDanceT2IPipeline):
         return super().__call__(["abcde"[i] * (1 + i) for i in labels], **SIZE, **options)
 
 
-PIPELINES = {
-    "classes": tiny_pipeline,
-    "texts": lambda: ByText(tiny_text_to_image(), Words()),
-}
+PIPELINES = {"classes": tiny_pipeline, "texts": lambda: ByText(tiny_text_to_image(), Words())}
 BOTH = pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
 
 

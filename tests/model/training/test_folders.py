@@ -70,10 +70,7 @@ def test_a_model_without_classes_trains_on_a_flat_folder(flat, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            "data.background=glass",
-            "background must be an opaque color .*, got 'glass'",
-        ),
+        ("data.background=glass", "background must be an opaque color .*, got 'glass'"),
         ("data.on_error=ignore", "on_error must be 'raise', 'check' or 'skip', got 'ignore'"),
     ],
 )
