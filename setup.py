@@ -40,7 +40,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
-# GCC vectorises the loops only with the last three. Nobody reads the floating-point exception flags
+# GCC vectorizes the loops only with the last three. Nobody reads the floating-point exception flags
 # or errno, but while they count, a loop with a comparison or a square root stays scalar; and the
 # branch of a clamped value must not be threaded away, so that both values are computed and blended.
 # SiLU takes seven times as long with none of them and twice as long with the first alone.

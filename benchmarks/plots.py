@@ -90,13 +90,13 @@ def images(run: Run) -> Any:
     if not rows:
         return None
     figure, axis = _axis(0.3 * len(rows) + 1.2)
-    colours = {"trunk": "tab:blue", "head": "tab:orange", "decoder": "tab:green"}
+    colors = {"trunk": "tab:blue", "head": "tab:orange", "decoder": "tab:green"}
     for y, row in enumerate(rows):
         left, parts = 0.0, row["parts_ms"]
         rest = {"trunk and head": row["ms"] - sum(parts.values())}
         shown = parts if "head" in parts else {**rest, **parts}
         for part, ms in sorted(shown.items(), key=lambda item: item[0] == "decoder"):
-            axis.barh(y, ms, left=left, color=colours.get(part, "tab:gray"), label=part)
+            axis.barh(y, ms, left=left, color=colors.get(part, "tab:gray"), label=part)
             left += ms
         bound = row.get("bound_ms", {}).get("whole")
         if bound:
@@ -117,8 +117,8 @@ def summary(run: Run) -> Any:
         return None
     figure, axis = _axis(0.55 * len(pairs) + 0.9)
     for y, rows in enumerate(pairs):
-        for row, colour, side in zip(rows, ("tab:orange", "#b9c2d0"), (-0.2, 0.2), strict=True):
-            axis.barh(y + side, row["ms"], 0.38, color=colour, label=row["path"])
+        for row, color, side in zip(rows, ("tab:orange", "#b9c2d0"), (-0.2, 0.2), strict=True):
+            axis.barh(y + side, row["ms"], 0.38, color=color, label=row["path"])
             text = f" {tables.milliseconds(row['ms'])}"
             axis.annotate(text, (row["ms"], y + side), va="center", fontsize=8)
     labels = [f"{row['model']}, batch {row['batch']}" for row, _ in pairs]

@@ -26,8 +26,8 @@ def bits(out: Path) -> None:
         axes.text(c + 0.5, 1.9, f"{value:+.1f}", ha="center", va="center", color=INK)
         axes.annotate("", (c + 0.5, 1.05), (c + 0.5, 1.65), arrowprops={"arrowstyle": "->"})
         axes.add_patch(plt.Rectangle((c + 0.03, 0), 0.94, 0.95, color=ONE if bit else ZERO))
-        colour = "white" if bit else INK
-        axes.text(c + 0.5, 0.47, str(bit), ha="center", va="center", color=colour, weight="bold")
+        color = "white" if bit else INK
+        axes.text(c + 0.5, 0.47, str(bit), ha="center", va="center", color=color, weight="bold")
         axes.text(c + 0.5, -0.3, f"bit {c}", ha="center", va="center", color=INK, size=8)
     axes.text(8.3, 0.47, f"= {byte}", va="center", color=INK, size=13)
     axes.text(8.3, 1.9, "x", va="center", color=INK, style="italic")
@@ -41,17 +41,17 @@ def passes(out: Path, rows: dict[str, list[tuple[str, int, int]]]) -> None:
     for y, (label, kernels) in enumerate(rows.items()):
         x = 0.0
         for name, reads, writes in kernels:
-            for count, colour in ((reads, READ), (writes, WRITE)):
+            for count, color in ((reads, READ), (writes, WRITE)):
                 for _ in range(count):
-                    axes.add_patch(plt.Rectangle((x + 0.06, y), 0.88, 0.42, color=colour))
+                    axes.add_patch(plt.Rectangle((x + 0.06, y), 0.88, 0.42, color=color))
                     x += 1
             middle = x - (reads + writes) / 2
             axes.text(middle, y + 0.58, name, ha="center", va="center", color=INK, size=7)
             x += 0.35
         axes.text(-0.4, y + 0.21, label, ha="right", va="center", color=INK, size=9)
     widest = max(sum(r + w + 0.35 for _, r, w in kernels) for kernels in rows.values())
-    for x, colour, name in ((0, READ, "read"), (4, WRITE, "write")):
-        axes.add_patch(plt.Rectangle((x, -0.75), 0.6, 0.3, color=colour))
+    for x, color, name in ((0, READ, "read"), (4, WRITE, "write")):
+        axes.add_patch(plt.Rectangle((x, -0.75), 0.6, 0.3, color=color))
         axes.text(x + 0.9, -0.6, name, va="center", color=INK, size=8)
     axes.set(xlim=(-6, widest + 0.5), ylim=(-0.9, len(rows)))
     axes.invert_yaxis()
@@ -89,7 +89,7 @@ def build(folder: Path = PLOTS) -> None:
             "eager": [
                 ("to float32", 1, 1),
                 ("statistics", 1, 0),
-                ("normalise", 1, 1),
+                ("normalize", 1, 1),
                 ("sigmoid", 1, 1),
                 ("multiply", 2, 1),
             ],

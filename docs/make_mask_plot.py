@@ -82,8 +82,8 @@ def draw(documents: tuple[tuple[tuple[int, str], ...], ...]) -> str:
     )
 
 
-def _rect(x: float, y: float, width: float, height: float, colour: str) -> str:
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{colour}"/>'
+def _rect(x: float, y: float, width: float, height: float, color: str) -> str:
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{color}"/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

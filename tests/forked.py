@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 READY = multiprocessing.get_context("forkserver")
-# With the imports of an optimiser. One server serves all test files of a worker.
+# With the imports of an optimizer. One server serves all test files of a worker.
 READY.set_forkserver_preload(["bitdance.cli.main", "bitdance.data.packed_dataset", "torch._dynamo"])
 
 

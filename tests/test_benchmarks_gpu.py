@@ -220,12 +220,12 @@ def test_sums_that_are_divided_otherwise_are_held_by_the_rule():
         changed.__name__ = case.name
         return Bench(changed, case.rule, case.samples)
 
-    def neighbour(y):
+    def neighbor(y):
         flat = y.view(torch.int16).clone()
         flat.view(-1)[:1] += 1
         return flat.view(y.dtype)
 
-    large.check(op(neighbour), built, "reference")
+    large.check(op(neighbor), built, "reference")
     with pytest.raises(AssertionError, match=r"many times over: .* over the bound"):
         large.check(op(lambda y: y.roll(1, 0)), built, "reference")
 

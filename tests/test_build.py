@@ -102,10 +102,10 @@ def test_wrong_settings_are_refused(checkout, environment, message):
     assert message in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="GCC reports which loops it vectorised")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="GCC reports which loops it vectorized")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2")
 @pytest.mark.parametrize("op", ["adaln_norm", "gated_residual", "patch_attention", "swiglu"])
-def test_loops_over_channels_are_vectorised(op, tmp_path):
+def test_loops_over_channels_are_vectorized(op, tmp_path):
     """One that is not takes several times as long, and nothing else tells."""
     folder = ROOT / "csrc"
     command = ["g++", "-c", folder / "cpu" / op / f"{op}_avx2.cpp", "-o", tmp_path / "out.o"]
@@ -114,12 +114,12 @@ def test_loops_over_channels_are_vectorised(op, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"(\w+\.h):(\d+):\d+: optimized: loop vectorized", done.stderr)
-    vectorised = {int(line) for name, line in lines if name == f"{op}.h"}
+    vectorized = {int(line) for name, line in lines if name == f"{op}.h"}
     source = (folder / "cpu" / op / f"{op}.h").read_text(encoding="utf-8").splitlines()
     marked = {n + 2 for n, text in enumerate(source) if text.startswith("#pragma omp simd")}
     assert marked
     for line in marked:  # GCC names the loop or the first of its statements that it kept
-        assert vectorised & set(range(line, line + 3)), line
+        assert vectorized & set(range(line, line + 3)), line
 
 
 def test_no_source_asks_for_a_card_before_blackwell():

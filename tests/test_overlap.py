@@ -128,7 +128,7 @@ def test_outputs_that_overlap_themselves_are_refused(name):
 
 
 @EVERY_PAIR
-def test_neighbours_in_one_buffer_are_accepted(name, i, j):
+def test_neighbors_in_one_buffer_are_accepted(name, i, j):
     _, given = _call(name)
     written, other = given[i], given[j]
     buffer = torch.zeros(4 * (_bytes(written) + _bytes(other)), dtype=torch.uint8)

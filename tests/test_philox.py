@@ -90,7 +90,7 @@ def test_the_next_autoregressive_step_is_two_further():
 
 
 def test_blocks_of_all_counters_differ():
-    """No two of the 2^17 blocks of neighbouring seeds, steps, streams and samples are equal."""
+    """No two of the 2^17 blocks of neighboring seeds, steps, streams and samples are equal."""
     blocks = []
     for seed, ar_step, stream in itertools.product((0, 1, 2**32, 2**33), (0, 1), (0, 1)):
         keys = noise_keys(seed, range(16), ar_step=ar_step, stream=stream)
@@ -134,8 +134,8 @@ def test_moments_and_distribution():
     assert (ones - 0.5).abs().max() < 5 * 0.5 / math.sqrt(n)
 
 
-@pytest.mark.parametrize("neighbour", ["seed", "step", "sample", "ar_step", "stream", "element"])
-def test_neighbours_are_uncorrelated(neighbour):
+@pytest.mark.parametrize("neighbor", ["seed", "step", "sample", "ar_step", "stream", "element"])
+def test_neighbors_are_uncorrelated(neighbor):
     n = 2**18
     base = {"seed": 41, "step": 6, "sample": 17, "ar_step": 2, "stream": 0, "element": 0}
 
@@ -143,7 +143,7 @@ def test_neighbours_are_uncorrelated(neighbour):
         keys = noise_keys(seed, [sample], ar_step=ar_step, stream=stream)
         return noise(keys, step, n + 1)[0, element : element + n].double()
 
-    a, b = draw(**base), draw(**base | {neighbour: base[neighbour] + 1})
+    a, b = draw(**base), draw(**base | {neighbor: base[neighbor] + 1})
     for x, y in ((a, b), (a.square() - 1, b.square() - 1)):
         assert abs((x * y).mean() / (x.norm() * y.norm() / n)) < 5 / math.sqrt(n)
 

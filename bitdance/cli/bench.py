@@ -157,7 +157,7 @@ def _format(path: Path) -> str:
 
 
 def draw(speeds: Sequence[Speed], path: Path) -> None:
-    """Draw a bar for each median time, labelled with its rate.
+    """Draw a bar for each median time, labeled with its rate.
 
     Raises:
         OSError: the file cannot be written.

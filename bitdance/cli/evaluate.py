@@ -32,7 +32,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure a model on its data set",
-        description="Reconstruction error, share of samples that a classifier recognises, Fréchet "
+        description="Reconstruction error, share of samples that a classifier recognizes, Fréchet "
         "distance in its features, and how evenly bits are used.",
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
     ).images
     if options.bits is not None:
         save_array(packed.cpu().numpy(), options.bits)
-    images = pipeline.decode(packed, batch_size=options.batch_size)
+    images = pipeline.decode(packed, seed=options.seed, batch_size=options.batch_size)
     if as_grid:
         save_image(grid(images, columns, options.zoom), options.out)
     else:

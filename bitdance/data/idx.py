@@ -1,4 +1,4 @@
-"""Labelled images from IDX files, the format of MNIST and its successors."""
+"""Labeled images from IDX files, the format of MNIST and its successors."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ __all__ = [
     "Split",
     "class_names",
     "find_images",
-    "find_labelled_images",
+    "find_labeled_images",
     "find_split",
 ]
 
@@ -30,7 +30,7 @@ _IMAGE_SUFFIXES = (
     ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico",
 )  # fmt: skip
 # Files with these suffixes are ignored: text beside images, and raw photos, which are TIFF files of
-# which Pillow would read the thumbnail. All others are recognised by their content.
+# which Pillow would read the thumbnail. All others are recognized by their content.
 _IGNORED_SUFFIXES = (
     ".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html",
     ".npy", ".npz", ".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw",
@@ -93,7 +93,7 @@ def find_images(folder: Path) -> FoundImages:
     return found
 
 
-def find_labelled_images(
+def find_labeled_images(
     folder: Path, split: Split = "train", classes: Sequence[str] = ()
 ) -> FoundImages:
     """The images of one split of a data set, which has a sub-folder per class.

@@ -1,4 +1,4 @@
-"""Labelled images from IDX files or from folders of image files."""
+"""Labeled images from IDX files or from folders of image files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bitdance.data.image_folders import (
     FoundImages,
     Split,
     find_images,
-    find_labelled_images,
+    find_labeled_images,
     find_split,
 )
 from bitdance.io.image_files import (
@@ -38,7 +38,7 @@ from bitdance.io.validation import exact_int
 __all__ = [
     "FolderImages",
     "IdxImages",
-    "LabelledImages",
+    "LabeledImages",
     "augment",
     "iterate_batches",
     "open_images",
@@ -49,7 +49,7 @@ OnError = Literal["raise", "check", "skip"]
 _LOG = logging.getLogger(__name__)
 
 
-class LabelledImages(Protocol):
+class LabeledImages(Protocol):
     """A data set of square images with labels.
 
     Attributes:
@@ -77,8 +77,8 @@ class LabelledImages(Protocol):
 
 def open_images(
     path: str | Path, size: int, *, split: Split = "train", classes: Sequence[str] = (),
-    labelled: bool = True, background: str = "white", on_error: OnError = "raise",
-) -> LabelledImages:  # fmt: skip
+    labeled: bool = True, background: str = "white", on_error: OnError = "raise",
+) -> LabeledImages:  # fmt: skip
     """Open a data set of images.
 
     Args:
@@ -88,7 +88,7 @@ def open_images(
         split: "train" or "test".
         classes: names of the classes of IDX files; for image files, the class folders to use, in
             this order.
-        labelled: whether classes are needed; see ``FolderImages``.
+        labeled: whether classes are needed; see ``FolderImages``.
         background: color behind transparent pixels.
         on_error: how to treat files that cannot be read: "raise", "check" or "skip".
 
@@ -113,7 +113,7 @@ def open_images(
                 )
         return IdxImages(folder, size, split, classes)
     return FolderImages(
-        folder, size, split, classes=classes, labelled=labelled, background=background,
+        folder, size, split, classes=classes, labeled=labeled, background=background,
         on_error=on_error,
     )  # fmt: skip
 
@@ -122,11 +122,11 @@ class FolderImages:
     """The image files of a folder, which are read when they are used.
 
     Args:
-        folder: folder as for ``find_labelled_images``.
+        folder: folder as for ``find_labeled_images``.
         size: pixels a side: images are resized so that the shorter side has them, then cropped.
         split: "train" or "test".
         classes: names of the class folders to use, in this order.
-        labelled: False uses all images of the split, whatever folders they are in, as one unnamed
+        labeled: False uses all images of the split, whatever folders they are in, as one unnamed
             class, unless `classes` chooses some.
         background: color behind transparent pixels.
         on_error: "raise": a file that cannot be read raises when it is used; one that must not be
@@ -144,7 +144,7 @@ class FolderImages:
 
     def __init__(
         self, folder: Path, size: int, split: Split = "train", *, classes: Sequence[str] = (),
-        labelled: bool = True, background: str = "white", on_error: OnError = "raise",
+        labeled: bool = True, background: str = "white", on_error: OnError = "raise",
     ) -> None:  # fmt: skip
         if on_error not in get_args(OnError):
             raise ValueError(
@@ -154,8 +154,8 @@ class FolderImages:
         parse_color(background)
         self.size, self._background = size, background
         self._pools: dict[int, ThreadPoolExecutor] = {}
-        if labelled or classes:
-            found = find_labelled_images(folder, split, classes)
+        if labeled or classes:
+            found = find_labeled_images(folder, split, classes)
         else:
             found = find_images(find_split(folder, split))
         if on_error != "raise":
@@ -251,7 +251,7 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def iterate_batches(
-    images: LabelledImages, device: torch.device, items: np.ndarray | None = None, *,
+    images: LabeledImages, device: torch.device, items: np.ndarray | None = None, *,
     batch_size: int = 250, desc: str = "", progress: bool = False,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Batches of images, float32 [B, 3, H, W] in [-1, 1].

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from bitdance.data.images import LabelledImages, to_float
+from bitdance.data.images import LabeledImages, to_float
 from bitdance.data.packed_writer import PackedWriter
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 
@@ -21,7 +21,7 @@ _BATCH_SIZE = 256
 
 @torch.no_grad()
 def tokenize(
-    images: LabelledImages, autoencoder: BinaryAutoencoder, folder: Path, *,
+    images: LabeledImages, autoencoder: BinaryAutoencoder, folder: Path, *,
     metadata: Mapping[str, Any], progress: bool = True,
 ) -> int:  # fmt: skip
     """Encode all images and write them with their labels as a packed data set.

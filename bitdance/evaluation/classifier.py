@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from bitdance.data.images import LabelledImages, to_float
+from bitdance.data.images import LabeledImages, to_float
 from bitdance.data.shuffle import ShuffledBatches
 
 __all__ = ["Classifier", "train_classifier"]
@@ -54,10 +54,10 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    images: LabelledImages, classes: int, *, epochs: int, seed: int, device: torch.device,
+    images: LabeledImages, classes: int, *, epochs: int, seed: int, device: torch.device,
     progress: bool = True,
 ) -> Classifier:  # fmt: skip
-    """A classifier trained on labelled images, in evaluation mode."""
+    """A classifier trained on labeled images, in evaluation mode."""
     torch.manual_seed(seed)
     model = Classifier(classes, dtype=torch.float32, device="cpu").to(device).train()
     batches = ShuffledBatches(len(images), min(128, len(images)), seed=seed)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bitdance.data.images import LabelledImages, iterate_batches, to_float
+from bitdance.data.images import LabeledImages, iterate_batches, to_float
 from bitdance.evaluation.classifier import train_classifier
 from bitdance.evaluation.metrics import bit_usage, frechet_distance, psnr
 from bitdance.evaluation.reconstruction import reconstruct_images
@@ -83,8 +83,8 @@ def _span(shares: list[float]) -> str:
 
 def evaluate(
     pipeline: BitDancePipeline,
-    train: LabelledImages,
-    test: LabelledImages,
+    train: LabeledImages,
+    test: LabeledImages,
     *,
     samples: int = 1000,
     seed: int = 0,
@@ -132,10 +132,11 @@ def evaluate(
 
     labels = np.repeat(np.arange(count), samples // count)
     packed = pipeline(
-        labels.tolist(), num_inference_steps, guidance_scale, seed=seed,
+        labels.tolist(), num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale, seed=seed,
         batch_size=_BATCH_SIZE, output_type="latent",
     ).images  # fmt: skip
-    pixels = pipeline.decode(packed, batch_size=_BATCH_SIZE, output_type="uint8")
+    pixels = pipeline.decode(packed, seed=seed, batch_size=_BATCH_SIZE, output_type="uint8")
     generated = torch.cat(
         [classifier.features(to_float(part).to(device)) for part in pixels.split(_BATCH_SIZE)]
     )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bitdance.data.images import LabelledImages, iterate_batches, to_float
+from bitdance.data.images import LabeledImages, iterate_batches, to_float
 from bitdance.evaluation.metrics import psnr
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.sampling.image_decoder import ImageDecoder
@@ -47,7 +47,7 @@ def reconstruct_image(autoencoder: BinaryAutoencoder, image: Image.Image) -> Rec
 
 @torch.no_grad()
 def reconstruct_images(
-    autoencoder: BinaryAutoencoder, images: LabelledImages, *, progress: bool = True
+    autoencoder: BinaryAutoencoder, images: LabeledImages, *, progress: bool = True
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
     """Reconstruct a data set.
 

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["as_list", "as_number", "brief", "exact_int", "finite_number", "is_single"]
+__all__ = [
+    "as_list",
+    "as_number",
+    "brief",
+    "exact_int",
+    "finite_number",
+    "is_single",
+    "parse_dtype",
+]
 
 
 def exact_int(
@@ -127,3 +135,42 @@ def _format_power(value: int) -> str:
     """The number, as 2^n - 1 where it is one with n above 16."""
     bits = (value + 1).bit_length() - 1
     return f"2^{bits} - 1" if bits > 16 and value + 1 == 1 << bits else str(value)
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def parse_dtype(
+    function: str, dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None
+) -> torch.dtype:
+    """Dtype of parameters, given as a ``torch.dtype`` or its name; float32 by default.
+
+    Args:
+        function: the function asked, for errors.
+        dtype: dtype or name.
+        torch_dtype: the older name of the argument in diffusers.
+
+    Raises:
+        TypeError: it is no dtype.
+        ValueError: it is no floating point dtype, or the two differ.
+    """
+    parsed = []
+    for name, value in (("dtype", dtype), ("torch_dtype", torch_dtype)):
+        if value is None:
+            continue
+        found = (
+            getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+        )
+        kinds = "float32, bfloat16, float16 or float64"
+        if isinstance(value, str) and not isinstance(found, torch.dtype):
+            raise ValueError(f"{function}: {name} must be {kinds}, got {brief(value)}")
+        if not isinstance(found, torch.dtype):
+            raise TypeError(f"{function}: {name} must be {kinds}, got {brief(value)}")
+        if found not in _DTYPES:
+            raise ValueError(f"{function}: {name} must be {kinds}, got {found}")
+        parsed.append(found)
+    if len(set(parsed)) > 1:
+        raise ValueError(
+            f"{function}: dtype and torch_dtype must be the same, got {parsed[0]} and {parsed[1]}"
+        )
+    return parsed[0] if parsed else torch.float32

@@ -21,7 +21,7 @@ from bitdance.models.kv_cache import KVCache
 from bitdance.models.projectors import InputProjection
 from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from bitdance.models.tracing import is_traced
-from bitdance.models.transformer import Transformer, cell_centres, rope_table_2d
+from bitdance.models.transformer import Transformer, cell_centers, rope_table_2d
 from bitdance_kernels import Ranges, block_causal_ranges, flip_signs
 
 __all__ = ["BitDanceModel", "TrainingDraws", "perturb"]
@@ -79,8 +79,8 @@ def perturb(
 class BitDanceModel(nn.Module):
     """BitDance for ImageNet-like classes, for any number of tokens per step.
 
-    Parameter names and shapes are those of the official checkpoints, the tokenizer's below ``vae.``
-    included. The tokenizer's parameters need no gradients: it is trained on its own.
+    Parameter names and shapes are those of the official checkpoints; those of the autoencoder are
+    below ``vae.`` and need no gradients, since it is trained on its own.
 
     Args:
         config: shape of the model.
@@ -134,7 +134,7 @@ class BitDanceModel(nn.Module):
             with torch.inference_mode(False):
                 order = generation_order(grid, config.parallel_num, config.parallel_mode)
                 # The last P tokens are never an input.
-                fed = cell_centres(*grid)[order[: config.tokens - config.parallel_num]]
+                fed = cell_centers(*grid)[order[: config.tokens - config.parallel_num]]
                 freqs = rope_table_2d(fed, self.layers.head_dim, config.prefix)
                 tables = order.to(device), freqs.to(device)
             if is_traced():  # these have no values, or belong to the program
@@ -181,7 +181,7 @@ class BitDanceModel(nn.Module):
         return self.vae.decode(self.to_latents(tokens))
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """The tokenizer's map [B, latent_dim, h, w], strided in any way, to tokens [B, N, C].
+        """Latents [B, latent_dim, h, w], with any strides, to tokens [B, N, C].
 
         Raises:
             ValueError: `latents` has another shape.
@@ -194,7 +194,7 @@ class BitDanceModel(nn.Module):
         return latents_to_tokens(latents, config.patch_size, self.order)
 
     def to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, N, C] in generation order to the tokenizer's map [B, latent_dim, h, w].
+        """Tokens [B, N, C] in generation order to latents [B, latent_dim, h, w].
 
         Raises:
             ValueError: `tokens` has another shape.
@@ -302,7 +302,7 @@ class BitDanceModel(nn.Module):
     def decode_step(
         self, x: torch.Tensor, cache: KVCache, mask: Ranges | None = None
     ) -> torch.Tensor:
-        """Normalised outputs of new tokens, which are added to the cache.
+        """Normalized outputs of new tokens, which are added to the cache.
 
         Args:
             x: embedded tokens [B, T, dim], from ``prefix`` or ``embed``.

@@ -63,7 +63,7 @@ class AutoencoderConfig:
         num_codebooks: groups of ``z_channels / num_codebooks`` bits over which the entropy loss is
             taken. Checkpoints do not depend on it.
         gan_decoder: the decoder gets Gaussian noise of the code's shape as further input channels.
-        architecture: "conv" is BitDance's tokenizer. "conv_attention" is UniWeTok: transformer
+        architecture: "conv" is BitDance's autoencoder. "conv_attention" is UniWeTok: transformer
             blocks instead of the encoder's middle and before the decoder's, a strided convolution
             that also changes the width, and an encoder bounded to (-1, 1).
         attn_blocks: transformer blocks a side; of "conv_attention".
@@ -177,7 +177,7 @@ class AutoencoderConfig:
 AUTOENCODER_PRESETS = {
     # ImageNet models and the 14B text-to-image models.
     "d16c32": AutoencoderConfig(),
-    # The group counts of the d32 tokenizers are not published; 8-bit groups as in d16c32.
+    # The group counts of the d32 autoencoders are not published; 8-bit groups as in d16c32.
     "d32c128": AutoencoderConfig(
         ch=128, ch_mult=(1, 1, 2, 2, 4, 8), z_channels=128, num_codebooks=16, gan_decoder=True
     ),
@@ -186,7 +186,7 @@ AUTOENCODER_PRESETS = {
         ch=128, ch_mult=(1, 1, 2, 2, 4, 8), z_channels=256, num_codebooks=32, gan_decoder=True
     ),
 }
-"""Published tokenizers by name: d<pixels a side>c<bits>."""
+"""Published autoencoders by name: d<pixels a side>c<bits>."""
 
 
 HeadArchitecture = Literal["mlp", "transformer", "t2i"]
@@ -247,7 +247,7 @@ class HeadConfig:
 
 @settings
 class ModelShape:
-    """What of a class-conditional model does not follow from its tokenizer and its pictures.
+    """Fields of a class-conditional model that do not follow from its autoencoder and its images.
 
     Field names are the official ones; see ``ModelConfig``.
     """
@@ -308,7 +308,7 @@ class ModelConfig(ModelShape):
         perturb_rate: rate of bit flips in training; a bit flips with half of it.
         class_dropout_prob: probability that training hides the class.
         cfg_scale: guidance scale that the authors recommend for sampling.
-        autoencoder: the tokenizer.
+        autoencoder: shape of the autoencoder.
 
     Raises:
         ValueError: a field has the wrong type or is out of range, or two do not fit each other.

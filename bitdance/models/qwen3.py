@@ -296,7 +296,7 @@ class Qwen3Model(nn.Module):
             cache: cache of B rows; its content is discarded.
 
         Returns:
-            Normalised outputs [N, longest T, C]; those after the end of a prompt have no meaning.
+            Normalized outputs [N, longest T, C]; those after the end of a prompt have no meaning.
         """
         longest = max(len(prompt) for prompt in prompts)
         x = pad_sequence(list(prompts), batch_first=True)
@@ -323,7 +323,7 @@ class Qwen3Model(nn.Module):
             cache: cache of B rows; the new tokens are added.
 
         Returns:
-            Normalised outputs [B, P, C].
+            Normalized outputs [B, P, C].
         """
         x = self._blocks(x, freqs, cache, cache.lengths + x.shape[1])
         cache.advance(x.shape[1])

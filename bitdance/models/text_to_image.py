@@ -25,7 +25,7 @@ __all__ = ["TextToImageModel"]
 
 
 class TextToImageModel(nn.Module):
-    """Language model, head, tokenizer and projector, under the names of the official pipeline.
+    """Language model, head, autoencoder and projector, under the names of the official pipeline.
 
     Args:
         config: shape of the model.
@@ -60,7 +60,7 @@ class TextToImageModel(nn.Module):
         return self.ae.decode(self.to_latents(tokens, grid))
 
     def to_latents(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Tokens [B, N, bits] in generation order to the tokenizer's map [B, bits, h, w].
+        """Tokens [B, N, bits] in generation order to latents [B, bits, h, w].
 
         Raises:
             ValueError: `tokens` are not those of an image of `grid` tokens.

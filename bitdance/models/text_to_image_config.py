@@ -21,7 +21,7 @@ class TextToImageConfig:
     Args:
         llm: the language model.
         head: the diffusion head, of the "t2i" architecture.
-        autoencoder: the tokenizer.
+        autoencoder: shape of the autoencoder.
         parallel_num: P, tokens a step, a square number. No weight depends on it.
 
     Raises:
@@ -63,7 +63,7 @@ class TextToImageConfig:
         known = {field.name for field in fields(HeadConfig)} - {"architecture"}
         shape = {name: value for name, value in head.items() if name in known}
         defaults = {"use_swiglu": False, "P_mean": 0.0, "P_std": 1.0}
-        # The quantiser has no weights and is not used while generating, so any divisor will do.
+        # The quantizer has no weights and is not used while generating, so any divisor will do.
         ae = AutoencoderConfig.from_dict({"num_codebooks": 1, **autoencoder})
         if "num_codebooks" not in autoencoder and ae.z_channels % 4 == 0:
             ae = replace(ae, num_codebooks=4)

@@ -23,27 +23,27 @@ from bitdance_kernels import (
     swiglu,
 )
 
-__all__ = ["Transformer", "TransformerBlock", "cell_centres", "rope_table_2d"]
+__all__ = ["Transformer", "TransformerBlock", "cell_centers", "rope_table_2d"]
 
 _EPS = 1e-6
 _ROPE_BASE = 10000.0
 
 
-def cell_centres(height: int, width: int) -> torch.Tensor:
-    """Centres (x, y) of the cells of a grid in raster order, [H W, 2] float32."""
+def cell_centers(height: int, width: int) -> torch.Tensor:
+    """Centers (x, y) of the cells of a grid in raster order, [H W, 2] float32."""
     sides = (torch.arange(side, dtype=torch.float32, device="cpu") for side in (height, width))
     y, x = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=-1) + 0.5
 
 
-def rope_table_2d(centres: torch.Tensor, head_dim: int, prefix: int = 0) -> torch.Tensor:
+def rope_table_2d(centers: torch.Tensor, head_dim: int, prefix: int = 0) -> torch.Tensor:
     """Rotations of a sequence of `prefix` unrotated positions and then image cells.
 
     The first half of a head's pairs turns with x + 1, the second with y + 1, pair i of a half at
     the frequency 10000^(-2 i / (D / 2)).
 
     Args:
-        centres: [N, 2] of any dtype, (x, y) of the cells in the order in which they are fed in.
+        centers: [N, 2] of any dtype, (x, y) of the cells in the order in which they are fed in.
         head_dim: D, a multiple of 4.
         prefix: positions before them.
 
@@ -56,9 +56,9 @@ def rope_table_2d(centres: torch.Tensor, head_dim: int, prefix: int = 0) -> torc
     if head_dim % 4 != 0:
         raise ValueError(f"rope_table_2d: head_dim must be a multiple of 4, got {head_dim}")
     half = head_dim // 2
-    channel = torch.arange(0, half, 2, dtype=torch.float32, device=centres.device)
+    channel = torch.arange(0, half, 2, dtype=torch.float32, device=centers.device)
     frequencies = _ROPE_BASE ** (-channel / half)  # [D / 4]
-    angles = ((centres.float() + 1)[:, :, None] * frequencies).flatten(
+    angles = ((centers.float() + 1)[:, :, None] * frequencies).flatten(
         1
     )  # [N, D / 2]: of x, then of y
     angles = torch.cat([angles.new_zeros(prefix, half), angles])

@@ -21,7 +21,6 @@ __all__ = [
     "check_packed_latents",
     "image_seeds",
     "packed_shape",
-    "parse_dtype",
     "repeated",
     "to_output",
 ]
@@ -105,45 +104,40 @@ def image_seeds(
             f"{function}: only one of seed and generator may be given, got {brief(seed)} and "
             f"{brief(generator)}"
         )
+    name: str = "seed"
+    source: Any = 0 if seed is None else seed
     if generator is not None:
-        seed = _drawn_seeds(function, generator)
-    seed = 0 if seed is None else seed
-    single = is_single(seed)
-    given: dict[str, list[Any]] = {
-        "seed": [seed] * count if single else as_list(function, "seed", seed),
-        "sample_ids": (list(range(count)) if single else [0] * count)
-        if sample_ids is None
-        else as_list(function, "sample_ids", sample_ids),
-    }
-    if single:
-        exact_int(function, "seed", seed, 0, 2**64 - 1)  # also where there are no images
-    for name, values in given.items():
+        name, source = "generator", generator
+    single = isinstance(source, torch.Generator) or is_single(source)
+    sources: list[Any] = [source] if single else as_list(function, name, source)
+    ids: list[Any] = list(range(count)) if single else [0] * count
+    if sample_ids is not None:
+        ids = as_list(function, "sample_ids", sample_ids)
+    for argument, values in (("sample_ids", ids), *(() if single else ((name, sources),))):
         if len(values) != count:
-            what = "generator" if generator is not None and name == "seed" else name
             raise ValueError(
-                f"{function}: {what} must be one per image ({count}), got {len(values)}"
+                f"{function}: {argument} must be one per image ({count}), got {len(values)}"
             )
-    seeds = [exact_int(function, "seed", s, 0, 2**64 - 1) for s in given["seed"]]
-    ids = [exact_int(function, "sample_ids", i, 0, 2**32 - 1) for i in given["sample_ids"]]
-    return seeds, ids
-
-
-def _drawn_seeds(function: str, generator: Generators) -> Seeds:
-    """The next 64-bit number of a generator, or of each one."""
-    single = isinstance(generator, torch.Generator)
-    generators = [generator] if single else as_list(function, "generator", generator)
-    seeds = []
-    for one in generators:
-        if not isinstance(one, torch.Generator):
+    ids = [exact_int(function, "sample_ids", i, 0, 2**32 - 1) for i in ids]
+    if generator is None:
+        seeds = [exact_int(function, "seed", s, 0, 2**64 - 1) for s in sources]
+    else:
+        wrong = [one for one in sources if not isinstance(one, torch.Generator)]
+        if wrong:
             raise TypeError(
                 f"{function}: generator must be a torch.Generator or one per image, got "
-                f"{brief(one)}"
+                f"{brief(wrong[0])}"
             )
-        halves = torch.randint(
-            2**32, (2,), generator=one, dtype=torch.int64, device=one.device
-        ).tolist()
-        seeds.append(halves[0] << 32 | halves[1])
-    return seeds[0] if single else seeds
+        seeds = [_next_number(one) for one in sources]  # last: a refused call draws nothing
+    return seeds * count if single else seeds, ids
+
+
+def _next_number(generator: torch.Generator) -> int:
+    """The next 64-bit number of a generator."""
+    device = generator.device
+    halves = torch.randint(2**32, (2,), generator=generator, dtype=torch.int64, device=device)
+    high, low = halves.tolist()
+    return high << 32 | low
 
 
 def repeated(function: str, items: Sequence[Any], num_images_per_prompt: int) -> list[Any]:
@@ -178,39 +172,3 @@ def to_output(images: torch.Tensor, output_type: str) -> Any:
     if output_type == "np":
         return arrays.to(torch.float32).div_(255).numpy()
     return [Image.fromarray(array) for array in arrays.numpy()]
-
-
-def parse_dtype(
-    function: str, dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None
-) -> torch.dtype:
-    """Dtype of parameters, given as a ``torch.dtype`` or its name; float32 by default.
-
-    Args:
-        function: the function asked, for errors.
-        dtype: dtype or name.
-        torch_dtype: the older name of the argument in diffusers.
-
-    Raises:
-        TypeError: it is no dtype.
-        ValueError: it is no floating point dtype, or the two differ.
-    """
-    parsed = []
-    for name, value in (("dtype", dtype), ("torch_dtype", torch_dtype)):
-        if value is None:
-            continue
-        found = (
-            getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-        )
-        kinds = "float32, bfloat16 or float16"
-        if isinstance(value, str) and not isinstance(found, torch.dtype):
-            raise ValueError(f"{function}: {name} must be {kinds}, got {brief(value)}")
-        if not isinstance(found, torch.dtype):
-            raise TypeError(f"{function}: {name} must be {kinds}, got {brief(value)}")
-        if not found.is_floating_point:
-            raise ValueError(f"{function}: {name} must be {kinds}, got {found}")
-        parsed.append(found)
-    if len(set(parsed)) > 1:
-        raise ValueError(
-            f"{function}: dtype and torch_dtype must be the same, got {parsed[0]} and {parsed[1]}"
-        )
-    return parsed[0] if parsed else torch.float32

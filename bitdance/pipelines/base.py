@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -15,32 +15,27 @@ from typing_extensions import Self
 from bitdance.io.validation import as_list, brief
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.arguments import (
+    Generators,
     ImageShape,
+    Seeds,
     batch_slices,
     check_output_type,
+    image_seeds,
     packed_shape,
     to_output,
 )
-from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.ar_sampler import ARSampler, OnStep, StepResult
 from bitdance.sampling.finite import NotFiniteError
 from bitdance.sampling.flow_sampler import binarize
 from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance_kernels import noise, noise_keys, unpack_signs
 
-__all__ = [
-    "BasePipeline",
-    "Callback",
-    "GenerationCancelled",
-    "ImagePipelineOutput",
-    "numbered_images",
-]
+__all__ = ["BasePipeline", "Callback", "GenerationCancelled", "ImagePipelineOutput"]
 
 Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], "Mapping[str, torch.Tensor] | None"]
 
-CALLBACK_TENSOR_INPUTS = ("latents", "packed_latents")
 
-
-class GenerationCancelled(Exception):  # noqa: N818  (no error: somebody asked for it)
+class GenerationCancelled(Exception):  # noqa: N818  (requested by the caller, not an error)
     """A call of a pipeline was stopped by ``interrupt``."""
 
 
@@ -58,12 +53,17 @@ class ImagePipelineOutput:
         """``(images,)``."""
         return (self.images,)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.to_tuple()[index]
+    def __getitem__(self, key: int | str) -> Any:
+        return {"images": self.images}[key] if isinstance(key, str) else self.to_tuple()[key]
 
 
 class _Call:
     stopped = False
+
+    def check(self, after: str) -> None:
+        """Raise GenerationCancelled if the call is to stop."""
+        if self.stopped:
+            raise GenerationCancelled(f"stopped after {after}")
 
 
 class BasePipeline:
@@ -73,22 +73,30 @@ class BasePipeline:
     has buffers of its own, and every image has the bits that it has alone.
 
     Args:
-        model: the networks.
-        autoencoder: the part of `model` that decodes images.
-
-    Attributes:
-        model: the networks, a ``torch.nn.Module`` with the official parameter names.
+        sampler: sampler of the model.
     """
 
-    model: nn.Module
+    _callback_tensor_inputs: ClassVar = ["latents", "packed_latents"]
 
-    def __init__(self, model: nn.Module, autoencoder: BinaryAutoencoder) -> None:
-        model.eval()
+    def __init__(self, sampler: ARSampler[Any]) -> None:
+        self.sampler = sampler
+        sampler.model.eval()
         # The layout that decoding works in; it changes the memory of the parameters alone.
-        autoencoder.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._decode_images = ImageDecoder(autoencoder)
+        decoder = self._autoencoder.decoder
+        decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._decode_images = ImageDecoder(self._autoencoder)
         self._progress_bar_config: dict[str, Any] = {}
         self._running: set[_Call] = set()
+
+    @property
+    def model(self) -> nn.Module:
+        """The networks, with the official parameter names."""
+        return self.sampler.model
+
+    @property
+    def _autoencoder(self) -> BinaryAutoencoder:
+        """The part of the model that decodes images."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -114,8 +122,8 @@ class BasePipeline:
         """Whether a running call is about to stop.
 
         Set to True, from a callback or another thread, it stops every call that runs now after its
-        AR step, with ``GenerationCancelled``; calls that begin later are not concerned. The name
-        ``_interrupt`` serves too.
+        AR step, with ``GenerationCancelled`` rather than an unfinished image; later calls are not
+        affected. The name ``_interrupt`` serves too.
         """
         return any(call.stopped for call in tuple(self._running))
 
@@ -131,11 +139,13 @@ class BasePipeline:
 
     def _generate(
         self,
-        sample: Callable[[slice, Callable[[StepResult], torch.Tensor | None]], torch.Tensor],
+        sample: Callable[[slice, list[int], list[int], OnStep], torch.Tensor],
         shape: ImageShape,
-        seeds: Sequence[int],
-        sample_ids: Sequence[int],
+        count: int,
         *,
+        generator: Generators | None,
+        seed: Seeds | None,
+        sample_ids: Sequence[int] | None,
         batch_size: int | None,
         output_type: str,
         return_dict: bool,
@@ -145,11 +155,13 @@ class BasePipeline:
         """Sample images batch by batch and decode them.
 
         Args:
-            sample: called with the images of a batch and a function to call after every AR step;
-                returns their tokens [B, N, C].
+            sample: called with the images of a batch, their seeds, their sample ids and a function
+                to call after every AR step; returns their tokens [B, N, C].
             shape: shape of the images.
-            seeds: one per image.
-            sample_ids: one per image.
+            count: number of images.
+            generator: see the pipelines.
+            seed: see the pipelines.
+            sample_ids: see the pipelines.
             batch_size: images at a time; by default all.
             output_type: see the pipelines.
             return_dict: see the pipelines.
@@ -157,14 +169,14 @@ class BasePipeline:
             callback_on_step_end_tensor_inputs: see the pipelines.
         """
         function = type(self).__name__
-        names = as_list(
-            function, "callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs
-        )
-        unknown = [name for name in names if name not in CALLBACK_TENSOR_INPUTS]
+        # A PipelineCallback of diffusers says itself which tensors it takes.
+        wanted = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        names = as_list(function, "callback_on_step_end_tensor_inputs", wanted)
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"{function}: callback_on_step_end_tensor_inputs must be of "
-                f"{', '.join(CALLBACK_TENSOR_INPUTS)}, got {brief(unknown[0])}"
+                f"{', '.join(self._callback_tensor_inputs)}, got {brief(unknown[0])}"
             )
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(
@@ -172,38 +184,33 @@ class BasePipeline:
                 f"{brief(callback_on_step_end)}"
             )
         check_output_type(function, output_type)
-        batches = batch_slices(function, len(seeds), batch_size)
+        batches = batch_slices(function, count, batch_size)
+        # Last, since a refused call must not advance a generator.
+        seeds, ids = image_seeds(function, seed, generator, sample_ids, count)
         packed = [torch.empty((0, *packed_shape(shape)), dtype=torch.uint8, device="cpu")]
-        with (
-            torch.no_grad(),
-            self._call() as call,
-            tqdm(
-                **{"total": shape.ar_steps * len(batches), "unit": "step"}
-                | self._progress_bar_config
-            ) as bar,
-        ):
+        with torch.no_grad(), self._call() as call:
+            progress = {"total": shape.ar_steps * len(batches), "unit": "step"}
+            with tqdm(**progress | self._progress_bar_config) as bar:
 
-            def on_step(result: StepResult) -> torch.Tensor | None:
-                bar.update()
-                changed = None
-                if callback_on_step_end is not None:
-                    changed = _call_back(self, callback_on_step_end, names, result, shape.ar_steps)
-                if call.stopped:
-                    raise GenerationCancelled(
-                        f"stopped after AR step {result.step + 1} of {shape.ar_steps}"
-                    )
-                return changed
+                def on_step(result: StepResult) -> torch.Tensor | None:
+                    bar.update()
+                    changed = None
+                    if callback_on_step_end is not None:
+                        changed = _call_back(
+                            self, callback_on_step_end, names, result, shape.ar_steps
+                        )
+                    call.check(f"AR step {result.step + 1} of {shape.ar_steps}")
+                    return changed
 
-            for batch in batches:
-                with numbered_images(function, batch):
-                    packed.append(binarize(sample(batch, on_step))[1])
-        packed_latents = torch.cat(packed[1:] or packed)
-        if output_type == "latent":
-            images: Any = packed_latents
-        else:
-            images = self._decode(
-                packed_latents, shape, seeds, sample_ids, batch_size, output_type, function
-            )
+                for batch in batches:
+                    with numbered_images(function, batch):
+                        tokens = sample(batch, seeds[batch], ids[batch], on_step)
+                        packed.append(binarize(tokens)[1].cpu())
+            images: Any = torch.cat(packed)
+            if output_type != "latent":
+                images = self._decode(
+                    images, shape, seeds, ids, batch_size, output_type, function, call
+                )
         return ImagePipelineOutput(images) if return_dict else cast(Any, (images,))
 
     def _decode(
@@ -215,13 +222,16 @@ class BasePipeline:
         batch_size: int | None,
         output_type: str,
         function: str,
+        call: _Call | None = None,
     ) -> Any:
         """Images of packed tokens, batch by batch.
 
         A decoder that takes noise gets that of the AR step after the last, so that an image depends
         on its seed and sample id alone.
         """
-        device, autoencoder = self.device, self._decode_images.autoencoder
+        device, autoencoder = self.device, self._autoencoder
+        if self._decode_images.autoencoder is not autoencoder:  # replaced in the model
+            self._decode_images = ImageDecoder(autoencoder)
         pixels = [torch.empty((0, *shape.pixels), dtype=torch.uint8, device="cpu")]
         with torch.no_grad():
             for batch in batch_slices(function, len(packed_latents), batch_size):
@@ -234,7 +244,9 @@ class BasePipeline:
                     drawn = noise(keys, 0, latents[0].numel(), backend="auto").view(latents.shape)
                 with numbered_images(function, batch):
                     pixels.append(self._decode_images(latents, noise=drawn).cpu())
-        return to_output(torch.cat(pixels[1:] or pixels), output_type)
+                if call is not None:
+                    call.check(f"decoding image {batch.stop} of {len(packed_latents)}")
+        return to_output(torch.cat(pixels), output_type)
 
     @contextmanager
     def _call(self) -> Iterator[_Call]:
@@ -253,26 +265,35 @@ def _call_back(
     result: StepResult,
     ar_steps: int,
 ) -> torch.Tensor | None:
-    """Call a callback after an AR step; returns the latents that it wants to go on with, if any."""
-    tensors = {"latents": result.tokens, "packed_latents": result.packed}
-    given = {name: tensors[name] for name in names}
-    version = result.tokens._version
+    """Call a callback after an AR step; returns the latents to continue from, if it changed any."""
+    function = f"{type(pipeline).__name__}: callback_on_step_end"
+    originals = {"latents": result.tokens, "packed_latents": result.packed}
+    given = {name: originals[name].clone() for name in names}
     returned = callback(pipeline, result.step, ar_steps - 1 - result.step, given)
-    function = type(pipeline).__name__
     if returned is not None and not isinstance(returned, Mapping):
         raise TypeError(
-            f"{function}: callback_on_step_end must return its callback_kwargs, or a dict with "
-            f"the tensors to replace, got {brief(returned)}"
+            f"{function} must return its callback_kwargs, or a dict with the tensors to replace, "
+            f"got {brief(returned)}"
         )
-    latents = (returned or {}).get("latents", result.tokens)
-    if latents is result.tokens and latents._version == version:
-        return None
-    if not isinstance(latents, torch.Tensor) or latents.shape != result.tokens.shape:
-        raise ValueError(
-            f"{function}: latents that callback_on_step_end returns must be "
-            f"{list(result.tokens.shape)}, got {brief(latents)}"
-        )
-    return binarize(latents.to(result.tokens))[0]
+    for name, original in originals.items():
+        tensor = (given | dict(returned or {})).get(name, original)
+        rows, *rest = original.shape
+        shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else None
+        if shape is None or shape not in ([rows, *rest], [rows // 2, *rest]):
+            raise ValueError(
+                f"{function} must return {name} of shape {[rows, *rest]}, got "
+                f"{brief(tensor) if shape is None else shape}"
+            )
+        if shape[0] != rows:  # one for both halves of a guided batch
+            tensor = torch.cat([tensor, tensor])
+        if torch.equal(tensor.to(original), original):
+            continue
+        if name == "packed_latents":
+            tensor = unpack_signs(tensor.to(original))[..., : result.tokens.shape[-1]]
+        elif tensor.isnan().any():
+            raise ValueError(f"{function} must return latents without NaN, got some")
+        return binarize(tensor.to(result.tokens))[0]
+    return None
 
 
 @contextmanager

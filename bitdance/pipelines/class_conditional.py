@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single
+from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
 from bitdance.models.loading.hub import locate
@@ -22,12 +23,11 @@ from bitdance.pipelines.arguments import (
     check_output_type,
     check_packed_latents,
     image_seeds,
-    parse_dtype,
     repeated,
 )
 from bitdance.pipelines.base import BasePipeline, Callback, ImagePipelineOutput
 from bitdance.pipelines.class_conditional_files import load_file, load_folder
-from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.ar_sampler import OnStep
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 
 __all__ = ["BitDancePipeline"]
@@ -35,9 +35,6 @@ __all__ = ["BitDancePipeline"]
 
 class BitDancePipeline(BasePipeline):
     """Generates images of classes.
-
-    Any number of threads may use one pipeline at a time, and a callback may call it too: each call
-    has buffers of its own, and every image has the bits that it has alone.
 
     Args:
         model: the networks.
@@ -59,7 +56,7 @@ class BitDancePipeline(BasePipeline):
         (32, 32)
     """
 
-    model: BitDanceModel
+    sampler: ClassConditionalSampler
 
     def __init__(
         self,
@@ -68,9 +65,8 @@ class BitDancePipeline(BasePipeline):
         *,
         num_inference_steps: int = 100,
     ) -> None:
-        super().__init__(model, model.vae)
-        self.model, self.config = model, model.config
-        self.sampler = ClassConditionalSampler(model)
+        super().__init__(ClassConditionalSampler(model))
+        self.config = model.config
         self.num_inference_steps = exact_int(
             "BitDancePipeline", "num_inference_steps", num_inference_steps, 1, MAX_STEPS
         )
@@ -80,6 +76,15 @@ class BitDancePipeline(BasePipeline):
                 f"BitDancePipeline: classes must be {self.config.num_classes} names, got "
                 f"{len(self.classes)}"
             )
+
+    @property
+    def model(self) -> BitDanceModel:
+        """The networks, with the official parameter names."""
+        return self.sampler.model
+
+    @property
+    def _autoencoder(self) -> BinaryAutoencoder:
+        return self.model.vae
 
     @classmethod
     def from_pretrained(
@@ -182,9 +187,9 @@ class BitDancePipeline(BasePipeline):
     def __call__(
         self,
         class_labels: int | str | Sequence[int | str] | torch.Tensor,
+        *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        *,
         guidance_schedule: Literal["linear", "constant"] = "linear",
         num_images_per_prompt: int = 1,
         generator: Generators | None = None,
@@ -223,11 +228,12 @@ class BitDancePipeline(BasePipeline):
             return_dict: return an ``ImagePipelineOutput``; else the tuple (images,).
             callback_on_step_end: called after every AR step as f(pipeline, step, timestep,
                 callback_kwargs), with the number of the step in its batch, the number of steps that
-                are left, and a dict of the tensors named next; returns that dict. Latents that it
-                changes or replaces are what the image goes on with.
+                are left, and a dict of the tensors named in
+                `callback_on_step_end_tensor_inputs`. It returns that dict; sampling continues from
+                the latents in it.
             callback_on_step_end_tensor_inputs: names among "latents", float32 [rows, P, C] of +1
-                and -1, and "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits; with
-                guidance conditional rows first.
+                and -1, and "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits. With
+                guidance conditional rows come first; latents of these alone serve both halves.
             use_kernels: False runs reference ops and the head as published, for comparison.
 
         Returns:
@@ -246,7 +252,6 @@ class BitDancePipeline(BasePipeline):
             else as_list(function, "class_labels", class_labels)
         )
         labels = repeated(function, [self.label(name) for name in given], num_images_per_prompt)
-        seeds, ids = image_seeds(function, seed, generator, sample_ids, len(labels))
         default = self.num_inference_steps
         steps = exact_int(
             function, "num_inference_steps",
@@ -260,16 +265,14 @@ class BitDancePipeline(BasePipeline):
                 f"{brief(guidance_schedule)}"
             )
 
-        def sample(
-            batch: slice, on_step: Callable[[StepResult], torch.Tensor | None]
-        ) -> torch.Tensor:
+        def sample(batch: slice, seeds: list[int], ids: list[int], on_step: OnStep) -> torch.Tensor:
             return self.sampler.sample(
                 torch.tensor(labels[batch], dtype=torch.int64, device=self.device),
                 num_inference_steps=steps,
                 guidance_scale=scale,
                 guidance_schedule=guidance_schedule,
-                seeds=seeds[batch],
-                sample_ids=ids[batch],
+                seeds=seeds,
+                sample_ids=ids,
                 on_step=on_step,
                 use_kernels=use_kernels,
             )
@@ -277,8 +280,10 @@ class BitDancePipeline(BasePipeline):
         return self._generate(
             sample,
             self._image_shape,
-            seeds,
-            ids,
+            len(labels),
+            generator=generator,
+            seed=seed,
+            sample_ids=sample_ids,
             batch_size=batch_size,
             output_type=output_type,
             return_dict=return_dict,

@@ -11,7 +11,15 @@ import numpy as np
 from bitdance.io.files import CheckpointError, one_line
 from bitdance.io.validation import brief
 
-__all__ = ["NO_PROMPT", "PROMPT", "TextTokenizer", "image_prefix", "load_tokenizer", "token_ids"]
+__all__ = [
+    "NO_PROMPT",
+    "PROMPT",
+    "TextTokenizer",
+    "check_transformers",
+    "image_prefix",
+    "load_tokenizer",
+    "token_ids",
+]
 
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """The conditional text, around what a user asks for."""
@@ -30,20 +38,25 @@ class TextTokenizer(Protocol):
         """Id of a token; ``token_to_id`` serves too."""
 
 
-def load_tokenizer(folder: Path) -> TextTokenizer:
-    """The text tokenizer of a release.
-
-    Raises:
-        ImportError: transformers is not installed.
-        CheckpointError: the folder has no tokenizer that transformers can load.
-    """
+def check_transformers() -> None:
+    """Raise ImportError unless transformers is installed."""
     try:
-        from transformers import AutoTokenizer
+        import transformers  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "from_pretrained: tokenizer must be given, or transformers installed to load that of "
             "the release: pip install transformers"
         ) from error
+
+
+def load_tokenizer(folder: Path) -> TextTokenizer:
+    """The text tokenizer of a release.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single
+from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.hub import locate_release
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.arguments import (
@@ -21,7 +22,6 @@ from bitdance.pipelines.arguments import (
     check_output_type,
     check_packed_latents,
     image_seeds,
-    parse_dtype,
     repeated,
 )
 from bitdance.pipelines.base import BasePipeline, Callback, ImagePipelineOutput
@@ -29,12 +29,13 @@ from bitdance.pipelines.prompts import (
     NO_PROMPT,
     PROMPT,
     TextTokenizer,
+    check_transformers,
     image_prefix,
     load_tokenizer,
     token_ids,
 )
 from bitdance.pipelines.text_to_image_files import load_release
-from bitdance.sampling.ar_sampler import StepResult
+from bitdance.sampling.ar_sampler import OnStep
 from bitdance.sampling.text_to_image import TextToImageSampler
 
 __all__ = ["BitDanceT2IPipeline"]
@@ -57,12 +58,11 @@ class BitDanceT2IPipeline(BasePipeline):
         tokenizer: tokenizer of texts.
     """
 
-    model: TextToImageModel
+    sampler: TextToImageSampler
 
     def __init__(self, model: TextToImageModel, tokenizer: TextTokenizer) -> None:
-        super().__init__(model, model.ae)
-        self.model, self.config, self.tokenizer = model, model.config, tokenizer
-        self.sampler = TextToImageSampler(model)
+        super().__init__(TextToImageSampler(model))
+        self.config, self.tokenizer = model.config, tokenizer
         self._tokenizing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,6 +70,15 @@ class BitDanceT2IPipeline(BasePipeline):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _tokenizing=threading.Lock())
+
+    @property
+    def model(self) -> TextToImageModel:
+        """The networks, with the official parameter names."""
+        return self.sampler.model
+
+    @property
+    def _autoencoder(self) -> BinaryAutoencoder:
+        return self.model.ae
 
     @classmethod
     def from_pretrained(
@@ -110,6 +119,8 @@ class BitDanceT2IPipeline(BasePipeline):
             ImportError: `tokenizer` is not given and transformers is not installed.
         """
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
+        if tokenizer is None:
+            check_transformers()  # before anything is downloaded
         folder = locate_release(source, revision=revision, local_files_only=local_files_only)
         if tokenizer is None:
             tokenizer = load_tokenizer(folder)
@@ -136,9 +147,9 @@ class BitDanceT2IPipeline(BasePipeline):
     def __call__(
         self,
         prompt: str | Sequence[str],
+        *,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
-        *,
         negative_prompt: str | Sequence[str] | None = None,
         height: int = 1024,
         width: int = 1024,
@@ -160,7 +171,7 @@ class BitDanceT2IPipeline(BasePipeline):
         Args:
             prompt: text of what to draw, or several.
             num_inference_steps: denoising steps per patch, before the final one.
-            guidance_scale: guidance; 1 or less is none, the same at all AR steps.
+            guidance_scale: guidance scale of all AR steps; 1 or less turns guidance off.
             negative_prompt: text that guidance leads away from, one for all prompts or one per
                 prompt. By default, and if it is empty, the text that training put in place of a
                 prompt.
@@ -180,11 +191,12 @@ class BitDanceT2IPipeline(BasePipeline):
             return_dict: return an ``ImagePipelineOutput``; else the tuple (images,).
             callback_on_step_end: called after every AR step as f(pipeline, step, timestep,
                 callback_kwargs), with the number of the step in its batch, the number of steps that
-                are left, and a dict of the tensors named next; returns that dict. Latents that it
-                changes or replaces are what the image goes on with.
+                are left, and a dict of the tensors named in
+                `callback_on_step_end_tensor_inputs`. It returns that dict; sampling continues from
+                the latents in it.
             callback_on_step_end_tensor_inputs: names among "latents", float32 [rows, P, C] of +1
-                and -1, and "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits; with
-                guidance conditional rows first.
+                and -1, and "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits. With
+                guidance conditional rows come first; latents of these alone serve both halves.
 
         Returns:
             The images, on the CPU.
@@ -207,27 +219,25 @@ class BitDanceT2IPipeline(BasePipeline):
                 f"{function}: negative_prompt must be one text, or one per prompt "
                 f"({len(prompts)}), got {len(negatives)}"
             )
-        texts = repeated(function, prompts, num_images_per_prompt)
-        negatives = repeated(function, negatives, num_images_per_prompt)
-        seeds, ids = image_seeds(function, seed, generator, sample_ids, len(texts))
         steps = exact_int(function, "num_inference_steps", num_inference_steps, 1)
         scale = finite_number(function, "guidance_scale", guidance_scale)
         with self._tokenizing:
             prefix = image_prefix(self.tokenizer, grid, self.config.parallel_num)
-            encoded = [token_ids(self.tokenizer, PROMPT.format(text)) for text in texts]
+            encoded = [token_ids(self.tokenizer, PROMPT.format(text)) for text in prompts]
             avoided = [
                 token_ids(self.tokenizer, PROMPT.format(text) if text else NO_PROMPT)
                 for text in negatives
             ]
 
+        encoded, avoided = (
+            repeated(function, ids, num_images_per_prompt) for ids in (encoded, avoided)
+        )
         # Before the first batch is sampled, not after it.
         self.sampler.token_rows(
             encoded, prefix, grid=grid, negative_prompts=avoided, guided=scale > 1
         )
 
-        def sample(
-            batch: slice, on_step: Callable[[StepResult], torch.Tensor | None]
-        ) -> torch.Tensor:
+        def sample(batch: slice, seeds: list[int], ids: list[int], on_step: OnStep) -> torch.Tensor:
             return self.sampler.sample(
                 encoded[batch],
                 prefix,
@@ -235,16 +245,18 @@ class BitDanceT2IPipeline(BasePipeline):
                 negative_prompts=avoided[batch],
                 num_inference_steps=steps,
                 guidance_scale=scale,
-                seeds=seeds[batch],
-                sample_ids=ids[batch],
+                seeds=seeds,
+                sample_ids=ids,
                 on_step=on_step,
             )
 
         return self._generate(
             sample,
             self._image_shape(grid),
-            seeds,
-            ids,
+            len(encoded),
+            generator=generator,
+            seed=seed,
+            sample_ids=sample_ids,
             batch_size=batch_size,
             output_type=output_type,
             return_dict=return_dict,

@@ -38,7 +38,7 @@ class StepResult(NamedTuple):
     guidance_scale: float
     """Guidance of the step."""
     hidden: torch.Tensor
-    """Normalised outputs of the transformer: [rows, P, dim], at step 0 perhaps of more tokens."""
+    """Normalized outputs of the transformer: [rows, P, dim], at step 0 perhaps of more tokens."""
     prediction: torch.Tensor
     """float32 [rows, P, C], the last state of the denoising; its signs are the tokens."""
     tokens: torch.Tensor
@@ -64,10 +64,10 @@ class PatchSequence(Protocol):
     """Whether step 0 is the same function as all later ones."""
 
     def first(self) -> torch.Tensor:
-        """Normalised outputs of step 0, [rows, >= P, dim]."""
+        """Normalized outputs of step 0, [rows, >= P, dim]."""
 
     def next(self) -> torch.Tensor:
-        """Normalised outputs of a later step, [rows, P, dim]."""
+        """Normalized outputs of a later step, [rows, P, dim]."""
 
     def condition(self, hidden: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Conditioning of the head, [rows, (P,) dim]; `step` is int64 [1] on the device."""
@@ -141,7 +141,7 @@ class Run(Generic[S]):
         )
         self._run_first = graphs.make_runner(device) if use_kernels else graphs.run_eager
         self._run_next = self._run_first
-        if use_kernels and not sequence.repeats:
+        if use_kernels and not (sequence.repeats and shared == guided):
             self._run_next = graphs.make_runner(device)
         self._denoise = (
             graphs.make_call_runner(device, nested=True) if use_kernels else graphs.run_eager
@@ -205,18 +205,23 @@ class ARSampler(Generic[S]):
     buffers of its own.
 
     Args:
-        model: the networks.
-        network: the head's network.
         max_runs: kinds of batches (by size, steps, guidance on or off) whose buffers and graphs a
             workspace keeps.
 
     Attributes:
+        model: the networks.
         workspaces: caches and graphs that no call uses now.
     """
 
-    def __init__(self, model: nn.Module, network: HeadNetwork, max_runs: int) -> None:
-        self._modules, self._network = model, network
+    model: nn.Module
+
+    def __init__(self, max_runs: int) -> None:
         self.workspaces: Pool[Workspace[Run[S]]] = Pool(partial(Workspace, max_runs))
+
+    @property
+    def _network(self) -> HeadNetwork:
+        """The head's network."""
+        raise NotImplementedError
 
     def _sample(
         self,
@@ -225,7 +230,6 @@ class ARSampler(Generic[S]):
         guided: bool,
         guidance: Sequence[float],
         num_inference_steps: int,
-        streams: int,
         seeds: Sequence[int] | None,
         sample_ids: Sequence[int] | None,
         noise: Sequence[Sequence[torch.Tensor]] | None,
@@ -243,8 +247,6 @@ class ARSampler(Generic[S]):
             guided: whether there is an unconditional row for each image.
             guidance: scale of every AR step.
             num_inference_steps: noisy denoising steps per patch.
-            streams: noise streams of an image: 2 where the halves of a guided batch may sample
-                independently.
             seeds: see ``ClassConditionalSampler.sample``.
             sample_ids: see ``ClassConditionalSampler.sample``.
             noise: see ``ClassConditionalSampler.sample``.
@@ -263,31 +265,33 @@ class ARSampler(Generic[S]):
             raise ValueError("sample: exactly one of seeds and noise must be given")
         if noise is not None and len(noise) != ar_steps:
             raise ValueError(f"sample: noise must be of {ar_steps} AR steps, got {len(noise)}")
+        shared = guided and guidance[0] > 1
+        network, device = self._network, next(self.model.parameters()).device
+        keys = None
+        if seeds is not None:
+            # Halves that sample step 0 independently have a stream each.
+            streams = 2 if guided and not shared else 1
+            keys = _row_keys(seeds, sample_ids, count, streams, device)
         backend = nullcontext() if use_kernels else use_backend("reference")
         with self.workspaces.lease() as workspace, backend:
             rows = 2 * count if guided else count
             cache = reserve(workspace, rows)
-            device = cache.lengths.device
-            keys = None
-            if seeds is not None:
-                keys = _row_keys(seeds, sample_ids, count, streams if guided else 1, device)
-            shared = guided and guidance[0] > 1
 
             def make_run() -> Run[S]:
                 # Buffers made in inference mode could not be written outside of it.
                 with torch.inference_mode(False):
                     return Run(
-                        make(cache), self._network, rows, guided=guided, shared=shared,
+                        make(cache), network, rows, guided=guided, shared=shared,
                         num_inference_steps=num_inference_steps, use_kernels=use_kernels,
                         device=device,
                     )  # fmt: skip
 
             # The run of an earlier batch of the same kind, if all memory is where it was then.
             first = cache.layers[0][0]
-            owner = (first.data_ptr(), *(p.data_ptr() for p in graphs.parameters(self._modules)))
+            owner = (first.data_ptr(), *(p.data_ptr() for p in graphs.parameters(self.model)))
             key = (
                 kind, rows, guided, shared, num_inference_steps, use_kernels, device, first.dtype,
-                compute_dtype(self._network), default_backend(),
+                compute_dtype(network), default_backend(),
             )  # fmt: skip
             run = workspace.runs.get(owner, key, make_run)
             run.start(guidance, keys)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance.sampling.ar_sampler import ARSampler, OnStep, Run, guidance_at
@@ -41,7 +42,6 @@ class _ClassSequence:
     def begin(self, labels: torch.Tensor) -> None:
         """Start with the labels of the conditional rows; the others keep "no class"."""
         self.labels[: len(labels)] = labels
-        self.cache.reset()
 
     def first(self) -> torch.Tensor:
         return self.model.decode_step(self.model.prefix(self.labels), self.cache, self.mask)
@@ -72,9 +72,15 @@ class ClassConditionalSampler(ARSampler[_ClassSequence]):
         model: the networks.
     """
 
+    model: BitDanceModel
+
     def __init__(self, model: BitDanceModel) -> None:
-        super().__init__(model, model.head.net, MAX_RUNS)
+        super().__init__(MAX_RUNS)
         self.model = model
+
+    @property
+    def _network(self) -> HeadNetwork:
+        return self.model.head.net
 
     @torch.no_grad()
     def sample(
@@ -101,7 +107,8 @@ class ClassConditionalSampler(ARSampler[_ClassSequence]):
                 id alone.
             sample_ids: one per image, in [0, 2^32); by default 0.
             noise: in place of `seeds`, the draws of ``sample_patch`` for each AR step.
-            on_step: called after every AR step; may raise to stop.
+            on_step: called after every AR step; may return tokens to continue from, or raise to
+                stop.
             use_kernels: False for reference ops and the head as published, which computes
                 everything anew in every evaluation, for comparison. The tokens are the same but for
                 rounding.
@@ -124,7 +131,6 @@ class ClassConditionalSampler(ARSampler[_ClassSequence]):
                 guidance_at(i, steps, guidance_scale, guidance_schedule) for i in range(steps)
             ],
             num_inference_steps=num_inference_steps,
-            streams=2,
             seeds=seeds,
             sample_ids=sample_ids,
             noise=noise,

@@ -134,7 +134,7 @@ def denoise(
     rows = cond.shape[0] if cfg is None else cond.shape[0] // 2
     shape = (rows, *cond.shape[1:-1], head.network.config.ch_target)
     if (keys is None) == (noise is None):
-        raise ValueError("sample_patch: give either keys or noise")
+        raise ValueError("sample_patch: exactly one of keys and noise must be given")
     if noise is not None and (len(noise) != steps + 1 or noise[0].shape != shape):
         raise ValueError(
             f"sample_patch: noise must be {steps + 1} tensors of shape {list(shape)}, got "
@@ -161,7 +161,7 @@ def denoise(
 def binarize(prediction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Signs (+1 where > 0, else -1) and packed bits of a prediction [..., C] of any width C.
 
-    A prediction of exactly 0 gives -1, as in the quantiser. (The official sampler takes
+    A prediction of exactly 0 gives -1, as in the quantizer. (The official sampler takes
     ``torch.sign``, whose 0 is no bit.)
     """
     width = prediction.shape[-1]

@@ -1,4 +1,4 @@
-"""Decoding to 8-bit images, from a captured graph where maps are small."""
+"""Decoding to 8-bit images, on the CPU from a captured graph if maps are small."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class ImageDecoder:
         decoder, device = self.autoencoder.decoder, latents.device
         B, _, h, w = latents.shape
         pixels = B * h * w * self.autoencoder.config.downsampling**2
-        if pixels > MAX_CAPTURED_PIXELS or torch.is_autocast_enabled(device.type):
+        large = device.type != "cpu" or pixels > MAX_CAPTURED_PIXELS
+        if large or torch.is_autocast_enabled(device.type):
             return _Decoding(decoder, graphs.run_eager)
         return kept.get(
             (device, *graphs.parameter_versions(decoder)),

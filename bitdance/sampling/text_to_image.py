@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance.models.qwen3 import rope_frequencies, rope_table
@@ -82,9 +83,15 @@ class TextToImageSampler(ARSampler[_TextSequence]):
         model: the networks.
     """
 
+    model: TextToImageModel
+
     def __init__(self, model: TextToImageModel) -> None:
-        super().__init__(model, model.vision_head.net, MAX_RUNS)
+        super().__init__(MAX_RUNS)
         self.model = model
+
+    @property
+    def _network(self) -> HeadNetwork:
+        return self.model.vision_head.net
 
     @torch.no_grad()
     def sample(
@@ -115,9 +122,10 @@ class TextToImageSampler(ARSampler[_TextSequence]):
             seeds: one per image, as in ``ClassConditionalSampler.sample``.
             sample_ids: one per image, by default 0.
             noise: in place of `seeds`, the draws of ``sample_patch`` for each AR step.
-            on_prefill: called once with the normalised outputs of the different prompts, in order
+            on_prefill: called once with the normalized outputs of the different prompts, in order
                 of first use, [n, longest, C]; those after the end of a prompt have no meaning.
-            on_step: called after every AR step; may raise to stop.
+            on_step: called after every AR step; may return tokens to continue from, or raise to
+                stop.
 
         Returns:
             [B, N, bits] of +1 and -1, in generation order.
@@ -150,7 +158,6 @@ class TextToImageSampler(ARSampler[_TextSequence]):
             guided=guided,
             guidance=[guidance] * ar_steps,
             num_inference_steps=num_inference_steps,
-            streams=1,
             seeds=seeds,
             sample_ids=sample_ids,
             noise=noise,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance.data.images import LabelledImages, augment, to_float
+from bitdance.data.images import LabeledImages, augment, to_float
 from bitdance.io import weights
 from bitdance.io.files import write_text
 from bitdance.io.image_grid import grid, to_images
@@ -47,12 +47,12 @@ class AutoencoderTask:
         self,
         config: AutoencoderRun,
         *,
-        images: LabelledImages | None = None,
+        images: LabeledImages | None = None,
         extra: Mapping[str, tuple[ExtraLoss, float]] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._config, self._device = config, torch.device(device)
-        self.images = images or open_training_images(config.data, labelled=False)
+        self.images = images or open_training_images(config.data, labeled=False)
         self.size, self.identity = len(self.images), self.images.identity()
         if extra is None:
             extra = {name: (import_loss(name), w) for name, w in config.loss.extra.items()}

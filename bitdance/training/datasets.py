@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitdance.data.idx import is_idx
-from bitdance.data.images import LabelledImages, open_images
+from bitdance.data.images import LabeledImages, open_images
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.io.validation import brief
 from bitdance.training.config import DataConfig
@@ -15,7 +15,7 @@ from bitdance.training.config import DataConfig
 __all__ = ["open_codes", "open_training_images"]
 
 
-def open_training_images(data: DataConfig, *, labelled: bool = True) -> LabelledImages:
+def open_training_images(data: DataConfig, *, labeled: bool = True) -> LabeledImages:
     """Open image files or IDX files.
 
     Raises:
@@ -25,7 +25,7 @@ def open_training_images(data: DataConfig, *, labelled: bool = True) -> Labelled
     if is_idx(Path(data.path)):
         _refuse_unused(data, ("path", "size", "flip", "shift", "classes"), "IDX files")
     return open_images(
-        data.path, data.size, classes=data.classes, labelled=labelled, background=data.background,
+        data.path, data.size, classes=data.classes, labeled=labeled, background=data.background,
         on_error=data.on_error,
     )  # fmt: skip
 

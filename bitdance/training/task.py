@@ -19,8 +19,9 @@ class Task(Protocol):
     Attributes:
         columns: names of the terms that `loss` returns.
         size: number of items in the data set.
-        identity: checksum of the data, which a resumed run must have too, wherever they are.
-        exports: names of the files and folders that `export` writes.
+        identity: checksum of the data, which a resumed run must have too, wherever they are; may be
+            left out.
+        exports: names of the files and folders that `export` writes; may be left out.
         no_decay: prefixes of parameters without weight decay; vectors never have any.
     """
 

@@ -65,6 +65,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         check_single_process()
         self.task, self.config, self.folder = task, config, folder
+        self._identity: str = getattr(task, "identity", "")
         self._device = torch.device(device)
         self._progress = progress
         if config.optim.batch_size > task.size:
@@ -108,7 +109,7 @@ class Trainer:
         if state is not None:
             self._resume(state)
         if earlier is not None and earlier.optim.steps == self.step < config.optim.steps:
-            rename_exports(folder, task.exports, self.step)
+            rename_exports(folder, getattr(task, "exports", ()), self.step)
         write_config(config, folder / "config.toml")
         self._log = Log(folder / "log.csv", self._columns, self.step)
 
@@ -257,13 +258,13 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "sums": self._sums,
             "summed": self._summed,
-            "identity": self.task.identity,
+            "identity": self._identity,
             "extra": self.task.extra_state(),
         }
         checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        if state["identity"] != self.task.identity:
+        if state["identity"] != self._identity:
             raise ValueError(
                 f"data.path must be the data that the run in {self.folder} began with, got other "
                 f"data in {self.config.data.path}"

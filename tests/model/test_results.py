@@ -8,7 +8,7 @@ from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_latents,
 from bitdance.models.config import AutoencoderConfig
 from bitdance.models.projectors import position_embedding_2d
 from bitdance.models.qwen3 import rope_frequencies, rope_table
-from bitdance.models.transformer import cell_centres, rope_table_2d
+from bitdance.models.transformer import cell_centers, rope_table_2d
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.finite import largest
 from bitdance.sampling.flow_sampler import Schedule, binarize, sample_patch
@@ -165,9 +165,9 @@ def test_of_the_class_conditional_model(dtype, on, P):
 @pytest.mark.parametrize("dtype", [FULL, HALF, WIDE])
 def test_of_tables(on, dtype):
     with autocast(on):
-        assert kinds(cell_centres(3, 4)) == [((12, 2), FULL)]
-        for centres in (cell_centres(3, 4).to(dtype), cell_centres(3, 4).int()):
-            assert kinds(rope_table_2d(centres, 8, prefix=2)) == [((14, 4, 2), FULL)]
+        assert kinds(cell_centers(3, 4)) == [((12, 2), FULL)]
+        for centers in (cell_centers(3, 4).to(dtype), cell_centers(3, 4).int()):
+            assert kinds(rope_table_2d(centers, 8, prefix=2)) == [((14, 4, 2), FULL)]
         frequencies = rope_frequencies(8, 1e4)
         assert kinds(frequencies) == [((4,), FULL)]
         assert kinds(rope_table(5, frequencies.to(dtype))) == [((5, 4, 2), FULL)]

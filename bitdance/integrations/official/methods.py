@@ -269,7 +269,7 @@ class TrunkMethods:
         self.theirs = theirs
 
     def forward_model(self, x: torch.Tensor, start_pos: int, end_pos: int) -> torch.Tensor:
-        """Embedded tokens [B, T, C] at the given positions to normalised outputs."""
+        """Embedded tokens [B, T, C] at the given positions to normalized outputs."""
         return self._step(x, start_pos, end_pos)
 
     def _step(self, x: torch.Tensor, start: int, end: int, *visible: Ranges | None) -> torch.Tensor:
@@ -296,7 +296,7 @@ class MaskedTrunkMethods(TrunkMethods):
     def forward_model(  # type: ignore[override]
         self, x: torch.Tensor, mask: torch.Tensor | None, start_pos: int, end_pos: int
     ) -> torch.Tensor:
-        """Embedded tokens [B, T, C] at the given positions to normalised outputs."""
+        """Embedded tokens [B, T, C] at the given positions to normalized outputs."""
         of_model = self.theirs.attn_mask.untyped_storage().data_ptr()
         if mask is None or mask.untyped_storage().data_ptr() == of_model:
             # ``sample`` passes the rows and columns of these positions; they need not be read.

@@ -12,7 +12,7 @@ from bitdance.models.config import AutoencoderConfig
 from bitdance.models.transformer import TransformerBlock, rope_table_2d
 from bitdance_kernels import Ranges
 
-__all__ = ["REGISTER_TOKENS", "attend", "attention_blocks", "centre_positions", "edge_positions"]
+__all__ = ["REGISTER_TOKENS", "attend", "attention_blocks", "center_positions", "edge_positions"]
 
 REGISTER_TOKENS = 4
 # Side of the grid that positions refer to, that of 256 pixels at 32 a cell: the cells of an image
@@ -50,8 +50,8 @@ def attend(
     registers = len(register_tokens)
     tokens = torch.cat([register_tokens.to(h.dtype).expand(B, -1, -1), h.flatten(2).mT], dim=1)
     y, x = torch.meshgrid(positions(H), positions(W), indexing="ij")
-    centres = torch.stack([x.flatten(), y.flatten()], dim=-1)
-    freqs = rope_table_2d(centres, C // num_heads, prefix=registers).to(h.device)
+    centers = torch.stack([x.flatten(), y.flatten()], dim=-1)
+    freqs = rope_table_2d(centers, C // num_heads, prefix=registers).to(h.device)
     T = tokens.shape[1]
     start = torch.zeros(T, dtype=torch.int32, device=h.device)
     everything = Ranges(start, torch.full_like(start, T), validate=False)
@@ -61,14 +61,14 @@ def attend(
 
 
 def edge_positions(size: int) -> torch.Tensor:
-    """The encoder's: the first and last cell lie on the first and last centre of the grid."""
+    """The encoder's: the first and last cell lie on the first and last center of the grid."""
     return (
         torch.arange(size, dtype=torch.float32, device="cpu") * ((_REFERENCE_GRID - 1) / (size - 1))
         + 0.5
     )
 
 
-def centre_positions(size: int) -> torch.Tensor:
-    """The decoder's: cell centres, the last one on the last centre of the grid."""
-    centres = torch.arange(size, dtype=torch.float32, device="cpu") + 0.5
-    return centres * ((_REFERENCE_GRID - 0.5) / (size - 0.5))
+def center_positions(size: int) -> torch.Tensor:
+    """The decoder's: cell centers, the last one on the last center of the grid."""
+    centers = torch.arange(size, dtype=torch.float32, device="cpu") + 0.5
+    return centers * ((_REFERENCE_GRID - 0.5) / (size - 0.5))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitdance.io import weights
+from bitdance.io.validation import parse_dtype
+from bitdance.io.weights import load_weights
 from bitdance.models.autoencoder.blocks import Decoder, Encoder
 from bitdance.models.autoencoder.quantizer import (
     BinaryQuantizer,
@@ -79,8 +80,9 @@ class BinaryAutoencoder(nn.Module):
         source: str | Path,
         *,
         config: AutoencoderConfig | None = None,
-        prefer: str = "ema",
-        dtype: torch.dtype = torch.float32,
+        weights: str = "ema",
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
         local_files_only: bool = False,
@@ -93,8 +95,9 @@ class BinaryAutoencoder(nn.Module):
                 run or of a text-to-image release; or the source of a ``BitDancePipeline``, whose
                 autoencoder is taken.
             config: shape of the autoencoder, if the file does not tell it.
-            prefer: "ema" or "model", for files that hold both.
-            dtype: dtype of the parameters.
+            weights: "ema" or "model", for files that hold both.
+            dtype: dtype of the parameters or its name, by default float32.
+            torch_dtype: the older name of `dtype`.
             device: device of the autoencoder.
             revision: revision of a Hugging Face repository.
             local_files_only: use only files that were downloaded before.
@@ -106,12 +109,13 @@ class BinaryAutoencoder(nn.Module):
             FileNotFoundError: there is no such file, folder or repository.
             CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
         """
+        parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
         path = locate(source, revision=revision, local_files_only=local_files_only)
-        found, tensors = read_autoencoder(path, prefer=prefer)
+        found, tensors = read_autoencoder(path, prefer=weights)
         shape = config or found
         check_block_counts(tensors, autoencoder_block_counts(shape), cls.__name__, str(source))
-        model = build_on_meta(lambda: cls(shape, dtype=dtype, device="meta"), str(source))
-        weights.load_weights(model, tensors, str(source))
+        model = build_on_meta(lambda: cls(shape, dtype=parsed, device="meta"), str(source))
+        load_weights(model, tensors, str(source))
         return model.to(device).eval().requires_grad_(False)
 
     def forward(
@@ -121,7 +125,7 @@ class BinaryAutoencoder(nn.Module):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, QuantizerOutput]:
-        """Encode, quantise and decode.
+        """Encode, quantize and decode.
 
         Args:
             images: [B, in_channels, H, W] in [-1, 1].
@@ -129,7 +133,7 @@ class BinaryAutoencoder(nn.Module):
             generator: as for `decode`.
 
         Returns:
-            The reconstruction [B, out_ch, H, W], and the quantiser's output, with losses in
+            The reconstruction [B, out_ch, H, W], and the quantizer's output, with losses in
             training mode.
 
         Raises:
@@ -209,7 +213,7 @@ class BinaryAutoencoder(nn.Module):
 
         Raises:
             TypeError, ValueError: as in `features`; also when `images` is empty, `patch_size` does
-                not divide an image's code, or `max_batch` is less than 1.
+                not divide the latents of an image, or `max_batch` is less than 1.
         """
         if not images:
             raise ValueError("images must be a sequence of at least one image, got none")
@@ -228,7 +232,7 @@ class BinaryAutoencoder(nn.Module):
                 h, w = latents.shape[2:]
                 if h % patch_size != 0 or w % patch_size != 0:
                     raise ValueError(
-                        f"patch_size must divide height and width of every code, got {patch_size} "
+                        f"patch_size must divide height and width of all latents, got {patch_size} "
                         f"for {h} x {w}"
                     )
                 order = generation_order((h, w), patch_size**2, "patch", latents.device)
@@ -257,7 +261,7 @@ class BinaryAutoencoder(nn.Module):
 
         Raises:
             TypeError: `latents` is neither floating point nor uint8.
-            ValueError: a wrong shape; noise for a model that takes none; or a code of a single
+            ValueError: a wrong shape; noise for a model that takes none; or latents of a single
                 position, whose deviation over positions AdaGN cannot take.
         """
         return self.decoder(*self.decoder_inputs(latents, noise=noise, generator=generator))
@@ -294,18 +298,18 @@ class BinaryAutoencoder(nn.Module):
     ) -> torch.Tensor:
         """Decode in bounded memory, without gradients.
 
-        One image at a time, its finest levels in tiles. The coarser levels run on the whole code,
-        so memory still grows with the image, but ``4 ** tiled_levels`` times more slowly than that
-        of `decode`. Convolutions, attention and AdaGN's statistics of the code are exact in either
-        mode, since tiles have borders that cover the receptive field, and the code is at hand as a
-        whole. GroupNorm's statistics run over the whole map:
+        One image at a time, its finest levels in tiles. The coarser levels run on all latents, so
+        memory still grows with the image, but ``4 ** tiled_levels`` times more slowly than that of
+        `decode`. Convolutions, attention and AdaGN's statistics of the latents are exact in either
+        mode, since tiles have borders that cover the receptive field, and all latents are known.
+        GroupNorm's statistics run over the whole map:
 
         * exact: they are gathered norm by norm, in as many passes over the tiles as the tiled
           levels have norms, n. The result equals that of `decode` up to rounding; the tiled levels
           cost about n / 2 + 1 times as much (n is 10 for one level of four residual blocks, 19 for
           two).
-        * not exact: they are estimated in one pass in which every tile normalises itself. The tiled
-          levels cost twice as much. There are no seams, but contrast and colour can be slightly
+        * not exact: they are estimated in one pass in which every tile normalizes itself. The tiled
+          levels cost twice as much. There are no seams, but contrast and color can be slightly
           off.
 
         Args:

@@ -17,7 +17,7 @@ from bitdance.models.autoencoder.attention import (
     REGISTER_TOKENS,
     attend,
     attention_blocks,
-    centre_positions,
+    center_positions,
     edge_positions,
 )
 from bitdance.models.config import NORM_GROUPS, AutoencoderConfig
@@ -41,7 +41,7 @@ statistics of the whole map."""
 
 
 class CodeStatistics(NamedTuple):
-    """Mean and standard deviation of a code over its positions, each [B, C], for AdaGN."""
+    """Mean and standard deviation of latents over their positions, each [B, C], for AdaGN."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -116,7 +116,7 @@ class ResBlock(nn.Module):
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """y = gamma(std) * GN(x) + beta(mean), with the statistics of the whole image's code.
+    """y = gamma(std) * GN(x) + beta(mean), with the statistics of the latents of the whole image.
 
     The scale is not offset by 1.
     """
@@ -127,7 +127,7 @@ class AdaptiveGroupNorm(nn.Module):
         self.beta = Linear(z_channels, channels, **factory)
 
     def modulation(self, statistics: CodeStatistics) -> Modulation:
-        """What the norm takes of a code."""
+        """Statistics of latents that the norm uses."""
         return Modulation(self.gamma(statistics.std), self.beta(statistics.mean))
 
     def forward(
@@ -217,9 +217,9 @@ class _Up(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes to an image, in three stages: `stem` at the code's resolution, `levels`, `head`.
+    """Latents to an image, in three stages: `stem` (at their resolution), `levels`, `head`.
 
-    The stages are public for the tiled decoder, which runs the first ones on the whole code.
+    The stages are public for the tiled decoder, which runs the first ones on all latents.
     Maps are channels-last, the layout in which convolutions and norms are fastest, and nothing
     between two convolutions changes it. Weights of that layout save a copy of them a call:
     ``decoder.to(memory_format=torch.channels_last)``, as ``BitDance`` does.
@@ -251,7 +251,7 @@ class Decoder(nn.Module):
         return self.head(h)
 
     def modulations(self, latents: torch.Tensor) -> list[Modulation]:
-        """What the adaptive norm of every level takes of a code.
+        """Statistics of latents that the adaptive norm of every level uses.
 
         All at once: one by one, between large maps, such small products take twice as long on the
         CPU, whose caches have forgotten how.
@@ -260,12 +260,12 @@ class Decoder(nn.Module):
         return [cast(AdaptiveGroupNorm, norm).modulation(statistics) for norm in self.adaptive]
 
     def stem(self, latents: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """First convolution and middle; the noise's channels follow the code's."""
+        """First convolution and middle; the noise's channels follow those of the latents."""
         h = latents if noise is None else torch.cat([latents, noise], dim=1)
         h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
         if self.config.architecture == "conv_attention":
             tokens, heads = self.register_token.weight, self.config.n_heads
-            h = attend(h, tokens, self.mid_attn_blocks, heads, centre_positions)
+            h = attend(h, tokens, self.mid_attn_blocks, heads, center_positions)
         for block in self.mid_block:
             h = block(h)
         return h

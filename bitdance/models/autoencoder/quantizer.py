@@ -1,4 +1,4 @@
-"""Group-wise binary quantiser (lookup-free quantisation) on feature maps, and packed latents.
+"""Group-wise binary quantizer (lookup-free quantization) on feature maps, and packed latents.
 
 The kernels have channels last; here, as in all of the autoencoder, channels are dimension 1.
 """
@@ -30,7 +30,7 @@ _BYTE = 8
 
 
 class QuantizerLosses(NamedTuple):
-    """Scalars of the quantiser's objective, in nats where they are entropies.
+    """Scalars of the quantizer's objective, in nats where they are entropies.
 
     They are float32, of features in half precision and under autocast too; float64 of float64.
     """
@@ -46,7 +46,7 @@ class QuantizerLosses(NamedTuple):
 
 
 class QuantizerOutput(NamedTuple):
-    """What the quantiser returns."""
+    """What the quantizer returns."""
 
     latents: torch.Tensor
     """[B, C, ...], +1 or -1 in the features' dtype, with the straight-through gradient."""
@@ -57,7 +57,7 @@ class QuantizerOutput(NamedTuple):
 
 
 class BinaryQuantizer(nn.Module):
-    """Quantise every channel to its sign: q = +1 if x > 0, else -1, so both zeros give -1.
+    """Quantize every channel to its sign: q = +1 if x > 0, else -1, so both zeros give -1.
 
     The C channels are cut into `num_codebooks` contiguous groups; the code of a group is one of the
     2^d corners of a hypercube, and its index has the group's first channel as the lowest bit. The
@@ -129,7 +129,7 @@ class BinaryQuantizer(nn.Module):
         return f"dim={self.dim}, num_codebooks={self.num_codebooks}"
 
     def forward(self, features: torch.Tensor, *, with_losses: bool = False) -> QuantizerOutput:
-        """Quantise a feature map.
+        """Quantize a feature map.
 
         Args:
             features: [B, C, ...], floating point.

@@ -1,11 +1,11 @@
 """Decode an image tile by tile, with the result of the whole decode.
 
-The coarse stages run on the whole code; the finest levels, whose maps are by far the largest, run
+The coarse stages run on all latents; the finest levels, whose maps are by far the largest, run
 on tiles with a border that covers the receptive field, so every convolution is exact. What remains
-global are the statistics of AdaGN, which are those of the whole code anyway, and those of GroupNorm
+global are the statistics of AdaGN, which are those of all latents anyway, and those of GroupNorm
 over the whole map. The latter are gathered in passes over the tiles: pass n settles the n-th norm,
 whose input is exact since the norms before it are settled, and goes no further. After as many
-passes as there are norms the tiles are exact. The approximation instead lets every tile normalise
+passes as there are norms the tiles are exact. The approximation instead lets every tile normalize
 itself in a single pass, and then gives all tiles the statistics that this pass has seen, so that no
 seam shows.
 """
@@ -215,7 +215,7 @@ class _TileNorm:
         silu: bool = True,
         eps: float = 1e-6,
     ) -> torch.Tensor:
-        """Normalise as `group_norm_silu` does, with the statistics of the whole map."""
+        """Normalize as `group_norm_silu` does, with the statistics of the whole map."""
         norm, self.calls = self.calls, self.calls + 1
         moments = self._moments(norm, x, num_groups)
         deviation = (moments.deviation / moments.size + eps).sqrt()

@@ -153,7 +153,7 @@ def test_failures_are_one_line(folder, capsys, monkeypatch, more, message):
         ["reconstruct", "--model", "model", "bytes.pt", "--out", "new"],
         ["reconstruct", "--model", "model", "empty", "--out", "new"],
         ["reconstruct", "--model", "model", "picture.png", "--out", "nothing"],
-        ["reconstruct", "--model", "model", "picture.png", "--background", "no colour"],
+        ["reconstruct", "--model", "model", "picture.png", "--background", "no color"],
         ["train", "autoencoder", "nowhere.toml", "--out", "new"],
         ["train", "autoencoder", "empty", "--out", "new"],
         ["train", "autoencoder", "bytes.toml", "--out", "new"],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance.data.image_folders import find_images, find_labelled_images
+from bitdance.data.image_folders import find_images, find_labeled_images
 from bitdance.data.images import open_images
 from bitdance.io.image_files import ImageError
 
@@ -61,7 +61,7 @@ def test_folders_without_images_are_not_classes(data, caplog):
     assert "1 files that are not images (.txt 1)" in caplog.text
 
 
-def test_other_files_are_counted_and_images_recognised_by_content(data, caplog):
+def test_other_files_are_counted_and_images_recognized_by_content(data, caplog):
     for name in ("photo", "photo.jpg_large", "b.JPE"):
         picture(data / "cat" / name)
     for name in ("cat/0.txt", "cat/1.txt", "dog/labels.csv", "README", "dog/film.mp4"):
@@ -207,10 +207,10 @@ def test_a_flat_folder_is_one_class_without_a_name(tmp_path):
 def test_all_images_are_used_where_no_class_is_needed(data, caplog):
     picture(data / "sheet.png")
     picture(data / "cat" / "2019" / "may" / "0.png")
-    images = open_images(data, 8, labelled=False)
+    images = open_images(data, 8, labeled=False)
     assert (len(images), images.classes) == (6, ("",))
     assert not caplog.records
-    assert [label for _, label in listed(data, labelled=False, classes=("dog",))] == ["dog"] * 2
+    assert [label for _, label in listed(data, labeled=False, classes=("dog",))] == ["dog"] * 2
 
 
 def test_images_are_sorted_by_name(tmp_path):
@@ -315,5 +315,5 @@ def test_a_forked_process_has_its_own_threads(data):
 def test_listing_logs_nothing_by_itself(data, caplog):
     caplog.set_level(logging.DEBUG)
     (data / "cat" / "x.txt").write_text("")
-    assert find_labelled_images(data).describe_skipped() == "1 files that are not images (.txt 1)"
+    assert find_labeled_images(data).describe_skipped() == "1 files that are not images (.txt 1)"
     assert not caplog.records

@@ -8,8 +8,8 @@ cases at hand.
 A kind of case is known by the official source its description names. To cover a kind, write a
 runner for it in a module ``golden_<family>.py`` beside this one::
 
-    @runner("quantiser")
-    def run_quantiser(case: Case) -> dict[str, torch.Tensor]:
+    @runner("quantizer")
+    def run_quantizer(case: Case) -> dict[str, torch.Tensor]:
         return {"out.eval.indices": ...}
 
 A runner returns a tensor for every ``out.*`` of its case; it may return more.
@@ -35,7 +35,7 @@ GOLDEN_DIR = Path(os.environ.get("BITDANCE_GOLDEN_DIR", HERE.parents[1] / "golde
 
 # The first pattern found in description["official"] decides.
 KINDS = {
-    "quantiser": r"gfq\.py: GFQ",
+    "quantizer": r"gfq\.py: GFQ",
     "autoencoder, ImageNet": r"qae\.py: VQModel",
     "autoencoder, text-to-image": r"vision_encoder/autoencoder\.py: VQModel",
     "autoencoder, UniWeTok": r"autoencoder_uni\.py: VQModel",

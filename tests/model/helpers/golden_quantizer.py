@@ -1,4 +1,4 @@
-"""Runner for the official quantiser, through BinaryQuantizer and its ops."""
+"""Runner for the official quantizer, through BinaryQuantizer and its ops."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from bitdance.models.autoencoder.quantizer import BinaryQuantizer, QuantizerOutp
 from tests.model.helpers.golden_cases import Case, runner
 
 
-@runner("quantiser")
-def run_quantiser(case: Case) -> dict[str, torch.Tensor]:
+@runner("quantizer")
+def run_quantizer(case: Case) -> dict[str, torch.Tensor]:
     params = case.params
     quantizer = BinaryQuantizer(
         params["dim"],

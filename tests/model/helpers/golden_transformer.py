@@ -8,7 +8,7 @@ from bitdance.models.class_conditional import perturb
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.projectors import InputProjection, TextToImageProjection, position_embedding_2d
 from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
-from bitdance.models.transformer import TransformerBlock, cell_centres, rope_table_2d
+from bitdance.models.transformer import TransformerBlock, cell_centers, rope_table_2d
 from bitdance_kernels import Ranges, block_causal_ranges, dense_mask, packed_document_ranges, rope
 from tests.model.helpers.golden_cases import Case, runner
 
@@ -26,7 +26,7 @@ def run_layout(case: Case) -> dict[str, torch.Tensor]:
         order = generation_order((side, side), P, config["mode"])
         ranges = block_causal_ranges(config["cls"] - 1, side * side // P, P)
         head_dim = 2 * case[f"out.{name}.freqs_cis"].shape[1]
-        fed = cell_centres(side, side)[order[: side * side - P]]
+        fed = cell_centers(side, side)[order[: side * side - P]]
         out |= {
             f"out.{name}.attn_mask": additive(dense_mask(ranges)),
             f"out.{name}.freqs_cis": rope_table_2d(fed, head_dim, config["cls"] + P - 1),
@@ -56,9 +56,9 @@ def run_block(case: Case) -> dict[str, torch.Tensor]:
     head_dim = params["dim"] // params["n_head"]
     mode = case.description["layout"]["parallel_mode"] or "standard"
     order = generation_order((side, side), P, mode)
-    centres = cell_centres(side, side)
+    centers = cell_centers(side, side)
     prefix = params["cls"] + P - 1
-    freqs = rope_table_2d(centres[order[: side * side - P]], head_dim, prefix)
+    freqs = rope_table_2d(centers[order[: side * side - P]], head_dim, prefix)
     ranges = block_causal_ranges(params["cls"] - 1, side * side // P, P)
 
     x = case["in.x"]
@@ -73,7 +73,7 @@ def run_block(case: Case) -> dict[str, torch.Tensor]:
         mask = None
     return {
         "out.mask": additive(dense_mask(ranges)),
-        "out.pos_2d": centres,
+        "out.pos_2d": centers,
         "out.freqs_cis": freqs,
         "out.rotary": rope(case["in.q"], freqs),
         "out.attention": block.attention(x, freqs, ranges),

@@ -41,7 +41,9 @@ def tiny_sampler(seed=0, **changes):
 def tiny_pipeline(seed=0, **changes):
     classes = ("boot", "bag", "shirt", "night dress", "sneaker")
     model = tiny_model(seed, **changes)
-    return BitDancePipeline(model, classes[: model.config.num_classes])
+    pipeline = BitDancePipeline(model, classes[: model.config.num_classes])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 HEADS = {

@@ -340,7 +340,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_is_not_recognised_is_refused(reason):
+def test_what_is_not_recognized_is_refused(reason):
     change, message = REFUSED[reason]
     model = small()
     change(model)

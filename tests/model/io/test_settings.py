@@ -204,7 +204,7 @@ def test_a_key_without_effect_is_refused_even_with_its_default(run, key, value):
 
 
 @pytest.mark.parametrize(
-    "key", ["colour", *(f"{section}.colour" for section in ("data", "optim", "model")),
+    "key", ["color", *(f"{section}.color" for section in ("data", "optim", "model")),
             *(f"model.{name}" for name in ("resolution", "latent_dim", "autoencoder"))]
 )  # fmt: skip
 def test_unknown_keys_are_named(key):

@@ -81,7 +81,7 @@ def test_averaged_weights_of_uniwetok_win(tmp_path, autoencoder):
     path = tmp_path / "x.pt"
     torch.save({"state_dict": {**raw, **averaged}}, path)
     assert_same(BinaryAutoencoder.from_pretrained(path), autoencoder)
-    plain = BinaryAutoencoder.from_pretrained(path, prefer="model")
+    plain = BinaryAutoencoder.from_pretrained(path, weights="model")
     assert not any(t.any() for t in plain.state_dict().values())
 
 

@@ -84,8 +84,8 @@ def test_impossible_configurations_are_refused(changes, message):
 
 
 def test_unknown_configuration_keys_are_refused():
-    with pytest.raises(ValueError, match="unknown key colour"):
-        ModelConfig.from_dict({**tiny_config().to_dict(), "colour": 3})
+    with pytest.raises(ValueError, match="unknown key color"):
+        ModelConfig.from_dict({**tiny_config().to_dict(), "color": 3})
     with pytest.raises(ValueError, match="dim is missing"):
         ModelConfig.from_dict({k: v for k, v in tiny_config().to_dict().items() if k != "dim"})
 

@@ -1,4 +1,4 @@
-"""The quantiser over several processes, and copies of it."""
+"""The quantizer over several processes, and copies of it."""
 
 import copy
 import datetime

@@ -8,7 +8,7 @@ import torch
 from bitdance.models.config import PRESETS
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.token_order import generation_order
-from bitdance.models.transformer import Transformer, TransformerBlock, cell_centres, rope_table_2d
+from bitdance.models.transformer import Transformer, TransformerBlock, cell_centers, rope_table_2d
 from bitdance_kernels import block_causal_ranges
 
 DIM, HEADS = 24, 3
@@ -96,7 +96,7 @@ def test_a_block_is_what_its_definition_says(cls, P, side):
 @LAYOUTS
 def test_rotations_of_a_sequence(cls, P, side):
     order = generation_order((side, side), P, "patch")
-    fed = cell_centres(side, side)[order[: side * side - P]]
+    fed = cell_centers(side, side)[order[: side * side - P]]
     table = rope_table_2d(fed, HEAD_DIM, cls + P - 1)
     assert table.dtype == torch.float32
     torch.testing.assert_close(table, _layout(cls, P, side)[0].float())
@@ -144,7 +144,7 @@ def test_rows_of_different_lengths_share_a_step():
 
 
 def test_cells_are_counted_row_by_row():
-    assert cell_centres(2, 3).tolist() == [
+    assert cell_centers(2, 3).tolist() == [
         [0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [0.5, 1.5], [1.5, 1.5], [2.5, 1.5],
     ]  # fmt: skip
 

@@ -87,7 +87,9 @@ def release(folder, model, parts=1, **changes):
 
 
 def pipeline():
-    return BitDanceT2IPipeline(tiny(), Words())
+    pipeline = BitDanceT2IPipeline(tiny(), Words())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def draw(pipeline, prompts=("a dog", "snow"), **settings):

@@ -123,7 +123,7 @@ def _tensors(value, seen=None):
 
 @torch.no_grad()
 def test_changed_weights_are_seen():
-    """In place, as an optimiser does, also behind autograd's back; and moved, as ``to`` does."""
+    """In place, as an optimizer does, also behind autograd's back; and moved, as ``to`` does."""
     sampler = tiny_sampler()
     model = sampler.model
     settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "seeds": [0, 1, 2]}
