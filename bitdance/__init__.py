@@ -20,7 +20,7 @@ _MODULES = {
         "AUTOENCODER_PRESETS PRESETS AutoencoderConfig HeadConfig ModelConfig"
     ),
     "bitdance.models.text_to_image_config": "TextToImageConfig",
-    "bitdance.pipelines.base": "GenerationCancelled",
+    "bitdance.pipelines.base": "GenerationCancelled ImagePipelineOutput",
     "bitdance.pipelines.class_conditional": "BitDancePipeline",
     "bitdance.pipelines.text_to_image": "BitDanceT2IPipeline",
     "bitdance.sampling.finite": "NotFiniteError",
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from bitdance.models.config import ModelConfig as ModelConfig
     from bitdance.models.text_to_image_config import TextToImageConfig as TextToImageConfig
     from bitdance.pipelines.base import GenerationCancelled as GenerationCancelled
+    from bitdance.pipelines.base import ImagePipelineOutput as ImagePipelineOutput
     from bitdance.pipelines.class_conditional import BitDancePipeline as BitDancePipeline
     from bitdance.pipelines.text_to_image import BitDanceT2IPipeline as BitDanceT2IPipeline
     from bitdance.sampling.finite import NotFiniteError as NotFiniteError
