@@ -28,6 +28,7 @@ from bitdance_kernels import (
     use_backend,
 )
 from bitdance_kernels._dispatch import fast_path
+from bitdance_kernels._dispatch import op as op_module
 from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
 from bitdance_kernels.binary.pack_signs import cpu as pack_signs_cpu
 from bitdance_kernels.testing import cpu_isas
@@ -386,14 +387,22 @@ PRIVATE = [
 ]
 
 
+def _reload():
+    """Look for PyTorch's entries once more."""
+    importlib.reload(fast_path)
+    for name in ("are_plain", "is_autocast", "needs_dispatcher"):
+        assert getattr(op_module, name)  # which it imports by name
+        setattr(op_module, name, getattr(fast_path, name))
+
+
 @pytest.fixture
 def without_entry(request, monkeypatch):
     """PyTorch without one of the entries that the fast path reads."""
     with monkeypatch.context() as patched:
         patched.delattr(*request.param)
-        importlib.reload(fast_path)
+        _reload()
     yield
-    importlib.reload(fast_path)
+    _reload()
     assert not fast_path.needs_dispatcher()
 
 
@@ -434,7 +443,7 @@ def test_results_where_pytorch_lacks_a_private_entry(without_entry, chosen):
         pack_signs(torch.ones(2, 7))
     assert explain(pack_signs, torch.ones(8))["reference"] is None
     assert REGISTRY["pack_signs"]._chosen == {}
-    importlib.reload(fast_path)
+    _reload()
     assert not fast_path.needs_dispatcher()
     for result, expected in zip(slow, _every_way_of_calling(), strict=True):
         assert result.dtype == expected.dtype

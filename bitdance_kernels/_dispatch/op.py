@@ -21,6 +21,7 @@ import torch
 
 from bitdance_kernels._dispatch import arguments, fast_path, overlap, transforms
 from bitdance_kernels._dispatch.backends import DEFAULT, Backend, check_name
+from bitdance_kernels._dispatch.fast_path import are_plain, is_autocast, needs_dispatcher
 from bitdance_kernels._dispatch.selection import Backends
 
 NAMESPACE = "bitdance"
@@ -159,11 +160,7 @@ class KernelOp(Backends):
 
     def call(self, *args: Any) -> Any:
         """Run the op for its public function; the last of `args` is the backend."""
-        if (
-            torch.compiler.is_compiling()
-            or fast_path.needs_dispatcher()
-            or (self._cast and fast_path.is_autocast())
-        ):
+        if torch.compiler.is_compiling() or needs_dispatcher() or (self._cast and is_autocast()):
             return self._call_dispatcher(args)
         inputs, signature = args[:-1], None
         if args[-1] == DEFAULT.get() == "auto":
@@ -173,7 +170,7 @@ class KernelOp(Backends):
             if self._is_second_derivative(args):
                 return self._run_functional(args)
             given = [args[i] for i in self._tensors if args[i] is not None]
-            return (self.run if fast_path.are_plain(given) else self.overload)(*args)
+            return (self.run if are_plain(given) else self.overload)(*args)
         backend = self._chosen.get(signature)
         if backend is None:
             backend = self._choose(signature, args)
@@ -292,7 +289,7 @@ class KernelOp(Backends):
 
     def _run_on(self, backend: Backend, inputs: Sequence[Any]) -> Any:
         try:
-            if fast_path.is_autocast():  # dtypes are settled; PyTorch must not choose others
+            if is_autocast():  # dtypes are settled; PyTorch must not choose others
                 with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
                     result = backend.run(*inputs)
             else:
