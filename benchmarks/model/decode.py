@@ -2,7 +2,7 @@
 
 Random codes are decoded to 8-bit pixels three ways that take turns: as the library does, as
 published (contiguous maps, every step an operation), and the convolutions alone, on tensors of the
-same shapes, once in each memory layout, of which the faster counts: PyTorch's own, on weights as
+same shapes, once in each memory layout; the faster one counts: PyTorch's own, on weights as
 the model has them, while the library packs the weights of small maps once for all calls.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class _Call:
             raise GenerationCancelled(f"stopped after {after}")
 
 
-class BasePipeline:
+class BasePipeline(ABC):
     """A model with what a call of it needs.
 
     Any number of threads may use one pipeline at a time, and a callback may call it too: each call
@@ -94,9 +95,9 @@ class BasePipeline:
         return self.sampler.model
 
     @property
+    @abstractmethod
     def _autoencoder(self) -> BinaryAutoencoder:
         """The part of the model that decodes images."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

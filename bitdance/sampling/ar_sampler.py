@@ -8,6 +8,7 @@ between models, their sequence up to the head, is a ``PatchSequence``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -198,7 +199,7 @@ class Run(Generic[S]):
         return denoise(self.head, self.schedule, cond, cfg=scale, keys=keys)
 
 
-class ARSampler(Generic[S]):
+class ARSampler(ABC, Generic[S]):
     """Samples the tokens of images, patch by patch.
 
     Any number of calls may run at a time, in threads and in `on_step` of another call: each leases
@@ -219,9 +220,9 @@ class ARSampler(Generic[S]):
         self.workspaces: Pool[Workspace[Run[S]]] = Pool(partial(Workspace, max_runs))
 
     @property
+    @abstractmethod
     def _network(self) -> HeadNetwork:
         """The head's network."""
-        raise NotImplementedError
 
     def _sample(
         self,

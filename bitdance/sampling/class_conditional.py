@@ -109,9 +109,8 @@ class ClassConditionalSampler(ARSampler[_ClassSequence]):
             noise: in place of `seeds`, the draws of ``sample_patch`` for each AR step.
             on_step: called after every AR step; may return tokens to continue from, or raise to
                 stop.
-            use_kernels: False for reference ops and the head as published, which computes
-                everything anew in every evaluation, for comparison. The tokens are the same but for
-                rounding.
+            use_kernels: False for reference ops and the head as published, for comparison. The
+                tokens are the same up to rounding.
 
         Returns:
             [B, N, C] of +1 and -1, in generation order.

@@ -207,13 +207,13 @@ class SkinnyProducts(FusedProducts):
 
 
 PLANS = {"library": LibraryProducts, "fused": FusedProducts, "skinny": SkinnyProducts}
-"""The ways to divide a head's work between products and what surrounds them, by name."""
+"""The plans by name."""
 
 FASTEST = ((0, "library"),)
 """(min_tokens, plan): the plan of "auto" for batches of at least that many tokens.
 
-On an H100 the library's products are the fastest at all sizes; ``python -m benchmarks model
-head_plans`` compares the plans.
+No card has compared whole plans: ``python -m benchmarks model head_plans`` does. Product by product
+an H100 prefers the library's, but for those of "fused" at 32 rows (benchmarks/results/gpu.json).
 """
 
 

@@ -84,7 +84,7 @@ class Head(Protocol):
 
 
 class PlainHead:
-    """The network as published, which computes everything anew in every evaluation.
+    """The network as published, which computes everything in every evaluation.
 
     Args:
         network: the head's network.

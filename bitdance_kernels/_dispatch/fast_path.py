@@ -39,8 +39,8 @@ try:
     _is_profiling = torch._C._autograd._profiler_enabled
     is_autocast = torch._C._is_any_autocast_enabled
 
-    # Dispatch keys of a thread without modes and transforms, in inference mode and elsewhere, and
-    # of dense tensors without a pending negation and the like, made there and elsewhere.
+    # Dispatch keys of a thread without modes and transforms, and of dense tensors without a pending
+    # negation or conjugation: one set for inference mode, one without it.
     _PLAIN_THREAD = {
         key_set(*names).raw_repr()
         for names in (("BackendSelect",), ("BackendSelect", "ADInplaceOrView"))
