@@ -28,6 +28,7 @@ def collect() -> dict[str, Any]:
 
     Returns:
         "version", "python", "platform", "packages" (None: not installed), "cpu", "cuda", "native",
+        "sm_90": per card "yes" or the reason why the kernels of ``*_sm90.cu`` do not run on it,
         "environment", "ops": per op and backend "yes" or the reason why not, "auto": per op and
         device the backend that would be taken. A probe that failed gives {"error": text} in place
         of its value.
@@ -40,6 +41,7 @@ def collect() -> dict[str, Any]:
         "cpu": _probe(_cpu),
         "cuda": _probe(_cuda),
         "native": _probe(_native),
+        "sm_90": _probe(_sm90),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "ops": _probe(_ops),
         "auto": _probe(_auto),
@@ -57,6 +59,7 @@ def text(report: dict[str, Any]) -> str:
         f"CPU          {_describe(report['cpu'], _cpu_text)}",
         f"CUDA         {_describe(report['cuda'], _cuda_text)}",
         f"native code  {_describe(report['native'], _native_text)}",
+        f"sm_90 code   {_describe(report['sm_90'], _sm90_text)}",
         f"environment  {environment or 'nothing set'}",
         "",
     ]
@@ -161,6 +164,35 @@ def _native() -> dict[str, str]:
 
 def _native_text(native: dict[str, str]) -> str:
     return "; ".join(f"{name}: {state}" for name, state in native.items())
+
+
+def _sm90() -> dict[str, Any]:
+    import torch
+
+    from bitdance_kernels._shared import native
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    module = native.cuda.unavailable()
+    if module is None and native.cuda.device_count() < count:
+        module = "the driver is older than the CUDA runtime of the compiled module"
+    devices = [torch.device("cuda", i) for i in range(count)]
+    return {
+        "module": module or "yes",
+        "devices": [
+            {
+                "name": torch.cuda.get_device_name(device),
+                "state": module or native.sm90_unsupported(device) or "yes",
+            }
+            for device in devices
+        ],
+    }
+
+
+def _sm90_text(sm90: dict[str, Any]) -> str:
+    cards = "; ".join(f"{d['name']}: {d['state']}" for d in sm90["devices"]) or (
+        "no device" if sm90["module"] == "yes" else f"no device; {sm90['module']}"
+    )
+    return f"{cards}. For compute capability 9.0 and 10.x; other cards use the library's products"
 
 
 def _ops() -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -43,6 +44,70 @@ def test_json_is_complete():
     assert report["ops"]["pack_signs"]["reference"] == "yes"
     assert report["auto"]["pack_signs"]["cpu"] in ("cpu", "reference")
     assert report["packages"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "states"),
+    [
+        ([(9, 0), (8, 9)], ["yes", "it needs compute capability 9.0 or 10.x .*, got 8.9"]),
+        ([(8, 6)], ["it needs compute capability 9.0 or 10.x .*, got 8.6"]),
+        ([(10, 0), (10, 3)], ["yes", "yes"]),
+        ([(12, 0)], ["it needs compute capability 9.0 or 10.x .*, got 12.0"]),
+    ],
+)
+def test_sm90_code_runs_on_cards_with_clusters(capabilities, states, cards):
+    cards(capabilities)
+    found = env_report.collect()["sm_90"]["devices"]
+    assert [device["name"] for device in found] == [f"card {c}" for c in capabilities]
+    for device, state in zip(found, states, strict=True):
+        assert re.fullmatch(state, device["state"])
+        assert f"{device['name']}: {device['state']}" in env_report.text(env_report.collect())
+
+
+def test_sm90_code_needs_a_module_and_a_driver_that_runs_it(cards, monkeypatch):
+    cards([(9, 0)], seen=0)
+    (device,) = env_report.collect()["sm_90"]["devices"]
+    assert "driver is older" in device["state"]
+    cards([(9, 0)])
+    native.cuda.disable("it was not built")
+    (device,) = env_report.collect()["sm_90"]["devices"]
+    assert device["state"] == "it was not built"
+
+
+def test_sm90_code_is_reported_without_a_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert env_report.collect()["sm_90"]["devices"] == []
+    printed = env_report.text(env_report.collect())
+    assert re.search(r"\nsm_90 code   no device.*9\.0 and 10\.x; other cards use the", printed)
+
+
+def test_sm90_code_is_refused_on_the_cpu():
+    assert native.sm90_unsupported(torch.device("cpu")) == "it needs CUDA tensors, got cpu"
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """A function that pretends that there are cards of such capabilities."""
+
+    def pretend(capabilities, seen=None):
+        """`seen`: how many of them the runtime of the compiled module sees, by default all."""
+        count = len(capabilities)
+        module = native.NativeModule("_cuda", "")
+        module._module = types.SimpleNamespace(
+            device_count=lambda: count if seen is None else seen, architectures="90"
+        )
+        monkeypatch.setattr(native, "cuda", module)
+        native._capability.cache_clear()
+        for name, function in {
+            "is_available": lambda: True,
+            "device_count": lambda: count,
+            "get_device_name": lambda device: f"card {capabilities[device.index]}",
+            "get_device_capability": lambda index: capabilities[index],
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, function)
+
+    yield pretend
+    native._capability.cache_clear()
 
 
 def test_unknown_option_is_refused():

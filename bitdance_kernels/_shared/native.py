@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from bitdance_kernels._shared.native_modules import (
@@ -30,6 +32,8 @@ __all__ = [
     "cuda_unsupported",
     "dtype_unsupported",
     "rows_are_aligned",
+    "sm90_capability_unsupported",
+    "sm90_unsupported",
     "stream",
 ]
 
@@ -60,6 +64,31 @@ def cuda_unsupported(function: str, *tensors: torch.Tensor) -> str | None:
         if tensor.device.type != "cuda":
             return f"it needs CUDA tensors, got {tensor.device}"
     return None
+
+
+def sm90_unsupported(device: torch.device) -> str | None:
+    """The reason why kernels of ``*_sm90.cu`` do not run on `device`; None if they do."""
+    if device.type != "cuda":
+        return f"it needs CUDA tensors, got {device}"
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return sm90_capability_unsupported(*_capability(index))
+
+
+def sm90_capability_unsupported(major: int, minor: int) -> str | None:
+    """The reason why kernels of ``*_sm90.cu`` do not run on cards of a compute capability.
+
+    They take clusters of up to eight blocks that store into each other's shared memory, and
+    launches that begin before the one before has ended. Cards before 9.0 have neither; those of
+    12.x have clusters of one block.
+    """
+    if major in (9, 10):
+        return None
+    return f"it needs compute capability 9.0 or 10.x for its clusters, got {major}.{minor}"
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 def dtype_unsupported(*dtypes: torch.dtype) -> str | None:
