@@ -23,6 +23,7 @@ __all__ = [
     "CALLS_BEFORE_CAPTURE",
     "MAX_KINDS",
     "CpuGraphRunner",
+    "CudaCallRunner",
     "CudaGraphRunner",
     "Runner",
     "make_call_runner",
@@ -37,8 +38,11 @@ T = TypeVar("T")
 Runner = Callable[..., Any]
 """Runs a function: ``runner(function, *inputs)``; results may be overwritten by its next call."""
 
+Inputs = tuple["torch.Tensor | None", ...]
+"""Arguments of a function that is run."""
+
 MAX_KINDS = 2
-"""Kinds of inputs, guided and not, for which a CPU graph is kept."""
+"""Kinds of inputs, guided and not, for which the graph of a function is kept."""
 
 CALLS_BEFORE_CAPTURE = 4
 """Calls on the CPU after which a function is captured.
@@ -62,13 +66,16 @@ class CudaGraphRunner:
     stream, which capture requires, and nothing has to be undone after it. Capturing runs no kernel,
     so the second call captures and replays. A replay overwrites the results of the one before.
 
+    The libraries' handles, and the algorithms that cuDNN has timed, belong to a thread: a second
+    call from another thread is a real one too.
+
     Args:
         device: a CUDA device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._warm = False
+        self._warm: threading.Thread | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._results: Any = ()
 
@@ -83,11 +90,12 @@ class CudaGraphRunner:
         if is_traced():
             return step()
         with torch.cuda.device(self._device):
-            if not self._warm:
-                results = self._run_on_side_stream(step)
-                self._warm = True  # not before it has succeeded
-                return results
             if self._graph is None:
+                thread = threading.current_thread()
+                if self._warm is not thread:
+                    results = self._run_on_side_stream(step)
+                    self._warm = thread  # not before it has succeeded
+                    return results
                 self._graph, self._results = self._capture(step)
             self._graph.replay()
         return self._results
@@ -116,6 +124,35 @@ class CudaGraphRunner:
         return graph, results
 
 
+class CudaCallRunner:
+    """Calls a function with inputs of a kind once, and from then on replays it as a CUDA graph.
+
+    Inputs are copied into buffers that stay, those of each kind into their own.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kinds: LRUCache[tuple[Inputs, CudaGraphRunner]] = LRUCache(MAX_KINDS)
+
+    def __call__(self, function: Callable[..., T], *inputs: torch.Tensor | None) -> T:
+        """Result of the function, overwritten by the next call.
+
+        Args:
+            function: the same one in every call, as for ``CudaGraphRunner``.
+            inputs: its arguments, on the device.
+        """
+        if is_traced():
+            return function(*inputs)
+        buffers, run = self._kinds.get(
+            None, _kind_of(inputs), lambda: (_buffers(inputs), CudaGraphRunner(self._device))
+        )
+        _fill(buffers, inputs)
+        return run(lambda: function(*buffers))
+
+
 class CpuGraphRunner:
     """Calls a function on the CPU, and captures it once it is called often with inputs of a kind.
 
@@ -141,13 +178,10 @@ class CpuGraphRunner:
             return function(*inputs)
         # A recorded call has a fixed number of threads.
         threads = torch.get_num_threads()
-        key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
-        kind = self._kinds.get(threads, key, _Kind)
+        kind = self._kinds.get(threads, _kind_of(inputs), _Kind)
         captured = kind.captured
         if captured is not None:
-            for buffer, x in zip(captured.inputs, inputs, strict=True):
-                if buffer is not None and x is not None:
-                    buffer.copy_(x)
+            _fill(captured.inputs, inputs)
             captured.graph.replay()
             return captured.result
         kind.calls += 1
@@ -167,21 +201,33 @@ class _Kind:
 @dataclass(frozen=True)
 class _Captured:
     graph: CpuGraph
-    inputs: tuple[torch.Tensor | None, ...]
+    inputs: Inputs
     result: Any
 
 
-def _capture(
-    function: Callable[..., Any], inputs: tuple[torch.Tensor | None, ...]
-) -> _Captured | None:
-    # Buffers made in inference mode could not be written outside of it.
-    with torch.inference_mode(False), torch.no_grad():
-        buffers = tuple(None if x is None else torch.empty_like(x).copy_(x) for x in inputs)
-    graph = CpuGraph()
+def _capture(function: Callable[..., Any], inputs: Inputs) -> _Captured | None:
+    buffers, graph = _buffers(inputs), CpuGraph()
+    _fill(buffers, inputs)
     try:
         return _Captured(graph, buffers, graph.capture(lambda: function(*buffers)))
     except CaptureError:
         return None
+
+
+def _kind_of(inputs: Inputs) -> tuple[tuple[torch.Size, torch.dtype] | None, ...]:
+    return tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+
+
+def _buffers(inputs: Inputs) -> Inputs:
+    # Buffers made in inference mode could not be written outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        return tuple(None if x is None else torch.empty_like(x) for x in inputs)
+
+
+def _fill(buffers: Inputs, inputs: Inputs) -> None:
+    for buffer, x in zip(buffers, inputs, strict=True):
+        if buffer is not None and x is not None:
+            buffer.copy_(x)
 
 
 def make_runner(device: torch.device) -> Runner:
@@ -190,13 +236,15 @@ def make_runner(device: torch.device) -> Runner:
 
 
 def make_call_runner(device: torch.device, *, nested: bool = False) -> Runner:
-    """The runner of functions of tensors on `device`; on CUDA a plain call.
+    """The runner of functions of tensors on `device`.
 
     Args:
         device: device of the tensors.
-        nested: the calls are part of a step that ``make_runner`` runs. They are captured later
-            then, if the whole step was not.
+        nested: the calls are part of a step that ``make_runner`` runs. On the CPU they are captured
+            later then, if the whole step was not; in a CUDA graph they are plain calls.
     """
+    if device.type == "cuda" and not nested:
+        return CudaCallRunner(device)
     if device.type != "cpu" or CpuGraph.unavailable() is not None:
         return run_eager
     return CpuGraphRunner(CALLS_BEFORE_CAPTURE * (2 if nested else 1))

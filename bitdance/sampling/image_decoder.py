@@ -1,4 +1,4 @@
-"""Decoding to 8-bit images, on the CPU from a captured graph if maps are small."""
+"""Decoding to 8-bit images, from a captured graph if maps are small."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from bitdance_kernels import default_backend
 
 __all__ = ["MAX_CAPTURED_PIXELS", "ImageDecoder"]
 
-MAX_CAPTURED_PIXELS = 2**14
-"""Pixels of a batch up to which decoding on the CPU is captured as a graph, with a copy of the
-decoder's weights that is packed for its convolutions."""
+MAX_CAPTURED_PIXELS = {"cpu": 2**14, "cuda": 2**18}
+"""Pixels of a batch up to which decoding is captured as a graph, by the type of device.
+
+On the CPU a graph has a copy of the decoder's weights that is packed for its convolutions. On CUDA
+it keeps the memory of all maps between two calls, about 2 KB a pixel: half a gigabyte for four
+images of 256 x 256. The kernels of one such image take 3.6 ms and the host takes 15 to 17 ms to
+launch them (``benchmarks/results/h100-profiles.txt``), so that from some five images on the card
+is busy without a graph.
+"""
 
 
 class ImageDecoder:
@@ -71,18 +77,21 @@ class ImageDecoder:
                     latents, noise=noise, generator=generator
                 )
                 pixels, peaks = self._decoding(kept, latents)(latents, noise)
+            # An ordinary tensor of its own memory. Made before the host waits for the peaks, since
+            # the next call, perhaps on another stream, overwrites what a graph has written.
+            pixels = pixels.clone()
             if not peaks.is_meta:  # which has no values
                 faults = [i for i, peak in enumerate(peaks.tolist()) if not math.isfinite(peak)]
                 if faults:
                     raise NotFiniteError("decode", dict.fromkeys(faults))
-            return pixels.clone()  # an ordinary tensor, of its own memory
+            return pixels
 
     def _decoding(self, kept: LRUCache[_Decoding], latents: torch.Tensor) -> _Decoding:
         """How to decode such latents: from a graph if maps are small, where the host would lag."""
         decoder, device = self.autoencoder.decoder, latents.device
         B, _, h, w = latents.shape
         pixels = B * h * w * self.autoencoder.config.downsampling**2
-        large = device.type != "cpu" or pixels > MAX_CAPTURED_PIXELS
+        large = pixels > MAX_CAPTURED_PIXELS.get(device.type, 0)
         if large or torch.is_autocast_enabled(device.type):
             return _Decoding(decoder, graphs.run_eager)
         return kept.get(
