@@ -40,7 +40,7 @@ def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
     """
     program, suppressed = folder / kernel, folder / "suppressed"
     # Suppress accesses of the emulation itself, but not those it makes for a kernel.
-    suppressed.write_text("race_top:^std::\nrace_top:emulated::\nrace_top:ThreadIndex\n")
+    suppressed.write_text("race_top:^std::\nrace_top:emulated::\nrace_top:Index::\n")
     first = [] if changed is None else [f"-I{HERE}", f"-I{changed}"]
     options = ["-g", "-fsanitize=thread", f"-D{kernel.upper()}", *first]
     _compile([*options, HERE / "races.cpp"], program)

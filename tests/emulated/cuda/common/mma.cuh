@@ -4,6 +4,7 @@
 
 #include <array>
 #include <deque>
+#include <map>
 
 #include "card.h"
 #include "half.h"
@@ -19,7 +20,7 @@ template <class T>
 void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   using Words = std::array<uint32_t, 6>;
   const auto sums = emulated::exchange(
-      Words{a[0], a[1], a[2], a[3], b0, b1}, [&](const std::vector<Words>& given) {
+      Words{a[0], a[1], a[2], a[3], b0, b1}, [&](const std::array<Words, 32>& given) {
         const auto half = [](uint32_t word, int i) {
           return widen(static_cast<uint16_t>(word >> 16 * i), T{});
         };
@@ -43,7 +44,7 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
 
 template <bool kTransposed>
 void load_matrices(uint32_t (&words)[4], const void* shared) {
-  const auto loaded = emulated::exchange(shared, [](const std::vector<const void*>& rows) {
+  const auto loaded = emulated::exchange(shared, [](const auto& rows) {
     std::array<uint32_t, 4> words;
     for (int m = 0; m < 4; ++m) {
       const auto at = [&](int row, int column) {
@@ -62,24 +63,30 @@ struct Copy {
   const void* from;
   bool inside;
 };
-inline std::vector<Copy> uncommitted[1024];
-inline std::deque<std::vector<Copy>> committed[1024];  // by thread
+struct Copies {
+  std::vector<Copy> uncommitted;
+  std::deque<std::vector<Copy>> committed;
+};
+inline Copies& copies() {  // of the thread that runs
+  static std::map<int, Copies> by_thread;
+  return by_thread[emulated::machine.running];
+}
 
 // The destination of a copy is NaN until the thread waits for it: reading too early shows, and so
 // does overwriting memory that another warp still reads.
 inline void copy_async(void* shared, const void* global, bool inside) {
   memset(shared, 0xFF, 16);
-  uncommitted[threadIdx.x].push_back({shared, global, inside});
+  copies().uncommitted.push_back({shared, global, inside});
 }
 
 inline void commit_copies() {
-  committed[threadIdx.x].push_back(std::move(uncommitted[threadIdx.x]));
-  uncommitted[threadIdx.x].clear();
+  copies().committed.push_back(std::move(copies().uncommitted));
+  copies().uncommitted.clear();
 }
 
 template <int kPending>
 void wait_for_copies() {
-  auto& groups = committed[threadIdx.x];
+  auto& groups = copies().committed;
   while (static_cast<int>(groups.size()) > kPending) {
     for (const Copy& copy : groups.front()) {
       if (copy.inside) {
