@@ -68,7 +68,7 @@ COMPILER = $${CXX:-c++}
 RUNTIME = $$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libstdc++.so)
 SANITIZED = LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. TRITON_INTERPRET=0 \
 	$(abspath $(BIN))/python -m pytest -p no:xdist -m "not slow"
-WITHOUT = not triton and not linear and not predict_step
+WITHOUT = not triton and not packed_linear
 sanitize: venv
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	git ls-files -z | xargs -0 cp --parents -t build/sanitize

@@ -21,7 +21,6 @@ from benchmarks.shapes import Bench, all_benches
 
 PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
     "head_sampling": head.sampling,
-    "head_plans": head.plans,
     "training": training.measure,
     "decode": decode.measure,
     "packed_dataset": packed_dataset.measure,

@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 _MODULES = {
     "_dispatch.backends": "BackendError default_backend use_backend",
     "_dispatch.explain": "explain",
+    "_shared.launches": "overlapping_launches",
+    "_shared.packed_weight": "pack_weight unpack_weight",
     "_version": "__version__",
     "attention.block_causal_attention.op": "block_causal_attention",
     "attention.block_decode_attention.op": "block_decode_attention",
     "attention.ranges": "Ranges block_causal_ranges dense_mask packed_document_ranges",
+    "attention.rms_norm_qkv.op": "rms_norm_qkv",
     "attention.rope.op": "rope",
     "attention.rope_append.op": "rope_append",
     "autoencode.group_norm_silu.op": "group_norm_silu",
@@ -39,13 +42,14 @@ _MODULES = {
     "denoise.adaln_linear.op": "adaln_linear adaln_linear_swiglu",
     "denoise.adaln_norm.op": "adaln_norm",
     "denoise.denoise_step.op": "denoise_step",
+    "denoise.denoise_step_linear.op": "denoise_step_linear",
     "denoise.finalize_bits.op": "finalize_bits",
     "denoise.gated_residual.op": "gated_residual gated_residual_adaln",
     "denoise.linear.op": "linear",
     "denoise.linear_gated_residual.op": "linear_gated_residual",
     "denoise.linear_swiglu.op": "linear_swiglu",
     "denoise.patch_attention.op": "patch_attention",
-    "denoise.predict_step.op": "predict_step",
+    "denoise.rms_norm_linear.op": "rms_norm_linear rms_norm_linear_swiglu",
     "denoise.schedule": "denoise_schedule",
     "denoise.swiglu.op": "swiglu",
     "philox": "noise noise_keys",
@@ -55,10 +59,13 @@ __all__ = sorted(name for names in _MODULES.values() for name in names.split())
 if TYPE_CHECKING:
     from bitdance_kernels._dispatch.backends import *
     from bitdance_kernels._dispatch.explain import *
+    from bitdance_kernels._shared.launches import *
+    from bitdance_kernels._shared.packed_weight import *
     from bitdance_kernels._version import __version__ as __version__
     from bitdance_kernels.attention.block_causal_attention.op import *
     from bitdance_kernels.attention.block_decode_attention.op import *
     from bitdance_kernels.attention.ranges import *
+    from bitdance_kernels.attention.rms_norm_qkv.op import *
     from bitdance_kernels.attention.rope.op import *
     from bitdance_kernels.attention.rope_append.op import *
     from bitdance_kernels.autoencode.group_norm_silu.op import *
@@ -74,13 +81,14 @@ if TYPE_CHECKING:
     from bitdance_kernels.denoise.adaln_linear.op import *
     from bitdance_kernels.denoise.adaln_norm.op import *
     from bitdance_kernels.denoise.denoise_step.op import *
+    from bitdance_kernels.denoise.denoise_step_linear.op import *
     from bitdance_kernels.denoise.finalize_bits.op import *
     from bitdance_kernels.denoise.gated_residual.op import *
     from bitdance_kernels.denoise.linear.op import *
     from bitdance_kernels.denoise.linear_gated_residual.op import *
     from bitdance_kernels.denoise.linear_swiglu.op import *
     from bitdance_kernels.denoise.patch_attention.op import *
-    from bitdance_kernels.denoise.predict_step.op import *
+    from bitdance_kernels.denoise.rms_norm_linear.op import *
     from bitdance_kernels.denoise.schedule import *
     from bitdance_kernels.denoise.swiglu.op import *
     from bitdance_kernels.philox import noise as noise

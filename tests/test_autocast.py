@@ -24,14 +24,8 @@ RANGES = bk.block_causal_ranges(3, 2, 2)
 LENGTHS = torch.tensor([7, 3], dtype=torch.int32)
 PACKED = bk.pack_signs(_rand(5, 16))
 TABLE, STEP = bk.denoise_schedule(3)[0], torch.tensor([1])
-STREAM, SCALE = _rand(3, 4, 24), _rand(3, 4, 16)
+STREAM, X0 = _rand(3, 4, 24), _rand(3, 4, 8)
 STATE, KEYS = _rand(3, 4, 8), bk.noise_keys([1, 2, 3], [0, 0, 0], stream=0)
-
-
-def predict_step(h, weight, bias, in_weight, in_bias, time, cond):
-    return bk.predict_step(
-        h, SCALE, SCALE, weight, bias, STATE, TABLE, STEP, in_weight, in_bias, time, cond, keys=KEYS
-    )
 
 
 # By op: a function of the tensors that are cast, those tensors, and the results in the dtype of
@@ -49,6 +43,12 @@ PRODUCTS = {
         lambda x, w, b: bk.linear_gated_residual(x, w, b, STREAM, STREAM),
         (X, W, B), (),
     ),
+    "linear_gated_residual_moments": (
+        lambda x, w, b: bk.linear_gated_residual(
+            x, w, b, STREAM[..., :16], return_moments=True
+        ),
+        (X, _rand(16, 16), _rand(16)), (),
+    ),
     "patch_attention": (lambda qkv: bk.patch_attention(qkv, 2), (_rand(3, 4, 24),), None),
     "block_causal_attention": (
         lambda q, k, v: bk.block_causal_attention(q, k, v, RANGES), (Q, K, K + 1), None
@@ -56,10 +56,11 @@ PRODUCTS = {
     "block_decode_attention": (
         lambda q, k, v: bk.block_decode_attention(q, k, v, LENGTHS), (Q, K, K + 1), None
     ),
-    "predict_step": (
-        predict_step,
-        (X, _rand(8, 16), _rand(8), _rand(16, 8), _rand(16), _rand(4, 16), X),
-        (0, 2, 3),
+    "rms_norm_linear": (bk.rms_norm_linear, (X, W, B), None),
+    "rms_norm_linear_swiglu": (bk.rms_norm_linear_swiglu, (X, W, B), None),
+    "denoise_step_linear": (
+        lambda w, b: bk.denoise_step_linear(STATE, X0, TABLE, STEP, w, b, keys=KEYS),
+        (_rand(16, 8), _rand(16)), (1,),
     ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", PRODUCTS)
@@ -106,25 +107,26 @@ def test_mixed_dtypes_stay_an_error_outside_of_autocast(name):
     function, tensors, _ = PRODUCTS[name]
     for turn in (0, 1):
         mixed = _mixed(tensors, turn)
-        with pytest.raises(TypeError, match=f"^{name}: .* must be (float32|bfloat16), got"):
+        with pytest.raises(
+            TypeError, match=f"^{REGISTRY[name].called}: .* must be (float32|bfloat16), got"
+        ):
             function(*mixed)
         with (
             torch.autocast("cpu", HALF),
             torch.autocast("cpu", enabled=False),
-            pytest.raises(TypeError, match=f"^{name}: "),
+            pytest.raises(TypeError, match=f"^{REGISTRY[name].called}: "),
         ):
             function(*mixed)
 
 
-# A state is float32 like its table and noise.
-@pytest.mark.parametrize("name", [name for name in PRODUCTS if name != "predict_step"])
+@EVERY
 def test_float64_is_not_cast(name):
     function, tensors, _ = PRODUCTS[name]
     wide = tuple(t.double() for t in tensors)
     with torch.autocast("cpu", HALF):
         _equal(function(*wide), _outside(function, wide))
         if len(tensors) > 1:
-            with pytest.raises(TypeError, match=f"^{name}: "):
+            with pytest.raises(TypeError, match=f"^{REGISTRY[name].called}: "):
                 function(wide[0], *tensors[1:])
     with torch.autocast("cpu", HALF), pytest.raises(RuntimeError, match="same dtype"):
         F.linear(X.double(), W)  # as PyTorch does

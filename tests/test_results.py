@@ -10,6 +10,7 @@ from bitdance_kernels._dispatch.op import REGISTRY
 HALF, FULL, WIDE = torch.bfloat16, torch.float32, torch.float64
 INT, LONG, BYTE = torch.int32, torch.int64, torch.uint8
 GIVEN, CAST = "the dtype given", "the dtype given, under autocast its own"
+SUMS = "float32, for float64 its own"
 
 X, Y = torch.randn(3, 4, 16), torch.randn(3, 4, 32)
 PACKED = bk.pack_signs(Y)
@@ -33,23 +34,13 @@ def _rope_append(d):
     )  # fmt: skip
 
 
-def _predict_step(d):
-    h, weight, bias = _cast(d, X, torch.randn(8, 16), torch.randn(8))
-    in_weight, in_bias, time = _cast(d, torch.randn(16, 8), torch.randn(16), torch.randn(4, 16))
-    return bk.predict_step(
-        h,
-        X,
-        X,
-        weight,
-        bias,
-        torch.randn(3, 4, 8),
-        TABLE,
-        1,
-        in_weight,
-        in_bias,
-        time,
-        h,
-        keys=KEYS,
+def _rms_norm_qkv(d):
+    x, weight, keys, values = _cast(
+        d, torch.randn(2, 3, 16), torch.randn(64, 16), torch.zeros(2, 9, 2, 8),
+        torch.ones(2, 9, 2, 8),
+    )  # fmt: skip
+    return bk.rms_norm_qkv(
+        x, weight, None, keys, values, LENGTHS * 0, ANGLES, num_heads=4, num_kv_heads=2
     )
 
 
@@ -104,6 +95,18 @@ RESULTS = {
         ),
         [((3, 4, 16), GIVEN)],
     ),
+    "linear_gated_residual_moments": (
+        lambda d: bk.linear_gated_residual(
+            *_cast(HALF, X, torch.randn(16, 16), X[0, 0]), X.to(d), return_moments=True
+        ),
+        [((3, 4, 16), GIVEN), ((3, 4, 1, 2), SUMS)],
+    ),
+    "rms_norm_linear": (
+        lambda d: bk.rms_norm_linear(*_cast(d, X, torch.randn(6, 16))), [((3, 4, 6), CAST)]
+    ),
+    "rms_norm_linear_swiglu": (
+        lambda d: bk.rms_norm_linear_swiglu(*_cast(d, X, torch.randn(6, 16))), [((3, 4, 3), CAST)]
+    ),
     "adaln_linear": (
         lambda d: bk.adaln_linear(X.to(d), X, X.half(), torch.randn(6, 16).to(d)),
         [((3, 4, 6), CAST)],
@@ -122,12 +125,16 @@ RESULTS = {
     "finalize_bits": (
         lambda d: bk.finalize_bits(X.to(d)), [((3, 4, 16), GIVEN), ((3, 4, 2), BYTE)]
     ),
-    "predict_step": (
-        _predict_step,
-        [((3, 4, 8), CAST), ((3, 4, 8), FULL), ((3, 4, 16), CAST), ((3, 4, 16), CAST)],
+    "denoise_step_linear": (
+        lambda d: bk.denoise_step_linear(
+            X[..., :8], X[..., :8].to(d), TABLE, 1, *_cast(d, torch.randn(16, 8), X[0, 0]),
+            keys=KEYS,
+        ),
+        [((3, 4, 8), FULL), ((3, 4, 16), CAST), ((3, 4, 1, 2), SUMS)],
     ),
     "rope": (lambda d: bk.rope(Q.to(d), ANGLES[:7]), [((2, 7, 4, 8), GIVEN)]),
     "rope_append": (_rope_append, [((2, 3, 4, 8), GIVEN)]),
+    "rms_norm_qkv": (_rms_norm_qkv, [((2, 3, 4, 8), GIVEN)]),
     "block_causal_attention": (
         lambda d: bk.block_causal_attention(*_cast(d, Q, K, K), RANGES), [((2, 7, 4, 8), CAST)]
     ),
@@ -150,7 +157,11 @@ def test_every_op_has_a_row():
 @pytest.mark.parametrize("name", RESULTS)
 def test_shapes_and_dtypes(name, dtype, on):
     call, expected = RESULTS[name]
-    meant = {GIVEN: dtype, CAST: HALF if on and dtype is not WIDE else dtype}
+    meant = {
+        GIVEN: dtype,
+        CAST: HALF if on and dtype is not WIDE else dtype,
+        SUMS: WIDE if dtype is WIDE else FULL,
+    }
     for backend in ("auto", "reference"):
         with torch.autocast("cpu", HALF, enabled=on), bk.use_backend(backend):
             results = pytree.tree_leaves(call(dtype))

@@ -405,7 +405,7 @@ def test_noise_under_vmap():
 def test_registry_is_covered():
     public = {case.kernel_op.name for case in CASES.values()}
     backward = {name for name, op in REGISTRY.items() if op._is_backward}
-    assert public | backward | {"linear_out"} == set(REGISTRY)
+    assert public | backward | {"linear_out", "linear_gated_residual_moments"} == set(REGISTRY)
 
 
 def test_linear_into_an_output_under_vmap():

@@ -211,40 +211,6 @@ def swiglu_after_norm(*arguments: Tensor) -> Tensor:
     return kernels.swiglu(linear_after_norm(*arguments))
 
 
-def _predict(name: str, shape: tuple[int, ...], width: int, *, timed: bool) -> Timing:
-    """The step between two evaluations; `timed`: modulations of all steps are precomputed."""
-    bits, stream = shape[-1], (2 * shape[0], *shape[1:-1], width)
-
-    def arguments(make: Make) -> list[Any]:
-        modulation = make.randn(*stream[:-1], 3 * width, dtype=BF16)
-        weight, bias = make.layer(bits, width, BF16)
-        in_weight, in_bias = make.layer(width, bits, BF16)
-        table = kernels.denoise_schedule(STEPS)[0].to(make.device)
-        step, cfg = make.full(3, torch.int32), make.full(3.0).view(1)
-        keys = kernels.noise_keys(7, range(shape[0]), ar_step=3, device=make.device)
-        return [
-            make.randn(*stream, dtype=BF16), modulation[..., :width],
-            modulation[..., width : 2 * width], weight, bias, make.randn(*shape), table, step,
-            in_weight, in_bias, make.randn(STEPS + 1, width, dtype=BF16) if timed else None,
-            make.randn(*stream, dtype=BF16) if timed else None,
-            {"cfg": cfg, "noise": None, "keys": keys},
-        ]  # fmt: skip
-
-    tokens = 2 * math.prod(shape[:-1])
-    # h, scale, shift and the stream, and the operands of y; two layers; the state
-    moved = 2 * width * (tokens * (6 if timed else 4) + 2 * bits) + 8 * tokens * bits
-    return timing(name, arguments, moved, flops=3 * tokens * width * bits, **CUDA)
-
-
-def predict_library(*arguments: Any, cfg: Tensor, noise: None, keys: Tensor) -> tuple[Tensor, ...]:
-    """As without the op, guided."""
-    h, scale, shift, weight, bias, x, table, step, in_weight, in_bias, time, cond = arguments
-    x0 = F.linear(kernels.adaln_norm(h, scale, shift), weight, bias)
-    x = kernels.denoise_step(x, x0, table, step, cfg=cfg, keys=keys)
-    stream = F.linear(torch.cat([x, x]).to(h.dtype), in_weight, in_bias)
-    return (x, stream) if time is None else (x, stream, F.silu(time[4] + cond))
-
-
 _ONE, _MANY, _B1, _T2I = (1, 16, 32), (64, 16, 32), (384, 1, 32), (1, 64, 32)
 _LARGE = (2**16, 16, 32)
 _STATES = (
@@ -303,15 +269,6 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
     "adaln_linear_swiglu": (
         _product("norm", 2, (2, 768, 1152), (32, 768, 1152), (32, 5120, 7680)),
         {"adaln_norm, F.linear, swiglu": swiglu_after_norm},
-    ),
-    "predict_step": (
-        [
-            _predict("B-1x, batch 1", (1, 32), 768, timed=False),
-            _predict("B-16x, batch 1", _ONE, 768, timed=False),
-            _predict("B-16x, batch 64", _MANY, 768, timed=True),
-            _predict("T2I, 1 image of 64", _T2I, 5120, timed=True),
-        ],
-        {"library": predict_library},
     ),
 }  # fmt: skip
 """Timings and baselines by op."""

@@ -57,12 +57,7 @@ class Schedule:
 
 
 def make_head(
-    network: HeadNetwork,
-    schedule: Schedule,
-    rows: int,
-    patch: int | None,
-    use_kernels: bool = True,
-    products: str = "auto",
+    network: HeadNetwork, schedule: Schedule, rows: int, patch: int | None, use_kernels: bool = True
 ) -> Head:
     """The head, ready for patches of that size.
 
@@ -72,14 +67,10 @@ def make_head(
         rows: patches in a batch, both halves of a guided one counted.
         patch: P, or None for states [R, C].
         use_kernels: False for the network as published.
-        products: how the head does its products, see ``head_products.PLANS``.
-
-    Raises:
-        ValueError: `products` is unknown.
     """
     if not use_kernels or is_traced():  # a program keeps no buffers between evaluations
         return PlainHead(network, schedule.times)
-    return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network), products)
+    return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network))
 
 
 def sample_patch(

@@ -1,9 +1,6 @@
-"""The matrix products of the head's blocks, by three plans.
+"""The matrix products of the head's blocks, by the library.
 
 A block consists of branches, x + gate fc2(activation(fc1(n))) with n the modulated norm of x.
-``PLANS`` has the plans by name: "library" runs library products with elementwise ops between them,
-"fused" products that include what follows them, "skinny" also what precedes them. All compute the
-same, in fewer and fewer launches.
 """
 
 from __future__ import annotations
@@ -15,31 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitdance.models.diffusion_head import EPS
-from bitdance_kernels import (
-    adaln_linear,
-    adaln_linear_swiglu,
-    adaln_norm,
-    gated_residual_adaln,
-    linear,
-    linear_gated_residual,
-    linear_swiglu,
-    patch_attention,
-    swiglu,
-)
+from bitdance_kernels import adaln_norm, gated_residual_adaln, linear, patch_attention, swiglu
 
-__all__ = [
-    "PLANS",
-    "Branch",
-    "FusedProducts",
-    "LibraryProducts",
-    "Modulation",
-    "PackedLinear",
-    "SkinnyProducts",
-    "plan",
-]
+__all__ = ["Branch", "JoinedLinear", "LibraryProducts", "Modulation"]
 
 
-class _PackedParameter:
+class _JoinedParameter:
     """A matrix or vector in the dtype of the products: rows of one or several parameters.
 
     A single parameter of that dtype is used itself, so changes of it are seen at once; otherwise
@@ -62,7 +40,7 @@ class _PackedParameter:
                 part.copy_(parameter)
 
 
-class PackedLinear:
+class JoinedLinear:
     """x W^T + b of one layer, or of several layers with the same input.
 
     Args:
@@ -71,16 +49,16 @@ class PackedLinear:
     """
 
     def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:
-        self._packed = [
-            _PackedParameter([layer.weight for layer in layers], dtype),
-            _PackedParameter([layer.bias for layer in layers], dtype),
+        self._joined = [
+            _JoinedParameter([layer.weight for layer in layers], dtype),
+            _JoinedParameter([layer.bias for layer in layers], dtype),
         ]
-        self.weight, self.bias = (packed.tensor for packed in self._packed)
+        self.weight, self.bias = (joined.tensor for joined in self._joined)
 
     def load(self) -> None:
         """Refresh the copies of the layers' parameters."""
-        for packed in self._packed:
-            packed.load()
+        for joined in self._joined:
+            joined.load()
 
     def empty(self, *rows: int) -> torch.Tensor:
         """An uninitialized result of that many rows."""
@@ -103,9 +81,9 @@ class Branch:
     """
 
     norm: tuple[torch.Tensor, torch.Tensor]
-    fc1: PackedLinear
+    fc1: JoinedLinear
     activation: str
-    fc2: PackedLinear
+    fc2: JoinedLinear
 
 
 @dataclass(frozen=True)
@@ -133,9 +111,6 @@ class LibraryProducts:
         num_heads: heads of the attention.
     """
 
-    applies_final_norm = True
-    """Whether ``blocks`` returns the result of the final layer's norm, or else the input of it."""
-
     def __init__(self, branches: list[Branch], rows: int, patch: int, num_heads: int) -> None:
         self.branches, self.num_heads = branches, num_heads
         self.norms = [*(branch.norm for branch in branches), (None, None)]
@@ -162,69 +137,3 @@ class LibraryProducts:
         if kind == "silu":
             return F.silu(h)
         return patch_attention(h.unflatten(0, self.shape), self.num_heads).flatten(0, 1)
-
-
-class FusedProducts(LibraryProducts):
-    """Blocks as products that include what follows them, for many rows.
-
-    SwiGLU and the gated sum are applied before a product is stored.
-    """
-
-    applies_final_norm = False
-
-    def blocks(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
-        """The stream [M, C] through all blocks, to the stream before the final layer."""
-        for i, branch in enumerate(self.branches):
-            h = self.first_half(branch, x, *modulation.norms[i])
-            fc2 = branch.fc2
-            x = linear_gated_residual(h, fc2.weight, fc2.bias, x, modulation.gates[i])
-        return x
-
-    def first_half(
-        self, branch: Branch, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
-    ) -> torch.Tensor:
-        """Input of the second product of a branch."""
-        n = adaln_norm(x, scale, shift, *branch.norm, eps=EPS)
-        if branch.activation == "swiglu":
-            return linear_swiglu(n, branch.fc1.weight, branch.fc1.bias)
-        return self.activate(branch.activation, branch.fc1(n, out=self.buffers[branch.activation]))
-
-
-class SkinnyProducts(FusedProducts):
-    """Blocks as products that also include what precedes them, for few rows.
-
-    While its weights arrive, a product has the time to normalize its input.
-    """
-
-    def first_half(
-        self, branch: Branch, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
-    ) -> torch.Tensor:
-        """Input of the second product of a branch."""
-        arguments = (x, scale, shift, branch.fc1.weight, branch.fc1.bias, *branch.norm)
-        if branch.activation == "swiglu":
-            return adaln_linear_swiglu(*arguments, eps=EPS)
-        return self.activate(branch.activation, adaln_linear(*arguments, eps=EPS))
-
-
-PLANS = {"library": LibraryProducts, "fused": FusedProducts, "skinny": SkinnyProducts}
-"""The plans by name."""
-
-FASTEST = ((0, "library"),)
-"""(min_tokens, plan): the plan of "auto" for batches of at least that many tokens.
-
-No card has compared whole plans: ``python -m benchmarks model head_plans`` does. Product by product
-an H100 prefers the library's, but for those of "fused" at 32 rows (benchmarks/results/gpu.json).
-"""
-
-
-def plan(name: str, tokens: int) -> type[LibraryProducts]:
-    """The plan of that name; for "auto" the fastest one for that many tokens.
-
-    Raises:
-        ValueError: there is no such plan.
-    """
-    if name == "auto":
-        name = [plan for min_tokens, plan in FASTEST if tokens >= min_tokens][-1]
-    if name not in PLANS:
-        raise ValueError(f"products must be one of auto, {', '.join(PLANS)}, got {name!r}")
-    return PLANS[name]

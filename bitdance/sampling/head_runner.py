@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitdance.models.diffusion_head import EPS, HeadNetwork, PatchBlock, TokenBlock
-from bitdance.sampling.head_products import Branch, Modulation, PackedLinear, plan
-from bitdance_kernels import adaln_norm, denoise_step, predict_step
+from bitdance.models.diffusion_head import HeadNetwork, PatchBlock, TokenBlock
+from bitdance.sampling.head_products import Branch, JoinedLinear, LibraryProducts, Modulation
+from bitdance_kernels import denoise_step
 
 __all__ = ["Head", "HeadRunner", "PlainHead", "Step"]
 
@@ -116,23 +116,6 @@ class PlainHead:
         return x0, step(x, x0)
 
 
-@dataclass(frozen=True)
-class _Ahead:
-    """What the end of an evaluation has computed for the next one.
-
-    Attributes:
-        i: number of the next evaluation.
-        state: its state.
-        stream: projection of the state, for all rows.
-        y: input of its modulations; empty if they are in a table.
-    """
-
-    i: int
-    state: torch.Tensor
-    stream: torch.Tensor
-    y: torch.Tensor
-
-
 class HeadRunner:
     """The network of a head with buffers for batches of one size.
 
@@ -142,7 +125,6 @@ class HeadRunner:
         patch: P, tokens of a patch; None for states without that dimension.
         times: times of the evaluations, float32 [S + 1].
         dtype: dtype of the products and of the stream.
-        products: plan of the blocks, one of ``head_products.PLANS`` or "auto".
     """
 
     def __init__(
@@ -152,7 +134,6 @@ class HeadRunner:
         patch: int | None,
         times: torch.Tensor,
         dtype: torch.dtype,
-        products: str = "auto",
     ) -> None:
         config = network.config
         self.network, self.times, self.dtype = network, times, dtype
@@ -162,15 +143,15 @@ class HeadRunner:
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
             branches = [b for block in network.res_blocks for b in _branches(block, dtype)]
-            self.cond_embed = PackedLinear([network.cond_embed], dtype)
-            self.input_proj = PackedLinear([network.input_proj], dtype)
-            self.final = PackedLinear([network.final_layer.linear], dtype)
-            self.ada_ln = PackedLinear(
+            self.cond_embed = JoinedLinear([network.cond_embed], dtype)
+            self.input_proj = JoinedLinear([network.input_proj], dtype)
+            self.final = JoinedLinear([network.final_layer.linear], dtype)
+            self.ada_ln = JoinedLinear(
                 [*network.ada_ln_blocks, network.final_layer.ada_ln_modulation], dtype
             )
             self._linears = [p for b in branches for p in (b.fc1, b.fc2)]
             self._linears += [self.cond_embed, self.input_proj, self.final, self.ada_ln]
-            self.products = plan(products, M)(branches, rows, patch or 1, config.num_heads)
+            self.products = LibraryProducts(branches, rows, patch or 1, config.num_heads)
 
             width = config.ch_latent
             empty = partial(times.new_empty, dtype=dtype)
@@ -184,7 +165,6 @@ class HeadRunner:
             self._y = empty(kept, M, width)
             self._table = self.ada_ln.empty(kept, M)
             self._modulations = [self._views(row) for row in self._table]
-            self._ahead: _Ahead | None = None
 
     def load(self) -> None:
         """See ``Head``; always done, which is cheaper than finding out whether it is needed."""
@@ -203,59 +183,30 @@ class HeadRunner:
 
     def begin(self, cond: torch.Tensor) -> None:
         """See ``Head``."""
-        self._ahead = None
         self.cond_embed(cond.flatten(0, -2).to(self.dtype), out=self._cond)
         if self.one_table:
             self._modulate(self._time)
 
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """See ``Head``; valid until the next call."""
-        n, modulation = self._blocks(i, x)
-        if not self.products.applies_final_norm:
-            n = adaln_norm(n, *modulation.norms[-1], eps=EPS)
+        if not self.one_table:
+            self._modulate(self._time[i : i + 1])
+        # Both halves of a guided batch share the state.
+        halves = self._shape[0] // max(1, len(x))
+        self._state.view(halves, *x.shape).copy_(x)
+        h = self.input_proj(self._state, out=self._stream)
+        n = self.products.blocks(h, self._modulations[i if self.one_table else 0])
         x0 = self.final(n, out=self._x0).view(*self._shape, len(self.final.bias))
         return 2 * torch.sigmoid(x0) - 1 if self._squash else x0
 
     def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Head``; the prediction is valid until the next call."""
-        if self.products.applies_final_norm:
-            x0 = self.predict(i, x)
-            return x0, step(x, x0)
-        h, modulation = self._blocks(i, x)
-        scale, shift = (t.unflatten(0, self._shape) for t in modulation.norms[-1])
-        time, cond = None, None
-        if not self.one_table:
-            time, cond = self._time.squeeze(1), self._cond.unflatten(0, self._shape)
-        x0, following, stream, y = predict_step(
-            h.unflatten(0, self._shape), scale, shift, self.final.weight, self.final.bias, x,
-            step.table, step.index, self.input_proj.weight, self.input_proj.bias, time, cond,
-            cfg=step.cfg, noise=step.noise, keys=step.keys, squash=self._squash, eps=EPS,
-        )  # fmt: skip
-        if i + 1 < len(self.times):
-            self._ahead = _Ahead(i + 1, following, stream, y)
-        return x0, following
+        x0 = self.predict(i, x)
+        return x0, step(x, x0)
 
-    def _blocks(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, Modulation]:
-        """Result of the blocks, and the modulations of this evaluation."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and (ahead.i != i or ahead.state is not x):
-            ahead = None
-        if not self.one_table:
-            self._modulate(self._time[i : i + 1], None if ahead is None else ahead.y)
-        if ahead is None:
-            # Both halves of a guided batch share the state.
-            halves = self._shape[0] // max(1, len(x))
-            self._state.view(halves, *x.shape).copy_(x)
-            h = self.input_proj(self._state, out=self._stream)
-        else:
-            h = ahead.stream.flatten(0, -2)
-        modulation = self._modulations[i if self.one_table else 0]
-        return self.products.blocks(h, modulation), modulation
-
-    def _modulate(self, time: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Fill the table with the products of `y`, which is computed here if it is None."""
-        if y is None:
-            y = F.silu(torch.add(time, self._cond, out=self._y), inplace=True)
+    def _modulate(self, time: torch.Tensor) -> None:
+        """Fill the table with the modulations of embedded times."""
+        y = F.silu(torch.add(time, self._cond, out=self._y), inplace=True)
         self.ada_ln(y.flatten(0, -2), out=self._table.flatten(0, 1))
 
     def _views(self, row: torch.Tensor) -> Modulation:
@@ -277,7 +228,7 @@ def _branches(block: nn.Module, dtype: torch.dtype) -> list[Branch]:
 
     def branch(norm: nn.LayerNorm, fc1: nn.Linear, activation: str, fc2: nn.Linear) -> Branch:
         affine = (norm.weight.detach(), norm.bias.detach())
-        return Branch(affine, PackedLinear([fc1], dtype), activation, PackedLinear([fc2], dtype))
+        return Branch(affine, JoinedLinear([fc1], dtype), activation, JoinedLinear([fc2], dtype))
 
     if isinstance(block, TokenBlock):
         return [branch(block.norm, block.w1, "swiglu", block.w2)]

@@ -127,7 +127,8 @@ def number(op: str, argument: str, value: Any) -> Any:
         return math.inf
 
 
-def _boolean(op: str, argument: str, value: Any) -> bool:
+def boolean(op: str, argument: str, value: Any) -> bool:
+    """`value`, checked to be True or False, also one of numpy's."""
     if type(value) is bool or (type(value).__module__ == "numpy" and str(value.dtype) == "bool"):
         return bool(value)
     raise TypeError(f"{op}: {argument} must be True or False, got {_shown(value)}")
@@ -140,7 +141,7 @@ def _dtype(op: str, argument: str, value: Any) -> torch.dtype:
 
 
 _CHECKED = {
-    "Tensor": tensor, "int": _int64, "float": number, "bool": _boolean, "ScalarType": _dtype,
+    "Tensor": tensor, "int": _int64, "float": number, "bool": boolean, "ScalarType": _dtype,
 }  # fmt: skip
 
 

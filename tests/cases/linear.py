@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bitdance_kernels import linear
+from bitdance_kernels import linear, pack_weight
 from bitdance_kernels.testing import Call, Case
 
 
@@ -25,6 +25,8 @@ def samples(device: torch.device) -> Iterator[Call]:
             name = f"{rows} rows, {channels} to {features}, {dtype}"
             x, bias = make(rows, channels, dtype=dtype), make(features, dtype=dtype)
             yield Call(name, (x, weight, bias))
+        weight, bias = make(32, 48, dtype=dtype), make(32, dtype=dtype)
+        yield Call(f"packed, {dtype}", (make(6, 48, dtype=dtype), pack_weight(weight), bias))
     wide = make(60, 40)
     yield Call("no bias", (make(3, 4, 8), make(60, 8)))
     yield Call("one row", (make(7), make(300, 7), make(300)))

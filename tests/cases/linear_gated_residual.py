@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bitdance_kernels import linear_gated_residual
+from bitdance_kernels import linear_gated_residual, pack_weight
 from bitdance_kernels.testing import Call, Case
 
 
@@ -23,14 +23,15 @@ def samples(device: torch.device) -> Iterator[Call]:
         return Call(name, (make(*rows, channels, dtype=dtype), weight, bias, residual, gate))
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        # Each range of rows that is cut into tiles in another way; then odd sizes.
-        for rows, channels, width in (
-            (16, 64, 32), (32, 64, 32), (64, 64, 32), (128, 64, 64), (512, 64, 64),
-            (5, 24, 10), (49, 41, 17), (131, 72, 40),
-        ):  # fmt: skip
-            if rows < 512 or dtype == torch.bfloat16:
-                name = f"{rows} rows, {channels} to {width}, {dtype}"
-                yield call(name, channels, width, dtype, rows)
+        for rows, channels, width in ((16, 64, 32), (5, 24, 10), (49, 41, 17), (131, 72, 40)):
+            yield call(f"{rows} rows, {channels} to {width}, {dtype}", channels, width, dtype, rows)
+        x, weight, bias, residual, gate = call("", 48, 32, dtype, 9).args
+        packed = pack_weight(weight)
+        yield Call(f"packed, {dtype}", (x, packed, bias, residual, gate))
+        yield Call(f"packed, no gate, {dtype}", (x, packed, bias, residual))
+        returned = {"return_moments": True}
+        yield Call(f"with moments, {dtype}", (x, packed, bias, residual, gate), returned)
+        yield Call(f"with moments, no gate, {dtype}", (x, weight, bias, residual, None), returned)
     x, weight, _, residual, gate = call("", 8, 6, torch.float16, 3, 4).args
     yield Call("no bias, float32 stream", (x, weight, None, residual.float(), gate.float()))
     yield call("one row", 7, 30, torch.float32)

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import BackendError, CpuGraph, linear, use_backend
+from bitdance_kernels import BackendError, CpuGraph, linear, pack_weight, use_backend
 from bitdance_kernels.denoise.linear.op import _op
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
@@ -23,6 +23,10 @@ INVALID = {
                 r"bias must be of shape \[F\] = \[5\], got \[4\]"),
         Invalid("size", Call("out", (X, W, B), {"out": torch.zeros(3, 8)}), ValueError,
                 r"out must be of shape \[..., F\] = \[3, 5\], got \[3, 8\]"),
+        Invalid("size", Call("packed", (X, torch.zeros(1, 1, 32, 8))), ValueError,
+                r"x must be \[..., C\] with C a multiple of 16 where weight is packed"),
+        Invalid("size", Call("tiles", (torch.zeros(3, 16), torch.zeros(1, 1, 16, 16))), ValueError,
+                r"weight must be of shape \[F / 16, C / 16, 32, 8\] = \[1, 1, 32, 8\], got"),
         Invalid("device", Call("bias elsewhere", (X, W, B.to("meta"))), ValueError,
                 "bias must be on cpu like x, got meta"),
         Invalid("device", Call("out elsewhere", (X, W, B), {"out": (X @ W.t()).to("meta")}),
@@ -115,6 +119,23 @@ def test_has_the_gradient_of_f_linear_and_none_with_out():
             torch.testing.assert_close(ours, theirs)
     with pytest.raises(RuntimeError, match="linear: has no gradient, but weight requires"):
         linear(X, W.clone().requires_grad_(), out=torch.zeros(3, 5))
+
+
+def test_a_packed_weight_is_its_matrix():
+    x, weight, bias = torch.randn(2, 3, 32), torch.randn(48, 32), torch.randn(48)
+    packed, expected = pack_weight(weight), linear(x, weight, bias, backend="reference")
+    assert torch.equal(linear(x, packed, bias), expected)
+    assert torch.equal(linear(x, packed, bias, out=torch.empty(2, 3, 48)), expected)
+    with pytest.raises(BackendError, match="it takes a matrix, got a packed weight"):
+        linear(x, packed, bias, backend="cpu")
+    x, weight, bias, packed = (
+        t.double().requires_grad_() for t in (x, weight, bias, pack_weight(weight))
+    )
+    cotangent = torch.randn(2, 3, 48).double()
+    ours = torch.autograd.grad(linear(x, packed, bias), (x, packed, bias), cotangent)
+    theirs = torch.autograd.grad(linear(x, weight, bias), (x, weight, bias), cotangent)
+    for a, b in zip(ours, (theirs[0], pack_weight(theirs[1]), theirs[2]), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_is_compiled_and_captured():

@@ -2,12 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import linear_gated_residual
-from bitdance_kernels.denoise._shared import product_triton
-from bitdance_kernels.testing import Call, Invalid, check_backend
-from tests.cases.linear_gated_residual import CASES
+from bitdance_kernels import linear_gated_residual, pack_weight
+from bitdance_kernels.testing import Call, Invalid
 
 X, W, B, R = torch.zeros(3, 8), torch.zeros(5, 8), torch.zeros(5), torch.zeros(3, 5)
+P = torch.zeros(3, 4, 16)
 INVALID = {
     "linear_gated_residual": (
         Invalid("dtype", Call("int", (X.int(), W.int(), None, R, R)), TypeError,
@@ -22,16 +21,16 @@ INVALID = {
                 r"bias must be of shape \[F\] = \[5\], got \[4\]"),
         Invalid("size", Call("residual", (X, W, B, R[:1], R)), ValueError,
                 r"residual must be of shape \[..., F\] = \[3, 5\], got \[1, 5\]"),
+        Invalid("size", Call("packed", (P[:, 0, 0], pack_weight(torch.zeros(16, 16)), None, P, P)),
+                ValueError, "x must be .* C a multiple of 16 where weight is packed"),
+        Invalid("size", Call("moments of 5", (X, W, B, R), {"return_moments": True}), ValueError,
+                r"residual must be \[..., F\] with F a multiple of 16 where moments are returned"),
+        Invalid("dtype", Call("flag", (X, W, B, R), {"return_moments": 1}), TypeError,
+                "return_moments must be True or False, got 1"),
         Invalid("device", Call("gate elsewhere", (X, W, B, R, R.to("meta"))), ValueError,
                 "gate must be on cpu like x, got meta"),
     )
 }  # fmt: skip
-
-
-@pytest.fixture(params=[0, 90], ids=["pointers", "TMA"])
-def capability(request, monkeypatch):
-    """Of the card that the interpreter stands for."""
-    monkeypatch.setattr(product_triton.triton_support, "capability", lambda _: request.param)
 
 
 def test_is_the_formula():
@@ -41,29 +40,38 @@ def test_is_the_formula():
     torch.testing.assert_close(linear_gated_residual(x, weight, bias, residual, gate), expected)
     without = linear_gated_residual(x, weight, None, residual, gate)
     torch.testing.assert_close(without, expected - gate * bias)
+    ungated = linear_gated_residual(x, weight, bias, residual)
+    torch.testing.assert_close(ungated, residual + x @ weight.T + bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_moments_are_those_of_the_rounded_result(dtype):
+    x, weight = torch.randn(2, 3, 16).to(dtype), torch.randn(32, 16).to(dtype)
+    residual, gate = (100 + torch.randn(2, 2, 3, 32)).to(dtype)
+    for given in (gate, None):
+        y, moments = linear_gated_residual(
+            x, pack_weight(weight), None, residual, given, return_moments=True
+        )
+        assert torch.equal(y, linear_gated_residual(x, weight, None, residual, given))
+        parts = y.double().view(2, 3, 2, 16)
+        expected = torch.stack([parts.mean(-1), parts.var(-1, correction=0) * 16], dim=-1)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        torch.testing.assert_close(moments, expected.to(wide), rtol=1e-5, atol=1e-5)
+        assert moments.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("rows", "width"), [(3, 5), (33, 24), (150, 72), (600, 136)])
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_small_integers_are_exact(rows, width, dtype, backend, capability):
+def test_small_integers_are_exact(rows, width, dtype):
     x = torch.randint(2, (rows, 48)) * 2 - 1
     weight, bias = torch.randint(-2, 3, (width, 48)), torch.randint(-8, 9, (width,))
     residual, gate = (torch.randint(-4, 5, (rows, width)) for _ in range(2))
     exact = residual + gate * F.linear(x.double(), weight.double(), bias.double())
     arguments = (t.to(dtype) for t in (x, weight, bias, residual, gate))
-    actual = linear_gated_residual(*arguments, backend=backend)
+    actual = linear_gated_residual(*arguments)
     assert torch.equal(actual, exact.to(dtype))
 
 
 def test_has_no_gradient():
     with pytest.raises(RuntimeError, match="linear_gated_residual: has no gradient, but residual"):
         linear_gated_residual(X, W, B, R.clone().requires_grad_(), R)
-
-
-@pytest.mark.parametrize("width", [64, 192, 768, 1024, 1280, 5120])
-def test_widths_of_the_models(width):
-    weight = (torch.randn(16, width) / width**0.5).half()
-    others = (torch.randn(16).half(), torch.randn(3, 16).half(), torch.randn(3, 16).half())
-    call = Call(f"{width}", (torch.randn(3, width).half(), weight, *others))
-    check_backend(CASES[0], call, "triton")

@@ -2,10 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import linear_swiglu
-from bitdance_kernels.denoise._shared import product_triton
-from bitdance_kernels.testing import Call, Invalid, check_backend
-from tests.cases.linear_swiglu import CASES
+from bitdance_kernels import linear_swiglu, pack_weight
+from bitdance_kernels.testing import Call, Invalid
 
 X, W = torch.zeros(3, 8), torch.zeros(10, 8)
 INVALID = {
@@ -23,17 +21,12 @@ INVALID = {
                 r"x must be \[..., C\] with C > 0"),
         Invalid("size", Call("bias", (X, W, torch.zeros(5))), ValueError,
                 r"bias must be of shape \[2F\] = \[10\], got \[5\]"),
+        Invalid("size", Call("packed", (X, torch.zeros(1, 1, 32, 8))), ValueError,
+                r"x must be \[..., C\] with C a multiple of 16 where weight is packed"),
         Invalid("device", Call("weight elsewhere", (X, W.to("meta"))), ValueError,
                 "weight must be on cpu like x, got meta"),
     )
 }  # fmt: skip
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "triton"])
-
-
-@pytest.fixture(params=[0, 90], ids=["pointers", "TMA"])
-def capability(request, monkeypatch):
-    """Of the card that the interpreter stands for."""
-    monkeypatch.setattr(product_triton.triton_support, "capability", lambda _: request.param)
 
 
 def test_is_the_formula():
@@ -48,25 +41,23 @@ def test_is_the_formula():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("rows", "hidden"), [(3, 5), (33, 24), (150, 72), (600, 136)])
-@BACKENDS
-def test_small_integers_are_exact(rows, hidden, dtype, backend, capability):
+def test_small_integers_are_exact(rows, hidden, dtype):
     """Where the sigmoid is 1 both halves are integers, and so is their product."""
     x = torch.randint(2, (rows, 48)) * 2 - 1
     weight = torch.randint(-1, 2, (2 * hidden, 48))
     bias = torch.cat([torch.full((hidden,), 80), torch.randint(-8, 9, (hidden,))])
     exact = F.linear(x.double(), weight.double(), bias.double())
     exact = exact[:, :hidden] * exact[:, hidden:]
-    actual = linear_swiglu(*(t.to(dtype) for t in (x, weight, bias)), backend=backend)
+    actual = linear_swiglu(*(t.to(dtype) for t in (x, weight, bias)))
     assert torch.equal(actual, exact.to(dtype))
+
+
+def test_a_packed_weight_gives_the_same_bits():
+    x, weight, bias = torch.randn(5, 32), torch.randn(48, 32), torch.randn(48)
+    packed = pack_weight(weight, "swiglu")
+    assert torch.equal(linear_swiglu(x, packed, bias), linear_swiglu(x, weight, bias))
 
 
 def test_has_no_gradient():
     with pytest.raises(RuntimeError, match="linear_swiglu: has no gradient, but weight requires"):
         linear_swiglu(X, W.clone().requires_grad_())
-
-
-@pytest.mark.parametrize("width", [64, 192, 768, 1024, 1280, 5120])
-def test_widths_of_the_models(width):
-    weight = (torch.randn(2 * 16, width) / width**0.5).half()
-    call = Call(f"{width}", (torch.randn(3, width).half(), weight, torch.randn(2 * 16).half()))
-    check_backend(CASES[0], call, "triton")

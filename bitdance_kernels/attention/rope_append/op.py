@@ -8,6 +8,7 @@ import torch
 
 from bitdance_kernels._dispatch.op import KernelOp
 from bitdance_kernels._shared import checks
+from bitdance_kernels.attention._shared import append
 
 __all__ = ["rope_append"]
 
@@ -113,49 +114,22 @@ def _check(
 ) -> None:
     op = "rope_append"
     checks.dtype(op, "qkv", qkv, checks.FLOATS)
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        checks.dtype(op, name, cache, (qkv.dtype,))
-    checks.dtype(op, "position", position, (torch.int32,))
-    for name, table in (("freqs", freqs), ("q_norm", q_norm), ("k_norm", k_norm)):
-        if table is not None:
-            checks.dtype(op, name, table, checks.FLOATS)
+    append.check_dtypes(
+        op, qkv, k_cache, v_cache, position, freqs=freqs, q_norm=q_norm, k_norm=k_norm
+    )
     checks.rank(op, "qkv", qkv, 3, 3)
     checks.rank(op, "k_cache", k_cache, 4, 4)
-    if num_heads < 1:
-        raise checks.fail(op, "num_heads", "1 or more", num_heads)
-    if num_kv_heads < 1 or num_heads % num_kv_heads != 0:
-        raise checks.fail(op, "num_kv_heads", f"a divisor of H = {num_heads}", num_kv_heads)
-    B, P, width = qkv.shape
-    Tmax, D = k_cache.shape[1], k_cache.shape[3]
-    if D == 0 or D % 2 != 0:
-        got = f"shape {list(k_cache.shape)}"
-        raise checks.fail(op, "k_cache", "[B, Tmax, Hkv, D] with D even", got)
+    append.check_heads(op, num_heads, num_kv_heads)
+    D = append.head_width(op, k_cache)
     heads = num_heads + 2 * num_kv_heads
-    if width != heads * D:
+    if qkv.shape[-1] != heads * D:
         expected = f"[B, P, (H + 2 Hkv) D] with a last dimension of {heads} * {D}"
         raise checks.fail(op, "qkv", expected, f"shape {list(qkv.shape)}")
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        checks.shape(op, name, cache, (B, Tmax, num_kv_heads, D), "[B, Tmax, Hkv, D]")
-    checks.shape(op, "position", position, (B,), "[B]")
-    checks.rank(op, "freqs", freqs, 3, 3)
-    checks.shape(op, "freqs", freqs, (freqs.shape[0], D // 2, 2), "[Tf, D / 2, 2]")
-    for name, rows in (("k_cache", Tmax), ("freqs", freqs.shape[0])):
-        if rows < P:
-            raise checks.fail(op, name, f"of at least P = {P} rows", rows)
+    append.check_shapes(op, "qkv", qkv, k_cache, v_cache, position, freqs, num_kv_heads)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
             checks.shape(op, name, weight, (D,), "[D]")
-    checks.same_device(
-        op,
-        "qkv",
-        qkv,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        position=position,
-        freqs=freqs,
-        q_norm=q_norm,
-        k_norm=k_norm,
-    )
+    checks.same_device(op, "qkv", qkv, q_norm=q_norm, k_norm=k_norm)
 
 
 def _fake(

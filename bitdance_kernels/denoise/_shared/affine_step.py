@@ -55,6 +55,26 @@ def check_state(
     checks.same_device(op, "x", x, table=table, step=step, noise=noise, keys=keys)
 
 
+def check_call(
+    op: str,
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    table: torch.Tensor,
+    step: torch.Tensor,
+    cfg: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    keys: torch.Tensor | None,
+) -> None:
+    """Raise TypeError or ValueError unless `x` can take a step to the prediction `x0`."""
+    check_state(op, x, table, step, noise, keys)
+    guidance.check(op, x0, cfg)
+    if cfg is None:
+        checks.shape(op, "x0", x0, x.shape)
+    else:
+        checks.shape(op, "x0", x0, (2 * x.shape[0], *x.shape[1:]), "[2 R, ...]")
+    checks.same_device(op, "x", x, x0=x0)
+
+
 def forward(
     x: torch.Tensor,
     x0: torch.Tensor,

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from bitdance_kernels._dispatch.op import KernelOp
-from bitdance_kernels.denoise._shared import linear_checks, modulated_norm
+from bitdance_kernels._shared import linear_checks, packed_weight
+from bitdance_kernels._shared import moments as moments_of_parts
+from bitdance_kernels.denoise._shared import modulated_norm
 
 __all__ = ["adaln_linear", "adaln_linear_swiglu"]
 
@@ -21,6 +23,7 @@ def adaln_linear(
     norm_weight: torch.Tensor | None = None,
     norm_bias: torch.Tensor | None = None,
     *,
+    moments: torch.Tensor | None = None,
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> torch.Tensor:
@@ -29,20 +32,22 @@ def adaln_linear(
         n = (norm_weight (x - mean) / sqrt(var + eps) + norm_bias) (1 + scale) + shift
         y = n W^T + b
 
-    It is for few rows, up to 64 or so, where a product waits for its weights and the norm is done
-    meanwhile. With many rows each tile of features repeats it: call the two ops then.
+    It is for few rows, where a product waits for its weights and the norm is done meanwhile. With
+    many rows each tile of features repeats it: call the two ops then.
 
     Args:
         x: [..., C], floating point, any strides.
         scale: of the shape of `x` or broadcast to it ([C], [B, 1, C]), any floating dtype; usually
             a strided chunk.
         shift: as `scale`.
-        weight: [F, C] of the dtype of `x`.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it.
         bias: [F] of the dtype of `x`, or None for 0.
         norm_weight: [C] or None for 1, any floating dtype.
         norm_bias: [C] or None for 0, any floating dtype.
+        moments: those of `x`, as ``linear_gated_residual`` returns them: float32 [..., C / 16, 2].
+            They spare a pass over `x` and change nothing else.
         eps: added to the (biased) variance.
-        backend: "auto", "reference" or "triton".
+        backend: "auto" or "reference".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -60,9 +65,9 @@ def adaln_linear(
         a float32 `x` under it, call ``adaln_norm`` and ``linear``.
 
     Backends:
-        reference, which is two passes; Triton, one kernel for float32, float16 and bfloat16.
+        reference, which is two passes, and unpacks a packed weight.
     """
-    return _op.call(x, scale, shift, weight, bias, norm_weight, norm_bias, eps, backend)
+    return _op.call(x, scale, shift, weight, bias, norm_weight, norm_bias, moments, eps, backend)
 
 
 def adaln_linear_swiglu(
@@ -74,6 +79,7 @@ def adaln_linear_swiglu(
     norm_weight: torch.Tensor | None = None,
     norm_bias: torch.Tensor | None = None,
     *,
+    moments: torch.Tensor | None = None,
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> torch.Tensor:
@@ -83,12 +89,14 @@ def adaln_linear_swiglu(
         x: as for ``adaln_linear``.
         scale: as for ``adaln_linear``.
         shift: as for ``adaln_linear``.
-        weight: [2F, C], the gate's half first.
+        weight: [2F, C], the gate's half first, or what ``pack_weight(weight, "swiglu")`` makes of
+            it.
         bias: [2F] or None for 0.
         norm_weight: as for ``adaln_linear``.
         norm_bias: as for ``adaln_linear``.
+        moments: as for ``adaln_linear``.
         eps: as for ``adaln_linear``.
-        backend: "auto", "reference" or "triton".
+        backend: "auto" or "reference".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -100,12 +108,14 @@ def adaln_linear_swiglu(
         BackendError: as for ``adaln_linear``.
 
     Numerics:
-        As for ``adaln_linear``; Triton does not round h, the reference does.
+        As for ``adaln_linear``; the reference rounds h.
 
     Backends:
         As for ``adaln_linear``.
     """
-    return _swiglu_op.call(x, scale, shift, weight, bias, norm_weight, norm_bias, eps, backend)
+    return _swiglu_op.call(
+        x, scale, shift, weight, bias, norm_weight, norm_bias, moments, eps, backend
+    )
 
 
 def _check_both(
@@ -117,9 +127,11 @@ def _check_both(
     bias: torch.Tensor | None,
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
+    moments: torch.Tensor | None,
 ) -> None:
     linear_checks.check(op, x, weight, bias, swiglu=op == "adaln_linear_swiglu")
     modulated_norm.check(op, x, scale, shift, norm_weight, norm_bias, prefix="norm_")
+    moments_of_parts.check(op, x, moments)
 
 
 def _check(*arguments: Any) -> None:
@@ -129,14 +141,14 @@ def _check(*arguments: Any) -> None:
 def _fake(
     x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor, *_: Any
 ) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    return x.new_empty((*x.shape[:-1], packed_weight.features(weight)))
 
 
 _SCHEMA = (
     "(Tensor x, Tensor scale, Tensor shift, Tensor weight, Tensor? bias, Tensor? norm_weight, "
-    "Tensor? norm_bias, float eps) -> Tensor"
+    "Tensor? norm_bias, Tensor? moments, float eps) -> Tensor"
 )
-_ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
+_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
 
 _CAST = ("x", "weight", "bias")
 
@@ -159,7 +171,7 @@ def _check_swiglu(*arguments: Any) -> None:
 def _fake_swiglu(
     x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor, *_: Any
 ) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0] // 2))
+    return x.new_empty((*x.shape[:-1], packed_weight.features(weight) // 2))
 
 
 _swiglu_op = KernelOp(

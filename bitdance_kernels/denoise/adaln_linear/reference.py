@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from bitdance_kernels._shared import packed_weight
 from bitdance_kernels.denoise._shared import activations, modulated_norm
 
 
@@ -16,10 +17,11 @@ def run(
     bias: torch.Tensor | None,
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
+    moments: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
     n = modulated_norm.forward(x, scale, shift, norm_weight, norm_bias, eps)
-    return F.linear(n, weight, bias)
+    return F.linear(n, packed_weight.matrix(weight), bias)
 
 
 def run_swiglu(
@@ -30,6 +32,8 @@ def run_swiglu(
     bias: torch.Tensor | None,
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
+    moments: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    return activations.swiglu_gate(run(x, scale, shift, weight, bias, norm_weight, norm_bias, eps))
+    n = modulated_norm.forward(x, scale, shift, norm_weight, norm_bias, eps)
+    return activations.swiglu_gate(F.linear(n, packed_weight.matrix(weight, "swiglu"), bias))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from bitdance_kernels._dispatch.op import KernelOp
-from bitdance_kernels._shared import checks
 from bitdance_kernels.denoise._shared import affine_step, guidance
 
 __all__ = ["denoise_step"]
@@ -92,14 +91,7 @@ def _check(
     noise: torch.Tensor | None,
     keys: torch.Tensor | None,
 ) -> None:
-    op = "denoise_step"
-    affine_step.check_state(op, x, table, step, noise, keys)
-    guidance.check(op, x0, cfg)
-    if cfg is None:
-        checks.shape(op, "x0", x0, x.shape)
-    else:
-        checks.shape(op, "x0", x0, (2 * x.shape[0], *x.shape[1:]), "[2 R, ...]")
-    checks.same_device(op, "x", x, x0=x0)
+    affine_step.check_call("denoise_step", x, x0, table, step, cfg, noise, keys)
 
 
 def _fake(x: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._shared import native
+from bitdance_kernels._shared import native, packed_weight
 from bitdance_kernels.denoise._shared import rows_cpu
 
 MAX_ROWS = 512
 """Maximum of rows; with more, a library's product amortizes packing its operands."""
 
 
-def unsupported(x: torch.Tensor, *_: object) -> str | None:
+def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
     reason = rows_cpu.float32_unsupported("linear", x)
     if reason is not None:
         return reason
+    if packed_weight.is_packed(weight):
+        return "it takes a matrix, got a packed weight"
     rows = rows_cpu.size(x)[0]
     if rows > MAX_ROWS:
         return f"it is for at most {MAX_ROWS} rows, got {rows}"

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from bitdance_kernels._dispatch.op import KernelOp
-from bitdance_kernels._shared import checks
-from bitdance_kernels.denoise._shared import linear_checks
+from bitdance_kernels._shared import checks, linear_checks, packed_weight
 
 __all__ = ["linear"]
 
@@ -28,12 +27,12 @@ def linear(
 
     Args:
         x: [..., C], floating point, any strides.
-        weight: [F, C] of the dtype of `x`.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it.
         bias: [F] of the dtype of `x`, or None for 0.
         out: [..., F] of the dtype of `x`, where the result goes; it must not overlap the others.
             None for a new tensor. As PyTorch's own functions with ``out=``, the call has no
             gradient then and takes no part in autocast.
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference" or "cpu".
 
     Returns:
         `out`, or a new contiguous tensor like it.
@@ -46,13 +45,13 @@ def linear(
 
     Numerics:
         C++ sums in float32, in an order that depends on the width of the processor's vectors but
-        not on the number of rows or threads: a row of a batch is the row alone. Triton sums in
-        float32 and rounds once. Differentiable in `x`, `weight` and `bias`, by PyTorch's products.
-        Under autocast the three are cast to its dtype, as by ``F.linear``.
+        not on the number of rows or threads: a row of a batch is the row alone. Differentiable in
+        `x`, `weight` and `bias`, by PyTorch's products. Under autocast the three are cast to its
+        dtype, as by ``F.linear``.
 
     Backends:
-        reference, which is PyTorch's product; C++ on the CPU for float32 and up to 512 rows; Triton
-        for float32, float16 and bfloat16, which "auto" leaves aside for the library's.
+        reference, which is PyTorch's product, and unpacks a packed weight; C++ on the CPU for a
+        matrix in float32 and up to 512 rows.
 
     Example:
         >>> import torch
@@ -70,7 +69,7 @@ def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    return x.new_empty((*x.shape[:-1], packed_weight.features(weight)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -85,9 +84,9 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     grad_x = grad_weight = None
     rows = _rows(grad)
     if ctx.needs_input_grad[0]:
-        grad_x = grad @ weight
+        grad_x = grad @ packed_weight.matrix(weight)
     if ctx.needs_input_grad[1]:
-        grad_weight = rows.t() @ _rows(x)
+        grad_weight = packed_weight.like(weight, rows.t() @ _rows(x))
     grad_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
     return grad_x, grad_weight, grad_bias, None
 
@@ -96,7 +95,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
-_ORDER = {"cuda": ("reference", "triton"), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("reference",), "cpu": ("cpu", "reference")}
 
 _op = KernelOp(
     "linear",
@@ -116,7 +115,7 @@ def _check_out(
 ) -> None:
     _check(x, weight, bias)
     checks.dtype("linear", "out", out, (x.dtype,))
-    checks.shape("linear", "out", out, (*x.shape[:-1], weight.shape[0]), "[..., F]")
+    checks.shape("linear", "out", out, (*x.shape[:-1], packed_weight.features(weight)), "[..., F]")
     checks.same_device("linear", "x", x, out=out)
 
 

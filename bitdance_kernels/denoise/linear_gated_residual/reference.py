@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from bitdance_kernels._shared import moments, packed_weight
 from bitdance_kernels._shared.dtypes import accumulate_dtype
 
 
@@ -13,8 +14,20 @@ def run(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     residual: torch.Tensor,
-    gate: torch.Tensor,
+    gate: torch.Tensor | None,
 ) -> torch.Tensor:
     dtype = accumulate_dtype(residual)
-    h = F.linear(x, weight, bias).to(dtype)
-    return torch.addcmul(residual.to(dtype), gate.to(dtype), h).to(residual.dtype).contiguous()
+    wide, h = residual.to(dtype), F.linear(x, packed_weight.matrix(weight), bias).to(dtype)
+    y = wide + h if gate is None else torch.addcmul(wide, gate.to(dtype), h)
+    return y.to(residual.dtype).contiguous()
+
+
+def run_moments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    gate: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y = run(x, weight, bias, residual, gate)
+    return y, moments.of(y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bitdance_kernels._dispatch.op import KernelOp
-from bitdance_kernels.denoise._shared import linear_checks
+from bitdance_kernels._shared import linear_checks, packed_weight
 
 __all__ = ["linear_swiglu"]
 
@@ -24,9 +24,10 @@ def linear_swiglu(
 
     Args:
         x: [..., C], floating point, any strides.
-        weight: [2F, C] of the dtype of `x`, the gate's half first.
+        weight: [2F, C] of the dtype of `x`, the gate's half first, or what
+            ``pack_weight(weight, "swiglu")`` makes of it.
         bias: [2F] of the dtype of `x`, or None for 0.
-        backend: "auto", "reference" or "triton".
+        backend: "auto" or "reference".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -38,12 +39,12 @@ def linear_swiglu(
         BackendError: a backend named explicitly cannot run the call.
 
     Numerics:
-        Triton sums in float32 and rounds once at the end; the reference rounds h too.
-        Autocast casts all three tensors to its dtype.
+        Sums are float32 (float64 for float64); the reference rounds h too. Autocast casts all
+        three tensors to its dtype.
 
     Backends:
-        reference, which is PyTorch's product and a pass over its result; Triton, one kernel for
-        float32, float16 and bfloat16.
+        reference, which is PyTorch's product and a pass over its result, and unpacks a packed
+        weight.
     """
     return _op.call(x, weight, bias, backend)
 
@@ -53,7 +54,7 @@ def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0] // 2))
+    return x.new_empty((*x.shape[:-1], packed_weight.features(weight) // 2))
 
 
 _op = KernelOp(
@@ -62,6 +63,6 @@ _op = KernelOp(
     package=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+    order={"cuda": ("reference",), "cpu": ("reference",)},
     autocast=("x", "weight", "bias"),
 )

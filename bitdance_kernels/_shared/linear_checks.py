@@ -1,0 +1,58 @@
+"""Checks of the ops that multiply by a weight."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels._shared import checks, packed_weight
+from bitdance_kernels._shared.packed_weight import TILE
+
+
+def check(
+    op: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    swiglu: bool = False,
+) -> None:
+    """Raise TypeError or ValueError unless x [..., C] can be multiplied by weight [N, C]."""
+    checks.dtype(op, "x", x, checks.FLOATS)
+    checks.rank(op, "x", x, 1)
+    if x.shape[-1] == 0:
+        raise checks.fail(op, "x", "[..., C] with C > 0", f"shape {list(x.shape)}")
+    checks.dtype(op, "weight", weight, (x.dtype,))
+    check_layer(op, "x", x, weight, bias, swiglu=swiglu)
+
+
+def check_layer(
+    op: str,
+    name: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    swiglu: bool = False,
+) -> None:
+    """Raise TypeError or ValueError unless a layer takes the channels of `x`, the argument `name`.
+
+    The weight is a matrix, or packed by ``pack_weight``; its dtype may be another than that of `x`.
+    """
+    channels, letters = x.shape[-1], "[2F, C]" if swiglu else "[F, C]"
+    if packed_weight.is_packed(weight):
+        if channels % TILE != 0:
+            expected = "[..., C] with C a multiple of 16 where weight is packed"
+            raise checks.fail(op, name, expected, f"shape {list(x.shape)}")
+        rows = f"{letters[1:-4]} / 16"
+        wanted = (weight.shape[0], channels // TILE, 2 * TILE, TILE // 2)
+        checks.shape(op, "weight", weight, wanted, f"[{rows}, C / 16, 32, 8]")
+    else:
+        checks.rank(op, "weight", weight, 2, 2)
+        checks.shape(op, "weight", weight, (weight.shape[0], channels), letters)
+    features = packed_weight.features(weight)
+    if swiglu and features % 2 != 0:
+        raise checks.fail(op, "weight", letters, f"shape {list(weight.shape)}")
+    if bias is not None:
+        checks.dtype(op, "bias", bias, (weight.dtype,))
+        checks.shape(op, "bias", bias, (features,), letters[:-4] + "]")
+    checks.same_device(op, name, x, weight=weight, bias=bias)

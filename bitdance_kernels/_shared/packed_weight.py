@@ -1,0 +1,112 @@
+"""Weights in the order in which tensor cores read them.
+
+A tile of 16 rows and 16 channels lies as the A operand of ``mma.m16n8k16``: 8 values for each of 32
+lanes, lane 4 r + p having channels (2 p, 2 p + 1, 2 p + 8, 2 p + 9) of rows r and r + 8. So a lane
+reads all of its tile by one load of 16 bytes, and a warp reads 512 adjacent ones.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels._dispatch import arguments
+from bitdance_kernels._shared import checks
+
+__all__ = ["pack_weight", "unpack_weight"]
+
+TILE = 16
+# By layout, how a weight's rows are numbered: by tile ("t", -1 here), half of the tile ("h") and
+# row of the half ("r"), the slowest first.
+_LAYOUTS = {"rows": "thr", "swiglu": "htr", "rope": "trh"}
+_SIZES = {"t": -1, "h": 2, "r": 8}
+
+
+def pack_weight(weight: torch.Tensor, layout: str = "rows") -> torch.Tensor:
+    """A weight in the order in which tensor cores read it.
+
+    Ops with a product take such a weight in place of a matrix, in the layout that their
+    documentation names. Biases keep their order.
+
+    Args:
+        weight: [F, C] of any dtype, F and C multiples of 16.
+        layout: "rows"; "swiglu", where a tile of 16 rows holds 8 of the first half of all rows and
+            the same 8 of the second; or "rope", where it holds even rows before odd ones.
+
+    Returns:
+        [F / 16, C / 16, 32, 8] of the dtype of `weight`, contiguous.
+
+    Raises:
+        TypeError: `weight` is no tensor.
+        ValueError: a shape or layout other than the above.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.arange(512.0).view(32, 16)
+        >>> pack_weight(weight)[0, 0, 0]
+        tensor([  0.,   1., 128., 129.,   8.,   9., 136., 137.])
+        >>> torch.equal(unpack_weight(pack_weight(weight, "swiglu"), "swiglu"), weight)
+        True
+    """
+    order = _order("pack_weight", layout)
+    arguments.tensor("pack_weight", "weight", weight)
+    checks.rank("pack_weight", "weight", weight, 2, 2)
+    F, C = weight.shape
+    if F % TILE or C % TILE:
+        expected = "[F, C] with F and C multiples of 16"
+        raise checks.fail("pack_weight", "weight", expected, f"shape {list(weight.shape)}")
+    rows = [F // TILE if axis == "t" else _SIZES[axis] for axis in order]
+    tiles = weight.reshape(*rows, C // TILE, 2, 4, 2)
+    tile, half, row = map(order.index, "thr")
+    packed = tiles.permute(tile, 3, row, 5, 4, half, 6)
+    return packed.reshape(F // TILE, C // TILE, 32, 8).contiguous()
+
+
+def unpack_weight(packed: torch.Tensor, layout: str = "rows") -> torch.Tensor:
+    """The weight that ``pack_weight`` packed.
+
+    Args:
+        packed: [F / 16, C / 16, 32, 8] of any dtype.
+        layout: as for ``pack_weight``.
+
+    Returns:
+        [F, C] of the dtype of `packed`, contiguous.
+
+    Raises:
+        TypeError: `packed` is no tensor.
+        ValueError: a shape or layout other than the above.
+    """
+    order = _order("unpack_weight", layout)
+    arguments.tensor("unpack_weight", "packed", packed)
+    checks.rank("unpack_weight", "packed", packed, 4, 4)
+    tiles, steps = packed.shape[:2]
+    letters = "[F / 16, C / 16, 32, 8]"
+    checks.shape("unpack_weight", "packed", packed, (tiles, steps, 32, 8), letters)
+    parts = packed.reshape(tiles, steps, 8, 4, 2, 2, 2)  # tile, step, row, pair, eight, half, one
+    axes = ["tkrpehc".index(axis) for axis in f"{order}kepc"]
+    return parts.permute(axes).reshape(tiles * TILE, steps * TILE).contiguous()
+
+
+def matrix(weight: torch.Tensor, layout: str = "rows") -> torch.Tensor:
+    """The matrix of a weight, which may be packed."""
+    return unpack_weight(weight, layout) if is_packed(weight) else weight
+
+
+def like(weight: torch.Tensor, gradient: torch.Tensor, layout: str = "rows") -> torch.Tensor:
+    """The matrix `gradient` in the form of `weight`."""
+    return pack_weight(gradient, layout) if is_packed(weight) else gradient
+
+
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether a weight has the shape that ``pack_weight`` gives it."""
+    return weight.dim() == 4
+
+
+def features(weight: torch.Tensor) -> int:
+    """F, the rows of the matrix of a weight."""
+    return weight.shape[0] * (TILE if is_packed(weight) else 1)
+
+
+def _order(op: str, layout: str) -> str:
+    if layout not in _LAYOUTS:
+        raise checks.fail(op, "layout", f"one of {', '.join(_LAYOUTS)}", repr(layout))
+    return _LAYOUTS[layout]

@@ -1,0 +1,1 @@
+"""RMSNorm, query, key and value projection, rotation, and the cache."""

@@ -1,0 +1,42 @@
+"""rms_norm_qkv in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels._shared import packed_weight, rms_norm
+from bitdance_kernels.attention._shared import append
+from bitdance_kernels.attention._shared.rotation import working_dtype
+
+
+def run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    norm_weight: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    position: torch.Tensor,
+    freqs: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    bias: torch.Tensor | None,
+    moments: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    n = rms_norm.forward(x, norm_weight, eps)
+    qkv = F.linear(n, packed_weight.matrix(weight, "rope"), bias)
+    return append.forward(
+        qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, k_cache.shape[3])),
+        k_cache,
+        v_cache,
+        position,
+        freqs,
+        num_heads,
+        num_kv_heads,
+        True,
+        None,
+        None,
+        eps,
+        working_dtype(qkv, freqs),
+    )

@@ -1,0 +1,1 @@
+"""The step of the sampler and the projection of the next state."""

@@ -1,0 +1,1 @@
+"""Products of RMS norms, plain and with the gate of SwiGLU."""

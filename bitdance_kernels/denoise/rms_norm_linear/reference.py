@@ -1,0 +1,32 @@
+"""rms_norm_linear in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels._shared import packed_weight, rms_norm
+from bitdance_kernels.denoise._shared import activations
+
+
+def run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    moments: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    return F.linear(rms_norm.forward(x, norm_weight, eps), packed_weight.matrix(weight), bias)
+
+
+def run_swiglu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    moments: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    n = rms_norm.forward(x, norm_weight, eps)
+    return activations.swiglu_gate(F.linear(n, packed_weight.matrix(weight, "swiglu"), bias))

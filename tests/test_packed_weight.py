@@ -1,0 +1,89 @@
+"""Packed weights and the context of overlapping launches."""
+
+import threading
+
+import pytest
+import torch
+
+from bitdance_kernels import overlapping_launches, pack_weight, unpack_weight
+from bitdance_kernels._shared.launches import programmatic
+
+LAYOUTS = ("rows", "swiglu", "rope")
+
+
+def _row(layout, features, tile, row):
+    """Number of the matrix's row that is row `row` of a tile."""
+    if layout == "rows":
+        return 16 * tile + row
+    if layout == "swiglu":
+        return 8 * tile + row % 8 + row // 8 * (features // 2)
+    return 16 * tile + row % 8 * 2 + row // 8
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_lane_has_its_part_of_the_operand(layout):
+    """Registers of the A operand as the PTX manual gives them for mma.m16n8k16."""
+    weight = torch.randperm(48 * 64).view(48, 64)
+    packed = pack_weight(weight, layout)
+    assert packed.shape == (3, 4, 32, 8)
+    for tile in range(3):
+        for step in range(4):
+            for lane in range(32):
+                for i in range(8):
+                    row = lane // 4 + 8 * (i // 2 % 2)
+                    channel = 16 * step + lane % 4 * 2 + i % 2 + 8 * (i // 4)
+                    expected = weight[_row(layout, 48, tile, row), channel]
+                    assert packed[tile, step, lane, i] == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+def test_unpacking_is_the_inverse(layout, dtype):
+    for shape in ((16, 16), (48, 32), (32, 80), (0, 16)):
+        weight = torch.randint(100, shape).to(dtype)
+        packed = pack_weight(weight, layout)
+        assert packed.dtype == dtype
+        assert packed.is_contiguous()
+        assert torch.equal(unpack_weight(packed, layout), weight)
+    columns = torch.randn(32, 48).t()  # of any strides
+    assert torch.equal(unpack_weight(pack_weight(columns, layout), layout), columns)
+
+
+def test_bad_arguments():
+    weight, packed = torch.zeros(16, 32), torch.zeros(1, 2, 32, 8)
+    for call, error, message in (
+        (lambda: pack_weight([1.0]), TypeError, "pack_weight: weight must be a torch.Tensor"),
+        (lambda: pack_weight(weight[0]), ValueError, "pack_weight: weight must be of 2 dimensions"),
+        (lambda: pack_weight(weight[:8]), ValueError,
+         r"pack_weight: weight must be \[F, C\] with F and C multiples of 16, got shape \[8, 32\]"),
+        (lambda: pack_weight(weight[:, :24]), ValueError, r"multiples of 16, got shape \[16, 24\]"),
+        (lambda: pack_weight(weight, "columns"), ValueError,
+         "pack_weight: layout must be one of rows, swiglu, rope, got 'columns'"),
+        (lambda: pack_weight(weight, None), ValueError, "layout must be one of .*, got None"),
+        (lambda: unpack_weight(None), TypeError, "unpack_weight: packed must be a torch.Tensor"),
+        (lambda: unpack_weight(weight), ValueError, "packed must be of 4 dimensions"),
+        (lambda: unpack_weight(packed[..., :4]), ValueError,
+         r"packed must be of shape \[F / 16, C / 16, 32, 8\] = \[1, 2, 32, 8\], got"),
+        (lambda: unpack_weight(packed, "rop"), ValueError, "unpack_weight: layout must be one of"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_the_first_launch_of_a_context_waits():
+    assert [programmatic() for _ in range(2)] == [0, 0]
+    with overlapping_launches():
+        assert [programmatic() for _ in range(3)] == [0, 1, 1]
+        with overlapping_launches():
+            assert [programmatic() for _ in range(2)] == [0, 1]
+        assert [programmatic() for _ in range(2)] == [0, 1], "a chain of its own"
+        of_a_thread = []
+        thread = threading.Thread(target=lambda: of_a_thread.append(programmatic()))
+        thread.start()
+        thread.join()
+        assert of_a_thread == [0]
+        assert programmatic() == 1
+    assert [programmatic() for _ in range(2)] == [0, 0]
+    with pytest.raises(ZeroDivisionError), overlapping_launches():
+        1 / programmatic()
+    assert programmatic() == 0
