@@ -57,7 +57,7 @@ def _l2(context: Context) -> None:
     """Reading working sets again and again; the rate of the 32 MB set stands for the L2's."""
     from benchmarks.gpu import probes  # needs Triton
 
-    block, programs = 4096, 4 * _multiprocessors(context)
+    block, programs = 4096, 4 * context.multiprocessors
     out = torch.empty(programs * block, device=context.device)
     for megabytes in _WORKING_SETS_MB[:1] if context.dry_run else _WORKING_SETS_MB:
         blocks = 3 * programs if context.dry_run else megabytes * 10**6 // (4 * block)
@@ -77,7 +77,7 @@ def _launches(context: Context) -> None:
     """Time from kernel to kernel in a graph of small dependent ones."""
     from benchmarks.gpu import probes
 
-    programs, block = _multiprocessors(context), 128
+    programs, block = context.multiprocessors, 128
     x = torch.zeros(programs * block, device=context.device)
     count = 2 if context.dry_run else _LAUNCHES
     ways: dict[str, dict[str, Any]] = {"plain": {"PDL": False}}
@@ -94,9 +94,3 @@ def _launches(context: Context) -> None:
         except Exception as error:
             figures = {"note": f"{type(error).__name__}: {error}"[:200]}
         _probe(context, "launch to launch", name, **figures)
-
-
-def _multiprocessors(context: Context) -> int:
-    if context.dry_run:
-        return 2
-    return torch.cuda.get_device_properties(context.device).multi_processor_count

@@ -26,7 +26,7 @@ BROKEN = 3
 
 Step = tuple[str, Callable[[], None]]
 Result = dict[str, Any]
-_LISTS = ("probes", "checks", "rows", "images", "done")
+_LISTS = ("probes", "checks", "rows", "images", "decide", "done")
 _TABLES = ("limits", "failed", "not timed", "not run")
 
 
@@ -87,6 +87,13 @@ class Context:
     def device(self) -> torch.device:
         """The card, or the CPU in a dry run."""
         return torch.device("cpu" if self.dry_run else "cuda")
+
+    @property
+    def multiprocessors(self) -> int:
+        """Multiprocessors of the card; 2 in a dry run."""
+        if self.dry_run:
+            return 2
+        return int(torch.cuda.get_device_properties(self.device).multi_processor_count)
 
     def add(self, name: str, value: Any, key: str | None = None) -> None:
         """Add to the result and to the journal; see `enter`."""
