@@ -45,6 +45,9 @@ def test_unpacking_is_the_inverse(layout, dtype):
         assert packed.dtype == dtype
         assert packed.is_contiguous()
         assert torch.equal(unpack_weight(packed, layout), weight)
+        out = torch.full(packed.shape, torch.nan, dtype=torch.float64)
+        assert pack_weight(weight, layout, out=out) is out
+        assert torch.equal(out, packed.double())
     columns = torch.randn(32, 48).t()  # of any strides
     assert torch.equal(unpack_weight(pack_weight(columns, layout), layout), columns)
 
@@ -60,6 +63,11 @@ def test_bad_arguments():
         (lambda: pack_weight(weight, "columns"), ValueError,
          "pack_weight: layout must be one of rows, swiglu, rope, got 'columns'"),
         (lambda: pack_weight(weight, None), ValueError, "layout must be one of .*, got None"),
+        (lambda: pack_weight(weight, out=[]), TypeError, "pack_weight: out must be a torch.Tensor"),
+        (lambda: pack_weight(weight, out=packed[:, :1]), ValueError,
+         r"pack_weight: out must be of shape \[F / 16, C / 16, 32, 8\] = \[1, 2, 32, 8\], got"),
+        (lambda: pack_weight(weight, out=torch.zeros(1, 2, 8, 32).mT), ValueError,
+         r"pack_weight: out must be contiguous, got strides \[512, 256, 1, 32\]"),
         (lambda: unpack_weight(None), TypeError, "unpack_weight: packed must be a torch.Tensor"),
         (lambda: unpack_weight(weight), ValueError, "packed must be of 4 dimensions"),
         (lambda: unpack_weight(packed[..., :4]), ValueError,

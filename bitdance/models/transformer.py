@@ -84,19 +84,16 @@ class _Attention(nn.Module):
         freqs: torch.Tensor,
         cache: tuple[torch.Tensor, torch.Tensor],
         lengths: torch.Tensor,
-        ranges: Ranges | None,
+        mask: Ranges | torch.Tensor,
     ) -> torch.Tensor:
-        """New tokens [B, T, C] after `lengths` cached ones, which they all see.
-
-        With `ranges` they are the first tokens, and see each other under that mask.
-        """
+        """New tokens [B, T, C] after `lengths` cached ones; see ``TransformerBlock.decode``."""
         keys, values = cache
         q = rope_append(self.wqkv(x), keys, values, lengths, freqs, num_heads=self.num_heads)
-        count = x.shape[1]
-        if ranges is None:
-            out = block_decode_attention(q, keys, values, lengths + count)
+        if isinstance(mask, Ranges):
+            count = x.shape[1]
+            out = block_causal_attention(q, keys[:, :count], values[:, :count], mask)
         else:
-            out = block_causal_attention(q, keys[:, :count], values[:, :count], ranges)
+            out = block_decode_attention(q, keys, values, mask)
         return self.wo(out.flatten(2))
 
 
@@ -138,10 +135,14 @@ class TransformerBlock(nn.Module):
         freqs: torch.Tensor,
         cache: tuple[torch.Tensor, torch.Tensor],
         lengths: torch.Tensor,
-        ranges: Ranges | None = None,
+        mask: Ranges | torch.Tensor,
     ) -> torch.Tensor:
-        """New tokens [B, T, C] after `lengths` cached ones; `cache` is written."""
-        x = x + self.attention.decode(self.attention_norm(x), freqs, cache, lengths, ranges)
+        """New tokens [B, T, C] after `lengths` cached ones; `cache` is written.
+
+        `mask` is Ranges for the first tokens of an empty cache, which see each other by them; else
+        int32 [B], lengths with the new tokens, all of which every new token sees.
+        """
+        x = x + self.attention.decode(self.attention_norm(x), freqs, cache, lengths, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -172,8 +173,12 @@ class Transformer(nn.ModuleList):
     def decode(
         self, x: torch.Tensor, freqs: torch.Tensor, cache: KVCache, ranges: Ranges | None = None
     ) -> torch.Tensor:
-        """New tokens through all blocks; the cache then holds them."""
+        """New tokens through all blocks; the cache then holds them.
+
+        With `ranges` they are the first tokens, which see each other under that mask.
+        """
+        mask = cache.lengths + x.shape[1] if ranges is None else ranges
         for block, layer in zip(self, cache.layers, strict=True):
-            x = block.decode(x, freqs, layer, cache.lengths, ranges)
+            x = block.decode(x, freqs, layer, cache.lengths, mask)
         cache.advance(x.shape[1])
         return x

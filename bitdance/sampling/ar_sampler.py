@@ -21,6 +21,7 @@ from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance.sampling import graphs
+from bitdance.sampling.config import forced_plans
 from bitdance.sampling.finite import check_predictions
 from bitdance.sampling.flow_sampler import Schedule, binarize, denoise, make_head
 from bitdance.sampling.workspace import Pool, Workspace
@@ -292,7 +293,7 @@ class ARSampler(ABC, Generic[S]):
             owner = (first.data_ptr(), *(p.data_ptr() for p in graphs.parameters(self.model)))
             key = (
                 kind, rows, guided, shared, num_inference_steps, use_kernels, device, first.dtype,
-                compute_dtype(network), default_backend(),
+                compute_dtype(network), default_backend(), forced_plans(),
             )  # fmt: skip
             run = workspace.runs.get(owner, key, make_run)
             run.start(guidance, keys)

@@ -11,6 +11,7 @@ from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance.sampling.ar_sampler import ARSampler, OnStep, Run, guidance_at
+from bitdance.sampling.trunk_products import packed_transformer
 from bitdance.sampling.workspace import Workspace
 
 __all__ = ["ClassConditionalSampler"]
@@ -25,11 +26,12 @@ class _ClassSequence:
     Args:
         model: the networks.
         cache: cache of all rows.
+        use_kernels: False for the transformer as published.
     """
 
     repeats = False  # the prefix needs a mask
 
-    def __init__(self, model: BitDanceModel, cache: KVCache) -> None:
+    def __init__(self, model: BitDanceModel, cache: KVCache, use_kernels: bool) -> None:
         config, rows, device = model.config, len(cache.lengths), cache.lengths.device
         P = config.parallel_num
         self.model, self.cache = model, cache
@@ -38,17 +40,25 @@ class _ClassSequence:
         self.mask = model.ranges(patches=1)
         self.labels = torch.full((rows,), config.num_classes, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(rows, *self.patch_shape, dtype=torch.float32, device=device)
+        self.trunk = None
+        if use_kernels:
+            self.trunk = packed_transformer(model.layers, rows * P, cache.layers[0][0].dtype)
 
     def begin(self, labels: torch.Tensor) -> None:
         """Start with the labels of the conditional rows; the others keep "no class"."""
         self.labels[: len(labels)] = labels
+        if self.trunk is not None:
+            self.trunk.load()
 
     def first(self) -> torch.Tensor:
         return self.model.decode_step(self.model.prefix(self.labels), self.cache, self.mask)
 
     def next(self) -> torch.Tensor:
         # From here on a step sees the whole cache.
-        return self.model.decode_step(self.model.embed(self.tokens), self.cache)
+        model, x = self.model, self.model.embed(self.tokens)
+        if self.trunk is None:
+            return model.decode_step(x, self.cache)
+        return model.norm(self.trunk.decode(model.emb_norm(x), model.freqs, self.cache))
 
     def condition(self, hidden: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         P = self.patch_shape[0]
@@ -137,7 +147,7 @@ class ClassConditionalSampler(ARSampler[_ClassSequence]):
             use_kernels=use_kernels,
             reserve=self.reserve_cache,
             kind=None,
-            make=lambda cache: _ClassSequence(model, cache),
+            make=lambda cache: _ClassSequence(model, cache, use_kernels),
             begin=lambda sequence: sequence.begin(labels),
         )
 

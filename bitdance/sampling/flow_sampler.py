@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.layers import compute_dtype
 from bitdance.models.tracing import is_traced
-from bitdance.sampling.head_runner import Head, HeadRunner, PlainHead, Step
+from bitdance.sampling.head_products import Step
+from bitdance.sampling.head_runner import Head, HeadRunner, PlainHead
 from bitdance_kernels import denoise_schedule, finalize_bits, use_backend
 from bitdance_kernels import noise as philox_noise
 
@@ -57,7 +58,12 @@ class Schedule:
 
 
 def make_head(
-    network: HeadNetwork, schedule: Schedule, rows: int, patch: int | None, use_kernels: bool = True
+    network: HeadNetwork,
+    schedule: Schedule,
+    rows: int,
+    patch: int | None,
+    use_kernels: bool = True,
+    plan: str = "auto",
 ) -> Head:
     """The head, ready for patches of that size.
 
@@ -67,10 +73,14 @@ def make_head(
         rows: patches in a batch, both halves of a guided one counted.
         patch: P, or None for states [R, C].
         use_kernels: False for the network as published.
+        plan: how its products are done, see ``choose_plan``.
+
+    Raises:
+        ValueError: `plan` is unknown, or cannot run these products.
     """
     if not use_kernels or is_traced():  # a program keeps no buffers between evaluations
         return PlainHead(network, schedule.times)
-    return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network))
+    return HeadRunner(network, rows, patch, schedule.times, compute_dtype(network), plan)
 
 
 def sample_patch(
@@ -137,15 +147,15 @@ def denoise(
     none = torch.zeros_like(x)  # the last step is deterministic
     with head.precision():
         head.begin(cond)
-        for i in range(steps + 1):
-            drawn = none if i == steps else None if noise is None else noise[i + 1]
-            step = Step(
-                schedule.table, schedule.steps[i], cfg, drawn, keys if drawn is None else None
-            )
-            x0, following = head.advance(i, x, step)
-            if on_step is not None:
-                on_step(i, x, x0.clone())
-            x = following
+        with head.chain():
+            for i in range(steps + 1):
+                drawn = none if i == steps else None if noise is None else noise[i + 1]
+                of_noise = keys if drawn is None else None
+                step = Step(schedule.table, schedule.steps[i], cfg, drawn, of_noise)
+                following = head.advance(i, x, step)
+                if on_step is not None:
+                    on_step(i, x, head.prediction().clone())
+                x = following
     return x
 
 

@@ -1,89 +1,86 @@
-"""The matrix products of the head's blocks, by the library.
+"""The head's blocks and the sampler's step, by library products.
 
 A block consists of branches, x + gate fc2(activation(fc1(n))) with n the modulated norm of x.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitdance.models.diffusion_head import EPS
-from bitdance_kernels import adaln_norm, gated_residual_adaln, linear, patch_attention, swiglu
+from bitdance.models.diffusion_head import EPS, HeadNetwork, PatchBlock, TokenBlock
+from bitdance.sampling.weights import JoinedLinear
+from bitdance_kernels import adaln_norm, denoise_step, gated_residual_adaln, patch_attention, swiglu
 
-__all__ = ["Branch", "JoinedLinear", "LibraryProducts", "Modulation"]
+__all__ = ["Branch", "HeadProducts", "LibraryProducts", "Modulation", "Step", "branches"]
 
 
-class _JoinedParameter:
-    """A matrix or vector in the dtype of the products: rows of one or several parameters.
+@dataclass(frozen=True)
+class Step:
+    """Arguments of ``denoise_step`` after an evaluation.
 
-    A single parameter of that dtype is used itself, so changes of it are seen at once; otherwise
-    ``tensor`` is a copy, which ``load`` refreshes.
+    Attributes:
+        table: coefficients [S + 1, 3].
+        index: number of the step, on the device.
+        cfg: guidance scale, on the device; None for none.
+        noise: noise of the step, or None to draw it with `keys`.
+        keys: Philox keys, int64 [R, 3].
     """
 
-    def __init__(self, parameters: list[torch.Tensor], dtype: torch.dtype) -> None:
-        self._parameters = [parameter.detach() for parameter in parameters]
-        first = self._parameters[0]
-        self._copied = len(parameters) > 1 or first.dtype != dtype
-        self.tensor = first
-        if self._copied:
-            rows = sum(len(parameter) for parameter in parameters)
-            self.tensor = torch.empty(rows, *first.shape[1:], dtype=dtype, device=first.device)
+    table: torch.Tensor
+    index: torch.Tensor
+    cfg: torch.Tensor | None
+    noise: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
 
-    def load(self) -> None:
-        if self._copied:
-            sizes = [len(parameter) for parameter in self._parameters]
-            for part, parameter in zip(self.tensor.split(sizes), self._parameters, strict=True):
-                part.copy_(parameter)
-
-
-class JoinedLinear:
-    """x W^T + b of one layer, or of several layers with the same input.
-
-    Args:
-        layers: the layers; their outputs are concatenated.
-        dtype: dtype of the product.
-    """
-
-    def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:
-        self._joined = [
-            _JoinedParameter([layer.weight for layer in layers], dtype),
-            _JoinedParameter([layer.bias for layer in layers], dtype),
-        ]
-        self.weight, self.bias = (joined.tensor for joined in self._joined)
-
-    def load(self) -> None:
-        """Refresh the copies of the layers' parameters."""
-        for joined in self._joined:
-            joined.load()
-
-    def empty(self, *rows: int) -> torch.Tensor:
-        """An uninitialized result of that many rows."""
-        return self.weight.new_empty(*rows, len(self.weight))
-
-    def __call__(self, x: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-        """The product [M, N] of `x` [M, K], written into `out`."""
-        return linear(x, self.weight, self.bias, out=out)
+    def __call__(self, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """The state that follows `x`, whose prediction is `x0`."""
+        return denoise_step(
+            x, x0, self.table, self.index, cfg=self.cfg, noise=self.noise, keys=self.keys
+        )
 
 
 @dataclass(frozen=True)
 class Branch:
-    """x + gate fc2(activation(fc1(n))), with n the modulated norm of x: an MLP or an attention.
+    """Layers of x + gate fc2(activation(fc1(norm(x)))): an MLP or an attention.
 
     Attributes:
-        norm: weight and bias of the LayerNorm.
-        fc1: product of n.
+        norm: the LayerNorm, which is modulated.
+        fc1: product of the norm.
         activation: "swiglu", "silu" or "attention".
         fc2: product whose result is added.
     """
 
-    norm: tuple[torch.Tensor, torch.Tensor]
-    fc1: JoinedLinear
+    norm: nn.LayerNorm
+    fc1: nn.Linear
     activation: str
-    fc2: JoinedLinear
+    fc2: nn.Linear
+
+    @property
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the norm."""
+        return self.norm.weight.detach(), self.norm.bias.detach()
+
+
+def branches(network: HeadNetwork) -> list[Branch]:
+    """Branches of all blocks of a network, in order."""
+    return [branch for block in network.res_blocks for branch in _of_block(block)]
+
+
+def _of_block(block: nn.Module) -> list[Branch]:
+    if isinstance(block, TokenBlock):
+        return [Branch(block.norm, block.w1, "swiglu", block.w2)]
+    assert isinstance(block, PatchBlock)
+    attention = Branch(block.norm1, block.attn.wqkv, "attention", block.attn.wo)
+    if block.use_swiglu:
+        return [attention, Branch(block.norm2, block.w1, "swiglu", block.w2)]
+    fc1, _, fc2 = cast(Iterable[nn.Linear], block.mlp)
+    return [attention, Branch(block.norm2, fc1, "silu", fc2)]
 
 
 @dataclass(frozen=True)
@@ -99,41 +96,93 @@ class Modulation:
     gates: tuple[torch.Tensor, ...]
 
 
+class HeadProducts(Protocol):
+    """An evaluation of the head, given its modulations, and the step after it."""
+
+    def load(self) -> None:
+        """Refresh what depends on the network's parameters."""
+
+    def predict(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
+        """Clean bits [R, (P,) ch_target] of the state `x`; valid until the next call."""
+
+    def advance(
+        self, x: torch.Tensor, modulation: Modulation, step: Step, *, last: bool
+    ) -> torch.Tensor:
+        """The state that follows `x`; after `last` no evaluation follows in this AR step."""
+
+    def prediction(self) -> torch.Tensor:
+        """What ``predict`` would have returned in the last ``advance``."""
+
+
 class LibraryProducts:
-    """Blocks as library products with elementwise ops between them.
+    """An evaluation as library products with elementwise ops between them; see ``HeadProducts``.
 
     The end of a branch and the norm of the next one are one pass.
 
     Args:
-        branches: branches of all blocks, in order.
-        rows: R, number of patches.
-        patch: P, tokens of a patch.
-        num_heads: heads of the attention.
+        network: the head's network.
+        shape: (R, P), or (R,) for states without the second dimension.
+        dtype: dtype of the products and of the stream.
     """
 
-    def __init__(self, branches: list[Branch], rows: int, patch: int, num_heads: int) -> None:
-        self.branches, self.num_heads = branches, num_heads
-        self.norms = [*(branch.norm for branch in branches), (None, None)]
-        self.shape = (rows, patch)
+    def __init__(self, network: HeadNetwork, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        config, found = network.config, branches(network)
+        self._shape, self._num_heads = shape, config.num_heads
+        self._squash = config.architecture == "t2i"
+        M = torch.Size(shape).numel()
+        self._norms = [*(branch.affine for branch in found), (None, None)]
+        self._activations = [branch.activation for branch in found]
+        self._first = [JoinedLinear([branch.fc1], dtype) for branch in found]
+        self._second = [JoinedLinear([branch.fc2], dtype) for branch in found]
+        self._input = JoinedLinear([network.input_proj], dtype)
+        self._final = JoinedLinear([network.final_layer.linear], dtype)
         # Branches of a kind run one after another, so they share a buffer.
-        products = {n: p for b in branches for n, p in ((b.activation, b.fc1), ("fc2", b.fc2))}
-        self.buffers = {name: product.empty(rows * patch) for name, product in products.items()}
+        kinds = zip(self._activations, self._first, strict=True)
+        self._h = {kind: product.empty(M) for kind, product in kinds}
+        self._branch = self._second[0].empty(M)
+        self._state = self._input.weight.new_empty(M, config.ch_target)
+        self._stream, self._x0 = self._input.empty(M), self._final.empty(M)
 
-    def blocks(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
+    def load(self) -> None:
+        """See ``HeadProducts``; always done, which is cheaper than finding out whether it must."""
+        for product in (*self._first, *self._second, self._input, self._final):
+            product.load()
+
+    def predict(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
+        """See ``HeadProducts``."""
+        # Both halves of a guided batch share the state.
+        halves = self._shape[0] // max(1, len(x))
+        self._state.view(halves, *x.shape).copy_(x)
+        h = self._input(self._state, out=self._stream)
+        self._final(self._blocks(h, modulation), out=self._x0)
+        return self.prediction()
+
+    def advance(
+        self, x: torch.Tensor, modulation: Modulation, step: Step, *, last: bool
+    ) -> torch.Tensor:
+        """See ``HeadProducts``."""
+        return step(x, self.predict(x, modulation))
+
+    def prediction(self) -> torch.Tensor:
+        """See ``HeadProducts``."""
+        x0 = self._x0.view(*self._shape, -1)
+        return 2 * torch.sigmoid(x0) - 1 if self._squash else x0
+
+    def _blocks(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         """The stream [M, C] through all blocks, to the final layer's modulated norm [M, C]."""
-        n = adaln_norm(x, *modulation.norms[0], *self.norms[0], eps=EPS)
-        for i, branch in enumerate(self.branches):
-            h = branch.fc1(n, out=self.buffers[branch.activation])
-            h = branch.fc2(self.activate(branch.activation, h), out=self.buffers["fc2"])
+        n = adaln_norm(x, *modulation.norms[0], *self._norms[0], eps=EPS)
+        for i, kind in enumerate(self._activations):
+            h = self._first[i](n, out=self._h[kind])
+            h = self._second[i](self._activate(kind, h), out=self._branch)
             x, n = gated_residual_adaln(
-                x, h, modulation.gates[i], *modulation.norms[i + 1], *self.norms[i + 1], eps=EPS
+                x, h, modulation.gates[i], *modulation.norms[i + 1], *self._norms[i + 1], eps=EPS
             )
         return n
 
-    def activate(self, kind: str, h: torch.Tensor) -> torch.Tensor:
+    def _activate(self, kind: str, h: torch.Tensor) -> torch.Tensor:
         """What is between the two products of a branch."""
         if kind == "swiglu":
             return swiglu(h)
         if kind == "silu":
             return F.silu(h)
-        return patch_attention(h.unflatten(0, self.shape), self.num_heads).flatten(0, 1)
+        return patch_attention(h.unflatten(0, self._shape), self._num_heads).flatten(0, 1)

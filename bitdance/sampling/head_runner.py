@@ -10,53 +10,21 @@ Buffers are allocated once, so that captured graphs stay valid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from bitdance.models.diffusion_head import HeadNetwork, PatchBlock, TokenBlock
-from bitdance.sampling.head_products import Branch, JoinedLinear, LibraryProducts, Modulation
-from bitdance_kernels import denoise_step
+from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.sampling import packed_products
+from bitdance.sampling.config import choose_plan, max_table_rows
+from bitdance.sampling.head_products import HeadProducts, LibraryProducts, Modulation, Step
+from bitdance.sampling.weights import JoinedLinear
+from bitdance_kernels import overlapping_launches
 
-__all__ = ["Head", "HeadRunner", "PlainHead", "Step"]
-
-MAX_TABLE_ROWS = 64
-"""Tokens of a batch up to which the modulations of all evaluations of an AR step are one product.
-
-For few rows the time goes into reading weights, which are then read once. For more rows one product
-per evaluation is better, since its result is still in the cache when it is used.
-"""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Arguments of ``denoise_step`` after an evaluation.
-
-    Attributes:
-        table: coefficients [S + 1, 3].
-        index: number of the step, on the device.
-        cfg: guidance scale, on the device; None for none.
-        noise: noise of the step, or None to draw it with `keys`.
-        keys: Philox keys, int64 [R, 3].
-    """
-
-    table: torch.Tensor
-    index: torch.Tensor
-    cfg: torch.Tensor | None
-    noise: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
-
-    def __call__(self, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """The state that follows `x`, whose prediction is `x0`."""
-        return denoise_step(
-            x, x0, self.table, self.index, cfg=self.cfg, noise=self.noise, keys=self.keys
-        )
+__all__ = ["Head", "HeadRunner", "PlainHead"]
 
 
 class Head(Protocol):
@@ -73,14 +41,20 @@ class Head(Protocol):
     def begin(self, cond: torch.Tensor) -> None:
         """Set the conditioning [R, (P,) ch_cond] of an AR step."""
 
+    def chain(self) -> AbstractContextManager[object]:
+        """Context of the evaluations of an AR step, after ``begin``."""
+
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        """Clean bits [R, (P,) ch_target] of evaluation `i`.
+        """Clean bits [R, (P,) ch_target] of evaluation `i`; valid until the next call.
 
         The state `x` has as many rows, or half as many, which both halves share.
         """
 
-    def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        """The result of ``predict``, and the state after the step."""
+    def advance(self, i: int, x: torch.Tensor, step: Step) -> torch.Tensor:
+        """The state that follows `x` by evaluation `i` and the step after it."""
+
+    def prediction(self) -> torch.Tensor:
+        """What ``predict`` would have returned in the last ``advance``; valid until the next."""
 
 
 class PlainHead:
@@ -103,17 +77,26 @@ class PlainHead:
 
     def begin(self, cond: torch.Tensor) -> None:
         """See ``Head``."""
-        self.cond = cond
+        self._cond = cond
+
+    def chain(self) -> AbstractContextManager[object]:
+        """See ``Head``."""
+        return nullcontext()
 
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """See ``Head``."""
-        x = x if x.shape[0] == self.cond.shape[0] else torch.cat([x, x])
-        return self.network(x.to(self.cond.dtype), self.times[i].expand(x.shape[0]), self.cond)
+        cond = self._cond
+        x = x if x.shape[0] == cond.shape[0] else torch.cat([x, x])
+        return self.network(x.to(cond.dtype), self.times[i].expand(x.shape[0]), cond)
 
-    def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def advance(self, i: int, x: torch.Tensor, step: Step) -> torch.Tensor:
         """See ``Head``."""
-        x0 = self.predict(i, x)
-        return x0, step(x, x0)
+        self._prediction = self.predict(i, x)
+        return step(x, self._prediction)
+
+    def prediction(self) -> torch.Tensor:
+        """See ``Head``."""
+        return self._prediction
 
 
 class HeadRunner:
@@ -125,6 +108,7 @@ class HeadRunner:
         patch: P, tokens of a patch; None for states without that dimension.
         times: times of the evaluations, float32 [S + 1].
         dtype: dtype of the products and of the stream.
+        plan: see ``choose_plan``.
     """
 
     def __init__(
@@ -134,42 +118,41 @@ class HeadRunner:
         patch: int | None,
         times: torch.Tensor,
         dtype: torch.dtype,
+        plan: str = "auto",
     ) -> None:
-        config = network.config
+        config, device = network.config, times.device
         self.network, self.times, self.dtype = network, times, dtype
-        self._shape = (rows,) if patch is None else (rows, patch)
-        self._squash = config.architecture == "t2i"
+        shape = (rows,) if patch is None else (rows, patch)
         M, evaluations = rows * (patch or 1), len(times)
+        self.plan = choose_plan(
+            "head", M, packed_products.widths(network), dtype, device,
+            architecture=config.architecture, plan=plan,
+        )  # fmt: skip
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            branches = [b for block in network.res_blocks for b in _branches(block, dtype)]
+            self.products: HeadProducts
+            if self.plan == "packed":
+                self.products = packed_products.PackedProducts(network, shape, dtype)
+            else:
+                self.products = LibraryProducts(network, shape, dtype)
             self.cond_embed = JoinedLinear([network.cond_embed], dtype)
-            self.input_proj = JoinedLinear([network.input_proj], dtype)
-            self.final = JoinedLinear([network.final_layer.linear], dtype)
             self.ada_ln = JoinedLinear(
                 [*network.ada_ln_blocks, network.final_layer.ada_ln_modulation], dtype
             )
-            self._linears = [p for b in branches for p in (b.fc1, b.fc2)]
-            self._linears += [self.cond_embed, self.input_proj, self.final, self.ada_ln]
-            self.products = LibraryProducts(branches, rows, patch or 1, config.num_heads)
-
             width = config.ch_latent
             empty = partial(times.new_empty, dtype=dtype)
             self._time = empty(evaluations, 1, width)
-            self._state = empty(M, config.ch_target)
             self._cond = self.cond_embed.empty(M)
-            self._stream = self.input_proj.empty(M)
-            self._x0 = self.final.empty(M)
-            self.one_table = M <= MAX_TABLE_ROWS
+            self.one_table = max_table_rows(device) >= M
             kept = evaluations if self.one_table else 1
             self._y = empty(kept, M, width)
             self._table = self.ada_ln.empty(kept, M)
             self._modulations = [self._views(row) for row in self._table]
 
     def load(self) -> None:
-        """See ``Head``; always done, which is cheaper than finding out whether it is needed."""
-        for product in self._linears:
-            product.load()
+        """See ``Head``."""
+        for part in (self.products, self.cond_embed, self.ada_ln):
+            part.load()
         self._time.copy_(self.network.time_embed(self.times)[:, None])
 
     def precision(self) -> AbstractContextManager[object]:
@@ -187,22 +170,32 @@ class HeadRunner:
         if self.one_table:
             self._modulate(self._time)
 
+    def chain(self) -> AbstractContextManager[object]:
+        """See ``Head``: kernels may overlap while no modulation is written."""
+        return self._overlapping() if self.one_table else nullcontext()
+
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        """See ``Head``; valid until the next call."""
+        """See ``Head``."""
+        return self.products.predict(x, self._modulation(i))
+
+    def advance(self, i: int, x: torch.Tensor, step: Step) -> torch.Tensor:
+        """See ``Head``."""
+        modulation, last = self._modulation(i), i + 1 == len(self.times)
+        with nullcontext() if self.one_table else self._overlapping():
+            return self.products.advance(x, modulation, step, last=last)
+
+    def prediction(self) -> torch.Tensor:
+        """See ``Head``."""
+        return self.products.prediction()
+
+    def _overlapping(self) -> AbstractContextManager[object]:
+        return overlapping_launches() if self.plan == "packed" else nullcontext()
+
+    def _modulation(self, i: int) -> Modulation:
+        """Modulations of evaluation `i`, which are computed here if they are not in a table."""
         if not self.one_table:
             self._modulate(self._time[i : i + 1])
-        # Both halves of a guided batch share the state.
-        halves = self._shape[0] // max(1, len(x))
-        self._state.view(halves, *x.shape).copy_(x)
-        h = self.input_proj(self._state, out=self._stream)
-        n = self.products.blocks(h, self._modulations[i if self.one_table else 0])
-        x0 = self.final(n, out=self._x0).view(*self._shape, len(self.final.bias))
-        return 2 * torch.sigmoid(x0) - 1 if self._squash else x0
-
-    def advance(self, i: int, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Head``; the prediction is valid until the next call."""
-        x0 = self.predict(i, x)
-        return x0, step(x, x0)
+        return self._modulations[i if self.one_table else 0]
 
     def _modulate(self, time: torch.Tensor) -> None:
         """Fill the table with the modulations of embedded times."""
@@ -221,20 +214,3 @@ class HeadRunner:
         norms = [(chunks[start], chunks[start + 1]) for start in starts]
         gates = [chunks[start + 2] for start in starts]
         return Modulation((*norms, (chunks[-2], chunks[-1])), tuple(gates))
-
-
-def _branches(block: nn.Module, dtype: torch.dtype) -> list[Branch]:
-    """Branches of a block of the network, in order."""
-
-    def branch(norm: nn.LayerNorm, fc1: nn.Linear, activation: str, fc2: nn.Linear) -> Branch:
-        affine = (norm.weight.detach(), norm.bias.detach())
-        return Branch(affine, JoinedLinear([fc1], dtype), activation, JoinedLinear([fc2], dtype))
-
-    if isinstance(block, TokenBlock):
-        return [branch(block.norm, block.w1, "swiglu", block.w2)]
-    assert isinstance(block, PatchBlock)
-    attention = branch(block.norm1, block.attn.wqkv, "attention", block.attn.wo)
-    if block.use_swiglu:
-        return [attention, branch(block.norm2, block.w1, "swiglu", block.w2)]
-    fc1, _, fc2 = cast(Iterable[nn.Linear], block.mlp)
-    return [attention, branch(block.norm2, fc1, "silu", fc2)]

@@ -13,6 +13,7 @@ from bitdance.models.layers import compute_dtype
 from bitdance.models.qwen3 import rope_frequencies, rope_table
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.sampling.ar_sampler import ARSampler, OnStep, Run, guidance_at
+from bitdance.sampling.trunk_products import packed_qwen3
 from bitdance.sampling.workspace import Workspace
 
 __all__ = ["TextToImageSampler"]
@@ -47,9 +48,12 @@ class _TextSequence:
         self.ar_steps = len(self.positions)
         weight = model.llm_model.model.embed_tokens.weight
         self.block = weight.new_zeros(rows, P, llm.hidden_size, requires_grad=False)
+        self.trunk = packed_qwen3(model.llm_model.model, rows * P, cache.layers[0][0].dtype)
 
     def begin(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
         """Start with the token ids of all rows; returns the outputs of the different prompts."""
+        if self.trunk is not None:
+            self.trunk.load()
         trunk, device, P = self.model.llm_model.model, self.block.device, self.patch_shape[0]
         prompts = list(dict.fromkeys(rows))
         index = {prompt: i for i, prompt in enumerate(prompts)}
@@ -64,7 +68,10 @@ class _TextSequence:
         return self.next()
 
     def next(self) -> torch.Tensor:
-        return self.model.llm_model.model.decode(self.block, self.freqs, self.cache)
+        trunk = self.model.llm_model.model
+        if self.trunk is None:
+            return trunk.decode(self.block, self.freqs, self.cache)
+        return trunk.norm(self.trunk.decode(self.block, self.freqs, self.cache))
 
     def condition(self, hidden: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         return hidden + self.positions.index_select(0, step)

@@ -21,7 +21,9 @@ _LAYOUTS = {"rows": "thr", "swiglu": "htr", "rope": "trh"}
 _SIZES = {"t": -1, "h": 2, "r": 8}
 
 
-def pack_weight(weight: torch.Tensor, layout: str = "rows") -> torch.Tensor:
+def pack_weight(
+    weight: torch.Tensor, layout: str = "rows", *, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """A weight in the order in which tensor cores read it.
 
     Ops with a product take such a weight in place of a matrix, in the layout that their
@@ -31,12 +33,14 @@ def pack_weight(weight: torch.Tensor, layout: str = "rows") -> torch.Tensor:
         weight: [F, C] of any dtype, F and C multiples of 16.
         layout: "rows"; "swiglu", where a tile of 16 rows holds 8 of the first half of all rows and
             the same 8 of the second; or "rope", where it holds even rows before odd ones.
+        out: [F / 16, C / 16, 32, 8], contiguous and of any dtype, where the result goes; None for a
+            new tensor of the dtype of `weight`.
 
     Returns:
-        [F / 16, C / 16, 32, 8] of the dtype of `weight`, contiguous.
+        `out`, or the new tensor.
 
     Raises:
-        TypeError: `weight` is no tensor.
+        TypeError: `weight` or `out` is no tensor.
         ValueError: a shape or layout other than the above.
 
     Example:
@@ -57,8 +61,15 @@ def pack_weight(weight: torch.Tensor, layout: str = "rows") -> torch.Tensor:
     rows = [F // TILE if axis == "t" else _SIZES[axis] for axis in order]
     tiles = weight.reshape(*rows, C // TILE, 2, 4, 2)
     tile, half, row = map(order.index, "thr")
-    packed = tiles.permute(tile, 3, row, 5, 4, half, 6)
-    return packed.reshape(F // TILE, C // TILE, 32, 8).contiguous()
+    packed, shape = tiles.permute(tile, 3, row, 5, 4, half, 6), (F // TILE, C // TILE, 32, 8)
+    if out is None:
+        return packed.reshape(shape).contiguous()
+    arguments.tensor("pack_weight", "out", out)
+    checks.shape("pack_weight", "out", out, shape, "[F / 16, C / 16, 32, 8]")
+    if not out.is_contiguous():
+        raise checks.fail("pack_weight", "out", "contiguous", f"strides {list(out.stride())}")
+    out.view(packed.shape).copy_(packed)
+    return out
 
 
 def unpack_weight(packed: torch.Tensor, layout: str = "rows") -> torch.Tensor:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitdance.sampling import config, packed_products, trunk_products
+from bitdance.sampling.weights import PackedLinear
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import only_backend
 from tests.model.helpers import golden_cases
@@ -54,6 +56,61 @@ def test_golden_with_the_kernels_of_attention(name, monkeypatch):
     assert not wrong, "\n".join(wrong)
     assert "block_causal_attention" in ran
     assert ("block_causal_attention_backward" in ran) == (KIND_OF[name] == "model, ImageNet")
+
+
+def _packable(name):
+    """Whether the case samples with a head whose stream has whole parts of 16 channels."""
+    if KIND_OF[name] not in SAMPLED:
+        return False
+    tensors = Case.load(name).tensors.items()
+    return all(t.shape[0] % 16 == 0 for key, t in tensors if key.endswith("input_proj.weight"))
+
+
+SAMPLED = (
+    "head, ImageNet per token", "head, ImageNet parallel", "head, text-to-image",
+    "model, ImageNet", "pipeline, text-to-image",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in KIND_OF if _packable(name)])
+def test_golden_with_packed_weights(name, monkeypatch):
+    """The official numbers once more, by the plan "packed" of head and trunk.
+
+    Weights of other widths than multiples of 16, as those of bits, stay matrices here.
+    """
+    packed = []
+
+    class Either:
+        def __new__(cls, layers, dtype, layout="rows"):
+            sizes = [size for layer in layers for size in layer.weight.shape]
+            if any(size % 16 for size in sizes):
+                return _Matrix(layers, dtype)
+            packed.append(layers)
+            return PackedLinear(layers, dtype, layout)
+
+    monkeypatch.setattr(config, "_unsuited", lambda *_: None)
+    for module in (packed_products, trunk_products):
+        monkeypatch.setattr(module, "PackedLinear", Either)
+    case = Case.load(name)
+    with config.use_plans(head="packed", trunk="packed", t2i_trunk="packed"):
+        wrong = mismatches(case, RUNNERS[KIND_OF[name]](case))
+    assert not wrong, "\n".join(wrong)
+    assert packed
+
+
+class _Matrix:
+    """What ``PackedLinear`` is, without packing."""
+
+    def __init__(self, layers, dtype):
+        self._layers, (first, *_) = layers, layers
+        rows = sum(len(layer.weight) for layer in layers)
+        self.weight = first.weight.new_empty(rows, first.weight.shape[1], dtype=dtype)
+        self.bias = None if first.bias is None else first.bias.new_empty(rows, dtype=dtype)
+
+    def load(self):
+        self.weight.copy_(torch.cat([layer.weight.detach() for layer in self._layers]))
+        if self.bias is not None:
+            self.bias.copy_(torch.cat([layer.bias.detach() for layer in self._layers]))
 
 
 def _counted(function, name, ran):

@@ -65,12 +65,12 @@ def run_block(case: Case) -> dict[str, torch.Tensor]:
     cache = KVCache.allocate(
         1, len(x), x.shape[1], params["n_head"], head_dim, dtype=x.dtype, device=x.device
     )
-    mask: Ranges | None = block_causal_ranges(params["cls"] - 1, 1, P)
+    first: Ranges | torch.Tensor = block_causal_ranges(params["cls"] - 1, 1, P)
     outputs = []
     for part in (x[:, :prefix], *x[:, prefix:].split(P, dim=1)):
+        mask = cache.lengths + part.shape[1] if outputs else first
         outputs.append(block.decode(part, freqs, cache.layers[0], cache.lengths, mask))
         cache.advance(part.shape[1])
-        mask = None
     return {
         "out.mask": additive(dense_mask(ranges)),
         "out.pos_2d": centers,

@@ -1,5 +1,7 @@
 """A model small enough for tests, whose sampling is not degenerate."""
 
+import dataclasses
+
 import torch
 
 from bitdance.models.class_conditional import BitDanceModel
@@ -11,6 +13,8 @@ from bitdance.sampling.class_conditional import ClassConditionalSampler
 AUTOENCODER = AutoencoderConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, num_codebooks=1
 )  # fmt: skip
+PACKABLE = {"latent_dim": 16, "autoencoder": dataclasses.replace(AUTOENCODER, z_channels=16)}
+"""Changes to a tiny model by which all widths are multiples of 16, as packed weights need."""
 
 
 def tiny_config(**changes):

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from bitdance.models import diffusion_head
-from bitdance.sampling import graphs, head_runner
+from bitdance.sampling import graphs
+from bitdance.sampling.config import PLANS, use_plans
 from bitdance.sampling.flow_sampler import Schedule, sample_patch
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance.sampling.lru_cache import LRUCache
 from bitdance_kernels import noise_keys
 from tests.model.helpers.recording import recorded  # noqa: F401  (a fixture)
-from tests.model.helpers.tiny import HEADS, tiny_head, tiny_patch, tiny_sampler
+from tests.model.helpers.tiny import HEADS, PACKABLE, tiny_head, tiny_patch, tiny_sampler
 
 LABELS = torch.tensor([1, 3, 0])
 
@@ -28,19 +29,19 @@ def _runner(network, schedule, rows, patch, dtype=torch.float32):
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("architecture", HEADS)
+@pytest.mark.parametrize("plan", PLANS)
 @torch.no_grad()
-def test_an_evaluation_is_that_of_the_network(architecture, at_once, monkeypatch):
-    if not at_once:
-        monkeypatch.setattr(head_runner, "MAX_TABLE_ROWS", 0)
-    network, patch = tiny_head(architecture).net.double(), tiny_patch(architecture)
+def test_an_evaluation_is_that_of_the_network(plan, architecture, at_once):
+    network, patch = tiny_head(architecture, ch_target=16).net.double(), tiny_patch(architecture)
     schedule = Schedule.of(network, 5)
-    runner = _runner(network, schedule, 6, patch, torch.float64)
-    assert runner.one_table == at_once
+    with use_plans(head=plan, max_table_rows=64 if at_once else 0):
+        runner = _runner(network, schedule, 6, patch, torch.float64)
+    assert (runner.plan, runner.one_table) == (plan, at_once)
     plain = PlainHead(network, schedule.times)
     shape = (6,) if patch is None else (6, patch)
     for rows in (6, 3):  # halves of their own, and a state for both
         cond = torch.randn(*shape, 24, dtype=torch.float64)
-        x = torch.randn(rows, *shape[1:], 8)
+        x = torch.randn(rows, *shape[1:], 16)
         for head in (runner, plain):
             head.begin(cond)
         for i in (0, 3, 5):
@@ -188,15 +189,18 @@ def test_weights_are_cast_once_for_autocast():
     assert torch.equal(mixed, wanted)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize(
+    ("schedule", "plan"),
+    [("linear", "library"), ("constant", "library"), ("linear", "packed"), ("constant", "packed")],
+)
 @pytest.mark.parametrize("P", [1, 4])
-def test_replays_follow_their_inputs(P, schedule, recorded):  # noqa: F811
+def test_replays_follow_their_inputs(P, schedule, plan, recorded):  # noqa: F811
     """Labels, seeds, guidance, step and cache reach a recorded step through memory alone.
 
     The recording repeats each kernel with the tensors it had, as a graph does; so a Python number
     that differs between AR steps or images, or a tensor made outside, would show.
     """
-    sampler = tiny_sampler(parallel_num=P)
+    sampler = tiny_sampler(parallel_num=P, **PACKABLE)
     settings = {"num_inference_steps": 3, "guidance_schedule": schedule}
     runs = [
         {"labels": LABELS, "seeds": [0, 1, 2], "guidance_scale": 3.0},
@@ -210,8 +214,9 @@ def test_replays_follow_their_inputs(P, schedule, recorded):  # noqa: F811
     ]
     for run in runs:
         results, wanted = [], []
-        tokens = sampler.sample(**run, **settings, on_step=results.append)
-        plain = tiny_sampler(parallel_num=P)
+        with use_plans(head=plan, trunk=plan):
+            tokens = sampler.sample(**run, **settings, on_step=results.append)
+        plain = tiny_sampler(parallel_num=P, **PACKABLE)
         plain_tokens = plain.sample(**run, **settings, on_step=wanted.append, use_kernels=False)
         assert torch.equal(tokens, plain_tokens)
         for result, of_plain in zip(results, wanted, strict=True):
