@@ -11,6 +11,7 @@ PYBIND11_MODULE(_cuda, module) {
 
   bind("block_decode_attention", bdk_block_decode_attention_cuda);
   bind("denoise_step", bdk_denoise_step_cuda);
+  bind("denoise_step_linear", bdk_denoise_step_linear_cuda);
   bind("finalize_bits", bdk_finalize_bits_cuda);
   bind("adaln_norm", bdk_adaln_norm_cuda);
   bind("adaln_norm_backward", bdk_adaln_norm_backward_cuda);
@@ -26,7 +27,9 @@ PYBIND11_MODULE(_cuda, module) {
   bind("nearest_codes", bdk_nearest_codes_cuda);
   bind("pack_signs", bdk_pack_signs_cuda);
   bind("patch_attention", bdk_patch_attention_cuda);
+  bind("rms_norm_qkv", bdk_rms_norm_qkv_cuda);
   bind("rope_append", bdk_rope_append_cuda);
+  bind("skinny_product", bdk_skinny_product_cuda);
   bind("unpack_signs", bdk_unpack_signs_cuda);
   bind("noise", bdk_noise_cuda);
 }

@@ -1,0 +1,157 @@
+// skinny_product: check, choose the kernel, launch it.
+#include "cuda/skinny_product/skinny_product_sm90.cuh"
+
+#include "bitdance_kernels.h"
+#include "cuda/common/launch_sm90.h"
+
+namespace bdk {
+namespace {
+
+template <class T, int kTokens, bool kNorm>
+cudaError_t launch(SkinnyParams params, const LaunchSm90& how) {
+  const int threads = 32 * params.tiles * params.parts;
+  if (threads > kSkinnyMaxThreads<kTokens>) return cudaErrorInvalidConfiguration;
+  params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
+  const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
+  const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
+                                         params.depth);
+  return launch_sm90(skinny_product_kernel<T, kTokens, kNorm>, params, clusters * params.split,
+                     threads, shared, params.split, how);
+}
+
+template <class T, int kTokens>
+cudaError_t launch_tokens(const SkinnyParams& params, const LaunchSm90& how) {
+  return params.norm == kSkinnyNoNorm ? launch<T, kTokens, false>(params, how)
+                                      : launch<T, kTokens, true>(params, how);
+}
+
+template <class T>
+cudaError_t launch_type(const SkinnyParams& params, const LaunchSm90& how) {
+  if (params.rows <= 8) return launch_tokens<T, 8>(params, how);
+  if (params.rows <= 32) return launch_tokens<T, 32>(params, how);
+  if (params.rows <= 64) return launch_tokens<T, 64>(params, how);
+  return launch_tokens<T, 128>(params, how);
+}
+
+bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// Whether the kernel can read these rows, which may be absent.
+bool readable(bdk_rows rows, int dtype) {
+  if (rows.data == nullptr) return true;
+  return rows.dtype == dtype && rows.stride % 8 == 0 && aligned(rows.data);
+}
+
+int run(const SkinnyParams& params, int dtype, const LaunchSm90& how) {
+  const bool powers = params.split == 1 || params.split == 2 || params.split == 4 ||
+                      params.split == 8;
+  if (params.rows < 0 || params.rows > kSkinnyMaxRows || params.channels < 16 ||
+      params.channels % 16 != 0 || params.features < 16 || params.features % 16 != 0 || !powers ||
+      params.tiles < 1 || params.parts < 1 || params.tiles > 16 || params.parts > 16 ||
+      params.channels / 16 < params.split || params.norm < 0 || params.norm > kSkinnyRmsNorm) {
+    return BDK_BAD_SIZE;
+  }
+  if (!aligned(params.weight) || !aligned(params.norm_weight) || !aligned(params.norm_bias)) {
+    return BDK_BAD_SIZE;
+  }
+  if (params.rows == 0) return BDK_OK;
+  const DeviceGuard guard(how.device);
+  if (guard.status() != cudaSuccess) return guard.status();
+  return dtype == kFloat16 ? launch_type<__half>(params, how)
+                           : launch_type<__nv_bfloat16>(params, how);
+}
+
+}  // namespace
+}  // namespace bdk
+
+int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
+                            const void* bias_or_null, int norm, bdk_rows scale, bdk_rows shift,
+                            const void* norm_weight_or_null, const void* norm_bias_or_null,
+                            float eps, int epilogue, bdk_rows residual, bdk_rows gate, void* y,
+                            float* y_moments_or_null, int64_t rows, int64_t channels,
+                            int64_t features, int tiles, int parts, int split, int programmatic,
+                            int device, void* stream) {
+  using namespace bdk;
+  const int dtype = x.dtype;
+  if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
+  for (const bdk_rows& given : {x, scale, shift}) {
+    if (!readable(given, dtype)) return BDK_BAD_SIZE;
+  }
+  for (const bdk_rows& given : {residual, gate}) {
+    if (given.data != nullptr && given.dtype != dtype) return BDK_BAD_DTYPE;
+  }
+  if (epilogue < 0 || epilogue > kSkinnyGated || rows > kSkinnyMaxRows || channels > INT32_MAX ||
+      features > INT32_MAX) {
+    return BDK_BAD_SIZE;
+  }
+  SkinnyParams params{};
+  params.weight = static_cast<const uint4*>(weight);
+  params.bias = bias_or_null;
+  params.x = x.data;
+  params.moments = reinterpret_cast<const float2*>(moments_or_null);
+  params.scale = scale.data;
+  params.shift = shift.data;
+  params.norm_weight = norm_weight_or_null;
+  params.norm_bias = norm_bias_or_null;
+  params.residual = residual.data;
+  params.gate = gate.data;
+  params.y = y;
+  params.y_moments = reinterpret_cast<float2*>(y_moments_or_null);
+  params.x_stride = x.stride;
+  params.scale_stride = scale.stride;
+  params.shift_stride = shift.stride;
+  params.residual_stride = residual.stride;
+  params.gate_stride = gate.stride;
+  params.rows = static_cast<int>(rows);
+  params.channels = static_cast<int>(channels);
+  params.features = static_cast<int>(features);
+  params.norm = norm;
+  params.epilogue = epilogue;
+  params.tiles = tiles;
+  params.parts = parts;
+  params.split = split;
+  params.eps = eps;
+  return run(params, dtype, {device, stream, programmatic != 0});
+}
+
+int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
+                          const void* bias_or_null, const void* norm_weight, float eps, void* q,
+                          void* k_cache, void* v_cache, const int32_t* position, const float* freqs,
+                          int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads,
+                          int64_t head_dim, int64_t k_batch, int64_t k_token, int64_t k_head,
+                          int64_t v_batch, int64_t v_token, int64_t v_head, int64_t channels,
+                          int tiles, int parts, int split, int programmatic, int device,
+                          void* stream) {
+  using namespace bdk;
+  const int dtype = x.dtype;
+  if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
+  if (batch < 0 || tokens < 0 || heads < 1 || kv_heads < 1 || head_dim < 2 || head_dim % 2 != 0 ||
+      heads > INT32_MAX / 4 / head_dim || kv_heads > INT32_MAX / 4 / head_dim ||
+      channels > INT32_MAX || (tokens > 0 && batch > kSkinnyMaxRows / tokens) ||
+      !readable(x, dtype)) {
+    return BDK_BAD_SIZE;
+  }
+  for (int64_t stride : {k_batch, k_token, k_head, v_batch, v_token, v_head}) {
+    if (stride % 2 != 0) return BDK_BAD_SIZE;  // pairs are stored at once
+  }
+  SkinnyParams params{};
+  params.weight = static_cast<const uint4*>(weight);
+  params.bias = bias_or_null;
+  params.x = x.data;
+  params.moments = reinterpret_cast<const float2*>(moments_or_null);
+  params.norm_weight = norm_weight;
+  params.rope = {q,       k_cache, v_cache, position,
+                 freqs,   k_batch, k_token, k_head,
+                 v_batch, v_token, v_head,  static_cast<int>(tokens),
+                 static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(head_dim)};
+  params.x_stride = x.stride;
+  params.rows = static_cast<int>(batch * tokens);
+  params.channels = static_cast<int>(channels);
+  params.features = static_cast<int>((heads + 2 * kv_heads) * head_dim);
+  params.norm = kSkinnyRmsNorm;
+  params.epilogue = kSkinnyRope;
+  params.tiles = tiles;
+  params.parts = parts;
+  params.split = split;
+  params.eps = eps;
+  return run(params, dtype, {device, stream, programmatic != 0});
+}

@@ -1,0 +1,94 @@
+// The device code of skinny_product on the CPU.
+#include "card.h"
+//
+#include "cuda/skinny_product/skinny_product_sm90.cuh"
+
+namespace bdk {
+
+template <class T, int kTokens, bool kNorm>
+const char* launch(SkinnyParams params, uint32_t seed) {
+  params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
+  const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
+  const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
+                                         params.depth);
+  return emulated::launch_clusters(
+      clusters * params.split, params.split, 32 * params.tiles * params.parts, shared, seed,
+      [&] { skinny_product_kernel<T, kTokens, kNorm>(params); });
+}
+
+template <class T, int kTokens>
+const char* launch_tokens(const SkinnyParams& params, uint32_t seed) {
+  return params.norm == kSkinnyNoNorm ? launch<T, kTokens, false>(params, seed)
+                                      : launch<T, kTokens, true>(params, seed);
+}
+
+template <class T>
+const char* launch_type(const SkinnyParams& params, uint32_t seed) {
+  if (params.rows <= 8) return launch_tokens<T, 8>(params, seed);
+  if (params.rows <= 32) return launch_tokens<T, 32>(params, seed);
+  if (params.rows <= 64) return launch_tokens<T, 64>(params, seed);
+  return launch_tokens<T, 128>(params, seed);
+}
+
+}  // namespace bdk
+
+// tensors: x, moments, weight, bias, scale, shift, norm_weight, norm_bias, residual, gate, y,
+// y_moments, and for a rotation q, k_cache, v_cache, position, freqs.
+// sizes: rows, channels, features, norm, epilogue, tiles, parts, split, strides of x, scale, shift,
+// residual and gate, and for a rotation those of the caches (batch, token, head of each), tokens,
+// heads, kv_heads, head_dim.
+// late: which tensors the kernel before this one writes.
+extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes, float eps,
+                                      int is_half, const int64_t* late_bytes, uint32_t seed) {
+  using namespace bdk;
+  const auto size = [&](int i) { return static_cast<int>(sizes[i]); };
+  SkinnyParams params{};
+  params.x = tensors[0];
+  params.moments = static_cast<const float2*>(tensors[1]);
+  params.weight = static_cast<const uint4*>(tensors[2]);
+  params.bias = tensors[3];
+  params.scale = tensors[4];
+  params.shift = tensors[5];
+  params.norm_weight = tensors[6];
+  params.norm_bias = tensors[7];
+  params.residual = tensors[8];
+  params.gate = tensors[9];
+  params.y = tensors[10];
+  params.y_moments = static_cast<float2*>(tensors[11]);
+  params.rows = size(0);
+  params.channels = size(1);
+  params.features = size(2);
+  params.norm = size(3);
+  params.epilogue = size(4);
+  params.tiles = size(5);
+  params.parts = size(6);
+  params.split = size(7);
+  params.x_stride = sizes[8];
+  params.scale_stride = sizes[9];
+  params.shift_stride = sizes[10];
+  params.residual_stride = sizes[11];
+  params.gate_stride = sizes[12];
+  params.eps = eps;
+  if (params.epilogue == kSkinnyRope) {
+    params.rope = {tensors[12],
+                   tensors[13],
+                   tensors[14],
+                   static_cast<const int*>(tensors[15]),
+                   static_cast<const float*>(tensors[16]),
+                   sizes[13],
+                   sizes[14],
+                   sizes[15],
+                   sizes[16],
+                   sizes[17],
+                   sizes[18],
+                   size(19),
+                   size(20),
+                   size(21),
+                   size(22)};
+  }
+  for (int i = 0; i < 17; ++i) {
+    if (late_bytes[i] > 0) emulated::late_input(tensors[i], static_cast<size_t>(late_bytes[i]));
+  }
+  return is_half != 0 ? launch_type<__half>(params, seed)
+                      : launch_type<__nv_bfloat16>(params, seed);
+}
