@@ -24,6 +24,7 @@ _MAX_WARPS = {8: 18, 32: 18, 64: 16, 128: 16}  # of a block: kSkinnyMaxThreads
 _MAX_SIDE = 16  # tiles and parts of a block
 _CLUSTERS = 16  # clusters of 8 blocks that fit an H100 at one block a multiprocessor
 _FEW_ROWS = 8
+_MAX_STAGED_ROWS = 512  # of inputs in shared memory, for all parts of a block
 _WARPS = 8  # that a block should have, to load and normalize its inputs
 
 
@@ -64,6 +65,7 @@ def candidates(rows: int, channels: int, features: int) -> list[Launch]:
                 parts = min(warps // width, steps // split)
                 launch = Launch(width, parts, split)
                 fits = parts >= 1 and width * parts <= _MAX_WARPS[row_class(rows)]
+                fits = fits and row_class(rows) * parts <= _MAX_STAGED_ROWS
                 if fits and launch not in found:
                     found.append(launch)
     return found

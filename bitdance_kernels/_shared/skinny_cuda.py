@@ -1,4 +1,4 @@
-"""Products of few rows in CUDA C++: csrc/cuda/skinny_product."""
+"""Products of few rows in CUDA C++: csrc/cuda/common/skinny_product."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bitdance_kernels._shared.rows import as_rows
 
 NATIVE_FUNCTIONS = ("skinny_product",)
 
-# Codes of csrc/cuda/skinny_product/skinny_product_config.h.
+# Codes of csrc/cuda/common/skinny_product_config.h.
 NO_NORM, LAYER_NORM, RMS_NORM = 0, 1, 2
 PLAIN, SWIGLU, GATED = 0, 1, 2
 

@@ -23,11 +23,25 @@ CSRC = HERE.parents[1] / "csrc"
 FLAGS = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
 
 
-def build(name: str, folder: Path) -> ctypes.CDLL:
-    """Compile `name`.cpp of this folder; warnings are errors."""
+def build(name: str, folder: Path, changed: Path | None = None) -> ctypes.CDLL:
+    """Compile `name`.cpp of this folder; warnings are errors.
+
+    Args:
+        name: name of the program.
+        folder: where to put the library.
+        changed: include path for changed device code, searched before csrc.
+    """
     library = folder / f"{name}.so"
-    _compile(["-shared", "-fPIC", HERE / f"{name}.cpp"], library)
+    _compile(["-shared", "-fPIC", *_first(changed), HERE / f"{name}.cpp"], library)
     return ctypes.CDLL(str(library))
+
+
+def plant(header: str, text: str, fault: str, folder: Path) -> None:
+    """Write a copy of a header of csrc to `folder`, with `fault` in place of `text`."""
+    source = (CSRC / header).read_text()
+    assert source.count(text) == 1, f"{header} must have one {text!r}"
+    (folder / header).parent.mkdir(parents=True, exist_ok=True)
+    (folder / header).write_text(source.replace(text, fault))
 
 
 def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
@@ -41,8 +55,7 @@ def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
     program, suppressed = folder / kernel, folder / "suppressed"
     # Suppress accesses of the emulation itself, but not those it makes for a kernel.
     suppressed.write_text("race_top:^std::\nrace_top:emulated::\nrace_top:Index::\n")
-    first = [] if changed is None else [f"-I{HERE}", f"-I{changed}"]
-    options = ["-g", "-fsanitize=thread", f"-D{kernel.upper()}", *first]
+    options = ["-g", "-fsanitize=thread", f"-D{kernel.upper()}", *_first(changed)]
     _compile([*options, HERE / "races.cpp"], program)
     environment = {**os.environ, "TSAN_OPTIONS": f"suppressions={suppressed}"}
     # With randomized addresses the sanitizer refuses to start on some Linux kernels.
@@ -54,6 +67,11 @@ def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
     if not found:
         raise RuntimeError(done.stderr)
     return "\n".join(found)
+
+
+def _first(changed: Path | None) -> list[str]:
+    """Include paths to search before the others."""
+    return [] if changed is None else [f"-I{HERE}", f"-I{changed}"]
 
 
 def _compile(arguments: list[str | Path], output: Path) -> None:

@@ -40,8 +40,8 @@ int main() {
     const int length = 150;
     const int64_t sizes[] = {1, tokens, 1,        1, D, keys,     splits, tokens * D,
                              D, D,      keys * D, D, D, keys * D, D,      D};
-    decode(q.data(), cache.data(), cache.data(), &length, out.data(), sums.data(),
-           top.data(), total.data(), sizes, 0.2f, 0, 0);
+    decode(q.data(), cache.data(), cache.data(), &length, out.data(), sums.data(), top.data(),
+           total.data(), sizes, 0.2f, 0, 0);
   }
 #elif defined(GROUP_NORM_SILU)
   const int64_t channels = 16, positions = 40, groups = 2, chunk = 16, chunks = 3;

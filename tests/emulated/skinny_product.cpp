@@ -1,7 +1,7 @@
 // The device code of skinny_product on the CPU.
 #include "card.h"
 //
-#include "cuda/skinny_product/skinny_product_sm90.cuh"
+#include "cuda/common/skinny_product_sm90.cuh"
 
 namespace bdk {
 
@@ -9,11 +9,11 @@ template <class T, int kTokens, bool kNorm>
 const char* launch(SkinnyParams params, uint32_t seed) {
   params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
   const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
-  const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
-                                         params.depth);
-  return emulated::launch_clusters(
-      clusters * params.split, params.split, 32 * params.tiles * params.parts, shared, seed,
-      [&] { skinny_product_kernel<T, kTokens, kNorm>(params); });
+  const int shared =
+      skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split, params.depth);
+  return emulated::launch_clusters(clusters * params.split, params.split,
+                                   32 * params.tiles * params.parts, shared, seed,
+                                   [&] { skinny_product_kernel<T, kTokens, kNorm>(params); });
 }
 
 template <class T, int kTokens>
@@ -31,6 +31,17 @@ const char* launch_type(const SkinnyParams& params, uint32_t seed) {
 }
 
 }  // namespace bdk
+
+// Shared memory of a block, in bytes.
+extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int split) {
+  using namespace bdk;
+  const int steps = channels / 16;
+  const int depth = rows <= 8    ? skinny_depth<8>(steps, split, parts)
+                    : rows <= 32 ? skinny_depth<32>(steps, split, parts)
+                    : rows <= 64 ? skinny_depth<64>(steps, split, parts)
+                                 : skinny_depth<128>(steps, split, parts);
+  return skinny_shared_bytes(rows, tiles, parts, split, depth);
+}
 
 // tensors: x, moments, weight, bias, scale, shift, norm_weight, norm_bias, residual, gate, y,
 // y_moments, and for a rotation q, k_cache, v_cache, position, freqs.

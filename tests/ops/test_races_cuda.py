@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.emulated import CSRC, needs_compiler, races
+from tests.emulated import needs_compiler, plant, races
 
 pytestmark = needs_compiler
 
@@ -17,9 +17,5 @@ def test_barriers_order_what_threads_share(kernel, tmp_path):
 @pytest.mark.parametrize("barrier", ["__syncwarp();  // all have read q"])
 def test_a_missing_barrier_is_found(barrier, tmp_path):
     """Though lanes exchange values there, and no order of theirs gives another result."""
-    header = "cuda/patch_attention/patch_attention.cuh"
-    source = (CSRC / header).read_text()
-    assert source.count(barrier) == 1
-    (tmp_path / header).parent.mkdir(parents=True)
-    (tmp_path / header).write_text(source.replace(barrier, ""))
+    plant("cuda/patch_attention/patch_attention.cuh", barrier, "", tmp_path)
     assert "patch_attention_kernel" in races("patch_attention", tmp_path, tmp_path)

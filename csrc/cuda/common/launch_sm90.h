@@ -1,4 +1,5 @@
-// Launches with what sm_90 adds: clusters of blocks, and a start before the kernel before has ended.
+// Launches with what sm_90 adds: clusters of blocks, and a start before the kernel before has
+// ended.
 #pragma once
 
 #include "cuda/common/launch.h"

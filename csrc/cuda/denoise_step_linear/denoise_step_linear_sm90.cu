@@ -1,8 +1,7 @@
 // denoise_step_linear: check, launch.
-#include "cuda/denoise_step_linear/denoise_step_linear_sm90.cuh"
-
 #include "bitdance_kernels.h"
 #include "cuda/common/launch_sm90.h"
+#include "cuda/denoise_step_linear/denoise_step_linear_sm90.cuh"
 
 int bdk_denoise_step_linear_cuda(const float* x, const void* x0, const float* table,
                                  const void* step, int step_bytes, const float* cfg_or_null,

@@ -23,14 +23,14 @@ struct DenoiseStepLinearParams {
   const float* table;
   const void* step;  // one integer of 4 or 8 bytes
   bool wide_step, squash;
-  const float* cfg;      // one, or null
-  const float* noise;    // [tokens, bits], or null
-  const int64_t* keys;   // [tokens / patch, 3], where noise is null
-  const uint4* weight;   // [features / 16][bits / 16][32] fragments
-  const void* bias;      // [features] or null
-  float* state;          // [tokens, bits]
-  void* stream;          // [tokens, features], twice with cfg
-  float2* moments;       // of stream, [.., features / 16]
+  const float* cfg;     // one, or null
+  const float* noise;   // [tokens, bits], or null
+  const int64_t* keys;  // [tokens / patch, 3], where noise is null
+  const uint4* weight;  // [features / 16][bits / 16][32] fragments
+  const void* bias;     // [features] or null
+  float* state;         // [tokens, bits]
+  void* stream;         // [tokens, features], twice with cfg
+  float2* moments;      // of stream, [.., features / 16]
   int tokens, patch, bits, features;
 };
 
@@ -51,9 +51,9 @@ struct DenoiseStepLinear {
   __device__ void draw(int quad, float (&normals)[4]) const {
     const int row_quads = p.patch * p.bits / 4;
     const NoiseKey key = noise_key(p.keys + 3 * (quad / row_quads));
-    noise_block(noise_words(key, static_cast<uint32_t>(quad % row_quads),
-                            static_cast<uint32_t>(step + 1)),
-                normals);
+    noise_block(
+        noise_words(key, static_cast<uint32_t>(quad % row_quads), static_cast<uint32_t>(step + 1)),
+        normals);
   }
 
   __device__ float prediction(int64_t at) const {
@@ -119,8 +119,8 @@ struct DenoiseStepLinear {
     for (int s = 0; s < kSteps; ++s) {
       if (s < steps) a[s] = load_weight(p.weight + (int64_t{blockIdx.x} * steps + s) * 32 + lane);
     }
-    step = p.wide_step ? *static_cast<const int64_t*>(p.step)
-                       : *static_cast<const int32_t*>(p.step);
+    step =
+        p.wide_step ? *static_cast<const int64_t*>(p.step) : *static_cast<const int32_t*>(p.step);
     const int quads = p.tokens * p.bits / 4;
     float normals[kDrawn][4];
 #pragma unroll

@@ -1,8 +1,7 @@
 // skinny_product: check, choose the kernel, launch it.
-#include "cuda/skinny_product/skinny_product_sm90.cuh"
-
 #include "bitdance_kernels.h"
 #include "cuda/common/launch_sm90.h"
+#include "cuda/common/skinny_product_sm90.cuh"
 
 namespace bdk {
 namespace {
@@ -13,8 +12,8 @@ cudaError_t launch(SkinnyParams params, const LaunchSm90& how) {
   if (threads > kSkinnyMaxThreads<kTokens>) return cudaErrorInvalidConfiguration;
   params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
   const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
-  const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
-                                         params.depth);
+  const int shared =
+      skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split, params.depth);
   return launch_sm90(skinny_product_kernel<T, kTokens, kNorm>, params, clusters * params.split,
                      threads, shared, params.split, how);
 }
@@ -42,8 +41,8 @@ bool readable(bdk_rows rows, int dtype) {
 }
 
 int run(const SkinnyParams& params, int dtype, const LaunchSm90& how) {
-  const bool powers = params.split == 1 || params.split == 2 || params.split == 4 ||
-                      params.split == 8;
+  const bool powers =
+      params.split == 1 || params.split == 2 || params.split == 4 || params.split == 8;
   if (params.rows < 0 || params.rows > kSkinnyMaxRows || params.channels < 16 ||
       params.channels % 16 != 0 || params.features < 16 || params.features % 16 != 0 || !powers ||
       params.tiles < 1 || params.parts < 1 || params.tiles > 16 || params.parts > 16 ||
@@ -139,10 +138,21 @@ int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* 
   params.x = x.data;
   params.moments = reinterpret_cast<const float2*>(moments_or_null);
   params.norm_weight = norm_weight;
-  params.rope = {q,       k_cache, v_cache, position,
-                 freqs,   k_batch, k_token, k_head,
-                 v_batch, v_token, v_head,  static_cast<int>(tokens),
-                 static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(head_dim)};
+  params.rope = {q,
+                 k_cache,
+                 v_cache,
+                 position,
+                 freqs,
+                 k_batch,
+                 k_token,
+                 k_head,
+                 v_batch,
+                 v_token,
+                 v_head,
+                 static_cast<int>(tokens),
+                 static_cast<int>(heads),
+                 static_cast<int>(kv_heads),
+                 static_cast<int>(head_dim)};
   params.x_stride = x.stride;
   params.rows = static_cast<int>(batch * tokens);
   params.channels = static_cast<int>(channels);

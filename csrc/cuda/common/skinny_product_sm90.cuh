@@ -2,10 +2,10 @@
 //
 // Such a product waits, for its weights and for the kernel before it, so it is spread over all
 // multiprocessors and fetches the weights while it waits. The weights are the A operand of the
-// tensor cores, so that 8 tokens need no padding: a tile is 16 features, a step 16 channels. A block
-// takes `tiles` tiles and a share of the channels, `parts` warps dividing that share; the blocks of
-// a cluster divide the channels among them. Partial sums go to the shared memory of the block that
-// finishes an item, which is a tile by 8 tokens.
+// tensor cores, so that 8 tokens need no padding: a tile is 16 features, a step 16 channels. A
+// block takes `tiles` tiles and a share of the channels, `parts` warps dividing that share; the
+// blocks of a cluster divide the channels among them. Partial sums go to the shared memory of the
+// block that finishes an item, which is a tile by 8 tokens.
 //
 // Until wait_for_previous() only weights, norms' parameters and modulations are read, which the
 // kernels of a chain do not write, see bdk_skinny_product_cuda.
@@ -15,7 +15,7 @@
 #include "cuda/common/load_store.cuh"
 #include "cuda/common/machine_sm90.cuh"
 #include "cuda/common/mma.cuh"
-#include "cuda/skinny_product/skinny_product_config.h"
+#include "cuda/common/skinny_product_config.h"
 
 namespace bdk {
 
@@ -33,12 +33,12 @@ struct SkinnyParams {
   const uint4* weight;  // [features / 16][channels / 16][32] fragments, see pack_weight
   const void* bias;     // [features] or null
   const void* x;
-  const float2* moments;  // [rows][channels / 16], or null: computed from x
-  const void *scale, *shift;              // rows, or null
-  const void *norm_weight, *norm_bias;    // [channels] or null
-  const void *residual, *gate;            // rows; gate may be null
-  void* y;             // [rows][features], [rows][features / 2] with SwiGLU
-  float2* y_moments;   // [rows][features / 16] or null
+  const float2* moments;                // [rows][channels / 16], or null: computed from x
+  const void *scale, *shift;            // rows, or null
+  const void *norm_weight, *norm_bias;  // [channels] or null
+  const void *residual, *gate;          // rows; gate may be null
+  void* y;                              // [rows][features], [rows][features / 2] with SwiGLU
+  float2* y_moments;                    // [rows][features / 16] or null
   SkinnyRope rope;
   int64_t x_stride, scale_stride, shift_stride, residual_stride, gate_stride;
   int rows, channels, features;
@@ -53,7 +53,7 @@ struct SkinnyParams {
 template <class T, int kTokens, bool kNorm>
 struct SkinnyProduct {
   static constexpr int kTokenTiles = kTokens / 8, kSteps = kSkinnySteps<kTokens>;
-  static constexpr int kHeld = 2;                    // words that a thread normalizes at a time
+  static constexpr int kHeld = 2;                      // words that a thread normalizes at a time
   static constexpr int kLanes = kTokens > 32 ? 4 : 8;  // that measure a row
 
   const SkinnyParams& p;
@@ -65,7 +65,7 @@ struct SkinnyProduct {
   float2* stats;                              // [rows]: mean, 1 / deviation
   float4* partial;                            // [slots][split * parts][32]
   float sums[kTokenTiles][4];
-  uint4 weights[kSteps];                    // of a chunk of channels
+  uint4 weights[kSteps];  // of a chunk of channels
   uint4 x[kHeld], scale[kHeld], shift[kHeld];
 
   __device__ SkinnyProduct(const SkinnyParams& params, unsigned char* shared)
@@ -274,8 +274,7 @@ struct SkinnyProduct {
         o.gate[h][e] = 1.0f;
         if (p.epilogue != kSkinnyGated || token + e >= p.rows) continue;
         const int64_t row = token + e;
-        o.residual[h][e] =
-            to_float(static_cast<const T*>(p.residual)[row * p.residual_stride + f]);
+        o.residual[h][e] = to_float(static_cast<const T*>(p.residual)[row * p.residual_stride + f]);
         if (p.gate != nullptr) {
           o.gate[h][e] = to_float(static_cast<const T*>(p.gate)[row * p.gate_stride + f]);
         }
@@ -287,7 +286,8 @@ struct SkinnyProduct {
   static __device__ float rounded(float x) { return to_float(from_float<T>(x)); }
 
   __device__ void finish(int tile, int token, const Operands& o, float4 sum) const {
-    float v[2][2] = {{sum.x + o.bias[0], sum.y + o.bias[0]}, {sum.z + o.bias[1], sum.w + o.bias[1]}};
+    float v[2][2] = {{sum.x + o.bias[0], sum.y + o.bias[0]},
+                     {sum.z + o.bias[1], sum.w + o.bias[1]}};
     T* y = static_cast<T*>(p.y);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -369,11 +369,11 @@ struct SkinnyProduct {
     for (int t = 0; t < kTokenTiles; ++t) sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = 0.0f;
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if (chunk > 0) {
-        __syncthreads();  // all have read the inputs of the chunk before
         load_weights(chunk);
         if constexpr (kNorm) load_affine(chunk);
       }
-      if constexpr (kNorm) __syncthreads();
+      // The norm is there, and all have read the inputs of the chunk before.
+      if (kNorm || chunk > 0) __syncthreads();
       const int words = p.rows * words_of_row(chunk);
       for (int first = threadIdx.x; first < words; first += kHeld * threads) {
         if (chunk > 0 || first >= kHeld * threads) {  // the first words are here already

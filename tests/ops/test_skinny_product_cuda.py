@@ -1,0 +1,310 @@
+"""The products of few rows without a card: their device code as C++, on tests/emulated."""
+
+import ctypes
+import itertools
+import math
+
+import pytest
+import torch
+
+from bitdance.models.config import PRESETS, HEAD_PRESETS
+from bitdance_kernels import pack_weight
+from bitdance_kernels._shared import moments, skinny_config
+from bitdance_kernels.attention.rms_norm_qkv import reference as rms_norm_qkv
+from bitdance_kernels.denoise.adaln_linear import reference as adaln_linear
+from bitdance_kernels.denoise.linear_gated_residual import reference as linear_gated_residual
+from bitdance_kernels.denoise.linear_swiglu import reference as linear_swiglu
+from bitdance_kernels.denoise.rms_norm_linear import reference as rms_norm_linear
+from bitdance_kernels.testing import compare
+from tests.emulated import build, needs_compiler, plant
+
+pytestmark = needs_compiler
+
+HEADER = "cuda/common/skinny_product_sm90.cuh"
+NORMS = {"none": 0, "layer": 1, "rms": 2}
+EPILOGUES = {"plain": 0, "swiglu": 1, "gated": 2, "rope": 3}
+LAYOUTS = {"plain": "rows", "swiglu": "swiglu", "gated": "rows", "rope": "rope"}
+BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+EPS = 1e-6
+
+
+class Case:
+    """Arguments of a product [rows, channels] by [features, channels]."""
+
+    def __init__(
+        self, rows, channels, features, *, norm="none", epilogue="plain", dtype=torch.bfloat16,
+        launch=None, affine=True, given=True, seed=0,
+    ):  # fmt: skip
+        self.generator = torch.Generator().manual_seed(seed)
+        self.norm, self.epilogue, self.dtype = norm, epilogue, dtype
+        self.launch = launch or skinny_config.choose(rows, channels, features, torch.device("cpu"))
+        self.x = self.normal(rows, channels)
+        self.weight = (self.normal(features, channels).float() * channels**-0.5).to(dtype)
+        self.bias = self.normal(features, factor=0.1)
+        # Modulations are chunks of a wider tensor, and what lies beside them is not to be read.
+        wide = torch.full((rows, 2 * channels + features + 16), math.nan, dtype=dtype)
+        self.scale, self.shift, self.gate, _ = wide.split([channels, channels, features, 16], -1)
+        for part in (self.scale, self.shift, self.gate):
+            part.copy_(self.normal(*part.shape, factor=0.5))
+        self.residual = self.normal(rows, features)
+        self.moments = moments.of(self.x).contiguous() if given and norm != "none" else None
+        self.norm_weight = self.normal(channels) if affine else None
+        self.norm_bias = self.normal(channels, factor=0.1) if affine else None
+
+    def normal(self, *shape, factor=1.0):
+        return (factor * torch.randn(*shape, generator=self.generator)).to(self.dtype)
+
+    def run(self, library, seed=0):
+        """y, and its moments with the gated epilogue; x and what else is late is NaN at first."""
+        rows, channels = self.x.shape
+        features = len(self.weight)
+        width = features // 2 if self.epilogue == "swiglu" else features
+        y = torch.full((rows, width), math.nan, dtype=self.dtype)
+        gated, layer = self.epilogue == "gated", self.norm == "layer"
+        y_moments = torch.full((rows, features // 16, 2), math.nan) if gated else None
+        modulated = (self.scale, self.shift) if layer else (None, None)
+        tensors = [
+            self.x, self.moments, pack_weight(self.weight, LAYOUTS[self.epilogue]), self.bias,
+            *modulated, self.norm_weight if self.norm != "none" else None,
+            self.norm_bias if layer else None, self.residual if gated else None,
+            self.gate if gated else None, y, y_moments,
+        ]  # fmt: skip
+        strides = [t.stride(0) for t in (self.x, self.scale, self.shift, self.residual, self.gate)]
+        codes = NORMS[self.norm], EPILOGUES[self.epilogue]
+        sizes = [rows, channels, features, *codes, *self.launch, *strides]
+        late = (self.x, self.moments, self.residual if gated else None)
+        call(library, tensors, sizes, late, self.dtype, seed)
+        return (y, y_moments) if gated else y
+
+    def reference(self, dtype):
+        """The op's reference in `dtype`."""
+        t = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        x, weight, bias, norm_weight = t["x"], t["weight"], t["bias"], t.get("norm_weight")
+        if self.epilogue == "gated":
+            return linear_gated_residual.run(x, weight, bias, t["residual"], t["gate"])
+        if self.norm == "none":
+            assert self.epilogue == "swiglu"
+            return linear_swiglu.run(x, weight, bias)
+        if self.norm == "layer":
+            run = adaln_linear.run_swiglu if self.epilogue == "swiglu" else adaln_linear.run
+            norm = (norm_weight, t.get("norm_bias"))
+            return run(x, t["scale"], t["shift"], weight, bias, *norm, None, EPS)
+        swiglu = self.epilogue == "swiglu"
+        run = rms_norm_linear.run_swiglu if swiglu else rms_norm_linear.run
+        return run(x, weight, bias, norm_weight, None, EPS)
+
+
+def call(library, tensors, sizes, late, dtype, seed):
+    """Launch the emulated kernel; the tensors of `late` are written by the kernel before it."""
+    tensors = [*tensors, *[None] * (17 - len(tensors))]
+    known_late = {id(t) for t in late if t is not None}
+    pointers = (ctypes.c_void_p * 17)(*(t.data_ptr() if t is not None else 0 for t in tensors))
+    bytes_late = (ctypes.c_int64 * 17)(*(t.nbytes * (id(t) in known_late) if t is not None else 0
+                                         for t in tensors))  # fmt: skip
+    sizes = (ctypes.c_int64 * 23)(*sizes, *[0] * (23 - len(sizes)))
+    half = ctypes.c_int(dtype == torch.float16)
+    message = library.skinny_product(
+        pointers, sizes, ctypes.c_float(EPS), half, bytes_late, ctypes.c_uint32(seed)
+    )
+    assert message is None, message
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    found = build("skinny_product", tmp_path_factory.mktemp("emulated"))
+    found.skinny_product.restype = ctypes.c_char_p
+    return found
+
+
+def widths():
+    """(norm, epilogue, channels, features) of all products of the presets."""
+    found = set()
+    for config in PRESETS.values():
+        C, head = config.dim, config.head
+        hidden = -(-int(8 / 3 * C) // 256) * 256
+        found |= {("rms", "plain", C, 3 * C), ("none", "gated", C, C)}
+        found |= {("rms", "swiglu", C, 2 * hidden), ("none", "gated", hidden, C)}
+        found |= head_widths(head)
+    for head in HEAD_PRESETS.values():
+        found |= head_widths(head)
+    return sorted(found)
+
+
+def head_widths(head):
+    C, hidden = head.ch_latent, int(1.5 * head.ch_latent)
+    widths = {("layer", "swiglu", C, 2 * hidden), ("none", "gated", hidden, C)}
+    widths |= {("layer", "plain", C, 3 * C), ("none", "gated", C, C)}
+    return widths | {("layer", "plain", C, head.ch_target)}
+
+
+@pytest.mark.parametrize(("norm", "epilogue", "channels", "features"), widths())
+def test_products_of_the_presets(library, norm, epilogue, channels, features):
+    """By the launches that are chosen for them; features beyond two clusters are more of the same."""
+    for i, rows in enumerate((2, 27, 64, 101) if channels < 2048 else (3, 38)):
+        launch = skinny_config.choose(rows, channels, features, torch.device("cpu"))
+        few = min(features, 16 * launch.tiles * (2 if channels < 2048 else 1))
+        dtype = (torch.bfloat16, torch.float16)[i % 2]
+        options = {"norm": norm, "epilogue": epilogue, "dtype": dtype, "launch": launch}
+        case = Case(rows, channels, few, **options, seed=i)
+        check(case, library)
+
+
+def check(case, library):
+    y = case.run(library)
+    where = f"{list(case.x.shape)}, {case.norm}, {case.epilogue}, {case.launch}"
+    if case.epilogue == "gated":
+        y, y_moments = y
+        # Of the rounded values, so nearly exact.
+        torch.testing.assert_close(y_moments, moments.of(y), rtol=1e-4, atol=1e-5, msg=where)
+    compare("staged", y, case.reference(case.dtype), case.reference(torch.float64), where)
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 31, 33, 65, 128])
+def test_rows_of_every_number(library, rows, dtype):
+    for norm, epilogue in (("layer", "swiglu"), ("rms", "plain"), ("none", "gated")):
+        check(Case(rows, 160, 96, norm=norm, epilogue=epilogue, dtype=dtype), library)
+
+
+@pytest.mark.parametrize(
+    "launch", [(1, 1, 1), (1, 16, 1), (3, 2, 1), (16, 1, 2), (2, 3, 4), (5, 1, 8), (1, 7, 8)]
+)
+@pytest.mark.parametrize("channels", [128, 208, 1040])
+def test_launches_of_every_shape(library, launch, channels):
+    """Shares of channels that differ, parts and tiles without work, several chunks."""
+    for rows in (5, 40):
+        for norm, epilogue in (("layer", "plain"), ("none", "gated")):
+            options = {"norm": norm, "epilogue": epilogue, "launch": launch}
+            check(Case(rows, channels, 112, **options), library)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_norms_without_parameters_and_moments(library, rows, norm):
+    for affine, given in itertools.product((True, False), repeat=2):
+        check(Case(rows, 208, 64, norm=norm, affine=affine, given=given), library)
+
+
+@BOTH
+def test_products_are_exact(library, dtype):
+    """Sums of small integers are the same in every order."""
+    for rows, channels, features in ((2, 768, 64), (29, 768, 256), (64, 1152, 96), (128, 512, 80)):
+        case = Case(rows, channels, features, dtype=dtype)
+        case.x.copy_(torch.randint(0, 2, case.x.shape) * 2 - 1)
+        case.weight.copy_(torch.randint(-2, 3, case.weight.shape))
+        case.bias.copy_(torch.randint(-3, 4, case.bias.shape))
+        expected = case.x.double() @ case.weight.double().T + case.bias.double()
+        compare("exact", case.run(library), expected.to(dtype), expected, f"{rows} rows")
+
+
+CHAINED = {"norm": "layer", "epilogue": "swiglu", "launch": (3, 2, 4)}
+SEEDS = 200
+
+
+def test_every_order_of_threads_gives_the_same_bits(library):
+    """Of 4 blocks of 6 warps, with stores that arrive late and blocks that sleep."""
+    cases = [Case(12, 416, 96, **CHAINED), Case(6, 416, 48, norm="rms", launch=(1, 8, 1))]
+    cases.append(Case(40, 416, 64, epilogue="gated", launch=(2, 1, 8)))
+    for case in cases:
+        first = case.run(library)
+        for seed in range(1, SEEDS):
+            for one, other in zip(as_tuple(case.run(library, seed)), as_tuple(first), strict=True):
+                assert torch.equal(one, other), f"seed {seed}"
+
+
+def as_tuple(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+FAULTS = {
+    "a block written to before it has begun": ("if (p.split > 1) cluster_wait();", ""),
+    "sums read before they are there": ("      cluster_sync();", "      __syncthreads();"),
+    "x read before the wait": (
+        "    wait_for_previous();\n    load_inputs(0, threadIdx.x);",
+        "    load_inputs(0, threadIdx.x);\n    wait_for_previous();",
+    ),
+    "moments read before the wait": (
+        "    wait_for_previous();\n    load_inputs(0, threadIdx.x);\n"
+        "    if constexpr (kNorm) measure_rows();",
+        "    if constexpr (kNorm) measure_rows();\n"
+        "    wait_for_previous();\n    load_inputs(0, threadIdx.x);",
+    ),
+    "rows multiplied before they are measured": (
+        "if (kNorm || chunk > 0) __syncthreads();", "if (chunk > 0) __syncthreads();",
+    ),
+    "inputs multiplied before they are there": (
+        "      __syncthreads();\n      multiply(chunk);", "      multiply(chunk);",
+    ),
+    "inputs written while they are read": (
+        "if (kNorm || chunk > 0) __syncthreads();", "if (kNorm) __syncthreads();",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault, library, tmp_path):
+    """In some order of the threads: a wrong or missing value, or a launch that reports a fault."""
+    plant(HEADER, *FAULTS[fault], tmp_path)
+    wrong = build("skinny_product", tmp_path, changed=tmp_path)
+    wrong.skinny_product.restype = ctypes.c_char_p
+    options = {"epilogue": "swiglu", "launch": (3, 1, 4)}
+    cases = [Case(12, 608, 96, norm=norm, **options) for norm in ("layer", "none")]
+    right = [case.run(library) for case in cases]
+    for seed, (case, expected) in itertools.product(range(SEEDS), zip(cases, right, strict=True)):
+        try:
+            if not torch.equal(case.run(wrong, seed), expected):
+                return
+        except AssertionError:
+            return
+    raise AssertionError("no order of the threads shows the fault")
+
+
+@BOTH
+def test_queries_keys_and_values(library, dtype):
+    """Rotated, and appended where every row's cache ends; nothing else of the caches changes."""
+    B, P, H, Hkv, D, C, Tmax = 3, 4, 3, 1, 32, 160, 11
+    features = (H + 2 * Hkv) * D
+    case = Case(B * P, C, features, norm="rms", epilogue="rope", dtype=dtype)
+    position = torch.tensor([0, 7, 3], dtype=torch.int32)
+    angles = torch.randn(Tmax, D // 2, generator=case.generator)
+    freqs = torch.stack([angles.cos(), angles.sin()], -1)
+    x = case.x.view(B, P, C)
+
+    def caches(dtype):
+        g = torch.Generator().manual_seed(5)
+        return [torch.randn(B, Tmax, 2, Hkv, D, generator=g).to(case.dtype).to(dtype)[:, :, i]
+                for i in range(2)]  # fmt: skip
+
+    def reference(dtype):
+        k_cache, v_cache = caches(dtype)
+        weights = (case.weight.to(dtype), case.norm_weight.to(dtype), k_cache, v_cache)
+        angles = freqs.double() if dtype == torch.float64 else freqs
+        bias = case.bias.to(dtype)
+        q = rms_norm_qkv.run(x.to(dtype), *weights, position, angles, H, Hkv, bias, None, EPS)
+        return q, k_cache, v_cache
+
+    k_cache, v_cache = caches(dtype)
+    q = torch.full((B, P, H, D), math.nan, dtype=dtype)
+    tensors = [case.x, case.moments, pack_weight(case.weight, "rope"), case.bias, None, None,
+               case.norm_weight, None, None, None, None, None, q, k_cache, v_cache, position,
+               freqs]  # fmt: skip
+    strides = [C, 0, 0, 0, 0, *k_cache.stride()[:3], *v_cache.stride()[:3]]
+    codes = NORMS["rms"], EPILOGUES["rope"]
+    sizes = [B * P, C, features, *codes, *case.launch, *strides, P, H, Hkv, D]
+    call(library, tensors, sizes, (case.x, case.moments), dtype, 1)
+    names = ("q", "k_cache", "v_cache")
+    every = zip(names, (q, k_cache, v_cache), reference(dtype), reference(torch.float64),
+                strict=True)  # fmt: skip
+    for name, actual, plain, truth in every:
+        compare("staged", actual, plain, truth, name)
+
+
+def test_launches_fit_a_card(library):
+    """Threads and shared memory of every launch that is chosen or tried."""
+    for (_, _, channels, features), rows in itertools.product(widths(), (2, 8, 16, 32, 64, 128)):
+        for launch in skinny_config.candidates(rows, channels, features):
+            where = (rows, channels, features, launch)
+            assert 32 * launch.tiles * launch.parts <= (576 if rows <= 32 else 512), where
+            assert launch.split in (1, 2, 4, 8), where
+            assert channels // 16 >= launch.split, where
+            assert library.skinny_shared(rows, channels, *launch) <= 227 * 1024, where
