@@ -62,7 +62,8 @@ def product(
     features = packed_weight.features(weight)
     # What the kernel reads before the one before it has ended.
     early = (weight, bias, scale, shift, norm_weight, norm_bias)
-    weight, bias, norm_weight, norm_bias = map(contiguous, (weight, bias, norm_weight, norm_bias))
+    weight, bias = weight.contiguous(), contiguous(bias)
+    norm_weight, norm_bias = contiguous(norm_weight), contiguous(norm_bias)
     scale, shift = (None if t is None else spaced(t) for t in (scale, shift))
     ready = (weight, bias, scale, shift, norm_weight, norm_bias)
     native.cuda.skinny_product(
@@ -90,9 +91,7 @@ def product(
     )
 
 
-def overlaps(
-    early: Sequence[torch.Tensor | None], ready: Sequence[torch.Tensor | None]
-) -> int:
+def overlaps(early: Sequence[torch.Tensor | None], ready: Sequence[torch.Tensor | None]) -> int:
     """1 if the launch that follows may begin before the one before it has ended.
 
     Args:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from bitdance.models.config import PRESETS, HEAD_PRESETS
+from bitdance.models.config import HEAD_PRESETS, PRESETS
 from bitdance_kernels import pack_weight
-from bitdance_kernels._shared import moments, skinny_config
+from bitdance_kernels._shared import moments, native, skinny_config
 from bitdance_kernels.attention.rms_norm_qkv import reference as rms_norm_qkv
 from bitdance_kernels.denoise.adaln_linear import reference as adaln_linear
 from bitdance_kernels.denoise.linear_gated_residual import reference as linear_gated_residual
@@ -139,7 +139,7 @@ def head_widths(head):
 
 @pytest.mark.parametrize(("norm", "epilogue", "channels", "features"), widths())
 def test_products_of_the_presets(library, norm, epilogue, channels, features):
-    """By the launches that are chosen for them; features beyond two clusters are more of the same."""
+    """By the launches chosen for them; features beyond two clusters are more of the same."""
     for i, rows in enumerate((2, 27, 64, 101) if channels < 2048 else (3, 38)):
         launch = skinny_config.choose(rows, channels, features, torch.device("cpu"))
         few = min(features, 16 * launch.tiles * (2 if channels < 2048 else 1))
@@ -308,3 +308,51 @@ def test_launches_fit_a_card(library):
             assert launch.split in (1, 2, 4, 8), where
             assert channels // 16 >= launch.split, where
             assert library.skinny_shared(rows, channels, *launch) <= 227 * 1024, where
+
+
+built = pytest.mark.skipif(
+    native.cuda.unavailable("skinny_product") is not None,
+    reason="the CUDA module was not built here",
+)
+
+
+@built
+def test_c_function_checks_before_it_launches():
+    half, none = native.FLOAT16, (0, 0, native.FLOAT16)
+
+    def call(*, x=(0, 64, half), weight=0, norm=1, scale=none, epilogue=0, rows=4, channels=64,
+             features=32, tiles=1, parts=2, split=2):  # fmt: skip
+        native.cuda.skinny_product(
+            x, 0, weight, 0, norm, scale, none, 0, 0, EPS, epilogue, none, none, 0, 0, rows,
+            channels, features, tiles, parts, split, 0, 0, 0,
+        )  # fmt: skip
+
+    wrong = [{"rows": -1}, {"rows": 129}, {"channels": 40}, {"channels": 0}, {"features": 24}]
+    wrong += [{"split": 3}, {"split": 16}, {"split": 8}, {"tiles": 0}, {"parts": 17}]
+    wrong += [{"norm": 3}, {"epilogue": 3}, {"weight": 8}, {"x": (16, 60, half)}]
+    wrong += [{"x": (8, 64, half)}, {"scale": (16, 64, native.BFLOAT16)}]
+    for arguments in wrong:
+        with pytest.raises(RuntimeError, match="size or argument out of range"):
+            call(**arguments)
+    with pytest.raises(RuntimeError, match="dtype code not handled"):
+        call(x=(0, 64, native.FLOAT32))
+    call(rows=0)  # nothing to launch, on any machine
+
+
+@built
+def test_c_function_of_queries_checks_before_it_launches():
+    def call(*, x=(0, 64, native.BFLOAT16), batch=2, tokens=2, heads=2, kv_heads=1, head_dim=16,
+             stride=32):  # fmt: skip
+        native.cuda.rms_norm_qkv(
+            x, 0, 0, 0, 0, EPS, 0, 0, 0, 0, 0, batch, tokens, heads, kv_heads, head_dim,
+            *[stride] * 6, 64, 1, 2, 2, 0, 0, 0,
+        )  # fmt: skip
+
+    wrong = [{"batch": -1}, {"batch": 65}, {"heads": 0}, {"kv_heads": 0}, {"head_dim": 3}]
+    wrong += [{"stride": 33}, {"head_dim": 6}, {"heads": 2**30}]
+    for arguments in wrong:
+        with pytest.raises(RuntimeError, match="size or argument out of range"):
+            call(**arguments)
+    with pytest.raises(RuntimeError, match="dtype code not handled"):
+        call(x=(0, 64, native.FLOAT32))
+    call(batch=0)

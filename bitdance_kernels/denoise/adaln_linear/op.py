@@ -47,7 +47,7 @@ def adaln_linear(
         moments: those of `x`, as ``linear_gated_residual`` returns them: float32 [..., C / 16, 2].
             They spare a pass over `x` and change nothing else.
         eps: added to the (biased) variance.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -65,7 +65,9 @@ def adaln_linear(
         a float32 `x` under it, call ``adaln_norm`` and ``linear``.
 
     Backends:
-        reference, which is two passes, and unpacks a packed weight.
+        reference, which is two passes, and unpacks a packed weight; CUDA C++ for a packed
+        weight, up to 128 rows and float16 or bfloat16 throughout, on cards of capability 9.0 or
+        10.x.
     """
     return _op.call(x, scale, shift, weight, bias, norm_weight, norm_bias, moments, eps, backend)
 
@@ -96,7 +98,7 @@ def adaln_linear_swiglu(
         norm_bias: as for ``adaln_linear``.
         moments: as for ``adaln_linear``.
         eps: as for ``adaln_linear``.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -148,7 +150,7 @@ _SCHEMA = (
     "(Tensor x, Tensor scale, Tensor shift, Tensor weight, Tensor? bias, Tensor? norm_weight, "
     "Tensor? norm_bias, Tensor? moments, float eps) -> Tensor"
 )
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("reference",)}
 
 _CAST = ("x", "weight", "bias")
 

@@ -60,7 +60,7 @@ def linear_gated_residual(
             chunk of one [..., 6F] or [..., 3F]. None for 1.
         return_moments: whether to return the moments of y as well, for the norm that follows; F is
             a multiple of 16 then.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cuda".
 
     Returns:
         y [..., F] of the dtype of `residual`, contiguous; with `return_moments` (y, moments), the
@@ -81,7 +81,8 @@ def linear_gated_residual(
 
     Backends:
         reference, which is PyTorch's product and a pass over its result, and unpacks a packed
-        weight.
+        weight; CUDA C++ for a packed weight, up to 128 rows and float16 or bfloat16 throughout, on
+        cards of capability 9.0 or 10.x.
     """
     returned = arguments.boolean("linear_gated_residual", "return_moments", return_moments)
     op = _moments_op if returned else _op
@@ -117,7 +118,7 @@ def _fake(
 
 
 _ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? gate)"
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("reference",)}
 _CAST = ("x", "weight", "bias")
 
 _op = KernelOp(

@@ -27,7 +27,7 @@ def linear_swiglu(
         weight: [2F, C] of the dtype of `x`, the gate's half first, or what
             ``pack_weight(weight, "swiglu")`` makes of it.
         bias: [2F] of the dtype of `x`, or None for 0.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -44,7 +44,8 @@ def linear_swiglu(
 
     Backends:
         reference, which is PyTorch's product and a pass over its result, and unpacks a packed
-        weight.
+        weight; CUDA C++ for a packed weight, up to 128 rows and float16 or bfloat16 throughout, on
+        cards of capability 9.0 or 10.x.
     """
     return _op.call(x, weight, bias, backend)
 
@@ -63,6 +64,6 @@ _op = KernelOp(
     package=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("reference",), "cpu": ("reference",)},
+    order={"cuda": ("cuda", "reference"), "cpu": ("reference",)},
     autocast=("x", "weight", "bias"),
 )

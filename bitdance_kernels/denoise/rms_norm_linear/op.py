@@ -38,7 +38,7 @@ def rms_norm_linear(
         moments: those of `x`, as ``linear_gated_residual`` returns them: float32 [..., C / 16, 2].
             They spare a pass over `x` and change nothing else.
         eps: added to the mean square.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -55,7 +55,9 @@ def rms_norm_linear(
         Autocast casts `x`, `weight` and `bias` to its dtype first.
 
     Backends:
-        reference, which is two passes, and unpacks a packed weight.
+        reference, which is two passes, and unpacks a packed weight; CUDA C++ for a packed
+        weight, up to 128 rows and float16 or bfloat16 throughout, on cards of capability 9.0 or
+        10.x.
     """
     return _op.call(x, weight, bias, norm_weight, moments, eps, backend)
 
@@ -80,7 +82,7 @@ def rms_norm_linear_swiglu(
         norm_weight: as for ``rms_norm_linear``.
         moments: as for ``rms_norm_linear``.
         eps: as for ``rms_norm_linear``.
-        backend: "auto" or "reference".
+        backend: "auto", "reference" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -125,7 +127,7 @@ _SCHEMA = (
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? moments, float eps) "
     "-> Tensor"
 )
-_ORDER = {"cuda": ("reference",), "cpu": ("reference",)}
+_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("reference",)}
 _CAST = ("x", "weight", "bias")
 
 _op = KernelOp(

@@ -1,0 +1,33 @@
+"""linear in CUDA C++: csrc/cuda/common/skinny_product_sm90.cuh."""
+
+from __future__ import annotations
+
+import torch
+
+from bitdance_kernels._shared import packed_weight, skinny_cuda
+
+native_functions = native_functions_out = skinny_cuda.NATIVE_FUNCTIONS
+
+
+def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
+    return skinny_cuda.unsupported(x, weight)
+
+
+def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    y = x.new_empty((*x.shape[:-1], packed_weight.features(weight)))
+    skinny_cuda.product(x, weight, bias, y)
+    return y
+
+
+def unsupported_out(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> str | None:
+    if not out.is_contiguous():
+        return "it writes a contiguous result"
+    return unsupported(x, weight, bias)
+
+
+def run_out(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    skinny_cuda.product(x, weight, bias, out)
