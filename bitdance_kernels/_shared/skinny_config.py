@@ -20,7 +20,7 @@ MAX_ROWS = 128
 MEASURED = Path(__file__).with_name("skinny_measured.json")
 
 _CLASSES = (8, 32, 64, 128)  # the kernel is compiled for so many rows
-_MAX_WARPS = {8: 18, 32: 18, 64: 16, 128: 16}  # of a block: kSkinnyMaxThreads
+_MAX_WARPS = {8: 16, 32: 18, 64: 16, 128: 16}  # of a block: kSkinnyMaxThreads
 _MAX_SIDE = 16  # tiles and parts of a block
 _CLUSTERS = 16  # clusters of 8 blocks that fit an H100 at one block a multiprocessor
 _FEW_ROWS = 8

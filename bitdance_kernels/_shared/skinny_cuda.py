@@ -20,9 +20,18 @@ def unsupported(
     x: torch.Tensor,
     weight: torch.Tensor,
     *others: torch.Tensor | None,
+    norms: Sequence[torch.Tensor | None] = (),
     function: str = "skinny_product",
 ) -> str | None:
-    """The reason why the kernel cannot take these tensors; None if it can."""
+    """The reason why the kernel cannot take these tensors; None if it can.
+
+    Args:
+        x: the rows.
+        weight: the matrix.
+        others: tensors that must have the dtype of `x`.
+        norms: weight and bias of the norm.
+        function: C function.
+    """
     reason = native.cuda_unsupported(function, x) or native.sm90_unsupported(x.device)
     if reason is not None:
         return reason
@@ -36,7 +45,7 @@ def unsupported(
     for other in others:
         if other is not None and other.dtype != x.dtype:
             return f"it takes all tensors in the dtype of x, {x.dtype}, got {other.dtype}"
-    return None
+    return native.dtype_unsupported(*(norm.dtype for norm in norms if norm is not None))
 
 
 def product(

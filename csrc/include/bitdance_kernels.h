@@ -358,29 +358,29 @@ int bdk_group_norm_silu_backward_cuda(const void* grad, const void* x, void* gra
 
 // The products of few rows, for sm_90 and newer. x, scale, shift, residual, gate: `rows` rows, at
 // most 128, of x's dtype, float16 or bfloat16; those of the first three start at multiples of 16
-// bytes. norm: 0 none, 1 LayerNorm, 2 RMSNorm, both followed by (1 + scale) n + shift where given;
-// moments: [rows, channels / 16, 2], mean and sum of squared deviations of 16 channels of x, or null
-// to compute them. weight: [features / 16, channels / 16, 32, 8], see pack_weight. epilogue: 0 none,
-// 1 SwiGLU (y: [rows, features / 2]), 2 y = residual + gate (x W^T + b); y_moments: of y.
-// A block has `tiles` tiles of 16 features and `parts` warps for each, which divide the channels, as
+// bytes. norm: 0 none, 1 LayerNorm, 2 RMSNorm, with norm_weight and norm_bias of any
+// dtype, both followed by (1 + scale) n + shift where given;
+// moments: [rows, channels / 16, 2], mean and sum of squared deviations of 16 channels of x, or
+// null to compute them. weight: [features / 16, channels / 16, 32, 8], see pack_weight. epilogue: 0
+// none, 1 SwiGLU (y: [rows, features / 2]), 2 y = residual + gate (x W^T + b); y_moments: of y. A
+// block has `tiles` tiles of 16 features and `parts` warps for each, which divide the channels, as
 // do the `split` (1, 2, 4 or 8) blocks of a cluster.
 // programmatic: the kernel starts before the one before it on the stream has ended. Until that one
 // has, it reads weight, norm_weight, norm_bias, scale and shift: no kernel since the last one that
 // was launched without `programmatic` may write them.
 int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
                             const void* bias_or_null, int norm, bdk_rows scale, bdk_rows shift,
-                            const void* norm_weight_or_null, const void* norm_bias_or_null,
-                            float eps, int epilogue, bdk_rows residual, bdk_rows gate, void* y,
-                            float* y_moments_or_null, int64_t rows, int64_t channels,
-                            int64_t features, int tiles, int parts, int split, int programmatic,
-                            int device, void* stream);
+                            bdk_rows norm_weight, bdk_rows norm_bias, float eps, int epilogue,
+                            bdk_rows residual, bdk_rows gate, void* y, float* y_moments_or_null,
+                            int64_t rows, int64_t channels, int64_t features, int tiles, int parts,
+                            int split, int programmatic, int device, void* stream);
 
 // As above with RMSNorm: queries, keys and values of batch * tokens rows. Queries and keys are
 // rotated by freqs [.., head_dim / 2, 2] in interleaved pairs; queries go to q [batch, tokens,
 // heads, head_dim], keys and values into the caches from position[batch] on. The rows of a tile of
 // weight are ordered for rotation, see pack_weight.
 int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
-                          const void* bias_or_null, const void* norm_weight, float eps, void* q,
+                          const void* bias_or_null, bdk_rows norm_weight, float eps, void* q,
                           void* k_cache, void* v_cache, const int32_t* position, const float* freqs,
                           int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads,
                           int64_t head_dim, int64_t k_batch, int64_t k_token, int64_t k_head,
@@ -388,10 +388,10 @@ int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* 
                           int tiles, int parts, int split, int programmatic, int device,
                           void* stream);
 
-// denoise_step of tokens [tokens / patch, patch, bits], whose predictions are 2 sigmoid(x0) - 1 with
-// squash, then stream_out = state W^T + b [tokens, features], twice with cfg, and its moments. weight
-// and programmatic as above; before the kernel before it has ended it also reads step
-// and keys.
+// denoise_step of tokens [tokens / patch, patch, bits], whose predictions are 2 sigmoid(x0) - 1
+// with squash, then stream_out = state W^T + b [tokens, features], twice with cfg, and its moments.
+// weight and programmatic as above; before the kernel before it has ended it also reads step and
+// keys.
 int bdk_denoise_step_linear_cuda(const float* x, const void* x0, const float* table,
                                  const void* step, int step_bytes, const float* cfg_or_null,
                                  const float* noise_or_null, const int64_t* keys_or_null,

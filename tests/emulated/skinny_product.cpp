@@ -47,7 +47,7 @@ extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int s
 // y_moments, and for a rotation q, k_cache, v_cache, position, freqs.
 // sizes: rows, channels, features, norm, epilogue, tiles, parts, split, strides of x, scale, shift,
 // residual and gate, and for a rotation those of the caches (batch, token, head of each), tokens,
-// heads, kv_heads, head_dim.
+// heads, kv_heads, head_dim; the dtype code of the norm's weight and bias.
 // late: which tensors the kernel before this one writes.
 extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes, float eps,
                                       int is_half, const int64_t* late_bytes, uint32_t seed) {
@@ -66,6 +66,7 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
   params.gate = tensors[9];
   params.y = tensors[10];
   params.y_moments = static_cast<float2*>(tensors[11]);
+  params.norm_weight_dtype = params.norm_bias_dtype = size(23);
   params.rows = size(0);
   params.channels = size(1);
   params.features = size(2);

@@ -48,8 +48,10 @@ class Case:
             part.copy_(self.normal(*part.shape, factor=0.5))
         self.residual = self.normal(rows, features)
         self.moments = moments.of(self.x).contiguous() if given and norm != "none" else None
-        self.norm_weight = self.normal(channels) if affine else None
-        self.norm_bias = self.normal(channels, factor=0.1) if affine else None
+        # In the dtype of x, or in float32.
+        norms = torch.float32 if seed % 2 else dtype
+        self.norm_weight = self.normal(channels).to(norms) if affine else None
+        self.norm_bias = self.normal(channels, factor=0.1).to(norms) if affine else None
 
     def normal(self, *shape, factor=1.0):
         return (factor * torch.randn(*shape, generator=self.generator)).to(self.dtype)
@@ -73,12 +75,15 @@ class Case:
         codes = NORMS[self.norm], EPILOGUES[self.epilogue]
         sizes = [rows, channels, features, *codes, *self.launch, *strides]
         late = (self.x, self.moments, self.residual if gated else None)
-        call(library, tensors, sizes, late, self.dtype, seed)
+        norm_dtype = None if self.norm_weight is None else self.norm_weight.dtype
+        call(library, tensors, sizes, late, self.dtype, seed, norm_dtype)
         return (y, y_moments) if gated else y
 
     def reference(self, dtype):
         """The op's reference in `dtype`."""
         t = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        if dtype == self.dtype and self.norm_weight is not None:
+            t |= {"norm_weight": self.norm_weight, "norm_bias": self.norm_bias}
         x, weight, bias, norm_weight = t["x"], t["weight"], t["bias"], t.get("norm_weight")
         if self.epilogue == "gated":
             return linear_gated_residual.run(x, weight, bias, t["residual"], t["gate"])
@@ -94,14 +99,15 @@ class Case:
         return run(x, weight, bias, norm_weight, None, EPS)
 
 
-def call(library, tensors, sizes, late, dtype, seed):
+def call(library, tensors, sizes, late, dtype, seed, norm_dtype=None):
     """Launch the emulated kernel; the tensors of `late` are written by the kernel before it."""
     tensors = [*tensors, *[None] * (17 - len(tensors))]
     known_late = {id(t) for t in late if t is not None}
     pointers = (ctypes.c_void_p * 17)(*(t.data_ptr() if t is not None else 0 for t in tensors))
     bytes_late = (ctypes.c_int64 * 17)(*(t.nbytes * (id(t) in known_late) if t is not None else 0
                                          for t in tensors))  # fmt: skip
-    sizes = (ctypes.c_int64 * 23)(*sizes, *[0] * (23 - len(sizes)))
+    norm_code = native.DTYPE_CODES[norm_dtype or dtype]
+    sizes = (ctypes.c_int64 * 24)(*sizes, *[0] * (23 - len(sizes)), norm_code)
     half = ctypes.c_int(dtype == torch.float16)
     message = library.skinny_product(
         pointers, sizes, ctypes.c_float(EPS), half, bytes_late, ctypes.c_uint32(seed)
@@ -304,7 +310,10 @@ def test_launches_fit_a_card(library):
     for (_, _, channels, features), rows in itertools.product(widths(), (2, 8, 16, 32, 64, 128)):
         for launch in skinny_config.candidates(rows, channels, features):
             where = (rows, channels, features, launch)
-            assert 32 * launch.tiles * launch.parts <= (576 if rows <= 32 else 512), where
+            assert (
+                32 * launch.tiles * launch.parts
+                <= 32 * skinny_config._MAX_WARPS[skinny_config.row_class(rows)]
+            ), where
             assert launch.split in (1, 2, 4, 8), where
             assert channels // 16 >= launch.split, where
             assert library.skinny_shared(rows, channels, *launch) <= 227 * 1024, where
@@ -323,7 +332,7 @@ def test_c_function_checks_before_it_launches():
     def call(*, x=(0, 64, half), weight=0, norm=1, scale=none, epilogue=0, rows=4, channels=64,
              features=32, tiles=1, parts=2, split=2):  # fmt: skip
         native.cuda.skinny_product(
-            x, 0, weight, 0, norm, scale, none, 0, 0, EPS, epilogue, none, none, 0, 0, rows,
+            x, 0, weight, 0, norm, scale, none, none, none, EPS, epilogue, none, none, 0, 0, rows,
             channels, features, tiles, parts, split, 0, 0, 0,
         )  # fmt: skip
 
@@ -344,7 +353,7 @@ def test_c_function_of_queries_checks_before_it_launches():
     def call(*, x=(0, 64, native.BFLOAT16), batch=2, tokens=2, heads=2, kv_heads=1, head_dim=16,
              stride=32):  # fmt: skip
         native.cuda.rms_norm_qkv(
-            x, 0, 0, 0, 0, EPS, 0, 0, 0, 0, 0, batch, tokens, heads, kv_heads, head_dim,
+            x, 0, 0, 0, (0, 0, 0), EPS, 0, 0, 0, 0, 0, batch, tokens, heads, kv_heads, head_dim,
             *[stride] * 6, 64, 1, 2, 2, 0, 0, 0,
         )  # fmt: skip
 

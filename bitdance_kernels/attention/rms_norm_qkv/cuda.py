@@ -23,7 +23,7 @@ def unsupported(
         even = all(step % 2 == 0 for step in cache.stride()[:3]) and cache.data_ptr() % 4 == 0
         if cache.stride(3) != 1 or not even:
             return "it takes caches whose channels are adjacent and whose heads start at 4 bytes"
-    return skinny_cuda.unsupported(x, weight, norm_weight, function="rms_norm_qkv")
+    return skinny_cuda.unsupported(x, weight, norms=(norm_weight,), function="rms_norm_qkv")
 
 
 def run(

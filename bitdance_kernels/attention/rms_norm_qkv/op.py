@@ -73,7 +73,8 @@ def rms_norm_qkv(
 
     Backends:
         reference, which unpacks a packed weight; CUDA C++ for a packed weight, up to 128 rows,
-        float16 or bfloat16 throughout and `freqs` in float32, on cards of capability 9.0 or 10.x.
+        float16 or bfloat16 (`norm_weight` may differ) and `freqs` in float32, on cards of
+        capability 9.0 or 10.x.
     """
     return _op.call(
         x,

@@ -21,7 +21,8 @@ def unsupported(
     norm_bias: torch.Tensor | None,
     *_: object,
 ) -> str | None:
-    return skinny_cuda.unsupported(x, weight, scale, shift, norm_weight, norm_bias)
+    norms = (norm_weight, norm_bias)
+    return skinny_cuda.unsupported(x, weight, scale, shift, norms=norms)
 
 
 def run(

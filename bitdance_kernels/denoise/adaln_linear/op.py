@@ -66,8 +66,8 @@ def adaln_linear(
 
     Backends:
         reference, which is two passes, and unpacks a packed weight; CUDA C++ for a packed
-        weight, up to 128 rows and float16 or bfloat16 throughout, on cards of capability 9.0 or
-        10.x.
+        weight, up to 128 rows and float16 or bfloat16 (norms may differ), on cards of capability
+        9.0 or 10.x.
     """
     return _op.call(x, scale, shift, weight, bias, norm_weight, norm_bias, moments, eps, backend)
 

@@ -18,7 +18,7 @@ def unsupported(
     norm_weight: torch.Tensor | None,
     *_: object,
 ) -> str | None:
-    return skinny_cuda.unsupported(x, weight, norm_weight)
+    return skinny_cuda.unsupported(x, weight, norms=(norm_weight,))
 
 
 def run(

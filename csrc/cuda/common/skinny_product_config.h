@@ -15,16 +15,16 @@ constexpr int kSkinnyMaxRows = 128;
 // Steps of 16 channels whose weights a warp holds at a time, and threads of a block: what the
 // registers allow, so that the blocks of two kernels fit a multiprocessor beside each other.
 template <int kTokens>
-constexpr int kSkinnySteps = kTokens > 64 ? 3 : 8;
+constexpr int kSkinnySteps = kTokens > 64 ? 3 : 6;
 template <int kTokens>
-constexpr int kSkinnyMaxThreads = kTokens > 32 ? 512 : 576;
+constexpr int kSkinnyMaxThreads = kTokens == 32 ? 576 : 512;
 
 // Elements from a row of inputs to the next: the rows of a tile lie in different banks.
 BDK_HOST_DEVICE constexpr int skinny_pitch(int parts, int depth) { return 16 * parts * depth + 8; }
 
 // Bytes of the inputs, of the norm's weight and bias, and of the rows' moments.
 BDK_HOST_DEVICE constexpr int skinny_inputs_bytes(int rows, int pitch) {
-  return (rows + 2) * pitch * 2 + (rows * 8 + 15) / 16 * 16;
+  return (rows + 4) * pitch * 2 + (rows * 8 + 15) / 16 * 16;
 }
 
 // Chunks of channels that the largest share of a block takes.

@@ -49,9 +49,7 @@ int run(const SkinnyParams& params, int dtype, const LaunchSm90& how) {
       params.channels / 16 < params.split || params.norm < 0 || params.norm > kSkinnyRmsNorm) {
     return BDK_BAD_SIZE;
   }
-  if (!aligned(params.weight) || !aligned(params.norm_weight) || !aligned(params.norm_bias)) {
-    return BDK_BAD_SIZE;
-  }
+  if (!aligned(params.weight)) return BDK_BAD_SIZE;
   if (params.rows == 0) return BDK_OK;
   const DeviceGuard guard(how.device);
   if (guard.status() != cudaSuccess) return guard.status();
@@ -64,11 +62,10 @@ int run(const SkinnyParams& params, int dtype, const LaunchSm90& how) {
 
 int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
                             const void* bias_or_null, int norm, bdk_rows scale, bdk_rows shift,
-                            const void* norm_weight_or_null, const void* norm_bias_or_null,
-                            float eps, int epilogue, bdk_rows residual, bdk_rows gate, void* y,
-                            float* y_moments_or_null, int64_t rows, int64_t channels,
-                            int64_t features, int tiles, int parts, int split, int programmatic,
-                            int device, void* stream) {
+                            bdk_rows norm_weight, bdk_rows norm_bias, float eps, int epilogue,
+                            bdk_rows residual, bdk_rows gate, void* y, float* y_moments_or_null,
+                            int64_t rows, int64_t channels, int64_t features, int tiles, int parts,
+                            int split, int programmatic, int device, void* stream) {
   using namespace bdk;
   const int dtype = x.dtype;
   if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
@@ -89,8 +86,10 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
   params.moments = reinterpret_cast<const float2*>(moments_or_null);
   params.scale = scale.data;
   params.shift = shift.data;
-  params.norm_weight = norm_weight_or_null;
-  params.norm_bias = norm_bias_or_null;
+  params.norm_weight = norm_weight.data;
+  params.norm_bias = norm_bias.data;
+  params.norm_weight_dtype = norm_weight.dtype;
+  params.norm_bias_dtype = norm_bias.dtype;
   params.residual = residual.data;
   params.gate = gate.data;
   params.y = y;
@@ -113,7 +112,7 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
 }
 
 int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
-                          const void* bias_or_null, const void* norm_weight, float eps, void* q,
+                          const void* bias_or_null, bdk_rows norm_weight, float eps, void* q,
                           void* k_cache, void* v_cache, const int32_t* position, const float* freqs,
                           int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads,
                           int64_t head_dim, int64_t k_batch, int64_t k_token, int64_t k_head,
@@ -137,7 +136,8 @@ int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* 
   params.bias = bias_or_null;
   params.x = x.data;
   params.moments = reinterpret_cast<const float2*>(moments_or_null);
-  params.norm_weight = norm_weight;
+  params.norm_weight = norm_weight.data;
+  params.norm_weight_dtype = norm_weight.dtype;
   params.rope = {q,
                  k_cache,
                  v_cache,

@@ -36,9 +36,10 @@ struct SkinnyParams {
   const float2* moments;                // [rows][channels / 16], or null: computed from x
   const void *scale, *shift;            // rows, or null
   const void *norm_weight, *norm_bias;  // [channels] or null
-  const void *residual, *gate;          // rows; gate may be null
-  void* y;                              // [rows][features], [rows][features / 2] with SwiGLU
-  float2* y_moments;                    // [rows][features / 16] or null
+  int norm_weight_dtype, norm_bias_dtype;
+  const void *residual, *gate;  // rows; gate may be null
+  void* y;                      // [rows][features], [rows][features / 2] with SwiGLU
+  float2* y_moments;            // [rows][features / 16] or null
   SkinnyRope rope;
   int64_t x_stride, scale_stride, shift_stride, residual_stride, gate_stride;
   int rows, channels, features;
@@ -53,7 +54,7 @@ struct SkinnyParams {
 template <class T, int kTokens, bool kNorm>
 struct SkinnyProduct {
   static constexpr int kTokenTiles = kTokens / 8, kSteps = kSkinnySteps<kTokens>;
-  static constexpr int kHeld = 2;                      // words that a thread normalizes at a time
+  static constexpr int kHeld = kTokens > 64 ? 1 : 2;   // words that a thread normalizes at a time
   static constexpr int kLanes = kTokens > 32 ? 4 : 8;  // that measure a row
 
   const SkinnyParams& p;
@@ -61,7 +62,7 @@ struct SkinnyProduct {
   const int all_steps, first_step, end_step;  // of this block
   const int pitch;                            // of a row of normalized inputs in shared memory
   T* inputs;                                  // [rows][pitch]
-  T* affine;                                  // [2][pitch]: the norm's weight and bias
+  float* affine;                              // [2][pitch]: the norm's weight and bias
   float2* stats;                              // [rows]: mean, 1 / deviation
   float4* partial;                            // [slots][split * parts][32]
   float sums[kTokenTiles][4];
@@ -80,7 +81,7 @@ struct SkinnyProduct {
         end_step((rank + 1) * all_steps / params.split),
         pitch(skinny_pitch(params.parts, params.depth)),
         inputs(reinterpret_cast<T*>(shared)),
-        affine(inputs + params.rows * pitch),
+        affine(reinterpret_cast<float*>(inputs + params.rows * pitch)),
         stats(reinterpret_cast<float2*>(affine + 2 * pitch)),
         partial(reinterpret_cast<float4*>(shared + skinny_inputs_bytes(params.rows, pitch))) {}
 
@@ -141,12 +142,13 @@ struct SkinnyProduct {
 
   // The norm's weight and bias of a chunk, into shared memory.
   __device__ void load_affine(int chunk) {
-    for (int word = threadIdx.x; word < words_of_row(chunk); word += threads) {
-      const int channel = channel_of(chunk, word);
-      uint4* to = reinterpret_cast<uint4*>(affine + 8 * word);
-      if (p.norm_weight != nullptr) *to = word_at(p.norm_weight, channel);
-      to = reinterpret_cast<uint4*>(affine + pitch + 8 * word);
-      if (p.norm_bias != nullptr) *to = word_at(p.norm_bias, channel);
+    const int first = channel_of(chunk, 0);
+    for (int c = threadIdx.x; c < 8 * words_of_row(chunk); c += threads) {
+      affine[c] = p.norm_weight != nullptr
+                      ? load_value(p.norm_weight, first + c, p.norm_weight_dtype)
+                      : 1.0f;
+      affine[pitch + c] =
+          p.norm_bias != nullptr ? load_value(p.norm_bias, first + c, p.norm_bias_dtype) : 0.0f;
     }
   }
 
@@ -159,26 +161,23 @@ struct SkinnyProduct {
   }
 
   __device__ void normalize(uint4& x, const uint4& scale, const uint4& shift, float2 stat,
-                            const T* affine) const {
+                            const float* affine) const {
     float v[8], other[8];
     widen8<T>(x, v);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = (v[i] - stat.x) * stat.y;
-    const auto apply = [&](const uint4& word, auto f) {
-      widen8<T>(word, other);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = f(v[i], other[i]);
-    };
-    if (p.norm_weight != nullptr) {
-      apply(word_at(affine, 0), [](float v, float weight) { return v * weight; });
-    }
-    if (p.norm_bias != nullptr) {
-      apply(word_at(affine, pitch), [](float v, float bias) { return v + bias; });
+    for (int i = 0; i < 8; ++i) {
+      v[i] = (v[i] - stat.x) * stat.y * affine[i] + affine[pitch + i];
     }
     if (p.scale != nullptr) {
-      apply(scale, [](float v, float scale) { return v * (1.0f + scale); });
+      widen8<T>(scale, other);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] *= 1.0f + other[i];
     }
-    if (p.shift != nullptr) apply(shift, [](float v, float shift) { return v + shift; });
+    if (p.shift != nullptr) {
+      widen8<T>(shift, other);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] += other[i];
+    }
     x = narrow8<T>(v);
   }
 
