@@ -1,0 +1,81 @@
+"""Kernels for sm_90 as they are built: no spills, weights before the wait, launches that fit."""
+
+import json
+
+import pytest
+import torch
+
+from bitdance_kernels._shared import native
+from tests import offline_sm90, sass
+from tests.launches import NVCC, Launch
+from tests.offline_sm90 import ARCHS, RECORD, blocks_per_multiprocessor, code, kernels, launches
+
+needs_module = pytest.mark.skipif(
+    NVCC is None or native.cuda.unavailable() is not None or torch.cuda.is_available(),
+    reason="needs nvcc and the CUDA module, and no card",
+)
+
+
+@needs_module
+def test_kernels_and_launches_are_those_of_the_record():
+    """After a change on purpose: python -m tests.offline_sm90."""
+    record, found = json.loads(RECORD.read_text()), offline_sm90.record()
+    assert found["launches"].keys() == record["launches"].keys()
+    if found["nvcc"] == record["nvcc"]:  # another compiler takes other registers
+        assert found == record
+
+
+@needs_module
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_kernel_spills(arch):
+    assert kernels(arch)
+    assert [name for name, used in kernels(arch).items() if used["spilled"]] == []
+
+
+@needs_module
+@pytest.mark.parametrize("arch", ARCHS)
+def test_weights_are_fetched_before_the_wait_and_nothing_is_stored(arch):
+    checked = 0
+    for name, instructions in code(arch).items():
+        if any(i.name == sass.WAIT for i in instructions):
+            assert sass.faults(instructions, 1) == [], sass.short_name(name)
+            checked += 1
+    assert checked
+
+
+@needs_module
+def test_only_kernels_that_wait_begin_early():
+    """The first one of a chain never does."""
+    for label, launched in launches().items():
+        assert [launch.programmatic for launch in launched] == [False, True], label
+        for launch in launched:
+            assert kernels(ARCHS[0])[launch.kernel]["waits"], label
+
+
+@needs_module
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_launch_fits_a_multiprocessor(arch):
+    for label, launched in launches().items():
+        for launch in launched:
+            used = kernels(arch)[launch.kernel]
+            assert launch.threads <= (used["max_threads"] or 1024), label
+            assert blocks_per_multiprocessor(used, launch) >= 1, label
+
+
+@pytest.mark.parametrize(
+    ("registers", "static", "threads", "shared", "blocks"),
+    [
+        (32, 0, 256, 0, 8),  # by threads
+        (32, 0, 32, 0, 32),  # by blocks
+        (128, 0, 256, 0, 2),  # by registers
+        (129, 0, 256, 0, 1),  # which are allotted eight at a time
+        (255, 0, 288, 0, 0),
+        (32, 0, 256, 100 * 1024, 2),  # by shared memory, with 1 KB for the system
+        (32, 1024, 256, 113 * 1024, 2),
+        (32, 2048, 256, 113 * 1024, 1),
+    ],
+)
+def test_blocks_of_a_multiprocessor(registers, static, threads, shared, blocks):
+    launch = Launch("", 1, threads, shared, 1, programmatic=False, cooperative=False)
+    used = {"registers": registers, "shared": static}
+    assert blocks_per_multiprocessor(used, launch) == blocks
