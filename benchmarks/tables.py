@@ -109,7 +109,40 @@ def probes(run: Run) -> str:
     return markdown({"probe": "", "setting": "", "": ""}, rows)
 
 
-KINDS: dict[str, Callable[[Run], str]] = {"images": images, "model": model, "probes": probes}
+def decide(run: Run) -> str:
+    """Ways that were timed side by side on a card; of a product's launches the fastest."""
+    rows = []
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in run["decide"]:
+        names = [record[k] for k in ("product", "part", "model") if k in record]
+        sizes = [f"{k} {record[k]}" for k in ("batch",) if k in record]
+        sizes += [f"{record['rows']} rows"] if "rows" in record else []
+        setting = ", ".join([*(names or [record["what"]]), *sizes])
+        groups.setdefault((record["what"], setting), []).append(record)
+    for (what, setting), records in groups.items():
+        own = [r for r in records if r.get("launch")]
+        fastest = min(own, key=lambda r: r["us"], default=None)
+        for record in records:
+            if record.get("launch") and record is not fastest:
+                continue
+            figure = f"{record['us']:.2f} us" if "us" in record else f"{record['ms']:.2f} ms"
+            differs = f"{record['different']:.2%}" if "different" in record else ""
+            rows.append((setting, _way(what, record), figure, differs))
+    return markdown({"": "", "way": "", "median": ">", "differs from the library's": ">"}, rows)
+
+
+def _way(what: str, record: Mapping[str, Any]) -> str:
+    if what == "stage":
+        launch = record["launch"]
+        return "library" if launch is None else "tiles {}, parts {}, split {}".format(*launch)
+    if what == "table":
+        return "one table" if record["one_table"] else "a table for each evaluation"
+    return str(record.get("plan") or record.get("way") or record["start"])
+
+
+KINDS: dict[str, Callable[[Run], str]] = {
+    "images": images, "model": model, "probes": probes, "decide": decide
+}  # fmt: skip
 """What a result may hold besides the rows of ops."""
 
 

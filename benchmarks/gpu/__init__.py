@@ -64,7 +64,8 @@ def main(
 
     Args:
         benches: the ops.
-        out: folder of the result file, ``gpu.json`` or ``dry-run.json``, and of the journals.
+        out: folder of the result file, ``gpu.json``, ``decide.json`` or ``dry-run.json``, and of
+            the journals.
         parts: seconds for each part to run.
         dry_run: on the CPU, in this process.
         worker: (i, n): this is a process that `supervise` started, the i-th of n.
@@ -96,7 +97,8 @@ def main(
         return 1
     if missing:
         result["failed"]["run"] = f"{missing} of {len(journals)} processes never began"
-    return finish(result | {"cuda module": problem or "built"}, out / "gpu.json")
+    name = "decide" if list(parts) == ["decide"] else "gpu"
+    return finish(result | {"cuda module": problem or "built"}, out / f"{name}.json")
 
 
 def journal_of(out: Path, parts: Mapping[str, float], i: int, count: int) -> Path:

@@ -48,12 +48,13 @@ def _check(context: Context, case: Case) -> None:
         for backend, why_not in cpu.runnable(case, call).items():
             if why_not is None:
                 for kind, function in KINDS.items():
-                    _record(context, case, call, backend, kind, function)
+                    record(context, case, call, backend, kind, function)
 
 
-def _record(
+def record(
     context: Context, case: Case, call: Call, backend: str, kind: str, function: Check
 ) -> None:
+    """Check, and record what is wrong."""
     wrong = None
     try:
         function(case, call, backend)
@@ -144,7 +145,7 @@ def _check_large(context: Context, case: Case) -> None:
 
     for backend, why_not in cpu.runnable(case, built.block).items():
         if why_not is None and (backend != "reference" or context.dry_run):
-            _record(context, case, built.block, backend, "past 2^31", check)
+            record(context, case, built.block, backend, "past 2^31", check)
 
 
 def _replays(call: Call) -> int:

@@ -1,16 +1,28 @@
 """``python -m benchmarks gpu --only decide``: what the new kernels are worth on a card, in minutes.
 
-Each step answers one question of a design that was made without a card, and is recorded at once.
+A design that was made without a card rests on figures that it had to assume. Each step measures one
+of them and is recorded at once; the tables of plans and of launches follow from them. A kernel that
+is wrong ends all that would use the new kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.gpu.decide import exchange
+from benchmarks.gpu.decide import check, exchange, others, plans, stages
 from benchmarks.gpu.worker import Context, Step
 
 
 def steps(context: Context) -> Sequence[Step]:
     """All steps, those first that decide about most."""
-    return exchange.steps(context)
+    parts = (
+        check.steps,
+        exchange.steps,
+        stages.steps,
+        plans.head_steps,
+        plans.trunk_steps,
+        plans.table_steps,
+        others.steps,
+        plans.image_steps,
+    )
+    return [step for steps in parts for step in steps(context)]

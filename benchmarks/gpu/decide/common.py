@@ -1,0 +1,96 @@
+"""What the steps share: graphs, turns, and the rule that stops what a wrong kernel would spoil."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks.gpu.worker import Context
+from benchmarks.model.paths import Clock
+from bitdance.sampling import graphs
+
+K = TypeVar("K", bound=Hashable)
+
+CHECK = "decide: right"
+"""Begin of the keys of the steps that hold the new kernels against the reference."""
+ROUNDS = 5
+
+
+def captured(context: Context, function: Callable[[], Any]) -> Callable[[], Any]:
+    """A replay of `function` as a CUDA graph, with its result if that is a tensor.
+
+    In a dry run it is the function itself, called once.
+    """
+    if context.dry_run:
+        function()
+        return function
+    run = graphs.make_runner(context.device)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        result = function()
+        return (result,) if isinstance(result, torch.Tensor) else ()
+
+    def replay() -> torch.Tensor | None:
+        results: tuple[torch.Tensor, ...] = run(step)
+        return results[0] if results else None
+
+    replay()  # warms up; the next call captures
+    replay()
+    return replay
+
+
+def microseconds(
+    context: Context, ways: Mapping[K, Callable[[], object]], *, calls: int = 1
+) -> dict[K, list[float]]:
+    """Microseconds a call of each way, one value a round; the ways take turns."""
+    clock, rounds = Clock(context.device), 1 if context.dry_run else ROUNDS
+    times: dict[K, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            seconds = clock.seconds(lambda way=way: [way() for _ in range(calls)])  # type: ignore[misc]
+            times[name].append(1e6 * seconds / calls)
+    return times
+
+
+def add(context: Context, what: str, **figures: Any) -> None:
+    """Record figures."""
+    context.add("decide", {"what": what, **figures})
+
+
+def records(context: Context, what: str) -> Iterator[dict[str, Any]]:
+    """The figures that were recorded of something."""
+    return (record for record in context.result["decide"] if record["what"] == what)
+
+
+def wrong(context: Context) -> str | None:
+    """Which check of a new kernel has failed, if one has: its figures would mean nothing."""
+    for check in context.result["checks"]:
+        if check["step"].startswith(CHECK) and check["wrong"] is not None:
+            return f"{check['op']} is wrong: {check['wrong']}"
+    failed = [key for key in context.result["failed"] if key.startswith(CHECK)]
+    return f"{failed[0]} failed" if failed else None
+
+
+def unless_wrong(
+    context: Context, name: str, function: Callable[[], None]
+) -> tuple[str, Callable[[], None]]:
+    """A step that runs only while no new kernel was found wrong."""
+
+    def run() -> None:
+        why = wrong(context)
+        if why is None:
+            function()
+        else:
+            context.add("not run", why, f"decide: {name}")
+
+    return name, run
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Without gradients, and not in inference mode, whose tensors graphs cannot write later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield

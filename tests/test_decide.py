@@ -1,0 +1,244 @@
+"""`python -m benchmarks gpu --only decide`: what the figures decide, and its way on the CPU."""
+
+import dataclasses
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import report
+from benchmarks.gpu.decide import check, common, plans, tables
+from benchmarks.gpu.worker import Context, work
+from benchmarks.shapes import all_benches
+from bitdance.sampling import config
+from bitdance_kernels._dispatch.op import REGISTRY
+from bitdance_kernels._shared import skinny_config
+
+CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
+
+
+def _plan(name, rows, us, *, part="head", architecture="mlp", different=0.0, of_pytorch=0.01,
+          repeatable=True):  # fmt: skip
+    return {
+        "what": "plan", "part": part, "architecture": architecture, "rows": rows, "plan": name,
+        "all_us": [us, 1.01 * us, 0.99 * us], "different": different,
+        "different_pytorch": of_pytorch, "repeatable": repeatable,
+    }  # fmt: skip
+
+
+def test_the_library_keeps_what_is_not_won_by_five_percent():
+    for us, expected in ((94.0, "packed"), (96.0, "library"), (100.0, "library")):
+        records = [_plan("library", 2, 100.0), _plan("packed", 2, us)]
+        assert tables.plan(records) == expected
+
+
+def test_the_median_decides():
+    us = {"library": [10.0, 10, 10], "packed": [9.0, 9, 30], "persistent": [1.0, 11, 11]}
+    assert tables.winner(us, "library") == "packed"
+
+
+@pytest.mark.parametrize(
+    ("different", "of_pytorch", "agrees"),
+    [(0.019, 0.01, True), (0.021, 0.01, False), (5e-4, 0.0, True), (2e-3, 0.0, False)],
+)
+def test_a_plan_may_differ_as_pytorch_does(different, of_pytorch, agrees):
+    records = [
+        _plan("library", 2, 100.0),
+        _plan("packed", 2, 50.0, different=different, of_pytorch=of_pytorch),
+    ]
+    assert (tables.plan(records) == "packed") is agrees
+
+
+def test_a_plan_whose_bits_change_from_run_to_run_never_wins():
+    records = [_plan("library", 2, 100.0), _plan("packed", 2, 10.0, repeatable=False)]
+    assert tables.plan(records) == "library"
+
+
+@pytest.mark.parametrize(
+    ("winners", "expected"),
+    [
+        ({2: "packed", 8: "packed", 32: "library"}, [[1, "packed"], [9, "library"]]),
+        ({2: "library", 8: "packed"}, [[1, "library"], [3, "packed"], [9, "library"]]),
+        ({2: "library"}, [[1, "library"]]),
+        ({32: "persistent", 128: "packed"},
+         [[1, "persistent"], [33, "packed"], [129, "library"]]),
+    ],
+)  # fmt: skip
+def test_ranges_of_rows_end_where_something_else_won(winners, expected):
+    assert tables.ranges(winners) == expected
+
+
+def test_the_table_is_one_that_the_sampler_reads(tmp_path):
+    records = [
+        _plan("library", 2, 100.0), _plan("packed", 2, 20.0),
+        _plan("library", 32, 100.0, architecture="transformer"),
+        _plan("packed", 32, 99.0, architecture="transformer"),
+        _plan("library", 2, 100.0, part="trunk", architecture=""),
+        _plan("packed", 2, 20.0, part="trunk", architecture=""),
+    ]  # fmt: skip
+    for rows, one, each in ((64, 10.0, 11.0), (128, 10.0, 11.0), (256, 10.0, 10.1)):
+        for one_table, us in ((True, one), (False, each)):
+            records.append(
+                {"what": "table", "rows": rows, "one_table": one_table, "all_us": [us] * 3}
+            )
+    path = tmp_path / "measured.json"
+    path.write_text(tables.with_entry("{}", "a card", tables.of_plans(records)))
+    read = config.tables(path)["a card"]
+    assert read.max_table_rows == 128
+    assert [read.plan("mlp", rows) for rows in (1, 2, 3)] == ["packed", "packed", "library"]
+    assert read.plan("transformer", 32) == "library"
+    assert read.plan("trunk", 1) == "packed"
+
+
+def test_one_table_is_given_up_only_for_a_gain():
+    def table(*us):
+        return [
+            {"what": "table", "rows": rows, "one_table": one, "all_us": [value]}
+            for rows, pair in us
+            for one, value in zip((True, False), pair, strict=True)
+        ]
+
+    assert tables.max_table_rows([]) is None
+    assert tables.max_table_rows(table((64, (10.0, 9.8)), (128, (10.0, 10.2)))) == 64
+    assert tables.max_table_rows(table((64, (10.0, 9.0)), (128, (1.0, 10.0)))) == 0
+
+
+def _stage(launch, us, *, rows=2, row_class=8, product="wo", shape=(768, 768)):
+    return {
+        "what": "stage", "product": product, "rows": rows, "row_class": row_class,
+        "channels": shape[0], "features": shape[1], "launch": launch, "all_us": [us] * 3,
+    }  # fmt: skip
+
+
+def test_launches_that_beat_the_rule_are_kept():
+    records = [
+        _stage(None, 1.0), _stage([1, 8, 1], 2.0), _stage([2, 4, 1], 1.5),  # the rule is first
+        _stage([1, 8, 1], 2.0, rows=8), _stage([2, 4, 1], 1.5, rows=8),
+        _stage([9, 1, 8], 2.0, row_class=32), _stage([5, 1, 8], 1.95, row_class=32),
+    ]  # fmt: skip
+    expected = {"rows": 8, "channels": 768, "features": 768, "launch": [2, 4, 1]}
+    assert tables.of_launches(records) == [expected]
+
+
+def test_a_launch_must_win_over_all_products_of_its_shape():
+    records = [
+        _stage([1, 8, 1], 2.0), _stage([2, 4, 1], 1.0), _stage([4, 2, 1], 0.5),
+        _stage([1, 8, 1], 2.0, product="w2"), _stage([2, 4, 1], 4.0, product="w2"),
+    ]  # fmt: skip
+    assert tables.of_launches(records) == []
+
+
+def test_other_cards_keep_their_entries():
+    text = json.dumps({"one": {"a": 1}, "other": {"b": 2}})
+    assert json.loads(tables.with_entry(text, "one", {})) == {"one": {}, "other": {"b": 2}}
+
+
+def test_differences_are_of_signs_or_relative():
+    a, b = torch.tensor([1.0, -1, 0, 2]), torch.tensor([2.0, 1, -3, 2])
+    assert plans.difference(a, b, bits=True) == 0.25
+    assert plans.difference(2 * b, b, bits=False) == pytest.approx(1.0)
+
+
+def _context(tmp_path, benches=(), **parts):
+    return Context(benches, tmp_path / "journals" / "run.jsonl", parts or {"decide": 60.0}, True)
+
+
+def test_nothing_that_uses_the_kernels_is_timed_after_a_wrong_one(tmp_path, monkeypatch):
+    ran = []
+    context = _context(tmp_path)
+    what = {"op": "linear", "sample": "x", "backend": "cuda", "check": "graph"}
+    right = {"step": f"{common.CHECK}, linear", **what, "wrong": None}
+
+    def find(wrong):
+        return lambda: context.add("checks", {**right, "wrong": wrong})
+
+    steps = [
+        common.unless_wrong(context, "right, linear", find(None)),
+        common.unless_wrong(context, "right, adaln_linear", find("3 of 4 elements differ")),
+        common.unless_wrong(context, "right, denoise_patch", lambda: ran.append("checked")),
+        ("exchange, words", lambda: ran.append("exchange")),
+        common.unless_wrong(context, "w1, 2 rows", lambda: ran.append("timed")),
+    ]
+    assert work(context, {"decide": lambda _: steps}) == 0
+    assert ran == ["exchange"]
+    why = "linear is wrong: 3 of 4 elements differ"
+    assert context.result["not run"] == {
+        "decide: right, denoise_patch": why, "decide: w1, 2 rows": why
+    }  # fmt: skip
+
+
+def test_a_check_that_ends_its_process_stops_the_rest_too(tmp_path):
+    context = _context(tmp_path)
+    context.add("failed", "the process hung in this step", f"{common.CHECK}, linear")
+    assert common.wrong(context) == f"{common.CHECK}, linear failed"
+    context = _context(tmp_path / "other")
+    context.add("failed", "no nvcc", "decide: exchange, words")
+    assert common.wrong(context) is None
+
+
+def test_an_op_that_no_sample_fits_fails(tmp_path):
+    bench = all_benches()["linear"]
+    context = _context(tmp_path)
+    context.dry_run = False  # takes the cuda backend, which has no card
+    with pytest.raises(AssertionError, match="linear: the cuda backend takes no sample"):
+        check._check(context, dataclasses.replace(bench, samples=lambda _: bench.samples(CPU)))
+
+
+def test_every_op_of_sm90_is_checked():
+    """Those whose backend in CUDA C++ asks whether the card has clusters."""
+    expected = set()
+    for name in all_benches():
+        op = REGISTRY[name]
+        if "cuda" in op.backends:
+            source = Path(inspect.getfile(op.backend("cuda").run)).read_text(encoding="utf-8")
+            if "sm90_unsupported" in source or "skinny_cuda" in source:
+                expected.add(name)
+    assert expected
+    assert expected == set(check.NEW) & set(REGISTRY)
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("decide")
+    before = {path: path.read_bytes() for path in (config.FILE, skinny_config.MEASURED)}
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--only", "decide", "--dry-run"]
+    done = subprocess.run([*command, "--out", out], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    return out
+
+
+@pytest.mark.slow
+def test_dry_run_goes_through_every_step(dry_run):
+    result = json.loads((dry_run / "dry-run.json").read_text())
+    assert result["failed"] == {}
+    assert result["not run"] == {}
+    assert {record["what"] for record in result["decide"]} == {
+        "stage", "plan", "table", "decoder", "row kernel", "image"
+    }  # fmt: skip
+    for what in ("head", "trunk"):
+        found = {r["plan"] for r in result["decide"] if r.get("part") == what}
+        assert found == {"library", "packed"}
+    assert {name.split(", ")[0] for name in result["passed"]} == set(check.NEW) & set(REGISTRY)
+
+
+@pytest.mark.slow
+def test_the_report_has_a_table_of_the_figures(dry_run, tmp_path):
+    shutil.copy(dry_run / "dry-run.json", tmp_path / "decide.json")
+    page = "<!-- results: decide decide.json -->\n<!-- end of results -->"
+    text = report.filled(page, report.load(tmp_path))
+    for line in ("| w1, 2 rows | library | ", "| head, tiny, 16 rows | packed | "):
+        assert line in text
+    assert report.markdown(report.load(tmp_path))
+
+
+@pytest.mark.slow
+def test_dry_run_writes_tables_to_its_folder_alone(dry_run):
+    assert "dry run" in config.tables(dry_run / "tables" / config.FILE.name)
+    launches = dry_run / "tables" / skinny_config.MEASURED.name
+    assert "dry run" in json.loads(launches.read_text())
