@@ -1,0 +1,124 @@
+"""The CUDA backends of the products of few rows on CPU tensors, by their emulated device code."""
+
+import ctypes
+import itertools
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import torch
+
+from bitdance_kernels._dispatch.op import REGISTRY
+from bitdance_kernels._shared import native
+from tests.emulated import build
+
+OPS = (
+    "adaln_linear", "adaln_linear_swiglu", "denoise_step_linear", "linear", "linear_gated_residual",
+    "linear_gated_residual_moments", "linear_swiglu", "rms_norm_linear", "rms_norm_linear_swiglu",
+    "rms_norm_qkv",
+)  # fmt: skip
+LIBRARIES = ("skinny_product", "denoise_step_linear")
+
+
+def build_all(folder):
+    """The emulated kernels, by name."""
+    libraries = {name: build(name, folder) for name in LIBRARIES}
+    for name, library in libraries.items():
+        getattr(library, name).restype = ctypes.c_char_p
+    return libraries
+
+
+@contextmanager
+def emulated_card(libraries):
+    """A context in which these ops take CPU tensors to the device code.
+
+    Every launch has another order of threads, and the one before it ends as late as it can. The
+    context is a list of the names of the functions that were called, with whether they may begin
+    early.
+    """
+    launches = []
+    seeds = itertools.count(1)
+
+    def skinny_product(
+        x, moments, weight, bias, norm, scale, shift, norm_weight, norm_bias, eps, epilogue,
+        residual, gate, y, y_moments, rows, channels, features, tiles, parts, split, programmatic,
+        *_,
+    ):  # fmt: skip
+        launches.append(("skinny_product", programmatic))
+        tensors = [x, moments, weight, bias, scale, shift, norm_weight, norm_bias, residual, gate,
+                   y, y_moments]  # fmt: skip
+        strides = [row_stride(t) for t in (x, scale, shift, residual, gate)]
+        sizes = [rows, channels, features, norm, epilogue, tiles, parts, split, *strides]
+        launch(tensors, sizes, (x, moments, residual), x.dtype, norm_weight, eps)
+
+    def rms_norm_qkv(
+        x, moments, weight, bias, norm_weight, eps, q, k_cache, v_cache, position, freqs, batch,
+        tokens, heads, kv_heads, head_dim, k_batch, k_token, k_head, v_batch, v_token, v_head,
+        channels, tiles, parts, split, programmatic, *_,
+    ):  # fmt: skip
+        launches.append(("rms_norm_qkv", programmatic))
+        tensors = [x, moments, weight, bias, None, None, norm_weight, None, None, None, None, None,
+                   q, k_cache, v_cache, position, freqs]  # fmt: skip
+        features = (heads + 2 * kv_heads) * head_dim
+        sizes = [batch * tokens, channels, features, 2, 3, tiles, parts, split, row_stride(x), 0, 0,
+                 0, 0, k_batch, k_token, k_head, v_batch, v_token, v_head, tokens, heads, kv_heads,
+                 head_dim]  # fmt: skip
+        launch(tensors, sizes, (x, moments), x.dtype, norm_weight, eps)
+
+    def launch(tensors, sizes, late, dtype, norm_weight, eps):
+        tensors += [None] * (17 - len(tensors))
+        sizes += [0] * (23 - len(sizes))
+        norm_dtype = dtype if norm_weight is None else norm_weight.dtype
+        message = libraries["skinny_product"].skinny_product(
+            pointers(tensors), (ctypes.c_int64 * 24)(*sizes, native.DTYPE_CODES[norm_dtype]),
+            ctypes.c_float(eps), ctypes.c_int(dtype == torch.float16), late_bytes(tensors, late),
+            ctypes.c_uint32(next(seeds)),
+        )  # fmt: skip
+        assert message is None, message
+
+    def denoise_step_linear(
+        x, x0, table, step, step_bytes, cfg, noise, keys, squash, weight, bias, state, stream,
+        moments, tokens, patch, bits, features, dtype, programmatic, *_,
+    ):  # fmt: skip
+        launches.append(("denoise_step_linear", programmatic))
+        assert step_bytes == 8
+        tensors = [x, x0, table, step, cfg, noise, keys, weight, bias, state, stream, moments]
+        message = libraries["denoise_step_linear"].denoise_step_linear(
+            pointers(tensors), (ctypes.c_int64 * 5)(tokens, patch, bits, features, squash),
+            ctypes.c_int(dtype == native.FLOAT16), late_bytes(tensors, (x, x0)),
+            ctypes.c_uint32(next(seeds)),
+        )  # fmt: skip
+        assert message is None, message
+
+    functions = {f.__name__: f for f in (skinny_product, rms_norm_qkv, denoise_step_linear)}
+    ops = [REGISTRY[name] for name in OPS]
+    patches = [
+        *(mock.patch.object(native.cuda, name, f, create=True) for name, f in functions.items()),
+        mock.patch.object(native, "stream", return_value=(0, 0)),
+        mock.patch.object(native, "cuda_unsupported", return_value=None),
+        mock.patch.object(native, "sm90_unsupported", return_value=None),
+        *(mock.patch.object(op, "order", {"cpu": ("cuda", "reference")}) for op in ops),
+        *(mock.patch.object(op, "_chosen", {}) for op in ops),
+    ]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield launches
+
+
+def row_stride(x):
+    """Elements from a row of x [..., C] to the next."""
+    if x is None:
+        return 0
+    rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
+    assert rows.data_ptr() == x.data_ptr(), "rows must be evenly spaced"
+    return rows.stride(0)
+
+
+def pointers(tensors):
+    return (ctypes.c_void_p * len(tensors))(*(0 if t is None else t.data_ptr() for t in tensors))
+
+
+def late_bytes(tensors, late):
+    known = {t.data_ptr() for t in late if t is not None}
+    given = [t.nbytes if t is not None and t.data_ptr() in known else 0 for t in tensors]
+    return (ctypes.c_int64 * len(tensors))(*given)
