@@ -12,18 +12,26 @@ import torch
 _FEW_ROWS = 16
 _PROGRAMS_OF_FEW_ROWS, _PROGRAMS_OF_MANY_ROWS = 4, 2
 _MAX_SPLITS = 64
+MAX_UNSPLIT_KEYS = 0
+"""Rows of a cache up to which it is not split: one launch, where splits need another to combine.
+
+384, the sequence of an image of 256 tokens, would spare the second launch there.
+"""
+
 _H200_MULTIPROCESSORS = 132
 
 
-def split_count(device: torch.device, programs: int, rows: int, tiles: int) -> int:
-    """Splits for `programs` programs of `rows` query rows, each with up to `tiles` tiles of keys.
+def split_count(device: torch.device, programs: int, rows: int, keys: int, tile: int) -> int:
+    """Splits for `programs` programs of `rows` query rows, each with `keys` keys in tiles.
 
     From shapes and the card alone, so that a captured graph serves every length: enough to fill
-    the multiprocessors, never more than there are tiles.
+    the multiprocessors, never more than there are tiles of `tile` keys.
     """
+    if keys <= MAX_UNSPLIT_KEYS:
+        return 1
     each = _PROGRAMS_OF_FEW_ROWS if rows <= _FEW_ROWS else _PROGRAMS_OF_MANY_ROWS
     wanted = -(-_multiprocessors(device) * each // programs)
-    return max(1, min(wanted, tiles, _MAX_SPLITS))
+    return max(1, min(wanted, -(-keys // tile), _MAX_SPLITS))
 
 
 @functools.cache

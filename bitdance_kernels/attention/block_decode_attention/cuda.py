@@ -39,7 +39,7 @@ def run(
     rows = P * (H // Hkv)
     tile = _FEW_ROWS if rows <= _FEW_ROWS else _MANY_ROWS
     programs = B * Hkv * -(-rows // tile)
-    splits = split_count(q.device, programs, tile, -(-Tmax // _KEYS)) if programs else 1
+    splits = split_count(q.device, programs, tile, Tmax, _KEYS) if programs else 1
     part = (B, P, H, splits if splits > 1 else 0)
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)

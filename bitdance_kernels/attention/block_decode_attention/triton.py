@@ -153,7 +153,7 @@ def run(
         rows = 16  # products in full float32 are sums in registers
     row_tiles = triton.cdiv(P * group, rows)
     programs = B * Hkv * row_tiles
-    splits = split_count(q.device, programs, rows, triton.cdiv(Tmax, keys))
+    splits = split_count(q.device, programs, rows, Tmax, keys)
     part = (B, P, H, splits if splits > 1 else 0)
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)

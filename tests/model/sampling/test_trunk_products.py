@@ -90,8 +90,8 @@ def test_steps_of_the_language_model(bias):
     assert torch.equal(other.lengths, cache.lengths)
 
 
-# Of a layer. On a card block_decode_attention is two launches where it splits the keys, which it
-# does not where the programs for all heads and rows fill the card.
+# Of a layer. On a card block_decode_attention is a second launch where it splits the keys: for few
+# rows by default, unless ``MAX_UNSPLIT_KEYS`` of its config says otherwise.
 _LAYER = {
     PackedTransformer: {
         "bitdance::rms_norm_qkv": 1,
