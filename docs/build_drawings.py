@@ -58,6 +58,39 @@ def passes(out: Path, rows: dict[str, list[tuple[str, int, int]]]) -> None:
     _save(figure, axes, out)
 
 
+def chain(out: Path) -> None:
+    """A branch of the head: launches one after another, and a chain of them that overlap."""
+    figure, axes = plt.subplots(figsize=(8, 3.4))
+
+    def bar(x: float, y: float, width: float, color: str, text: str) -> None:
+        axes.add_patch(plt.Rectangle((x, y), width, 0.5, color=color))
+        middle = x + width / 2
+        axes.text(middle, y + 0.25, text, ha="center", va="center", color="white", size=6.5)
+
+    for y, label in ((0, "library"), (1.2, "packed")):
+        axes.text(-0.3, y + 0.25, label, ha="right", va="center", color=INK, size=9)
+    for i, name in enumerate(("product", "swiglu", "product", "gate, sum and norm")):
+        bar(3 * i, 0, 2.6, ONE, name)
+    left = ("h", "stream, moments", "")
+    for i, name in enumerate(("adaln_linear_swiglu", "linear_gated_residual", "next branch")):
+        x, y = 3 * i, 1.2 + 0.9 * i
+        bar(x, y, 1.4, WRITE, "fetch")
+        bar(x + 1.4, y, 3, ONE, name)
+        if left[i]:
+            arrow = {"arrowstyle": "->"}
+            axes.annotate("", (x + 4.4, y + 0.9), (x + 4.4, y + 0.5), arrowprops=arrow)
+            axes.text(x + 4.6, y + 0.65, left[i], va="center", color=INK, size=7)
+    for y, color, name in (
+        (4.0, WRITE, "weights, scale and shift, which no kernel of the chain writes"),
+        (4.45, ONE, "after the kernel before: norm, product, gate, sum"),
+    ):
+        axes.add_patch(plt.Rectangle((0, y), 0.5, 0.25, color=color))
+        axes.text(0.7, y + 0.12, name, va="center", color=INK, size=8)
+    axes.set(xlim=(-2, 12), ylim=(-0.1, 4.8))
+    axes.invert_yaxis()
+    _save(figure, axes, out)
+
+
 def _save(figure: plt.Figure, axes: plt.Axes, out: Path) -> None:
     axes.set_axis_off()
     figure.savefig(out, bbox_inches="tight", metadata={"Date": None})
@@ -96,6 +129,7 @@ def build(folder: Path = PLOTS) -> None:
             "group_norm_silu": [("statistics", 1, 0), ("the rest", 1, 1)],
         },
     )
+    chain(folder / "launch_chain.svg")
 
 
 if __name__ == "__main__":

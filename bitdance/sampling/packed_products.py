@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from bitdance.models.diffusion_head import EPS, HeadNetwork
 from bitdance.sampling.head_products import Branch, Modulation, Step, branches
-from bitdance.sampling.weights import JoinedParameter, PackedLinear
+from bitdance.sampling.weights import PackedLinear
 from bitdance_kernels import (
     adaln_linear,
     adaln_linear_swiglu,
@@ -40,13 +40,11 @@ class _PackedBranch:
     def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
         self.activation = branch.activation
         layout = "swiglu" if branch.activation == "swiglu" else "rows"
-        self.norm = [JoinedParameter([parameter], dtype) for parameter in branch.affine]
+        self.norm = branch.affine
         self.fc1 = PackedLinear([branch.fc1], dtype, layout)
         self.fc2 = PackedLinear([branch.fc2], dtype)
 
     def load(self) -> None:
-        for parameter in self.norm:
-            parameter.load()
         self.fc1.load()
         self.fc2.load()
 
@@ -147,11 +145,8 @@ class PackedProducts:
     ) -> torch.Tensor:
         """Input of the second product of a branch."""
         fc1 = branch.fc1
-        norm_weight, norm_bias = (parameter.tensor for parameter in branch.norm)
         op = adaln_linear_swiglu if branch.activation == "swiglu" else adaln_linear
-        h = op(
-            x, scale, shift, fc1.weight, fc1.bias, norm_weight, norm_bias, moments=moments, eps=EPS
-        )
+        h = op(x, scale, shift, fc1.weight, fc1.bias, *branch.norm, moments=moments, eps=EPS)
         if branch.activation == "silu":
             return F.silu(h)
         if branch.activation == "attention":
