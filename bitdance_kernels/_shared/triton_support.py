@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import triton  # (without Triton this import fails, and that is the backend's reason)
 
+from bitdance_kernels._shared import launches, native
+
 
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU, for tests."""
@@ -53,3 +55,13 @@ def capability(device: torch.device) -> int:
     Ask inside `on_device`: it is the current device's.
     """
     return 0 if interpreting() else int(triton.runtime.driver.active.get_current_target().arch)
+
+
+def overlapping(device: torch.device) -> dict[str, bool]:
+    """Options of a launch whose kernel has a constant OVERLAP.
+
+    In ``overlapping_launches`` it is true on cards that can begin a kernel before the one before it
+    has ended; the kernel then waits for that one itself.
+    """
+    overlap = native.sm90_unsupported(device) is None and launches.programmatic() == 1
+    return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels._shared.rows import as_rows
@@ -64,9 +65,12 @@ def _exponentials(q, k, scale, PATCH: tl.constexpr, TILE: tl.constexpr):
 def _patch_attention_forward_kernel(
     qkv_ptr, out_ptr, stride, channels, total, heads, scale,
     PATCH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     token, channel, inside = _where(GROUP * PATCH, total, heads, HEAD_DIM, TILE, WIDTH)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     q = _load(qkv_ptr, token, stride, channel, inside)
     k = _load(qkv_ptr, token, stride, channels + channel, inside)
     v = _load(qkv_ptr, token, stride, 2 * channels + channel, inside)
@@ -158,8 +162,9 @@ def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     scale = (channels // num_heads) ** -0.5 * _LOG2_E
     with triton_support.on_device(qkv):
         _patch_attention_forward_kernel[(programs,)](
-            qkv, out, stride, channels, total, num_heads, scale, **constants
-        )
+            qkv, out, stride, channels, total, num_heads, scale, **constants,
+            **triton_support.overlapping(out.device),
+        )  # fmt: skip
     return out
 
 
