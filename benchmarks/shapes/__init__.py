@@ -1,7 +1,8 @@
 """What is timed of each op: real shapes of BitDance, and what users would call instead.
 
-One module a family with ``SHAPES``: by the op's name its timings, and its baselines, which take the
-arguments of the op. The names of shapes and baselines are those in ``benchmarks/results``.
+One module a family, and one of the products, with ``SHAPES``: by the op's name its timings, and its
+baselines, which take the arguments of the op. The names of shapes and baselines are those in
+``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from bitdance_kernels.testing import Call, Case
 from tests.cases import all_cases
 
-FAMILIES = ("binary", "denoise", "attention", "autoencode")
+MODULES = ("binary", "denoise", "products", "attention", "autoencode")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def short(dtype: torch.dtype) -> str:
 def all_benches() -> dict[str, Bench]:
     """The case of every op, with its timings if it has any."""
     shapes: dict[str, tuple[Sequence[Timing], Mapping[str, Callable[..., Any]]]] = {}
-    for family in FAMILIES:
-        shapes |= importlib.import_module(f"{__name__}.{family}").SHAPES
+    for module in MODULES:
+        shapes |= importlib.import_module(f"{__name__}.{module}").SHAPES
     benches = {}
     for name, case in all_cases().items():
         timings, baselines = shapes.pop(name, ((), {}))

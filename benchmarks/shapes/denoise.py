@@ -161,56 +161,6 @@ def bits_torch(x0: Tensor, *, cfg: Tensor) -> tuple[Tensor, Tensor]:
     return bits.to(x0.dtype) * 2 - 1, packed
 
 
-def _product(
-    kind: str, halves: int, *sizes: tuple[int, int, int], dtype: torch.dtype = BF16
-) -> list[Timing]:
-    """Products of [rows, channels] with a weight of `halves` times `features`.
-
-    With a "norm" before or a "residual" behind.
-    """
-
-    def one(rows: int, channels: int, features: int) -> Timing:
-        def arguments(make: Make) -> list[Any]:
-            x = make.randn(rows, channels, dtype=dtype)
-            layer = make.layer(halves * features, channels, dtype)
-            if kind == "norm":
-                scale, shift = make.randn(rows, 6 * channels, dtype=dtype).chunk(6, dim=-1)[:2]
-                return [x, scale, shift, *layer, *make.randn(2, channels).unbind()]
-            if kind == "residual":
-                gate = make.randn(rows, 3 * features, dtype=dtype).chunk(3, dim=-1)[1]
-                return [x, *layer, make.randn(rows, features, dtype=dtype), gate]
-            return [x, *layer]
-
-        read, written = (3 if kind == "norm" else 1), (3 if kind == "residual" else 1)
-        moved = rows * (read * channels + written * features) + halves * features * (channels + 1)
-        name = f"[{rows}, {channels}] to {features} {short(dtype)}"
-        flops = 2 * rows * channels * halves * features
-        devices = ("cpu",) if dtype == F32 else ("cuda",)
-        return timing(name, arguments, dtype.itemsize * moved, flops=flops, devices=devices)
-
-    return [one(*size) for size in sizes]
-
-
-def swiglu_after_linear(*arguments: Tensor) -> Tensor:
-    return kernels.swiglu(F.linear(*arguments))
-
-
-def gated_residual_after_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, gate: Tensor
-) -> Tensor:
-    return kernels.gated_residual(residual, F.linear(x, weight, bias), gate)
-
-
-def linear_after_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor
-) -> Tensor:
-    return F.linear(kernels.adaln_norm(x, scale, shift, *norm), weight, bias)
-
-
-def swiglu_after_norm(*arguments: Tensor) -> Tensor:
-    return kernels.swiglu(linear_after_norm(*arguments))
-
-
 _ONE, _MANY, _B1, _T2I = (1, 16, 32), (64, 16, 32), (384, 1, 32), (1, 64, 32)
 _LARGE = (2**16, 16, 32)
 _STATES = (
@@ -246,29 +196,6 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
         [_bits(f"{name} bfloat16", shape) for name, shape in _STATES]
         + [_bits(f"33.5 M {short(dtype)}", _LARGE, dtype, **CUDA) for dtype in (BF16, F32)],
         {"torch": bits_torch},
-    ),
-    "linear": (
-        _product("", 1, (8, 192, 576), (64, 192, 576), (32, 768, 2304), (256, 768, 2304),
-                 (512, 768, 2304), (32, 5120, 5120), dtype=F32),
-        {"F.linear": F.linear},
-    ),
-    "linear_swiglu": (
-        _product("", 2, (32, 768, 1152), (2048, 768, 1152), (12288, 768, 1152), (128, 5120, 7680),
-                 (8192, 5120, 7680)),
-        {"F.linear, swiglu": swiglu_after_linear},
-    ),
-    "linear_gated_residual": (
-        _product("residual", 1, (32, 1152, 768), (2048, 1152, 768), (12288, 1152, 768),
-                 (128, 7680, 5120), (8192, 7680, 5120)),
-        {"F.linear, gated_residual": gated_residual_after_linear},
-    ),
-    "adaln_linear": (
-        _product("norm", 1, (2, 768, 2304), (32, 768, 2304), (32, 5120, 15360)),
-        {"adaln_norm, F.linear": linear_after_norm},
-    ),
-    "adaln_linear_swiglu": (
-        _product("norm", 2, (2, 768, 1152), (32, 768, 1152), (32, 5120, 7680)),
-        {"adaln_norm, F.linear, swiglu": swiglu_after_norm},
     ),
 }  # fmt: skip
 """Timings and baselines by op."""

@@ -1,0 +1,201 @@
+"""Shapes of the ops with a product, at the widths of the published models.
+
+On a card with packed weights, for few rows; baselines take the matrices of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+import bitdance_kernels as kernels
+from benchmarks.shapes import Make, Timing, short, timing
+from benchmarks.shapes.attention import append_steps
+from tests.cases.rope import table
+
+F32, BF16 = torch.float32, torch.bfloat16
+_MATRICES = WeakIdKeyDictionary()
+
+
+def matrix(weight: Tensor, layout: str = "rows") -> Tensor:
+    """The matrix of a packed weight, unpacked once."""
+    if weight.dim() == 2:
+        return weight
+    if weight not in _MATRICES:
+        _MATRICES[weight] = kernels.unpack_weight(weight, layout)
+    return _MATRICES[weight]
+
+
+def _product(
+    kind: str, layout: str, *sizes: tuple[int, int, int], dtype: torch.dtype = BF16
+) -> list[Timing]:
+    """Products of [rows, channels] with a weight of `features`, or twice as many for "swiglu".
+
+    With an "adaln" or "rms" norm before, or a "residual" behind.
+    """
+    halves = 2 if layout == "swiglu" else 1
+
+    def one(rows: int, channels: int, features: int) -> Timing:
+        def arguments(make: Make) -> list[Any]:
+            x = make.randn(rows, channels, dtype=dtype)
+            weight, bias = make.layer(halves * features, channels, dtype)
+            if dtype == BF16:
+                weight = kernels.pack_weight(weight, layout)
+            if kind == "adaln":
+                scale, shift = make.randn(rows, 6 * channels, dtype=dtype).chunk(6, dim=-1)[:2]
+                return [x, scale, shift, weight, bias, *make.randn(2, channels).unbind()]
+            if kind == "rms":
+                return [x, weight, None, make.randn(channels, dtype=dtype)]
+            if kind == "residual":
+                gate = make.randn(rows, 3 * features, dtype=dtype).chunk(3, dim=-1)[1]
+                return [x, weight, bias, make.randn(rows, features, dtype=dtype), gate]
+            return [x, weight, bias]
+
+        read, written = (3 if kind == "adaln" else 1), (3 if kind == "residual" else 1)
+        moved = rows * (read * channels + written * features) + halves * features * (channels + 1)
+        packed = ", packed" if dtype == BF16 else ""
+        name = f"[{rows}, {channels}] to {features} {short(dtype)}{packed}"
+        flops = 2 * rows * channels * halves * features
+        devices = ("cpu",) if dtype == F32 else ("cuda",)
+        return timing(name, arguments, dtype.itemsize * moved, flops=flops, devices=devices)
+
+    return [one(*size) for size in sizes]
+
+
+def linear_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, matrix(weight), bias)
+
+
+def swiglu_after_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return kernels.swiglu(F.linear(x, matrix(weight, "swiglu"), bias))
+
+
+def gated_residual_after_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, gate: Tensor
+) -> Tensor:
+    return kernels.gated_residual(residual, F.linear(x, matrix(weight), bias), gate)
+
+
+def linear_after_adaln(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor
+) -> Tensor:
+    return F.linear(kernels.adaln_norm(x, scale, shift, *norm), matrix(weight), bias)
+
+
+def swiglu_after_adaln(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor
+) -> Tensor:
+    n = kernels.adaln_norm(x, scale, shift, *norm)
+    return kernels.swiglu(F.linear(n, matrix(weight, "swiglu"), bias))
+
+
+def linear_after_rms(x: Tensor, weight: Tensor, bias: None, norm: Tensor) -> Tensor:
+    return F.linear(F.rms_norm(x, norm.shape, norm, 1e-6), matrix(weight))
+
+
+def swiglu_after_rms(x: Tensor, weight: Tensor, bias: None, norm: Tensor) -> Tensor:
+    n = F.rms_norm(x, norm.shape, norm, 1e-6)
+    return kernels.swiglu(F.linear(n, matrix(weight, "swiglu")))
+
+
+def _qkv(name: str, B: int, P: int, cache: int = 319, C: int = 768, H: int = 12) -> Timing:
+    def arguments(make: Make) -> list[Any]:
+        weight = kernels.pack_weight(make.layer(3 * C, C, BF16)[0], "rope")
+        k, v = make.randn(2, B, cache, H, C // H, dtype=BF16)
+        rows = torch.full((B,), cache // 2, dtype=torch.int32, device=make.device)
+        x, norm = make.randn(B, P, C, dtype=BF16), make.randn(C, dtype=BF16)
+        angles = table(cache, C // H, make.device)
+        return [x, weight, norm, k, v, rows, angles, {"num_heads": H}]
+
+    moved = 2 * (B * P * 4 * C + 3 * C * C)
+    return timing(name, arguments, moved, flops=6 * B * P * C * C, devices=("cuda",))
+
+
+def qkv_steps(
+    x: Tensor, weight: Tensor, norm: Tensor, k_cache: Tensor, v_cache: Tensor, position: Tensor,
+    freqs: Tensor, *, num_heads: int,
+) -> Tensor:  # fmt: skip
+    """Norm, product, rotation and two writes as separate steps."""
+    qkv = F.linear(F.rms_norm(x, norm.shape, norm, 1e-6), matrix(weight, "rope"))
+    return append_steps(
+        qkv, k_cache, v_cache, position, freqs, num_heads=num_heads, num_kv_heads=num_heads
+    )
+
+
+def _step(name: str, shape: tuple[int, ...], width: int) -> Timing:
+    """A guided step and the projection of its state."""
+    bits, stack = shape[-1], (2 * shape[0], *shape[1:])
+
+    def arguments(make: Make) -> list[Any]:
+        weight, bias = make.layer(width, bits, BF16)
+        coefficients = kernels.denoise_schedule(100)[0].to(make.device)
+        keys = kernels.noise_keys(7, range(shape[0]), ar_step=3, device=make.device)
+        return [
+            make.randn(*shape), make.randn(*stack, dtype=BF16), coefficients,
+            make.full(3, torch.int32), kernels.pack_weight(weight), bias,
+            {"cfg": make.full(3.0).view(1), "keys": keys},
+        ]  # fmt: skip
+
+    rows = torch.Size(stack[:-1]).numel()
+    moved = rows * (2 * bits + 4 * bits + 2 * width) + 2 * width * bits
+    return timing(name, arguments, moved, flops=rows * width * bits, devices=("cuda",))
+
+
+def step_library(
+    x: Tensor, x0: Tensor, coefficients: Tensor, step: Tensor, weight: Tensor, bias: Tensor, *,
+    cfg: Tensor, keys: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As without the op."""
+    x = kernels.denoise_step(x, x0, coefficients, step, cfg=cfg, keys=keys)
+    return x, F.linear(torch.cat([x, x]).to(weight.dtype), matrix(weight), bias)
+
+
+SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
+    "linear": (
+        _product("", "rows", (8, 192, 576), (64, 192, 576), (32, 768, 2304), (256, 768, 2304),
+                 (512, 768, 2304), (32, 5120, 5120), dtype=F32)
+        + _product("", "rows", (32, 768, 2304)),
+        {"F.linear": linear_torch},
+    ),
+    "linear_swiglu": (
+        _product("", "swiglu", (32, 768, 1152), (128, 5120, 7680)),
+        {"F.linear, swiglu": swiglu_after_linear},
+    ),
+    "linear_gated_residual": (
+        _product("residual", "rows", (2, 1152, 768), (32, 1152, 768), (128, 7680, 5120)),
+        {"F.linear, gated_residual": gated_residual_after_linear},
+    ),
+    "adaln_linear": (
+        _product("adaln", "rows", (2, 768, 2304), (32, 768, 2304), (128, 5120, 15360)),
+        {"adaln_norm, F.linear": linear_after_adaln},
+    ),
+    "adaln_linear_swiglu": (
+        _product("adaln", "swiglu", (2, 768, 1152), (32, 768, 1152), (128, 5120, 7680)),
+        {"adaln_norm, F.linear, swiglu": swiglu_after_adaln},
+    ),
+    "rms_norm_linear": (
+        _product("rms", "rows", (2, 768, 2304), (128, 5120, 7168)),
+        {"rms_norm, F.linear": linear_after_rms},
+    ),
+    "rms_norm_linear_swiglu": (
+        _product("rms", "swiglu", (2, 768, 2048), (32, 768, 2048), (128, 5120, 17408)),
+        {"rms_norm, F.linear, swiglu": swiglu_after_rms},
+    ),
+    "rms_norm_qkv": (
+        [_qkv("ImageNet B-1x, 1 image", 2, 1), _qkv("ImageNet B-16x, 1 image", 2, 16)],
+        {"steps": qkv_steps},
+    ),
+    "denoise_step_linear": (
+        [
+            _step("B-1x, batch 1", (1, 32), 768),
+            _step("B-16x, batch 1", (1, 16, 32), 768),
+            _step("T2I, 1 image of 64", (1, 64, 32), 5120),
+        ],
+        {"library": step_library},
+    ),
+}  # fmt: skip
+"""Timings and baselines by op."""
