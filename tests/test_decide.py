@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from benchmarks import report
-from benchmarks.gpu.decide import check, common, plans, tables
+from benchmarks.gpu.decide import check, common, exchange, others, plans, stages, tables
 from benchmarks.gpu.worker import Context, work
+from benchmarks.model import paths
 from benchmarks.shapes import all_benches
-from bitdance.sampling import config
+from bitdance.sampling import config, graphs
+from bitdance.sampling.trunk_products import PackedTransformer
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import skinny_config
 
@@ -242,3 +244,107 @@ def test_dry_run_writes_tables_to_its_folder_alone(dry_run):
     assert "dry run" in config.tables(dry_run / "tables" / config.FILE.name)
     launches = dry_run / "tables" / skinny_config.MEASURED.name
     assert "dry run" in json.loads(launches.read_text())
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """A run that takes the CPU for a card, with tables of its own, on small models."""
+    context = _context(tmp_path)
+    context.dry_run = False
+    monkeypatch.setattr(Context, "device", CPU)
+    monkeypatch.setattr(Context, "multiprocessors", 132)
+    for owner, name in ((plans, "_REPEATS"), (plans, "_STEPS_OF_TRUNK"), (common, "ROUNDS"),
+                        (stages, "_CHAIN"), (stages, "_REPLAYS")):  # fmt: skip
+        monkeypatch.setattr(owner, name, 2)
+    monkeypatch.setattr(plans, "_EVALUATIONS", 3)
+    for module, name in ((config, "FILE"), (skinny_config, "MEASURED")):
+        path = tmp_path / getattr(module, name).name
+        path.write_text("{}")
+        monkeypatch.setattr(module, name, path)
+    for name, value in {
+        "get_device_name": "a card", "get_device_capability": (9, 0), "synchronize": None
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    yield context
+    config.tables.cache_clear()
+    skinny_config._measured.cache_clear()
+
+
+def test_plans_are_measured_and_written_where_the_library_reads_them(pretended):
+    plans._head(pretended, "tiny", 2)
+    plans._trunk(pretended, "tiny", 2)
+    plans._table(pretended, "tiny", 2)
+    plans._images(pretended, "tiny", 1, 1)
+    records = pretended.result["decide"]
+    assert all(r["repeatable"] for r in records if r["what"] == "plan")
+    for part in ("head", "trunk"):
+        assert {r["plan"] for r in records if r.get("part") == part} == {"library", "packed"}
+    assert {r["plan"] for r in records if r["what"] == "image"} == {"library", "packed"}
+    entry = tables.of_plans(records)
+    assert json.loads(config.FILE.read_text()) == {"a card": entry}
+    assert config.tables(config.FILE)["a card"].max_table_rows == entry["max_table_rows"]
+
+
+def test_launches_are_measured_each_by_itself(pretended, monkeypatch):
+    """What is chosen for a launch is what is recorded for it, on the backend of a card."""
+    chosen, product = [], stages.products(64)[2]
+
+    def own(layers, i, backend):
+        assert backend == "cuda"
+        chosen.append(skinny_config.choose(2, 64, 192, CPU))
+        return layers.library(i)
+
+    monkeypatch.setattr(stages._Layers, "own", own)
+    stages._time(pretended, product, 2)
+    launches = [r["launch"] for r in pretended.result["decide"]]
+    assert launches[0] is None
+    assert launches[1:] == [list(launch) for launch in dict.fromkeys(chosen)]
+    assert launches[1:] == [list(c) for c in skinny_config.candidates(2, 64, 192)]
+    assert "a card" in json.loads(skinny_config.MEASURED.read_text())
+
+
+def test_a_wrong_launch_is_reported_and_not_timed(pretended, monkeypatch):
+    product = stages.products(64)[1]
+    wrong = skinny_config.candidates(2, 64, 64)[1]
+
+    def own(layers, i, backend):
+        return layers.library(i) + (skinny_config.choose(2, 64, 64, CPU) == wrong)
+
+    monkeypatch.setattr(stages._Layers, "own", own)
+    stages._time(pretended, product, 2)
+    assert list(wrong) not in [r["launch"] for r in pretended.result["decide"]]
+    assert [str(wrong) in key for key in pretended.result["failed"]] == [True]
+
+
+def test_decoding_is_timed_with_a_graph_and_without(pretended, monkeypatch):
+    model = plans.model(pretended, "tiny")
+    monkeypatch.setattr(plans, "model", lambda context, name: model)
+    asked = []
+    inner = graphs.make_call_runner
+    monkeypatch.setattr(graphs, "make_call_runner", lambda d: asked.append(d) or inner(d))
+    others._decoder(pretended)
+    ways = [(r["batch"], r["way"]) for r in pretended.result["decide"]]
+    assert ways == [(batch, way) for batch in (1, 2, 4, 8) for way in ("graph", "plain")]
+    assert len(asked) == 4, "the plain way has no runner"
+
+
+def test_exchanges_that_no_card_runs_say_so(pretended):
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    for _, step in exchange.steps(pretended):
+        step()
+    notes = {probe["note"] for probe in pretended.result["probes"]}
+    assert all(note.startswith("CUDA error ") for note in notes)
+    assert len(pretended.result["probes"]) == 15
+
+
+def test_a_step_of_the_trunk_takes_the_plan_that_holds(monkeypatch, tmp_path):
+    model, ran = plans.model(_context(tmp_path), "tiny"), []
+    inner = PackedTransformer.decode
+    monkeypatch.setattr(
+        PackedTransformer, "decode", lambda self, *args: ran.append(1) or inner(self, *args)
+    )
+    for plan, count in (("library", 0), ("packed", 1)):
+        with config.use_plans(trunk=plan):
+            paths.trunk_step(model, 1)()
+        assert len(ran) == count

@@ -22,6 +22,7 @@ from bitdance.models.config import AutoencoderConfig, ModelConfig
 from bitdance.sampling import graphs
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.image_decoder import ImageDecoder
+from bitdance.sampling.trunk_products import packed_transformer
 from bitdance.sampling.workspace import Workspace
 from bitdance_kernels import CpuGraph, use_backend
 
@@ -202,16 +203,24 @@ def sampling(
 
 
 def trunk_step(model: BitDanceModel, batch: int) -> Callable[[], tuple[Tensor, ...]]:
-    """The transformer's part of an AR step in the middle of a guided batch of images."""
+    """The transformer's part of an AR step in the middle of a guided batch of images.
+
+    By the plan that the sampler would choose now.
+    """
     config, like = model.config, model.norm.weight
     rows, middle = 2 * batch, len(model.freqs) // 2
     cache = ClassConditionalSampler(model).reserve_cache(Workspace(max_runs=1), rows)
     x = torch.randn(rows, config.parallel_num, config.dim, device=like.device).to(like.dtype)
+    packed = packed_transformer(model.layers, rows * config.parallel_num, like.dtype)
+    if packed is not None:
+        packed.load()
 
     def step() -> tuple[Tensor, ...]:
         cache.lengths.fill_(middle)
         with torch.no_grad():
-            return (model.decode_step(x, cache),)
+            if packed is None:
+                return (model.decode_step(x, cache),)
+            return (model.norm(packed.decode(model.emb_norm(x), model.freqs, cache)),)
 
     return step
 
