@@ -25,12 +25,24 @@ def _config(case: Case, architecture: str) -> HeadConfig:
     return HeadConfig(**ctor, architecture=architecture)
 
 
-def _run(case: Case, architecture: str) -> dict[str, torch.Tensor]:
-    out: dict[str, torch.Tensor] = {}
+def load(case: Case, architecture: str) -> DiffusionHead:
+    """The head of a case."""
     head = DiffusionHead(_config(case, architecture))
     case.load_into(head)
-    for p in {match[1] for name in case.tensors if (match := re.match(r"in\.(p\d+\.)?x$", name))}:
-        out |= _run_tokens(case, head, p or "")
+    return head
+
+
+def patches(case: Case) -> list[str]:
+    """Prefixes of a case's tensors, one for each number of tokens per patch."""
+    found = (re.match(r"in\.(p\d+\.)?x$", name) for name in case.tensors)
+    return sorted({match[1] or "" for match in found if match})
+
+
+def _run(case: Case, architecture: str) -> dict[str, torch.Tensor]:
+    out: dict[str, torch.Tensor] = {}
+    head = load(case, architecture)
+    for p in patches(case):
+        out |= _run_tokens(case, head, p)
     return out
 
 
@@ -50,7 +62,7 @@ def _run_tokens(case: Case, head: DiffusionHead, p: str) -> dict[str, torch.Tens
         for settings in case.params["samples"]:
             name = f"{p}sample.{settings['name']}"
             if f"out.{name}" in case:
-                out |= _sample(case, head, cond, settings, name)
+                out |= sample(case, head, cond, settings, name)
     for settings in case.params["losses"]:
         name = f"{p}loss.{settings['name']}"
         if f"out.{name}" in case:
@@ -58,9 +70,10 @@ def _run_tokens(case: Case, head: DiffusionHead, p: str) -> dict[str, torch.Tens
     return out
 
 
-def _sample(
+def sample(
     case: Case, head: DiffusionHead, cond: torch.Tensor, settings: dict, name: str
 ) -> dict[str, torch.Tensor]:
+    """Outputs of the sampling that `settings` describe."""
     guided = settings["cfg"] > 1
     states, predictions = [], []
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bitdance.models.kv_cache import KVCache
+from bitdance.sampling import packed_products
 from bitdance.sampling.config import use_plans
 from bitdance.sampling.flow_sampler import Schedule, denoise
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
@@ -14,6 +15,8 @@ from bitdance_kernels import noise_keys
 from bitdance_kernels.testing import compare
 from tests.emulated import needs_compiler
 from tests.emulated.backends import build_all, emulated_card
+from tests.model.helpers import golden_head
+from tests.model.helpers.golden_cases import Case, case_names, kind_of
 from tests.model.helpers.tiny import PACKABLE, tiny_head, tiny_patch, tiny_sampler
 
 pytestmark = needs_compiler
@@ -48,6 +51,46 @@ def test_heads_are_as_exact_as_by_the_library(architecture, libraries):
     plain = PlainHead(wide, schedule.times)
     truth = final_state(plain, schedule, cond.bfloat16().double(), cfg=2.0)
     compare("staged", states["packed"], states["library"], truth, architecture)
+
+
+ARCHITECTURES = {
+    "head, ImageNet per token": "mlp",
+    "head, ImageNet parallel": "transformer",
+    "head, text-to-image": "t2i",
+}
+
+
+def golden_heads():
+    """(name of a case, its architecture) of official heads whose weights can be packed."""
+    for name in case_names():
+        if architecture := ARCHITECTURES.get(kind_of(name)):
+            network = golden_head.load(Case.load(name), architecture).net
+            if all(width % 16 == 0 for width in packed_products.widths(network)):
+                yield name, architecture
+
+
+@pytest.mark.parametrize(("name", "architecture"), list(golden_heads()))
+@torch.no_grad()
+def test_official_heads_are_as_exact_as_by_the_library(name, architecture, libraries):
+    """Samples of the official code, in float16: what is left of them is rounding."""
+    case = Case.load(name)
+    head = golden_head.load(case, architecture).half()
+    found = {"library": [], "packed": [], "official": []}
+    for p, settings in itertools.product(golden_head.patches(case), case.params["samples"]):
+        where = f"{p}sample.{settings['name']}"
+        keys = [f"out.{where}", f"out.{where}.final_net"]
+        if keys[0] not in case:
+            continue
+        cond = case[f"in.{p}cond"].half()
+        for plan in ("library", "packed"):
+            with use_plans(head=plan), emulated_card(libraries) as launches:
+                results = golden_head.sample(case, head, cond, settings, where)
+            assert bool(launches) == (plan == "packed")
+            found[plan] += [results[key].float().flatten() for key in keys]
+        found["official"] += [case[key].flatten() for key in keys]
+    # All together, so that the largest error is no matter of luck.
+    packed, library, official = (torch.cat(found[k]) for k in ("packed", "library", "official"))
+    compare("staged", packed, library, official.double(), name)
 
 
 @torch.no_grad()
