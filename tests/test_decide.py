@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report
-from benchmarks.gpu.decide import check, common, exchange, others, plans, stages, tables
+from benchmarks import cpu, report
+from benchmarks.gpu.decide import calls, check, common, exchange, others, plans, stages, tables
 from benchmarks.gpu.worker import Context, work
 from benchmarks.model import paths
 from benchmarks.shapes import all_benches
 from bitdance.sampling import config, graphs
 from bitdance.sampling.trunk_products import PackedTransformer
 from bitdance_kernels._dispatch.op import REGISTRY
-from bitdance_kernels._shared import skinny_config
+from bitdance_kernels._shared import native, skinny_config
+from bitdance_kernels.testing import check_backend
+from tests import offline_sm90, sass
+from tests.launches import NVCC, recording
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
 
@@ -202,6 +205,29 @@ def test_every_op_of_sm90_is_checked():
                 expected.add(name)
     assert expected
     assert expected == set(check.NEW) & set(REGISTRY)
+
+
+@pytest.mark.skipif(
+    NVCC is None or native.cuda.unavailable() is not None or torch.cuda.is_available(),
+    reason="needs nvcc and the CUDA module, and no card",
+)
+def test_every_compiled_kernel_is_checked():
+    launched = set()
+    with recording() as launches:
+        for name in set(check.NEW) & set(REGISTRY):
+            bench = all_benches()[name]
+            for call in [*bench.samples(CPU), *calls.of_op(name, CPU)]:
+                if cpu.runnable(bench, call, ["cuda"])["cuda"] is None:
+                    launched |= {launch.kernel for launch in launches()}
+    missing = offline_sm90.kernels("sm_90").keys() - launched
+    assert [sass.short_name(kernel) for kernel in missing] == []
+
+
+@pytest.mark.parametrize("name", sorted(calls._MAKERS))
+def test_calls_are_those_of_the_op(name):
+    bench = all_benches()[name]
+    for call in calls.of_op(name, CPU, rows=(2, 3)):
+        check_backend(bench, call, "reference")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks import cpu
 from benchmarks.gpu import checks
-from benchmarks.gpu.decide import common
+from benchmarks.gpu.decide import calls, common
 from benchmarks.gpu.worker import Context, Step
 from benchmarks.shapes import Bench
 
@@ -41,8 +41,9 @@ def steps(context: Context) -> Sequence[Step]:
 def _check(context: Context, bench: Bench) -> None:
     """A record per sample that the backend takes, until one is wrong."""
     backend = "reference" if context.dry_run else "cuda"
-    calls = list(bench.samples(context.device))
-    taken = [call for call in calls if cpu.runnable(bench, call).get(backend, "") is None]
+    more = calls.of_op(bench.name, context.device, calls.ROWS[: 1 if context.dry_run else None])
+    samples = [*bench.samples(context.device), *more]
+    taken = [call for call in samples if cpu.runnable(bench, call).get(backend, "") is None]
     if not taken:
         raise AssertionError(f"{bench.name}: the {backend} backend takes no sample")
     for call in taken[:1] if context.dry_run else taken:

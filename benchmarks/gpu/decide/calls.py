@@ -1,0 +1,91 @@
+"""Calls of the new ops beyond their samples: every compiled kernel, widths of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitdance_kernels import pack_weight
+from bitdance_kernels._shared import moments
+from bitdance_kernels.testing import Call
+
+ROWS = (2, 8, 27, 32, 64, 77, 128)
+"""Rows of each of the kernels, whole tiles and not."""
+_WIDTH, _HIDDEN, _HEADS = 768, 1152, 12
+_CACHE = 24
+
+
+class _Make:
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        drawn = torch.randn(shape, generator=self._generator) * scale
+        return drawn.to(self.device, self.dtype)
+
+    def packed(self, features: int, channels: int, layout: str = "rows") -> Tensor:
+        return pack_weight(self(features, channels, scale=channels**-0.5), layout)
+
+
+def _normed(make: _Make, rows: int, *, features: int, layout: str, modulated: bool) -> Call:
+    x, weight, bias = make(rows, _WIDTH), make.packed(features, _WIDTH, layout), make(features)
+    norm = 1 + make(_WIDTH, scale=0.2), make(_WIDTH, scale=0.2)
+    given = {"moments": moments.of(x)} if rows % 2 == 0 else {}
+    if not modulated:
+        return Call("", (x, weight, bias, norm[0]), given)
+    scale, shift = make(rows, 3 * _WIDTH, scale=0.5)[:, : 2 * _WIDTH].chunk(2, dim=-1)
+    return Call("", (x, scale, shift, weight, bias, *norm), given)
+
+
+def _plain(make: _Make, rows: int, *, layout: str) -> Call:
+    features = 2 * _HIDDEN if layout == "swiglu" else _WIDTH
+    return Call("", (make(rows, _WIDTH), make.packed(features, _WIDTH, layout), make(features)))
+
+
+def _added(make: _Make, rows: int) -> Call:
+    gate = make(rows, 3 * _WIDTH)[:, _WIDTH : 2 * _WIDTH] if rows % 2 == 0 else None
+    x, weight = make(rows, _HIDDEN), make.packed(_WIDTH, _HIDDEN)
+    args = (x, weight, make(_WIDTH), make(rows, _WIDTH), gate)
+    return Call("", args, {"return_moments": True})
+
+
+def _queries(make: _Make, rows: int) -> Call:
+    D = _WIDTH // _HEADS
+    x, caches = make(rows, 1, _WIDTH), make(2, rows, _CACHE, _HEADS, D)
+    angles = torch.outer(torch.arange(_CACHE), 0.9 ** torch.arange(D // 2)).float()
+    freqs = torch.stack([angles.cos(), angles.sin()], dim=-1).to(make.device)
+    position = torch.arange(rows, dtype=torch.int32, device=make.device) % _CACHE
+    weight = make.packed(3 * _WIDTH, _WIDTH, "rope")
+    args = (x, weight, 1 + make(_WIDTH, scale=0.2), *caches.unbind(), position, freqs)
+    return Call("", args, {"num_heads": _HEADS, "moments": moments.of(x)})
+
+
+_MAKERS: dict[str, tuple[Callable[..., Call], dict[str, Any]]] = {
+    "adaln_linear": (_normed, {"features": 3 * _WIDTH, "layout": "rows", "modulated": True}),
+    "adaln_linear_swiglu": (
+        _normed, {"features": 2 * _HIDDEN, "layout": "swiglu", "modulated": True}
+    ),
+    "rms_norm_linear": (_normed, {"features": 32, "layout": "rows", "modulated": False}),
+    "rms_norm_linear_swiglu": (
+        _normed, {"features": 2 * _HIDDEN, "layout": "swiglu", "modulated": False}
+    ),
+    "linear": (_plain, {"layout": "rows"}),
+    "linear_swiglu": (_plain, {"layout": "swiglu"}),
+    "linear_gated_residual": (_added, {}),
+    "rms_norm_qkv": (_queries, {}),
+}  # fmt: skip
+
+
+def of_op(name: str, device: torch.device, rows: Sequence[int] = ROWS) -> Iterator[Call]:
+    """Calls of an op, for each of the half dtypes; none for one whose samples are enough."""
+    if name not in _MAKERS:
+        return
+    function, options = _MAKERS[name]
+    for dtype in (torch.bfloat16, torch.float16):
+        for count in rows:
+            call = function(_Make(device, dtype), count, **options)
+            yield Call(f"{count} rows, {dtype}", call.args, call.kwargs)
