@@ -41,6 +41,7 @@ _MODULES = {
     "cpu_graph": "CaptureError CpuGraph",
     "denoise.adaln_linear.op": "adaln_linear adaln_linear_swiglu",
     "denoise.adaln_norm.op": "adaln_norm",
+    "denoise.denoise_patch.op": "check_denoise_status denoise_patch",
     "denoise.denoise_step.op": "denoise_step",
     "denoise.denoise_step_linear.op": "denoise_step_linear",
     "denoise.finalize_bits.op": "finalize_bits",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from bitdance_kernels.cpu_graph import *
     from bitdance_kernels.denoise.adaln_linear.op import *
     from bitdance_kernels.denoise.adaln_norm.op import *
+    from bitdance_kernels.denoise.denoise_patch.op import *
     from bitdance_kernels.denoise.denoise_step.op import *
     from bitdance_kernels.denoise.denoise_step_linear.op import *
     from bitdance_kernels.denoise.finalize_bits.op import *

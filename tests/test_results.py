@@ -6,6 +6,7 @@ from torch.utils import _pytree as pytree
 
 import bitdance_kernels as bk
 from bitdance_kernels._dispatch.op import REGISTRY
+from tests.cases.denoise_patch import head_call
 
 HALF, FULL, WIDE = torch.bfloat16, torch.float32, torch.float64
 INT, LONG, BYTE = torch.int32, torch.int64, torch.uint8
@@ -42,6 +43,14 @@ def _rms_norm_qkv(d):
     return bk.rms_norm_qkv(
         x, weight, None, keys, values, LENGTHS * 0, ANGLES, num_heads=4, num_kv_heads=2
     )
+
+
+HEAD = head_call("", torch.Generator().manual_seed(0), FULL, (2, 4, 16), (32, 48))
+
+
+def _denoise_patch(d):
+    x, modulation, table, *weights = HEAD.args
+    return bk.denoise_patch(x, modulation.to(d), table, *_cast(d, *weights), **HEAD.kwargs)
 
 
 # By op: a call with floats of dtype d, and shape and dtype of each of its results.
@@ -132,6 +141,7 @@ RESULTS = {
         ),
         [((3, 4, 8), FULL), ((3, 4, 16), CAST), ((3, 4, 1, 2), SUMS)],
     ),
+    "denoise_patch": (_denoise_patch, [((2, 4, 16), FULL), ((1,), INT)]),
     "rope": (lambda d: bk.rope(Q.to(d), ANGLES[:7]), [((2, 7, 4, 8), GIVEN)]),
     "rope_append": (_rope_append, [((2, 3, 4, 8), GIVEN)]),
     "rms_norm_qkv": (_rms_norm_qkv, [((2, 3, 4, 8), GIVEN)]),

@@ -10,6 +10,8 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("architectures") = BDK_CUDA_ARCHS;
 
   bind("block_decode_attention", bdk_block_decode_attention_cuda);
+  bind("denoise_patch", bdk_denoise_patch_cuda);
+  module.def("denoise_patch_max_rows", &bdk_denoise_patch_max_rows);
   bind("denoise_step", bdk_denoise_step_cuda);
   bind("denoise_step_linear", bdk_denoise_step_linear_cuda);
   bind("finalize_bits", bdk_finalize_bits_cuda);

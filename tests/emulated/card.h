@@ -79,6 +79,16 @@ struct {
 inline void __syncthreads() { emulated::order(emulated::block().all); }
 inline void __syncwarp() { emulated::order(emulated::machine.warps[emulated::warp()]); }
 
+// All have left the vote before the last, whose place is made free for the next one.
+inline int __syncthreads_or(int vote) {
+  const int at = emulated::thread().votes++;
+  int(&votes)[3] = emulated::block().votes;
+  votes[(at + 1) % 3] = 0;
+  votes[at % 3] |= vote;
+  __syncthreads();
+  return votes[at % 3];
+}
+
 template <class T>
 T __shfl_sync(uint32_t, T value, int source) {
   return emulated::exchange(value, [&](const auto& given) { return given[source]; });

@@ -3,8 +3,8 @@
 //
 // Three adversaries, drawn from the seed of a launch, look for what a kernel may not rely on:
 // * the order of the threads, another one in every turn;
-// * relaxed stores that others see late and out of order, until a fence of the storing thread, or
-//   of one that a barrier has ordered after it;
+// * relaxed stores that others see late, out of order and in parts, until a fence of the storing
+//   thread, or of one that a barrier has ordered after it;
 // * blocks that sleep for a while, so that others are far ahead of them.
 // An earlier kernel of the chain ends only when no thread can go on without it.
 #pragma once
@@ -44,6 +44,7 @@ struct Thread {
   int exchanges = 0;
   int cluster_generation = 0;
   int looks = 0, looked_at = 0;  // relaxed loads since a store became visible
+  int votes = 0;
 };
 
 // A store that only the threads from `first` to `end` see, until turn `due`.
@@ -61,6 +62,7 @@ struct Block {
   Barrier all;
   bool begun = false, asleep = false;
   int left = 0;  // threads that have not ended
+  int votes[3];  // of three __syncthreads_or in a row
 };
 
 // Memory that an earlier kernel of the chain writes. It holds NaN until that kernel has ended.
@@ -83,6 +85,7 @@ struct Machine {
   int running = 0;
   int block_threads = 1, first_block = 0;
   int visible = 0;         // number of stores that all threads see
+  int vain = 0;            // times that polling threads were woken since a thread stored something
   int previous_ended = 0;  // whether the earlier kernel has
   int64_t turn = 0;
   uint32_t random = 1;
@@ -207,19 +210,31 @@ void show(Block& of, Chosen chosen) {
   of.late.resize(kept);
 }
 
+inline bool overlaps(const Store& store, const void* at, size_t size) {
+  const auto from = reinterpret_cast<uintptr_t>(at), other = reinterpret_cast<uintptr_t>(store.at);
+  return other < from + size && from < other + store.size;
+}
+
+// One in four stores falls into parts of 4 bytes that are late each by itself.
 inline void store_late(void* at, const void* value, size_t size) {
-  show(block(), [&](const Store& store) { return store.at == at && sees(store); });  // in order
+  machine.vain = 0;
+  const auto older = [&](const Store& store) { return overlaps(store, at, size) && sees(store); };
+  show(block(), older);  // one address stays in order
   if (!machine.disturbed || !adversaries.late_stores) {
     memcpy(at, value, size);
     ++machine.visible;
     return;
   }
-  // At least d turns with probability 1 / d: among any number of stores some are very late.
-  constexpr uint32_t kLatest = 4096;
-  const uint32_t delay = kLatest / (1 + random_below(kLatest));
-  Store store{at, {}, size, machine.turn + delay, machine.running, machine.running + 1};
-  memcpy(store.value, value, size);
-  block().late.push_back(store);
+  const size_t part = random_below(4) == 0 ? 4 : size;
+  for (size_t i = 0; i < size; i += part) {
+    // At least d turns with probability 1 / d: among any number of stores some are very late.
+    constexpr uint32_t kLatest = 4096;
+    const uint32_t delay = kLatest / (1 + random_below(kLatest));
+    const int self = machine.running;
+    Store store{static_cast<char*>(at) + i, {}, part, machine.turn + delay, self, self + 1};
+    memcpy(store.value, static_cast<const char*>(value) + i, part);
+    block().late.push_back(store);
+  }
 }
 
 inline void load_late(void* value, const void* at, size_t size) {
@@ -231,7 +246,9 @@ inline void load_late(void* value, const void* at, size_t size) {
   self.looks++ < kLooks ? yield() : yield(&machine.visible, machine.visible);
   memcpy(value, at, size);
   for (const Store& store : block().late) {
-    if (store.at == at && sees(store)) memcpy(value, store.value, size);
+    if (!overlaps(store, at, size) || !sees(store)) continue;
+    const auto offset = static_cast<char*>(store.at) - static_cast<const char*>(at);
+    memcpy(static_cast<char*>(value) + offset, store.value, store.size);
   }
 }
 
@@ -312,10 +329,12 @@ inline bool wake() {
   }
   if (due != INT64_MAX) machine.turn = std::max(machine.turn, due);
   if (asleep || due != INT64_MAX) return true;
+  constexpr int kVain = 64;
   ++machine.visible;  // those that poll count their looks
-  return std::any_of(machine.threads.begin(), machine.threads.end(), [](const Thread& thread) {
-    return !thread.done && thread.watched == &machine.visible;
-  });
+  return ++machine.vain <= kVain &&
+         std::any_of(machine.threads.begin(), machine.threads.end(), [](const Thread& thread) {
+           return !thread.done && thread.watched == &machine.visible;
+         });
 }
 
 inline void disturb() {
@@ -365,6 +384,7 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
   machine.block_threads = threads;
   machine.previous_ended = late_inputs.empty();
   machine.fault = nullptr;
+  machine.vain = 0;
   machine.threads.assign(all, {});
   machine.warps.resize(all / 32);
   for (int w = 0; w < all / 32; ++w) machine.warps[w] = {32, 32 * w, 0, 0};
@@ -377,6 +397,7 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
     block.all = {threads, b * threads, 0, 0};
     block.begun = block.asleep = false;
     block.left = threads;
+    std::fill(block.votes, block.votes + 3, 0);
   }
   if (machine.stack_count < machine.threads.size()) {
     machine.stack_count = machine.threads.size();

@@ -1,0 +1,1 @@
+"""All evaluations of a head for one patch, and the steps between them."""

@@ -1,0 +1,141 @@
+// denoise_patch: choose the kernel, clear the words of its exchange, launch it cooperatively.
+#include "bitdance_kernels.h"
+#include "common/dtype.h"
+#include "cuda/common/launch.h"
+#include "cuda/denoise_patch/denoise_patch_sm90.cuh"
+
+namespace bdk {
+namespace {
+
+constexpr bool is_width(int64_t channels, int64_t hidden) {
+  return (channels == 768 || channels == 1024 || channels == 1280) && 2 * hidden == 3 * channels;
+}
+
+// Rows that there is a kernel for. At 1280 channels registers do not suffice for 32.
+constexpr int max_rows(int64_t channels) { return channels <= 1024 ? kPatchMaxRows : 16; }
+
+cudaError_t count_multiprocessors(int device, int* count) {
+  return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
+// All blocks run at once, and a multiprocessor has one. Each has at least one tile of the first
+// product, because in the exchange who reads also writes.
+bool is_enough(int multiprocessors, int64_t channels, int64_t hidden) {
+  return kPatchTiles * multiprocessors >= hidden / 8 && multiprocessors >= channels / 16;
+}
+
+template <class T, int kC, int kH, int kRows>
+cudaError_t launch(DenoisePatchParams params, int multiprocessors, cudaStream_t stream) {
+  constexpr int kSharedBytes = DenoisePatch<T, kC, kH, kRows>::kSharedBytes;
+  const void* kernel = reinterpret_cast<const void*>(denoise_patch_kernel<T, kC, kH, kRows>);
+  cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  if (status != cudaSuccess) return status;
+  const size_t bytes = sizeof(T) * kRingStages * params.rows * (kC > kH ? kC : kH);
+  status = cudaMemsetAsync(params.words, 0xFF, bytes, stream);
+  if (status != cudaSuccess) return status;
+  status = cudaMemsetAsync(params.status, 0, sizeof *params.status, stream);
+  if (status != cudaSuccess) return status;
+  const unsigned int blocks = multiprocessors < kH / 8 ? multiprocessors : kH / 8;
+  void* arguments[] = {&params};
+  return cudaLaunchCooperativeKernel(kernel, blocks, kPatchThreads, arguments, kSharedBytes,
+                                     stream);
+}
+
+template <class T, int kC, int kH>
+cudaError_t launch_rows(const DenoisePatchParams& params, int multiprocessors,
+                        cudaStream_t stream) {
+  if constexpr (max_rows(kC) > 16) {
+    if (params.rows > 16) return launch<T, kC, kH, 32>(params, multiprocessors, stream);
+  }
+  if (params.rows > 8) return launch<T, kC, kH, 16>(params, multiprocessors, stream);
+  return launch<T, kC, kH, 8>(params, multiprocessors, stream);
+}
+
+template <class T>
+cudaError_t launch_widths(const DenoisePatchParams& params, int64_t channels, int multiprocessors,
+                          cudaStream_t stream) {
+  if (channels == 768) return launch_rows<T, 768, 1152>(params, multiprocessors, stream);
+  if (channels == 1024) return launch_rows<T, 1024, 1536>(params, multiprocessors, stream);
+  return launch_rows<T, 1280, 1920>(params, multiprocessors, stream);
+}
+
+}  // namespace
+}  // namespace bdk
+
+int bdk_denoise_patch_max_rows(int64_t channels, int64_t hidden, int device) {
+  using namespace bdk;
+  int multiprocessors = 0;
+  if (!is_width(channels, hidden)) return 0;
+  const bool known = count_multiprocessors(device, &multiprocessors) == cudaSuccess;
+  // Of a card that cannot be asked, the launch tells more.
+  return !known || is_enough(multiprocessors, channels, hidden) ? max_rows(channels) : 0;
+}
+
+int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* table,
+                           const void* in_weight, const void* in_bias, const void* norm_weight,
+                           const void* norm_bias, const void* weight1, const void* bias1,
+                           const void* weight2, const void* bias2, const void* out_weight,
+                           const void* out_bias, const float* cfg_or_null,
+                           const float* noise_or_null, const int64_t* keys_or_null, float* y,
+                           int32_t* status, void* words, int64_t rows, int64_t patch,
+                           int64_t channels, int64_t hidden, int64_t layers, int64_t projections,
+                           int64_t evaluations, float eps, int squash, int max_polls, int dtype,
+                           int device, void* stream) {
+  using namespace bdk;
+  if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
+  const int halves = cfg_or_null != nullptr ? 2 : 1;
+  if (!is_width(channels, hidden) || rows < 0 || rows > max_rows(channels) || patch < 1 ||
+      rows % (halves * patch) != 0 || layers < 1 || projections < 1 || projections > layers ||
+      evaluations < 0 || evaluations >= INT32_MAX / kPatchMaxRows || max_polls < 1) {
+    return BDK_BAD_SIZE;
+  }
+  if (rows == 0) return BDK_OK;
+  if (noise_or_null == nullptr && keys_or_null == nullptr) return BDK_BAD_SIZE;
+  for (const void* read : {modulation, in_weight, norm_weight, norm_bias, weight1, weight2,
+                           out_weight, static_cast<const void*>(words)}) {
+    if (reinterpret_cast<uintptr_t>(read) % 16 != 0) return BDK_BAD_SIZE;
+  }
+  const DeviceGuard guard(device);
+  if (guard.status() != cudaSuccess) return guard.status();
+  int multiprocessors = 0;
+  const cudaError_t counted = count_multiprocessors(device, &multiprocessors);
+  if (counted != cudaSuccess) return counted;
+  if (!is_enough(multiprocessors, channels, hidden)) return BDK_BAD_SIZE;
+
+  const auto integer = [](int64_t value) { return static_cast<int>(value); };
+  const auto weight = [](const void* packed) { return static_cast<const uint4*>(packed); };
+  DenoisePatchParams params{};
+  params.x = x;
+  params.modulation = modulation;
+  params.table = table;
+  params.in_weight = weight(in_weight);
+  params.in_bias = in_bias;
+  params.norm_weight = norm_weight;
+  params.norm_bias = norm_bias;
+  params.weight1 = weight(weight1);
+  params.bias1 = bias1;
+  params.weight2 = weight(weight2);
+  params.bias2 = bias2;
+  params.out_weight = weight(out_weight);
+  params.out_bias = out_bias;
+  params.cfg = cfg_or_null;
+  params.noise = noise_or_null;
+  params.keys = keys_or_null;
+  params.y = y;
+  params.status = status;
+  params.words = static_cast<uint4*>(words);
+  params.width = (3 * projections + 2) * channels;
+  params.rows = integer(rows);
+  params.tokens = integer(rows / halves);
+  params.patch = integer(patch);
+  params.layers = integer(layers);
+  params.projections = integer(projections);
+  params.evaluations = integer(evaluations);
+  params.max_polls = max_polls;
+  params.eps = eps;
+  params.squash = squash != 0;
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  if (dtype == kFloat16) return launch_widths<__half>(params, channels, multiprocessors, on);
+  return launch_widths<__nv_bfloat16>(params, channels, multiprocessors, on);
+}
