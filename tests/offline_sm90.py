@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from bitdance.models.config import HEAD_PRESETS, PRESETS
+from bitdance.models.config import HEAD_PRESETS, PRESETS, HeadConfig
 from bitdance_kernels import (
     adaln_linear,
     adaln_linear_swiglu,
+    denoise_patch,
     denoise_step_linear,
     linear_gated_residual,
     noise_keys,
@@ -30,6 +31,7 @@ from bitdance_kernels import (
     rms_norm_linear_swiglu,
     rms_norm_qkv,
 )
+from bitdance_kernels._shared import native
 from tests import sass
 from tests.launches import NVCC, ROOT, Launch, objects, recording
 
@@ -106,6 +108,9 @@ def _calls() -> Iterator[tuple[str, Any]]:
             seen.add(width)
             for rows in ROWS:
                 yield from _head(width, hidden, rows)
+    for name in ("B-1x", "L-1x", "H-1x"):
+        for rows in ROWS:
+            yield from _patch(heads[name], rows)
     for dim in sorted({preset.dim for preset in PRESETS.values()}):
         for rows in ROWS:
             yield from _trunk(dim, -(-int(8 / 3 * dim) // 256) * 256, rows)
@@ -178,6 +183,30 @@ def _trunk(dim: int, hidden: int, rows: int) -> Iterator[tuple[str, Any]]:
     }.items()  # fmt: skip
 
 
+def _patch(config: HeadConfig, rows: int) -> Iterator[tuple[str, Any]]:
+    """All evaluations of a head in one launch, for rows that there is a kernel for."""
+    C, H, L, D = config.ch_latent, int(1.5 * config.ch_latent), config.depth_latent, _BITS
+    if rows > native.cuda.denoise_patch_max_rows(C, H, 0):
+        return
+    layers = {"weight1": (2 * H, C), "weight2": (C, H)}
+    weights = {
+        name: _empty(L, features // 16, channels // 16, 32, 8)
+        for name, (features, channels) in layers.items()
+    }
+    x = _empty(rows // 2, D, dtype=torch.float32)
+    modulation = _empty(3, rows, (3 * config.depth_adanln + 2) * C)
+    table, keys = _empty(3, 3, dtype=torch.float32), noise_keys(0, range(rows // 2))
+    arguments = (
+        x, modulation, table, _weight(C, D), _empty(C), _empty(L, C), _empty(L, C),
+        weights["weight1"], _empty(L, 2 * H), weights["weight2"], _empty(L, C), _weight(D, C),
+        _empty(D),
+    )  # fmt: skip
+    yield (
+        f"head of {C}, {rows} rows, all evaluations",
+        lambda: denoise_patch(*arguments, cfg=torch.ones(()), keys=keys, backend="cuda"),
+    )
+
+
 def record() -> dict[str, Any]:
     """All figures of what is built."""
     found = {arch: kernels(arch) for arch in ARCHS}
@@ -185,9 +214,10 @@ def record() -> dict[str, Any]:
     sizes = {}
     for label, launched in launches().items():
         last = launched[-1]
+        together = "at once" if last.cooperative else f"in clusters of {last.cluster}"
         sizes[label] = (
-            f"{names[last.kernel]}: {last.blocks} blocks of {last.threads} threads in clusters of "
-            f"{last.cluster}, {last.shared} bytes, "
+            f"{names[last.kernel]}: {last.blocks} blocks of {last.threads} threads {together}, "
+            f"{last.shared} bytes, "
             f"{blocks_per_multiprocessor(found[ARCHS[0]][last.kernel], last)} on a multiprocessor"
         )
     by_name = {

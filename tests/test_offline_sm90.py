@@ -44,12 +44,29 @@ def test_weights_are_fetched_before_the_wait_and_nothing_is_stored(arch):
 
 
 @needs_module
+@pytest.mark.parametrize("arch", ARCHS)
+def test_blocks_that_run_at_once_exchange_whole_words(arch):
+    """A word that is its own flag is stored and read at once, and wiped behind a fence."""
+    every = [launch for launched in launches().values() for launch in launched]
+    together = {launch.kernel for launch in every if launch.cooperative}
+    assert together
+    for name in together:
+        opcodes = [i.opcode for i in code(arch)[name]]
+        strong = {opcode for opcode in opcodes if ".STRONG." in opcode}
+        assert strong == {"LDG.E.128.STRONG.GPU", "STG.E.128.STRONG.GPU"}, sass.short_name(name)
+        assert any(opcode.startswith("MEMBAR.") for opcode in opcodes), sass.short_name(name)
+
+
+@needs_module
 def test_only_kernels_that_wait_begin_early():
     """The first one of a chain never does."""
     for label, launched in launches().items():
-        assert [launch.programmatic for launch in launched] == [False, True], label
-        for launch in launched:
-            assert kernels(ARCHS[0])[launch.kernel]["waits"], label
+        early = [launch.programmatic for launch in launched]
+        if launched[0].cooperative:
+            assert early == [False, False], label
+        else:
+            assert early == [False, True], label
+            assert all(kernels(ARCHS[0])[launch.kernel]["waits"] for launch in launched), label
 
 
 @needs_module
@@ -59,7 +76,10 @@ def test_every_launch_fits_a_multiprocessor(arch):
         for launch in launched:
             used = kernels(arch)[launch.kernel]
             assert launch.threads <= (used["max_threads"] or 1024), label
-            assert blocks_per_multiprocessor(used, launch) >= 1, label
+            fitting = blocks_per_multiprocessor(used, launch)
+            assert fitting >= 1, label
+            if launch.cooperative:  # its blocks wait for each other
+                assert launch.blocks <= fitting * 132, label
 
 
 @pytest.mark.parametrize(
