@@ -1,6 +1,5 @@
 """`python -m benchmarks gpu --only decide`: what the figures decide, and its way on the CPU."""
 
-import dataclasses
 import inspect
 import json
 import shutil
@@ -186,14 +185,6 @@ def test_a_check_that_ends_its_process_stops_the_rest_too(tmp_path):
     assert common.wrong(context) is None
 
 
-def test_an_op_that_no_sample_fits_fails(tmp_path):
-    bench = all_benches()["linear"]
-    context = _context(tmp_path)
-    context.dry_run = False  # takes the cuda backend, which has no card
-    with pytest.raises(AssertionError, match="linear: the cuda backend takes no sample"):
-        check._check(context, dataclasses.replace(bench, samples=lambda _: bench.samples(CPU)))
-
-
 def test_every_op_of_sm90_is_checked():
     """Those whose backend in CUDA C++ asks whether the card has clusters."""
     expected = set()
@@ -294,6 +285,12 @@ def pretended(tmp_path, monkeypatch):
     yield context
     config.tables.cache_clear()
     skinny_config._measured.cache_clear()
+
+
+def test_an_op_whose_backend_takes_no_call_fails(pretended):
+    """The card's backend refuses tensors of the CPU."""
+    with pytest.raises(AssertionError, match="linear: the cuda backend takes no sample"):
+        check._check(pretended, all_benches()["linear"])
 
 
 def test_plans_are_measured_and_written_where_the_library_reads_them(pretended):
