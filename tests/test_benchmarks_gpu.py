@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -126,6 +129,19 @@ def test_the_time_that_is_used_up_is_said(tmp_path, capsys):
     assert context.result["not run"]["checks: swiglu"] == "the time was used up"
     assert context.result["not run"]["timings: swiglu"] == "the time was used up"
     assert context.result["rows"] == []
+
+
+def test_pytorchs_copy_of_pybind11_stands_in(monkeypatch, tmp_path):
+    """A machine with a card may have PyTorch and nvcc and little else."""
+    assert gpu.with_pybind11({"A": "1"}) == {"A": "1"}
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    environment = gpu.with_pybind11({**os.environ, "PYTHONPATH": "elsewhere"})
+    code = "import pybind11; print(pybind11.get_include())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (Path(done.stdout.strip()) / "pybind11" / "pybind11.h").exists()
+    assert environment["PYTHONPATH"].endswith(f"{os.pathsep}elsewhere")
 
 
 WORKER = """
