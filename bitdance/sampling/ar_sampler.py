@@ -310,6 +310,7 @@ class ARSampler(ABC, Generic[S]):
                     if changed is not None:
                         run.replace(changed)
                         patch.copy_(changed[:count])
+            run.head.check()
             check_predictions("sample", run.predictions, count)
         return tokens
 

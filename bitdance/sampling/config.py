@@ -8,7 +8,8 @@ it. Each of its entries may be left out:
 
 A list has pairs of a number of rows (tokens of a batch) and the plan from there on, in ascending
 order. ``PLANS`` has the plans: "library" runs the library's products with elementwise ops between
-them, "packed" products with packed weights that include what surrounds them. Both compute the same.
+them, "packed" products with packed weights that include what surrounds them, "persistent" all
+evaluations of an AR step of an MLP head as one op. All compute the same.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = [
     "use_plans",
 ]
 
-PLANS = ("library", "packed")
+PLANS = ("library", "packed", "persistent")
 """Names of the plans."""
 
 PARTS = ("head", "trunk", "t2i_trunk")
@@ -50,6 +51,9 @@ ARCHITECTURES = ("mlp", "transformer", "t2i")
 
 MAX_PACKED_ROWS = 128
 """Maximum of rows of the kernels for packed weights."""
+
+MAX_PERSISTENT_ROWS = {768: 32, 1024: 32, 1280: 16}
+"""Maximum of rows of the kernel for all evaluations, by channels of the heads it is made for."""
 
 MAX_TABLE_ROWS = 64
 """Rows up to which the modulations of all evaluations of an AR step are one product, by default.
@@ -118,9 +122,12 @@ def choose_plan(
     if plan == "library":
         return plan
     reason = _unsuited(rows, widths)
-    if plan == "packed":
+    if plan != "auto":
+        if reason is None and plan == "persistent":
+            reason = _not_persistent(part, rows, widths, device, architecture)
         if reason is not None:
-            raise ValueError(f"choose_plan: plan must be 'library' for {reason}, got 'packed'")
+            others = "'library'" if plan == "packed" else "another one"
+            raise ValueError(f"choose_plan: plan must be {others} for {reason}, got {plan!r}")
         return plan
     if reason is not None or device.type != "cuda":
         return "library"
@@ -128,7 +135,10 @@ def choose_plan(
         return "library"
     if torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return "library"
-    return measured(device).plan(architecture or part, rows)
+    plan = measured(device).plan(architecture or part, rows)
+    if plan == "persistent" and _not_persistent(part, rows, widths, device, architecture):
+        return "packed"
+    return plan
 
 
 def _unsuited(rows: int, widths: tuple[int, ...]) -> str | None:
@@ -137,6 +147,20 @@ def _unsuited(rows: int, widths: tuple[int, ...]) -> str | None:
         return f"{rows} rows, more than {MAX_PACKED_ROWS}"
     odd = [width for width in widths if width % 16 != 0]
     return f"a width of {odd[0]}, no multiple of 16" if odd else None
+
+
+def _not_persistent(
+    part: str, rows: int, widths: tuple[int, ...], device: torch.device, architecture: str
+) -> str | None:
+    """What "persistent" is not for, of what "packed" can run; None if it can run this."""
+    if part != "head" or architecture != "mlp":
+        return "what is no MLP head"
+    if device.type != "cuda":  # the op's reference takes any
+        return None
+    for channels, max_rows in MAX_PERSISTENT_ROWS.items():
+        if set(widths) == {32, channels, 3 * channels // 2, 3 * channels}:
+            return f"{rows} rows, more than {max_rows}" if rows > max_rows else None
+    return f"widths of {', '.join(map(str, sorted(set(widths))))}"
 
 
 @dataclass(frozen=True)

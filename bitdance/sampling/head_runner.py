@@ -10,6 +10,7 @@ Buffers are allocated once, so that captured graphs stay valid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
@@ -21,6 +22,7 @@ from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.sampling import packed_products
 from bitdance.sampling.config import choose_plan, max_table_rows
 from bitdance.sampling.head_products import HeadProducts, LibraryProducts, Modulation, Step
+from bitdance.sampling.patch_products import PatchProducts
 from bitdance.sampling.weights import JoinedLinear
 from bitdance_kernels import overlapping_launches
 
@@ -55,6 +57,30 @@ class Head(Protocol):
 
     def prediction(self) -> torch.Tensor:
         """What ``predict`` would have returned in the last ``advance``; valid until the next."""
+
+    def advance_all(
+        self,
+        x: torch.Tensor,
+        table: torch.Tensor,
+        cfg: torch.Tensor | None,
+        noise: Sequence[torch.Tensor] | None,
+        keys: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """The state that follows `x` by all evaluations and steps, after ``begin``.
+
+        Args:
+            x: the state, of as many rows as ``predict`` takes.
+            table: coefficients of the steps, [S + 1, 3].
+            cfg: guidance scale, on the device; None for none.
+            noise: noise of the first S steps, or None to draw it with `keys`.
+            keys: Philox keys, int64 [R, 3].
+
+        Returns:
+            The state, or None where evaluations are one by one.
+        """
+
+    def check(self) -> None:
+        """Raise RuntimeError if something went wrong on the device; waits for it if it must."""
 
 
 class PlainHead:
@@ -98,6 +124,13 @@ class PlainHead:
         """See ``Head``."""
         return self._prediction
 
+    def advance_all(self, *_: object) -> torch.Tensor | None:
+        """See ``Head``."""
+        return None
+
+    def check(self) -> None:
+        """See ``Head``."""
+
 
 class HeadRunner:
     """The network of a head with buffers for batches of one size.
@@ -131,7 +164,9 @@ class HeadRunner:
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self.products: HeadProducts
-            if self.plan == "packed":
+            if self.plan == "persistent":
+                self.products = PatchProducts(network, shape, dtype)
+            elif self.plan == "packed":
                 self.products = packed_products.PackedProducts(network, shape, dtype)
             else:
                 self.products = LibraryProducts(network, shape, dtype)
@@ -143,7 +178,7 @@ class HeadRunner:
             empty = partial(times.new_empty, dtype=dtype)
             self._time = empty(evaluations, 1, width)
             self._cond = self.cond_embed.empty(M)
-            self.one_table = max_table_rows(device) >= M
+            self.one_table = self.plan == "persistent" or max_table_rows(device) >= M
             kept = evaluations if self.one_table else 1
             self._y = empty(kept, M, width)
             self._table = self.ada_ln.empty(kept, M)
@@ -188,8 +223,26 @@ class HeadRunner:
         """See ``Head``."""
         return self.products.prediction()
 
+    def advance_all(
+        self,
+        x: torch.Tensor,
+        table: torch.Tensor,
+        cfg: torch.Tensor | None,
+        noise: Sequence[torch.Tensor] | None,
+        keys: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """See ``Head``."""
+        if not isinstance(self.products, PatchProducts):
+            return None
+        return self.products.advance_all(x, self._table, table, cfg, noise, keys)
+
+    def check(self) -> None:
+        """See ``Head``."""
+        if isinstance(self.products, PatchProducts):
+            self.products.check()
+
     def _overlapping(self) -> AbstractContextManager[object]:
-        return overlapping_launches() if self.plan == "packed" else nullcontext()
+        return nullcontext() if self.plan == "library" else overlapping_launches()
 
     def _modulation(self, i: int) -> Modulation:
         """Modulations of evaluation `i`, which are computed here if they are not in a table."""

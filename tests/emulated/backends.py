@@ -12,11 +12,11 @@ from bitdance_kernels._shared import native
 from tests.emulated import build
 
 OPS = (
-    "adaln_linear", "adaln_linear_swiglu", "denoise_step_linear", "linear", "linear_gated_residual",
-    "linear_gated_residual_moments", "linear_swiglu", "rms_norm_linear", "rms_norm_linear_swiglu",
-    "rms_norm_qkv",
+    "adaln_linear", "adaln_linear_swiglu", "denoise_patch", "denoise_step_linear", "linear",
+    "linear_gated_residual", "linear_gated_residual_moments", "linear_swiglu", "rms_norm_linear",
+    "rms_norm_linear_swiglu", "rms_norm_qkv",
 )  # fmt: skip
-LIBRARIES = ("skinny_product", "denoise_step_linear")
+LIBRARIES = ("skinny_product", "denoise_step_linear", "denoise_patch")
 
 
 def build_all(folder):
@@ -89,7 +89,25 @@ def emulated_card(libraries):
         )  # fmt: skip
         assert message is None, message
 
-    functions = {f.__name__: f for f in (skinny_product, rms_norm_qkv, denoise_step_linear)}
+    def denoise_patch(*arguments):
+        launches.append(("denoise_patch", 0))
+        *tensors, words = arguments[:19]
+        rows, patch, channels, hidden, layers, projections, evaluations, eps = arguments[19:27]
+        squash, max_polls, dtype = arguments[27:30]
+        words.view(torch.int16).fill_(-1)
+        tensors[-1].zero_()
+        sizes = (rows, tensors[0][..., 0].numel(), patch, layers, projections, evaluations,
+                 max_polls, squash, dtype == native.FLOAT16, channels)  # fmt: skip
+        message = libraries["denoise_patch"].denoise_patch(
+            pointers([*tensors, words]), (ctypes.c_int64 * 10)(*sizes), ctypes.c_float(eps),
+            ctypes.c_int(hidden // 16), ctypes.c_uint32(next(seeds)), ctypes.c_int(1),
+            ctypes.c_int(1),
+        )  # fmt: skip
+        assert message is None, message
+
+    own = (skinny_product, rms_norm_qkv, denoise_step_linear, denoise_patch)
+    functions = {f.__name__: f for f in own}
+    functions["denoise_patch_max_rows"] = lambda channels, *_: 8 if channels == 256 else 0
     ops = [REGISTRY[name] for name in OPS]
     patches = [
         *(mock.patch.object(native.cuda, name, f, create=True) for name, f in functions.items()),

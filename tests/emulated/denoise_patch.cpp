@@ -5,9 +5,7 @@
 
 namespace bdk {
 
-constexpr int kC = 128, kH = 256;
-
-template <class T, int kRows>
+template <class T, int kC, int kH, int kRows>
 const char* denoise(const DenoisePatchParams& params, int blocks, uint32_t seed) {
   return emulated::launch_clusters(blocks, blocks, kPatchThreads,
                                    DenoisePatch<T, kC, kH, kRows>::kSharedBytes, seed,
@@ -15,16 +13,17 @@ const char* denoise(const DenoisePatchParams& params, int blocks, uint32_t seed)
 }
 
 template <class T>
-const char* denoise(const DenoisePatchParams& params, int blocks, uint32_t seed) {
-  if (params.rows <= 8) return denoise<T, 8>(params, blocks, seed);
-  if (params.rows <= 16) return denoise<T, 16>(params, blocks, seed);
-  return denoise<T, 32>(params, blocks, seed);
+const char* denoise(const DenoisePatchParams& params, int channels, int blocks, uint32_t seed) {
+  if (channels == 256) return denoise<T, 256, 384, 8>(params, blocks, seed);  // as in a model
+  if (params.rows <= 8) return denoise<T, 128, 256, 8>(params, blocks, seed);
+  if (params.rows <= 16) return denoise<T, 128, 256, 16>(params, blocks, seed);
+  return denoise<T, 128, 256, 32>(params, blocks, seed);
 }
 
 }  // namespace bdk
 
 // tensors: as in DenoisePatchParams; sizes: rows, tokens, patch, layers, projections, evaluations,
-// max_polls, squash, whether the weights are float16. Returns what went wrong, or null.
+// max_polls, squash, whether the weights are float16, channels. Returns what went wrong, or null.
 extern "C" const char* denoise_patch(void* const* tensors, const int64_t* sizes, float eps,
                                      int blocks, uint32_t seed, int late_stores,
                                      int sleeping_blocks) {
@@ -58,13 +57,14 @@ extern "C" const char* denoise_patch(void* const* tensors, const int64_t* sizes,
   p.tokens = size(1);
   p.patch = size(2);
   p.layers = size(3);
-  p.projections = size(4);
+  p.projections = std::min(size(4), size(3));
   p.evaluations = size(5);
   p.max_polls = size(6);
   p.squash = sizes[7] != 0;
-  p.width = (3 * p.projections + 2) * kC;
+  p.width = (3 * size(4) + 2) * sizes[9];
   p.eps = eps;
   emulated::adversaries = {late_stores != 0, sleeping_blocks != 0};
   emulated::max_turns = 100000;
-  return sizes[8] ? denoise<__half>(p, blocks, seed) : denoise<__nv_bfloat16>(p, blocks, seed);
+  if (sizes[8]) return denoise<__half>(p, size(9), blocks, seed);
+  return denoise<__nv_bfloat16>(p, size(9), blocks, seed);
 }

@@ -46,8 +46,6 @@ INVALID = {
                 r"modulation must be of shape \[S \+ 1, M, \(3 A \+ 2\) C\] = \[3, 16, 160\]"),
         Invalid("size", _call("chunks", modulation=lambda t: t[..., :70]), ValueError,
                 r"modulation must be of shape .* = \[3, 16, 160\], got \[3, 16, 70\]"),
-        Invalid("size", _call("projections", modulation=lambda t: t.repeat(1, 1, 9)[..., :352]),
-                ValueError, "modulation must be of at most one projection a layer"),
         Invalid("size", _call("weight2", weight2=lambda t: t[:, :1]), ValueError,
                 r"weight2 must be of shape \[2, 2, 3, 32, 8\], got \[2, 1, 3, 32, 8\]"),
         Invalid("size", _call("norm", norm_bias=lambda t: t[:1]), ValueError,

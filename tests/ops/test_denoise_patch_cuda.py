@@ -49,7 +49,7 @@ class Emulated:
         pointers = [None if t is None else t.data_ptr() for t in given]
         sizes = (
             rows, tokens, tokens // len(x), len(call.args[5]), (width // C - 2) // 3, evaluations,
-            max_polls, options.get("squash", False), call.args[3].dtype == torch.float16,
+            max_polls, options.get("squash", False), call.args[3].dtype == torch.float16, C,
         )  # fmt: skip
         message = self.function(
             (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_int64 * len(sizes))(*sizes),
@@ -74,7 +74,7 @@ CALLS = (
     ((1, 32), 4.5, {"layers": 2, "keys": False}),
     ((3, 32), 2.0, {"layers": 3, "projections": 3, "squash": True}),
     ((2, 4, 32), None, {"squash": True}),
-    ((5, 32), 3.0, {}),
+    ((5, 32), 3.0, {"projections": 3}),
     ((3, 9, 32), None, {"layers": 1, "steps": 1}),
     ((4, 4, 32), 1.5, {"layers": 1, "keys": False, "steps": 1}),
 )

@@ -249,5 +249,5 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
 
 def _sample(way: paths.Path, labels: Tensor, plan: str) -> Tensor:
     """Tokens of a batch, sampled with `plan` wherever it can run."""
-    with config.use_plans(head=plan, trunk=plan):
+    with config.use_plans(head=plan, trunk="packed" if plan == "persistent" else plan):
         return way.sample(labels, None)

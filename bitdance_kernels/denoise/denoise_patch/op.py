@@ -55,7 +55,7 @@ def denoise_patch(
 
     With `attention` a layer has h + gate (patch_attention(adaln_norm(h) W^T + b) W_o^T + b_o)
     before that, and a projection twice as many chunks, those of the attention first. Layer l of L
-    takes projection l A // L of A.
+    takes projection l A // L of A; projections beyond the L-th are not used.
 
     Args:
         x: the state [R, ..., D] before the first step, float32 (or float64), any strides; the
@@ -196,9 +196,6 @@ def _check(
             checks.shape(op, name, tensor, shape)
         checks.same_device(op, "x", x, **{name: tensor})
     _check_modulation(x, modulation, table, in_weight, cfg, (3 if num_heads == 0 else 6, width))
-    if (modulation.shape[-1] // width - 2) // (3 if num_heads == 0 else 6) > layers:
-        got = f"shape {list(modulation.shape)} for {layers} layers"
-        raise checks.fail(op, "modulation", "of at most one projection a layer", got)
 
 
 def _check_state(

@@ -44,7 +44,7 @@ def run(
         attention_out_weight, attention_out_bias,
     )  # fmt: skip
     each = 3 if num_heads == 0 else 6
-    projections = (modulation.shape[-1] // width - 2) // each
+    projections = min((modulation.shape[-1] // width - 2) // each, layers)
     state = x
     for i in range(modulation.shape[0]):
         chunks = modulation[i].split(width, dim=-1)

@@ -86,7 +86,7 @@ int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* 
   if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
   const int halves = cfg_or_null != nullptr ? 2 : 1;
   if (!is_width(channels, hidden) || rows < 0 || rows > max_rows(channels) || patch < 1 ||
-      rows % (halves * patch) != 0 || layers < 1 || projections < 1 || projections > layers ||
+      rows % (halves * patch) != 0 || layers < 1 || projections < 1 ||
       evaluations < 0 || evaluations >= INT32_MAX / kPatchMaxRows || max_polls < 1) {
     return BDK_BAD_SIZE;
   }
@@ -130,7 +130,7 @@ int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* 
   params.tokens = integer(rows / halves);
   params.patch = integer(patch);
   params.layers = integer(layers);
-  params.projections = integer(projections);
+  params.projections = integer(projections < layers ? projections : layers);
   params.evaluations = integer(evaluations);
   params.max_polls = max_polls;
   params.eps = eps;

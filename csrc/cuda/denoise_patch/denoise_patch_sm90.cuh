@@ -42,7 +42,7 @@ struct DenoisePatchParams {
   uint4* words;                         // [kRingStages, rows, max(C, H) / 8], all ones
   int64_t width;
   int rows, tokens, patch;  // rows = tokens, or 2 tokens with guidance
-  int layers, projections, evaluations;
+  int layers, projections, evaluations;  // projections that a layer takes, at most `layers`
   int max_polls;
   float eps;
   bool squash;
@@ -140,7 +140,7 @@ class DenoisePatch {
         fetch_first(layer + 1 < p.layers ? layer + 1 : 0);
         if (!second_product(layer, projection + 2 * kC)) return false;
       }
-      if (!step(i, modulation + 3 * kC * p.projections)) return false;
+      if (!step(i, modulation + p.width - 2 * kC)) return false;
     }
     return true;
   }

@@ -8,6 +8,7 @@ import torch
 
 from bitdance.sampling import config
 from bitdance.sampling.config import Measured, choose_plan, max_table_rows, tables, use_plans
+from bitdance_kernels._shared import native
 
 CARD = torch.device("cuda")
 TABLE = {
@@ -63,6 +64,38 @@ def test_cards_without_a_table_take_the_library(card):
     assert max_table_rows(torch.device("cpu")) == config.MAX_TABLE_ROWS
 
 
+def test_persistent_heads_are_those_that_there_is_a_kernel_for(card):
+    """Of others a table that says so has packed weights."""
+    table = {"NVIDIA H200": {"head": {"mlp": [[1, "persistent"]], "t2i": [[1, "persistent"]]}}}
+    config.FILE.write_text(json.dumps(table))
+    tables.cache_clear()
+    for channels, max_rows in config.MAX_PERSISTENT_ROWS.items():
+        widths = (3 * channels, channels, channels, 3 * channels // 2, channels, 32, 32, channels)
+        own = {"widths": widths, "device": CARD}
+        assert [_head(n, **own) for n in (max_rows, max_rows + 1)] == ["persistent", "packed"]
+        assert _head(8, **own, architecture="t2i") == "packed"
+        assert _head(8, widths=(*widths, 16)) == "packed"
+        assert _head(8, **own, plan="persistent") == "persistent"
+        with pytest.raises(ValueError, match=f"another one for {max_rows + 1} rows, more than"):
+            _head(max_rows + 1, **own, plan="persistent")
+    for wrong, message in (
+        ({"architecture": "transformer"}, "another one for what is no MLP head"),
+        ({"widths": (16, 48)}, "another one for widths of 16, 48"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _head(8, plan="persistent", **wrong)
+    with use_plans(trunk="persistent"), pytest.raises(ValueError, match="no MLP head"):
+        choose_plan("trunk", 2, (16,), torch.float16, CARD)
+
+
+@pytest.mark.skipif(native.cuda.unavailable() is not None, reason="no CUDA module")
+def test_rows_of_the_persistent_kernel_are_as_the_module_says():
+    for channels, max_rows in config.MAX_PERSISTENT_ROWS.items():
+        found = native.cuda.denoise_patch_max_rows(channels, 3 * channels // 2, 0)
+        assert found == max_rows
+    assert native.cuda.denoise_patch_max_rows(512, 768, 0) == 0
+
+
 def test_a_plan_may_be_asked_for(card):
     on_cpu = {"device": torch.device("cpu"), "dtype": torch.float64}
     assert _head(8, plan="packed", **on_cpu) == "packed"
@@ -77,7 +110,7 @@ def test_a_plan_may_be_asked_for(card):
         assert _head(70) == "packed"
     assert (_head(70), max_table_rows(CARD)) == ("library", 128)
     for plan, more, message in (
-        ("own", {}, "plan must be one of auto, library, packed, got 'own'"),
+        ("own", {}, "plan must be one of auto, library, packed, persistent, got 'own'"),
         (
             "packed",
             {"rows": 200},
@@ -105,7 +138,10 @@ def test_the_file_that_ships_is_read():
         ({"Card": {"head": {"conv": []}}}, "Card: head must be an object with some of mlp, .*conv"),
         ({"Card": {"trunk": {}}}, r"Card: trunk must be a list of \[min_rows, plan\] with rows"),
         ({"Card": {"trunk": [1]}}, "Card: trunk must be a list of .*, got 1"),
-        ({"Card": {"trunk": [[1, "own"]]}}, "Card: trunk must be .* plans of library, packed, got"),
+        (
+            {"Card": {"trunk": [[1, "own"]]}},
+            "Card: trunk must be .* plans of library, packed, pers",
+        ),
         ({"Card": {"trunk": [[1.5, "packed"]]}}, r"trunk must be .*, got \[1.5, 'packed'\]"),
         ({"Card": {"trunk": [[4, "packed"], [4, "library"]]}}, "trunk must be .* rows that ascend"),
         ({"Card": {"head": {"mlp": [[True, "packed"]]}}}, "Card: mlp must be a list of .* got"),

@@ -8,7 +8,7 @@ import torch
 
 from bitdance.sampling import flow_sampler
 from bitdance.sampling import head_runner as runners
-from bitdance.sampling.config import PLANS, use_plans
+from bitdance.sampling.config import use_plans
 from bitdance.sampling.flow_sampler import Schedule
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import noise_keys
@@ -16,6 +16,7 @@ from bitdance_kernels.testing import compare
 from tests.model.helpers.launches import Launches
 from tests.model.helpers.tiny import HEADS, PACKABLE, tiny_head, tiny_patch, tiny_sampler
 
+PLANS = ("library", "packed")  # evaluations one by one
 ALL = pytest.mark.parametrize("plan", PLANS)
 TABLES = pytest.mark.parametrize("one_table", [True, False])
 

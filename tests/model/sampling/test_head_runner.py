@@ -10,7 +10,7 @@ import torch
 
 from bitdance.models import diffusion_head
 from bitdance.sampling import graphs
-from bitdance.sampling.config import PLANS, use_plans
+from bitdance.sampling.config import use_plans
 from bitdance.sampling.flow_sampler import Schedule, sample_patch
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance.sampling.lru_cache import LRUCache
@@ -18,6 +18,7 @@ from bitdance_kernels import noise_keys
 from tests.model.helpers.recording import recorded  # noqa: F401  (a fixture)
 from tests.model.helpers.tiny import HEADS, PACKABLE, tiny_head, tiny_patch, tiny_sampler
 
+PLANS = ("library", "packed")  # evaluations one by one
 LABELS = torch.tensor([1, 3, 0])
 
 
