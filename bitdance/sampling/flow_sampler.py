@@ -117,7 +117,9 @@ def sample_patch(
     with torch.no_grad(), nullcontext() if use_kernels else use_backend("reference"):
         head = make_head(network, schedule, cond.shape[0], patch, use_kernels)
         head.load()
-        return denoise(head, schedule, cond, cfg=cfg, keys=keys, noise=noise, on_step=on_step)
+        final = denoise(head, schedule, cond, cfg=cfg, keys=keys, noise=noise, on_step=on_step)
+        head.check()
+        return final
 
 
 def denoise(
