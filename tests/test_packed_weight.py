@@ -9,6 +9,7 @@ from bitdance_kernels import overlapping_launches, pack_weight, unpack_weight
 from bitdance_kernels._shared.launches import programmatic
 
 LAYOUTS = ("rows", "swiglu", "rope")
+HALF = {"layout": "rope_half", "head_dim": 48}
 
 
 def _row(layout, features, tile, row):
@@ -52,6 +53,18 @@ def test_unpacking_is_the_inverse(layout, dtype):
     assert torch.equal(unpack_weight(pack_weight(columns, layout), layout), columns)
 
 
+def test_halves_of_heads_are_pairs_of_rows():
+    """Row r of a tile and row r + 8 turn together: channels i and i + D / 2 of a head."""
+    weight = torch.randperm(96 * 32).view(96, 32)  # two heads of 48 channels
+    packed = pack_weight(weight, **HALF)
+    assert torch.equal(unpack_weight(packed, **HALF), weight)
+    for tile in range(6):
+        for row in range(8):
+            first = tile // 3 * 48 + tile % 3 * 8 + row
+            for half in range(2):  # channel 0 of the tile's rows is the first one of a lane
+                assert packed[tile, 0, 4 * row, 2 * half] == weight[first + 24 * half, 0]
+
+
 def test_bad_arguments():
     weight, packed = torch.zeros(16, 32), torch.zeros(1, 2, 32, 8)
     for call, error, message in (
@@ -61,7 +74,13 @@ def test_bad_arguments():
          r"pack_weight: weight must be \[F, C\] with F and C multiples of 16, got shape \[8, 32\]"),
         (lambda: pack_weight(weight[:, :24]), ValueError, r"multiples of 16, got shape \[16, 24\]"),
         (lambda: pack_weight(weight, "columns"), ValueError,
-         "pack_weight: layout must be one of rows, swiglu, rope, got 'columns'"),
+         "pack_weight: layout must be one of rows, swiglu, rope, rope_half, got 'columns'"),
+        (lambda: pack_weight(weight, head_dim=16), ValueError,
+         "pack_weight: head_dim must be None for the layout 'rows', got 16"),
+        (lambda: pack_weight(weight, "rope_half"), ValueError,
+         "pack_weight: head_dim must be a multiple of 16 that divides F = 16, got None"),
+        (lambda: unpack_weight(packed, "rope_half", head_dim=32), ValueError,
+         "unpack_weight: head_dim must be a multiple of 16 that divides F = 16, got 32"),
         (lambda: pack_weight(weight, None), ValueError, "layout must be one of .*, got None"),
         (lambda: pack_weight(weight, out=[]), TypeError, "pack_weight: out must be a torch.Tensor"),
         (lambda: pack_weight(weight, out=packed[:, :1]), ValueError,

@@ -1,8 +1,7 @@
 """Decode steps of a transformer by products with packed weights.
 
-A layer is five launches in a class-conditional model and six in a language model, whose queries and
-keys are normalized between projection and rotation. Weights are kept twice: as parameters, which
-first tokens and prompts use, and packed.
+A layer is five launches, in a class-conditional model and in a language model. Weights are kept
+twice: as parameters, which first tokens and prompts use, and packed.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ from bitdance_kernels import (
     block_decode_attention,
     linear_gated_residual,
     overlapping_launches,
-    rms_norm_linear,
     rms_norm_linear_swiglu,
     rms_norm_qkv,
-    rope_append,
 )
 
 __all__ = ["PackedQwen3", "PackedTransformer", "packed_qwen3", "packed_transformer"]
@@ -133,7 +130,7 @@ class PackedTransformer(_PackedTrunk[TransformerBlock]):
 
 
 class PackedQwen3(_PackedTrunk[Qwen3Block]):
-    """The language model of a text-to-image model, in six launches a layer."""
+    """The language model of a text-to-image model, in five launches a layer."""
 
     def _pack(
         self, block: Qwen3Block
@@ -141,7 +138,12 @@ class PackedQwen3(_PackedTrunk[Qwen3Block]):
         attention, mlp = block.self_attn, block.mlp
         dtype = attention.q_proj.weight.dtype
         return (
-            PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
+            PackedLinear(
+                [attention.q_proj, attention.k_proj, attention.v_proj],
+                dtype,
+                "rope_half",
+                attention.config.head_dim,
+            ),
             PackedLinear([attention.o_proj], dtype),
             PackedLinear([mlp.gate_proj, mlp.up_proj], dtype, "swiglu"),
             PackedLinear([mlp.down_proj], dtype),
@@ -159,12 +161,11 @@ class PackedQwen3(_PackedTrunk[Qwen3Block]):
     ) -> torch.Tensor:
         attention, norm = block.self_attn, block.input_layernorm.weight
         config = attention.config
-        h = rms_norm_linear(x, qkv.weight, qkv.bias, norm, moments=moments, eps=block.eps)
-        return rope_append(
-            h, *memory, lengths, freqs,
+        return rms_norm_qkv(
+            x, qkv.weight, norm, *memory, lengths, freqs,
             num_heads=config.num_attention_heads, num_kv_heads=config.num_key_value_heads,
             interleaved=False, q_norm=attention.q_norm.weight, k_norm=attention.k_norm.weight,
-            eps=config.rms_norm_eps,
+            bias=qkv.bias, moments=moments, eps=block.eps,
         )  # fmt: skip
 
     def _feed_forward_norm(self, block: Qwen3Block) -> tuple[torch.Tensor, float]:
@@ -186,13 +187,16 @@ def packed_transformer(
 
 def packed_qwen3(trunk: Qwen3Model, rows: int, dtype: torch.dtype) -> PackedQwen3 | None:
     """As ``packed_transformer``, for a language model."""
-    blocks = cast(Iterable[Qwen3Block], trunk.layers)
-    return PackedQwen3(blocks) if _is_packed("t2i_trunk", trunk.layers, rows, dtype) else None
+    blocks, head_dim = cast(Iterable[Qwen3Block], trunk.layers), trunk.config.head_dim
+    packed = _is_packed("t2i_trunk", trunk.layers, rows, dtype, head_dim)
+    return PackedQwen3(blocks) if packed else None
 
 
-def _is_packed(part: str, blocks: nn.ModuleList, rows: int, dtype: torch.dtype) -> bool:
+def _is_packed(
+    part: str, blocks: nn.ModuleList, rows: int, dtype: torch.dtype, *widths: int
+) -> bool:
     layers = [layer for layer in blocks.modules() if isinstance(layer, nn.Linear)]
-    widths = tuple({size for layer in layers for size in layer.weight.shape})
+    widths = tuple({*widths, *(size for layer in layers for size in layer.weight.shape)})
     plan = choose_plan(part, rows, widths, dtype, layers[0].weight.device)
     alike = all(parameter.dtype == dtype for parameter in blocks.parameters())
     return plan == "packed" and alike and not is_traced()

@@ -79,13 +79,18 @@ class PackedLinear:
         layers: the layers; their outputs are concatenated. All have a bias or none has.
         dtype: dtype of the product.
         layout: see ``pack_weight``.
+        head_dim: see ``pack_weight``.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Linear], dtype: torch.dtype, layout: str = "rows"
+        self,
+        layers: Sequence[nn.Linear],
+        dtype: torch.dtype,
+        layout: str = "rows",
+        head_dim: int | None = None,
     ) -> None:
         self._weights = [layer.weight.detach() for layer in layers]
-        self._layout = layout
+        self._layout, self._head_dim = layout, head_dim
         self._bias = None
         if layers[0].bias is not None:
             self._bias = JoinedParameter([layer.bias for layer in layers], dtype)
@@ -102,6 +107,6 @@ class PackedLinear:
         """Pack the layers' parameters as they are now."""
         first, *others = self._weights
         weight = torch.cat(self._weights) if others else first
-        pack_weight(weight, self._layout, out=self.weight)
+        pack_weight(weight, self._layout, head_dim=self._head_dim, out=self.weight)
         if self._bias is not None:
             self._bias.load()

@@ -17,12 +17,16 @@ __all__ = ["pack_weight", "unpack_weight"]
 TILE = 16
 # By layout, how a weight's rows are numbered: by tile ("t", -1 here), half of the tile ("h") and
 # row of the half ("r"), the slowest first.
-_LAYOUTS = {"rows": "thr", "swiglu": "htr", "rope": "trh"}
+_LAYOUTS = {"rows": "thr", "swiglu": "htr", "rope": "trh", "rope_half": "trh"}
 _SIZES = {"t": -1, "h": 2, "r": 8}
 
 
 def pack_weight(
-    weight: torch.Tensor, layout: str = "rows", *, out: torch.Tensor | None = None
+    weight: torch.Tensor,
+    layout: str = "rows",
+    *,
+    head_dim: int | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A weight in the order in which tensor cores read it.
 
@@ -32,7 +36,9 @@ def pack_weight(
     Args:
         weight: [F, C] of any dtype, F and C multiples of 16.
         layout: "rows"; "swiglu", where a tile of 16 rows holds 8 of the first half of all rows and
-            the same 8 of the second; or "rope", where it holds even rows before odd ones.
+            the same 8 of the second; "rope", where it holds even rows before odd ones; or
+            "rope_half", where it holds 8 of the first half of a head and the same 8 of the second.
+        head_dim: rows of a head, a multiple of 16 that divides F; of "rope_half" alone.
         out: [F / 16, C / 16, 32, 8], contiguous and of any dtype, where the result goes; None for a
             new tensor of the dtype of `weight`.
 
@@ -58,6 +64,9 @@ def pack_weight(
     if F % TILE or C % TILE:
         expected = "[F, C] with F and C multiples of 16"
         raise checks.fail("pack_weight", "weight", expected, f"shape {list(weight.shape)}")
+    if half := _half_of_heads("pack_weight", layout, head_dim, F):
+        # The pairs (i, i + D / 2) side by side, so that they are even and odd rows.
+        weight = weight.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2)
     rows = [F // TILE if axis == "t" else _SIZES[axis] for axis in order]
     tiles = weight.reshape(*rows, C // TILE, 2, 4, 2)
     tile, half, row = map(order.index, "thr")
@@ -72,12 +81,15 @@ def pack_weight(
     return out
 
 
-def unpack_weight(packed: torch.Tensor, layout: str = "rows") -> torch.Tensor:
+def unpack_weight(
+    packed: torch.Tensor, layout: str = "rows", *, head_dim: int | None = None
+) -> torch.Tensor:
     """The weight that ``pack_weight`` packed.
 
     Args:
         packed: [F / 16, C / 16, 32, 8] of any dtype.
         layout: as for ``pack_weight``.
+        head_dim: as for ``pack_weight``.
 
     Returns:
         [F, C] of the dtype of `packed`, contiguous.
@@ -94,12 +106,17 @@ def unpack_weight(packed: torch.Tensor, layout: str = "rows") -> torch.Tensor:
     checks.shape("unpack_weight", "packed", packed, (tiles, steps, 32, 8), letters)
     parts = packed.reshape(tiles, steps, 8, 4, 2, 2, 2)  # tile, step, row, pair, eight, half, one
     axes = ["tkrpehc".index(axis) for axis in f"{order}kepc"]
-    return parts.permute(axes).reshape(tiles * TILE, steps * TILE).contiguous()
+    weight = parts.permute(axes).reshape(tiles * TILE, steps * TILE)
+    if half := _half_of_heads("unpack_weight", layout, head_dim, len(weight)):
+        weight = weight.unflatten(0, (-1, half, 2)).transpose(1, 2).flatten(0, 2)
+    return weight.contiguous()
 
 
-def matrix(weight: torch.Tensor, layout: str = "rows") -> torch.Tensor:
+def matrix(weight: torch.Tensor, layout: str = "rows", head_dim: int | None = None) -> torch.Tensor:
     """The matrix of a weight, which may be packed."""
-    return unpack_weight(weight, layout) if is_packed(weight) else weight
+    if not is_packed(weight):
+        return weight
+    return unpack_weight(weight, layout, head_dim=head_dim)
 
 
 def like(weight: torch.Tensor, gradient: torch.Tensor, layout: str = "rows") -> torch.Tensor:
@@ -121,3 +138,19 @@ def _order(op: str, layout: str) -> str:
     if layout not in _LAYOUTS:
         raise checks.fail(op, "layout", f"one of {', '.join(_LAYOUTS)}", repr(layout))
     return _LAYOUTS[layout]
+
+
+def _half_of_heads(op: str, layout: str, head_dim: int | None, features: int) -> int:
+    """D / 2 with the layout "rope_half", else 0.
+
+    Raises:
+        ValueError: `head_dim` is missing, given for another layout, or does not fit.
+    """
+    if layout != "rope_half":
+        if head_dim is not None:
+            raise checks.fail(op, "head_dim", f"None for the layout {layout!r}", head_dim)
+        return 0
+    if type(head_dim) is not int or head_dim < TILE or head_dim % TILE or features % head_dim:
+        expected = f"a multiple of 16 that divides F = {features}"
+        raise checks.fail(op, "head_dim", expected, head_dim)
+    return head_dim // 2

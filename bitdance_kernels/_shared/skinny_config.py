@@ -47,11 +47,23 @@ def row_class(rows: int) -> int:
     return next(size for size in _CLASSES if rows <= size)
 
 
-def choose(rows: int, channels: int, features: int, device: torch.device) -> Launch:
-    """The shape of the launch for x [rows, channels] and a weight [features, channels]."""
+def choose(
+    rows: int, channels: int, features: int, device: torch.device, *, group: int = 1
+) -> Launch:
+    """The shape of the launch for x [rows, channels] and a weight [features, channels].
+
+    Args:
+        rows: rows of x.
+        channels: columns of the weight.
+        features: rows of the weight.
+        device: where the launch is.
+        group: tiles that a block must have together.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     measured = _measured(name).get((row_class(rows), channels, features))
-    return measured or _rule(rows, channels, features)
+    if measured is not None and measured.tiles % group == 0:
+        return measured
+    return _rule(rows, channels, features) if group == 1 else _grouped(rows, channels, group)
 
 
 def candidates(rows: int, channels: int, features: int) -> list[Launch]:
@@ -79,6 +91,14 @@ def _rule(rows: int, channels: int, features: int) -> Launch:
     width = min(-(-tiles // _CLUSTERS), _MAX_SIDE)
     parts = max(1, min(_WARPS // width, steps // split))
     return Launch(width, parts, split)
+
+
+def _grouped(rows: int, channels: int, group: int) -> Launch:
+    """One group of tiles a block, divided among as many warps as there is work for."""
+    steps = channels // 16
+    split = max(s for s in (1, 2, 4, 8) if s <= steps)
+    parts = max(1, min(_MAX_WARPS[row_class(rows)] // group, steps // split))
+    return Launch(group, parts, split)
 
 
 @functools.cache

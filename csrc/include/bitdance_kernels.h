@@ -399,18 +399,20 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
                             int64_t rows, int64_t channels, int64_t features, int tiles, int parts,
                             int split, int programmatic, int device, void* stream);
 
-// As above with RMSNorm: queries, keys and values of batch * tokens rows. Queries and keys are
-// rotated by freqs [.., head_dim / 2, 2] in interleaved pairs; queries go to q [batch, tokens,
-// heads, head_dim], keys and values into the caches from position[batch] on. The rows of a tile of
-// weight are ordered for rotation, see pack_weight.
+// As above with RMSNorm: queries, keys and values of batch * tokens rows. Heads of queries and keys
+// are normalized where q_norm and k_norm [head_dim], of any dtype, are given, and rotated by freqs
+// [.., head_dim / 2, 2], in pairs of channels (2 i, 2 i + 1) if `interleaved`, else (i,
+// i + head_dim / 2). Queries go to q [batch, tokens, heads, head_dim], keys and values into the
+// caches from position[batch] on. The rows of weight are packed in pairs, see pack_weight. With a
+// norm of heads a block has whole ones: tiles is a multiple of head_dim / 16.
 int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
                           const void* bias_or_null, bdk_rows norm_weight, float eps, void* q,
                           void* k_cache, void* v_cache, const int32_t* position, const float* freqs,
-                          int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads,
-                          int64_t head_dim, int64_t k_batch, int64_t k_token, int64_t k_head,
-                          int64_t v_batch, int64_t v_token, int64_t v_head, int64_t channels,
-                          int tiles, int parts, int split, int programmatic, int device,
-                          void* stream);
+                          int interleaved, bdk_rows q_norm, bdk_rows k_norm, int64_t batch,
+                          int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                          int64_t k_batch, int64_t k_token, int64_t k_head, int64_t v_batch,
+                          int64_t v_token, int64_t v_head, int64_t channels, int tiles, int parts,
+                          int split, int programmatic, int device, void* stream);
 
 // denoise_step of tokens [tokens / patch, patch, bits], whose predictions are 2 sigmoid(x0) - 1
 // with squash, then stream_out = state W^T + b [tokens, features], twice with cfg, and its moments.

@@ -34,7 +34,10 @@ def samples(device: torch.device) -> Iterator[Call]:
         """(H, Hkv, D) = `heads`; P = `new` tokens after the positions in caches of 21 rows."""
         H, Hkv, D = heads
         weight = (make((H + 2 * Hkv) * D, channels) / channels**0.5).to(dtype)
-        weight = pack_weight(weight, "rope") if packed else weight
+        if packed and more.get("interleaved", True):
+            weight = pack_weight(weight, "rope")
+        elif packed:
+            weight = pack_weight(weight, "rope_half", head_dim=D)
         x = make(len(position), new, channels, dtype=dtype)
         k, v = make(2, len(position), 21, Hkv, D, dtype=dtype)
         rows = torch.tensor(position, dtype=torch.int32, device=device)
@@ -54,6 +57,14 @@ def samples(device: torch.device) -> Iterator[Call]:
             f"packed, grouped heads, moments, {dtype}", (4, 2, 16), 48, 2, (19, 0), dtype,
             packed=True, with_moments=True, bias=make(128, dtype=dtype), eps=1e-5,
         )  # fmt: skip
+        for packed in (False, True):
+            yield call(
+                f"norms of heads, {'packed, ' * packed}{dtype}", (4, 2, 32), 48, 3, (2, 11), dtype,
+                packed=packed, with_moments=packed, interleaved=False,
+                q_norm=make(32, dtype=dtype), k_norm=make(32),
+            )  # fmt: skip
+    yield call("norms, halves", (3, 1, 10), 24, 2, (0, 9), torch.float32, interleaved=False,
+               q_norm=make(10), k_norm=make(10))  # fmt: skip
     yield call("serial", (8, 1, 32), 40, 1, (20,), torch.float32)
     yield call("no token", (2, 2, 8), 16, 0, (1, 4), torch.float32)
     yield call("no batch", (2, 2, 8), 16, 2, (), torch.float32)

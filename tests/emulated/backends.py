@@ -51,25 +51,25 @@ def emulated_card(libraries):
         launch(tensors, sizes, (x, moments, residual), x.dtype, norm_weight, eps)
 
     def rms_norm_qkv(
-        x, moments, weight, bias, norm_weight, eps, q, k_cache, v_cache, position, freqs, batch,
-        tokens, heads, kv_heads, head_dim, k_batch, k_token, k_head, v_batch, v_token, v_head,
-        channels, tiles, parts, split, programmatic, *_,
+        x, moments, weight, bias, norm_weight, eps, q, k_cache, v_cache, position, freqs,
+        interleaved, q_norm, k_norm, batch, tokens, heads, kv_heads, head_dim, k_batch, k_token,
+        k_head, v_batch, v_token, v_head, channels, tiles, parts, split, programmatic, *_,
     ):  # fmt: skip
         launches.append(("rms_norm_qkv", programmatic))
         tensors = [x, moments, weight, bias, None, None, norm_weight, None, None, None, None, None,
-                   q, k_cache, v_cache, position, freqs]  # fmt: skip
+                   q, k_cache, v_cache, position, freqs, q_norm, k_norm]  # fmt: skip
         features = (heads + 2 * kv_heads) * head_dim
         sizes = [batch * tokens, channels, features, 2, 3, tiles, parts, split, row_stride(x), 0, 0,
                  0, 0, k_batch, k_token, k_head, v_batch, v_token, v_head, tokens, heads, kv_heads,
-                 head_dim]  # fmt: skip
+                 head_dim, interleaved, 1 if q_norm is None else head_dim // 16]  # fmt: skip
         launch(tensors, sizes, (x, moments), x.dtype, norm_weight, eps)
 
     def launch(tensors, sizes, late, dtype, norm_weight, eps):
-        tensors += [None] * (17 - len(tensors))
-        sizes += [0] * (23 - len(sizes))
+        tensors += [None] * (19 - len(tensors))
+        sizes += [0] * (25 - len(sizes))
         norm_dtype = dtype if norm_weight is None else norm_weight.dtype
         message = libraries["skinny_product"].skinny_product(
-            pointers(tensors), (ctypes.c_int64 * 24)(*sizes, native.DTYPE_CODES[norm_dtype]),
+            pointers(tensors), (ctypes.c_int64 * 26)(*sizes, native.DTYPE_CODES[norm_dtype]),
             ctypes.c_float(eps), ctypes.c_int(dtype == torch.float16), late_bytes(tensors, late),
             ctypes.c_uint32(next(seeds)),
         )  # fmt: skip

@@ -5,21 +5,22 @@
 
 namespace bdk {
 
-template <class T, int kTokens, bool kNorm>
+template <class T, int kTokens, bool kNorm, bool kRope>
 const char* launch(SkinnyParams params, uint32_t seed) {
   params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
   const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
-  const int shared =
-      skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split, params.depth);
-  return emulated::launch_clusters(clusters * params.split, params.split,
-                                   32 * params.tiles * params.parts, shared, seed,
-                                   [&] { skinny_product_kernel<T, kTokens, kNorm>(params); });
+  const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
+                                         params.depth, params.group);
+  return emulated::launch_clusters(
+      clusters * params.split, params.split, 32 * params.tiles * params.parts, shared, seed,
+      [&] { skinny_product_kernel<T, kTokens, kNorm, kRope>(params); });
 }
 
 template <class T, int kTokens>
 const char* launch_tokens(const SkinnyParams& params, uint32_t seed) {
-  return params.norm == kSkinnyNoNorm ? launch<T, kTokens, false>(params, seed)
-                                      : launch<T, kTokens, true>(params, seed);
+  if (params.epilogue == kSkinnyRope) return launch<T, kTokens, true, true>(params, seed);
+  if (params.norm == kSkinnyNoNorm) return launch<T, kTokens, false, false>(params, seed);
+  return launch<T, kTokens, true, false>(params, seed);
 }
 
 template <class T>
@@ -33,21 +34,21 @@ const char* launch_type(const SkinnyParams& params, uint32_t seed) {
 }  // namespace bdk
 
 // Shared memory of a block, in bytes.
-extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int split) {
+extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int split, int group) {
   using namespace bdk;
   const int steps = channels / 16;
   const int depth = rows <= 8    ? skinny_depth<8>(steps, split, parts)
                     : rows <= 32 ? skinny_depth<32>(steps, split, parts)
                     : rows <= 64 ? skinny_depth<64>(steps, split, parts)
                                  : skinny_depth<128>(steps, split, parts);
-  return skinny_shared_bytes(rows, tiles, parts, split, depth);
+  return skinny_shared_bytes(rows, tiles, parts, split, depth, group);
 }
 
 // tensors: x, moments, weight, bias, scale, shift, norm_weight, norm_bias, residual, gate, y,
-// y_moments, and for a rotation q, k_cache, v_cache, position, freqs.
+// y_moments, and for a rotation q, k_cache, v_cache, position, freqs, q_norm, k_norm.
 // sizes: rows, channels, features, norm, epilogue, tiles, parts, split, strides of x, scale, shift,
 // residual and gate, and for a rotation those of the caches (batch, token, head of each), tokens,
-// heads, kv_heads, head_dim; the dtype code of the norm's weight and bias.
+// heads, kv_heads, head_dim, interleaved, and group; the dtype code of the norms.
 // late: which tensors the kernel before this one writes.
 extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes, float eps,
                                       int is_half, const int64_t* late_bytes, uint32_t seed) {
@@ -66,7 +67,7 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
   params.gate = tensors[9];
   params.y = tensors[10];
   params.y_moments = static_cast<float2*>(tensors[11]);
-  params.norm_weight_dtype = params.norm_bias_dtype = size(23);
+  params.norm_weight_dtype = params.norm_bias_dtype = size(25);
   params.rows = size(0);
   params.channels = size(1);
   params.features = size(2);
@@ -80,6 +81,7 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
   params.shift_stride = sizes[10];
   params.residual_stride = sizes[11];
   params.gate_stride = sizes[12];
+  params.group = params.epilogue == kSkinnyRope ? size(24) : 1;
   params.eps = eps;
   if (params.epilogue == kSkinnyRope) {
     params.rope = {tensors[12],
@@ -96,9 +98,14 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
                    size(19),
                    size(20),
                    size(21),
-                   size(22)};
+                   size(22),
+                   size(23) != 0,
+                   tensors[17],
+                   tensors[18],
+                   size(25),
+                   size(25)};
   }
-  for (int i = 0; i < 17; ++i) {
+  for (int i = 0; i < 19; ++i) {
     if (late_bytes[i] > 0) emulated::late_input(tensors[i], static_cast<size_t>(late_bytes[i]));
   }
   return is_half != 0 ? launch_type<__half>(params, seed)

@@ -81,12 +81,12 @@ def test_golden_with_packed_weights(name, monkeypatch):
     packed = []
 
     class Either:
-        def __new__(cls, layers, dtype, layout="rows"):
+        def __new__(cls, layers, dtype, layout="rows", head_dim=None):
             sizes = [size for layer in layers for size in layer.weight.shape]
-            if any(size % 16 for size in sizes):
+            if any(size % 16 for size in (*sizes, head_dim or 0)):
                 return _Matrix(layers, dtype)
             packed.append(layers)
-            return PackedLinear(layers, dtype, layout)
+            return PackedLinear(layers, dtype, layout, head_dim)
 
     monkeypatch.setattr(config, "_unsuited", lambda *_: None)
     for module in (packed_products, trunk_products):

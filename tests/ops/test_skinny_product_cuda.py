@@ -101,13 +101,13 @@ class Case:
 
 def call(library, tensors, sizes, late, dtype, seed, norm_dtype=None):
     """Launch the emulated kernel; the tensors of `late` are written by the kernel before it."""
-    tensors = [*tensors, *[None] * (17 - len(tensors))]
+    tensors = [*tensors, *[None] * (19 - len(tensors))]
     known_late = {id(t) for t in late if t is not None}
-    pointers = (ctypes.c_void_p * 17)(*(t.data_ptr() if t is not None else 0 for t in tensors))
-    bytes_late = (ctypes.c_int64 * 17)(*(t.nbytes * (id(t) in known_late) if t is not None else 0
+    pointers = (ctypes.c_void_p * 19)(*(t.data_ptr() if t is not None else 0 for t in tensors))
+    bytes_late = (ctypes.c_int64 * 19)(*(t.nbytes * (id(t) in known_late) if t is not None else 0
                                          for t in tensors))  # fmt: skip
     norm_code = native.DTYPE_CODES[norm_dtype or dtype]
-    sizes = (ctypes.c_int64 * 24)(*sizes, *[0] * (23 - len(sizes)), norm_code)
+    sizes = (ctypes.c_int64 * 26)(*sizes, *[0] * (25 - len(sizes)), norm_code)
     half = ctypes.c_int(dtype == torch.float16)
     message = library.skinny_product(
         pointers, sizes, ctypes.c_float(EPS), half, bytes_late, ctypes.c_uint32(seed)
@@ -265,13 +265,31 @@ def test_a_planted_fault_is_found(fault, library, tmp_path):
     raise AssertionError("no order of the threads shows the fault")
 
 
+QUERIES = {
+    "interleaved": {},
+    "interleaved, heads of 10": {"D": 10, "H": 4, "Hkv": 2},
+    "halves": {"interleaved": False},
+    "halves, norms": {"interleaved": False, "normed": True},
+    "interleaved, norms, heads of 16": {"normed": True, "D": 16, "H": 6, "Hkv": 3},
+    "halves, norms, heads of 128": {"interleaved": False, "normed": True, "D": 128, "H": 2},
+    "one token": {"interleaved": False, "normed": True, "B": 2, "P": 1},
+    "many rows": {"interleaved": False, "normed": True, "B": 5, "P": 16},
+}
+
+
 @BOTH
-def test_queries_keys_and_values(library, dtype):
+@pytest.mark.parametrize("kind", QUERIES)
+def test_queries_keys_and_values(library, kind, dtype):
     """Rotated, and appended where every row's cache ends; nothing else of the caches changes."""
-    B, P, H, Hkv, D, C, Tmax = 3, 4, 3, 1, 32, 160, 11
-    features = (H + 2 * Hkv) * D
-    case = Case(B * P, C, features, norm="rms", epilogue="rope", dtype=dtype)
-    position = torch.tensor([0, 7, 3], dtype=torch.int32)
+    options = {"interleaved": True, "normed": False, "B": 3, "P": 4, "H": 3, "Hkv": 1, "D": 32}
+    interleaved, normed, B, P, H, Hkv, D = (options | QUERIES[kind]).values()
+    C, Tmax, features = 160, 31, (H + 2 * Hkv) * D
+    group = D // 16 if normed else 1
+    launch = skinny_config.choose(B * P, C, features, torch.device("cpu"), group=group)
+    assert launch.tiles % group == 0
+    case = Case(B * P, C, features, norm="rms", epilogue="rope", dtype=dtype, launch=launch)
+    q_norm, k_norm = (case.normal(D), case.normal(D)) if normed else (None, None)
+    position = torch.tensor([0, 7, 3, 15, 2][:B], dtype=torch.int32)
     angles = torch.randn(Tmax, D // 2, generator=case.generator)
     freqs = torch.stack([angles.cos(), angles.sin()], -1)
     x = case.x.view(B, P, C)
@@ -284,19 +302,23 @@ def test_queries_keys_and_values(library, dtype):
     def reference(dtype):
         k_cache, v_cache = caches(dtype)
         weights = (case.weight.to(dtype), case.norm_weight.to(dtype), k_cache, v_cache)
-        angles = freqs.double() if dtype == torch.float64 else freqs
-        bias = case.bias.to(dtype)
-        q = rms_norm_qkv.run(x.to(dtype), *weights, position, angles, H, Hkv, bias, None, EPS)
+        table = freqs.double() if dtype == torch.float64 else freqs
+        norms = [None if t is None else t.to(dtype) for t in (q_norm, k_norm)]
+        q = rms_norm_qkv.run(
+            x.to(dtype), *weights, position, table, H, Hkv, interleaved, *norms,
+            case.bias.to(dtype), None, EPS,
+        )  # fmt: skip
         return q, k_cache, v_cache
 
     k_cache, v_cache = caches(dtype)
     q = torch.full((B, P, H, D), math.nan, dtype=dtype)
-    tensors = [case.x, case.moments, pack_weight(case.weight, "rope"), case.bias, None, None,
+    layout = {"layout": "rope"} if interleaved else {"layout": "rope_half", "head_dim": D}
+    tensors = [case.x, case.moments, pack_weight(case.weight, **layout), case.bias, None, None,
                case.norm_weight, None, None, None, None, None, q, k_cache, v_cache, position,
-               freqs]  # fmt: skip
+               freqs, q_norm, k_norm]  # fmt: skip
     strides = [C, 0, 0, 0, 0, *k_cache.stride()[:3], *v_cache.stride()[:3]]
     codes = NORMS["rms"], EPILOGUES["rope"]
-    sizes = [B * P, C, features, *codes, *case.launch, *strides, P, H, Hkv, D]
+    sizes = [B * P, C, features, *codes, *case.launch, *strides, P, H, Hkv, D, interleaved, group]
     call(library, tensors, sizes, (case.x, case.moments), dtype, 1)
     names = ("q", "k_cache", "v_cache")
     every = zip(names, (q, k_cache, v_cache), reference(dtype), reference(torch.float64),
@@ -316,7 +338,7 @@ def test_launches_fit_a_card(library):
             ), where
             assert launch.split in (1, 2, 4, 8), where
             assert channels // 16 >= launch.split, where
-            assert library.skinny_shared(rows, channels, *launch) <= 227 * 1024, where
+            assert library.skinny_shared(rows, channels, *launch, 1) <= 227 * 1024, where
 
 
 built = pytest.mark.skipif(
@@ -350,15 +372,19 @@ def test_c_function_checks_before_it_launches():
 
 @built
 def test_c_function_of_queries_checks_before_it_launches():
+    none = (0, 0, native.BFLOAT16)
+
     def call(*, x=(0, 64, native.BFLOAT16), batch=2, tokens=2, heads=2, kv_heads=1, head_dim=16,
-             stride=32):  # fmt: skip
+             interleaved=1, q_norm=none, tiles=1):  # fmt: skip
         native.cuda.rms_norm_qkv(
-            x, 0, 0, 0, (0, 0, 0), EPS, 0, 0, 0, 0, 0, batch, tokens, heads, kv_heads, head_dim,
-            *[stride] * 6, 64, 1, 2, 2, 0, 0, 0,
+            x, 0, 0, 0, none, EPS, 0, 0, 0, 0, 0, interleaved, q_norm, none, batch, tokens, heads,
+            kv_heads, head_dim, *[32] * 6, 64, tiles, 2, 2, 0, 0, 0,
         )  # fmt: skip
 
     wrong = [{"batch": -1}, {"batch": 65}, {"heads": 0}, {"kv_heads": 0}, {"head_dim": 3}]
-    wrong += [{"stride": 33}, {"head_dim": 6}, {"heads": 2**30}]
+    normed = {"q_norm": (16, 16, native.BFLOAT16)}
+    wrong += [{"head_dim": 6}, {"heads": 2**30}, {"head_dim": 24, "interleaved": 0}]
+    wrong += [{"head_dim": 32, **normed}, {"tiles": 0}]
     for arguments in wrong:
         with pytest.raises(RuntimeError, match="size or argument out of range"):
             call(**arguments)

@@ -25,6 +25,9 @@ def rms_norm_qkv(
     *,
     num_heads: int,
     num_kv_heads: int | None = None,
+    interleaved: bool = True,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     moments: torch.Tensor | None = None,
     eps: float = 1e-6,
@@ -41,15 +44,18 @@ def rms_norm_qkv(
     Args:
         x: P new tokens [B, P, C], floating point, any strides.
         weight: [(H + 2 Hkv) D, C] of the dtype of `x`, D even, or what
-            ``pack_weight(weight, "rope")`` makes of it.
+            ``pack_weight(weight, "rope")`` makes of it, ``pack_weight(weight, "rope_half",
+            head_dim=D)`` where `interleaved` is False.
         norm_weight: [C], any floating dtype.
         k_cache: [B, Tmax, Hkv, D] of the dtype of `x`, P <= Tmax; written in place.
         v_cache: as `k_cache`.
         position: int32 [B], as for ``rope_append``; its values are not checked on a card.
-        freqs: [Tf, D / 2, 2], floating point, P <= Tf: cosine and sine of the angles of position t,
-            by which channels (2 i, 2 i + 1) turn.
+        freqs: [Tf, D / 2, 2], floating point, P <= Tf: cosine and sine of the angles of position t.
         num_heads: H.
         num_kv_heads: Hkv; H by default.
+        interleaved: as for ``rope_append``.
+        q_norm: as for ``rope_append``; its epsilon is `eps`.
+        k_norm: as `q_norm`.
         bias: [(H + 2 Hkv) D] of the dtype of `x`, or None for 0.
         moments: those of `x`, as ``linear_gated_residual`` returns them: float32 [B, P, C / 16, 2].
             They spare a pass over `x` and change nothing else.
@@ -86,6 +92,9 @@ def rms_norm_qkv(
         freqs,
         num_heads,
         num_heads if num_kv_heads is None else num_kv_heads,
+        interleaved,
+        q_norm,
+        k_norm,
         bias,
         moments,
         eps,
@@ -103,13 +112,18 @@ def _check(
     freqs: torch.Tensor,
     num_heads: int,
     num_kv_heads: int,
+    interleaved: bool,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
     bias: torch.Tensor | None,
     moments: torch.Tensor | None,
     eps: float,
 ) -> None:
     op = "rms_norm_qkv"
     linear_checks.check(op, x, weight, bias)
-    append.check_dtypes(op, x, k_cache, v_cache, position, freqs=freqs)
+    append.check_dtypes(
+        op, x, k_cache, v_cache, position, freqs=freqs, q_norm=q_norm, k_norm=k_norm
+    )
     checks.rank(op, "x", x, 3, 3)
     rms_norm.check(op, x, norm_weight)
     moments_of_parts.check(op, x, moments)
@@ -119,7 +133,14 @@ def _check(
     if packed_weight.features(weight) != heads * D:
         expected = f"[(H + 2 Hkv) D, C] with (H + 2 Hkv) D = {heads} * {D}"
         raise checks.fail(op, "weight", expected, f"shape {list(weight.shape)}")
+    if packed_weight.is_packed(weight) and not interleaved and D % packed_weight.TILE != 0:
+        expected = f"a matrix where interleaved is False and D = {D} no multiple of 16"
+        raise checks.fail(op, "weight", expected, f"shape {list(weight.shape)}")
     append.check_shapes(op, "x", x, k_cache, v_cache, position, freqs, num_kv_heads)
+    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if norm is not None:
+            checks.shape(op, name, norm, (D,), "[D]")
+    checks.same_device(op, "x", x, q_norm=q_norm, k_norm=k_norm)
 
 
 def _fake(x: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -130,8 +151,8 @@ def _fake(x: torch.Tensor, *others: Any) -> torch.Tensor:
 _op = KernelOp(
     "rms_norm_qkv",
     "(Tensor x, Tensor weight, Tensor norm_weight, Tensor(a!) k_cache, Tensor(b!) v_cache, "
-    "Tensor position, Tensor freqs, int num_heads, int num_kv_heads, Tensor? bias, "
-    "Tensor? moments, float eps) -> Tensor",
+    "Tensor position, Tensor freqs, int num_heads, int num_kv_heads, bool interleaved, "
+    "Tensor? q_norm, Tensor? k_norm, Tensor? bias, Tensor? moments, float eps) -> Tensor",
     package=__package__,
     check=_check,
     fake=_fake,

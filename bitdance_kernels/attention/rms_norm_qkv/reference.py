@@ -20,23 +20,28 @@ def run(
     freqs: torch.Tensor,
     num_heads: int,
     num_kv_heads: int,
+    interleaved: bool,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
     bias: torch.Tensor | None,
     moments: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
     n = rms_norm.forward(x, norm_weight, eps)
-    qkv = F.linear(n, packed_weight.matrix(weight, "rope"), bias)
+    D = k_cache.shape[3]
+    layout = ("rope", None) if interleaved else ("rope_half", D)
+    qkv = F.linear(n, packed_weight.matrix(weight, *layout), bias)
     return append.forward(
-        qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, k_cache.shape[3])),
+        qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, D)),
         k_cache,
         v_cache,
         position,
         freqs,
         num_heads,
         num_kv_heads,
-        True,
-        None,
-        None,
+        interleaved,
+        q_norm,
+        k_norm,
         eps,
-        working_dtype(qkv, freqs),
+        working_dtype(qkv, freqs, q_norm, k_norm),
     )

@@ -16,15 +16,16 @@ constexpr int kSkinnyMaxRows = 128;
 // registers allow, so that the blocks of two kernels fit a multiprocessor beside each other.
 template <int kTokens>
 constexpr int kSkinnySteps = kTokens > 64 ? 3 : 6;
-template <int kTokens>
-constexpr int kSkinnyMaxThreads = kTokens == 32 ? 576 : 512;
+template <int kTokens, bool kRope>
+constexpr int kSkinnyMaxThreads = kTokens == 32 && !kRope ? 576 : 512;
 
 // Elements from a row of inputs to the next: the rows of a tile lie in different banks.
 BDK_HOST_DEVICE constexpr int skinny_pitch(int parts, int depth) { return 16 * parts * depth + 8; }
 
-// Bytes of the inputs, of the norm's weight and bias, and of the rows' moments.
+// Bytes of the inputs, of the norm's weight and bias, of the rows' moments, and of the squares of
+// heads: 8 sums for each of 18 warps.
 BDK_HOST_DEVICE constexpr int skinny_inputs_bytes(int rows, int pitch) {
-  return (rows + 4) * pitch * 2 + (rows * 8 + 15) / 16 * 16;
+  return (rows + 4) * pitch * 2 + (rows * 8 + 18 * 8 * 4 + 15) / 16 * 16;
 }
 
 // Chunks of channels that the largest share of a block takes.
@@ -41,8 +42,9 @@ BDK_HOST_DEVICE constexpr int skinny_depth(int steps, int split, int parts) {
 }
 
 BDK_HOST_DEVICE constexpr int skinny_shared_bytes(int rows, int tiles, int parts, int split,
-                                                  int depth) {
-  const int items = tiles * ((rows + 7) / 8), slots = (items + split - 1) / split;
+                                                  int depth, int group) {
+  const int items = tiles / group * ((rows + 7) / 8);
+  const int slots = (items + split - 1) / split * group;
   return skinny_inputs_bytes(rows, skinny_pitch(parts, depth)) + slots * split * parts * 32 * 16;
 }
 

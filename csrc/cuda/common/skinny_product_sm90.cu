@@ -6,22 +6,23 @@
 namespace bdk {
 namespace {
 
-template <class T, int kTokens, bool kNorm>
+template <class T, int kTokens, bool kNorm, bool kRope>
 cudaError_t launch(SkinnyParams params, const LaunchSm90& how) {
   const int threads = 32 * params.tiles * params.parts;
-  if (threads > kSkinnyMaxThreads<kTokens>) return cudaErrorInvalidConfiguration;
+  if (threads > kSkinnyMaxThreads<kTokens, kRope>) return cudaErrorInvalidConfiguration;
   params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
   const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
-  const int shared =
-      skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split, params.depth);
-  return launch_sm90(skinny_product_kernel<T, kTokens, kNorm>, params, clusters * params.split,
-                     threads, shared, params.split, how);
+  const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
+                                         params.depth, params.group);
+  return launch_sm90(skinny_product_kernel<T, kTokens, kNorm, kRope>, params,
+                     clusters * params.split, threads, shared, params.split, how);
 }
 
 template <class T, int kTokens>
 cudaError_t launch_tokens(const SkinnyParams& params, const LaunchSm90& how) {
-  return params.norm == kSkinnyNoNorm ? launch<T, kTokens, false>(params, how)
-                                      : launch<T, kTokens, true>(params, how);
+  if (params.epilogue == kSkinnyRope) return launch<T, kTokens, true, true>(params, how);
+  if (params.norm == kSkinnyNoNorm) return launch<T, kTokens, false, false>(params, how);
+  return launch<T, kTokens, true, false>(params, how);
 }
 
 template <class T>
@@ -104,6 +105,7 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
   params.features = static_cast<int>(features);
   params.norm = norm;
   params.epilogue = epilogue;
+  params.group = 1;
   params.tiles = tiles;
   params.parts = parts;
   params.split = split;
@@ -114,11 +116,11 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
 int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
                           const void* bias_or_null, bdk_rows norm_weight, float eps, void* q,
                           void* k_cache, void* v_cache, const int32_t* position, const float* freqs,
-                          int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads,
-                          int64_t head_dim, int64_t k_batch, int64_t k_token, int64_t k_head,
-                          int64_t v_batch, int64_t v_token, int64_t v_head, int64_t channels,
-                          int tiles, int parts, int split, int programmatic, int device,
-                          void* stream) {
+                          int interleaved, bdk_rows q_norm, bdk_rows k_norm, int64_t batch,
+                          int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                          int64_t k_batch, int64_t k_token, int64_t k_head, int64_t v_batch,
+                          int64_t v_token, int64_t v_head, int64_t channels, int tiles, int parts,
+                          int split, int programmatic, int device, void* stream) {
   using namespace bdk;
   const int dtype = x.dtype;
   if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
@@ -128,9 +130,12 @@ int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* 
       !readable(x, dtype)) {
     return BDK_BAD_SIZE;
   }
-  for (int64_t stride : {k_batch, k_token, k_head, v_batch, v_token, v_head}) {
-    if (stride % 2 != 0) return BDK_BAD_SIZE;  // pairs are stored at once
-  }
+  // A norm joins the tiles of a head, which one block finishes.
+  const bool normed = q_norm.data != nullptr || k_norm.data != nullptr;
+  const bool whole = head_dim % 16 == 0;
+  if ((normed || !interleaved) && !whole) return BDK_BAD_SIZE;
+  const int group = normed ? static_cast<int>(head_dim / 16) : 1;
+  if (tiles < 1 || tiles % group != 0) return BDK_BAD_SIZE;
   SkinnyParams params{};
   params.weight = static_cast<const uint4*>(weight);
   params.bias = bias_or_null;
@@ -152,13 +157,19 @@ int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* 
                  static_cast<int>(tokens),
                  static_cast<int>(heads),
                  static_cast<int>(kv_heads),
-                 static_cast<int>(head_dim)};
+                 static_cast<int>(head_dim),
+                 interleaved != 0,
+                 q_norm.data,
+                 k_norm.data,
+                 q_norm.dtype,
+                 k_norm.dtype};
   params.x_stride = x.stride;
   params.rows = static_cast<int>(batch * tokens);
   params.channels = static_cast<int>(channels);
   params.features = static_cast<int>((heads + 2 * kv_heads) * head_dim);
   params.norm = kSkinnyRmsNorm;
   params.epilogue = kSkinnyRope;
+  params.group = group;
   params.tiles = tiles;
   params.parts = parts;
   params.split = split;

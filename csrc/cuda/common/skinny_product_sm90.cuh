@@ -15,46 +15,17 @@
 #include "cuda/common/load_store.cuh"
 #include "cuda/common/machine_sm90.cuh"
 #include "cuda/common/mma.cuh"
-#include "cuda/common/skinny_product_config.h"
+#include "cuda/common/skinny_product_params.h"
 
 namespace bdk {
 
-// Where rotated queries, keys and values go.
-struct SkinnyRope {
-  void *q, *k_cache, *v_cache;  // q: [batch, tokens, heads, head_dim]
-  const int* position;          // [batch]
-  const float* freqs;           // [positions, head_dim / 2, 2]
-  int64_t k_batch, k_token, k_head;
-  int64_t v_batch, v_token, v_head;
-  int tokens, heads, kv_heads, head_dim;
-};
-
-struct SkinnyParams {
-  const uint4* weight;  // [features / 16][channels / 16][32] fragments, see pack_weight
-  const void* bias;     // [features] or null
-  const void* x;
-  const float2* moments;                // [rows][channels / 16], or null: computed from x
-  const void *scale, *shift;            // rows, or null
-  const void *norm_weight, *norm_bias;  // [channels] or null
-  int norm_weight_dtype, norm_bias_dtype;
-  const void *residual, *gate;  // rows; gate may be null
-  void* y;                      // [rows][features], [rows][features / 2] with SwiGLU
-  float2* y_moments;            // [rows][features / 16] or null
-  SkinnyRope rope;
-  int64_t x_stride, scale_stride, shift_stride, residual_stride, gate_stride;
-  int rows, channels, features;
-  int norm, epilogue;  // SkinnyNorm, SkinnyEpilogue
-  int tiles, parts;    // of a block; it has a warp for each pair
-  int split;           // blocks of a cluster
-  int depth;           // steps of a part at a time, at most kSteps
-  float eps;
-};
-
-// One thread's share of a product. kTokens: maximum of rows; kNorm: whether x is normalized.
-template <class T, int kTokens, bool kNorm>
+// One thread's share of a product. kTokens: maximum of rows; kNorm: whether x is normalized; kRope:
+// whether the epilogue is the rotation of heads.
+template <class T, int kTokens, bool kNorm, bool kRope>
 struct SkinnyProduct {
   static constexpr int kTokenTiles = kTokens / 8, kSteps = kSkinnySteps<kTokens>;
-  static constexpr int kHeld = kTokens > 64 ? 1 : 2;   // words that a thread normalizes at a time
+  static constexpr int kHeld =
+      kTokens > 64 || kRope ? 1 : 2;                   // words that a thread normalizes at a time
   static constexpr int kLanes = kTokens > 32 ? 4 : 8;  // that measure a row
 
   const SkinnyParams& p;
@@ -64,6 +35,7 @@ struct SkinnyProduct {
   T* inputs;                                  // [rows][pitch]
   float* affine;                              // [2][pitch]: the norm's weight and bias
   float2* stats;                              // [rows]: mean, 1 / deviation
+  float* squares_of_heads;                    // [warps][8 tokens]
   float4* partial;                            // [slots][split * parts][32]
   float sums[kTokenTiles][4];
   uint4 weights[kSteps];  // of a chunk of channels
@@ -83,6 +55,7 @@ struct SkinnyProduct {
         inputs(reinterpret_cast<T*>(shared)),
         affine(reinterpret_cast<float*>(inputs + params.rows * pitch)),
         stats(reinterpret_cast<float2*>(affine + 2 * pitch)),
+        squares_of_heads(reinterpret_cast<float*>(stats + params.rows)),
         partial(reinterpret_cast<float4*>(shared + skinny_inputs_bytes(params.rows, pitch))) {}
 
   __device__ int tile() const { return cluster * p.tiles + warp % p.tiles; }
@@ -257,7 +230,11 @@ struct SkinnyProduct {
   __device__ int feature(int tile, int h) const {
     const int r = lane / 4;
     if (p.epilogue == kSkinnySwiglu) return h * (p.features / 2) + 8 * tile + r;
-    if (p.epilogue == kSkinnyRope) return 16 * tile + 2 * r + h;
+    if constexpr (kRope) {
+      const int d = p.rope.head_dim;
+      if (p.rope.interleaved) return 16 * tile + 2 * r + h;
+      return 16 * tile / d * d + 16 * tile % d / 2 + r + h * (d / 2);
+    }
     return 16 * tile + r + 8 * h;
   }
 
@@ -298,10 +275,6 @@ struct SkinnyProduct {
         if (inside) y[row * (p.features / 2) + feature(tile, 0)] = from_float<T>(value);
         continue;
       }
-      if (p.epilogue == kSkinnyRope) {
-        if (inside) append(tile, static_cast<int>(row), rounded(v[0][e]), rounded(v[1][e]));
-        continue;
-      }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         if (p.epilogue == kSkinnyGated) {
@@ -329,10 +302,49 @@ struct SkinnyProduct {
     }
   }
 
-  // A pair of channels of a query, key or value: rotated, and where it belongs.
-  __device__ void append(int tile, int row, float a, float b) const {
+  // Pairs of channels of a head, normalized with the other tiles of its group, and appended. All
+  // threads of a block call it at once.
+  __device__ void finish_head(int tile, int token, const Operands& o, float4 sum, bool exists) {
     const SkinnyRope& r = p.rope;
-    const int channel = feature(tile, 0), head = channel / r.head_dim, d = channel % r.head_dim;
+    float v[2][2] = {{rounded(sum.x + o.bias[0]), rounded(sum.y + o.bias[0])},
+                     {rounded(sum.z + o.bias[1]), rounded(sum.w + o.bias[1])}};
+    const int head = exists ? feature(tile, 0) / r.head_dim : 0;
+    const int channel[2] = {feature(tile, 0) % r.head_dim, feature(tile, 1) % r.head_dim};
+    const bool is_query = head < r.heads, is_key = !is_query && head < r.heads + r.kv_heads;
+    if (r.q_norm != nullptr || r.k_norm != nullptr) {
+      const int first = warp / p.group * p.group;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float squares = v[0][e] * v[0][e] + v[1][e] * v[1][e];
+#pragma unroll
+        for (int o = 4; o < 32; o *= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, o);
+        if (lane < 4) squares_of_heads[8 * warp + 2 * lane + e] = squares;
+      }
+      __syncthreads();
+      const void* norm = is_query ? r.q_norm : is_key ? r.k_norm : nullptr;
+      const int dtype = is_query ? r.q_norm_dtype : r.k_norm_dtype;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float squares = 0.0f;
+        for (int w = 0; w < p.group; ++w) {
+          squares += squares_of_heads[8 * (first + w) + lane % 4 * 2 + e];
+        }
+        if (!exists || norm == nullptr) continue;
+        const float inverse = rsqrtf(squares / r.head_dim + p.eps);
+        v[0][e] *= inverse * load_value(norm, channel[0], dtype);
+        v[1][e] *= inverse * load_value(norm, channel[1], dtype);
+      }
+      __syncthreads();  // all have read the squares
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (exists && token + e < p.rows) append(head, channel, token + e, v[0][e], v[1][e]);
+    }
+  }
+
+  // A pair of channels of a head, rotated unless it is a value, and stored where it belongs.
+  __device__ void append(int head, const int (&channel)[2], int row, float a, float b) const {
+    const SkinnyRope& r = p.rope;
     const int64_t batch = row / r.tokens, position = int64_t{r.position[batch]} + row % r.tokens;
     T* to;
     if (head < r.heads) {
@@ -345,10 +357,12 @@ struct SkinnyProduct {
            (head - r.heads - r.kv_heads) * r.v_head;
     }
     if (head < r.heads + r.kv_heads) {
-      const float* angle = r.freqs + position * r.head_dim + d;
+      const int pair = r.interleaved ? channel[0] / 2 : channel[0];
+      const float* angle = r.freqs + position * r.head_dim + 2 * pair;
       rotate_pair(a, b, angle[0], angle[1]);
     }
-    *reinterpret_cast<uint32_t*>(to + d) = pack_pair<T>(a, b);
+    to[channel[0]] = from_float<T>(a);
+    to[channel[1]] = from_float<T>(b);
   }
 
   __device__ void run() {
@@ -387,16 +401,18 @@ struct SkinnyProduct {
     reduce();
   }
 
-  // Item i is tile i / token_tiles of the cluster and 8 tokens; block i % split finishes it.
+  // An item is a group of tiles by 8 tokens; block item % split of a cluster finishes it, by a warp
+  // for each tile.
   __device__ void reduce() {
-    const int token_tiles = (p.rows + 7) / 8, items = p.tiles * token_tiles;
+    const int token_tiles = (p.rows + 7) / 8, items = p.tiles / p.group * token_tiles;
     const int addends = p.split * p.parts, part = rank * p.parts + warp / p.tiles;
     if (p.split > 1) cluster_wait();
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       if (t >= token_tiles) break;
-      const int item = warp % p.tiles * token_tiles + t;
-      float4* to = partial + (item / p.split * addends + part) * 32 + lane;
+      const int of_block = warp % p.tiles, item = of_block / p.group * token_tiles + t;
+      const int slot = item / p.split * p.group + of_block % p.group;
+      float4* to = partial + (slot * addends + part) * 32 + lane;
       const float4 sum = make_float4(sums[t][0], sums[t][1], sums[t][2], sums[t][3]);
       if (p.split > 1) {
         store_to_block(to, item % p.split, sum);
@@ -404,38 +420,51 @@ struct SkinnyProduct {
         *to = sum;
       }
     }
-    const int first = warp * p.split + rank;  // operands of the first item arrive meanwhile
-    const auto tile_of = [&](int item) { return cluster * p.tiles + item / token_tiles; };
+    const int teams = p.tiles * p.parts / p.group, team = warp / p.group;
+    const auto item_of = [&](int base) { return (base + team) * p.split + rank; };
+    const auto tile_of = [&](int item) {
+      return cluster * p.tiles + item / token_tiles * p.group + warp % p.group;
+    };
     const auto token_of = [&](int item) { return item % token_tiles * 8 + lane % 4 * 2; };
-    const auto exists = [&](int item) { return item < items && tile_of(item) < p.features / 16; };
-    Operands operand{};
-    if (exists(first)) operand = operands(tile_of(first), token_of(first));
+    const auto exists = [&](int item) {
+      return team < teams && item < items && tile_of(item) < p.features / 16;
+    };
+    Operands operand{};  // those of the first item arrive meanwhile
+    if (exists(item_of(0))) operand = operands(tile_of(item_of(0)), token_of(item_of(0)));
     if (p.split > 1) {
       cluster_sync();
     } else {
       __syncthreads();
     }
-    for (int item = first; exists(item); item += p.tiles * p.parts * p.split) {
-      if (item != first) operand = operands(tile_of(item), token_of(item));
-      const float4* from = partial + item / p.split * addends * 32 + lane;
+    for (int base = 0; base * p.split + rank < items; base += teams) {
+      const int item = item_of(base), tile = tile_of(item), token = token_of(item);
       float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      for (int a = 0; a < addends; ++a) {
-        const float4 v = from[a * 32];
-        sum.x += v.x;
-        sum.y += v.y;
-        sum.z += v.z;
-        sum.w += v.w;
+      if (exists(item)) {
+        if (base > 0) operand = operands(tile, token);
+        const int slot = item / p.split * p.group + warp % p.group;
+        const float4* from = partial + slot * addends * 32 + lane;
+        for (int a = 0; a < addends; ++a) {
+          const float4 v = from[a * 32];
+          sum.x += v.x;
+          sum.y += v.y;
+          sum.z += v.z;
+          sum.w += v.w;
+        }
       }
-      finish(tile_of(item), token_of(item), operand, sum);
+      if constexpr (kRope) {
+        finish_head(tile, token, operand, sum, exists(item));
+      } else if (exists(item)) {
+        finish(tile, token, operand, sum);
+      }
     }
   }
 };
 
-template <class T, int kTokens, bool kNorm>
-__global__ void __launch_bounds__(kSkinnyMaxThreads<kTokens>)
+template <class T, int kTokens, bool kNorm, bool kRope>
+__global__ void __launch_bounds__(kSkinnyMaxThreads<kTokens, kRope>)
     skinny_product_kernel(const SkinnyParams params) {
   BDK_SHARED_BYTES(shared);
-  SkinnyProduct<T, kTokens, kNorm> product(params, shared);
+  SkinnyProduct<T, kTokens, kNorm, kRope> product(params, shared);
   product.run();
 }
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from bitdance.models.kv_cache import KVCache
+from bitdance.models.qwen3 import Qwen3Config, Qwen3Model, rope_frequencies, rope_table
 from bitdance.sampling import packed_products
 from bitdance.sampling.config import use_plans
 from bitdance.sampling.flow_sampler import Schedule, denoise
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
-from bitdance.sampling.trunk_products import PackedTransformer
+from bitdance.sampling.trunk_products import PackedQwen3, PackedTransformer
 from bitdance_kernels import noise_keys
 from bitdance_kernels.testing import compare
 from tests.emulated import needs_compiler
@@ -20,6 +21,11 @@ from tests.model.helpers.golden_cases import Case, case_names, kind_of
 from tests.model.helpers.tiny import PACKABLE, tiny_head, tiny_patch, tiny_sampler
 
 pytestmark = needs_compiler
+
+QWEN = Qwen3Config(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=96, vocab_size=50, head_dim=32, rms_norm_eps=1e-5,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +141,36 @@ def test_a_trunk_step_is_as_exact_as_by_the_library(P, libraries):
     packed, library = decode(torch.bfloat16, True), decode(torch.bfloat16, False)
     truth = decode(torch.float64, False)
     compare("staged", packed, library, truth, f"P = {P}")
+
+
+@torch.no_grad()
+def test_a_step_of_a_language_model_is_as_exact_as_by_the_library(libraries):
+    """Queries and keys are normalized in the product's epilogue, and turn by halves of a head."""
+    torch.manual_seed(0)
+    trunk = Qwen3Model(QWEN).bfloat16()
+    for parameter in trunk.parameters():
+        parameter.normal_(std=0.3)
+    freqs = rope_table(20, rope_frequencies(QWEN.head_dim, QWEN.rope_theta))
+    x, content = torch.randn(3, 4, 64).bfloat16(), torch.randn(2, 2, 3, 20, 2, 32).bfloat16()
+
+    def decode(dtype, packed):
+        model = trunk.to(dtype)
+        cache = model.allocate(3, 20)
+        for memory, values in zip(cache.layers, content, strict=True):
+            for tensor, value in zip(memory, values, strict=True):
+                tensor.copy_(value)
+        cache.lengths.copy_(torch.tensor([2, 5, 16]))
+        if not packed:
+            return model._blocks(x.to(dtype), freqs, cache, cache.lengths + 4)
+        blocks = PackedQwen3(model.layers)
+        blocks.load()
+        with emulated_card(libraries) as launches:
+            result = blocks.decode(x, freqs, cache)
+        assert [name for name, _ in launches] == ["rms_norm_qkv", *["skinny_product"] * 3] * 2
+        return result
+
+    packed, library = decode(torch.bfloat16, True), decode(torch.bfloat16, False)
+    compare("staged", packed, library, decode(torch.float64, False), "step")
 
 
 @pytest.mark.parametrize("P", [1, 4])
