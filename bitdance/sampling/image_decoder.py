@@ -24,7 +24,7 @@ MAX_CAPTURED_PIXELS = {"cpu": 2**14, "cuda": 2**18}
 
 On the CPU a graph has a copy of the decoder's weights that is packed for its convolutions. On CUDA
 it keeps the memory of all maps between two calls, about 2 KB a pixel: half a gigabyte for four
-images of 256 x 256. The kernels of one such image take 3.6 ms and the host takes 15 to 17 ms to
+images of 256 x 256. The kernels of one such image take 3.6 ms and the host takes 12 to 18 ms to
 launch them (``benchmarks/results/h100-profiles.txt``), so that from some five images on the card
 is busy without a graph.
 """

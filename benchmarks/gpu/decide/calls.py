@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,14 @@ class _Make:
         return drawn.to(self.device, self.dtype)
 
     def packed(self, features: int, channels: int, layout: str = "rows") -> Tensor:
-        return pack_weight(self(features, channels, scale=channels**-0.5), layout)
+        return _packed(self.device, self.dtype, features, channels, layout)
+
+
+@functools.lru_cache(maxsize=1)  # the calls of an op differ in their rows alone
+def _packed(
+    device: torch.device, dtype: torch.dtype, features: int, channels: int, layout: str
+) -> Tensor:
+    return pack_weight(_Make(device, dtype)(features, channels, scale=channels**-0.5), layout)
 
 
 def _normed(make: _Make, rows: int, *, features: int, layout: str, modulated: bool) -> Call:

@@ -34,6 +34,7 @@ _TINY = dataclasses.replace(  # with bits that fill a tile
     paths.TINY, latent_dim=16,
     autoencoder=dataclasses.replace(paths.TINY.autoencoder, z_channels=16),
 )  # fmt: skip
+_TINIES = {"tiny": _TINY, "tiny-1x": dataclasses.replace(_TINY, parallel_num=1)}
 
 
 def head_steps(context: Context) -> Sequence[Step]:
@@ -67,7 +68,7 @@ def _steps(
     context: Context, models: Mapping[str, Sequence[int]], part: str,
     function: Callable[[Context, str, int], None],
 ) -> list[Step]:  # fmt: skip
-    chosen: Mapping[str, Sequence[int]] = {"tiny": (2,)} if context.dry_run else models
+    chosen = dict.fromkeys(_TINIES, (2,)) if context.dry_run else models
     return [
         common.unless_wrong(
             context, f"{part}, {name}, batch {batch}",
@@ -79,7 +80,7 @@ def _steps(
 
 
 def _config(name: str) -> ModelConfig:
-    return _TINY if name == "tiny" else PRESETS[name]
+    return _TINIES.get(name) or PRESETS[name]
 
 
 @functools.lru_cache(maxsize=1)
