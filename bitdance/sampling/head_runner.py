@@ -10,13 +10,14 @@ Buffers are allocated once, so that captured graphs stay valid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.sampling import packed_products
@@ -171,9 +172,10 @@ class HeadRunner:
             else:
                 self.products = LibraryProducts(network, shape, dtype)
             self.cond_embed = JoinedLinear([network.cond_embed], dtype)
-            self.ada_ln = JoinedLinear(
-                [*network.ada_ln_blocks, network.final_layer.ada_ln_modulation], dtype
-            )
+            # Those beyond one a block are of no use.
+            projections = list(cast(Iterable[nn.Linear], network.ada_ln_blocks))
+            used = projections[: config.depth_latent]
+            self.ada_ln = JoinedLinear([*used, network.final_layer.ada_ln_modulation], dtype)
             width = config.ch_latent
             empty = partial(times.new_empty, dtype=dtype)
             self._time = empty(evaluations, 1, width)
