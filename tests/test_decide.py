@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from benchmarks import cpu, report
-from benchmarks.gpu.decide import calls, check, common, exchange, others, plans, stages, tables
+from benchmarks.gpu.decide import (
+    calls,
+    check,
+    common,
+    exchange,
+    others,
+    plans,
+    stages,
+    tables,
+    trunks,
+)
 from benchmarks.gpu.worker import Context, work
 from benchmarks.model import paths
 from benchmarks.shapes import all_benches
@@ -238,9 +248,13 @@ def test_dry_run_goes_through_every_step(dry_run):
     assert result["failed"] == {}
     assert result["not run"] == {}
     assert {record["what"] for record in result["decide"]} == {
-        "stage", "plan", "table", "decoder", "row kernel", "image"
+        "stage", "plan", "table", "decoder", "row kernel", "image", "decode attention"
     }  # fmt: skip
-    plans_of = {"head": {"library", "packed", "persistent"}, "trunk": {"library", "packed"}}
+    plans_of = {
+        "head": {"library", "packed", "persistent"},
+        "trunk": {"library", "packed"},
+        "t2i_trunk": {"library", "packed"},
+    }
     for part, expected in plans_of.items():
         assert {r["plan"] for r in result["decide"] if r.get("part") == part} == expected
     assert {name.split(", ")[0] for name in result["passed"]} == set(check.NEW) & set(REGISTRY)
@@ -306,6 +320,22 @@ def test_plans_are_measured_and_written_where_the_library_reads_them(pretended):
     entry = tables.of_plans(records)
     assert json.loads(config.FILE.read_text()) == {"a card": entry}
     assert config.tables(config.FILE)["a card"].max_table_rows == entry["max_table_rows"]
+
+
+def test_layers_of_a_language_model_have_a_table_of_their_own(pretended, monkeypatch):
+    monkeypatch.setattr(trunks, "_LAYERS", trunks._TINY)
+    monkeypatch.setattr(trunks, "_TOKENS", 32)
+    monkeypatch.setattr(trunks, "_CALLS", 2)
+    for name, step in trunks.steps(pretended):
+        if "batch" not in name or name.endswith("14B-16x, batch 1"):
+            step()
+    found = {r["plan"]: r for r in pretended.result["decide"] if r.get("part") == "t2i_trunk"}
+    assert found.keys() == {"library", "packed"}
+    assert all(r["repeatable"] and r["rows"] == 32 for r in found.values())
+    entry = json.loads(config.FILE.read_text())["a card"]
+    assert {plan for _, plan in entry["t2i_trunk"]} <= set(config.PLANS)
+    ways = [r["way"] for r in pretended.result["decide"] if r["what"] == "decode attention"]
+    assert ways == ["split", "one launch"] * 2
 
 
 def test_launches_are_measured_each_by_itself(pretended, monkeypatch):

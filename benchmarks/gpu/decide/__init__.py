@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.gpu.decide import check, exchange, others, plans, stages
+from benchmarks.gpu.decide import check, exchange, others, plans, stages, trunks
 from benchmarks.gpu.worker import Context, Step
 
 
@@ -21,6 +21,7 @@ def steps(context: Context) -> Sequence[Step]:
         stages.steps,
         plans.head_steps,
         plans.trunk_steps,
+        trunks.steps,
         plans.table_steps,
         others.steps,
         plans.image_steps,

@@ -144,7 +144,7 @@ def _head(context: Context, name: str, batch: int) -> None:
                 run = _available(evaluations.predictions)
                 if run is not None:
                     plans[plan] = run
-        _compare(
+        compare(
             context, "head", plans, evaluations.of_pytorch(), bits=True,
             model=name, rows=evaluations.rows, architecture=evaluations.architecture,
             parts=evaluations.count,
@@ -165,13 +165,13 @@ def _trunk(context: Context, name: str, batch: int) -> None:
         torch.manual_seed(1)
         with use_backend("reference"), config.use_plans(trunk="library"):
             truth = paths.trunk_step(whole, batch)()[0]
-        _compare(
+        compare(
             context, "trunk", plans, truth, bits=False, model=name,
             rows=2 * batch * _config(name).parallel_num, architecture="", parts=1,
         )  # fmt: skip
 
 
-def _compare(
+def compare(
     context: Context, part: str, plans: dict[str, Callable[[], Tensor]], of_pytorch: Tensor,
     *, bits: bool, model: str, rows: int, architecture: str, parts: int,
 ) -> None:  # fmt: skip
