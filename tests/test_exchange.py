@@ -1,13 +1,13 @@
 """Exchanges between blocks that `python -m benchmarks gpu --only decide` times, emulated."""
 
 import ctypes
-import shutil
 
 import pytest
 import torch
 
 from benchmarks.gpu.decide import exchange
 from tests.emulated import build, needs_compiler
+from tests.launches import NVCC
 
 RING, THREADS, SEEDS = 8, 256, range(2)
 
@@ -72,7 +72,7 @@ def test_a_kernel_of_a_chain_adds_to_what_the_one_before_has_left(library):
     assert torch.equal(counters, torch.arange(2 * THREADS, dtype=torch.int32) + 1)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def test_the_library_compiles_without_warnings(tmp_path):
     path = exchange.build(tmp_path, "sm_90", strict=True)
     library = ctypes.CDLL(str(path))

@@ -66,6 +66,7 @@ def test_resources_are_those_of_the_kernel(arch, samples):
         assert used.spilled == 0
 
 
+@needs_nvcc
 def test_names_are_without_namespaces_and_parameters():
     mangled = "_ZN3bdk13skinny_kernelI6__halfLi6ELb1EEEvNS_12SkinnyParamsE"
     assert sass.short_name(mangled) == "skinny_kernel<__half, 6, true>"
