@@ -173,7 +173,7 @@ def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
     monkeypatch.setattr(gpu, "_POLL", 0.05)
     code = WORKER.format(path=str(path), hang=hang)
     start = time.monotonic()
-    gpu.supervise([sys.executable, "-c", code], path, 16.0)
+    gpu.supervise([sys.executable, "-c", code], path, 60.0, 4.0)
     assert time.monotonic() - start < 50  # it hangs for a minute
     result = collect(path)
     assert result["done"] == ["one", "crash", "hang", "last"]
@@ -198,7 +198,7 @@ def test_the_worker_understands_its_command(tmp_path):
 def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatch):
     ran = []
 
-    def supervise(command, path, seconds):
+    def supervise(command, path, seconds, patience):
         at = command.index("--worker")
         i, count = map(int, command[at + 1 : at + 3])
         ran.append((i, count))
@@ -221,6 +221,29 @@ def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatc
     assert result["passed"] == {"x, cpu, graph": 0 + 1 + 3}
     never = {"run": "1 of 4 processes never began"}
     assert result["failed"] == {"checks: x": "slow", **never}
+
+
+def test_what_decides_has_less_time_and_patience(tmp_path, monkeypatch):
+    """The build is in its nine minutes, and a kernel that hangs must not take all of them."""
+    ran = []
+
+    def supervise(command, path, seconds, patience):
+        ran.append((command, seconds, patience))
+        write(path, "machine", {})
+
+    def build():
+        monkeypatch.setattr(gpu.time, "monotonic", lambda: 100.0)
+        return "no nvcc"
+
+    monkeypatch.setattr(gpu, "supervise", supervise)
+    monkeypatch.setattr(gpu, "build", build)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: 60.0)
+    assert gpu.main([all_benches()["linear"]], tmp_path, {"decide": 480.0}) == 0
+    ((command, seconds, patience),) = ran
+    assert command[command.index("--budget") + 1] == "decide=440.0"
+    assert (seconds, patience) == (500.0, 90.0)
+    assert json.loads((tmp_path / "decide.json").read_text())["cuda module"] == "no nvcc"
+    assert sum((gpu.BUDGET["decide"], gpu._GRACE)) == 540
 
 
 def test_sums_that_are_divided_otherwise_are_held_by_the_rule():

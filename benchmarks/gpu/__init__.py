@@ -51,6 +51,7 @@ DRY_RUN = dict.fromkeys(PARTS, 3600.0)
 
 # A step that is this late is stuck: its process is ended, and the run goes on behind it.
 _GRACE = 60.0
+_PATIENCE = 90.0  # with kernels whose blocks wait for each other, which may do so for ever
 _POLL = 0.5
 _CHECKERS = 12
 """Processes that share the checks, where there are so many cores; each takes 2 GB of the card."""
@@ -116,7 +117,8 @@ def run_parts(
     path = journal_of(out, parts, *share)
     path.unlink(missing_ok=True)
     command = worker_command(ops, out, parts, share)
-    supervise(command, path, sum(parts.values()) + _GRACE)
+    patience = _PATIENCE if list(parts) == ["decide"] else None
+    supervise(command, path, sum(parts.values()) + _GRACE, patience)
     return path
 
 
@@ -162,12 +164,16 @@ def with_pybind11(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PYTHONPATH": path}
 
 
-def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
+def supervise(
+    command: Sequence[str], path: Path, seconds: float, patience: float | None = None
+) -> None:
     """Run `command` until it has done all steps of the journal at `path`.
 
     A process that dies, or hangs in a step, costs that step: it is recorded as failed and the
-    command is started again. After `seconds` the run ends whatever it was doing.
+    command is started again. After `seconds` the run ends whatever it was doing. It hangs when it
+    has recorded nothing for `patience` seconds, by default a minute and a quarter of the time.
     """
+    patience = _GRACE + seconds / 4 if patience is None else patience
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": python_path}
     end = time.monotonic() + seconds
@@ -178,7 +184,7 @@ def supervise(command: Sequence[str], path: Path, seconds: float) -> None:
         while process.poll() is None and not stuck:
             time.sleep(_POLL)
             silent = time.time() - path.stat().st_mtime if path.exists() else 0.0
-            stuck = time.monotonic() > end or silent > _GRACE + seconds / 4
+            stuck = time.monotonic() > end or silent > patience
         if stuck:
             process.kill()
         status = process.wait()
