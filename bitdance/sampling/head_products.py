@@ -165,7 +165,7 @@ class LibraryProducts:
 
     def prediction(self) -> torch.Tensor:
         """See ``HeadProducts``."""
-        x0 = self._x0.view(*self._shape, -1)
+        x0 = self._x0.view(*self._shape, self._x0.shape[-1])
         return 2 * torch.sigmoid(x0) - 1 if self._squash else x0
 
     def _blocks(self, x: torch.Tensor, modulation: Modulation) -> torch.Tensor:

@@ -102,7 +102,7 @@ class PackedProducts:
         if not last:
             rows = len(self._state)
             self._ahead = _Ahead(
-                state, stream.view(rows, -1), moments.view(rows, *moments.shape[-2:])
+                state, stream.view(rows, stream.shape[-1]), moments.view(rows, *moments.shape[-2:])
             )
         return state
 
@@ -123,7 +123,7 @@ class PackedProducts:
         scale, shift = modulation.norms[-1]
         final = self._final
         x0 = adaln_linear(stream, scale, shift, final.weight, final.bias, moments=moments, eps=EPS)
-        return x0.view(*self._shape, -1)
+        return x0.view(*self._shape, x0.shape[-1])
 
     def _begin(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Projection of the state, and its moments where a step has left them."""

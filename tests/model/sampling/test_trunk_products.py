@@ -168,6 +168,17 @@ def test_samples_are_those_of_the_plain_path_and_changed_weights_are_seen(P):
             assert torch.equal(tokens, plain.sample(LABELS, **SETTINGS, use_kernels=False))
 
 
+@pytest.mark.parametrize(
+    ("P", "plan"), [(1, "library"), (1, "packed"), (1, "persistent"), (4, "library"), (4, "packed")]
+)
+def test_a_batch_may_be_empty(P, plan):
+    sampler = tiny_sampler(parallel_num=P, **PACKABLE)
+    trunk = "library" if plan == "library" else "packed"
+    with use_plans(head=plan, trunk=trunk):
+        tokens = sampler.sample(LABELS[:0], **{**SETTINGS, "seeds": []})
+    assert tokens.shape == (0, 16, 16)
+
+
 def test_images_of_prompts_are_the_same():
     model = text_to_image.tiny(
         llm=QWEN,
