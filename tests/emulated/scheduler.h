@@ -29,6 +29,7 @@ struct Adversaries {
   bool sleeping_blocks = true;
 };
 inline Adversaries adversaries;
+constexpr uint32_t kLatest = 4096;   // turns that a store is late, or a block sleeps, at most
 inline int64_t max_turns = 1000000;  // after these a launch counts as hung
 
 // A barrier for `count` threads, those from `first` on.
@@ -60,9 +61,10 @@ struct Block {
   std::vector<uint4> shared;
   std::vector<Store> late;
   Barrier all;
-  bool begun = false, asleep = false;
-  int left = 0;  // threads that have not ended
-  int votes[3];  // of three __syncthreads_or in a row
+  bool begun = false;
+  int64_t wakes = 0;  // the turn until which the block sleeps
+  int left = 0;       // threads that have not ended
+  int votes[3];       // of three __syncthreads_or in a row
 };
 
 // Memory that an earlier kernel of the chain writes. It holds NaN until that kernel has ended.
@@ -88,6 +90,7 @@ struct Machine {
   int vain = 0;            // times that polling threads were woken since a thread stored something
   int previous_ended = 0;  // whether the earlier kernel has
   int64_t turn = 0;
+  int64_t naps = 0;  // the turn in which some blocks fall asleep
   uint32_t random = 1;
   bool disturbed = false;  // by the adversaries
   const char* fault = nullptr;
@@ -228,7 +231,6 @@ inline void store_late(void* at, const void* value, size_t size) {
   const size_t part = random_below(4) == 0 ? 4 : size;
   for (size_t i = 0; i < size; i += part) {
     // At least d turns with probability 1 / d: among any number of stores some are very late.
-    constexpr uint32_t kLatest = 4096;
     const uint32_t delay = kLatest / (1 + random_below(kLatest));
     const int self = machine.running;
     Store store{static_cast<char*>(at) + i, {}, part, machine.turn + delay, self, self + 1};
@@ -320,15 +322,15 @@ inline void end_previous() {
 // Whether there is something that lets a thread go on when all rest.
 inline bool wake() {
   if (!machine.previous_ended) return end_previous(), true;
-  int64_t due = INT64_MAX;
-  bool asleep = false;
-  for (Block& block : machine.blocks) {
-    for (const Store& store : block.late) due = std::min(due, store.due);
-    asleep |= block.asleep;
-    block.asleep = false;
+  int64_t next = INT64_MAX;  // turn in which something happens by itself
+  for (const Block& block : machine.blocks) {
+    for (const Store& store : block.late) next = std::min(next, store.due);
+    if (block.wakes > machine.turn) next = std::min(next, block.wakes);
   }
-  if (due != INT64_MAX) machine.turn = std::max(machine.turn, due);
-  if (asleep || due != INT64_MAX) return true;
+  if (next != INT64_MAX) {
+    machine.turn = std::max(machine.turn, next - 1);
+    return true;
+  }
   constexpr int kVain = 64;
   ++machine.visible;  // those that poll count their looks
   return ++machine.vain <= kVain &&
@@ -338,11 +340,12 @@ inline bool wake() {
 }
 
 inline void disturb() {
+  const bool naps = machine.turn >= machine.naps && machine.blocks.size() > 1;
+  if (naps) machine.naps = machine.turn + 40;
   for (Block& block : machine.blocks) {
     show(block, [](const Store& store) { return store.due <= machine.turn; });
-    if (adversaries.sleeping_blocks && machine.blocks.size() > 1 && machine.turn % 40 == 0) {
-      block.asleep = random_below(4) == 0;
-    }
+    if (!naps || !adversaries.sleeping_blocks || block.wakes > machine.turn) continue;
+    if (random_below(4) == 0) block.wakes = machine.turn + kLatest / (1 + random_below(128));
   }
 }
 
@@ -352,8 +355,8 @@ inline const char* run_threads(bool backward) {
   for (size_t i = 0; i < order.size(); ++i) {
     order[i] = static_cast<int>(backward ? order.size() - 1 - i : i);
   }
-  for (const int64_t end = machine.turn + max_turns; !order.empty(); ++machine.turn) {
-    if (machine.turn > end) return "hung";
+  for (int64_t turns = 0; !order.empty(); ++turns, ++machine.turn) {
+    if (turns > max_turns) return "hung";
     if (machine.disturbed) {
       disturb();
       for (size_t i = order.size(); i > 1; --i) {
@@ -364,7 +367,7 @@ inline const char* run_threads(bool backward) {
     for (int i : order) {
       const Thread& thread = machine.threads[i];
       if (thread.watched != nullptr && *thread.watched == thread.seen) continue;
-      if (machine.blocks[i / machine.block_threads].asleep) continue;
+      if (machine.blocks[i / machine.block_threads].wakes > machine.turn) continue;
       ran = true;
       resume(i);
     }
@@ -385,6 +388,7 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
   machine.previous_ended = late_inputs.empty();
   machine.fault = nullptr;
   machine.vain = 0;
+  machine.naps = 0;
   machine.threads.assign(all, {});
   machine.warps.resize(all / 32);
   for (int w = 0; w < all / 32; ++w) machine.warps[w] = {32, 32 * w, 0, 0};
@@ -395,7 +399,8 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
     block.shared.resize(shared_bytes / sizeof(uint4) + 1);
     block.late.clear();
     block.all = {threads, b * threads, 0, 0};
-    block.begun = block.asleep = false;
+    block.begun = false;
+    block.wakes = 0;
     block.left = threads;
     std::fill(block.votes, block.votes + 3, 0);
   }

@@ -99,7 +99,8 @@ def small_call(steps=4):
 
 
 def is_right(kernel, call, expected, seed):
-    state, status, message = kernel(call, seed=seed)
+    """Every other time no block sleeps: while it does, late stores are no longer late."""
+    state, status, message = kernel(call, seed=seed, sleep=seed % 2)
     return status == 0 and message is None and torch.equal(state, expected)
 
 
@@ -137,6 +138,13 @@ def test_a_planted_fault_is_found(emulated, fault, tmp_path):
     expected = emulated(call)[0]
     wrong = (seed for seed in range(60) if not is_right(broken, call, expected, seed))
     assert len(list(itertools.islice(wrong, 2))) == 2
+
+
+def test_blocks_without_a_tile_are_too_many(emulated):
+    """Nobody waits for a block that reads and does not write: it may be left behind."""
+    call = small_call(steps=6)
+    hung = (seed for seed in range(40) if emulated(call, seed=seed, blocks=40)[2] == b"hung")
+    assert next(hung, None) is not None
 
 
 def test_a_launch_that_waits_in_vain_ends_and_says_so(emulated):

@@ -3,14 +3,14 @@
 // never is: a conversion to 16 bits gives 0x7FFF for NaN.
 //
 // Rows are written once a stage, into a ring of kRingStages. The block that writes a word in stage
-// s wipes it in stage s - kWipeAhead, four stages after all blocks have read what it held before:
-// * a block is in stage s - 4 when all rows of s - 6 are there. Blocks wrote these after they had
-//   read those of s - 7, which others wrote after they had read those of s - 8, which the word
-//   holds. This takes it that every block that reads in a stage also writes in that stage, or in
-//   one of the two after it.
-// * the fence after the wipe stands before the words that this block writes in stages s - 4 and
-//   s - 2. Who reads in stage s + 1 has read a word that came after these, and finds the word
-//   wiped.
+// s wipes it in stage s - kWipeAhead:
+// * All have read what the word held, which is of stage s - 8. A block reads in one of two stages
+// at
+//   least, so it is in stage s - 4 when all rows of s - 7 are there, and blocks wrote these after
+//   they had read those of s - 8. This takes it that every block that reads in a stage also writes
+//   in it.
+// * Who reads in stage s + 1 finds the word wiped: the fence stands between the wipe and the words
+//   that the block writes in stage s - 4, from which all rows of s - 1 and s - 2 follow.
 #pragma once
 
 #include <stdint.h>
