@@ -351,32 +351,34 @@ inline void disturb() {
 
 // Runs the threads until all have ended: a message if they never do.
 inline const char* run_threads(bool backward) {
-  std::vector<int> order(machine.threads.size());
-  for (size_t i = 0; i < order.size(); ++i) {
-    order[i] = static_cast<int>(backward ? order.size() - 1 - i : i);
-  }
-  for (int64_t turns = 0; !order.empty(); ++turns, ++machine.turn) {
-    if (turns > max_turns) return "hung";
+  const int count = static_cast<int>(machine.threads.size());
+  const auto ready = [](int i) {
+    const Thread& thread = machine.threads[i];
+    if (thread.done || machine.blocks[i / machine.block_threads].wakes > machine.turn) return false;
+    return thread.watched == nullptr || *thread.watched != thread.seen;
+  };
+  std::vector<int> order;
+  for (int64_t turns = 0; turns <= max_turns; ++turns, ++machine.turn) {
+    if (machine.disturbed) disturb();
+    order.clear();
+    for (int i = 0; i < count; ++i) {
+      if (ready(i)) order.push_back(i);
+    }
     if (machine.disturbed) {
-      disturb();
       for (size_t i = order.size(); i > 1; --i) {
         std::swap(order[i - 1], order[random_below(static_cast<uint32_t>(i))]);
       }
+    } else if (backward) {
+      std::reverse(order.begin(), order.end());
     }
-    bool ran = false;
-    for (int i : order) {
-      const Thread& thread = machine.threads[i];
-      if (thread.watched != nullptr && *thread.watched == thread.seen) continue;
-      if (machine.blocks[i / machine.block_threads].wakes > machine.turn) continue;
-      ran = true;
-      resume(i);
-    }
+    for (int i : order) resume(i);
     if (machine.fault != nullptr) return machine.fault;
-    const auto done = [](int i) { return machine.threads[i].done; };
-    order.erase(std::remove_if(order.begin(), order.end(), done), order.end());
-    if (!ran && !order.empty() && !wake()) return "hung";
+    if (!order.empty()) continue;
+    const auto left = [](const Block& block) { return block.left > 0; };
+    if (std::none_of(machine.blocks.begin(), machine.blocks.end(), left)) return nullptr;
+    if (!wake()) return "hung";
   }
-  return nullptr;
+  return "hung";
 }
 
 // Runs the blocks of one cluster, or one block.
