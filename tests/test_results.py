@@ -36,12 +36,12 @@ def _rope_append(d):
 
 
 def _rms_norm_qkv(d):
-    x, weight, keys, values = _cast(
-        d, torch.randn(2, 3, 16), torch.randn(64, 16), torch.zeros(2, 9, 2, 8),
+    x, weight, norm, keys, values = _cast(
+        d, torch.randn(2, 3, 16), torch.randn(64, 16), torch.ones(16), torch.zeros(2, 9, 2, 8),
         torch.ones(2, 9, 2, 8),
     )  # fmt: skip
     return bk.rms_norm_qkv(
-        x, weight, None, keys, values, LENGTHS * 0, ANGLES, num_heads=4, num_kv_heads=2
+        x, weight, norm, keys, values, LENGTHS * 0, ANGLES, num_heads=4, num_kv_heads=2
     )
 
 
