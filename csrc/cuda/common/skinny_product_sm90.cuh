@@ -370,11 +370,9 @@ struct SkinnyProduct {
     if (p.split > 1) cluster_arrive_relaxed();
     const int chunks = skinny_chunks(all_steps, p.split, chunk_steps());
     load_weights(0);
-    if constexpr (kNorm) {
-      load_modulation(0, threadIdx.x);
-      load_affine(0);
-    }
-    launch_dependents();
+    if constexpr (kNorm) load_modulation(0, threadIdx.x);
+    launch_dependents();  // before anything that takes time
+    if constexpr (kNorm) load_affine(0);
     wait_for_previous();
     load_inputs(0, threadIdx.x);
     if constexpr (kNorm) measure_rows();

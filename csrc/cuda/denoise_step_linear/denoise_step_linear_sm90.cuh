@@ -119,6 +119,7 @@ struct DenoiseStepLinear {
     for (int s = 0; s < kSteps; ++s) {
       if (s < steps) a[s] = load_weight(p.weight + (int64_t{blockIdx.x} * steps + s) * 32 + lane);
     }
+    launch_dependents();  // before anything that takes time
     step =
         p.wide_step ? *static_cast<const int64_t*>(p.step) : *static_cast<const int32_t*>(p.step);
     const int quads = p.tokens * p.bits / 4;
@@ -128,7 +129,6 @@ struct DenoiseStepLinear {
       const int quad = threadIdx.x + d * kStepLinearThreads;
       if (p.noise == nullptr && quad < quads) draw(quad, normals[d]);
     }
-    launch_dependents();
     wait_for_previous();
 #pragma unroll
     for (int d = 0; d < kDrawn; ++d) {
