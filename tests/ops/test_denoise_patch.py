@@ -69,7 +69,7 @@ def test_is_the_ops_in_a_loop(cfg, squash, num_heads):
     call = head_call(
         "", generator, torch.float32, (3, 4, 16), (32, 48), layers=3, projections=2, steps=4,
         cfg=cfg, squash=squash, num_heads=num_heads,
-    )  # fmt: skip
+    ).map(lambda t: t.double() if t.is_floating_point() else t)  # fmt: skip
     state, status = denoise_patch(*call.args, **call.kwargs)
     x, modulation, table, w_in, b_in, norm, norm_b, w1, b1, w2, b2, w_out, b_out = call.args
     attention, guidance = call.kwargs["attention"], call.kwargs["cfg"]

@@ -1,8 +1,11 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import BackendError, CpuGraph, linear, pack_weight, use_backend
+from bitdance_kernels._shared import native
 from bitdance_kernels.denoise.linear.op import _op
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
@@ -126,7 +129,8 @@ def test_a_packed_weight_is_its_matrix():
     packed, expected = pack_weight(weight), linear(x, weight, bias, backend="reference")
     assert torch.equal(linear(x, packed, bias), expected)
     assert torch.equal(linear(x, packed, bias, out=torch.empty(2, 3, 48)), expected)
-    with pytest.raises(BackendError, match="it takes a matrix, got a packed weight"):
+    reason = native.cpu.unavailable("linear") or "it takes a matrix, got a packed weight"
+    with pytest.raises(BackendError, match=re.escape(reason)):
         linear(x, packed, bias, backend="cpu")
     x, weight, bias, packed = (
         t.double().requires_grad_() for t in (x, weight, bias, pack_weight(weight))

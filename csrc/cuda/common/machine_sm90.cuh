@@ -62,8 +62,8 @@ __device__ inline uint4 load_weight(const uint4* at) {
   return word;
 }
 
-// Words that other blocks read or write meanwhile, past the L1 cache: each 4 bytes are seen whole or
-// not at all, and two stores in any order unless a fence stands between.
+// Words that other blocks read or write meanwhile, past the L1 cache: each 4 bytes are seen whole
+// or not at all, and two stores in any order unless a fence stands between.
 __device__ inline uint4 load_relaxed(const uint4* at) {
   uint4 word;
   asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -86,8 +86,8 @@ int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* 
   if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
   const int halves = cfg_or_null != nullptr ? 2 : 1;
   if (!is_width(channels, hidden) || rows < 0 || rows > max_rows(channels) || patch < 1 ||
-      rows % (halves * patch) != 0 || layers < 1 || projections < 1 ||
-      evaluations < 0 || evaluations >= INT32_MAX / kPatchMaxRows || max_polls < 1) {
+      rows % (halves * patch) != 0 || layers < 1 || projections < 1 || evaluations < 0 ||
+      evaluations >= INT32_MAX / kPatchMaxRows || max_polls < 1) {
     return BDK_BAD_SIZE;
   }
   if (rows == 0) return BDK_OK;

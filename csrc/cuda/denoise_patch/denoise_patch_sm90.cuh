@@ -41,7 +41,7 @@ struct DenoisePatchParams {
   int* status;                          // becomes 1 where a block waited in vain
   uint4* words;                         // [kRingStages, rows, max(C, H) / 8], all ones
   int64_t width;
-  int rows, tokens, patch;  // rows = tokens, or 2 tokens with guidance
+  int rows, tokens, patch;               // rows = tokens, or 2 tokens with guidance
   int layers, projections, evaluations;  // projections that a layer takes, at most `layers`
   int max_polls;
   float eps;
