@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -103,8 +103,19 @@ def _grouped(rows: int, channels: int, group: int) -> Launch:
 
 @functools.cache
 def _measured(name: str) -> dict[tuple[int, int, int], Launch]:
-    table: dict[str, list[dict[str, Any]]] = json.loads(MEASURED.read_text(encoding="utf-8"))
-    return {
-        (row["rows"], row["channels"], row["features"]): Launch(*row["launch"])
-        for row in table.get(name, [])
-    }
+    """What was measured on cards of a name, by class of rows, channels and features.
+
+    Raises:
+        ValueError: the file is not as it must be.
+    """
+    table = json.loads(MEASURED.read_text(encoding="utf-8"))
+    try:
+        return {
+            (row["rows"], row["channels"], row["features"]): Launch(*map(int, row["launch"]))
+            for row in table.get(name, [])
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{MEASURED.name}: {name} must be a list of objects with rows, channels, features and "
+            f"launch [tiles, parts, split], got {type(error).__name__}: {error}"
+        ) from error
