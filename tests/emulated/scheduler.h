@@ -293,6 +293,7 @@ inline void* at_block(void* shared, uint32_t rank) {
 }
 
 NOT_INSTRUMENTED inline void run_fiber() {
+  after(&block());  // its memory is filled
   machine.kernel();
   thread().done = true;
   --block().left;
@@ -307,6 +308,7 @@ inline void resume(int i) {
   if (!block().begun) {
     block().begun = true;
     memset(block().shared.data(), 0xFF, block().shared.size() * sizeof(uint4));
+    before(&block());
   }
   run_as_thread(i);
   switch_stack(&machine.scheduler, machine.threads[i].stack_pointer);

@@ -6,7 +6,10 @@ from tests.emulated import needs_compiler, plant, races
 
 pytestmark = needs_compiler
 
-KERNELS = ("patch_attention", "block_decode_attention", "group_norm_silu")
+KERNELS = (
+    "patch_attention", "block_decode_attention", "group_norm_silu", "skinny_product",
+    "denoise_step_linear",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -14,8 +17,21 @@ def test_barriers_order_what_threads_share(kernel, tmp_path):
     assert races(kernel, tmp_path) == ""
 
 
-@pytest.mark.parametrize("barrier", ["__syncwarp();  // all have read q"])
-def test_a_missing_barrier_is_found(barrier, tmp_path):
+BARRIERS = {
+    "patch_attention": (
+        "cuda/patch_attention/patch_attention.cuh", "__syncwarp();  // all have read q",
+        "patch_attention_kernel",
+    ),
+    "skinny_product": (
+        "cuda/common/skinny_product_sm90.cuh", "__syncthreads();  // all have read the squares",
+        "finish_head",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", BARRIERS)
+def test_a_missing_barrier_is_found(kernel, tmp_path):
     """Though lanes exchange values there, and no order of theirs gives another result."""
-    plant("cuda/patch_attention/patch_attention.cuh", barrier, "", tmp_path)
-    assert "patch_attention_kernel" in races("patch_attention", tmp_path, tmp_path)
+    header, barrier, function = BARRIERS[kernel]
+    plant(header, barrier, "", tmp_path)
+    assert function in races(kernel, tmp_path, tmp_path)
