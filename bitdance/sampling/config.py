@@ -8,7 +8,7 @@ it. Each of its entries may be left out:
 
 A list has pairs of a number of rows (tokens of a batch) and the plan from there on, in ascending
 order. ``PLANS`` has the plans: "library" runs the library's products with elementwise ops between
-them, "packed" products with packed weights that include what surrounds them, "persistent" all
+them, "packed" products with packed weights that include their norms and gates, "persistent" all
 evaluations of an AR step of an MLP head as one op. All compute the same.
 """
 

@@ -58,7 +58,7 @@ class _Ahead(NamedTuple):
 
 
 class PackedProducts:
-    """An evaluation as products that include what surrounds them; see ``HeadProducts``.
+    """An evaluation as products that include norms and gates; see ``HeadProducts``.
 
     Args:
         network: the head's network, whose ``widths`` are multiples of 16.

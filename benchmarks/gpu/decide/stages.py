@@ -1,4 +1,4 @@
-"""One product of few rows with what surrounds it, in every launch worth timing.
+"""One product of few rows with its norm or gate, in every launch worth timing.
 
 As in an evaluation: a captured chain of launches that overlap, over the weights of six layers,
 which the L2 cache holds. Beside it what the library does instead, in the same graph of its own.

@@ -35,10 +35,15 @@ def run(
     norm_bias: torch.Tensor | None,
     moments: torch.Tensor | None,
     eps: float,
+    *,
+    epilogue: int = skinny_cuda.PLAIN,
 ) -> torch.Tensor:
-    y = x.new_empty((*x.shape[:-1], packed_weight.features(weight)))
-    _product(y, skinny_cuda.PLAIN, x, scale, shift, weight, bias, norm_weight, norm_bias, moments,
-             eps)  # fmt: skip
+    halves = 2 if epilogue == skinny_cuda.SWIGLU else 1
+    y = x.new_empty((*x.shape[:-1], packed_weight.features(weight) // halves))
+    skinny_cuda.product(
+        x, weight, bias, y, norm=skinny_cuda.LAYER_NORM, scale=scale, shift=shift,
+        norm_weight=norm_weight, norm_bias=norm_bias, moments=moments, eps=eps, epilogue=epilogue,
+    )  # fmt: skip
     return y
 
 
@@ -46,37 +51,5 @@ def unsupported_swiglu(*inputs: Any) -> str | None:
     return unsupported(*inputs)
 
 
-def run_swiglu(
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    moments: torch.Tensor | None,
-    eps: float,
-) -> torch.Tensor:
-    y = x.new_empty((*x.shape[:-1], packed_weight.features(weight) // 2))
-    _product(y, skinny_cuda.SWIGLU, x, scale, shift, weight, bias, norm_weight, norm_bias, moments,
-             eps)  # fmt: skip
-    return y
-
-
-def _product(
-    y: torch.Tensor,
-    epilogue: int,
-    x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    moments: torch.Tensor | None,
-    eps: float,
-) -> None:
-    skinny_cuda.product(
-        x, weight, bias, y, norm=skinny_cuda.LAYER_NORM, scale=scale, shift=shift,
-        norm_weight=norm_weight, norm_bias=norm_bias, moments=moments, eps=eps, epilogue=epilogue,
-    )  # fmt: skip
+def run_swiglu(*inputs: Any) -> torch.Tensor:
+    return run(*inputs, epilogue=skinny_cuda.SWIGLU)
