@@ -16,6 +16,7 @@ if "--dry-run" in sys.argv:
 import torch
 
 from benchmarks import cpu, gpu, machine, plots, report
+from benchmarks.gpu import parts
 from benchmarks.model import decode, head, packed_dataset, training
 from benchmarks.shapes import Bench, all_benches
 
@@ -56,12 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     host.add_argument("--quick", action="store_true", help="short timings")
     host.set_defaults(run=_cpu)
 
-    card = commands.add_parser("gpu", help="check and time everything on a card")
+    card = commands.add_parser("gpu", help="check and time a part of everything on a card")
     card.add_argument("--out", type=Path, required=True, metavar="DIR")
-    card.add_argument("--only", nargs="+", choices=gpu.PARTS, default=list(gpu.USUAL))
+    card.add_argument(
+        "--only", nargs="+", choices=parts.PARTS, metavar="PART",
+        help="by default the first that has no result in DIR, or the oldest (dry: all); parts: "
+        + ", ".join(parts.PARTS),
+    )  # fmt: skip
     card.add_argument(
         "--budget", nargs="+", type=_budget, default=[], metavar="PART=SECONDS",
-        help="seconds for a part; one that needs less leaves the rest to the next",
+        help=f"seconds for a part (default: {parts.SECONDS:.0f})",
     )  # fmt: skip
     card.add_argument("--dry-run", action="store_true", help="the same code on the CPU")
     card.add_argument("--worker", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
@@ -94,9 +99,9 @@ def _bench(name: str) -> Bench:
 
 def _budget(text: str) -> tuple[str, float]:
     part, _, seconds = text.partition("=")
-    if part not in gpu.PARTS or not seconds.replace(".", "", 1).isdecimal():
-        parts = ", ".join(gpu.PARTS)
-        raise argparse.ArgumentTypeError(f"{text!r} is no PART=SECONDS; parts: {parts}")
+    if part not in parts.PARTS or not seconds.replace(".", "", 1).isdecimal():
+        known = ", ".join(parts.PARTS)
+        raise argparse.ArgumentTypeError(f"{text!r} is no PART=SECONDS; parts: {known}")
     return part, float(seconds)
 
 
@@ -130,12 +135,13 @@ def _gpu(options: argparse.Namespace) -> int:
         why = "this machine has no CUDA device that PyTorch can use"
         print(f"gpu: {why}; --dry-run goes through the same code on the CPU", file=sys.stderr)
         return 2
-    usual = gpu.DRY_RUN if options.dry_run else gpu.BUDGET
-    budget = {**usual, **dict(options.budget)}
-    parts = {part: budget[part] for part in gpu.PARTS if part in options.only}
+    usual = gpu.DRY_RUN if options.dry_run else parts.SECONDS
+    only = options.only or (parts.PARTS if options.dry_run else parts.due(options.out)[:1])
+    budget = dict(options.budget)
+    chosen = {part: budget.get(part, usual) for part in parts.PARTS if part in only}
     benches = options.ops or list(all_benches().values())
     worker = tuple(options.worker) if options.worker else None
-    return gpu.main(benches, options.out, parts, dry_run=options.dry_run, worker=worker)
+    return gpu.main(benches, options.out, chosen, dry_run=options.dry_run, worker=worker)
 
 
 def _model(options: argparse.Namespace) -> int:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables, targets
+from benchmarks import cards, tables, targets
 
 RESULTS = Path(__file__).parent / "results"
+_PAGES = {"targets": targets.table, "cards": cards.page}
 BEGIN, END = "<!-- results: ", "<!-- end of results -->"
 
 
@@ -38,7 +39,7 @@ def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
 
     A table stands between the lines ``<!-- results: WHAT -->`` and ``<!-- end of results -->``.
     WHAT is the name of a file (the speed-ups of its ops), ``images FILE``, ``summary FILE``,
-    ``model FILE``, ``probes FILE`` or ``targets``.
+    ``model FILE``, ``probes FILE``, ``ways FILE``, ``training FILE``, ``targets`` or ``cards``.
 
     Raises:
         ValueError: there is no such file, or a table does not end.
@@ -54,8 +55,8 @@ def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
 
 
 def _table(what: str, runs: dict[str, dict[str, Any]]) -> str:
-    if what == "targets":
-        return targets.table(runs)
+    if what in _PAGES:
+        return _PAGES[what](runs)
     kind, _, name = what.rpartition(" ")
     table = {**tables.KINDS, "": tables.speedups, "summary": tables.summary}.get(kind)
     if name not in runs or table is None:

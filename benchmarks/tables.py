@@ -109,11 +109,11 @@ def probes(run: Run) -> str:
     return markdown({"probe": "", "setting": "", "": ""}, rows)
 
 
-def decide(run: Run) -> str:
+def ways(run: Run) -> str:
     """Ways that were timed side by side on a card; of a product's launches the fastest."""
     rows = []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in run["decide"]:
+    for record in run["ways"]:
         names = [record[k] for k in ("product", "part", "model") if k in record]
         sizes = [f"{k} {record[k]}" for k in ("batch",) if k in record]
         sizes += [f"{record['rows']} rows"] if "rows" in record else []
@@ -140,8 +140,21 @@ def _way(what: str, record: Mapping[str, Any]) -> str:
     return str(record.get("plan") or record.get("way") or record["start"])
 
 
+def training(run: Run) -> str:
+    """A row per model, batch and way: a step's time, what bounds it, and its memory."""
+    rows = []
+    for row in run["training"]:
+        bound, peak = row["bound_ms"], row["peak_mb"]
+        cells = [milliseconds(row["ms"]), milliseconds(bound) if bound else ""]
+        cells += [f"{peak / 1e3:.2f}" if peak else "", f"{row['loss']:.4f}"]
+        rows.append((row["model"], row["batch"], row["way"], *cells))
+    columns = dict.fromkeys(("ms a step", "bound", "GB beyond the weights", "loss"), ">")
+    return markdown({"model": "", "batch": ">", "way": "", **columns}, rows)
+
+
 KINDS: dict[str, Callable[[Run], str]] = {
-    "images": images, "model": model, "probes": probes, "decide": decide
+    "images": images, "model": model, "probes": probes, "ways": ways,
+    "training": training,
 }  # fmt: skip
 """What a result may hold besides the rows of ops."""
 

@@ -14,7 +14,6 @@ from benchmarks import cpu, plots, products, report, tables, targets, timing
 from benchmarks.model import decode, paths, training
 from benchmarks.model.published import Published
 from benchmarks.shapes import Bench, Timing, all_benches
-from bitdance.models.class_conditional import TrainingDraws
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance_kernels import swiglu
 from bitdance_kernels.testing import Call
@@ -121,7 +120,9 @@ def test_report_makes_tables_and_plots(small, tmp_path, capsys):
     assert "other.json is no result" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", ["README", "docs/benchmarks", "benchmarks/results/README"])
+@pytest.mark.parametrize(
+    "page", ["README", "docs/benchmarks", "docs/cards", "benchmarks/results/README"]
+)
 def test_committed_results_are_what_the_documents_say(page):
     runs = report.load(report.RESULTS)
     text = (ROOT / f"{page}.md").read_text()
@@ -354,16 +355,7 @@ def test_training_step_is_the_same_every_way():
     """What is timed against each other computes the same loss and gradients."""
     torch.manual_seed(0)
     model = paths.random_model(paths.TINY, torch.device("cpu")).requires_grad_(True).train()
-    config = paths.TINY
-    tokens = paths.random_tokens(model, 2)
-    draws = TrainingDraws(
-        flips=tuple(torch.rand_like(tokens) for _ in range(2)),
-        drop=torch.rand(2),
-        time=torch.randn(2 * config.ar_steps * config.diff_batch_mul),
-        noise=torch.randn(
-            2 * config.ar_steps * config.diff_batch_mul, config.parallel_num, config.token_bits
-        ),
-    )
+    tokens, draws = paths.random_tokens(model, 2), training.draws(model, 2)
     weights = [w for w in model.parameters() if w.requires_grad]
     results = {}
     for way in training.WAYS:

@@ -13,12 +13,14 @@ from unittest import mock
 import pytest
 import torch
 import triton.testing
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, timing
-from benchmarks.gpu import checks, large, limits
+from benchmarks import gpu, tables, timing
+from benchmarks.gpu import checks, large, limits, ops, parts, training
 from benchmarks.gpu.worker import Context, collect, work, write
-from benchmarks.model import bound
+from benchmarks.model import bound, paths
+from benchmarks.model import training as model_training
 from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance.models.config import PRESETS
 from bitdance_kernels.testing import Call
@@ -29,7 +31,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu")
-    assert command.main(["gpu", "--out", str(out), "--dry-run"]) == 0
+    usual = [name for name in parts.PARTS if name != "decide"]  # which has a test of its own
+    assert command.main(["gpu", "--out", str(out), "--dry-run", "--only", *usual]) == 0
     return json.loads((out / "dry-run.json").read_text())
 
 
@@ -37,7 +40,7 @@ def dry_run(tmp_path_factory):
 def test_dry_run_goes_through_every_part(dry_run):
     assert dry_run["failed"] == {}
     assert dry_run["not run"] == {}
-    assert {key.partition(":")[0] for key in dry_run["done"]} == set(gpu.USUAL)
+    assert {key.partition(":")[0] for key in dry_run["done"]} == set(parts.STEPS) - {"decide"}
     assert {"copy_gb_s", "bf16_tflop_s"} <= dry_run["limits"].keys()
     probes = {probe["probe"] for probe in dry_run["probes"]}
     assert probes == {"L2 read", "launch to launch"}
@@ -125,7 +128,7 @@ def test_a_wrapped_offset_is_found():
 
 def test_the_time_that_is_used_up_is_said(tmp_path, capsys):
     context = _context(tmp_path, [all_benches()["swiglu"]], {"checks": 0.0, "timings": 0.0})
-    assert work(context, gpu.PARTS) == 0
+    assert work(context, parts.STEPS) == 0
     assert context.result["not run"]["checks: swiglu"] == "the time was used up"
     assert context.result["not run"]["timings: swiglu"] == "the time was used up"
     assert context.result["rows"] == []
@@ -169,7 +172,7 @@ for step in ("one", "crash", "hang", "last"):
 @pytest.mark.parametrize("hang", [False, True])
 def test_a_process_that_dies_costs_its_step_alone(tmp_path, hang, monkeypatch):
     path = tmp_path / "run.jsonl"
-    monkeypatch.setattr(gpu, "_GRACE", 0.5)
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
     monkeypatch.setattr(gpu, "_POLL", 0.05)
     code = WORKER.format(path=str(path), hang=hang)
     start = time.monotonic()
@@ -217,14 +220,14 @@ def test_processes_that_check_side_by_side_are_put_together(tmp_path, monkeypatc
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
     assert gpu.main([all_benches()["swiglu"]], tmp_path, {"checks": 5.0}) == 1
     assert sorted(ran) == [(i, 4) for i in range(4)]
-    result = json.loads((tmp_path / "gpu.json").read_text())
+    result = json.loads((tmp_path / "gpu-checks.json").read_text())
     assert result["passed"] == {"x, cpu, graph": 0 + 1 + 3}
     never = {"run": "1 of 4 processes never began"}
     assert result["failed"] == {"checks: x": "slow", **never}
 
 
-def test_what_decides_has_less_time_and_patience(tmp_path, monkeypatch):
-    """The build is in its nine minutes, and a kernel that hangs must not take all of them."""
+def test_a_part_fits_its_lease(tmp_path, monkeypatch):
+    """The build is in its time, and a kernel that hangs must not take all of it."""
     ran = []
 
     def supervise(command, path, seconds, patience):
@@ -242,8 +245,8 @@ def test_what_decides_has_less_time_and_patience(tmp_path, monkeypatch):
     ((command, seconds, patience),) = ran
     assert command[command.index("--budget") + 1] == "decide=440.0"
     assert (seconds, patience) == (500.0, 90.0)
-    assert json.loads((tmp_path / "decide.json").read_text())["cuda module"] == "no nvcc"
-    assert sum((gpu.BUDGET["decide"], gpu._GRACE)) == 540
+    assert json.loads((tmp_path / "gpu-decide.json").read_text())["cuda module"] == "no nvcc"
+    assert parts.START + parts.SECONDS + gpu.GRACE < parts.LEASE
 
 
 def test_sums_that_are_divided_otherwise_are_held_by_the_rule():
@@ -302,10 +305,86 @@ def test_budgets_are_read(tmp_path, monkeypatch, capsys):
     base = ["gpu", "--out", str(tmp_path), "--dry-run"]
     only = ["--only", "images", "checks", "--budget", "checks=12"]
     assert command.main([*base, *only]) == 0
-    assert seen["parts"] == {"checks": 12.0, "images": gpu.DRY_RUN["images"]}
+    assert seen["parts"] == {"checks": 12.0, "images": gpu.DRY_RUN}
+    assert command.main(base) == 0
+    assert list(seen["parts"]) == list(parts.PARTS)
     with pytest.raises(SystemExit):
         command.main([*base, "--budget", "cheques=12"])
     assert "'cheques=12' is no PART=SECONDS" in capsys.readouterr().err
+
+
+def test_the_next_part_is_the_first_without_a_result_or_the_oldest(tmp_path, monkeypatch):
+    names = list(parts.PARTS)
+    assert parts.due(tmp_path) == names
+
+    def ran(name, date):
+        parts.result_of(tmp_path, name).write_text(json.dumps({"machine": {"date": date}}))
+
+    ran(names[0], "2026-01-02 00:00 UTC")
+    ran(names[2], "2026-01-01 00:00 UTC")
+    assert parts.due(tmp_path) == [names[1], *names[3:], names[2], names[0]]
+    seen = {}
+    monkeypatch.setattr(gpu, "main", lambda *args, **options: seen.update(parts=args[2]) or 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert command.main(["gpu", "--out", str(tmp_path)]) == 0
+    assert seen["parts"] == {names[1]: parts.SECONDS}
+
+
+def test_limits_are_measured_before_the_first_part_that_needs_them():
+    given = {"decide": 9.0, "small": 90.0, "images": 80.0}
+    found = parts.stages(given)
+    assert list(found) == ["decide", "machine", "small", "images"]
+    assert sum(found.values()) == sum(given.values())
+    assert list(parts.stages({"checks": 5.0})) == ["checks"]
+
+
+def test_an_op_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
+    cases = [all_benches()[name] for name in ("swiglu", "pack_signs")]
+    op = cases[1].kernel_op
+    right = op.backend("triton")
+    wrong = dataclasses.replace(right, run=lambda x: right.run(x) ^ 1)
+    monkeypatch.setitem(op._loaded, "triton", wrong)
+    context = _context(tmp_path, cases, {"small": 60.0})
+    assert work(context, {"small": lambda c: ops.steps(c, "small", ["swiglu", "pack_signs"])}) == 0
+    assert {row["op"] for row in context.result["rows"]} == {"swiglu"}
+    assert "pack_signs is wrong" in context.result["not run"]["small: pack_signs"]
+
+
+@pytest.mark.parametrize("name", training._MODELS)
+def test_training_goes_every_way_to_the_same_loss(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    losses, draws = {}, None
+    for way in training.WAYS:
+        model = training.model_of(name, CPU, tiny=True)
+        if draws is None:
+            draws, tokens = model_training.draws(model, 2), paths.random_tokens(model, 2)
+        with torch.no_grad(), training.loss_of(way, model, compiled=True) as loss:
+            losses[way] = loss(tokens, torch.tensor([0, 1]), draws)
+    for way in training.WAYS[1:]:
+        torch.testing.assert_close(losses[way], losses["fast"])
+
+
+def test_operations_of_a_training_step():
+    """Held against PyTorch's counter, which sees the products, and twice those of SDPA."""
+    model = training.model_of("14B-64x head", CPU, tiny=True)
+    draws, tokens = model_training.draws(model, 2), paths.random_tokens(model, 2)
+    with (
+        FlopCounterMode(display=False) as counter,
+        training.loss_of("published", model, compiled=False) as loss,
+    ):
+        loss(tokens, torch.tensor([0, 1]), draws).backward()
+    assert bound.training_flops(model, 2) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.slow
+def test_dry_run_trains(dry_run):
+    found = {(row["model"], row["way"]): row["loss"] for row in dry_run["training"]}
+    ways = {way for _, way in found}
+    assert ways == set(training.WAYS) - {"published, flex"}
+    for name in training._MODELS:
+        for way in ways:
+            assert found[name, way] == pytest.approx(found[name, "fast"], rel=1e-5)
+    assert "| B-16x | 2 | fast | " in tables.training(dry_run)
 
 
 def test_bounds_of_whole_images():
@@ -332,7 +411,7 @@ def test_timings_begin_with_the_first_shape_of_every_op(tmp_path):
         {"timings": 9.0},
     )
     context.dry_run = False
-    names = [name for name, _ in gpu.PARTS["timings"](context)]
+    names = [name for name, _ in parts.STEPS["timings"](context)]
     assert names == ["pack_signs, one"] * 2 + ["pack_signs, two"] * 2
 
 

@@ -247,7 +247,7 @@ def test_dry_run_goes_through_every_step(dry_run):
     result = json.loads((dry_run / "dry-run.json").read_text())
     assert result["failed"] == {}
     assert result["not run"] == {}
-    assert {record["what"] for record in result["decide"]} == {
+    assert {record["what"] for record in result["ways"]} == {
         "stage", "plan", "table", "decoder", "row kernel", "image", "decode attention"
     }  # fmt: skip
     plans_of = {
@@ -256,14 +256,14 @@ def test_dry_run_goes_through_every_step(dry_run):
         "t2i_trunk": {"library", "packed"},
     }
     for part, expected in plans_of.items():
-        assert {r["plan"] for r in result["decide"] if r.get("part") == part} == expected
+        assert {r["plan"] for r in result["ways"] if r.get("part") == part} == expected
     assert {name.split(", ")[0] for name in result["passed"]} == set(check.NEW) & set(REGISTRY)
 
 
 @pytest.mark.slow
 def test_the_report_has_a_table_of_the_figures(dry_run, tmp_path):
-    shutil.copy(dry_run / "dry-run.json", tmp_path / "decide.json")
-    page = "<!-- results: decide decide.json -->\n<!-- end of results -->"
+    shutil.copy(dry_run / "dry-run.json", tmp_path / "gpu-decide.json")
+    page = "<!-- results: ways gpu-decide.json -->\n<!-- end of results -->"
     text = report.filled(page, report.load(tmp_path))
     for line in ("| w1, 2 rows | library | ", "| head, tiny, 16 rows | packed | "):
         assert line in text
@@ -312,7 +312,7 @@ def test_plans_are_measured_and_written_where_the_library_reads_them(pretended):
     plans._trunk(pretended, "tiny", 2)
     plans._table(pretended, "tiny", 2)
     plans._images(pretended, "tiny", 1, 1)
-    records = pretended.result["decide"]
+    records = pretended.result["ways"]
     assert all(r["repeatable"] for r in records if r["what"] == "plan")
     for part in ("head", "trunk"):
         assert {r["plan"] for r in records if r.get("part") == part} == {"library", "packed"}
@@ -329,12 +329,12 @@ def test_layers_of_a_language_model_have_a_table_of_their_own(pretended, monkeyp
     for name, step in trunks.steps(pretended):
         if "batch" not in name or name.endswith("14B-16x, batch 1"):
             step()
-    found = {r["plan"]: r for r in pretended.result["decide"] if r.get("part") == "t2i_trunk"}
+    found = {r["plan"]: r for r in pretended.result["ways"] if r.get("part") == "t2i_trunk"}
     assert found.keys() == {"library", "packed"}
     assert all(r["repeatable"] and r["rows"] == 32 for r in found.values())
     entry = json.loads(config.FILE.read_text())["a card"]
     assert {plan for _, plan in entry["t2i_trunk"]} <= set(config.PLANS)
-    ways = [r["way"] for r in pretended.result["decide"] if r["what"] == "decode attention"]
+    ways = [r["way"] for r in pretended.result["ways"] if r["what"] == "decode attention"]
     assert ways == ["split", "one launch"] * 2
 
 
@@ -349,7 +349,7 @@ def test_launches_are_measured_each_by_itself(pretended, monkeypatch):
 
     monkeypatch.setattr(stages._Layers, "own", own)
     stages._time(pretended, product, 2)
-    launches = [r["launch"] for r in pretended.result["decide"]]
+    launches = [r["launch"] for r in pretended.result["ways"]]
     assert launches[0] is None
     assert launches[1:] == [list(launch) for launch in dict.fromkeys(chosen)]
     assert launches[1:] == [list(c) for c in skinny_config.candidates(2, 64, 192)]
@@ -365,7 +365,7 @@ def test_a_wrong_launch_is_reported_and_not_timed(pretended, monkeypatch):
 
     monkeypatch.setattr(stages._Layers, "own", own)
     stages._time(pretended, product, 2)
-    assert list(wrong) not in [r["launch"] for r in pretended.result["decide"]]
+    assert list(wrong) not in [r["launch"] for r in pretended.result["ways"]]
     assert [str(wrong) in key for key in pretended.result["failed"]] == [True]
 
 
@@ -376,7 +376,7 @@ def test_decoding_is_timed_with_a_graph_and_without(pretended, monkeypatch):
     inner = graphs.make_call_runner
     monkeypatch.setattr(graphs, "make_call_runner", lambda d: asked.append(d) or inner(d))
     others._decoder(pretended)
-    ways = [(r["batch"], r["way"]) for r in pretended.result["decide"]]
+    ways = [(r["batch"], r["way"]) for r in pretended.result["ways"]]
     assert ways == [(batch, way) for batch in (1, 2, 4, 8) for way in ("graph", "plain")]
     assert len(asked) == 4, "the plain way has no runner"
 

@@ -1,12 +1,10 @@
-"""``python -m benchmarks gpu``: check and time everything on a card, within ten minutes.
+"""``python -m benchmarks gpu``: check and time everything on a card, a part at a time.
 
-Needs neither pytest nor a network. Five parts: whether every op is right on the card, past 2^31
-elements too, what the machine can do, how fast the ops are, how fast whole images are. A sixth,
-``decide``, runs alone: it measures what the tables of plans and launches are made of. The steps
-run in processes of their own, which keep a journal and are replaced when a step kills them: a run
-that goes wrong keeps what it had. The checks, which mostly wait for Triton to compile, are shared
-by several processes; all else has the card for itself. ``--dry-run`` goes through the same code on
-the CPU, in one process, with Triton's interpreter.
+Needs neither pytest nor a network. ``benchmarks.gpu.parts`` has the parts. The steps of a part run
+in processes of their own, which keep a journal and are replaced when a step kills them: a run that
+goes wrong keeps what it had. The checks, which mostly wait for Triton to compile, are shared by
+several processes; all else has the card for itself. ``--dry-run`` goes through the same code on the
+CPU, in one process, with Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,33 +23,16 @@ from typing import Any
 import torch
 
 from benchmarks import cpu
-from benchmarks.gpu import checks, decide, images, limits, timings
-from benchmarks.gpu.worker import BROKEN, Context, Step, collect, work, write
+from benchmarks.gpu.parts import GRACE, PARTS, STEPS, result_of, stages
+from benchmarks.gpu.worker import BROKEN, Context, collect, work, write
 from benchmarks.machine import ROOT
 from benchmarks.shapes import Bench
 from bitdance_kernels._shared import native
 
-PARTS: Mapping[str, Callable[[Context], Sequence[Step]]] = {
-    "checks": checks.steps,
-    "large": checks.large_steps,
-    "machine": limits.steps,
-    "timings": timings.steps,
-    "images": images.steps,
-    "decide": decide.steps,
-}
-USUAL = tuple(PARTS)[:-1]
-"""What runs without a word about it."""
-BUDGET = {
-    "checks": 120.0, "large": 25.0, "machine": 15.0, "timings": 190.0, "images": 210.0,
-    "decide": 480.0,
-}  # fmt: skip
-"""Seconds of each part: 560 in all for the usual ones; the last one's has the build in it."""
-DRY_RUN = dict.fromkeys(PARTS, 3600.0)
-"""On the CPU nobody waits for the figures: each part goes to its end."""
+DRY_RUN = 3600.0
+"""Seconds of a part on the CPU, where nobody waits for the figures: each goes to its end."""
 
-# A step that is this late is stuck: its process is ended, and the run goes on behind it.
-_GRACE = 60.0
-_PATIENCE = 90.0  # with kernels whose blocks wait for each other, which may do so for ever
+_PATIENCE = 90.0  # in a part with kernels whose blocks wait for each other, perhaps for ever
 _POLL = 0.5
 _CHECKERS = 12
 """Processes that share the checks, where there are so many cores; each takes 2 GB of the card."""
@@ -65,9 +46,8 @@ def main(
 
     Args:
         benches: the ops.
-        out: folder of the result file, ``gpu.json``, ``decide.json`` or ``dry-run.json``, and of
-            the journals.
-        parts: seconds for each part to run.
+        out: folder of the result files, ``gpu-PART.json`` or ``dry-run.json``, and of the journals.
+        parts: seconds for each part to run; the build of the CUDA module is in those of the first.
         dry_run: on the CPU, in this process.
         worker: (i, n): this is a process that `supervise` started, the i-th of n.
     """
@@ -76,33 +56,37 @@ def main(
         journal = journal_of(out, parts, *share)
         if worker is None:
             journal.unlink(missing_ok=True)
-        status = work(Context(benches, journal, parts, dry_run, share), PARTS)
+        status = work(Context(benches, journal, stages(parts), dry_run, share), STEPS)
         return status if worker else finish(collect(journal), out / "dry-run.json")
     begin = time.monotonic()
     problem = build()
-    if "decide" in parts:
-        parts = {**parts, "decide": parts["decide"] - (time.monotonic() - begin)}
+    built = time.monotonic() - begin
     if problem:
         print(f"gpu: without the cuda backends: {problem}", file=sys.stderr)
-    names = [bench.name for bench in benches]
-    rest = {part: seconds for part, seconds in parts.items() if part != "checks"}
-    journals: list[Path] = []
-    if "checks" in parts:
-        some, count = {"checks": parts["checks"]}, min(_CHECKERS, os.cpu_count() or 1)
-        with ThreadPoolExecutor(count) as pool:
-            shares = [(i, count) for i in range(count)]
-            journals += pool.map(lambda share: run_parts(names, out, some, share), shares)
-    if rest:
-        journals.append(run_parts(names, out, rest, (0, 1)))
+    status = 0
+    for name, seconds in parts.items():
+        status |= _run(benches, out, name, seconds - built, problem)
+        built = 0.0
+    return status
+
+
+def _run(
+    benches: Sequence[Bench], out: Path, name: str, seconds: float, problem: str | None
+) -> int:
+    """Run a part and write its result; returns the exit status."""
+    ops, part = [bench.name for bench in benches], {name: seconds}
+    count = min(_CHECKERS, os.cpu_count() or 1) if PARTS[name].shared else 1
+    with ThreadPoolExecutor(count) as pool:
+        shares = [(i, count) for i in range(count)]
+        journals = list(pool.map(lambda share: run_parts(ops, out, part, share), shares))
     result = collect(*journals)
     missing = sum(not path.exists() for path in journals)
     if missing == len(journals):
-        print("gpu: no process ever began", file=sys.stderr)
+        print(f"gpu: {name}: no process ever began", file=sys.stderr)
         return 1
     if missing:
         result["failed"]["run"] = f"{missing} of {len(journals)} processes never began"
-    name = "decide" if list(parts) == ["decide"] else "gpu"
-    return finish(result | {"cuda module": problem or "built"}, out / f"{name}.json")
+    return finish(result | {"cuda module": problem or "built"}, result_of(out, name))
 
 
 def journal_of(out: Path, parts: Mapping[str, float], i: int, count: int) -> Path:
@@ -118,7 +102,7 @@ def run_parts(
     path.unlink(missing_ok=True)
     command = worker_command(ops, out, parts, share)
     patience = _PATIENCE if list(parts) == ["decide"] else None
-    supervise(command, path, sum(parts.values()) + _GRACE, patience)
+    supervise(command, path, sum(parts.values()) + GRACE, patience)
     return path
 
 
@@ -173,7 +157,7 @@ def supervise(
     command is started again. After `seconds` the run ends whatever it was doing. It hangs when it
     has recorded nothing for `patience` seconds, by default a minute and a quarter of the time.
     """
-    patience = _GRACE + seconds / 4 if patience is None else patience
+    patience = GRACE + seconds / 4 if patience is None else patience
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": python_path}
     end = time.monotonic() + seconds

@@ -71,6 +71,15 @@ def record(
     context.add("checks", {"step": context.result["doing"], **what, "wrong": wrong})
 
 
+def wrong(context: Context, counts: Callable[[str], bool]) -> str | None:
+    """Which check has failed in a step whose key counts, if one has; figures would mean nothing."""
+    for check in context.result["checks"]:
+        if counts(check["step"]) and check["wrong"] is not None:
+            return f"{check['op']} is wrong: {check['wrong']}"
+    failed = [key for key in context.result["failed"] if counts(key)]
+    return f"{failed[0]} failed" if failed else None
+
+
 def _strided(case: Case, call: Call, backend: str) -> None:
     written = {id(call.args[i]) for i in case.mutates}
     check_backend(case, call.map(lambda t: t if id(t) in written else strided(t)), backend)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import torch
@@ -20,25 +20,37 @@ _NOT_COMPILED = ("numpy", "flex", "flash", "fill", "library")
 
 
 def steps(context: Context) -> Sequence[Step]:
-    """A step per op and shape; first shapes of all ops first, in case the time does not reach."""
+    """A step per op and shape."""
+    return [(name, function) for _, name, function in of(context, "timings", context.benches)]
+
+
+def of(
+    context: Context, part: str, benches: Sequence[Bench]
+) -> list[tuple[Bench, str, Callable[[], None]]]:
+    """An op, name and function per op and shape, within the time of `part`.
+
+    The first shapes of all ops come first, in case the time does not reach.
+    """
     if context.dry_run:
-        return [(case.name, functools.partial(_dry, context, case)) for case in context.benches]
+        return [(case, case.name, functools.partial(_dry, context, case)) for case in benches]
 
-    shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in context.benches]
+    shapes = [[(c, s) for s in c.timings if "cuda" in s.devices] for c in benches]
     turns = [pair for turn in zip_longest(*shapes) for pair in turn if pair is not None]
-    total = context.parts.get("timings", 0.0)
-    share = min(1.0, 0.2 * total / max(len(turns), 1))
+    share = min(1.0, 0.2 * context.parts.get(part, 0.0) / max(len(turns), 1))
     return [
-        (f"{case.name}, {shape.name}", functools.partial(_time, context, case, shape, share))
+        (
+            case, f"{case.name}, {shape.name}",
+            functools.partial(_time, context, part, case, shape, share),
+        )
         for case, shape in turns
-    ]
+    ]  # fmt: skip
 
 
-def _time(context: Context, case: Bench, shape: Timing, seconds: float) -> None:
+def _time(context: Context, part: str, case: Bench, shape: Timing, seconds: float) -> None:
     call = shape.make(context.device)
     able = [name for name, why in cpu.runnable(case, call).items() if why is None]
     timed = dict(timing.functions(case, able, backward=shape.backward))
-    if context.left("timings") > _SHARE_EAGER * context.parts["timings"]:
+    if context.left(part) > _SHARE_EAGER * context.parts[part]:
         timed |= compiled(case, shape)
     else:
         note = "not compiled: the time was used up"

@@ -26,7 +26,7 @@ BROKEN = 3
 
 Step = tuple[str, Callable[[], None]]
 Result = dict[str, Any]
-_LISTS = ("probes", "checks", "rows", "images", "decide", "done")
+_LISTS = ("probes", "checks", "rows", "images", "ways", "training", "done")
 _TABLES = ("limits", "failed", "not timed", "not run")
 
 

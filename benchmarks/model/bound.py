@@ -54,6 +54,29 @@ def _counts(config: ModelConfig) -> tuple[int, int, int, float]:
     return weights([model.layers]), blocks, modulation, float(counter.get_total_flops())
 
 
+def training_flops(model: BitDanceModel, batch: int) -> float:
+    """Operations of the products of a training step, and of the pairs that attention must see.
+
+    A product does as much for each of its two gradients as forward; attention 3.5 times as much in
+    all, since its backward pass computes the scores again.
+    """
+    config, net = model.config, model.head.net
+    ranges, P = model.ranges(), config.parallel_num
+
+    def weights(*modules: torch.nn.Module) -> int:
+        parameters = (p for module in modules for p in module.parameters())
+        return sum(p.numel() for p in parameters if p.dim() == 2)
+
+    tokens, pairs = len(ranges.end), int((ranges.end - ranges.start).sum())
+    rows = config.diff_batch_mul * config.tokens
+    products = tokens * weights(model.layers) + rows * weights(net)
+    products -= (rows - rows // P) * weights(net.time_embed)  # one time for all of a patch
+    attention = config.n_layer * config.dim * pairs
+    if P > 1:
+        attention += len(net.res_blocks) * net.config.ch_latent * rows * P
+    return batch * (6.0 * products + 14.0 * attention)
+
+
 def seconds(config: ModelConfig, batch: int, limits: Limits) -> dict[str, float]:
     """Seconds a batch of the trunk, the head and the decoder, and their sum."""
     trunk_weights, block_weights, modulation_weights, decoder_flops = _counts(config)

@@ -227,7 +227,8 @@ def head(net: HeadNetwork, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         h = h + gate2 * feed_forward(block, block.norm2(h) * (1 + scale2) + shift2)
     scale, shift = net.final_layer.ada_ln_modulation(y).chunk(2, dim=-1)
     h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
-    return net.final_layer.linear(h)
+    x = net.final_layer.linear(h)
+    return 2 * torch.sigmoid(x) - 1 if net.config.architecture == "t2i" else x
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

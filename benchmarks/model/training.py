@@ -4,13 +4,15 @@ Loss and gradients three ways that take turns: as the library does it ("fast"), 
 reference ops ("plain"), and as published, with a dense mask for the transformer and the head op by
 op ("published"; the mask goes to ``scaled_dot_product_attention``, the fastest way there is to use
 one on a CPU). Also the peak memory of a step of the head alone beyond its weights.
+
+On a card there is a fourth way: "published, flex", with FlexAttention in place of the mask.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -20,35 +22,66 @@ from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.model import published
+from benchmarks.shapes import attention
 from bitdance import BitDancePipeline
-from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
 from bitdance_kernels import dense_mask, use_backend
 
 WAYS = ("fast", "plain", "published")
 
 
 @contextlib.contextmanager
-def going(way: str, model: BitDanceModel) -> Iterator[None]:
-    """Inside, a call of `model` (its training loss) goes that way."""
+def going(way: str, model: BitDanceModel, *, compiled: bool = False) -> Iterator[None]:
+    """Inside, a call of `model` (its training loss) goes that way.
+
+    With `compiled` the transformer and the head of a published way are compiled.
+    """
     if way == "fast":
         yield
         return
     layers, net = model.layers, model.head.net
-    mask = dense_mask(model.ranges()) if way == "published" else None
-
-    def attend(_: int, *qkv: Tensor) -> Tensor:
-        q, k, v = (y.transpose(1, 2) for y in qkv)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    attend = _attention(way, model)
 
     def trunk(x: Tensor, freqs: Tensor, ranges: Any) -> Tensor:
         return published.transformer(layers, x, freqs, attend)
 
-    head = functools.partial(published.head, net)
+    parts: Sequence[Any] = (trunk, functools.partial(published.head, net))
+    if compiled:
+        parts = [torch.compile(part, dynamic=False) for part in parts]
     with use_backend("reference"), contextlib.ExitStack() as stack:
-        if way == "published":
-            stack.enter_context(mock.patch.object(layers, "forward", trunk))
-            stack.enter_context(mock.patch.object(net, "forward", head))
+        if way.startswith("published"):
+            for module, part in zip((layers, net), parts, strict=True):
+                stack.enter_context(mock.patch.object(module, "forward", part))
         yield
+
+
+def _attention(way: str, model: BitDanceModel) -> Callable[..., Tensor]:
+    """Attention of a published way: of the number of a block and q, k and v [B, T, H, D]."""
+    ranges = model.ranges()
+    function = (
+        attention.compiled_flex(ranges, len(ranges.end))
+        if way == "published, flex"
+        else functools.partial(F.scaled_dot_product_attention, attn_mask=dense_mask(ranges))
+    )
+
+    def attend(_: int, *qkv: Tensor) -> Tensor:
+        return function(*(y.transpose(1, 2) for y in qkv)).transpose(1, 2)
+
+    return attend
+
+
+def draws(model: BitDanceModel, batch: int) -> TrainingDraws:
+    """The random numbers of a step, so that every way computes the same loss."""
+    config, device = model.config, model.freqs.device
+    rows = batch * config.ar_steps * config.diff_batch_mul
+    patch = () if config.parallel_num == 1 else (config.parallel_num,)
+    of_tokens = (batch, config.tokens, config.token_bits)
+    return TrainingDraws(
+        flips=(torch.rand(of_tokens, device=device), torch.rand(of_tokens, device=device)),
+        drop=torch.rand(batch, device=device),
+        time=torch.randn(rows, device=device),
+        noise=torch.randn(rows, *patch, config.token_bits, device=device),
+    )
 
 
 def step(way: str, model: BitDanceModel, tokens: Tensor, labels: Tensor) -> float:

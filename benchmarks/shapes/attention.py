@@ -99,7 +99,7 @@ def sdpa_dense(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
 
 
 @functools.lru_cache(maxsize=2)
-def _flex(ranges: Ranges, keys: int) -> Callable[..., Tensor]:
+def compiled_flex(ranges: Ranges, keys: int) -> Callable[..., Tensor]:
     """Compiled FlexAttention with the block mask of `ranges` [T]."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -116,7 +116,7 @@ def _flex(ranges: Ranges, keys: int) -> Callable[..., Tensor]:
 def flex(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    return _flex(ranges, k.shape[2])(q, k, v, enable_gqa=grouped).transpose(1, 2)
+    return compiled_flex(ranges, k.shape[2])(q, k, v, enable_gqa=grouped).transpose(1, 2)
 
 
 def _flash_causal(module: str, q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:

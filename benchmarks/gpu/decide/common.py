@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.gpu import checks
 from benchmarks.gpu.worker import Context
 from benchmarks.model.paths import Clock
 from bitdance.sampling import graphs
@@ -57,21 +58,17 @@ def microseconds(
 
 def add(context: Context, what: str, **figures: Any) -> None:
     """Record figures."""
-    context.add("decide", {"what": what, **figures})
+    context.add("ways", {"what": what, **figures})
 
 
 def records(context: Context, what: str) -> Iterator[dict[str, Any]]:
     """The figures that were recorded of something."""
-    return (record for record in context.result["decide"] if record["what"] == what)
+    return (record for record in context.result["ways"] if record["what"] == what)
 
 
 def wrong(context: Context) -> str | None:
-    """Which check of a new kernel has failed, if one has: its figures would mean nothing."""
-    for check in context.result["checks"]:
-        if check["step"].startswith(CHECK) and check["wrong"] is not None:
-            return f"{check['op']} is wrong: {check['wrong']}"
-    failed = [key for key in context.result["failed"] if key.startswith(CHECK)]
-    return f"{failed[0]} failed" if failed else None
+    """Which check of a new kernel has failed, if one has."""
+    return checks.wrong(context, lambda key: key.startswith(CHECK))
 
 
 def unless_wrong(

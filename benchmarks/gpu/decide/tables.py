@@ -124,7 +124,7 @@ def of_launches(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def save(context: Context) -> None:
     """Write both tables to the folder of the run and, unless it is a dry one, to the packages."""
-    records, out = context.result["decide"], context.journal.parents[1] / "tables"
+    records, out = context.result["ways"], context.journal.parents[1] / "tables"
     out.mkdir(parents=True, exist_ok=True)
     card = "dry run" if context.dry_run else torch.cuda.get_device_name(context.device)
     entries = {config.FILE: of_plans(records), skinny_config.MEASURED: of_launches(records)}
