@@ -108,7 +108,7 @@ def _calls() -> Iterator[tuple[str, Any]]:
             seen.add(width)
             for rows in ROWS:
                 yield from _head(width, hidden, rows)
-    for name in ("B-1x", "L-1x", "H-1x"):
+    for name in ("B-1x", "B-16x", "L-1x", "H-1x"):
         for rows in ROWS:
             yield from _patch(heads[name], rows)
     for dim in sorted({preset.dim for preset in PRESETS.values()}):
@@ -186,24 +186,30 @@ def _trunk(dim: int, hidden: int, rows: int) -> Iterator[tuple[str, Any]]:
 def _patch(config: HeadConfig, rows: int) -> Iterator[tuple[str, Any]]:
     """All evaluations of a head in one launch, for rows that there is a kernel for."""
     C, H, L, D = config.ch_latent, int(1.5 * config.ch_latent), config.depth_latent, _BITS
-    if rows > native.cuda.denoise_patch_max_rows(C, H, 0):
+    heads = 0 if config.architecture == "mlp" else config.num_heads
+    if rows > native.cuda.denoise_patch_max_rows(C, H, heads, 0):
         return
-    layers = {"weight1": (2 * H, C), "weight2": (C, H)}
-    weights = {
-        name: _empty(L, features // 16, channels // 16, 32, 8)
-        for name, (features, channels) in layers.items()
-    }
-    x = _empty(rows // 2, D, dtype=torch.float32)
-    modulation = _empty(3, rows, (3 * config.depth_adanln + 2) * C)
-    table, keys = _empty(3, 3, dtype=torch.float32), noise_keys(0, range(rows // 2))
+
+    def stack(features: int, channels: int) -> torch.Tensor:
+        return _empty(L, features // 16, channels // 16, 32, 8)
+
+    x = _empty(1, rows // 2, D, dtype=torch.float32)
+    modulation = _empty(3, rows, ((6 if heads else 3) * config.depth_adanln + 2) * C)
+    table, keys = _empty(3, 3, dtype=torch.float32), noise_keys(0, range(1))
     arguments = (
         x, modulation, table, _weight(C, D), _empty(C), _empty(L, C), _empty(L, C),
-        weights["weight1"], _empty(L, 2 * H), weights["weight2"], _empty(L, C), _weight(D, C),
-        _empty(D),
+        stack(2 * H, C), _empty(L, 2 * H), stack(C, H), _empty(L, C), _weight(D, C), _empty(D),
     )  # fmt: skip
+    attention = (
+        _empty(L, C), _empty(L, C), stack(3 * C, C), _empty(L, 3 * C), stack(C, C), _empty(L, C)
+    )  # fmt: skip
+    with_heads = {"attention": attention, "num_heads": heads} if heads else {}
+    kind = f"head of {C} with attention" if heads else f"head of {C}"
     yield (
-        f"head of {C}, {rows} rows, all evaluations",
-        lambda: denoise_patch(*arguments, cfg=torch.ones(()), keys=keys, backend="cuda"),
+        f"{kind}, {rows} rows, all evaluations",
+        lambda: denoise_patch(
+            *arguments, **with_heads, cfg=torch.ones(()), keys=keys, backend="cuda"
+        ),
     )
 
 

@@ -13,11 +13,12 @@ pytestmark = needs_compiler
 SEEDS = range(60)
 INPUT = torch.arange(64.0)
 # Of each kernel: what a right run leaves in y, and what alone does not find its fault: the
-# adversaries without (late stores, sleeping blocks).
+# adversaries (late stores, sleeping blocks and warps).
 KERNELS = {
     "neighbour": ((INPUT + 1) % 64, None),
+    "kept": (INPUT % 32, (True, False)),
     "message": (torch.tensor([7.0, 7.0]), (False, True)),
-    "handed over": (torch.tensor([7.0, 7.0]), (False, True)),
+    "handed over": (torch.tensor([7.0, 7.0]), (False, False)),
     "overwritten": (torch.tensor([7.0, 7.0]), (False, False)),
     "not begun": (torch.tensor([3.0, 0, 1, 2, 7, 4, 5, 6]), None),
     "not given": (torch.tensor([3.0, 0, 1, 2, 7, 4, 5, 6]), (False, True)),

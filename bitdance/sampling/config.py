@@ -9,7 +9,7 @@ it. Each of its entries may be left out:
 A list has pairs of a number of rows (tokens of a batch) and the plan from there on, in ascending
 order. ``PLANS`` has the plans: "library" runs the library's products with elementwise ops between
 them, "packed" products with packed weights that include their norms and gates, "persistent" all
-evaluations of an AR step of an MLP head as one op. All compute the same.
+evaluations of an AR step of a class-conditional head as one op. All compute the same.
 """
 
 from __future__ import annotations
@@ -52,8 +52,14 @@ ARCHITECTURES = ("mlp", "transformer", "t2i")
 MAX_PACKED_ROWS = 128
 """Maximum of rows of the kernels for packed weights."""
 
-MAX_PERSISTENT_ROWS = {768: 32, 1024: 32, 1280: 16}
-"""Maximum of rows of the kernel for all evaluations, by channels of the heads it is made for."""
+MAX_PERSISTENT_ROWS = {
+    ("mlp", 768): 32, ("mlp", 1024): 32, ("mlp", 1280): 16, ("transformer", 768): 32
+}  # fmt: skip
+"""Maximum of rows of the kernel for all evaluations, by the heads that it is made for: their
+architecture and channels."""
+
+MAX_PERSISTENT_PATCH = 16
+"""Maximum of tokens of a patch of that kernel."""
 
 MAX_TABLE_ROWS = 64
 """Rows up to which the modulations of all evaluations of an AR step are one product, by default.
@@ -95,6 +101,7 @@ def choose_plan(
     device: torch.device,
     *,
     architecture: str = "",
+    patch: int = 1,
     plan: str = "auto",
 ) -> str:
     """The plan of a part of a model for batches of one size.
@@ -109,6 +116,7 @@ def choose_plan(
         dtype: dtype of the products.
         device: where they run.
         architecture: of a head, one of ``ARCHITECTURES``.
+        patch: tokens that a head has attention among.
         plan: one of ``PLANS`` or "auto".
 
     Raises:
@@ -124,7 +132,7 @@ def choose_plan(
     reason = _unsuited(rows, widths)
     if plan != "auto":
         if reason is None and plan == "persistent":
-            reason = _not_persistent(part, rows, widths, device, architecture)
+            reason = _not_persistent(part, rows, widths, device, architecture, patch)
         if reason is not None:
             others = "'library'" if plan == "packed" else "another one"
             raise ValueError(f"choose_plan: plan must be {others} for {reason}, got {plan!r}")
@@ -136,7 +144,7 @@ def choose_plan(
     if torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return "library"
     plan = measured(device).plan(architecture or part, rows)
-    if plan == "persistent" and _not_persistent(part, rows, widths, device, architecture):
+    if plan == "persistent" and _not_persistent(part, rows, widths, device, architecture, patch):
         return "packed"
     return plan
 
@@ -150,15 +158,23 @@ def _unsuited(rows: int, widths: tuple[int, ...]) -> str | None:
 
 
 def _not_persistent(
-    part: str, rows: int, widths: tuple[int, ...], device: torch.device, architecture: str
+    part: str,
+    rows: int,
+    widths: tuple[int, ...],
+    device: torch.device,
+    architecture: str,
+    patch: int,
 ) -> str | None:
     """What "persistent" is not for, of what "packed" can run; None if it can run this."""
-    if part != "head" or architecture != "mlp":
-        return "what is no MLP head"
+    if part != "head" or architecture not in ("mlp", "transformer"):
+        return "what is no head of a class-conditional model"
     if device.type != "cuda":  # the op's reference takes any
         return None
-    for channels, max_rows in MAX_PERSISTENT_ROWS.items():
-        if set(widths) == {32, channels, 3 * channels // 2, 3 * channels}:
+    if patch > MAX_PERSISTENT_PATCH:
+        return f"patches of {patch} tokens, more than {MAX_PERSISTENT_PATCH}"
+    for (of_architecture, channels), max_rows in MAX_PERSISTENT_ROWS.items():
+        same = architecture == of_architecture
+        if same and set(widths) == {32, channels, 3 * channels // 2, 3 * channels}:
             return f"{rows} rows, more than {max_rows}" if rows > max_rows else None
     return f"widths of {', '.join(map(str, sorted(set(widths))))}"
 

@@ -160,7 +160,7 @@ class HeadRunner:
         M, evaluations = rows * (patch or 1), len(times)
         self.plan = choose_plan(
             "head", M, packed_products.widths(network), dtype, device,
-            architecture=config.architecture, plan=plan,
+            architecture=config.architecture, patch=patch or 1, plan=plan,
         )  # fmt: skip
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():

@@ -24,7 +24,7 @@ from bitdance_kernels import (
     patch_attention,
 )
 
-__all__ = ["PackedProducts", "widths"]
+__all__ = ["PackedBranch", "PackedProducts", "widths"]
 
 
 def widths(network: HeadNetwork) -> tuple[int, ...]:
@@ -34,8 +34,13 @@ def widths(network: HeadNetwork) -> tuple[int, ...]:
     return tuple(size for layer in layers for size in layer.weight.shape)
 
 
-class _PackedBranch:
-    """The layers of a branch, packed."""
+class PackedBranch:
+    """The layers of a branch, packed.
+
+    Args:
+        branch: the branch, whose layers' sizes are multiples of 16.
+        dtype: dtype of the products.
+    """
 
     def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
         self.activation = branch.activation
@@ -45,6 +50,7 @@ class _PackedBranch:
         self.fc2 = PackedLinear([branch.fc2], dtype)
 
     def load(self) -> None:
+        """Pack the layers' weights anew."""
         self.fc1.load()
         self.fc2.load()
 
@@ -70,7 +76,7 @@ class PackedProducts:
         config = network.config
         self._shape, self._num_heads = shape, config.num_heads
         self._squash = config.architecture == "t2i"
-        self._branches = [_PackedBranch(branch, dtype) for branch in branches(network)]
+        self._branches = [PackedBranch(branch, dtype) for branch in branches(network)]
         self._input = PackedLinear([network.input_proj], dtype)
         self._final = PackedLinear([network.final_layer.linear], dtype)
         rows = torch.Size(shape).numel()
@@ -137,7 +143,7 @@ class PackedProducts:
 
     def _first_half(
         self,
-        branch: _PackedBranch,
+        branch: PackedBranch,
         x: torch.Tensor,
         moments: torch.Tensor | None,
         scale: torch.Tensor,

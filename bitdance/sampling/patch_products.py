@@ -1,4 +1,4 @@
-"""All evaluations of an MLP head for a patch, and the sampler's steps between them, as one op."""
+"""All evaluations of a head for a patch, and the sampler's steps between them, as one op."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from bitdance.models.diffusion_head import EPS, HeadNetwork
-from bitdance.sampling.head_products import branches
-from bitdance.sampling.packed_products import PackedProducts
+from bitdance.sampling.head_products import Branch, branches
+from bitdance.sampling.packed_products import PackedBranch, PackedProducts
 from bitdance.sampling.weights import PackedLinear
 from bitdance_kernels import check_denoise_status, denoise_patch
 
@@ -21,34 +21,24 @@ class PatchProducts(PackedProducts):
     The weights of all layers are one stack; the layers' own are views of it.
 
     Args:
-        network: network of an MLP head, whose ``widths`` are multiples of 16.
+        network: network of a head of SwiGLU branches, with attention before each or without, whose
+            ``widths`` are multiples of 16.
         shape: (R, P), or (R,) for states without the second dimension.
         dtype: dtype of the products and of the stream.
     """
 
     def __init__(self, network: HeadNetwork, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__(network, shape, dtype)
-        of_blocks, parts = branches(network), self._branches
-        self._weights = [_stack([b.fc1 for b in parts]), _stack([b.fc2 for b in parts])]
-        vectors = (
-            [branch.norm.weight for branch in of_blocks],
-            [branch.norm.bias for branch in of_blocks],
-            [branch.fc1.bias for branch in of_blocks],
-            [branch.fc2.bias for branch in of_blocks],
-        )
-        self._parameters = [[vector.detach() for vector in of_layers] for of_layers in vectors]
-        self._vectors = [
-            of_layers[0].new_empty(len(of_layers), len(of_layers[0]), dtype=dtype)
-            for of_layers in self._parameters
-        ]
+        pairs = list(zip(branches(network), self._branches, strict=True))
+        kinds = {kind: [p for p in pairs if p[0].activation == kind] for kind in _KINDS}
+        self._layers = {kind: _Layers(of, dtype) for kind, of in kinds.items() if of}
         self._status = torch.zeros(1, dtype=torch.int32, device=self._input.weight.device)
 
     def load(self) -> None:
         """See ``HeadProducts``."""
         super().load()
-        for stack, of_layers in zip(self._vectors, self._parameters, strict=True):
-            for row, vector in zip(stack, of_layers, strict=True):
-                row.copy_(vector)
+        for layers in self._layers.values():
+            layers.load()
         self._status.zero_()
 
     def advance_all(
@@ -72,14 +62,15 @@ class PatchProducts(PackedProducts):
         """
         # The last step is deterministic.
         drawn = None if noise is None else torch.stack([*noise, torch.zeros_like(x)])
-        norm_weight, norm_bias, bias1, bias2 = self._vectors
-        weight1, weight2 = self._weights
+        attention = self._layers.get("attention")
         assert self._input.bias is not None
         assert self._final.bias is not None
         state, status = denoise_patch(
-            x, modulation, table, self._input.weight, self._input.bias, norm_weight, norm_bias,
-            weight1, bias1, weight2, bias2, self._final.weight, self._final.bias, cfg=cfg,
-            noise=drawn, keys=None if noise is not None else keys, squash=self._squash, eps=EPS,
+            x, modulation, table, self._input.weight, self._input.bias,
+            *self._layers["swiglu"].arguments, self._final.weight, self._final.bias,
+            attention=None if attention is None else attention.arguments,
+            num_heads=0 if attention is None else self._num_heads, cfg=cfg, noise=drawn,
+            keys=None if noise is not None else keys, squash=self._squash, eps=EPS,
         )  # fmt: skip
         torch.maximum(self._status, status, out=self._status)
         return state
@@ -87,6 +78,43 @@ class PatchProducts(PackedProducts):
     def check(self) -> None:
         """Raise RuntimeError if a call since ``load`` ended before its time; waits for them."""
         check_denoise_status(self._status)
+
+
+_KINDS = ("attention", "swiglu")
+
+
+class _Layers:
+    """Branches of one kind, as ``denoise_patch`` takes them.
+
+    Args:
+        pairs: the branches and their packed layers.
+        dtype: dtype of the products.
+
+    Attributes:
+        arguments: weight and bias of the norms, of the first and of the second products, stacked.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Branch, PackedBranch]], dtype: torch.dtype) -> None:
+        of_layers, parts = [branch for branch, _ in pairs], [part for _, part in pairs]
+        self._parameters = [
+            [branch.norm.weight.detach() for branch in of_layers],
+            [branch.norm.bias.detach() for branch in of_layers],
+            [branch.fc1.bias.detach() for branch in of_layers],
+            [branch.fc2.bias.detach() for branch in of_layers],
+        ]
+        self._vectors = [
+            vectors[0].new_empty(len(vectors), len(vectors[0]), dtype=dtype)
+            for vectors in self._parameters
+        ]
+        norm_weight, norm_bias, bias1, bias2 = self._vectors
+        weight1, weight2 = _stack([b.fc1 for b in parts]), _stack([b.fc2 for b in parts])
+        self.arguments = (norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+
+    def load(self) -> None:
+        """Copy what is no packed weight."""
+        for stack, of_layers in zip(self._vectors, self._parameters, strict=True):
+            for row, vector in zip(stack, of_layers, strict=True):
+                row.copy_(vector)
 
 
 def _stack(layers: Sequence[PackedLinear]) -> torch.Tensor:

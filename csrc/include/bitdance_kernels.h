@@ -291,9 +291,10 @@ int bdk_rope_append_cuda(const void* qkv, void* q, void* k_cache, void* v_cache,
                          int64_t v_token, int64_t v_head, float eps, int interleaved, int dtype,
                          int freqs_dtype, int q_norm_dtype, int k_norm_dtype, int device,
                          void* stream);
-// Rows that bdk_denoise_patch_cuda takes at most for a head of these widths on `device`; 0 if it
-// has no kernel for them, or the card has too few multiprocessors.
-int bdk_denoise_patch_max_rows(int64_t channels, int64_t hidden, int device);
+// Rows that bdk_denoise_patch_cuda takes at most for a head of these widths, with `heads` of
+// attention or 0, on `device`; 0 if it has no kernel for them, or the card has too few
+// multiprocessors.
+int bdk_denoise_patch_max_rows(int64_t channels, int64_t hidden, int64_t heads, int device);
 
 // All evaluations of a head of `layers` modulated SwiGLU blocks and the steps between them, in one
 // cooperative launch. With C channels, H hidden ones, N = rows tokens (rows / 2 with `cfg`, the
@@ -301,20 +302,26 @@ int bdk_denoise_patch_max_rows(int64_t channels, int64_t hidden, int device);
 // (3 projections + 2) C], (scale, shift, gate) by projection, then scale and shift of the last
 // norm; table: [evaluations, 3]; in_weight: [C, 32]; weight1: [layers, 2 H, C]; weight2: [layers,
 // C, H]; out_weight: [32, C], all as pack_weight orders them, weight1 for SwiGLU; norms: [layers,
-// C]; noise: [evaluations, N, 32], else keys: [N / patch, 3]. status: one value, becomes 0, or 1
-// where a block has looked for a word of another one more than `max_polls` times; y is NaN then.
-// words: workspace of 8 rows max(C, H) values. Needs compute capability 9.0 or 10.x; float16 and
+// C]; noise: [evaluations, N, 32], else keys: [N / patch, 3]. With `heads` of 64 channels, an
+// attention among the tokens of each patch, at most 16, comes before each block: modulation has
+// (6 projections + 2) C, those of the attention first; its norms: [layers, C]; qkv_weight: [layers,
+// 3 C, C]; wo_weight: [layers, C, C]. status: one value, becomes 0, or 1 where a block has looked
+// for a word of another one more than `max_polls` times; y is NaN then. words: workspace of 8 rows
+// max(C, H) values, 10 rows 3 C with attention. Needs compute capability 9.0 or 10.x; float16 and
 // bfloat16.
 int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* table,
                            const void* in_weight, const void* in_bias, const void* norm_weight,
                            const void* norm_bias, const void* weight1, const void* bias1,
                            const void* weight2, const void* bias2, const void* out_weight,
-                           const void* out_bias, const float* cfg_or_null,
+                           const void* out_bias, const void* attention_norm_weight_or_null,
+                           const void* attention_norm_bias_or_null, const void* qkv_weight_or_null,
+                           const void* qkv_bias_or_null, const void* wo_weight_or_null,
+                           const void* wo_bias_or_null, const float* cfg_or_null,
                            const float* noise_or_null, const int64_t* keys_or_null, float* y,
                            int32_t* status, void* words, int64_t rows, int64_t patch,
-                           int64_t channels, int64_t hidden, int64_t layers, int64_t projections,
-                           int64_t evaluations, float eps, int squash, int max_polls, int dtype,
-                           int device, void* stream);
+                           int64_t channels, int64_t hidden, int64_t heads, int64_t layers,
+                           int64_t projections, int64_t evaluations, float eps, int squash,
+                           int max_polls, int dtype, int device, void* stream);
 // As bdk_denoise_step_cpu, but a step outside the table is not detected.
 int bdk_denoise_step_cuda(const float* x, const void* x0, const float* table, const void* step,
                           int step_bytes, const float* cfg_or_null, const float* noise_or_null,

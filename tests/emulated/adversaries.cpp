@@ -92,6 +92,20 @@ void cluster_kernel(const AdversaryParams& p) {
   if (threadIdx.x == 0) p.y[blockIdx.x] = *reinterpret_cast<float*>(memory);
 }
 
+// A warp reads what another one writes over a good while later.
+inline void kept_kernel(const AdversaryParams& p) {
+  BDK_SHARED_BYTES(memory);
+  float* values = reinterpret_cast<float*>(memory);
+  values[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  for (int k = 0; k < 60; ++k) __syncwarp();
+  p.y[threadIdx.x] = values[threadIdx.x % 32];
+  if (p.right) __syncthreads();
+  if (threadIdx.x >= 32) return;
+  for (int k = 0; k < 20; ++k) __syncwarp();
+  values[threadIdx.x] = -1;
+}
+
 // One thread reads the input before the kernel that writes it has ended, the others do not.
 inline void early_kernel(const AdversaryParams& p) {
   float input = p.input[threadIdx.x];
@@ -117,7 +131,7 @@ inline void stuck_kernel(const AdversaryParams& p) {
 
 // What went wrong in a launch of `kernel`, or null.
 extern "C" const char* adversary(const char* kernel, const float* input, float* y, int right,
-                                 uint32_t seed, int late_stores, int sleeping_blocks) {
+                                 uint32_t seed, int late_stores, int sleeping) {
   using namespace bdk;
   uint4 words[2] = {};
   const AdversaryParams params{words, input, y, right != 0};
@@ -126,8 +140,9 @@ extern "C" const char* adversary(const char* kernel, const float* input, float* 
     return emulated::launch_clusters(blocks, cluster, 64, 256, seed, [&] { device_code(params); });
   };
   emulated::max_turns = 20000;
-  emulated::adversaries = {late_stores != 0, sleeping_blocks != 0};
+  emulated::adversaries = {late_stores != 0, sleeping != 0};
   if (name == "neighbour") return run(neighbour_kernel, 1, 1);
+  if (name == "kept") return run(kept_kernel, 2, 2);
   if (name == "message") return run(message_kernel, 2, 2);
   if (name == "handed over") return run(handed_over_kernel, 2, 2);
   if (name == "overwritten") return run(overwritten_kernel, 2, 2);

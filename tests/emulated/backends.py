@@ -91,9 +91,9 @@ def emulated_card(libraries):
 
     def denoise_patch(*arguments):
         launches.append(("denoise_patch", 0))
-        *tensors, words = arguments[:19]
-        rows, patch, channels, hidden, layers, projections, evaluations, eps = arguments[19:27]
-        squash, max_polls, dtype = arguments[27:30]
+        *tensors, words = arguments[:25]
+        rows, patch, channels, hidden, _, layers, projections, evaluations = arguments[25:33]
+        eps, squash, max_polls, dtype = arguments[33:37]
         words.view(torch.int16).fill_(-1)
         tensors[-1].zero_()
         sizes = (rows, tensors[0][..., 0].numel(), patch, layers, projections, evaluations,

@@ -5,19 +5,29 @@
 
 namespace bdk {
 
-template <class T, int kC, int kH, int kRows>
+template <class T, int kC, int kH, int kRows, bool kAttention>
 const char* denoise(const DenoisePatchParams& params, int blocks, uint32_t seed) {
   return emulated::launch_clusters(blocks, blocks, kPatchThreads,
-                                   DenoisePatch<T, kC, kH, kRows>::kSharedBytes, seed,
-                                   [&] { denoise_patch_kernel<T, kC, kH, kRows>(params); });
+                                   DenoisePatch<T, kC, kH, kRows, kAttention>::kSharedBytes, seed,
+                                   [&] { denoise_patch_kernel<T, kC, kH, kRows, kAttention>(params); });
+}
+
+template <class T, int kC, int kH, bool kAttention>
+const char* denoise_rows(const DenoisePatchParams& params, int blocks, uint32_t seed) {
+  if (params.rows <= 8) return denoise<T, kC, kH, 8, kAttention>(params, blocks, seed);
+  if (params.rows <= 16) return denoise<T, kC, kH, 16, kAttention>(params, blocks, seed);
+  return denoise<T, kC, kH, 32, kAttention>(params, blocks, seed);
 }
 
 template <class T>
 const char* denoise(const DenoisePatchParams& params, int channels, int blocks, uint32_t seed) {
-  if (channels == 256) return denoise<T, 256, 384, 8>(params, blocks, seed);  // as in a model
-  if (params.rows <= 8) return denoise<T, 128, 256, 8>(params, blocks, seed);
-  if (params.rows <= 16) return denoise<T, 128, 256, 16>(params, blocks, seed);
-  return denoise<T, 128, 256, 32>(params, blocks, seed);
+  const bool attention = params.qkv_weight != nullptr;
+  if (channels == 256) {  // as in a model
+    return attention ? denoise<T, 256, 384, 8, true>(params, blocks, seed)
+                     : denoise<T, 256, 384, 8, false>(params, blocks, seed);
+  }
+  return attention ? denoise_rows<T, 128, 256, true>(params, blocks, seed)
+                   : denoise_rows<T, 128, 256, false>(params, blocks, seed);
 }
 
 }  // namespace bdk
@@ -26,7 +36,7 @@ const char* denoise(const DenoisePatchParams& params, int channels, int blocks, 
 // max_polls, squash, whether the weights are float16, channels. Returns what went wrong, or null.
 extern "C" const char* denoise_patch(void* const* tensors, const int64_t* sizes, float eps,
                                      int blocks, uint32_t seed, int late_stores,
-                                     int sleeping_blocks) {
+                                     int sleeping) {
   using namespace bdk;
   int at = 0;
   const auto next = [&](auto& pointer) {
@@ -47,6 +57,12 @@ extern "C" const char* denoise_patch(void* const* tensors, const int64_t* sizes,
   next(p.bias2);
   next(p.out_weight);
   next(p.out_bias);
+  next(p.attention_norm_weight);
+  next(p.attention_norm_bias);
+  next(p.qkv_weight);
+  next(p.qkv_bias);
+  next(p.wo_weight);
+  next(p.wo_bias);
   next(p.cfg);
   next(p.noise);
   next(p.keys);
@@ -61,9 +77,9 @@ extern "C" const char* denoise_patch(void* const* tensors, const int64_t* sizes,
   p.evaluations = size(5);
   p.max_polls = size(6);
   p.squash = sizes[7] != 0;
-  p.width = (3 * size(4) + 2) * sizes[9];
+  p.width = ((p.qkv_weight != nullptr ? 6 : 3) * size(4) + 2) * sizes[9];
   p.eps = eps;
-  emulated::adversaries = {late_stores != 0, sleeping_blocks != 0};
+  emulated::adversaries = {late_stores != 0, sleeping != 0};
   emulated::max_turns = 100000;
   if (sizes[8]) return denoise<__half>(p, size(9), blocks, seed);
   return denoise<__nv_bfloat16>(p, size(9), blocks, seed);

@@ -5,7 +5,7 @@
 // * the order of the threads, another one in every turn;
 // * relaxed stores that others see late, out of order and in parts, until a fence of the storing
 //   thread, or of one that a barrier has ordered after it;
-// * blocks that sleep for a while, so that others are far ahead of them.
+// * blocks and warps that sleep for a while, so that others are far ahead of them.
 // An earlier kernel of the chain ends only when no thread can go on without it.
 #pragma once
 
@@ -26,11 +26,12 @@ namespace emulated {
 
 struct Adversaries {
   bool late_stores = true;
-  bool sleeping_blocks = true;
+  bool sleeping = true;
 };
 inline Adversaries adversaries;
-constexpr uint32_t kLatest = 4096;   // turns that a store is late, or a block sleeps, at most
-inline int64_t max_turns = 1000000;  // after these a launch counts as hung
+constexpr uint32_t kLatest = 4096;    // turns that a store is late, or a block sleeps, at most
+constexpr uint32_t kWarpSleep = 128;  // turns that a warp sleeps, at most
+inline int64_t max_turns = 1000000;   // after these a launch counts as hung
 
 // A barrier for `count` threads, those from `first` on.
 struct Barrier {
@@ -62,9 +63,11 @@ struct Block {
   std::vector<Store> late;
   Barrier all;
   bool begun = false;
-  int64_t wakes = 0;  // the turn until which the block sleeps
-  int left = 0;       // threads that have not ended
-  int votes[3];       // of three __syncthreads_or in a row
+  int64_t wakes = 0;       // the turn until which the block sleeps
+  int64_t warp_wakes = 0;  // and one of its warps
+  int sleeping_warp = 0;
+  int left = 0;  // threads that have not ended
+  int votes[3];  // of three __syncthreads_or in a row
 };
 
 // Memory that an earlier kernel of the chain writes. It holds NaN until that kernel has ended.
@@ -327,7 +330,9 @@ inline bool wake() {
   int64_t next = INT64_MAX;  // turn in which something happens by itself
   for (const Block& block : machine.blocks) {
     for (const Store& store : block.late) next = std::min(next, store.due);
-    if (block.wakes > machine.turn) next = std::min(next, block.wakes);
+    for (int64_t wakes : {block.wakes, block.warp_wakes}) {
+      if (wakes > machine.turn) next = std::min(next, wakes);
+    }
   }
   if (next != INT64_MAX) {
     machine.turn = std::max(machine.turn, next - 1);
@@ -346,8 +351,10 @@ inline void disturb() {
   if (naps) machine.naps = machine.turn + 40;
   for (Block& block : machine.blocks) {
     show(block, [](const Store& store) { return store.due <= machine.turn; });
-    if (!naps || !adversaries.sleeping_blocks || block.wakes > machine.turn) continue;
+    if (!naps || !adversaries.sleeping || block.wakes > machine.turn) continue;
     if (random_below(4) == 0) block.wakes = machine.turn + kLatest / (1 + random_below(128));
+    block.sleeping_warp = static_cast<int>(random_below(machine.block_threads / 32));
+    block.warp_wakes = machine.turn + random_below(kWarpSleep);
   }
 }
 
@@ -356,7 +363,10 @@ inline const char* run_threads(bool backward) {
   const int count = static_cast<int>(machine.threads.size());
   const auto ready = [](int i) {
     const Thread& thread = machine.threads[i];
-    if (thread.done || machine.blocks[i / machine.block_threads].wakes > machine.turn) return false;
+    const Block& block = machine.blocks[i / machine.block_threads];
+    if (thread.done || block.wakes > machine.turn) return false;
+    const bool sleeps = i % machine.block_threads / 32 == block.sleeping_warp;
+    if (sleeps && block.warp_wakes > machine.turn) return false;
     return thread.watched == nullptr || *thread.watched != thread.seen;
   };
   std::vector<int> order;
@@ -404,7 +414,7 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
     block.late.clear();
     block.all = {threads, b * threads, 0, 0};
     block.begun = false;
-    block.wakes = 0;
+    block.wakes = block.warp_wakes = 0;
     block.left = threads;
     std::fill(block.votes, block.votes + 3, 0);
   }

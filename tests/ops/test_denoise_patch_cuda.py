@@ -16,16 +16,20 @@ from tests.emulated import build, needs_compiler, plant
 pytestmark = needs_compiler
 
 BLOCKS = 16
-RING, C, H = 8, 128, 256
+RING, ATTENTION_RING, C, H, HEADS = 8, 10, 128, 256, 2
+
+
+def attention_of(call):
+    """Arguments of the attention, None without."""
+    return call.kwargs["attention"] or (None,) * 6
 
 
 def arguments_of(call):
-    """Arguments of the reference for a call without attention."""
+    """Arguments of the reference for a call."""
     options = call.kwargs
-    parts = (None,) * 6
     return (
-        *call.args, *parts, 0, options["cfg"], options["noise"], options["keys"],
-        options.get("squash", False), 1e-6,
+        *call.args, *attention_of(call), options["num_heads"], options["cfg"], options["noise"],
+        options["keys"], options.get("squash", False), 1e-6,
     )  # fmt: skip
 
 
@@ -44,12 +48,16 @@ class Emulated:
         tokens = x[..., 0].numel()
         y = torch.full(x.shape, math.nan)
         status = torch.zeros(1, dtype=torch.int32)
-        words = torch.full((RING, rows, max(C, H)), -1, dtype=torch.int16)
-        given = (*call.args, options["cfg"], options["noise"], options["keys"], y, status, words)
+        attention = options["num_heads"] > 0
+        row = (ATTENTION_RING, rows, 3 * C) if attention else (RING, rows, H)
+        words = torch.full(row, -1, dtype=torch.int16)
+        given = (*call.args, *attention_of(call), options["cfg"], options["noise"], options["keys"],
+                 y, status, words)  # fmt: skip
         pointers = [None if t is None else t.data_ptr() for t in given]
         sizes = (
-            rows, tokens, tokens // len(x), len(call.args[5]), (width // C - 2) // 3, evaluations,
-            max_polls, options.get("squash", False), call.args[3].dtype == torch.float16, C,
+            rows, tokens, tokens // len(x), len(call.args[5]),
+            (width // C - 2) // (6 if attention else 3), evaluations, max_polls,
+            options.get("squash", False), call.args[3].dtype == torch.float16, C,
         )  # fmt: skip
         message = self.function(
             (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_int64 * len(sizes))(*sizes),
@@ -77,6 +85,11 @@ CALLS = (
     ((5, 32), 3.0, {"projections": 3}),
     ((3, 9, 32), None, {"layers": 1, "steps": 1}),
     ((4, 4, 32), 1.5, {"layers": 1, "keys": False, "steps": 1}),
+    ((1, 16, 32), 4.5, {"num_heads": HEADS, "steps": 1}),
+    ((1, 4, 32), 2.0, {"num_heads": HEADS, "layers": 3, "projections": 2, "steps": 2}),
+    ((2, 3, 32), None, {"num_heads": HEADS, "keys": False, "projections": 2, "steps": 2}),
+    ((5, 5, 32), None, {"num_heads": HEADS, "layers": 1, "squash": True, "steps": 1}),
+    ((7, 1, 32), 1.5, {"num_heads": HEADS, "layers": 1, "steps": 1}),
 )
 
 
@@ -92,10 +105,21 @@ def test_against_the_formula(emulated, shape, cfg, more, dtype):
     compare("staged", state, eager, truth.float(), f"{list(shape)}, cfg {cfg}, {more}")
 
 
-def small_call(steps=4):
-    """One layer for one token; at 5 evaluations two stages more than the ring has."""
-    generator = torch.Generator().manual_seed(0)
-    return head_call("", generator, torch.bfloat16, (1, 32), (C, H), layers=1, steps=steps, cfg=3.0)
+# State, guidance and heads of attention; the last kind has more heads of patches than blocks.
+KINDS = {
+    "mlp": ((1, 32), 3.0, 0),
+    "attention": ((1, 2, 32), 3.0, HEADS),
+    "attention of many": ((BLOCKS // HEADS + 1, 1, 32), None, HEADS),
+}
+
+
+def small_call(kind="mlp", steps=4):
+    """One layer for few tokens; more stages than the ring has."""
+    generator, (shape, cfg, heads) = torch.Generator().manual_seed(0), KINDS[kind]
+    return head_call(
+        "", generator, torch.bfloat16, shape, (C, H), layers=1, steps=steps, cfg=cfg,
+        num_heads=heads,
+    )  # fmt: skip
 
 
 def is_right(kernel, call, expected, seed):
@@ -104,37 +128,52 @@ def is_right(kernel, call, expected, seed):
     return status == 0 and message is None and torch.equal(state, expected)
 
 
-def test_every_order_gives_the_same_bits(emulated):
+@pytest.mark.parametrize("kind", ["mlp", "attention"])
+def test_every_order_gives_the_same_bits(emulated, kind):
     """Of threads, of stores that others see late, and with blocks that sleep."""
-    call = small_call()
+    call = small_call(kind, steps=4 if kind == "mlp" else 2)
     expected = emulated(call, late=False, sleep=False)[0]
     for seed in range(200):
         assert is_right(emulated, call, expected, seed), seed
 
 
 EXCHANGE = "cuda/denoise_patch/exchange_sm90.cuh"
+BLOCK = "cuda/denoise_patch/denoise_patch_block_sm90.cuh"
 KERNEL = "cuda/denoise_patch/denoise_patch_sm90.cuh"
+ATTENTION = "cuda/denoise_patch/denoise_patch_attention_sm90.cuh"
+AHEAD = "kAhead = kAttention ? 5 : 4"
 FAULTS = {
-    "no fence": (EXCHANGE, "const { fence_gpu(); }", "const {}"),
-    "ring too short": (EXCHANGE, "kRingStages = 8", "kRingStages = 6"),
-    "wiped too early": (EXCHANGE, "kWipeAhead = 4", "kWipeAhead = 6"),
-    "wiped in the stage itself": (EXCHANGE, "kWipeAhead = 4", "kWipeAhead = 0"),
-    "part of a word is enough": (EXCHANGE, " && word.y != kNotThere && word.z != kNotThere", ""),
-    "stream not waited for": (KERNEL, "if (!kLocal) exchange.wait(row, word, x[q]);", ""),
-    "hidden rows not waited for": (
-        KERNEL, "exchange.wait(i / kRowWords, i % kRowWords, seen[q]);", ""
+    "no fence": ("mlp", EXCHANGE, "const { fence_gpu(); }", "const {}"),
+    "ring too short": ("mlp", EXCHANGE, "attention ? 10 : 8", "attention ? 10 : 6"),
+    "wiped too early": ("mlp", EXCHANGE, AHEAD, "kAhead = 6"),
+    "wiped in the stage itself": ("mlp", EXCHANGE, AHEAD, "kAhead = 0"),
+    "part of a word is enough": (
+        "mlp", EXCHANGE, " && word.y != kNotThere && word.z != kNotThere", ""
     ),
+    "stream not waited for": ("mlp", BLOCK, "if (!kLocal) exchange.wait(row, word, x[q]);", ""),
+    "rows not waited for": ("mlp", BLOCK, "exchange.wait(from(i).row, from(i).word, seen[q]);", ""),
     "no barrier before the sum": (
-        KERNEL, "    __syncthreads();\n    if (reduces)", "    if (reduces)"
+        "mlp", KERNEL, "    __syncthreads();\n    if (reduces)", "    if (reduces)"
+    ),
+    "attention, no fence": ("attention", EXCHANGE, "const { fence_gpu(); }", "const {}"),
+    "attention, ring of an MLP": ("attention", EXCHANGE, "attention ? 10 : 8", "attention ? 8 : 8"),
+    "attention, wiped too early": ("attention", EXCHANGE, AHEAD, "kAhead = 8"),
+    "attention, wiped in the stage itself": ("attention", EXCHANGE, AHEAD, "kAhead = 0"),
+    "attention, no barrier after a head": (
+        "attention of many", ATTENTION, "      __syncthreads();  // s.n is free again\n", ""
+    ),
+    "attention, no barrier before a head": (
+        "attention", ATTENTION, "if (!block.all_here()) return false;", ""
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(emulated, fault, tmp_path):
-    plant(*FAULTS[fault], tmp_path)
+    kind, *edit = FAULTS[fault]
+    plant(*edit, tmp_path)
     broken = Emulated(build("denoise_patch", tmp_path, tmp_path))
-    call = small_call(steps=6)
+    call = small_call(kind, steps=6 if kind == "mlp" else 3)
     expected = emulated(call)[0]
     wrong = (seed for seed in range(60) if not is_right(broken, call, expected, seed))
     assert len(list(itertools.islice(wrong, 2))) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bitdance_kernels._shared import native
 
 _BITS = 32
-_RING = 8  # stages of the exchange
+_MAX_PATCH = 16  # tokens, with attention
 MAX_POLLS = 1 << 20
 """Looks for a word of another block before a launch gives up, at less than a microsecond each."""
 
@@ -26,7 +28,7 @@ def unsupported(
     bias2: torch.Tensor,
     out_weight: torch.Tensor,
     out_bias: torch.Tensor,
-    *others: object,
+    *others: Any,
 ) -> str | None:
     reason = native.cuda_unsupported("denoise_patch", x) or native.sm90_unsupported(x.device)
     if reason is not None:
@@ -35,18 +37,23 @@ def unsupported(
         return f"it takes a float32 state, got {x.dtype}"
     if in_weight.dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16 weights, got {in_weight.dtype}"
-    if others[0] is not None:
-        return "it takes heads without attention"
     if x.shape[-1] != _BITS:
         return f"it takes states of {_BITS} channels, got {x.shape[-1]}"
-    packed = (in_weight.dim(), weight1.dim(), weight2.dim(), out_weight.dim()) == (4, 5, 5, 4)
-    if not packed:
+    qkv_weight, out_projection, num_heads = others[2], others[4], others[6]
+    weights = [in_weight, out_weight, *(w[0] for w in (weight1, weight2))]
+    if num_heads > 0:
+        weights += [qkv_weight[0], out_projection[0]]
+    if any(weight.dim() != 4 for weight in weights):
         return "it needs weights packed by pack_weight"
     width, hidden = in_bias.shape[0], bias1.shape[1] // 2
     rows = modulation.shape[1]
-    max_rows = native.cuda.denoise_patch_max_rows(width, hidden, native.stream(x.device)[0])
+    index = native.stream(x.device)[0]
+    max_rows = native.cuda.denoise_patch_max_rows(width, hidden, num_heads, index)
     if max_rows == 0:
-        return f"it has no kernel for {width} and {hidden} channels on a card of this size"
+        heads = f" and {num_heads} heads" if num_heads else ""
+        return f"it has no kernel for {width} and {hidden} channels{heads} on a card of this size"
+    if num_heads > 0 and x.shape[1] > _MAX_PATCH:
+        return f"it takes patches of at most {_MAX_PATCH} tokens with attention, got {x.shape[1]}"
     if rows > max_rows:
         return f"it takes at most {max_rows} rows for {width} channels, got {rows}"
     return None
@@ -83,10 +90,14 @@ def run(
     width, (layers, features) = in_bias.shape[0], bias1.shape
     y = x.new_empty(x.shape)
     status = x.new_empty(1, dtype=torch.int32)
-    words = modulation.new_empty(_RING, rows, max(width, features // 2))
+    # The workspace of the header, in values of 16 bits.
+    ring = (10, 3 * width) if num_heads else (8, max(width, features // 2))
+    words = modulation.new_empty(ring[0], rows, ring[1])
     given = (
         x, modulation, table, in_weight, in_bias, norm_weight, norm_bias, weight1, bias1, weight2,
-        bias2, out_weight, out_bias, None if cfg is None else cfg.to(torch.float32), noise, keys,
+        bias2, out_weight, out_bias, attention_norm_weight, attention_norm_bias,
+        attention_qkv_weight, attention_qkv_bias, attention_out_weight, attention_out_bias,
+        None if cfg is None else cfg.to(torch.float32), noise, keys,
     )  # fmt: skip
     native.cuda.denoise_patch(
         *[None if t is None else _aligned(t) for t in given],
@@ -97,8 +108,9 @@ def run(
         x.shape[1:-1].numel(),
         width,
         features // 2,
+        num_heads,
         layers,
-        (modulated // width - 2) // 3,
+        (modulated // width - 2) // (6 if num_heads else 3),
         evaluations,
         eps,
         squash,

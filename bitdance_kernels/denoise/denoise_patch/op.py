@@ -106,8 +106,9 @@ def denoise_patch(
 
     Backends:
         reference; CUDA C++, which is one launch, on cards of compute capability 9.0 or 10.x: for
-        float16 and bfloat16, packed weights, a float32 state of 32 channels, heads without
-        attention of (C, H) = (768, 1152) or (1024, 1536), M up to 32, or (1280, 1920), M up to 16.
+        float16 and bfloat16, packed weights, a float32 state of 32 channels, heads of (C, H) =
+        (768, 1152) or (1024, 1536), M up to 32, or (1280, 1920), M up to 16; with attention
+        (768, 1152) in 12 heads and patches of up to 16 tokens.
     """
     cfg = guidance.scale_tensor("denoise_patch", cfg, modulation, name="modulation")
     parts: tuple[torch.Tensor | None, ...] = (None,) * len(_ATTENTION)

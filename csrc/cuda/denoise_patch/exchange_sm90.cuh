@@ -2,15 +2,18 @@
 // grid: every word of 8 values is its own flag. A word that is not there yet is all ones. A result
 // never is: a conversion to 16 bits gives 0x7FFF for NaN.
 //
-// Rows are written once a stage, into a ring of kRingStages. The block that writes a word in stage
-// s wipes it in stage s - kWipeAhead:
-// * All have read what the word held, which is of stage s - 8. A block reads in one of two stages
-// at
-//   least, so it is in stage s - 4 when all rows of s - 7 are there, and blocks wrote these after
-//   they had read those of s - 8. This takes it that every block that reads in a stage also writes
-//   in it.
-// * Who reads in stage s + 1 finds the word wiped: the fence stands between the wipe and the words
-//   that the block writes in stage s - 4, from which all rows of s - 1 and s - 2 follow.
+// Rows are written once a stage, into a ring. The block that writes a word in stage s wipes it
+// kAhead stages before. Call a stage full in which every block reads all rows of the stage before
+// and writes: of the two stages of an MLP the first product, of the five of a layer with attention
+// (qkv, attention, wo, w1, w2) qkv and w1. In the others some blocks do nothing, but what they
+// write follows from all rows of the last full stage.
+// * All have read what the word held. A block that wipes in stage t has read all rows of t - 3 or
+//   later (t - 4 with attention: before w1, if it had no part in attention and wo). Who wrote these
+//   had read all of the stage before; so rows of t - 4 (t - 5) are no longer of use, and those of
+//   stage t + kAhead - kStages are not later.
+// * Who reads in stage s + 1 finds the word wiped. It has read all rows of s - 2 or later (s - 3),
+//   which follow from all rows of a full stage not before s - 3 (s - 4). A fence stands between
+//   the wipe and what its block wrote there.
 #pragma once
 
 #include <stdint.h>
@@ -19,8 +22,9 @@
 
 namespace bdk {
 
-constexpr int kRingStages = 8;
-constexpr int kWipeAhead = 4;
+// Stages that a ring has.
+constexpr int ring_stages(bool attention) { return attention ? 10 : 8; }
+
 constexpr uint32_t kNotThere = 0xFFFFFFFFu;
 
 // Four bytes of a word arrive at a time.
@@ -28,9 +32,13 @@ __device__ inline bool is_there(const uint4& word) {
   return word.x != kNotThere && word.y != kNotThere && word.z != kNotThere && word.w != kNotThere;
 }
 
+template <bool kAttention>
 class Exchange {
  public:
-  // words: [kRingStages, rows, row_words], all ones before the launch.
+  static constexpr int kStages = ring_stages(kAttention);
+  static constexpr int kAhead = kAttention ? 5 : 4;  // the wipes of a stage are for its like
+
+  // words: [kStages, rows, row_words], all ones before the launch.
   __device__ Exchange(uint4* words, int rows, int row_words, int max_polls)
       : words_(words), rows_(rows), row_words_(row_words), max_polls_(max_polls) {}
 
@@ -54,7 +62,7 @@ class Exchange {
 
   // The same threads call fence() when all are wiped.
   __device__ void wipe(int row, int word) const {
-    store_relaxed(address(stage_ + kWipeAhead, row, word),
+    store_relaxed(address(stage_ + kAhead, row, word),
                   make_uint4(kNotThere, kNotThere, kNotThere, kNotThere));
   }
   __device__ void fence() const { fence_gpu(); }
@@ -66,7 +74,7 @@ class Exchange {
 
  private:
   __device__ uint4* address(int stage, int row, int word) const {
-    return words_ + (stage % kRingStages * rows_ + row) * row_words_ + word;
+    return words_ + (stage % kStages * rows_ + row) * row_words_ + word;
   }
 
   uint4* words_;

@@ -66,34 +66,39 @@ def test_cards_without_a_table_take_the_library(card):
 
 def test_persistent_heads_are_those_that_there_is_a_kernel_for(card):
     """Of others a table that says so has packed weights."""
-    table = {"NVIDIA H200": {"head": {"mlp": [[1, "persistent"]], "t2i": [[1, "persistent"]]}}}
+    table = {"NVIDIA H200": {"head": {name: [[1, "persistent"]] for name in config.ARCHITECTURES}}}
     config.FILE.write_text(json.dumps(table))
     tables.cache_clear()
-    for channels, max_rows in config.MAX_PERSISTENT_ROWS.items():
+    for (architecture, channels), max_rows in config.MAX_PERSISTENT_ROWS.items():
         widths = (3 * channels, channels, channels, 3 * channels // 2, channels, 32, 32, channels)
-        own = {"widths": widths, "device": CARD}
+        own = {"widths": widths, "device": CARD, "architecture": architecture}
         assert [_head(n, **own) for n in (max_rows, max_rows + 1)] == ["persistent", "packed"]
-        assert _head(8, **own, architecture="t2i") == "packed"
-        assert _head(8, widths=(*widths, 16)) == "packed"
+        assert _head(8, **{**own, "architecture": "t2i"}) == "packed"
+        assert _head(8, **{**own, "widths": (*widths, 16)}) == "packed"
+        assert [_head(8, **own, patch=n) for n in (16, 25)] == ["persistent", "packed"]
         assert _head(8, **own, plan="persistent") == "persistent"
         with pytest.raises(ValueError, match=f"another one for {max_rows + 1} rows, more than"):
             _head(max_rows + 1, **own, plan="persistent")
     for wrong, message in (
-        ({"architecture": "transformer"}, "another one for what is no MLP head"),
+        ({"architecture": "t2i"}, "another one for what is no head of a class-conditional model"),
+        ({"architecture": "transformer"}, "another one for widths of "),
+        ({"patch": 25}, "another one for patches of 25 tokens, more than 16"),
         ({"widths": (16, 48)}, "another one for widths of 16, 48"),
     ):
         with pytest.raises(ValueError, match=message):
             _head(8, plan="persistent", **wrong)
-    with use_plans(trunk="persistent"), pytest.raises(ValueError, match="no MLP head"):
+    with use_plans(trunk="persistent"), pytest.raises(ValueError, match="no head of a class"):
         choose_plan("trunk", 2, (16,), torch.float16, CARD)
 
 
 @pytest.mark.skipif(native.cuda.unavailable() is not None, reason="no CUDA module")
 def test_rows_of_the_persistent_kernel_are_as_the_module_says():
-    for channels, max_rows in config.MAX_PERSISTENT_ROWS.items():
-        found = native.cuda.denoise_patch_max_rows(channels, 3 * channels // 2, 0)
+    for (architecture, channels), max_rows in config.MAX_PERSISTENT_ROWS.items():
+        heads = channels // 64 if architecture == "transformer" else 0
+        found = native.cuda.denoise_patch_max_rows(channels, 3 * channels // 2, heads, 0)
         assert found == max_rows
-    assert native.cuda.denoise_patch_max_rows(512, 768, 0) == 0
+    for unknown in ((512, 768, 0), (768, 1152, 6), (1024, 1536, 16)):
+        assert native.cuda.denoise_patch_max_rows(*unknown, 0) == 0
 
 
 def test_a_plan_may_be_asked_for(card):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_samples_are_those_of_the_plain_path_and_changed_weights_are_seen(P):
 
 
 @pytest.mark.parametrize(
-    ("P", "plan"), [(1, "library"), (1, "packed"), (1, "persistent"), (4, "library"), (4, "packed")]
+    ("P", "plan"), list(itertools.product([1, 4], ["library", "packed", "persistent"]))
 )
 def test_a_batch_may_be_empty(P, plan):
     sampler = tiny_sampler(parallel_num=P, **PACKABLE)
