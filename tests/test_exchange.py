@@ -48,7 +48,7 @@ def test_a_word_that_is_not_what_it_should_be_ends_the_exchange(library):
     memory = torch.full((RING * 5 * 4,), -1, dtype=torch.int32)
     memory.view(RING, 5, 4)[2, 4] = 99  # of round 2, until its block comes there
     wrong = 0
-    for seed in range(6):
+    for seed in range(12):
         faults = torch.zeros(2, dtype=torch.int32)
         stale = memory.clone()
         library.words(3, 5, 4, 100, ctypes.c_uint32(seed), _pointer(stale), _pointer(faults))

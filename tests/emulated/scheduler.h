@@ -324,15 +324,21 @@ inline void end_previous() {
   machine.previous_ended = 1;
 }
 
+// Whether a thread could go on, but for sleep.
+inline bool is_ready(const Thread& thread) {
+  return !thread.done && (thread.watched == nullptr || *thread.watched != thread.seen);
+}
+
 // Whether there is something that lets a thread go on when all rest.
 inline bool wake() {
   if (!machine.previous_ended) return end_previous(), true;
   int64_t next = INT64_MAX;  // turn in which something happens by itself
   for (const Block& block : machine.blocks) {
     for (const Store& store : block.late) next = std::min(next, store.due);
-    for (int64_t wakes : {block.wakes, block.warp_wakes}) {
-      if (wakes > machine.turn) next = std::min(next, wakes);
-    }
+    if (block.wakes > machine.turn) next = std::min(next, block.wakes);
+    const auto warp = machine.threads.begin() + block.all.first + 32 * block.sleeping_warp;
+    const bool sleeps = block.warp_wakes > machine.turn && std::any_of(warp, warp + 32, is_ready);
+    if (sleeps) next = std::min(next, block.warp_wakes);
   }
   if (next != INT64_MAX) {
     machine.turn = std::max(machine.turn, next - 1);
@@ -364,10 +370,9 @@ inline const char* run_threads(bool backward) {
   const auto ready = [](int i) {
     const Thread& thread = machine.threads[i];
     const Block& block = machine.blocks[i / machine.block_threads];
-    if (thread.done || block.wakes > machine.turn) return false;
     const bool sleeps = i % machine.block_threads / 32 == block.sleeping_warp;
-    if (sleeps && block.warp_wakes > machine.turn) return false;
-    return thread.watched == nullptr || *thread.watched != thread.seen;
+    if (block.wakes > machine.turn || (sleeps && block.warp_wakes > machine.turn)) return false;
+    return is_ready(thread);
   };
   std::vector<int> order;
   for (int64_t turns = 0; turns <= max_turns; ++turns, ++machine.turn) {
