@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
+from benchmarks import bounds, tables
 
 Run = dict[str, Any]
 
@@ -98,8 +98,9 @@ def images(run: Run) -> Any:
         for part, ms in sorted(shown.items(), key=lambda item: item[0] == "decoder"):
             axis.barh(y, ms, left=left, color=colors.get(part, "tab:gray"), label=part)
             left += ms
-        bound = row.get("bound_ms", {}).get("whole")
-        if bound:
+        found = bounds.of_image(row["model"], row["batch"], run)
+        if found:
+            bound = found["whole"]
             axis.plot([bound, bound], [y - 0.4, y + 0.4], color="tab:red", label="bound")
         axis.annotate(f" {tables.milliseconds(row['ms'])}", (left, y), va="center", fontsize=7)
     labels = [f"{row['model']}, batch {row['batch']}, {row['path']}" for row in rows]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cards, tables, targets
+from benchmarks.shapes import all_benches
 
 RESULTS = Path(__file__).parent / "results"
 _PAGES = {"targets": targets.table, "cards": cards.page}
@@ -14,7 +15,7 @@ BEGIN, END = "<!-- results: ", "<!-- end of results -->"
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every run in `folder` by file name.
+    """Every run in `folder` by file name, without rows of what there is no more.
 
     Raises:
         ValueError: a file is no result of these commands.
@@ -24,8 +25,22 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text())
         if not isinstance(content, dict) or not {"machine", "rows"} <= content.keys():
             raise ValueError(f"{path} is no result of `python -m benchmarks`")
-        runs[path.name] = content
+        runs[path.name] = _current(content)
     return runs
+
+
+def _current(run: dict[str, Any]) -> dict[str, Any]:
+    """The run with rows of ops, backends and shapes that there are; "earlier" counts the others."""
+    benches = all_benches()
+
+    def is_current(row: dict[str, Any]) -> bool:
+        bench = benches.get(row["op"])
+        if bench is None or all(shape.name != row["shape"] for shape in bench.timings):
+            return False
+        return row["kind"] != "backend" or row["name"] in bench.kernel_op.backends
+
+    rows = [row for row in run["rows"] if is_current(row)]
+    return {**run, "rows": rows, "earlier": len(run["rows"]) - len(rows)}
 
 
 def markdown(runs: dict[str, dict[str, Any]]) -> str:

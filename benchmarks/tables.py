@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import bounds, machine
 
 Run = dict[str, Any]
 
@@ -26,24 +26,35 @@ def section(name: str, run: Run) -> str:
 
 def speedups(run: Run) -> str:
     """A row per op and shape: the best backend's time, and how much faster it is than the rest."""
+    on_card = run["machine"]["device"] == "cuda"
     rows = []
     for fastest, others in shapes(run):
         ratios = "; ".join(f"{name}: {ratio(value)}" for name, value in others.items())
         rate = "" if fastest["gflop_s"] else f"{fastest['gb_s']:.1f}"  # arithmetic bounds it
         what = fastest["op"], fastest["shape"], fastest["name"]
-        rows.append((*what, time(fastest["median_us"]), rate, ratios))
-    names = dict.fromkeys(("op", "shape", "backend"), "")
-    text = markdown({**names, "median": ">", "GB/s": ">", "times as fast as": ""}, rows)
+        cells = [time(fastest["median_us"]), rate, *([_of_bound(fastest, run)] * on_card)]
+        rows.append((*what, *cells, ratios))
+    columns = dict.fromkeys(("op", "shape", "backend"), "") | {"median": ">", "GB/s": ">"}
+    columns |= {"of its bound": ">"} if on_card else {}
+    text = markdown({**columns, "times as fast as": ""}, rows)
     limits = machine.bandwidths(run["limits"])
-    end = f"Limits of memory measured in the same run: {limits}.\n"
+    end = f"Bandwidths of memory measured in the same run: {limits}.\n"
+    if run.get("earlier"):
+        end += f"\n{run['earlier']} rows of what this version no longer has are left out.\n"
     return f"{machine.headline(run['machine'])}.\n\n{text}\n{end}"
+
+
+def _of_bound(row: Mapping[str, Any], run: Run) -> str:
+    """Which share of its time an op's bound is, and what that is by."""
+    bound = bounds.of_op(row["op"], row["shape"], run)
+    return f"{1e8 * bound.seconds / row['median_us']:.0f}%, {bound.by}" if bound else ""
 
 
 def images(run: Run) -> str:
     """A row per model, batch and path: an image's time, its parts, and what it is held against."""
     rows = []
     for row in run["images"]:
-        bound = row.get("bound_ms", {}).get("whole")
+        bound = _bound(row, run)
         parts = [row["parts_ms"].get(part) for part in ("trunk", "head", "decoder")]
         alone = image(run, row["model"], row["batch"], "products alone")
         over = f"{row['ms'] / alone['ms']:.2f}" if alone else ""
@@ -56,11 +67,17 @@ def images(run: Run) -> str:
     return markdown(columns | dict.fromkeys(times, ">"), rows)
 
 
+def _bound(row: Mapping[str, Any], run: Run) -> float | None:
+    """Milliseconds that bound an image, where the run has the limits of a card."""
+    found = bounds.of_image(row["model"], row["batch"], run)
+    return None if found is None else found["whole"]
+
+
 def summary(run: Run) -> str:
     """The first eight models and batches: an image's time, as published, and what bounds it."""
     rows = []
     for fast, published in first_images(run):
-        bound = fast.get("bound_ms", {}).get("whole")
+        bound = _bound(fast, run)
         times = [fast["ms"], published and published["ms"], bound]
         speedup = f"{ratio(published['ms'] / fast['ms'])}x" if published else ""
         cells = [milliseconds(ms) if ms else "" for ms in times]

@@ -1,7 +1,7 @@
-"""The figures that this library sets out to reach, each against what was measured.
+"""The figures that this library sets out to reach, each with what bounds it and what was measured.
 
-A target is a number, a measure that finds what was reached in a result, and which side of the
-number is good. Where several shapes belong to a target the worst of them counts.
+A target is a number and a measure that finds what was reached at a shape. Each shape is judged by
+itself, by the newest result that has measured that very shape.
 """
 
 from __future__ import annotations
@@ -12,146 +12,231 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import tables
+from benchmarks import bounds, tables
+from benchmarks.shapes import all_benches
+from bitdance.models.config import PRESETS
 
 Run = dict[str, Any]
+_EVALUATIONS = 101
 
 
 class Target(NamedTuple):
-    """One line of the table, and of ``targets.json``.
+    """Some lines of the table, and one of ``targets.json``.
 
     Attributes:
         device: "cpu" or "cuda".
-        what: the op and shapes.
+        what: the op, or the part of a model.
         number: to be reached.
-        unit: "x", "%", "us" or "ms"; of the last two less is better.
+        less: whether less is better.
+        unit: "x", "%", "us", "ms" or "TFLOP/s".
         versus: what a ratio or share is taken of.
         measure: key in MEASURES.
-        arguments: of the measure, before the result.
+        arguments: of the measure.
     """
 
     device: str
     what: str
     number: float
+    less: bool
     unit: str
     versus: str
     measure: str
-    arguments: Sequence[Any]
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Target:
+        """From a line of the file, which has the number under "at_least" or "at_most"."""
+        arguments, less = dict(line), "at_most" in line
+        number = arguments.pop("at_most" if less else "at_least")
+        names = ("device", "what", "unit", "versus", "measure")
+        named = {name: arguments.pop(name) for name in names}
+        return cls(number=number, less=less, arguments=arguments, **named)
 
     def goal(self) -> str:
         """For people."""
-        sign = "at most" if self.less() else "at least"
+        sign = "at most" if self.less else "at least"
         return f"{sign} {self.figure(self.number)} {self.versus}".rstrip()
 
-    def worst(self, run: Run) -> float | None:
-        """What counts of a result; None where it has nothing."""
-        values = MEASURES[self.measure](*self.arguments, run)
-        return (max if self.less() else min)(values) if values else None
+    def shapes(self) -> Sequence[str]:
+        """Names of its shapes: of the op's those that are timed on the device, or batches."""
+        given = self.arguments
+        if "op" in given:
+            timings = all_benches()[given["op"]].timings
+            on_device = [t.name for t in timings if self.device in t.devices]
+            return [name for name in on_device if re.search(given["shapes"], name)]
+        if "batches" in given:
+            return [f"batch {batch}" for batch in given["batches"]]
+        return [given["shape"]]
+
+    def value(self, shape: str, run: Run) -> float | None:
+        """What a result has measured at a shape; None where it has not."""
+        return MEASURES[self.measure](self.arguments, shape, run)
+
+    def bound(self, shape: str, run: Run) -> str:
+        """The least time at a shape, and what takes it, by the limits of a run; empty if none."""
+        given = self.arguments
+        if self.measure == "memory":
+            return ""
+        if "op" in given:
+            found = bounds.of_op(given["op"], shape, run)
+            return f"{tables.time(1e6 * found.seconds)}, {found.by}" if found else ""
+        if "batches" not in given:
+            return ""
+        parts = bounds.of_image(given["model"], _batch(shape), run)
+        if parts is None:
+            return ""
+        if self.measure == "evaluation":
+            count = PRESETS[given["model"]].ar_steps * _EVALUATIONS
+            return f"{1e3 * parts['head'] / count:.1f} us"
+        return f"{tables.milliseconds(parts[given.get('part') or 'whole'])} ms"
 
     def state(self, value: float) -> str:
         """Whether `value` is on the good side."""
-        good = value <= self.number if self.less() else value >= self.number
+        good = value <= self.number if self.less else value >= self.number
         return "**reached**" if good else "missed"
-
-    def less(self) -> bool:
-        """Whether less is better."""
-        return self.unit in ("us", "ms") or self.versus.endswith("alone")
 
     def figure(self, value: float) -> str:
         """For people."""
         if self.unit == "%":
             return f"{100 * value:.0f}%"
+        if self.unit == "TFLOP/s":
+            return f"{value:.0f} {self.unit}"
         shown = tables.ratio(value) + "x"
         return shown if self.unit == "x" else f"{tables.milliseconds(value)} {self.unit}"
 
 
 def table(runs: Mapping[str, Run]) -> str:
-    """Every target with the figure of the newest result that has measured it."""
-    newest = sorted(runs.values(), key=lambda run: run["machine"]["date"], reverse=True)
-    rows = []
-    for target in TARGETS:
-        of_device = [r for r in newest if r["machine"]["device"] == target.device]
-        values = (target.worst(run) for run in of_device if not run.get("dry_run"))
-        value = next((value for value in values if value is not None), None)
-        found = (
-            ("", "not measured") if value is None else (target.figure(value), target.state(value))
-        )
-        device = "GPU" if target.device == "cuda" else "CPU"
-        rows.append((device, target.what, target.goal(), *found))
-    return tables.markdown({"device": "", "what": "", "target": "", "measured": ">", "": ""}, rows)
+    """Every target at every shape, by the newest result that has measured it.
+
+    The bound of a shape that none has measured is by the limits of the newest result with any.
+    """
+    newest = sorted(
+        (pair for pair in runs.items() if not pair[1].get("dry_run")),
+        key=lambda pair: pair[1]["machine"]["date"],
+        reverse=True,
+    )
+    rows = (row for target in TARGETS for shape in target.shapes()
+            for row in [_row(target, shape, newest)])  # fmt: skip
+    columns = ("device", "what", "shape", "target", "bound")
+    return tables.markdown(dict.fromkeys(columns, "") | {"measured": ">", "": "", "file": ""}, rows)
 
 
-def _best(run: Run, op: str, shape: str) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """Best backend and ratios of the others, for shapes that match the pattern `shape`."""
+def _row(target: Target, shape: str, newest: Sequence[tuple[str, Run]]) -> Sequence[str]:
+    of_device = [(n, run) for n, run in newest if run["machine"]["device"] == target.device]
+    device = "GPU" if target.device == "cuda" else "CPU"
+    begin = (device, target.what, shape, target.goal())
+    for name, run in of_device:
+        value = target.value(shape, run)
+        if value is not None:
+            bound = target.bound(shape, run) or "not counted"
+            return (*begin, bound, target.figure(value), target.state(value), name)
+    for name, run in of_device:
+        bound = target.bound(shape, run)
+        if bound:
+            return (*begin, bound, "", "not measured", f"limits: {name}")
+    return (*begin, "not counted", "", "not measured", "")
+
+
+def _batch(shape: str) -> int:
+    return int(shape.removeprefix("batch "))
+
+
+Given = Mapping[str, Any]
+
+
+def _best(given: Given, shape: str, run: Run) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """Best backend and ratios of the others at the shape, if it was timed."""
     for best, others in tables.shapes(run):
-        if best["op"] == op and re.search(shape, best["shape"]):
+        if (best["op"], best["shape"]) == (given["op"], shape):
             yield best, others
 
 
-def _share(op: str, shape: str, limit: str, run: Run) -> list[float]:
-    of = run["limits"].get(limit)
-    return [best["gb_s"] / of for best, _ in _best(run, op, shape)] if of else []
+def _share(given: Given, shape: str, run: Run) -> float | None:
+    of = run["limits"].get(given["of"])
+    return next((best["gb_s"] / of for best, _ in _best(given, shape, run) if of), None)
 
 
-def _speedup(op: str, shape: str, baseline: str, run: Run) -> list[float]:
-    return [others[baseline] for _, others in _best(run, op, shape) if baseline in others]
+def _bound_share(given: Given, shape: str, run: Run) -> float | None:
+    bound = bounds.of_op(given["op"], shape, run)
+    shares = (
+        1e6 * bound.seconds / best["median_us"] for best, _ in _best(given, shape, run) if bound
+    )
+    return next(shares, None)
 
 
-def _microseconds(op: str, shape: str, run: Run) -> list[float]:
-    return [best["median_us"] for best, _ in _best(run, op, shape)]
+def _speedup(given: Given, shape: str, run: Run) -> float | None:
+    found = (others.get(given["over"]) for _, others in _best(given, shape, run))
+    return next(found, None)
 
 
-def _matrix_share(op: str, shape: str, run: Run) -> list[float]:
-    rate = run["limits"].get("bf16_tflop_s")
-    return [best["gflop_s"] / 1e3 / rate for best, _ in _best(run, op, shape)] if rate else []
+def _microseconds(given: Given, shape: str, run: Run) -> float | None:
+    return next((best["median_us"] for best, _ in _best(given, shape, run)), None)
 
 
-def _memory(op: str, shape: str, baseline: str, run: Run) -> list[float]:
-    rows = [row for row in run["rows"] if row["name"] == baseline and row.get("peak_mb")]
-    peaks = {(row["op"], row["shape"]): row["peak_mb"] for row in rows}
-    best = [b for b, _ in _best(run, op, shape) if b.get("peak_mb") and (op, b["shape"]) in peaks]
-    return [peaks[op, row["shape"]] / row["peak_mb"] for row in best]
+def _tflops(given: Given, shape: str, run: Run) -> float | None:
+    return next((best["gflop_s"] / 1e3 for best, _ in _best(given, shape, run)), None)
+
+
+def _memory(given: Given, shape: str, run: Run) -> float | None:
+    peaks = {
+        row["name"]: row["peak_mb"]
+        for row in run["rows"]
+        if (row["op"], row["shape"]) == (given["op"], shape) and row.get("peak_mb")
+    }
+    best = next((best["name"] for best, _ in _best(given, shape, run)), None)
+    known = best in peaks and given["over"] in peaks
+    return peaks[given["over"]] / peaks[best] if known and best is not None else None
 
 
 def _image_ratio(
-    model: str, batches: Sequence[int], path: str, part: str | None, run: Run
-) -> list[float]:
-    ratios = []
-    for batch in batches:
-        rows = [tables.image(run, model, batch, name) or {} for name in ("fast", path)]
-        fast, other = (r.get("parts_ms", {}).get(part) if part else r.get("ms") for r in rows)
-        if fast and other:
-            ratios.append(other / fast)
-    return ratios
+    given: Given, shape: str, run: Run, path: str = "published", name: str = "fast"
+) -> float | None:
+    part = given.get("part")
+    rows = [tables.image(run, given["model"], _batch(shape), way) or {} for way in (name, path)]
+    fast, other = (r.get("parts_ms", {}).get(part) if part else r.get("ms") for r in rows)
+    return other / fast if fast and other else None
 
 
-def _over_products(model: str, batches: Sequence[int], run: Run) -> list[float]:
-    return [1 / ratio for ratio in _image_ratio(model, batches, "products alone", None, run)]
+def _over_products(given: Given, shape: str, run: Run) -> float | None:
+    return _image_ratio(given, shape, run, path="fast", name="products alone")
 
 
-def _image_time(model: str, batches: Sequence[int], run: Run) -> list[float]:
-    rows = (tables.image(run, model, batch, "fast") for batch in batches)
-    return [row["ms"] for row in rows if row]
+def _image_time(given: Given, shape: str, run: Run) -> float | None:
+    row = tables.image(run, given["model"], _batch(shape), "fast")
+    return row["ms"] if row else None
 
 
-def _model_figure(name: str, figure: str, run: Run) -> list[float]:
-    content = run.get("model", {}).get(name, {})
-    return [content[figure]] if figure in content else []
+def _evaluation(given: Given, shape: str, run: Run) -> float | None:
+    rows = 2 * _batch(shape) * PRESETS[given["model"]].parallel_num
+    times = [
+        record["us"]
+        for record in run.get("ways", ())
+        if record["what"] == "plan" and record["part"] == "head" and record["repeatable"]
+        and (record["model"], record["rows"]) == (given["model"], rows)
+    ]  # fmt: skip
+    return min(times, default=None)
 
 
-MEASURES: dict[str, Callable[..., list[float]]] = {
-    "share": _share,  # bandwidth of the best backend in a limit of the same run
+def _model_figure(given: Given, shape: str, run: Run) -> float | None:
+    figures: Mapping[str, float] = run.get("model", {}).get(given["program"], {})
+    return figures.get(given["figure"])
+
+
+MEASURES: dict[str, Callable[[Given, str, Run], float | None]] = {
+    "share": _share,  # bandwidth of the best backend in one of the same run
+    "bound_share": _bound_share,  # the bound of `benchmarks.bounds` over its time
     "speedup": _speedup,  # how many times as fast the best backend is
     "microseconds": _microseconds,  # of the best backend
-    "matrix_share": _matrix_share,  # its arithmetic in the rate of a large product
+    "tflops": _tflops,  # its arithmetic
     "memory": _memory,  # peak of a baseline over that of the best backend
-    "image_ratio": _image_ratio,  # of each batch, `path` over the default, of all or of a part
+    "image_ratio": _image_ratio,  # the published path over the default, of all or of a part
     "over_products": _over_products,  # an image over its products alone
     "image_time": _image_time,  # milliseconds
+    "evaluation": _evaluation,  # microseconds by the fastest plan
     "model_figure": _model_figure,  # of ``python -m benchmarks model``
 }
 
 TARGETS = [
-    Target._make([*row[:6], row[6:]])
-    for row in json.loads(Path(__file__).with_suffix(".json").read_text())
+    Target.of(line)
+    for line in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 ]

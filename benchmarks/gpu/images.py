@@ -1,4 +1,4 @@
-"""Whole images on a card: the library's path against the published one, and the bound beside it.
+"""Whole images on a card: the library's path against the published one.
 
 Random weights: the time does not depend on what a picture shows. An image's AR steps are alike but
 for the cache they read, so a path that is too slow for the time there is runs some of them and is
@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.gpu import limits
 from benchmarks.gpu.worker import Context, Step
-from benchmarks.model import bound, paths
+from benchmarks.model import paths
 from bitdance.models.class_conditional import BitDanceModel
-from bitdance.models.config import PRESETS, ModelConfig
+from bitdance.models.config import PRESETS
 
 _MODELS = ("B-16x", "B-1x", "B-4x", "L-1x", "H-1x")
 _BATCHES = (1, 64, 8, 384)
@@ -71,18 +71,7 @@ def _images(context: Context, name: str, batch: int, share: int) -> None:
             if not context.dry_run:
                 torch.cuda.empty_cache()
         what = {"model": name, "batch": batch, "path": path, "device": context.device.type}
-        bounds = _bounds(context, config, batch)
-        context.add("images", {**what, "steps": denoising, "bound_ms": bounds, **figures})
-
-
-def _bounds(context: Context, config: ModelConfig, batch: int) -> dict[str, float]:
-    """Milliseconds an image by the limits measured in this run; none where it has not."""
-    measured = context.result["limits"]
-    if not {"copy_gb_s", "bf16_tflop_s", "l2_gb_s"} <= measured.keys():
-        return {}
-    copy, l2 = (1e9 * measured[name] for name in ("copy_gb_s", "l2_gb_s"))
-    card = bound.Limits(copy=copy, matrix=measured["bf16_tflop_s"] * 1e12, l2=l2)
-    return {part: 1e3 * s / batch for part, s in bound.seconds(config, batch, card).items()}
+        context.add("images", {**what, "steps": denoising, **figures})
 
 
 def _time(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ _LAUNCHES = 200
 def steps(context: Context) -> Sequence[Step]:
     """Bandwidth, matrix rate, L2, launches."""
     measures = {
+        "clock": _clock,
         "copy": _copy,
         "matrix rate": _matrix_rate,
         "L2": _l2,
@@ -38,6 +41,19 @@ def seconds_of(context: Context, function: Callable[[], object]) -> float:
 
 def _probe(context: Context, probe: str, setting: str, **figures: float | str) -> None:
     context.add("probes", {"probe": probe, "setting": setting, **figures})
+
+
+def _clock(context: Context) -> None:
+    """The highest clock of the multiprocessors, which bounds what they can issue."""
+    if context.dry_run:
+        return
+    query = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
+    index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    try:
+        done = subprocess.run([*query, "-i", index], capture_output=True, text=True, check=True)
+        context.add("limits", float(done.stdout) / 1e3, "sm_clock_ghz")
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        context.add("not run", f"nvidia-smi: {error}", "machine: clock")
 
 
 def _copy(context: Context) -> None:

@@ -1,18 +1,20 @@
 """Lower bound on the time of a whole image: its products and its traffic at the card's limits.
 
-A serial sum over phases of the larger of compute and traffic. In the head the weights of its blocks
-stay in the L2 cache where they fit; at small batches a chain of dependent stages, each at least
-`stage` long, is longer than either. Counted from the configuration, for the published 100 denoising
-steps with guidance (two rows an image); nothing is measured here but the limits that are given.
+A serial sum over dependent stages, each of which takes as long as its arithmetic, its weights or
+the shortest way from one stage to the next, whichever is longest. In the head the weights of its
+blocks stay in the L2 cache as far as they fit. Counted from the configuration, for the published
+100 denoising steps with guidance (two rows an image); nothing is measured here but the limits that
+are given.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitdance.models.class_conditional import BitDanceModel
@@ -20,28 +22,29 @@ from bitdance.models.config import ModelConfig
 
 _BYTES = 2  # bfloat16
 _EVALUATIONS = 101
-_L2_USABLE = 50e6
-# Up to so many rows one grid can hold all of a head evaluation's rows, and its modulations of all
-# evaluations are computed at once.
-_MAX_ROWS_AT_ONCE = 64
+_L2_BYTES = 50e6
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a card: bytes and operations a second; seconds of a dependent stage."""
+    """Limits of a card: bytes and operations a second; seconds from a stage to the next."""
 
     copy: float
     matrix: float
     l2: float
-    stage: float = 1e-6
+    stage: float
 
 
 @functools.lru_cache
-def _counts(config: ModelConfig) -> tuple[int, int, int, float]:
-    """Weights of the trunk, of the head's blocks and modulations, operations of the decoder."""
+def _counts(config: ModelConfig) -> tuple[Sequence[int], Sequence[int], int, float]:
+    """Weights of each product of the trunk and of the head's blocks, and of all its modulations.
 
-    def weights(modules: Iterable[torch.nn.Module]) -> int:
-        return sum(p.numel() for module in modules for p in module.parameters())
+    At last the operations of the decoder.
+    """
+
+    def products(*modules: nn.Module) -> list[int]:
+        weights: Iterable[nn.Parameter] = (p for module in modules for p in module.parameters())
+        return [weight.numel() for weight in weights if weight.dim() == 2]
 
     with torch.device("meta"):
         model = BitDanceModel(config)
@@ -49,9 +52,9 @@ def _counts(config: ModelConfig) -> tuple[int, int, int, float]:
         with FlopCounterMode(display=False) as counter:
             model.vae.decode(codes)
     net = model.head.net
-    modulation = weights([net.ada_ln_blocks, net.final_layer.ada_ln_modulation])
-    blocks = weights([net]) - modulation - weights([net.time_embed, net.cond_embed])
-    return weights([model.layers]), blocks, modulation, float(counter.get_total_flops())
+    modulations = sum(products(net.ada_ln_blocks, net.final_layer.ada_ln_modulation))
+    flops = float(counter.get_total_flops())
+    return products(model.layers), products(net.res_blocks), modulations, flops
 
 
 def training_flops(model: BitDanceModel, batch: int) -> float:
@@ -63,7 +66,7 @@ def training_flops(model: BitDanceModel, batch: int) -> float:
     config, net = model.config, model.head.net
     ranges, P = model.ranges(), config.parallel_num
 
-    def weights(*modules: torch.nn.Module) -> int:
+    def weights(*modules: nn.Module) -> int:
         parameters = (p for module in modules for p in module.parameters())
         return sum(p.numel() for p in parameters if p.dim() == 2)
 
@@ -79,29 +82,27 @@ def training_flops(model: BitDanceModel, batch: int) -> float:
 
 def seconds(config: ModelConfig, batch: int, limits: Limits) -> dict[str, float]:
     """Seconds a batch of the trunk, the head and the decoder, and their sum."""
-    trunk_weights, block_weights, modulation_weights, decoder_flops = _counts(config)
-    P = config.parallel_num
-    rows = 2 * P * batch
-    lengths = [config.prefix + P * i for i in range(config.ar_steps)]
+    trunk, blocks, modulations, decoder_flops = _counts(config)
+    P, steps = config.parallel_num, config.ar_steps
+    lengths = [config.prefix + P * i for i in range(steps)]
     cache_bytes = 2 * 2 * _BYTES * config.dim * config.n_layer * sum(lengths)
 
-    def product(weights: float, rows: float, bandwidth: float) -> float:
-        return max(2 * rows * weights / limits.matrix, weights * _BYTES / bandwidth)
+    def chain(weights: Sequence[int], rows: int, bandwidth: float) -> float:
+        """Seconds of dependent products."""
+        arithmetic, traffic = 2 * rows / limits.matrix, _BYTES / bandwidth
+        return sum(max(limits.stage, w * arithmetic, w * traffic) for w in weights)
 
-    in_l2 = block_weights * _BYTES < _L2_USABLE
-    blocks = product(block_weights, rows, limits.l2 if in_l2 else limits.copy)
-    modulation = product(modulation_weights, rows, limits.copy)
-    evaluation = blocks + modulation
-    if rows <= _MAX_ROWS_AT_ONCE:
-        stages = (2 if P == 1 else 4) * config.diff_layers
-        evaluation = max(blocks, stages * limits.stage)
-    trunk = max(
-        config.ar_steps * trunk_weights * _BYTES / limits.copy,
-        2 * 2 * batch * lengths[-1] * trunk_weights / limits.matrix,
-    )
+    block_bytes = _BYTES * sum(blocks)
+    held = min(block_bytes, _L2_BYTES)
+    from_l2 = block_bytes / (held / limits.l2 + (block_bytes - held) / limits.copy)
+    rows = 2 * P * batch
+    # The modulations of all evaluations may be one product, which reads their weights once.
+    modulation = chain([modulations], rows * _EVALUATIONS, limits.copy)
+    first = chain(trunk, 2 * batch * config.prefix, limits.copy)
     parts = {
-        "trunk": trunk + batch * cache_bytes / limits.copy,
-        "head": config.ar_steps * _EVALUATIONS * evaluation,
+        "trunk": first + (steps - 1) * chain(trunk, rows, limits.copy)
+        + batch * cache_bytes / limits.copy,
+        "head": steps * (_EVALUATIONS * chain(blocks, rows, from_l2) + modulation),
         "decoder": batch * decoder_flops / limits.matrix,
-    }
+    }  # fmt: skip
     return {**parts, "whole": sum(parts.values())}

@@ -7,6 +7,7 @@ baselines, which take the arguments of the op. The names of shapes and baselines
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Timing:
         make: builds the call on a device.
         bytes: bytes that must be moved: every input read once, every output written once.
         flops: floating-point operations that must be done (a multiply-add is two).
+        half: they are products of half precision, which the rate of a large one bounds.
+        items: of integer work, see ``tests/instructions.py``.
         devices: where this shape is worth timing.
         backward: time the gradients of all floating-point arguments with it.
     """
@@ -38,6 +41,8 @@ class Timing:
     make: Callable[[torch.device], Call]
     bytes: int
     flops: int = 0
+    half: bool = False
+    items: int = 0
     devices: tuple[str, ...] = ("cpu", "cuda")
     backward: bool = False
 
@@ -98,6 +103,7 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@functools.cache
 def all_benches() -> dict[str, Bench]:
     """The case of every op, with its timings if it has any."""
     shapes: dict[str, tuple[Sequence[Timing], Mapping[str, Callable[..., Any]]]] = {}

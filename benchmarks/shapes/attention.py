@@ -39,7 +39,9 @@ def _causal_attention(
     moved = (6 if backward else 2) * B * T * (H + Hkv) * D * dtype.itemsize
     flops = 2 * (7 if backward else 2) * B * H * D * pairs
     name = f"{name}, {short(dtype)}{', with gradients' if backward else ''}"
-    return timing(name, arguments, moved, flops=flops, devices=devices, backward=backward)
+    return timing(
+        name, arguments, moved, flops=flops, half=dtype == BF16, devices=devices, backward=backward
+    )
 
 
 def _text_to_image(device: torch.device | str) -> Ranges:
@@ -138,7 +140,9 @@ def _decode(
 
     moved = (2 * B * P * H * D + 2 * B * length * cache[1] * D) * dtype.itemsize
     flops = 4 * B * P * H * D * length
-    return timing(f"{name}, {short(dtype)}", arguments, moved, flops=flops, devices=devices)
+    name = f"{name}, {short(dtype)}"
+    half = dtype == BF16
+    return timing(name, arguments, moved, flops=flops, half=half, devices=devices)
 
 
 def sdpa_mask(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:

@@ -40,8 +40,23 @@ def _pairs(rows: int, width: int, *k: int) -> Timing:
         return [make.bytes(rows, width), make.bytes(rows, width), *k]
 
     moved = 2 * rows * width + (rows * 12 * k[0] if k else rows * rows * 4)
-    flops = 2 * rows * rows * 8 * width
-    return timing(f"{rows} x {rows}, {8 * width} bits", arguments, moved, flops=flops)
+    name, flops = f"{rows} x {rows}, {8 * width} bits", 2 * rows * rows * 8 * width
+    return timing(name, arguments, moved, flops=flops, items=rows * rows * -(-width // 4))
+
+
+def _flips(name: str, *shape: int, **more: Any) -> Timing:
+    packed = math.prod(shape)
+    return timing(
+        name, lambda make: [make.bytes(*shape), 0.1, {"seed": 1}], 2 * packed, items=packed, **more
+    )
+
+
+def _sign_flips(name: str, *shape: int, **more: Any) -> Timing:
+    values = math.prod(shape)
+    return timing(
+        name, lambda make: [make.randn(*shape).sign(), 0.1, {"seed": 1}], 8 * values,
+        items=values, **more,
+    )  # fmt: skip
 
 
 def _packed_linear(rows: int, bits: int, features: int) -> Timing:
@@ -151,12 +166,12 @@ SHAPES = {
     ),
     "bit_counts": ([_counts(2**18, 32), _counts(2**25, 32, **CUDA)], {"numpy": counts_numpy}),
     "flip_bits": (
-        [timing("16.8 M bits", lambda make: [make.bytes(2**16, 32), 0.1, {"seed": 1}], 2 * 2**21)],
+        [_flips("16.8 M bits", 2**16, 32), _flips("4.3 G bits", 2**24, 32, **CUDA)],
         {"torch": flip_bits_torch},
     ),
     "flip_signs": (
-        [timing("4.2 M float32", lambda make: [make.randn(2**14, 256).sign(), 0.1, {"seed": 1}],
-                8 * 2**22)],
+        [_sign_flips("4.2 M float32", 2**14, 256),
+         _sign_flips("134 M float32", 2**19, 256, **CUDA)],
         {"torch": flip_signs_torch},
     ),
     "hamming_distance": ([_pairs(4096, 32), _pairs(1024, 4)], {"float product": float_product}),

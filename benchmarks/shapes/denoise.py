@@ -73,6 +73,7 @@ def _patches(
         lambda make: [make.randn(rows, patch, 3 * width, dtype=dtype), heads],
         4 * rows * patch * width * dtype.itemsize,
         flops=4 * rows * patch * patch * width,
+        half=dtype == BF16,
         **more,
     )
 

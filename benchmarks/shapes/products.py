@@ -61,7 +61,10 @@ def _product(
         name = f"[{rows}, {channels}] to {features} {short(dtype)}{packed}"
         flops = 2 * rows * channels * halves * features
         devices = ("cpu",) if dtype == F32 else ("cuda",)
-        return timing(name, arguments, dtype.itemsize * moved, flops=flops, devices=devices)
+        return timing(
+            name, arguments, dtype.itemsize * moved, flops=flops, half=dtype == BF16,
+            devices=devices,
+        )  # fmt: skip
 
     return [one(*size) for size in sizes]
 
@@ -112,7 +115,8 @@ def _qkv(name: str, B: int, P: int, cache: int = 319, C: int = 768, H: int = 12)
         return [x, weight, norm, k, v, rows, angles, {"num_heads": H}]
 
     moved = 2 * (B * P * 4 * C + 3 * C * C)
-    return timing(name, arguments, moved, flops=6 * B * P * C * C, devices=("cuda",))
+    flops = 6 * B * P * C * C
+    return timing(name, arguments, moved, flops=flops, half=True, devices=("cuda",))
 
 
 def qkv_steps(
@@ -142,7 +146,8 @@ def _step(name: str, shape: tuple[int, ...], width: int) -> Timing:
 
     rows = torch.Size(stack[:-1]).numel()
     moved = rows * (2 * bits + 4 * bits + 2 * width) + 2 * width * bits
-    return timing(name, arguments, moved, flops=rows * width * bits, devices=("cuda",))
+    flops = rows * width * bits
+    return timing(name, arguments, moved, flops=flops, half=True, devices=("cuda",))
 
 
 def step_library(
