@@ -1,7 +1,9 @@
 """`python -m benchmarks gpu` without a card: --dry-run, and the process that is replaced."""
 
 import dataclasses
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -350,7 +352,8 @@ def test_an_op_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
     assert "pack_signs is wrong" in context.result["not run"]["small: pack_signs"]
 
 
-@pytest.mark.parametrize("name", training._MODELS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", training.MODELS)
 def test_training_goes_every_way_to_the_same_loss(name, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     losses, draws = {}, None
@@ -365,7 +368,7 @@ def test_training_goes_every_way_to_the_same_loss(name, monkeypatch):
 
 
 def test_operations_of_a_training_step():
-    """Held against PyTorch's counter, which sees the products, and twice those of SDPA."""
+    """Nearly those of PyTorch's counter, which sees no mask and no gradient that nobody needs."""
     model = training.model_of("14B-64x head", CPU, tiny=True)
     draws, tokens = model_training.draws(model, 2), paths.random_tokens(model, 2)
     with (
@@ -376,14 +379,52 @@ def test_operations_of_a_training_step():
     assert bound.training_flops(model, 2) == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
+def test_training_is_measured_as_on_a_card(tmp_path, monkeypatch):
+    """With the CPU for a card: autocast, memory, the bound, and a way that needs too much."""
+    context = _context(tmp_path, [], {"training": 60.0})
+    context.dry_run = False
+    context.add("limits", 2.0, "bf16_tflop_s")
+    monkeypatch.setattr(Context, "device", CPU)
+    tiny = functools.partial(training.model_of, tiny=True)
+    monkeypatch.setattr(training, "model_of", lambda name, device, **_: tiny(name, device))
+    monkeypatch.setattr(training, "_TIMED", (("14B-64x head", 2),))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    memory = {"memory_allocated": 2e6, "max_memory_allocated": 5e6}
+    for name in (*memory, "synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: memory.get(name))
+    steps = dict(training.steps(context))
+    assert len(steps) == len(training.WAYS)
+    for way in ("fast", "published"):
+        steps[f"14B-64x head, batch 2, {way}"]()
+    rows = context.result["training"]
+    assert [row["way"] for row in rows] == ["fast", "published"]
+    assert [row["peak_mb"] for row in rows] == [3.0, 3.0]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    expected = 1e3 * bound.training_flops(training.model_of("14B-64x head", CPU), 2) / 2e12
+    assert rows[0]["bound_ms"] == pytest.approx(expected)
+    assert f"| 14B-64x head | 2 | fast | {tables.milliseconds(rows[0]['ms'])} | " in (
+        tables.training(context.result)
+    )
+
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("out of memory\nand more")
+
+    monkeypatch.setattr(training, "loss_of", too_large)
+    steps["14B-64x head, batch 2, fast, compiled"]()
+    assert context.result["not timed"] == {
+        "training: 14B-64x head, batch 2, fast, compiled": "out of memory"
+    }
+
+
 @pytest.mark.slow
 def test_dry_run_trains(dry_run):
     found = {(row["model"], row["way"]): row["loss"] for row in dry_run["training"]}
     ways = {way for _, way in found}
     assert ways == set(training.WAYS) - {"published, flex"}
-    for name in training._MODELS:
+    for name in training.MODELS:
         for way in ways:
-            assert found[name, way] == pytest.approx(found[name, "fast"], rel=1e-5)
+            losses = (torch.tensor(found[name, w]) for w in (way, "fast"))
+            torch.testing.assert_close(*losses)
     assert "| B-16x | 2 | fast | " in tables.training(dry_run)
 
 

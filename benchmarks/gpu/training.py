@@ -25,7 +25,8 @@ from bitdance.models.config import HEAD_PRESETS, PRESETS, HeadConfig, ModelConfi
 from bitdance.models.diffusion_head import DiffusionHead
 
 WAYS = ("fast", "fast, compiled", "published, flex", "published")
-_MODELS = {"B-16x": (64, 256), "14B-64x head": (2,)}
+MODELS = ("B-16x", "14B-64x head")
+_TIMED = (("B-16x", 64), ("14B-64x head", 2), ("B-16x", 128))
 _ROUNDS, _WARM_UP = 7, 3
 _BEHIND = ModelConfig(
     dim=5120, n_layer=1, n_head=40, diff_layers=1, diff_dim=64, diff_adanln_layers=1,
@@ -39,10 +40,10 @@ _TINY_HEAD = HeadConfig(
 
 def steps(context: Context) -> Sequence[Step]:
     """A step per model, batch and way; the first one of a batch is the library's."""
+    timed = [(name, 2) for name in MODELS] if context.dry_run else _TIMED
     return [
         (f"{name}, batch {batch}, {way}", functools.partial(_time, context, name, batch, way))
-        for name, batches in _MODELS.items()
-        for batch in ((2,) if context.dry_run else batches)
+        for name, batch in timed
         for way in WAYS
         if not (context.dry_run and "flex" in way)  # it has no gradients on the CPU
     ]
