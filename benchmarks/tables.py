@@ -154,7 +154,7 @@ def _way(what: str, record: Mapping[str, Any]) -> str:
         return "library" if launch is None else "tiles {}, parts {}, split {}".format(*launch)
     if what == "table":
         return "one table" if record["one_table"] else "a table for each evaluation"
-    return str(record.get("plan") or record.get("way") or record["start"])
+    return str(record.get("plan") or record["way"])
 
 
 def training(run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -59,6 +60,20 @@ def microseconds(
 def add(context: Context, what: str, **figures: Any) -> None:
     """Record figures."""
     context.add("ways", {"what": what, **figures})
+
+
+def time_ways(
+    context: Context, what: str, ways: Mapping[str, Callable[[], Any]], *, parts: int = 1,
+    calls: int = 1, **figures: Any,
+) -> None:  # fmt: skip
+    """Capture each way, time them in turns, and record microseconds of one of its `parts`.
+
+    Each turn is `calls` replays. ``ways`` in a report is the table of the figures.
+    """
+    replays = {name: captured(context, way) for name, way in ways.items()}
+    for name, us in microseconds(context, replays, calls=calls).items():
+        us = [value / parts for value in us]
+        add(context, what, way=name, us=statistics.median(us), all_us=us, **figures)
 
 
 def records(context: Context, what: str) -> Iterator[dict[str, Any]]:

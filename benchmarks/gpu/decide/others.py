@@ -63,14 +63,10 @@ def _row_kernels(context: Context) -> None:
         weight = (torch.randn(_WIDTH, _WIDTH, device=device) / _WIDTH**0.5).to(dtype)
         tensors = x, weight, y
         ways = {
-            name: common.captured(context, functools.partial(_chain, *tensors, pairs, early))
+            name: functools.partial(_chain, *tensors, pairs, early)
             for name, early in (("in order", False), ("early", not context.dry_run))
         }
-        for name, us in common.microseconds(context, ways, calls=10).items():
-            us = [value / pairs for value in us]
-            common.add(
-                context, "row kernel", rows=rows, start=name, us=statistics.median(us), all_us=us
-            )
+        common.time_ways(context, "row kernel", ways, parts=pairs, calls=10, rows=rows)
 
 
 def _chain(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, pairs: int, early: bool) -> None:

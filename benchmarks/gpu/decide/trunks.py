@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable, Sequence
 from unittest import mock
 
@@ -100,13 +99,13 @@ def _decode(context: Context) -> None:
                 out = block_decode_attention(q, keys, values, lengths)
             return out
 
-        ways = {}
-        for name, most in (("split", 0), ("one launch", _KEYS)):
+        def with_keys(most: int, chain: Callable[[], Tensor] = chain) -> Tensor:
             with mock.patch.object(decode_config, "MAX_UNSPLIT_KEYS", most):
-                ways[name] = common.captured(context, chain)
-        for name, us in common.microseconds(context, ways, calls=10).items():
-            us = [value / (1 if context.dry_run else _CALLS) for value in us]
-            common.add(
-                context, "decode attention", rows=2 * P, way=name, us=statistics.median(us),
-                all_us=us,
-            )  # fmt: skip
+                return chain()
+
+        common.time_ways(
+            context, "decode attention",
+            {"split": functools.partial(with_keys, 0),
+             "one launch": functools.partial(with_keys, _KEYS)},
+            parts=1 if context.dry_run else _CALLS, calls=10, rows=2 * P,
+        )  # fmt: skip
