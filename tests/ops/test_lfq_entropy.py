@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bitdance_kernels import lfq_entropy
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
@@ -87,6 +88,83 @@ def test_float32_gradients_are_those_of_float64():
         grads.append(torch.autograd.grad(per_sample - codebook, leaf)[0].double())
     error = (grads[0] - grads[1]).norm() / grads[1].norm()
     assert error <= 1e-4
+
+
+class LaunchCounter(TorchDispatchMode):
+    """Counts what a card would launch: PyTorch's operators that compute, and Triton's kernels."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        interpreter = pytest.importorskip("triton.runtime.interpreter")
+        launch = interpreter.GridExecutor.__call__
+
+        def counted(executor, *args, **kwargs):
+            self.launched.append(executor.fn.__name__)
+            with _disable_current_modes():
+                return launch(executor, *args, **kwargs)
+
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", counted)
+        self.launched = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        is_view = any(a.alias_info is not None for a in func._schema.arguments)
+        if func.namespace == "aten" and not is_view and "empty" not in func.__name__:
+            self.launched.append(func.__name__)
+        return result
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize(("tokens", "bits"), [(70, 4), (40, 8)])
+def test_three_launches_forward_and_one_backward(monkeypatch, tokens, bits, per_group):
+    x = (0.03 * torch.randn(tokens, 2 * bits)).requires_grad_()
+    with LaunchCounter(monkeypatch) as counter:
+        results = lfq_entropy(x, bits, per_group=per_group, backend="triton")
+        assert len(counter.launched) == 3, counter.launched
+        counter.launched.clear()
+        torch.autograd.grad(results, x, [torch.ones_like(r) for r in results])
+    assert [name for name in counter.launched if not name.startswith("ones_like")] == [
+        "_lfq_entropy_backward_kernel"
+    ]
+
+
+def test_the_counter_sees_an_operator_too(monkeypatch):
+    with LaunchCounter(monkeypatch) as counter:
+        torch.ones(3).view(3, 1).exp().sum()
+    assert counter.launched == ["ones.default", "exp.default", "sum.default"]
+
+
+@pytest.mark.parametrize("bits", [1, 5, 10])
+@pytest.mark.parametrize("per_group", [False, True])
+def test_gradients_of_each_entropy_through_triton(bits, per_group):
+    """Alone and together, with an expanded gradient, several tiles of codes and strided rows."""
+    x = (0.03 * torch.randn(70, 3 * bits))[:, : 2 * bits]
+    for weights in ((1.0, 0.0), (0.0, 1.0), (0.5, -2.0)):
+        results = []
+        for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+            leaf = x.to(dtype).requires_grad_()
+            entropies = lfq_entropy(leaf, bits, per_group=per_group, backend=backend)
+            loss = sum(w * e.sum() for w, e in zip(weights, entropies, strict=True) if w)
+            results.append(torch.autograd.grad(loss, leaf)[0].double())
+        assert (results[0] - results[1]).norm() <= 1e-5 * results[1].norm()
+
+
+def test_second_derivatives_of_both_entropies():
+    x = (0.1 * torch.randn(4, 6, dtype=torch.float64)).requires_grad_()
+
+    def call(x):
+        return lfq_entropy(x, 3, temperature=0.3, backend="reference")
+
+    assert torch.autograd.gradgradcheck(call, (x,))
+
+
+def test_a_gradient_of_the_distribution_adds_to_that_of_its_entropy():
+    x = (0.1 * torch.randn(4, 6, dtype=torch.float64)).requires_grad_()
+
+    def call(x):
+        return torch.ops.bitdance.lfq_entropy(x, 3, 0.3, 1e-5, True, "reference")[:3]
+
+    assert torch.autograd.gradcheck(call, (x,))
 
 
 @pytest.mark.parametrize("isa", cpu_isas())

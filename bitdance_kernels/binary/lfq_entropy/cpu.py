@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from bitdance_kernels._shared import native
 from bitdance_kernels._shared.rows import as_rows
-from bitdance_kernels.binary.lfq_entropy.reference import odds_scale
+from bitdance_kernels.binary.lfq_entropy.reference import codebook_results, odds_scale
 
 # kEntropyPad of csrc/cpu/lfq_entropy: half codes are padded to this many.
 _PAD = 16
@@ -20,8 +20,8 @@ def unsupported(x: torch.Tensor, *_: object) -> str | None:
 
 
 def run(
-    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+) -> tuple[torch.Tensor, ...]:
     codes = _Codes(x, group_bits, temperature, per_group)
     sums = x.new_zeros(codes.slices, codes.tables, codes.high, codes.low, dtype=torch.float32)
     entropy = x.new_zeros(codes.slices, dtype=torch.float64)
@@ -32,20 +32,26 @@ def run(
         groups = x.reshape(codes.tokens, codes.groups, group_bits).isnan().any(2).any(0)
         lost = groups if per_group else groups.any()[None]
         p = p.masked_fill(lost[:, None, None], float("nan"))
-    return (total / parts).to(x.dtype), p / (parts // codes.tables)
+    per_sample, p = (total / parts).to(x.dtype), p / (parts // codes.tables)
+    return per_sample, *codebook_results(x, p, eps, per_group)
 
 
 def unsupported_backward(
-    grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *settings: object
+    grad_sample: torch.Tensor,
+    grad_codebook: torch.Tensor,
+    slope: torch.Tensor,
+    x: torch.Tensor,
+    *_: object,
 ) -> str | None:
     return native.cpu_unsupported(
-        "lfq_entropy_backward", grad_sample, grad_p, x
+        "lfq_entropy_backward", grad_sample, grad_codebook, slope, x
     ) or native.dtype_unsupported(x.dtype)
 
 
 def run_backward(
     grad_sample: torch.Tensor,
-    grad_p: torch.Tensor,
+    grad_codebook: torch.Tensor,
+    slope: torch.Tensor,
     x: torch.Tensor,
     group_bits: int,
     temperature: float,
@@ -55,7 +61,8 @@ def run_backward(
     grad_x = x.new_empty(x.shape, dtype=torch.float32)
     if codes.tokens == 0:
         return grad_x.to(x.dtype)
-    grad_p = (grad_p / (codes.tokens * codes.groups // codes.tables)).float()
+    weight = grad_codebook.float().reshape(-1, 1, 1)
+    grad_p = slope.float() * (weight / (codes.tokens * codes.groups // codes.tables))
     grad_p = F.pad(
         grad_p, (0, codes.low - grad_p.shape[2], 0, codes.high - grad_p.shape[1])
     ).contiguous()

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from bitdance_kernels._dispatch import arguments, transforms
 from bitdance_kernels._dispatch.op import KernelOp
 from bitdance_kernels._shared import checks
+from bitdance_kernels._shared.dtypes import accumulate_dtype
+from bitdance_kernels.binary.lfq_entropy.reference import codebook_entropy
 
 __all__ = ["lfq_entropy"]
 
@@ -70,25 +72,17 @@ def lfq_entropy(
     Backends:
         reference; C++ on the CPU (AVX2, AVX-512) and Triton, tile by tile, forward and backward.
     """
-    eps = arguments.real("lfq_entropy", "eps", eps)
-    if not eps > 0:
-        raise checks.fail("lfq_entropy", "eps", "greater than 0", eps)
     if process_group is not None:
         _check_group(x, process_group)
-    per_sample, p = _op.call(x, group_bits, temperature, per_group, backend)
+    per_sample, codebook, p, _ = _op.call(x, group_bits, temperature, eps, per_group, backend)
     if process_group is not None:
         tokens = x.shape[:-1].numel()
         counts = p.flatten() * tokens if tokens else p.new_zeros(p.numel())  # p is NaN without any
         counted = torch.cat([counts, p.new_tensor([float(tokens)])])
         counted = _SumOverProcesses.apply(counted, process_group)
         p = (counted[:-1] / counted[-1]).view_as(p)
-    # The constant changes no value, since P sums to 1. It removes a constant from the gradient of P
-    # that would only add rounding errors to the gradient of x.
-    log = torch.log(p + eps)
-    constant = (p * (log + p / (p + eps))).sum((1, 2), keepdim=True).detach()
-    codebook = -(p * (log - constant)).sum((1, 2)) - constant.flatten()
-    codebook = codebook.to(x.dtype)
-    return per_sample, codebook if per_group else codebook[0]
+        codebook = codebook_entropy(p, eps)[0].view_as(codebook).to(x.dtype)
+    return per_sample, codebook
 
 
 def _check_group(x: torch.Tensor, group: dist.ProcessGroup) -> None:
@@ -120,8 +114,15 @@ class _SumOverProcesses(torch.autograd.Function):
         return grads[0] * ctx.processes, None
 
 
-def _check(x: torch.Tensor, group_bits: int, temperature: float, per_group: bool) -> None:
-    op = "lfq_entropy"
+def _check(
+    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+) -> None:
+    _check_settings("lfq_entropy", x, group_bits, temperature)
+    if not eps > 0:
+        raise checks.fail("lfq_entropy", "eps", "greater than 0", eps)
+
+
+def _check_settings(op: str, x: torch.Tensor, group_bits: int, temperature: float) -> None:
     checks.dtype(op, "x", x, checks.FLOATS)
     checks.rank(op, "x", x, 1)
     if not 1 <= group_bits <= _MAX_BITS:
@@ -134,25 +135,53 @@ def _check(x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
 
 
 def _fake(
-    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    tables = x.shape[-1] // group_bits if per_group else 1
-    codes = (2 ** (group_bits // 2), 2 ** ((group_bits + 1) // 2))
-    return x.new_empty(()), x.new_empty((tables, *codes), dtype=torch.float64)
+    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+) -> tuple[torch.Tensor, ...]:
+    groups = x.shape[-1] // group_bits
+    table = (groups if per_group else 1, 2 ** (group_bits // 2), 2 ** ((group_bits + 1) // 2))
+    return (
+        x.new_empty(()),
+        x.new_empty((groups,) if per_group else ()),
+        x.new_empty(table, dtype=torch.float64),
+        x.new_empty(table, dtype=accumulate_dtype(x)),
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, *ctx.settings = inputs
-    ctx.save_for_backward(x)
+    _, _, p, slope = output
+    ctx.save_for_backward(x, p, slope)
+    ctx.mark_non_differentiable(slope)
+    ctx.set_materialize_grads(False)  # P's is as large as P
 
 
-def _backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return _backward_op.call(*grads, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+def _backward(
+    ctx: Any,
+    grad_sample: torch.Tensor | None,
+    grad_codebook: torch.Tensor | None,
+    grad_p: torch.Tensor | None,
+    _: None,
+) -> tuple[torch.Tensor | None, ...]:
+    x, p, slope = ctx.saved_tensors
+    group_bits, temperature, eps, per_group, backend = ctx.settings
+    if torch.is_grad_enabled():  # a second derivative goes through P
+        slope = codebook_entropy(p, eps)[1].to(slope.dtype)
+    if grad_sample is None:
+        grad_sample = x.new_zeros(())
+    if grad_codebook is None:
+        grad_codebook = x.new_zeros((len(p),) if per_group else ())
+    if grad_p is not None:
+        slope = grad_p.to(slope.dtype) + grad_codebook.view(-1, 1, 1) * slope
+        grad_codebook = torch.ones_like(grad_codebook)
+    settings = (group_bits, temperature, per_group, backend)
+    grad_x = _backward_op.call(grad_sample, grad_codebook, slope, x, *settings)
+    return grad_x, None, None, None, None, None
 
 
 _op = KernelOp(
     "lfq_entropy",
-    "(Tensor x, int group_bits, float temperature, bool per_group) -> (Tensor, Tensor)",
+    "(Tensor x, int group_bits, float temperature, float eps, bool per_group) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     package=__package__,
     check=_check,
     fake=_fake,
@@ -163,28 +192,43 @@ _op = KernelOp(
 
 
 def _check_backward(
-    grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *settings: Any
+    grad_sample: torch.Tensor,
+    grad_codebook: torch.Tensor,
+    slope: torch.Tensor,
+    x: torch.Tensor,
+    group_bits: int,
+    temperature: float,
+    per_group: bool,
 ) -> None:
     op = "lfq_entropy_backward"
-    _check(x, *settings)
-    for name, grad, like in zip(
-        ("grad_sample", "grad_p"), (grad_sample, grad_p), _fake(x, *settings), strict=True
+    _check_settings(op, x, group_bits, temperature)
+    sample, codebook, _, like = _fake(x, group_bits, temperature, 1.0, per_group)
+    for name, given, expected in (
+        ("grad_sample", grad_sample, sample),
+        ("grad_codebook", grad_codebook, codebook),
+        ("slope", slope, like),
     ):
-        checks.dtype(op, name, grad, checks.FLOATS)
-        checks.shape(op, name, grad, like.shape)
-    checks.same_device(op, "x", x, grad_sample=grad_sample, grad_p=grad_p)
+        checks.dtype(op, name, given, checks.FLOATS)
+        checks.shape(op, name, given, expected.shape)
+    checks.same_device(
+        op, "x", x, grad_sample=grad_sample, grad_codebook=grad_codebook, slope=slope
+    )
 
 
 def _fake_backward(
-    grad_sample: torch.Tensor, grad_p: torch.Tensor, x: torch.Tensor, *_: Any
+    grad_sample: torch.Tensor,
+    grad_codebook: torch.Tensor,
+    slope: torch.Tensor,
+    x: torch.Tensor,
+    *_: Any,
 ) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
 _backward_op = KernelOp(
     "lfq_entropy_backward",
-    "(Tensor grad_sample, Tensor grad_p, Tensor x, int group_bits, float temperature, "
-    "bool per_group) -> Tensor",
+    "(Tensor grad_sample, Tensor grad_codebook, Tensor slope, Tensor x, int group_bits, "
+    "float temperature, bool per_group) -> Tensor",
     package=__package__,
     check=_check_backward,
     fake=_fake_backward,

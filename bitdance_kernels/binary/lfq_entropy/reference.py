@@ -16,19 +16,42 @@ _DECIDED = 1000.0
 
 
 def run(
-    x: torch.Tensor, group_bits: int, temperature: float, per_group: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
+) -> tuple[torch.Tensor, ...]:
     logits = _logits(x, group_bits, temperature)
     # A bit of logit l has softplus(-|l|) + |l| sigmoid(-|l|): no overflow, no cancellation.
     size = logits.abs()
     bit_entropy = F.softplus(-size) + size * torch.sigmoid(-size)
     per_sample = bit_entropy.sum(2).mean()
-    return per_sample.to(x.dtype), _distribution(logits, per_group).double()
+    p = _distribution(logits, per_group).double()
+    return per_sample.to(x.dtype), *codebook_results(x, p, eps, per_group)
+
+
+def codebook_results(
+    x: torch.Tensor, p: torch.Tensor, eps: float, per_group: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The op's results after the first: codebook, P and the derivative of codebook in P."""
+    codebook, slope = codebook_entropy(p, eps)
+    codebook = codebook.to(x.dtype)
+    slope = slope.detach().to(accumulate_dtype(x))  # for run_backward, which has its derivative
+    return codebook if per_group else codebook[0], p, slope
+
+
+def codebook_entropy(p: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy [G] of the distributions [G, high codes, low codes], and its derivative."""
+    # The constant changes no value, since P sums to 1. It removes a constant from the gradient of P
+    # that would only add rounding errors to the gradient of x.
+    log = torch.log(p + eps)
+    share = p / (p + eps)
+    constant = (p * (log + share)).sum((1, 2), keepdim=True).detach()
+    entropy = -(p * (log - constant)).sum((1, 2)) - constant.flatten()
+    return entropy, constant - log - share
 
 
 def run_backward(
     grad_sample: torch.Tensor,
-    grad_p: torch.Tensor,
+    grad_codebook: torch.Tensor,
+    slope: torch.Tensor,
     x: torch.Tensor,
     group_bits: int,
     temperature: float,
@@ -39,7 +62,8 @@ def run_backward(
     s = torch.sigmoid(logits)
     share = grad_sample.to(logits.dtype) / max(tokens * groups, 1)
     grad_logits = -logits * s * torch.sigmoid(-logits) * share
-    grad_p = (grad_p / max(tokens * groups // len(grad_p), 1)).to(logits.dtype)
+    weight = grad_codebook.to(logits.dtype).reshape(-1, 1, 1)
+    grad_p = slope.to(logits.dtype) * weight / max(tokens * groups // len(slope), 1)
     chunks = [
         _through_distribution(part, grad_p.expand(groups, -1, -1)) for part in logits.split(_CHUNK)
     ]
