@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     card.add_argument("--out", type=Path, required=True, metavar="DIR")
     card.add_argument(
         "--only", nargs="+", choices=parts.PARTS, metavar="PART",
-        help="by default the first that has no result in DIR, or the oldest (dry: all); parts: "
+        help="by default the first that has no result in DIR or benchmarks/results, or the oldest "
+        "(dry: all); parts: "
         + ", ".join(parts.PARTS),
     )  # fmt: skip
     card.add_argument(
@@ -136,7 +137,8 @@ def _gpu(options: argparse.Namespace) -> int:
         print(f"gpu: {why}; --dry-run goes through the same code on the CPU", file=sys.stderr)
         return 2
     usual = gpu.DRY_RUN if options.dry_run else parts.SECONDS
-    only = options.only or (parts.PARTS if options.dry_run else parts.due(options.out)[:1])
+    due = parts.PARTS if options.dry_run else parts.due(options.out, report.RESULTS)[:1]
+    only = options.only or due
     budget = dict(options.budget)
     chosen = {part: budget.get(part, usual) for part in parts.PARTS if part in only}
     benches = options.ops or list(all_benches().values())

@@ -325,9 +325,11 @@ def test_the_next_part_is_the_first_without_a_result_or_the_oldest(tmp_path, mon
     ran(names[0], "2026-01-02 00:00 UTC")
     ran(names[2], "2026-01-01 00:00 UTC")
     assert parts.due(tmp_path) == [names[1], *names[3:], names[2], names[0]]
+    assert parts.due(tmp_path / "new", tmp_path) == parts.due(tmp_path)
     seen = {}
     monkeypatch.setattr(gpu, "main", lambda *args, **options: seen.update(parts=args[2]) or 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command.report, "RESULTS", tmp_path / "committed")
     assert command.main(["gpu", "--out", str(tmp_path)]) == 0
     assert seen["parts"] == {names[1]: parts.SECONDS}
 

@@ -65,6 +65,7 @@ def main(
         print(f"gpu: without the cuda backends: {problem}", file=sys.stderr)
     status = 0
     for name, seconds in parts.items():
+        print(f"{name}: {PARTS[name].proves}", flush=True)
         status |= _run(benches, out, name, seconds - built, problem)
         built = 0.0
     return status

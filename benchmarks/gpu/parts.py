@@ -75,11 +75,12 @@ def result_of(out: Path, name: str) -> Path:
     return out / f"gpu-{name}.json"
 
 
-def due(out: Path) -> list[str]:
-    """The parts: those without a result in `out`, in their order, then the others, oldest first."""
+def due(*folders: Path) -> list[str]:
+    """The parts: those without a result in any folder, in their order, then the oldest first."""
 
     def date(name: str) -> str:
-        path = result_of(out, name)
-        return str(json.loads(path.read_text())["machine"]["date"]) if path.exists() else ""
+        paths = (result_of(folder, name) for folder in folders)
+        dates = (json.loads(p.read_text())["machine"]["date"] for p in paths if p.exists())
+        return max(dates, default="")
 
     return sorted(PARTS, key=date)
