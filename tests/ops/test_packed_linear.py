@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import packed_linear, unpack_signs
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, compare
 
 P = torch.zeros(3, 4, dtype=torch.uint8)
 W = torch.zeros(5, 32)
@@ -31,6 +31,63 @@ def test_small_integers_are_exact(dtype):
     exact = unpack_signs(packed, torch.float64) @ weight.double().T + bias
     actual = packed_linear(packed, weight.to(dtype), bias.to(dtype))
     assert torch.equal(actual, exact.to(dtype))
+
+
+def _bits(x):
+    return x.view(torch.int32)
+
+
+def _head(x):
+    return (_bits(x) & -65536).view(torch.float32)
+
+
+def test_three_bfloat16_numbers_are_a_float32_number():
+    """What the Triton kernel does to weights: the parts are exact, and so are their sums."""
+    exponents = torch.arange(-109, 128, dtype=torch.float32)
+    x = torch.exp2(exponents)[:, None] * (1 + torch.rand(len(exponents), 500))
+    x = torch.cat([x, -x]).clamp(-torch.finfo(torch.float32).max, torch.finfo(torch.float32).max)
+    high = _head(x)
+    middle = _head(x - high)
+    low = x - high - middle
+    for part in (high, middle, low):
+        assert torch.equal(part.bfloat16().float(), part)
+    assert torch.equal(high + (middle + low), x)
+
+
+def test_three_products_in_bfloat16_are_one_in_float32():
+    signs = unpack_signs(torch.randint(256, (300, 16), dtype=torch.uint8), torch.float32)
+    weight = torch.randn(40, 128)
+    high = _head(weight)
+    middle = _head(weight - high)
+    sums = torch.zeros(300, 40)
+    for part in (weight - high - middle, middle, high):
+        sums += F.linear(signs.bfloat16().float(), part.bfloat16().float())
+    exact = signs.double() @ weight.double().T
+    compare("staged", sums, F.linear(signs, weight), exact, "three products")
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-105, 2.0**-120, 2.0**-126, 2.0**-140])
+def test_weights_of_any_size_are_summed_as_in_float32(size):
+    """The smallest of them have bits that no bfloat16 number has."""
+    packed = torch.randint(256, (5, 9), dtype=torch.uint8)
+    weight = size * torch.randn(6, 72)
+    exact = unpack_signs(packed, torch.float64) @ weight.double().T
+    eager = F.linear(unpack_signs(packed, torch.float32), weight)
+    actual = packed_linear(packed, weight, backend="triton")
+    compare("staged", actual, eager, exact, f"weights of {size}")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3.4e38, 2.0**-149])
+def test_one_special_weight(value):
+    """A NaN whose first bits are those of infinity, too."""
+    packed = torch.randint(256, (5, 2), dtype=torch.uint8)
+    weight = torch.zeros(3, 16)
+    weight[1, 7] = value
+    if value != value:
+        _bits(weight)[1, 7] = 0x7F800001
+    expected = packed_linear(packed, weight, backend="reference")
+    actual = packed_linear(packed, weight, backend="triton")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradients_equal_those_of_a_linear_layer():

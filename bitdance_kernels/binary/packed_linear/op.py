@@ -42,7 +42,8 @@ def packed_linear(
         results. Differentiable in `weight` and `bias`, which autocast casts to its dtype.
 
     Backends:
-        reference, which stores the unpacked signs; Triton, which does not.
+        reference, which stores the unpacked signs; Triton, which does not, and which multiplies
+        float32 weights on tensor cores, split exactly into three bfloat16 parts.
     """
     return _op.call(packed, weight, bias, backend)
 

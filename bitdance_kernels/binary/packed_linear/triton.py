@@ -1,4 +1,9 @@
-"""packed_linear in Triton: bits become +1 and -1 on their way into a tile's product."""
+"""packed_linear in Triton: bits become +1 and -1 on their way into a tile's product.
+
++1 and -1 are exact in bfloat16, and a float32 weight is exactly the sum of three bfloat16 numbers.
+So three products on tensor cores, with sums in float32, are a product in float32. Each program
+splits the weights that it loads, which takes a few instructions a weight and no memory.
+"""
 
 from __future__ import annotations
 
@@ -28,26 +33,78 @@ def _load_signs(
 
 
 @triton.jit
+def _head(x):
+    """The first 8 bits of float32 significands: bfloat16 numbers. A rounded one could overflow."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split(x):
+    """Three bfloat16 numbers of float32 x, and the rest that is left of it.
+
+    The rest is zero but for numbers below 2^-109, of which bfloat16 has not all bits. Infinity is
+    the first part alone; NaN is in the second.
+    """
+    high = _head(x)
+    x = tl.where(x == high, 0.0, x - high)
+    middle = _head(x)
+    x = x - middle
+    low = _head(x)
+    return high, middle, low, x - low
+
+
+@triton.jit
+def _load_weight(
+    weight_ptr, feature, features, stride, first, width, BYTES: tl.constexpr
+):  # fmt: skip
+    channel = first * 8 + tl.arange(0, 8 * BYTES).to(tl.int64)
+    inside = (feature < features)[:, None] & (channel < 8 * width)[None, :]
+    at = feature[:, None] * stride + channel[None, :]
+    return tl.load(weight_ptr + at, mask=inside, other=0.0)
+
+
+@triton.jit
 def _packed_linear_kernel(
     packed_ptr, weight_ptr, bias_ptr, y_ptr, rows, features, width, packed_stride, weight_stride,
-    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr, BYTES: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr,
+    BYTES: tl.constexpr,
 ):  # fmt: skip
+    """PART: dtype of the products' operands."""
     tiles = tl.cdiv(features, FEATURES)
     program = tl.program_id(0).to(tl.int64)
     row = program // tiles * ROWS + tl.arange(0, ROWS)
     feature = program % tiles * FEATURES + tl.arange(0, FEATURES)
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     sums = tl.zeros([ROWS, FEATURES], tl.float32)
+    rests = 0
     for first in range(0, width, BYTES):
         byte = first + tl.arange(0, BYTES).to(tl.int64)
-        channel = first * 8 + tl.arange(0, 8 * BYTES).to(tl.int64)
-        signs = _load_signs(packed_ptr, row, rows, packed_stride, byte, width, dtype, ROWS, BYTES)
-        weight = tl.load(
-            weight_ptr + (feature[:, None] * weight_stride + channel[None, :]),
-            mask=(feature < features)[:, None] & (channel < 8 * width)[None, :],
-            other=0.0,
-        )
-        sums = tl.dot(signs, tl.trans(weight), sums, input_precision="ieee")
+        signs = _load_signs(packed_ptr, row, rows, packed_stride, byte, width, PART, ROWS, BYTES)
+        weight = _load_weight(weight_ptr, feature, features, weight_stride, first, width, BYTES)
+        if dtype == tl.float32:
+            high, middle, low, rest = _split(weight)
+            sums = tl.dot(signs, tl.trans(low.to(PART)), sums, input_precision="ieee")
+            sums = tl.dot(signs, tl.trans(middle.to(PART)), sums, input_precision="ieee")
+            sums = tl.dot(signs, tl.trans(high.to(PART)), sums, input_precision="ieee")
+            rests += tl.sum(tl.where(rest == 0.0, 0, 1))
+        else:
+            sums = tl.dot(signs, tl.trans(weight), sums, input_precision="ieee")
+    if dtype == tl.float32:  # noqa: SIM102  (it is a constant of the compilation)
+        if rests > 0:  # of 16 bits, which are two parts of a number 2^24 times as large
+            small = tl.zeros([ROWS, FEATURES], tl.float32)
+            for first in range(0, width, BYTES):
+                byte = first + tl.arange(0, BYTES).to(tl.int64)
+                signs = _load_signs(
+                    packed_ptr, row, rows, packed_stride, byte, width, PART, ROWS, BYTES
+                )
+                weight = _load_weight(
+                    weight_ptr, feature, features, weight_stride, first, width, BYTES
+                )
+                _, _, _, rest = _split(weight)
+                high, low, _, _ = _split(rest * 16777216.0)
+                small = tl.dot(signs, tl.trans(low.to(PART)), small, input_precision="ieee")
+                small = tl.dot(signs, tl.trans(high.to(PART)), small, input_precision="ieee")
+            sums += small * (1.0 / 16777216.0)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + feature, mask=feature < features, other=0.0)
         sums += bias.to(tl.float32)[None, :]
@@ -83,6 +140,14 @@ def _packed_linear_of_weight_kernel(
     tl.store(grad_weight_ptr + at, sums, mask=inside)
 
 
+def _part(dtype: torch.dtype) -> tl.dtype:
+    """Dtype of the products' operands for weights of `dtype`."""
+    if dtype == torch.float32:
+        # The interpreter has no right bfloat16; every part is a float32 number too.
+        return tl.float32 if triton_support.interpreting() else tl.bfloat16
+    return tl.float16 if dtype == torch.float16 else tl.bfloat16
+
+
 def _bytes(width: int) -> int:
     """Bytes of a row in a tile: at least the 16 channels that a product needs."""
     return min(max(triton.next_power_of_2(width), 2), 8)
@@ -104,8 +169,8 @@ def run(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     with triton_support.on_device(packed):
         _packed_linear_kernel[(triton.cdiv(rows, _ROWS) * triton.cdiv(features, _FEATURES),)](
             packed, weight, weight if bias is None else bias.contiguous(), y, rows, features, width,
-            packed_stride, weight_stride, HAS_BIAS=bias is not None, ROWS=_ROWS,
-            FEATURES=_FEATURES, BYTES=_bytes(width),
+            packed_stride, weight_stride, HAS_BIAS=bias is not None,
+            PART=_part(weight.dtype), ROWS=_ROWS, FEATURES=_FEATURES, BYTES=_bytes(width),
         )  # fmt: skip
     return y
 
