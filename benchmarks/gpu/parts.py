@@ -43,14 +43,17 @@ PARTS: Mapping[str, Part] = {
     "decide": Part(
         decide.steps,
         "kernels for few rows (compute capability 9.0 and later), and the plans that use them",
+        limits=True,
     ),
-    "attention": Part(attention.steps, "attention against its bound and other libraries", True),
-    "small": Part(small.steps, "packed bits, entropies and attention within patches", True),
-    "training": Part(training.steps, "training steps, their time and their memory", True),
+    "attention": Part(
+        attention.steps, "attention against its bound and other libraries", limits=True
+    ),
+    "small": Part(small.steps, "packed bits, entropies and attention within patches", limits=True),
+    "training": Part(training.steps, "training steps, their time and their memory", limits=True),
     "checks": Part(checks.steps, "every op and backend against its reference", shared=True),
     "large": Part(checks.large_steps, "tensors past 2^31 elements"),
-    "timings": Part(timings.steps, "every op against what users would call instead", True),
-    "images": Part(images.steps, "whole images against the published sampler", True),
+    "timings": Part(timings.steps, "every op against what users would call instead", limits=True),
+    "images": Part(images.steps, "whole images against the published sampler", limits=True),
 }
 STEPS: Mapping[str, Steps] = {
     "machine": limits.steps,
