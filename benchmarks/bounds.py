@@ -28,6 +28,9 @@ _CLOCKS = {"NVIDIA H100 80GB HBM3": 1.98, "NVIDIA H200": 1.98}
 """Highest clock in GHz of cards whose results do not have it."""
 
 
+_LAUNCHES = ("launch to launch", "exchange, chain")
+
+
 class Bound(NamedTuple):
     """The least time, and what takes it."""
 
@@ -62,9 +65,9 @@ def of_op(op: str, name: str, run: Run) -> Bound | None:
     if cycles is not None and op in counts():
         slots = max(count / LANES[kind] for kind, count in counts()[op].items())
         found.append(Bound(shape.items * slots / cycles, "instructions"))
-    stage = stage_us(run)
-    if stage is not None:
-        found.append(Bound(stage / 1e6, "launch"))
+    launch = _fastest(run, *_LAUNCHES)
+    if launch is not None:
+        found.append(Bound(launch / 1e6, "launch"))
     return max(found, default=None)
 
 
@@ -84,9 +87,9 @@ def _cycles(run: Run) -> float | None:
     return None if clock is None else 1e9 * clock * card["multiprocessors"]
 
 
-def stage_us(run: Run) -> float | None:
-    """Microseconds from a kernel to the next in a graph, the fastest way that was measured."""
-    probes = (p for p in run.get("probes", ()) if p["probe"] == "launch to launch")
+def _fastest(run: Run, *kinds: str) -> float | None:
+    """Microseconds of the fastest way from a stage to the next among the probes of these kinds."""
+    probes = (p for p in run.get("probes", ()) if p["probe"] in kinds)
     return min((probe["us"] for probe in probes if "us" in probe), default=None)
 
 
@@ -95,7 +98,7 @@ def of_image(model: str, batch: int, run: Run) -> dict[str, float] | None:
 
     None for a model that is not published, and for a run that has not measured all limits.
     """
-    limits, stage = run["limits"], stage_us(run)
+    limits, stage = run["limits"], _fastest(run, *_LAUNCHES, "exchange, words")
     if model not in PRESETS or stage is None or not limits.keys() >= {
         "copy_gb_s", "bf16_tflop_s", "l2_gb_s"
     }:  # fmt: skip

@@ -263,6 +263,12 @@ def test_what_bounds_an_op_is_the_longest_of_its_limits():
     found = bounds.of_op("hamming_distance", "4096 x 4096, 256 bits", run)
     assert found == (pytest.approx(seconds), "instructions")
     assert bounds.of_op("hamming_distance", "another", run) is None
+    before = bounds.of_image("B-1x", 1, run | {"limits": {**limits, "l2_gb_s": 7000.0}})
+    faster = [*probes, {"probe": "exchange, words", "setting": "6 KB", "us": 0.5}]
+    run = run | {"limits": {**limits, "l2_gb_s": 7000.0}, "probes": faster}
+    assert bounds.of_image("B-1x", 1, run)["head"] < before["head"]
+    step = ("denoise_step", "B-16x batch 1 [1, 16, 32] bfloat16")
+    assert bounds.of_op(*step, run).seconds == pytest.approx(0.8e-6)
     assert bounds.of_op("hamming_distance", "4096 x 4096, 256 bits", _run("cuda")) is not None
 
 
