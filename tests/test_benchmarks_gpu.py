@@ -450,6 +450,21 @@ def _head_by_hand(width, blocks, modulations, patch, batch):
     return total + max(2 * 101 * rows * weights / 790e6, 2 * weights / 4.3e6, 0.8) / 101
 
 
+def _trunk_by_hand(width, layers, patch, batch):
+    """Microseconds of a whole batch: every token's products, and the cache that each step reads."""
+    hidden = {768: 2048, 1024: 2816, 1280: 3584}[width]
+    products = [3 * width * width, width * width, 2 * hidden * width, width * hidden]
+
+    def step(rows):
+        times = (max(0.8, 2 * rows * w / 790e6, 2 * w / 4.3e6) for w in products)
+        return layers * sum(times)
+
+    prefix, steps = 64 + patch - 1, 256 // patch
+    cached = sum(prefix + patch * i for i in range(steps))
+    cache = 2 * batch * 2 * 2 * width * layers * cached  # both halves, keys and values
+    return step(2 * batch * prefix) + (steps - 1) * step(2 * batch * patch) + cache / 4.3e6
+
+
 @pytest.mark.parametrize("batch", [1, 8, 64, 384])
 @pytest.mark.parametrize("name", ["B-1x", "B-4x", "B-16x", "L-1x", "H-1x"])
 def test_bounds_of_whole_images(name, batch):
@@ -459,6 +474,8 @@ def test_bounds_of_whole_images(name, batch):
     sizes = {"B": (768, 6, 2), "L": (1024, 8, 2), "H": (1280, 12, 3)}[name[0]]
     evaluation = _head_by_hand(*sizes, patch, batch)
     assert found["head"] == pytest.approx(256 / patch * 101 * evaluation / 1e6)
+    width, depth = sizes[0], {"B": 24, "L": 32, "H": 40}[name[0]]
+    assert found["trunk"] == pytest.approx(_trunk_by_hand(width, depth, patch, batch) / 1e6)
     assert found["whole"] == pytest.approx(found["trunk"] + found["head"] + found["decoder"])
 
 
