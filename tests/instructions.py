@@ -37,7 +37,7 @@ class Kernel(NamedTuple):
 
     Attributes:
         source: of its object file, below csrc/cuda.
-        name: with its template arguments.
+        name: pattern of its name with template arguments.
         items: items of an instruction, 0 for most.
     """
 
@@ -56,7 +56,7 @@ def _counted(instruction: sass.Instruction) -> float:
 
 
 KERNELS = {
-    "flip_bits": Kernel("flip_bits/flip_bits", "flip_bits_kernel", _stored),
+    "flip_bits": Kernel("flip_bits/flip_bits", r"flip_bits_kernel(<true>)?", _stored),
     "flip_signs": Kernel(
         "flip_bits/flip_bits", "flip_signs_kernel<unsigned int, true>",
         lambda instruction: _stored(instruction) / 4,
@@ -124,7 +124,7 @@ def of_op(op: str) -> dict[str, float]:
     kernel = KERNELS[op]
     for path in objects(f"csrc/cuda/{kernel.source}.cu.o"):
         for name, instructions in sass.kernels(path, ARCH).items():
-            if sass.short_name(name) == kernel.name:
+            if re.fullmatch(kernel.name, sass.short_name(name)):
                 return count(instructions, kernel)
     raise ValueError(f"{kernel.name} is not built")
 
