@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import tables
@@ -14,7 +14,7 @@ _BACKENDS = ("cuda", "triton")
 
 
 def page(runs: Mapping[str, Run]) -> str:
-    """A table of the parts of ``python -m benchmarks gpu``, and one of the ops' backends."""
+    """The parts of ``python -m benchmarks gpu``, what is missing of them, and the ops' backends."""
     newest = sorted(
         ((name, run) for name, run in runs.items() if _on_card(run)),
         key=lambda pair: pair[1]["machine"]["date"],
@@ -30,7 +30,8 @@ def page(runs: Mapping[str, Run]) -> str:
         ((bench.name, *(_checks(bench, backend, newest) for backend in _BACKENDS))
          for bench in all_benches().values()),
     )  # fmt: skip
-    return f"{parts}\n{ops}"
+    missing = "".join(line for part in PARTS for line in _missing(part, newest))
+    return "\n".join(filter(None, [parts, missing, ops]))
 
 
 def _on_card(run: Run) -> bool:
@@ -52,6 +53,19 @@ def _part(part: str, newest: list[tuple[str, Run]]) -> Iterator[tuple[object, ..
             )  # fmt: skip
     if not found:
         yield f"`{part}`", PARTS[part].proves, "**none yet**", *[""] * 7
+
+
+def _missing(part: str, newest: Sequence[tuple[str, Run]]) -> Iterator[str]:
+    """A line with the steps that the newest result of a part has not run; of ops their names."""
+    prefix, benches = f"{part}: ", all_benches()
+    for name, run in newest:
+        if any(key.startswith(prefix) for key in run["done"]):
+            keys = [key.removeprefix(prefix) for key in run["not run"] if key.startswith(prefix)]
+            ops = (key.partition(", ")[0] for key in keys)
+            steps = dict.fromkeys(op for op in ops if op in benches) or keys
+            if steps:
+                yield f"* `{part}`, {name}, not run or not in full: {'; '.join(steps)}.\n"
+            return
 
 
 def _where(run: Run) -> tuple[str, str, str, str]:

@@ -312,6 +312,7 @@ def test_the_page_of_cards_says_what_has_run_and_what_has_not():
     for name, part in parts.PARTS.items():
         what = f"{where} | 1 | 1 | 1 |" if name == "small" else "**none yet** |"
         assert f"| `{name}` | {part.proves} | {what}" in text
+    assert "* `small`, gpu-small.json, not run or not in full: rope.\n" in text
     assert "| swiglu |  | 3 passed, 1 failed at abc |" in text
     assert "| pack_signs | **not run** | **not run** |" in text
 
