@@ -1,7 +1,7 @@
 """Recognises the calls that may skip PyTorch's dispatcher, and calls that equal an earlier one.
 
 Crossing the dispatcher takes 3 us, and 7 us where it asks a formula in Python for a gradient. A
-call of plain tensors without gradients, outside of modes and transforms, needs nothing of it. This
+call of plain tensors outside of modes and transforms needs nothing of it. This
 file reads private entries of PyTorch to tell such calls; where one is missing, every call crosses
 the dispatcher, with the same results.
 """
@@ -56,8 +56,8 @@ except AttributeError:
         """Whether a mode, a transform, forward-mode AD or the profiler must see every call."""
         return True
 
-    def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the tensors are plain dense memory, without gradients to record."""
+    def are_plain(tensors: Sequence[torch.Tensor], *, gradients: bool = False) -> bool:
+        """Whether the tensors are plain dense memory; `gradients`: of which some are recorded."""
         return False
 
     def is_autocast() -> bool:
@@ -76,12 +76,12 @@ else:
             or _is_profiling()
         )
 
-    def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the tensors are plain dense memory, without gradients to record."""
-        gradients = torch.is_grad_enabled()
+    def are_plain(tensors: Sequence[torch.Tensor], *, gradients: bool = False) -> bool:
+        """Whether the tensors are plain dense memory; `gradients`: of which some are recorded."""
+        refused = torch.is_grad_enabled() and not gradients
         return all(
             type(tensor) in _PLAIN_TYPES
             and _tensor_keys(tensor).raw_repr() in _PLAIN_TENSOR
-            and not (gradients and tensor.requires_grad)
+            and not (refused and tensor.requires_grad)
             for tensor in tensors
         )

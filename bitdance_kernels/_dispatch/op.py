@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels._dispatch import arguments, fast_path, overlap, transforms
+from bitdance_kernels._dispatch import arguments, fast_path, gradient, overlap, transforms
 from bitdance_kernels._dispatch.backends import DEFAULT, Backend, check_name
 from bitdance_kernels._dispatch.fast_path import are_plain, is_autocast, needs_dispatcher
 from bitdance_kernels._dispatch.selection import Backends
@@ -146,12 +146,11 @@ class KernelOp(Backends):
         torch.library.register_fake(f"{NAMESPACE}::{name}", self._run_fake, lib=_library)
         if backward is not None:
             assert setup_context is not None
+            set_up = functools.partial(self._set_up, setup_context)
             torch.library.register_autograd(
-                f"{NAMESPACE}::{name}",
-                backward,
-                setup_context=functools.partial(self._set_up, setup_context),
-                lib=_library,
+                f"{NAMESPACE}::{name}", backward, setup_context=set_up, lib=_library
             )
+            self._recorded = gradient.recorded(name, self.call, backward, set_up)
         if autocast:
             for device, key in _AUTOCAST.items():
                 _library.impl(name, functools.partial(self._run_autocast, device), key)
@@ -170,7 +169,12 @@ class KernelOp(Backends):
             if self._is_second_derivative(args):
                 return self._run_functional(args)
             given = [args[i] for i in self._tensors if args[i] is not None]
-            return (self.run if are_plain(given) else self.overload)(*args)
+            if are_plain(given):
+                return self.run(*args)
+            if self.differentiable and are_plain(given, gradients=True):
+                self._check_constants(args)  # before anything runs
+                return self._recorded(*args)
+            return self.overload(*args)
         backend = self._chosen.get(signature)
         if backend is None:
             backend = self._choose(signature, args)
@@ -312,6 +316,13 @@ class KernelOp(Backends):
                 raise transforms.refuse_gradient(self.called, self._argument_names[i])
         setup_context(ctx, **call)
 
+    def _check_constants(self, inputs: Sequence[Any]) -> None:
+        for i in self._constants:
+            if inputs[i] is not None and inputs[i].requires_grad:
+                raise transforms.refuse_gradient(
+                    self.called, self._argument_names[i], is_backward=self._is_backward
+                )
+
     def _check_all(self, inputs: Sequence[Any], *, has_memory: bool = True) -> None:
         for i in self._tensors:
             if inputs[i] is not None:
@@ -320,12 +331,8 @@ class KernelOp(Backends):
         self._check(*inputs)
         for argument, value in zip(self._arguments, inputs, strict=True):
             arguments.check_finite(self.called, argument.name, value)
-        gradients = torch.is_grad_enabled()
-        for i in self._constants if gradients else ():
-            if inputs[i] is not None and inputs[i].requires_grad:
-                raise transforms.refuse_gradient(
-                    self.called, self._argument_names[i], is_backward=self._is_backward
-                )
+        if torch.is_grad_enabled():
+            self._check_constants(inputs)
         if transforms.in_forward_mode():
             for i in self._tensors:
                 if inputs[i] is not None and transforms.has_tangent(inputs[i]):

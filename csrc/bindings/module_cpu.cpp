@@ -31,6 +31,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("linear", bdk_linear_cpu);
   bind("patch_attention", bdk_patch_attention_cpu);
   bind("patch_attention_backward", bdk_patch_attention_backward_cpu);
+  bind("rope", bdk_rope_cpu);
   bind("rope_append", bdk_rope_append_cpu);
   bind("swiglu", bdk_swiglu_cpu);
   bind("swiglu_backward", bdk_swiglu_backward_cpu);

@@ -132,29 +132,30 @@ int bdk_gated_residual_backward_cpu(bdk_rows grad, const float* more_or_null, bd
                                     bdk_rows grad_gate, int64_t rows, int64_t channels,
                                     int threads);
 
-// x, y: [images, channels, positions] or, channels_last, [images, positions, channels]; weight,
-// bias: [channels]; scale, shift: [images, channels]; all four may be null. `chunk` is the number
-// of positions of a channels-last map taken at a time, n = ceil(positions / chunk); for a
-// contiguous map n = 1. Workspace: spreads [images, n, groups, 3], coefficients [images, 5,
-// channels].
-int bdk_group_norm_silu_cpu(const float* x, float* y, int64_t images, int64_t channels,
+// x, y: [images, channels, positions] or, channels_last, [images, positions, channels], of `dtype`;
+// weight, bias: [channels]; scale, shift: [images, channels]; all four may be null. `chunk` is the
+// number of positions of a channels-last map taken at a time, of halves at most 8192 values; n =
+// ceil(positions / chunk), and 1 for a contiguous map. Workspace: spreads [images, n, groups, 3],
+// coefficients [images, 5, channels].
+int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t channels,
                             int64_t positions, int64_t groups, int channels_last, int64_t chunk,
                             const float* weight_or_null, const float* bias_or_null,
                             const float* scale_or_null, const float* shift_or_null, int silu,
-                            double eps, double* spreads, float* coefficients, int threads);
+                            double eps, double* spreads, float* coefficients, int dtype,
+                            int threads);
 
 // The gradients of weight and bias, like those of scale and shift, are [images, channels]; the
 // caller sums them over the images. More workspace: sums [images, 2, channels] and, for a
 // channels-last map, chunk_sums [images, n, 2, channels].
-int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* grad_x,
-                                     int64_t images, int64_t channels, int64_t positions,
-                                     int64_t groups, int channels_last, int64_t chunk,
-                                     const float* weight_or_null, const float* bias_or_null,
-                                     const float* scale_or_null, const float* shift_or_null,
-                                     float* grad_weight_or_null, float* grad_bias_or_null,
-                                     float* grad_scale_or_null, float* grad_shift_or_null, int silu,
-                                     double eps, double* spreads, double* sums, float* coefficients,
-                                     float* chunk_sums, int threads);
+int bdk_group_norm_silu_backward_cpu(const void* grad, const void* x, void* grad_x, int64_t images,
+                                     int64_t channels, int64_t positions, int64_t groups,
+                                     int channels_last, int64_t chunk, const float* weight_or_null,
+                                     const float* bias_or_null, const float* scale_or_null,
+                                     const float* shift_or_null, float* grad_weight_or_null,
+                                     float* grad_bias_or_null, float* grad_scale_or_null,
+                                     float* grad_shift_or_null, int silu, double eps,
+                                     double* spreads, double* sums, float* coefficients,
+                                     float* chunk_sums, int grad_dtype, int dtype, int threads);
 
 // y = x weight^T + bias in float32; x: [rows, channels], weight: [features, channels],
 // y: [rows, features].
@@ -197,6 +198,12 @@ int bdk_block_causal_attention_cpu(const float* q, const float* k, const float* 
                                    int64_t k_batch, int64_t k_token, int64_t k_head,
                                    int64_t v_batch, int64_t v_token, int64_t v_head, float scale,
                                    int threads);
+
+// y = x, [batch, tokens, heads, channels] of `dtype`, rotated by freqs [tokens, channels / 2, 2],
+// or by the negative angles (`back`); x has strides, y none. At most 1024 channels.
+int bdk_rope_cpu(const void* x, const float* freqs, void* y, int64_t batch, int64_t tokens,
+                 int64_t heads, int64_t channels, int64_t x_batch, int64_t x_token, int64_t x_head,
+                 int interleaved, int back, int dtype, int threads);
 
 // qkv: [batch, tokens, heads + 2 kv_heads, head_dim], its heads adjacent; q: [batch, tokens, heads,
 // head_dim]; k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim], written from row

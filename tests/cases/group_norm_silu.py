@@ -30,6 +30,8 @@ def samples(device: torch.device) -> Iterator[Call]:
     yield Call("one channel a group, weight alone", (make((1, 3, 4, 4)), 3, make((3,))))
     yield Call("no image", (make((0, 8, 4, 4)), 2, make((8,)), make((8,))))
     many = make((2, 8, 19, 15)).contiguous(memory_format=torch.channels_last)
+    long = make((1, 4, 67, 65), torch.float16)
+    yield Call("channels of several pieces", (long, 2, make((4,)), make((4,))))
     yield Call("chunks of many positions", (5 + many, 4, make((8,)), make((8,))))
 
 

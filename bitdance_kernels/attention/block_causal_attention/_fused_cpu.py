@@ -26,6 +26,8 @@ _BACKWARD_QUERIES = 256
 _BACKWARD_WHOLE = 384
 # Elements of a mask, which may limit the queries further: 64 MB.
 _MASK = 2**24
+# Maximum of queries that go whole in half precision, whose products are cheaper than the copies.
+_HALF_WHOLE = 384
 
 # Number of cached plans, and elements of the masks that one may hold (4 MB), enough for 1,000
 # tokens. Masks of longer sequences take no time next to the attention.
@@ -51,21 +53,24 @@ def forward(
     start: torch.Tensor,
     end: torch.Tensor,
     scale: float,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and log-sum-exp."""
+    """Output and log-sum-exp, with products of `dtype`, float32 or that of q."""
     B, T, H, _ = q.shape
-    plan = _plan(start, end, k.shape[1], _QUERIES)
-    q32 = _float(q)
-    k32, v32 = plan.without_unseen(_float(k), _float(v))
+    whole = dtype != torch.float32 and T <= _HALF_WHOLE
+    plan = _plan(start, end, k.shape[1], _HALF_WHOLE if whole else _QUERIES)
+    queries = _rows(q, dtype)
+    keys, values = plan.without_unseen(_rows(k, dtype), _rows(v, dtype))
     if plan.at_once(q, k):
-        out, lse = _attend(q32, k32, v32, plan.mask(0), scale)
+        out, lse = _attend(queries, keys, values, plan.mask(0), scale)
     else:
-        out = q32.new_zeros(q.shape)
-        lse = q32.new_full((B, H, T), float("-inf"))
+        out = queries.new_zeros(q.shape)
+        lse = queries.new_full((B, H, T), float("-inf"), dtype=torch.float32)
         for n, (i, j) in enumerate(plan.chunks):
             mask = plan.mask(n)
             for h in _groups(H, k.shape[2]):
-                part, part_lse = _attend(q32[:, i, h], k32[:, j], v32[:, j], mask, scale)
+                part, part_lse = _attend(queries[:, i, h], keys[:, j], values[:, j], mask, scale)
                 out[:, i, h] = part
                 lse[:, h, i] = part_lse
     blind = plan.blind
@@ -89,8 +94,8 @@ def backward(
     """Gradients of q, k and v."""
     whole = q.shape[1] <= _BACKWARD_WHOLE
     plan = _plan(start, end, k.shape[1], _BACKWARD_WHOLE if whole else _BACKWARD_QUERIES)
-    grad32, q32, out32 = _float(grad), _float(q), _float(out)
-    k32, v32 = plan.without_unseen(_float(k), _float(v))
+    grad32, q32, out32 = _rows(grad), _rows(q), _rows(out)
+    k32, v32 = plan.without_unseen(_rows(k), _rows(v))
     blind = plan.blind
     if blind is not None:
         # The weights of a query that sees nothing are exp(-inf - L): 0 for a finite L, and 0 times
@@ -249,13 +254,13 @@ def _groups(H: int, Hkv: int) -> Iterator[slice]:
     return (slice(g, None, group) for g in range(group))
 
 
-def _float(x: torch.Tensor) -> torch.Tensor:
-    """`x` as float32, copied if the layout of its rows would change how products round.
+def _rows(x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """`x` in `dtype`, copied if the layout of its rows would change how products round.
 
     Parts of a packed projection, whose heads begin at whole vectors, are read in place: copies of
     q, k and v take longer than attention among a hundred tokens.
     """
-    x = x.float()
+    x = x.to(dtype)
     steps = (x.storage_offset(), *x.stride()[:-1])
     in_place = x.stride(-1) == 1 and all(step % _VECTOR == 0 for step in steps)
     return x if in_place else x.contiguous()

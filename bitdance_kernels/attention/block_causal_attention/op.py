@@ -55,12 +55,14 @@ def block_causal_attention(
         Scores, softmax and sums in float32 (float64 for float64), one rounding at the end. The
         backward pass recomputes the weights from the log-sum-exp of each query and is
         deterministic. The triton backend (D up to 128, scale over 0, no float64) rounds weights
-        and their gradients to the dtype of `q` before it multiplies, as FlashAttention does.
+        and their gradients to the dtype of `q` before it multiplies, as FlashAttention does; so
+        does the cpu backend with the weights of halves.
         Autocast casts `q`, `k` and `v` to its dtype.
 
     Backends:
-        reference, on the CPU by PyTorch's fused kernel; C++ on the CPU for float32, D up to 128 and
-        up to 128 tokens, of which more are faster on the reference; triton.
+        reference, on the CPU by PyTorch's fused kernel in float32; cpu: for halves that kernel with
+        products of halves, for float32, D up to 128 and up to 128 tokens C++, since more are faster
+        on the reference; triton.
 
     Example:
         >>> import torch

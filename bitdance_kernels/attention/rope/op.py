@@ -26,7 +26,7 @@ def rope(
         freqs: [T, D / 2, 2], floating point: cosine and sine of each token's angles.
         interleaved: pair i is channels (2 i, 2 i + 1), as in BitDance's ImageNet models; False:
             channels (i, i + D / 2), as in Qwen3.
-        backend: "auto", "reference" or "triton".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [B, T, H, D] of the dtype of `x`, contiguous.
@@ -40,7 +40,7 @@ def rope(
         Computed in float32 (float64 for float64) and rounded once.
 
     Backends:
-        reference; triton, forward and backward.
+        reference; C++ on the CPU and triton, forward and backward.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return _op_backward.call(grad, freqs, ctx.interleaved, ctx.backend), None, None, None
 
 
-_ORDER = {"cuda": ("triton", "reference"), "cpu": ("reference",)}
+_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 
 _op = KernelOp(
     "rope",

@@ -6,6 +6,8 @@ import torch
 
 from bitdance_kernels._shared import native
 
+_MAX_CHANNELS = 1024  # kMaxHeadChannels of csrc/cpu/common/rotation.h
+
 
 def unsupported(
     qkv: torch.Tensor,
@@ -26,6 +28,8 @@ def unsupported(
     for tensor in (qkv, freqs, q_norm, k_norm):
         if tensor is not None and tensor.dtype != torch.float32:
             return f"it handles float32 alone, got {tensor.dtype}"
+    if k_cache.shape[3] > _MAX_CHANNELS:
+        return f"it takes heads of at most {_MAX_CHANNELS} channels, got D = {k_cache.shape[3]}"
     if k_cache.stride(3) != 1 or v_cache.stride(3) != 1:
         return "it writes caches whose channels are adjacent"
     return None

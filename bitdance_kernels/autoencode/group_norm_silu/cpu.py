@@ -13,6 +13,7 @@ _MAX_CHANNELS = 4096  # kNormMaxChannels of csrc/cpu/group_norm_silu
 # Values of a channels-last map per chunk, since a chunk has a fixed cost per channel; and maximum
 # of positions per chunk, for moments and for gradients, whose float32 sums lose digits beyond.
 _CHUNK, _MAX_POSITIONS, _MAX_GRADIENT_POSITIONS = 32768, 256, 16
+_HALF_CHUNK = 8192  # kNormHalves of csrc/cpu/group_norm_silu
 
 
 class _Map(NamedTuple):
@@ -23,11 +24,11 @@ class _Map(NamedTuple):
     chunks: int
 
     @classmethod
-    def of(cls, x: torch.Tensor, num_groups: int, most_positions: int) -> _Map:
+    def of(cls, x: torch.Tensor, num_groups: int, max_positions: int, halves: bool) -> _Map:
         images, channels, height, width = x.shape
         layout = memory_format(x)
         last = layout == torch.channels_last
-        chunk = max(1, min(most_positions, _CHUNK // channels))
+        chunk = max(1, min(max_positions, (_HALF_CHUNK if halves else _CHUNK) // channels))
         positions = height * width
         sizes = (images, channels, positions, num_groups, int(last), chunk)
         chunks = -(-positions // chunk) if last else 1
@@ -36,7 +37,7 @@ class _Map(NamedTuple):
     def workspace(self) -> tuple[torch.Tensor, torch.Tensor]:
         images, channels, _, groups, *_ = self.sizes
         spreads = self.x.new_empty(images, self.chunks, groups, 3, dtype=torch.float64)
-        return spreads, self.x.new_empty(images, 5, channels)
+        return spreads, self.x.new_empty(images, 5, channels, dtype=torch.float32)
 
 
 def unsupported(
@@ -53,8 +54,8 @@ def unsupported(
     if reason is not None:
         return reason
     for tensor in given:
-        if tensor.dtype != torch.float32:
-            return f"it handles float32 alone, got {tensor.dtype}"
+        if tensor.dtype not in native.DTYPE_CODES:
+            return f"it does not handle {tensor.dtype}"
     if memory_format(x) == torch.channels_last and x.shape[1] > _MAX_CHANNELS:
         return f"it takes at most {_MAX_CHANNELS} channels-last channels, got {x.shape[1]}"
     return None
@@ -70,18 +71,19 @@ def run(
     silu: bool,
     eps: float,
 ) -> torch.Tensor:
-    feature_map = _Map.of(x, num_groups, _MAX_POSITIONS)
+    feature_map = _Map.of(x, num_groups, _MAX_POSITIONS, x.dtype != torch.float32)
     y = torch.empty_like(x, memory_format=memory_format(x))
     spreads, coefficients = feature_map.workspace()
     native.cpu.group_norm_silu(
         feature_map.x,
         y,
         *feature_map.sizes,
-        *_contiguous(weight, bias, scale, shift),
+        *_vectors(weight, bias, scale, shift),
         int(silu),
         eps,
         spreads,
         coefficients,
+        native.DTYPE_CODES[x.dtype],
         torch.get_num_threads(),
     )
     return y
@@ -95,8 +97,8 @@ def unsupported_backward(grad: torch.Tensor, *inputs: Any) -> str | None:
     reason = native.cpu_unsupported("group_norm_silu_backward", grad)
     if reason is not None:
         return reason
-    if grad.dtype != torch.float32:
-        return f"it handles float32 alone, got {grad.dtype}"
+    if grad.dtype not in native.DTYPE_CODES:
+        return f"it does not handle {grad.dtype}"
     return unsupported(*inputs)
 
 
@@ -111,37 +113,45 @@ def run_backward(
     silu: bool,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    feature_map = _Map.of(x, num_groups, _MAX_GRADIENT_POSITIONS)
+    halves = (grad.dtype, x.dtype) != (torch.float32, torch.float32)
+    feature_map = _Map.of(x, num_groups, _MAX_GRADIENT_POSITIONS, halves)
     grad = grad.contiguous(memory_format=memory_format(x))
     grad_x = torch.empty_like(x, memory_format=memory_format(x))
     images, channels = x.shape[:2]
     given = (weight, bias, scale, shift)
-    grad_given = [x.new_empty(0) if t is None else x.new_zeros(images, channels) for t in given]
+    grad_given = [
+        None if t is None else x.new_zeros(images, channels, dtype=torch.float32) for t in given
+    ]
     spreads, coefficients = feature_map.workspace()
     sums = x.new_empty(images, 2, channels, dtype=torch.float64)
-    chunk_sums = x.new_empty(images, feature_map.chunks, 2, channels)
+    chunk_sums = x.new_empty(images, feature_map.chunks, 2, channels, dtype=torch.float32)
     native.cpu.group_norm_silu_backward(
         grad,
         feature_map.x,
         grad_x,
         *feature_map.sizes,
-        *_contiguous(*given),
-        *(None if t is None else grad_t for t, grad_t in zip(given, grad_given, strict=True)),
+        *_vectors(*given),
+        *grad_given,
         int(silu),
         eps,
         spreads,
         sums,
         coefficients,
         chunk_sums,
+        native.DTYPE_CODES[grad.dtype],
+        native.DTYPE_CODES[x.dtype],
         torch.get_num_threads(),
     )
-    grad_weight, grad_bias, *grad_adaptive = grad_given
-    affine = (
-        grad_t.sum(0) if t is not None else grad_t
-        for t, grad_t in zip((weight, bias), (grad_weight, grad_bias), strict=True)
+    affine, adaptive = grad_given[:2], grad_given[2:]
+    found = (*(None if t is None else t.sum(0) for t in affine), *adaptive)
+    # The gradient of None is an empty tensor: the schema has no optional results.
+    others = (
+        x.new_empty(0) if t is None or grad_t is None else grad_t.to(t.dtype)
+        for t, grad_t in zip(given, found, strict=True)
     )
-    return grad_x, *affine, *grad_adaptive
+    return grad_x, *others
 
 
-def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+def _vectors(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The tensors as the C functions take them: contiguous, in float32."""
+    return [None if t is None else t.to(torch.float32).contiguous() for t in tensors]

@@ -60,8 +60,8 @@ def group_norm_silu(
         Computed in float32 (float64 for float64) and rounded once. Differentiable in every tensor.
 
     Backends:
-        reference; C++ on the CPU for float32; triton (any layout, at most 2048 channels a group)
-        and cuda (channels-last) for float32, float16 and bfloat16, mixed at will.
+        reference; C++ on the CPU, triton (any layout, at most 2048 channels a group) and cuda
+        (channels-last) for float32, float16 and bfloat16, mixed at will.
     """
     return _op.call(x, num_groups, weight, bias, scale, shift, silu, eps, backend)
 

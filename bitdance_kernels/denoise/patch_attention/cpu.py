@@ -1,4 +1,7 @@
-"""patch_attention in C++: csrc/cpu/patch_attention."""
+"""patch_attention in C++: csrc/cpu/patch_attention.
+
+The code knows float32 alone; halves are converted, which takes less time than their attention.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def _unsupported(function: str, num_heads: int, *tensors: torch.Tensor) -> str |
     head_dim = tensors[-1].shape[2] // (3 * num_heads)
     if head_dim > _MAX_HEAD_DIM:
         return f"it handles heads of at most {_MAX_HEAD_DIM} channels, got {head_dim}"
-    return rows_cpu.float32_unsupported(function, *tensors)
+    return rows_cpu.unsupported(function, *tensors)
 
 
 def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
@@ -22,6 +25,8 @@ def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
 
 
 def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    if qkv.dtype != torch.float32:
+        return run(qkv.float(), num_heads).to(qkv.dtype)
     rows, patch, width = qkv.shape
     out = qkv.new_empty(rows, patch, width // 3)
     native.cpu.patch_attention(
@@ -41,6 +46,8 @@ def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) 
 
 
 def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    if qkv.dtype != torch.float32 or grad.dtype != torch.float32:
+        return run_backward(grad.float(), qkv.float(), num_heads).to(qkv.dtype)
     rows, patch, width = qkv.shape
     grad_qkv = qkv.new_empty(qkv.shape)
     native.cpu.patch_attention_backward(

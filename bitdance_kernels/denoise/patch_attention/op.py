@@ -41,10 +41,10 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
         (in gradients only on the reference). Autocast casts `qkv` to its dtype.
 
     Backends:
-        reference; C++ on the CPU for float32 and heads of at most 128 channels; Triton on the GPU
-        for heads of at most 128 channels, and in float32 for tiles that fit the registers; CUDA
-        C++ for float32 and heads of at most 128 channels, a multiple of 4 (the gradient of its
-        result is that of Triton or the reference).
+        reference; C++ on the CPU for heads of at most 128 channels; Triton on the GPU for heads of
+        at most 128 channels, and in float32 for tiles that fit the registers; CUDA C++ for float32
+        and heads of at most 128 channels, a multiple of 4 (the gradient of its result is that of
+        Triton or the reference).
     """
     return _op.call(qkv, num_heads, backend)
 

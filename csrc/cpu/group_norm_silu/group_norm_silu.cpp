@@ -1,10 +1,15 @@
-// group_norm_silu: entries, moments and coefficients, choice of the instruction set.
+// group_norm_silu: entries, moments and coefficients, choice of the instruction set. Maps of halves
+// are widened a chunk or a piece of a span at a time; the loops know float32 alone.
 #include "cpu/group_norm_silu/group_norm_silu.h"
+
+#include <algorithm>
+#include <tuple>
 
 #include "bitdance_kernels.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/pages.h"
 #include "cpu/common/parallel.h"
+#include "cpu/common/wide_rows.h"
 
 namespace bdk {
 namespace {
@@ -16,6 +21,28 @@ struct FeatureMap {
   int64_t images, channels, positions, groups;
   bool last;
   int64_t chunk;  // positions taken at a time, if the map is channels-last
+};
+
+// The values of a map, of any dtype, as float32. A copy has a buffer of its own.
+class Values {
+ public:
+  Values(const void* data, int dtype)
+      : rows_({const_cast<void*>(data), 0, dtype}), halves_(dtype != kFloat32) {}
+  Values(const Values& other) : rows_(other.rows_), halves_(other.halves_) {}
+
+  // At most kNormHalves of them, if they are halves.
+  const float* read(int64_t offset, int64_t count) { return rows_.read(0, offset, count, buffer_); }
+  // Where to write values; `put` then stores them.
+  float* place(int64_t offset) { return rows_.place(0, offset, buffer_); }
+  void put(int64_t offset, int64_t count) { rows_.put(0, offset, count, buffer_); }
+
+  // Values of a span that are taken at a time, of `count`.
+  int64_t piece(int64_t count) const { return halves_ && count > kNormSpan ? kNormSpan : count; }
+
+ private:
+  WideRows rows_;
+  bool halves_;
+  alignas(64) float buffer_[kNormHalves];
 };
 
 struct NormAffine {  // each may be null
@@ -34,34 +61,50 @@ const GroupNormLoops& choose() {
   return kGroupNormLoops;
 }
 
-bool fits(const FeatureMap& m) {
+bool fits(const FeatureMap& m, bool halves) {
   return m.images >= 0 && m.channels > 0 && m.groups > 0 && m.channels % m.groups == 0 &&
-         m.positions >= 0 && m.chunk > 0 && (!m.last || m.channels <= kNormMaxChannels);
+         m.positions >= 0 && m.chunk > 0 && (!m.last || m.channels <= kNormMaxChannels) &&
+         (!m.last || !halves || m.chunk <= kNormHalves / m.channels);
 }
+
+int64_t element_size(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 int64_t chunks_of(const FeatureMap& m) { return (m.positions + m.chunk - 1) / m.chunk; }
 
-// Calls body(image, chunk, offset of its first value, its positions) for a channels-last map.
-template <class Body>
-void for_chunks(const FeatureMap& m, int threads, const Body& body) {
+// Calls body(image, chunk, offset of its first value, its positions, maps..) for a channels-last
+// map; the maps are the thread's own.
+template <class Body, class... Maps>
+void for_chunks(const FeatureMap& m, int threads, const Body& body, const Maps&... maps) {
   const int64_t chunks = chunks_of(m);
   const int64_t grain = kGrain / (m.chunk * m.channels) + 1;
   parallel_for(m.images * chunks, grain, 1, threads, [&](int64_t begin, int64_t end) {
+    std::tuple<Maps...> own(maps...);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / chunks, first = i % chunks * m.chunk;
       const int64_t some = m.positions - first < m.chunk ? m.positions - first : m.chunk;
-      body(image, i % chunks, (image * m.positions + first) * m.channels, some);
+      const int64_t offset = (image * m.positions + first) * m.channels;
+      std::apply([&](auto&... of) { body(image, i % chunks, offset, some, of...); }, own);
     }
   });
 }
 
-// Calls body(image, channel, offset of its first value) for a contiguous map.
-template <class Body>
-void for_channels(const FeatureMap& m, int threads, const Body& body) {
+// Calls body(image, channel, offset of its first value, values, maps..) for every piece of every
+// channel of a contiguous map.
+template <class Body, class... Maps>
+void for_channels(const FeatureMap& m, int threads, const Body& body, const Maps&... maps) {
   parallel_for(m.images * m.channels, kGrain / (m.positions + 1) + 1, 1, threads,
                [&](int64_t begin, int64_t end) {
+                 std::tuple<Maps...> own(maps...);
+                 const int64_t piece = std::min({maps.piece(m.positions)...});
                  for (int64_t i = begin; i < end; ++i) {
-                   body(i / m.channels, i % m.channels, i * m.positions);
+                   for (int64_t p = 0; p < m.positions; p += piece) {
+                     const int64_t some = m.positions - p < piece ? m.positions - p : piece;
+                     std::apply(
+                         [&](auto&... of) {
+                           body(i / m.channels, i % m.channels, i * m.positions + p, some, of...);
+                         },
+                         own);
+                   }
                  }
                });
 }
@@ -86,14 +129,17 @@ void merge_chunks(Spread* spreads, int64_t chunks, int64_t groups) {
 }
 
 // spreads: [images, chunks or 1, groups]; the results are in those of chunk 0.
-void find_moments(const FeatureMap& m, const float* x, Spread* spreads, int threads) {
+void find_moments(const FeatureMap& m, const Values& map, Spread* spreads, int threads) {
   const GroupNormLoops& loops = choose();
   if (m.last) {
     const int64_t chunks = chunks_of(m);
-    for_chunks(m, threads, [&](int64_t image, int64_t chunk, int64_t offset, int64_t some) {
-      loops.moments_last(x + offset, some, m.channels, m.groups,
-                         spreads + (image * chunks + chunk) * m.groups);
-    });
+    for_chunks(
+        m, threads,
+        [&](int64_t image, int64_t chunk, int64_t offset, int64_t some, Values& x) {
+          loops.moments_last(x.read(offset, some * m.channels), some, m.channels, m.groups,
+                             spreads + (image * chunks + chunk) * m.groups);
+        },
+        map);
     parallel_for(m.images, 1 + kGrain / (chunks * m.groups + 1), 1, threads,
                  [&](int64_t begin, int64_t end) {
                    for (int64_t image = begin; image < end; ++image) {
@@ -105,8 +151,15 @@ void find_moments(const FeatureMap& m, const float* x, Spread* spreads, int thre
   const int64_t span = m.channels / m.groups * m.positions;
   parallel_for(m.images * m.groups, kGrain / (span + 1) + 1, 1, threads,
                [&](int64_t begin, int64_t end) {
+                 Values x = map;
+                 const int64_t piece = x.piece(span);
                  for (int64_t i = begin; i < end; ++i) {
-                   spreads[i] = loops.moments_span(x + i * span, span);
+                   Spread whole = {0.0, 0.0, 0.0};
+                   for (int64_t p = 0; p < span; p += piece) {
+                     const int64_t some = span - p < piece ? span - p : piece;
+                     whole = merge(whole, loops.moments_span(x.read(i * span + p, some), some));
+                   }
+                   spreads[i] = whole;
                  }
                });
 }
@@ -144,17 +197,21 @@ NormCoefficients coefficients_at(const float* coefficients, int64_t image, int64
 }
 
 // sums: [images, chunks or 1, 2, channels]; the results are in those of chunk 0.
-void find_sums(const FeatureMap& m, const float* grad, const float* x, const float* coefficients,
-               bool silu, double* sums, float* chunk_sums, int threads) {
+void find_sums(const FeatureMap& m, const Values& of_grad, const Values& of_x,
+               const float* coefficients, bool silu, double* sums, float* chunk_sums, int threads) {
   const GroupNormLoops& loops = choose();
   const int64_t channels = m.channels;
   if (m.last) {
     const int64_t chunks = chunks_of(m);
-    for_chunks(m, threads, [&](int64_t image, int64_t chunk, int64_t offset, int64_t some) {
-      float* to = chunk_sums + (image * chunks + chunk) * 2 * channels;
-      loops.sums_last(grad + offset, x + offset, some, channels,
-                      coefficients_at(coefficients, image, channels), silu, to, to + channels);
-    });
+    for_chunks(
+        m, threads,
+        [&](int64_t image, int64_t chunk, int64_t offset, int64_t some, Values& grad, Values& x) {
+          const int64_t count = some * channels;
+          float* to = chunk_sums + (image * chunks + chunk) * 2 * channels;
+          loops.sums_last(grad.read(offset, count), x.read(offset, count), some, channels,
+                          coefficients_at(coefficients, image, channels), silu, to, to + channels);
+        },
+        of_grad, of_x);
     for (int64_t image = 0; image < m.images; ++image) {
       for (int64_t i = 0; i < 2 * channels; ++i) {
         double sum = 0.0;
@@ -166,12 +223,16 @@ void find_sums(const FeatureMap& m, const float* grad, const float* x, const flo
     }
     return;
   }
-  for_channels(m, threads, [&](int64_t image, int64_t c, int64_t offset) {
-    const NormCoefficients k = coefficients_at(coefficients, image, channels);
-    double* to = sums + image * 2 * channels + c;
-    loops.sums_span(grad + offset, x + offset, m.positions, k.mean[c], k.a[c], k.d[c], silu, to,
-                    to + channels);
-  });
+  for (int64_t i = 0; i < m.images * 2 * channels; ++i) sums[i] = 0.0;
+  for_channels(
+      m, threads,
+      [&](int64_t image, int64_t c, int64_t offset, int64_t some, Values& grad, Values& x) {
+        const NormCoefficients k = coefficients_at(coefficients, image, channels);
+        double* to = sums + image * 2 * channels + c;
+        loops.sums_span(grad.read(offset, some), x.read(offset, some), some, k.mean[c], k.a[c],
+                        k.d[c], silu, to, to + channels);
+      },
+      of_grad, of_x);
 }
 
 // Gradients of weight, bias, scale and shift, and coefficients q and r of every channel.
@@ -210,70 +271,98 @@ void find_gradients(const FeatureMap& m, const NormAffine& affine, const Spread*
 }  // namespace
 }  // namespace bdk
 
-int bdk_group_norm_silu_cpu(const float* x, float* y, int64_t images, int64_t channels,
+int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t channels,
                             int64_t positions, int64_t groups, int channels_last, int64_t chunk,
                             const float* weight_or_null, const float* bias_or_null,
                             const float* scale_or_null, const float* shift_or_null, int silu,
-                            double eps, double* spreads, float* coefficients, int threads) {
+                            double eps, double* spreads, float* coefficients, int dtype,
+                            int threads) {
   using namespace bdk;
+  if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   const FeatureMap map = {images, channels, positions, groups, channels_last != 0, chunk};
   const NormAffine affine = {weight_or_null, bias_or_null, scale_or_null, shift_or_null};
-  if (!fits(map) || threads < 1) return BDK_BAD_SIZE;
+  if (!fits(map, dtype != kFloat32) || threads < 1) return BDK_BAD_SIZE;
   if (images == 0 || positions == 0) return BDK_OK;
-  prefer_large_pages(y, 4 * images * channels * positions);
+  const Values of_x(x, dtype), of_y(y, dtype);
+  prefer_large_pages(y, element_size(dtype) * images * channels * positions);
   Spread* moments = reinterpret_cast<Spread*>(spreads);
-  find_moments(map, x, moments, threads);
+  find_moments(map, of_x, moments, threads);
   find_coefficients(map, affine, moments, eps, coefficients);
   const GroupNormLoops& loops = choose();
   if (map.last) {
-    for_chunks(map, threads, [&](int64_t image, int64_t, int64_t offset, int64_t some) {
-      loops.apply_last(x + offset, some, channels, coefficients_at(coefficients, image, channels),
-                       silu != 0, y + offset);
-    });
+    for_chunks(
+        map, threads,
+        [&](int64_t image, int64_t, int64_t offset, int64_t some, Values& from, Values& to) {
+          const int64_t count = some * channels;
+          loops.apply_last(from.read(offset, count), some, channels,
+                           coefficients_at(coefficients, image, channels), silu != 0,
+                           to.place(offset));
+          to.put(offset, count);
+        },
+        of_x, of_y);
   } else {
-    for_channels(map, threads, [&](int64_t image, int64_t c, int64_t offset) {
-      const NormCoefficients k = coefficients_at(coefficients, image, channels);
-      loops.apply_span(x + offset, positions, k.mean[c], k.a[c], k.d[c], silu != 0, y + offset);
-    });
+    for_channels(
+        map, threads,
+        [&](int64_t image, int64_t c, int64_t offset, int64_t some, Values& from, Values& to) {
+          const NormCoefficients k = coefficients_at(coefficients, image, channels);
+          loops.apply_span(from.read(offset, some), some, k.mean[c], k.a[c], k.d[c], silu != 0,
+                           to.place(offset));
+          to.put(offset, some);
+        },
+        of_x, of_y);
   }
   return BDK_OK;
 }
 
-int bdk_group_norm_silu_backward_cpu(const float* grad, const float* x, float* grad_x,
-                                     int64_t images, int64_t channels, int64_t positions,
-                                     int64_t groups, int channels_last, int64_t chunk,
-                                     const float* weight_or_null, const float* bias_or_null,
-                                     const float* scale_or_null, const float* shift_or_null,
-                                     float* grad_weight_or_null, float* grad_bias_or_null,
-                                     float* grad_scale_or_null, float* grad_shift_or_null, int silu,
-                                     double eps, double* spreads, double* sums, float* coefficients,
-                                     float* chunk_sums, int threads) {
+int bdk_group_norm_silu_backward_cpu(const void* grad, const void* x, void* grad_x, int64_t images,
+                                     int64_t channels, int64_t positions, int64_t groups,
+                                     int channels_last, int64_t chunk, const float* weight_or_null,
+                                     const float* bias_or_null, const float* scale_or_null,
+                                     const float* shift_or_null, float* grad_weight_or_null,
+                                     float* grad_bias_or_null, float* grad_scale_or_null,
+                                     float* grad_shift_or_null, int silu, double eps,
+                                     double* spreads, double* sums, float* coefficients,
+                                     float* chunk_sums, int grad_dtype, int dtype, int threads) {
   using namespace bdk;
+  if (!is_dtype(grad_dtype) || !is_dtype(dtype)) return BDK_BAD_DTYPE;
   const FeatureMap map = {images, channels, positions, groups, channels_last != 0, chunk};
   const NormAffine affine = {weight_or_null, bias_or_null, scale_or_null, shift_or_null};
   const NormGradients of = {grad_weight_or_null, grad_bias_or_null, grad_scale_or_null,
                             grad_shift_or_null};
-  if (!fits(map) || threads < 1) return BDK_BAD_SIZE;
+  const bool halves = grad_dtype != kFloat32 || dtype != kFloat32;
+  if (!fits(map, halves) || threads < 1) return BDK_BAD_SIZE;
   if (images == 0 || positions == 0) return BDK_OK;
-  prefer_large_pages(grad_x, 4 * images * channels * positions);
+  const Values of_grad(grad, grad_dtype), of_x(x, dtype), of_grad_x(grad_x, dtype);
+  prefer_large_pages(grad_x, element_size(dtype) * images * channels * positions);
   Spread* moments = reinterpret_cast<Spread*>(spreads);
-  find_moments(map, x, moments, threads);
+  find_moments(map, of_x, moments, threads);
   find_coefficients(map, affine, moments, eps, coefficients);
-  find_sums(map, grad, x, coefficients, silu != 0, sums, chunk_sums, threads);
+  find_sums(map, of_grad, of_x, coefficients, silu != 0, sums, chunk_sums, threads);
   find_gradients(map, affine, moments, eps, sums, coefficients, of);
   const GroupNormLoops& loops = choose();
   if (map.last) {
-    for_chunks(map, threads, [&](int64_t image, int64_t, int64_t offset, int64_t some) {
-      loops.backward_last(grad + offset, x + offset, some, channels,
-                          coefficients_at(coefficients, image, channels), silu != 0,
-                          grad_x + offset);
-    });
+    for_chunks(
+        map, threads,
+        [&](int64_t image, int64_t, int64_t offset, int64_t some, Values& of_z, Values& from,
+            Values& to) {
+          const int64_t count = some * channels;
+          loops.backward_last(of_z.read(offset, count), from.read(offset, count), some, channels,
+                              coefficients_at(coefficients, image, channels), silu != 0,
+                              to.place(offset));
+          to.put(offset, count);
+        },
+        of_grad, of_x, of_grad_x);
   } else {
-    for_channels(map, threads, [&](int64_t image, int64_t c, int64_t offset) {
-      loops.backward_span(grad + offset, x + offset, positions,
-                          coefficients_at(coefficients, image, channels), c, silu != 0,
-                          grad_x + offset);
-    });
+    for_channels(
+        map, threads,
+        [&](int64_t image, int64_t c, int64_t offset, int64_t some, Values& of_z, Values& from,
+            Values& to) {
+          loops.backward_span(of_z.read(offset, some), from.read(offset, some), some,
+                              coefficients_at(coefficients, image, channels), c, silu != 0,
+                              to.place(offset));
+          to.put(offset, some);
+        },
+        of_grad, of_x, of_grad_x);
   }
   return BDK_OK;
 }

@@ -12,6 +12,7 @@ namespace bdk {
 
 constexpr int64_t kNormMaxChannels = 4096;  // of a channels-last map; their sums are on the stack
 constexpr int64_t kNormSpan = 4096;         // values whose moments are computed at a time
+constexpr int64_t kNormHalves = 8192;       // halves that are widened at a time, at most
 
 // Coefficients: z = (x - mean) a + d, and the gradient of x is a grad_z - q - (x - mean) r.
 struct NormCoefficients {
@@ -26,7 +27,8 @@ struct GroupNormLoops {
                      bool silu, float* y);
   void (*apply_span)(const float* x, int64_t count, float mean, float a, float d, bool silu,
                      float* y);
-  // Sums over positions of the gradient of z, and of that gradient times (x - mean).
+  // Sums over positions of the gradient of z, and of that gradient times (x - mean); those of a
+  // span are added to what is there.
   void (*sums_last)(const float* grad, const float* x, int64_t positions, int64_t channels,
                     NormCoefficients k, bool silu, float* grad_z, float* grad_z_x);
   void (*sums_span)(const float* grad, const float* x, int64_t count, float mean, float a, float d,
@@ -110,22 +112,37 @@ inline void norm_moments_last(const float* x, int64_t positions, int64_t channel
   }
 }
 
+// Values of a span summed in float32, a few in each lane.
+constexpr int64_t kFloatValues = 512;
+
+// And of gradients, which lose more digits.
+constexpr int64_t kFloatGradients = 256;
+
+// In one pass as well, from distances to the mean of a few values of each piece.
 inline Spread norm_moments_span(const float* x, int64_t count) {
   Spread whole = {0.0, 0.0, 0.0};
   for (int64_t first = 0; first < count; first += kNormSpan) {
     const int64_t some = count - first < kNormSpan ? count - first : kNormSpan;
     const float* from = x + first;
-    double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < some; ++i) sum += static_cast<double>(from[i]);
-    const double mean = sum / static_cast<double>(some);
-    double squares = 0.0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < some; ++i) {
-      const double distance = static_cast<double>(from[i]) - mean;
-      squares += distance * distance;
+    float samples = 0.0f;
+    for (int64_t i = 0; i < kPivotSamples; ++i) samples += from[some * i / kPivotSamples];
+    const float pivot = samples / static_cast<float>(kPivotSamples);
+    double sum = 0.0, squares = 0.0;
+    for (int64_t begin = 0; begin < some; begin += kFloatValues) {
+      const int64_t end = begin + kFloatValues < some ? begin + kFloatValues : some;
+      float block_sum = 0.0f, block_squares = 0.0f;
+#pragma omp simd reduction(+ : block_sum, block_squares)
+      for (int64_t i = begin; i < end; ++i) {
+        const float distance = from[i] - pivot;
+        block_sum += distance;
+        block_squares += distance * distance;
+      }
+      sum += static_cast<double>(block_sum);
+      squares += static_cast<double>(block_squares);
     }
-    whole = merge(whole, {static_cast<double>(some), mean, squares});
+    const double number = static_cast<double>(some), shift = sum / number;
+    const double rest = squares - sum * shift;
+    whole = merge(whole, {number, static_cast<double>(pivot) + shift, rest < 0.0 ? 0.0 : rest});
   }
   return whole;
 }
@@ -206,14 +223,20 @@ template <bool kSilu>
 inline void sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
                       float d, double* grad_z, double* grad_z_x) {
   double sum = 0.0, with_x = 0.0;
-#pragma omp simd reduction(+ : sum, with_x)
-  for (int64_t i = 0; i < count; ++i) {
-    const float slope = norm_slope<kSilu>(grad[i], x[i], mean, a, d);
-    sum += static_cast<double>(slope);
-    with_x += static_cast<double>(slope) * static_cast<double>(x[i] - mean);
+  for (int64_t begin = 0; begin < count; begin += kFloatGradients) {
+    const int64_t end = begin + kFloatGradients < count ? begin + kFloatGradients : count;
+    float block_sum = 0.0f, block_with_x = 0.0f;
+#pragma omp simd reduction(+ : block_sum, block_with_x)
+    for (int64_t i = begin; i < end; ++i) {
+      const float slope = norm_slope<kSilu>(grad[i], x[i], mean, a, d);
+      block_sum += slope;
+      block_with_x += slope * (x[i] - mean);
+    }
+    sum += static_cast<double>(block_sum);
+    with_x += static_cast<double>(block_with_x);
   }
-  *grad_z = sum;
-  *grad_z_x = with_x;
+  *grad_z += sum;
+  *grad_z_x += with_x;
 }
 
 inline void norm_sums_span(const float* grad, const float* x, int64_t count, float mean, float a,

@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "bitdance_kernels.h"
-#include "common/rotation.h"
 #include "cpu/common/parallel.h"
+#include "cpu/common/rotation.h"
 
 namespace bdk {
 namespace {
@@ -12,37 +12,19 @@ namespace {
 // Values a thread must have to be worth starting: about 10 us.
 constexpr int64_t kGrain = 16384;
 
-struct Turn {
-  const float* freqs;  // [head_dim / 2, 2]
-  int64_t head_dim;
-  bool interleaved;
-};
-
 // to = x / sqrt(mean(x^2) + eps) weight, rotated; without a weight, x rotated.
-void norm_and_turn(const float* x, const float* weight_or_null, float eps, const Turn& turn,
-                   float* to) {
-  const int64_t half = turn.head_dim / 2;
-  const int64_t step = turn.interleaved ? 2 : 1, distance = turn.interleaved ? 1 : half;
-  float factor = 1.0f;
-  if (weight_or_null != nullptr) {
-    double squares = 0.0;
-    for (int64_t d = 0; d < turn.head_dim; ++d) {
-      squares += static_cast<double>(x[d]) * static_cast<double>(x[d]);
-    }
-    const double mean = squares / static_cast<double>(turn.head_dim);
-    factor = static_cast<float>(1.0 / sqrt(mean + static_cast<double>(eps)));
+void norm_and_rotate(const float* x, const float* weight_or_null, float eps, int64_t channels,
+                     const Rotation& rotate, float* to) {
+  if (weight_or_null == nullptr) return rotate(x, to);
+  double squares = 0.0;
+  for (int64_t d = 0; d < channels; ++d) {
+    squares += static_cast<double>(x[d]) * static_cast<double>(x[d]);
   }
-  for (int64_t i = 0; i < half; ++i) {
-    const int64_t first = i * step, second = first + distance;
-    float a = x[first], b = x[second];
-    if (weight_or_null != nullptr) {
-      a *= factor * weight_or_null[first];
-      b *= factor * weight_or_null[second];
-    }
-    rotate_pair(a, b, turn.freqs[2 * i], turn.freqs[2 * i + 1]);
-    to[first] = a;
-    to[second] = b;
-  }
+  const double mean = squares / static_cast<double>(channels);
+  const float factor = static_cast<float>(1.0 / sqrt(mean + static_cast<double>(eps)));
+  alignas(64) float normed[kMaxHeadChannels];
+  for (int64_t d = 0; d < channels; ++d) normed[d] = x[d] * (factor * weight_or_null[d]);
+  rotate(normed, to);
 }
 
 }  // namespace
@@ -57,7 +39,7 @@ int bdk_rope_append_cpu(const float* qkv, float* q, float* k_cache, float* v_cac
                         int interleaved, int threads) {
   using namespace bdk;
   if (batch < 0 || tokens < 0 || heads < 1 || kv_heads < 1 || head_dim < 2 || head_dim % 2 != 0 ||
-      threads < 1) {
+      head_dim > kMaxHeadChannels || threads < 1) {
     return BDK_BAD_SIZE;
   }
   for (int64_t b = 0; b < batch; ++b) {
@@ -66,16 +48,18 @@ int bdk_rope_append_cpu(const float* qkv, float* q, float* k_cache, float* v_cac
   }
   const int64_t grain = kGrain / ((heads + 2 * kv_heads) * head_dim) + 1;
   parallel_for(batch * tokens, grain, 1, threads, [&](int64_t begin, int64_t end) {
+    Rotation rotate(head_dim, interleaved != 0, false);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / tokens, p = i % tokens, row = position[b] + p;
       const float* from = qkv + b * qkv_batch + p * qkv_token;
-      const Turn turn = {freqs + row * head_dim, head_dim, interleaved != 0};
+      rotate.set(freqs + row * head_dim);
       for (int64_t h = 0; h < heads; ++h, from += head_dim) {
-        norm_and_turn(from, q_norm_or_null, eps, turn, q + (i * heads + h) * head_dim);
+        norm_and_rotate(from, q_norm_or_null, eps, head_dim, rotate,
+                        q + (i * heads + h) * head_dim);
       }
       for (int64_t h = 0; h < kv_heads; ++h, from += head_dim) {
-        norm_and_turn(from, k_norm_or_null, eps, turn,
-                      k_cache + b * k_batch + row * k_token + h * k_head);
+        norm_and_rotate(from, k_norm_or_null, eps, head_dim, rotate,
+                        k_cache + b * k_batch + row * k_token + h * k_head);
       }
       for (int64_t h = 0; h < kv_heads; ++h, from += head_dim) {
         memcpy(v_cache + b * v_batch + row * v_token + h * v_head, from, sizeof(float) * head_dim);

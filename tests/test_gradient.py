@@ -1,0 +1,45 @@
+"""Gradients of calls that skip PyTorch's dispatcher."""
+
+import pytest
+import torch
+
+from bitdance_kernels import adaln_norm, rope
+from bitdance_kernels._dispatch.op import REGISTRY
+
+
+def test_a_recorded_gradient_needs_no_dispatcher(monkeypatch):
+    """Of plain tensors; it is that of the registered formula, hooks and all."""
+    generator = torch.Generator().manual_seed(0)
+    x, scale, shift, grad = torch.randn(4, 3, 16, generator=generator)
+    leaves = [t.clone().requires_grad_() for t in (x, scale, shift)]
+    op = REGISTRY["adaln_norm"]
+    registered = op.overload(*leaves, None, None, 1e-6, "auto")
+    expected = torch.autograd.grad(registered, leaves, grad)
+    monkeypatch.setattr(op, "overload", None)
+    y = adaln_norm(*leaves)
+    assert y.grad_fn.name() == "adaln_norm_functionBackward"
+    seen = []
+    y.register_hook(lambda given: seen.append(given) or 2 * given)
+    found = torch.autograd.grad(y, leaves, grad)
+    assert torch.equal(y, registered)
+    for gradient, half in zip(found, expected, strict=True):
+        assert torch.equal(gradient, 2 * half)
+    assert torch.equal(seen[0], grad)
+    with torch.no_grad():
+        assert adaln_norm(*leaves).grad_fn is None
+
+
+def test_a_constant_that_requires_grad_is_refused():
+    x, freqs = torch.randn(1, 2, 1, 4, requires_grad=True), torch.randn(2, 2, 2)
+    with pytest.raises(RuntimeError, match="rope: has no gradient, but freqs requires grad"):
+        rope(x, freqs.requires_grad_())
+
+
+def test_a_gradient_has_no_second_one_but_on_the_reference():
+    x = torch.randn(2, 16, requires_grad=True)
+    y = adaln_norm(x, x, x)
+    with pytest.raises(RuntimeError, match="second derivatives need torch.func, or backend="):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+    y = adaln_norm(x, x, x, backend="reference")
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
