@@ -38,7 +38,7 @@ def test_a_constant_that_requires_grad_is_refused():
 def test_a_gradient_has_no_second_one_but_on_the_reference():
     x = torch.randn(2, 16, requires_grad=True)
     y = adaln_norm(x, x, x)
-    with pytest.raises(RuntimeError, match="second derivatives need torch.func, or backend="):
+    with pytest.raises(RuntimeError, match="second derivatives need"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
     y = adaln_norm(x, x, x, backend="reference")
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
