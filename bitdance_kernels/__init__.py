@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 _MODULES = {
     "_dispatch.backends": "BackendError default_backend use_backend",
     "_dispatch.explain": "explain",
+    "_shared.float8": "dequantize_rows quantize_rows",
     "_shared.launches": "overlapping_launches",
     "_shared.packed_weight": "pack_weight unpack_weight",
     "_version": "__version__",
@@ -47,6 +48,7 @@ _MODULES = {
     "denoise.finalize_bits.op": "finalize_bits",
     "denoise.gated_residual.op": "gated_residual gated_residual_adaln",
     "denoise.linear.op": "linear",
+    "denoise.linear_fp8.op": "linear_fp8",
     "denoise.linear_gated_residual.op": "linear_gated_residual",
     "denoise.linear_swiglu.op": "linear_swiglu",
     "denoise.patch_attention.op": "patch_attention",
@@ -60,6 +62,7 @@ __all__ = sorted(name for names in _MODULES.values() for name in names.split())
 if TYPE_CHECKING:
     from bitdance_kernels._dispatch.backends import *
     from bitdance_kernels._dispatch.explain import *
+    from bitdance_kernels._shared.float8 import *
     from bitdance_kernels._shared.launches import *
     from bitdance_kernels._shared.packed_weight import *
     from bitdance_kernels._version import __version__ as __version__
@@ -87,6 +90,7 @@ if TYPE_CHECKING:
     from bitdance_kernels.denoise.finalize_bits.op import *
     from bitdance_kernels.denoise.gated_residual.op import *
     from bitdance_kernels.denoise.linear.op import *
+    from bitdance_kernels.denoise.linear_fp8.op import *
     from bitdance_kernels.denoise.linear_gated_residual.op import *
     from bitdance_kernels.denoise.linear_swiglu.op import *
     from bitdance_kernels.denoise.patch_attention.op import *

@@ -22,6 +22,7 @@ X, W, B = _rand(3, 4, 16), _rand(24, 16), _rand(24)
 Q, K = _rand(2, 7, 4, 16), _rand(2, 7, 2, 16)
 RANGES = bk.block_causal_ranges(3, 2, 2)
 LENGTHS = torch.tensor([7, 3], dtype=torch.int32)
+FLOAT8 = bk.quantize_rows(W)
 PACKED = bk.pack_signs(_rand(5, 16))
 TABLE, STEP = bk.denoise_schedule(3)[0], torch.tensor([1])
 STREAM, X0 = _rand(3, 4, 24), _rand(3, 4, 8)
@@ -32,6 +33,7 @@ STATE, KEYS = _rand(3, 4, 8), bk.noise_keys([1, 2, 3], [0, 0, 0], stream=0)
 # autocast (None: all).
 PRODUCTS = {
     "linear": (bk.linear, (X, W, B), None),
+    "linear_fp8": (lambda x, b: bk.linear_fp8(x, *FLOAT8, b), (X, B), None),
     "packed_linear": (lambda w, b: bk.packed_linear(PACKED, w, b), (W, B), None),
     "adaln_linear": (lambda x, w, b: bk.adaln_linear(x, X, X, w, b), (X, W, B), None),
     "adaln_linear_swiglu": (
