@@ -11,6 +11,7 @@ import torch
 
 from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.quantization import QUANTIZATIONS
 from bitdance.pipelines.class_conditional import BitDancePipeline
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "add_device_argument",
     "add_image_arguments",
     "add_model_arguments",
+    "add_quantization_argument",
     "add_sampling_arguments",
     "check_device",
     "load_autoencoder",
@@ -50,6 +52,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="dtype of the parameters"
     )
+
+
+def add_quantization_argument(parser: argparse.ArgumentParser) -> None:
+    """Add whether weights are rounded."""
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS,
+        help="round the weights of transformer and head to float8, or their inputs too",
+    )  # fmt: skip
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +97,7 @@ def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> Bi
         autoencoder=options.autoencoder,
         config=options.config,
         dtype=DTYPES[given.get("dtype", "float32")],
+        quantization=given.get("quantization"),
         device=given.get("device", "cpu"),
     )
 

@@ -15,6 +15,7 @@ import torch
 
 from bitdance.cli.arguments import (
     add_model_arguments,
+    add_quantization_argument,
     add_sampling_arguments,
     load_pipeline,
     positive_int,
@@ -58,6 +59,7 @@ def add_command(commands: Any) -> None:
         "and draw it.",
     )
     add_model_arguments(parser)
+    add_quantization_argument(parser)
     parser.add_argument("--num-images", type=positive_int, default=8, help="images per batch")
     add_sampling_arguments(parser, guidance=False)
     parser.add_argument("--rounds", type=positive_int, default=5, help="runs to take medians of")

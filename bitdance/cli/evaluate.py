@@ -13,6 +13,7 @@ from bitdance.cli.arguments import (
     MODEL_HELP,
     add_device_argument,
     add_image_arguments,
+    add_quantization_argument,
     add_sampling_arguments,
     positive_int,
 )
@@ -47,6 +48,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     add_sampling_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write")
+    add_quantization_argument(parser)
     add_device_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run)
@@ -56,8 +58,9 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     check_folder(options.out)
     pipeline = BitDancePipeline.from_pretrained(
-        options.model, config=options.config, device=options.device
-    )
+        options.model, config=options.config, quantization=options.quantization,
+        device=options.device,
+    )  # fmt: skip
     classes = _match_classes(options.data, pipeline)
     parts = {
         split: open_images(

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitdance.cli.arguments import (
     add_model_arguments,
+    add_quantization_argument,
     add_sampling_arguments,
     load_pipeline,
     positive_int,
@@ -38,6 +39,7 @@ def add_command(commands: Any) -> None:
         "batch.",
     )
     add_model_arguments(parser)
+    add_quantization_argument(parser)
     parser.add_argument(
         "--class", dest="classes", nargs="+", required=True, metavar="CLASS",
         help="class names or numbers, or 'all'",

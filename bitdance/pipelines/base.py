@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from bitdance.io.validation import as_list, brief
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.quantization import quantize_blocks
 from bitdance.pipelines.arguments import (
     Generators,
     ImageShape,
@@ -112,6 +113,33 @@ class BasePipeline(ABC):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the model, as ``torch.nn.Module.to`` does; returns the pipeline."""
         self.model.to(*args, **kwargs)
+        return self
+
+    @property
+    @abstractmethod
+    def _blocks(self) -> Sequence[nn.Module]:
+        """Blocks of the transformer and of the head."""
+
+    def quantize(self, quantization: str) -> Self:
+        """Round the weights of the transformer's and the head's blocks to float8.
+
+        Their layers are replaced: a weight takes a byte an element, and each of its rows has a
+        scale. Other layers, the autoencoder among them, stay as they are. Images change,
+        docs/generation.md says how much. No other option does this.
+
+        Args:
+            quantization: "fp8_weight_only", for cards on which reading weights takes the time; or
+                "fp8", where the layers' inputs are rounded too, with a scale for each token, for
+                batches of many tokens.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ValueError: there is no such quantization, widths of the model are no multiples of 16,
+                or it is quantized already; nothing is changed.
+        """
+        quantize_blocks("quantize", self._blocks, quantization)
         return self
 
     def set_progress_bar_config(self, **config: Any) -> None:

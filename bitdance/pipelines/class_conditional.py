@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
@@ -15,6 +16,7 @@ from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
 from bitdance.models.loading.hub import locate
 from bitdance.models.loading.model_folder import MAX_STEPS, write_folder
+from bitdance.models.quantization import check_quantization, is_quantized, quantize_blocks
 from bitdance.pipelines.arguments import (
     Generators,
     ImageShape,
@@ -86,6 +88,10 @@ class BitDancePipeline(BasePipeline):
     def _autoencoder(self) -> BinaryAutoencoder:
         return self.model.vae
 
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        return self.model.layers, self.model.head.net.res_blocks
+
     @classmethod
     def from_pretrained(
         cls,
@@ -96,6 +102,7 @@ class BitDancePipeline(BasePipeline):
         weights: str = "ema",
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        quantization: str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
         local_files_only: bool = False,
@@ -117,6 +124,8 @@ class BitDancePipeline(BasePipeline):
             weights: "ema" or "model", for files that hold both.
             dtype: dtype of the parameters or its name, by default float32.
             torch_dtype: the older name of `dtype`.
+            quantization: "fp8_weight_only" or "fp8" to round weights, see ``quantize``; None for
+                none.
             device: device of the model.
             revision: revision of a Hugging Face repository.
             local_files_only: use only files that were downloaded before.
@@ -129,6 +138,8 @@ class BitDancePipeline(BasePipeline):
         if weights not in ("ema", "model"):
             raise ValueError(f"from_pretrained: weights must be 'ema' or 'model', got {weights!r}")
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
+        if quantization is not None:
+            check_quantization("from_pretrained", quantization)
         path = locate(source, revision=revision, local_files_only=local_files_only)
         if path.is_dir():
             for name, value in (("autoencoder", autoencoder), ("config", config)):
@@ -141,7 +152,10 @@ class BitDancePipeline(BasePipeline):
         else:
             own = None if autoencoder is None else Path(autoencoder)
             model, extra = load_file(path, parsed, autoencoder=own, config=config, prefer=weights)
-        return cls(model.to(device), **extra)
+        pipeline = cls(model, **extra)
+        if quantization is not None:
+            quantize_blocks("from_pretrained", pipeline._blocks, quantization)
+        return pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and the weights (safetensors) into `folder`.
@@ -154,8 +168,10 @@ class BitDancePipeline(BasePipeline):
             FileExistsError: the folder holds the configuration of something else; nothing is
                 written.
             OSError: the folder cannot be written or the disk is full; what was there is unchanged.
-            ValueError: a weight is not finite.
+            ValueError: a weight is not finite, or the model is quantized.
         """
+        if is_quantized(self.model):
+            raise ValueError("save_pretrained: model must not be quantized, got one that is")
         state = self.model.state_dict()
         write_folder(Path(folder), state, self.config, self.classes, self.num_inference_steps)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.hub import locate_release
+from bitdance.models.quantization import check_quantization, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.arguments import (
     Generators,
@@ -80,6 +82,11 @@ class BitDanceT2IPipeline(BasePipeline):
     def _autoencoder(self) -> BinaryAutoencoder:
         return self.model.ae
 
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        model = self.model
+        return model.llm_model.model.layers, model.vision_head.net.res_blocks
+
     @classmethod
     def from_pretrained(
         cls,
@@ -89,6 +96,7 @@ class BitDanceT2IPipeline(BasePipeline):
         tokenizer: TextTokenizer | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        quantization: str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
         local_files_only: bool = False,
@@ -109,6 +117,8 @@ class BitDanceT2IPipeline(BasePipeline):
                 ``pip install transformers``.
             dtype: dtype of the parameters or its name, by default float32.
             torch_dtype: the older name of `dtype`.
+            quantization: "fp8_weight_only" or "fp8" to round weights, see ``quantize``; None for
+                none.
             device: device of the model.
             revision: revision of a Hugging Face repository.
             local_files_only: use only files that were downloaded before.
@@ -117,15 +127,23 @@ class BitDanceT2IPipeline(BasePipeline):
             FileNotFoundError: there is no such folder or repository, or a file is missing.
             CheckpointError: a file is damaged, or does not fit the configuration.
             ImportError: `tokenizer` is not given and transformers is not installed.
+            ValueError: the model cannot be quantized, see ``quantize``.
         """
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
+        if quantization is not None:
+            check_quantization("from_pretrained", quantization)
         if tokenizer is None:
             check_transformers()  # before anything is downloaded
         folder = locate_release(source, revision=revision, local_files_only=local_files_only)
         if tokenizer is None:
             tokenizer = load_tokenizer(folder)
         own = None if autoencoder is None else Path(autoencoder)
-        return cls(load_release(folder, parsed, device, autoencoder=own), tokenizer)
+        if quantization is None:
+            return cls(load_release(folder, parsed, device, autoencoder=own), tokenizer)
+        # Rounded before it is moved, so that the device never holds the whole weights.
+        pipeline = cls(load_release(folder, parsed, "cpu", autoencoder=own), tokenizer)
+        quantize_blocks("from_pretrained", pipeline._blocks, quantization)
+        return pipeline.to(device)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens of an image of that many pixels, vertically and horizontally.

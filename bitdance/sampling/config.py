@@ -102,6 +102,7 @@ def choose_plan(
     *,
     architecture: str = "",
     patch: int = 1,
+    quantized: bool = False,
     plan: str = "auto",
 ) -> str:
     """The plan of a part of a model for batches of one size.
@@ -117,6 +118,7 @@ def choose_plan(
         device: where they run.
         architecture: of a head, one of ``ARCHITECTURES``.
         patch: tokens that a head has attention among.
+        quantized: whether weights are in float8.
         plan: one of ``PLANS`` or "auto".
 
     Raises:
@@ -129,12 +131,12 @@ def choose_plan(
         raise ValueError(f"choose_plan: plan must be one of auto, {', '.join(PLANS)}, got {plan!r}")
     if plan == "library":
         return plan
-    reason = _unsuited(rows, widths)
+    reason = "weights in float8" if quantized else _unsuited(rows, widths)
     if plan != "auto":
         if reason is None and plan == "persistent":
             reason = _not_persistent(part, rows, widths, device, architecture, patch)
         if reason is not None:
-            others = "'library'" if plan == "packed" else "another one"
+            others = "'library'" if plan == "packed" or quantized else "another one"
             raise ValueError(f"choose_plan: plan must be {others} for {reason}, got {plan!r}")
         return plan
     if reason is not None or device.type != "cuda":

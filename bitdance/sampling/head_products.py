@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitdance.models.diffusion_head import EPS, HeadNetwork, PatchBlock, TokenBlock
-from bitdance.sampling.weights import JoinedLinear
+from bitdance.models.quantization import AnyLinear, Float8Linear
+from bitdance.sampling.weights import Float8Product, JoinedLinear
 from bitdance_kernels import adaln_norm, denoise_step, gated_residual_adaln, patch_attention, swiglu
 
 __all__ = ["Branch", "HeadProducts", "LibraryProducts", "Modulation", "Step", "branches"]
@@ -57,9 +58,9 @@ class Branch:
     """
 
     norm: nn.LayerNorm
-    fc1: nn.Linear
+    fc1: AnyLinear
     activation: str
-    fc2: nn.Linear
+    fc2: AnyLinear
 
     @property
     def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +80,7 @@ def _of_block(block: nn.Module) -> list[Branch]:
     attention = Branch(block.norm1, block.attn.wqkv, "attention", block.attn.wo)
     if block.use_swiglu:
         return [attention, Branch(block.norm2, block.w1, "swiglu", block.w2)]
-    fc1, _, fc2 = cast(Iterable[nn.Linear], block.mlp)
+    fc1, _, fc2 = cast(Iterable[AnyLinear], block.mlp)
     return [attention, Branch(block.norm2, fc1, "silu", fc2)]
 
 
@@ -132,14 +133,14 @@ class LibraryProducts:
         M = torch.Size(shape).numel()
         self._norms = [*(branch.affine for branch in found), (None, None)]
         self._activations = [branch.activation for branch in found]
-        self._first = [JoinedLinear([branch.fc1], dtype) for branch in found]
-        self._second = [JoinedLinear([branch.fc2], dtype) for branch in found]
+        self._first = [_product(branch.fc1, dtype) for branch in found]
+        self._second = [_product(branch.fc2, dtype) for branch in found]
         self._input = JoinedLinear([network.input_proj], dtype)
         self._final = JoinedLinear([network.final_layer.linear], dtype)
         # Branches of a kind run one after another, so they share a buffer.
         kinds = zip(self._activations, self._first, strict=True)
-        self._h = {kind: product.empty(M) for kind, product in kinds}
-        self._branch = self._second[0].empty(M)
+        self._h = {kind: _buffer(product, M) for kind, product in kinds}
+        self._branch = _buffer(self._second[0], M)
         self._state = self._input.weight.new_empty(M, config.ch_target)
         self._stream, self._x0 = self._input.empty(M), self._final.empty(M)
 
@@ -186,3 +187,14 @@ class LibraryProducts:
         if kind == "silu":
             return F.silu(h)
         return patch_attention(h.unflatten(0, self._shape), self._num_heads).flatten(0, 1)
+
+
+def _product(layer: AnyLinear, dtype: torch.dtype) -> JoinedLinear | Float8Product:
+    if isinstance(layer, Float8Linear):
+        return Float8Product(layer, dtype)
+    return JoinedLinear([layer], dtype)
+
+
+def _buffer(product: JoinedLinear | Float8Product, rows: int) -> torch.Tensor | None:
+    """Memory for results, where a product writes into given memory."""
+    return product.empty(rows) if isinstance(product, JoinedLinear) else None

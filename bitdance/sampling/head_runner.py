@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.models.quantization import is_quantized
 from bitdance.sampling import packed_products
 from bitdance.sampling.config import choose_plan, max_table_rows
 from bitdance.sampling.head_products import HeadProducts, LibraryProducts, Modulation, Step
@@ -160,7 +161,8 @@ class HeadRunner:
         M, evaluations = rows * (patch or 1), len(times)
         self.plan = choose_plan(
             "head", M, packed_products.widths(network), dtype, device,
-            architecture=config.architecture, patch=patch or 1, plan=plan,
+            architecture=config.architecture, patch=patch or 1, quantized=is_quantized(network),
+            plan=plan,
         )  # fmt: skip
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():

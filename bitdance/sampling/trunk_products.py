@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bitdance.models.kv_cache import KVCache
+from bitdance.models.quantization import Float8Linear, is_quantized
 from bitdance.models.qwen3 import Qwen3Block, Qwen3Model
 from bitdance.models.tracing import is_traced
 from bitdance.models.transformer import Transformer, TransformerBlock
@@ -195,9 +196,10 @@ def packed_qwen3(trunk: Qwen3Model, rows: int, dtype: torch.dtype) -> PackedQwen
 def _is_packed(
     part: str, blocks: nn.ModuleList, rows: int, dtype: torch.dtype, *widths: int
 ) -> bool:
-    layers = [layer for layer in blocks.modules() if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in blocks.modules() if isinstance(layer, (nn.Linear, Float8Linear))]
     widths = tuple({*widths, *(size for layer in layers for size in layer.weight.shape)})
-    plan = choose_plan(part, rows, widths, dtype, layers[0].weight.device)
+    device, quantized = layers[0].weight.device, is_quantized(blocks)
+    plan = choose_plan(part, rows, widths, dtype, device, quantized=quantized)
     alike = all(parameter.dtype == dtype for parameter in blocks.parameters())
     return plan == "packed" and alike and not is_traced()
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bitdance_kernels import linear, pack_weight
+from bitdance.models.quantization import AnyLinear, Float8Linear
+from bitdance_kernels import linear, linear_fp8, pack_weight
 
-__all__ = ["JoinedLinear", "JoinedParameter", "PackedLinear"]
+__all__ = ["Float8Product", "JoinedLinear", "JoinedParameter", "PackedLinear"]
 
 
 class JoinedParameter:
@@ -67,9 +68,32 @@ class JoinedLinear:
         """An uninitialized result of that many rows."""
         return self.weight.new_empty(*rows, len(self.weight))
 
-    def __call__(self, x: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-        """The product [M, N] of `x` [M, K], written into `out`."""
+    def __call__(self, x: torch.Tensor, *, out: torch.Tensor | None) -> torch.Tensor:
+        """The product [M, N] of `x` [M, K], written into `out` if that is given."""
         return linear(x, self.weight, self.bias, out=out)
+
+
+class Float8Product:
+    """x W^T + b of a layer whose weight is in float8, which is used itself.
+
+    Args:
+        layer: the layer.
+        dtype: dtype of the product.
+    """
+
+    def __init__(self, layer: Float8Linear, dtype: torch.dtype) -> None:
+        self._layer = layer
+        self._bias = None if layer.bias is None else JoinedParameter([layer.bias], dtype)
+
+    def load(self) -> None:
+        """Refresh the copy of the bias."""
+        if self._bias is not None:
+            self._bias.load()
+
+    def __call__(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The product [M, N] of `x` [M, K], in new memory."""
+        layer, bias = self._layer, None if self._bias is None else self._bias.tensor
+        return linear_fp8(x, layer.weight, layer.scale, bias, quantize_x=layer.quantize_inputs)
 
 
 class PackedLinear:
@@ -84,7 +108,7 @@ class PackedLinear:
 
     def __init__(
         self,
-        layers: Sequence[nn.Linear],
+        layers: Sequence[AnyLinear],
         dtype: torch.dtype,
         layout: str = "rows",
         head_dim: int | None = None,

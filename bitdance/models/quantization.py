@@ -1,0 +1,118 @@
+"""Layers of a model whose weights are in float8 instead of the dtype of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from bitdance.io.validation import brief
+from bitdance_kernels import dequantize_rows, linear_fp8, quantize_rows
+
+__all__ = [
+    "QUANTIZATIONS",
+    "AnyLinear",
+    "Float8Linear",
+    "check_quantization",
+    "is_quantized",
+    "quantize_blocks",
+]
+
+QUANTIZATIONS = ("fp8", "fp8_weight_only")
+"""Names of what layers can be quantized to: float8 weights and inputs, or weights alone."""
+
+_MULTIPLE = 16
+
+
+class Float8Linear(nn.Module):
+    """A linear layer with a float8 weight (e4m3) and a scale for each of its outputs.
+
+    It is for inference; casting it to another dtype changes its bias alone.
+
+    Args:
+        layer: the layer, which is not changed.
+        quantize_inputs: whether inputs are rounded to float8 too, with a scale for each row.
+
+    Attributes:
+        weight: bits of float8_e4m3fn, uint8 [out_features, in_features].
+        bias: the bias, or None.
+        quantize_inputs: as the argument.
+    """
+
+    weight: torch.Tensor
+    _scale_bits: torch.Tensor
+
+    def __init__(self, layer: nn.Linear, *, quantize_inputs: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.quantize_inputs, self.bias = quantize_inputs, layer.bias
+        weight, scale = quantize_rows(layer.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("_scale_bits", scale.view(torch.int32))  # no dtype that casts change
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Scales of the weight's rows, float32 [out_features]."""
+        return self._scale_bits.view(torch.float32)
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [out_features, in_features] that the layer multiplies by."""
+        return dequantize_rows(self.weight, self.scale, dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return linear_fp8(x, self.weight, self.scale, self.bias, quantize_x=self.quantize_inputs)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"{self.in_features}, {self.out_features}, quantize_inputs={self.quantize_inputs}"
+
+
+AnyLinear = nn.Linear | Float8Linear
+
+
+def quantize_blocks(function: str, parts: Sequence[nn.Module], quantization: str) -> None:
+    """Replace every linear layer of a model's parts.
+
+    Args:
+        function: name of the caller, for errors.
+        parts: blocks of a transformer and of a head.
+        quantization: one of ``QUANTIZATIONS``.
+
+    Raises:
+        ValueError: there is no such quantization, a layer's width is no multiple of 16, or layers
+            are quantized already; nothing is replaced.
+    """
+    check_quantization(function, quantization)
+    if any(map(is_quantized, parts)):
+        raise ValueError(f"{function}: model must not be quantized, got one that is")
+    layers = [
+        (module, name, child)
+        for part in parts
+        for module in part.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+    odd = [size for _, _, layer in layers for size in layer.weight.shape if size % _MULTIPLE]
+    if odd:
+        raise ValueError(
+            f"{function}: quantization must be None for a model with widths that are no multiples "
+            f"of {_MULTIPLE}, such as {odd[0]}, got {quantization!r}"
+        )
+    for module, name, layer in layers:
+        setattr(module, name, Float8Linear(layer, quantize_inputs=quantization == "fp8"))
+
+
+def check_quantization(function: str, quantization: str) -> None:
+    """Raise ValueError unless `quantization` is one of ``QUANTIZATIONS``."""
+    if quantization not in QUANTIZATIONS:
+        names = ", ".join(QUANTIZATIONS)
+        raise ValueError(
+            f"{function}: quantization must be one of {names}, got {brief(quantization)}"
+        )
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a layer in it is quantized."""
+    return any(isinstance(m, Float8Linear) for m in module.modules())

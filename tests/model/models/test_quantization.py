@@ -1,0 +1,161 @@
+"""Layers in float8: what they compute, what is replaced, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bitdance import BitDancePipeline
+from bitdance.models.quantization import QUANTIZATIONS, Float8Linear, is_quantized
+from bitdance.sampling.config import choose_plan, use_plans
+from bitdance.sampling.flow_sampler import Schedule
+from bitdance.sampling.head_runner import HeadRunner, PlainHead
+from bitdance_kernels import dequantize_rows, quantize_rows
+from tests.model.helpers.tiny import HEADS, PACKABLE, tiny_head, tiny_patch, tiny_pipeline
+
+EVERY = pytest.mark.parametrize("quantization", QUANTIZATIONS)
+BLOCKS = ("layers.", "head.net.res_blocks.")
+
+
+def _pipeline(quantization=None):
+    pipeline = tiny_pipeline(**PACKABLE)
+    return pipeline if quantization is None else pipeline.quantize(quantization)
+
+
+def _rounded(pipeline):
+    """A pipeline whose weights have the values of float8, in their own dtype."""
+    with torch.no_grad():
+        for block in pipeline._blocks:
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    values = quantize_rows(layer.weight)
+                    layer.weight.copy_(dequantize_rows(*values, layer.weight.dtype))
+    return pipeline
+
+
+def _bits(pipeline):
+    return pipeline([0, 3, 1], seed=5, num_inference_steps=4, output_type="latent").images
+
+
+def test_images_are_those_of_rounded_weights():
+    """Bit for bit; and they are not those of the weights themselves."""
+    expected = _bits(_rounded(_pipeline()))
+    assert torch.equal(_bits(_pipeline("fp8_weight_only")), expected)
+    assert not torch.equal(_bits(_pipeline()), expected)
+
+
+def test_inputs_are_rounded_too():
+    both, weights = _bits(_pipeline("fp8")), _bits(_pipeline("fp8_weight_only"))
+    assert not torch.equal(both, weights)
+
+
+@EVERY
+def test_an_image_has_the_bits_that_it_has_alone(quantization):
+    pipeline = _pipeline(quantization)
+    together = _bits(pipeline)
+    alone = pipeline([3], seed=5, sample_ids=[1], num_inference_steps=4, output_type="latent")
+    assert torch.equal(alone.images[0], together[1])
+
+
+@EVERY
+@pytest.mark.parametrize("architecture", HEADS)
+@torch.no_grad()
+def test_an_evaluation_is_that_of_the_network(quantization, architecture):
+    network, patch = tiny_head(architecture, ch_target=16).net, tiny_patch(architecture)
+    for name, layer in list(network.res_blocks.named_modules()):
+        if isinstance(layer, nn.Linear):
+            parent, _, attribute = name.rpartition(".")
+            quantized = Float8Linear(layer, quantize_inputs=quantization == "fp8")
+            setattr(network.res_blocks.get_submodule(parent), attribute, quantized)
+    schedule = Schedule.of(network, 5)
+    runner = HeadRunner(network, 6, patch, schedule.times, torch.float32)
+    runner.load()
+    plain = PlainHead(network, schedule.times)
+    shape = (6,) if patch is None else (6, patch)
+    cond, x = torch.randn(*shape, 24), torch.randn(*shape, 16)
+    for head in (runner, plain):
+        head.begin(cond)
+    for i in (0, 5):
+        actual, expected = runner.predict(i, x), plain.predict(i, x)
+        if quantization == "fp8":  # an input near a tie may be rounded to either side
+            assert (actual - expected).norm() <= 0.05 * expected.norm()
+        else:
+            torch.testing.assert_close(actual, expected)
+
+
+@EVERY
+def test_blocks_are_replaced_and_nothing_else(quantization):
+    before, pipeline = _pipeline().model.state_dict(), _pipeline(quantization)
+    after = pipeline.model.state_dict()
+    for name, tensor in before.items():
+        of_block = name.startswith(BLOCKS) and tensor.dim() == 2
+        assert after[name].dtype == (torch.uint8 if of_block else tensor.dtype), name
+        assert of_block or torch.equal(after[name], tensor)
+    assert is_quantized(pipeline.model)
+
+
+def test_casts_change_no_weight():
+    pipeline = _pipeline("fp8_weight_only")
+    layer = pipeline.model.layers[0].attention.wo
+    before = layer.dequantized(torch.float64)
+    copied = copy.deepcopy(pipeline).to(torch.float16)
+    moved = copied.model.layers[0].attention.wo
+    assert torch.equal(moved.dequantized(torch.float64), before)
+    assert copied.model.head.net.res_blocks[0].w1.bias.dtype == torch.float16
+    assert _bits(copied).shape == _bits(pipeline).shape
+
+
+@EVERY
+def test_a_loaded_model_is_that_which_is_quantized_later(quantization, tmp_path):
+    _pipeline().save_pretrained(tmp_path)
+    loaded = BitDancePipeline.from_pretrained(tmp_path, quantization=quantization)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(_bits(loaded), _bits(_pipeline(quantization)))
+
+
+def test_quantizing_applies_to_the_next_call():
+    pipeline = _pipeline()
+    before = _bits(pipeline)
+    pipeline.quantize("fp8_weight_only")
+    assert not torch.equal(_bits(pipeline), before)
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    pipeline = _pipeline()
+    pipeline.save_pretrained(tmp_path)
+    names = "fp8, fp8_weight_only"
+    with pytest.raises(
+        ValueError, match=rf"quantize: quantization must be one of {names}, got 'a'"
+    ):
+        pipeline.quantize("a")
+    with pytest.raises(ValueError, match=rf"from_pretrained: quantization must be one of {names}"):
+        BitDancePipeline.from_pretrained(tmp_path / "none", quantization="int8")
+    pipeline.quantize("fp8")
+    with pytest.raises(ValueError, match="quantize: model must not be quantized"):
+        pipeline.quantize("fp8")
+    with pytest.raises(ValueError, match="save_pretrained: model must not be quantized"):
+        pipeline.save_pretrained(tmp_path)
+
+
+def test_widths_that_do_not_fit_are_refused_before_anything_is_replaced():
+    pipeline = tiny_pipeline(diff_dim=72)
+    with pytest.raises(ValueError, match=r"quantization must be None .* such as 216, got"):
+        pipeline.quantize("fp8")
+    assert not is_quantized(pipeline.model)
+
+
+@pytest.mark.parametrize("plan", ["packed", "persistent"])
+def test_plans_that_cannot_run_float8_are_refused(plan):
+    arguments = ("head", 4, (64,), torch.float32, torch.device("cpu"))
+    assert choose_plan(*arguments, quantized=True) == "library"
+    with pytest.raises(ValueError, match="plan must be 'library' for weights in float8"):
+        choose_plan(*arguments, quantized=True, plan=plan)
+    with use_plans(head=plan), pytest.raises(ValueError, match="for weights in float8"):
+        _bits(_pipeline("fp8"))
+
+
+def test_gradients_are_refused():
+    layer = Float8Linear(nn.Linear(16, 32), quantize_inputs=False)
+    with pytest.raises(RuntimeError, match="linear_fp8"):
+        layer(torch.zeros(1, 16, requires_grad=True))
