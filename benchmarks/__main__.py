@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import cpu, gpu, machine, plots, report
 from benchmarks.gpu import parts
-from benchmarks.model import decode, head, packed_dataset, training
+from benchmarks.model import decode, head, packed_dataset, quantization, training
 from benchmarks.shapes import Bench, all_benches
 
 PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -25,6 +25,7 @@ PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
     "training": training.measure,
     "decode": decode.measure,
     "packed_dataset": packed_dataset.measure,
+    "quantization": quantization.measure,
 }
 
 
