@@ -77,6 +77,27 @@ def swiglu_after_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return kernels.swiglu(F.linear(x, matrix(weight, "swiglu"), bias))
 
 
+def _float8(rows: int, channels: int, features: int) -> Timing:
+    def arguments(make: Make) -> list[Any]:
+        weight, bias = make.layer(features, channels, BF16)
+        x = make.randn(rows, channels, dtype=BF16)
+        return [x, *kernels.quantize_rows(weight), bias, {"quantize_x": True}]
+
+    moved = 2 * rows * (channels + features) + features * channels
+    name = f"[{rows}, {channels}] to {features} {short(BF16)}, float8"
+    flops = 2 * rows * channels * features
+    return timing(name, arguments, moved, flops=flops, devices=("cuda",))
+
+
+def linear_in_bfloat16(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, *, quantize_x: bool
+) -> Tensor:
+    """The product without float8, on the same values."""
+    if weight not in _MATRICES:
+        _MATRICES[weight] = kernels.dequantize_rows(weight, weight_scale, x.dtype)
+    return F.linear(x, _MATRICES[weight], bias)
+
+
 def gated_residual_after_linear(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, gate: Tensor
 ) -> Tensor:
@@ -165,6 +186,11 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
                  (512, 768, 2304), (32, 5120, 5120), dtype=F32)
         + _product("", "rows", (32, 768, 2304)),
         {"F.linear": linear_torch},
+    ),
+    "linear_fp8": (
+        [_float8(*size) for size in ((2048, 768, 2304), (2048, 1152, 768), (12288, 768, 2304),
+                                     (2048, 5120, 15360))],
+        {"F.linear in bfloat16": linear_in_bfloat16},
     ),
     "linear_swiglu": (
         _product("", "swiglu", (32, 768, 1152), (128, 5120, 7680)),
