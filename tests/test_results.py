@@ -95,6 +95,10 @@ RESULTS = {
         lambda d: bk.linear(*_cast(d, X, torch.randn(6, 16)), out=torch.zeros(3, 4, 6, dtype=d)),
         [((3, 4, 6), GIVEN)],
     ),
+    "linear_fp8": (
+        lambda d: bk.linear_fp8(X.to(d), *bk.quantize_rows(torch.randn(6, 16))),
+        [((3, 4, 6), CAST)],
+    ),
     "linear_swiglu": (
         lambda d: bk.linear_swiglu(*_cast(d, X, torch.randn(6, 16))), [((3, 4, 3), CAST)]
     ),
