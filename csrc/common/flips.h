@@ -26,16 +26,23 @@ BDK_HOST_DEVICE static inline FlipKey flip_key(const int64_t* key, int64_t thres
           static_cast<uint32_t>(key[1]), static_cast<uint32_t>(threshold)};
 }
 
-BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, uint64_t byte) {
+BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, const PhiloxKeys& keys,
+                                                     uint64_t byte) {
   const PhiloxWords drawn = philox4x32(
       {{static_cast<uint32_t>(byte), static_cast<uint32_t>(byte >> 32), key.offset, kFlipDomain}},
-      key.seed_low, key.seed_high);
+      keys);
+  const uint32_t threshold = key.threshold << 16;
   uint32_t flips = 0;
   for (int w = 0; w < 4; ++w) {
-    flips |= ((drawn.word[w] & 0xFFFFu) < key.threshold ? 1u : 0u) << (2 * w);
-    flips |= (drawn.word[w] >> 16 < key.threshold ? 1u : 0u) << (2 * w + 1);
+    flips |= (drawn.word[w] << 16 < threshold ? 1u : 0u) << (2 * w);
+    // Here the lower half-word decides nothing.
+    flips |= (drawn.word[w] < threshold ? 1u : 0u) << (2 * w + 1);
   }
   return flips;
+}
+
+BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, uint64_t byte) {
+  return flips_of_byte(key, philox_keys(key.seed_low, key.seed_high), byte);
 }
 
 }  // namespace bdk

@@ -37,14 +37,34 @@ BDK_HOST_DEVICE static inline PhiloxWords philox_round(PhiloxWords c, uint32_t k
            static_cast<uint32_t>(p >> 32) ^ c.word[3] ^ key1, static_cast<uint32_t>(p)}};
 }
 
-BDK_HOST_DEVICE static inline PhiloxWords philox4x32(PhiloxWords counter, uint32_t key0,
-                                                     uint32_t key1) {
-  for (int round = 0; round < 10; ++round) {
-    counter = philox_round(counter, key0, key1);
+constexpr int kPhiloxRounds = 10;
+
+// The keys of all rounds, for a loop that draws many words under one key.
+struct PhiloxKeys {
+  uint32_t key0[kPhiloxRounds], key1[kPhiloxRounds];
+};
+
+BDK_HOST_DEVICE static inline PhiloxKeys philox_keys(uint32_t key0, uint32_t key1) {
+  PhiloxKeys keys;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    keys.key0[round] = key0;
+    keys.key1[round] = key1;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
+  return keys;
+}
+
+BDK_HOST_DEVICE static inline PhiloxWords philox4x32(PhiloxWords counter, const PhiloxKeys& keys) {
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    counter = philox_round(counter, keys.key0[round], keys.key1[round]);
+  }
   return counter;
+}
+
+BDK_HOST_DEVICE static inline PhiloxWords philox4x32(PhiloxWords counter, uint32_t key0,
+                                                     uint32_t key1) {
+  return philox4x32(counter, philox_keys(key0, key1));
 }
 
 BDK_HOST_DEVICE static inline NoiseKey noise_key(const int64_t* key) {

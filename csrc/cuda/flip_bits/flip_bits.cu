@@ -27,9 +27,11 @@ int bdk_flip_bits_cuda(const uint8_t* packed, uint8_t* flipped, int64_t bytes, c
   if (bytes == 0) return BDK_OK;
   const DeviceGuard guard(device);
   if (guard.status() != cudaSuccess) return guard.status();
-  const unsigned int blocks = grid_blocks(bytes, int64_t{kFlipThreads} * kFlipBitsUnroll);
-  flip_bits_kernel<<<blocks, kFlipThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      {packed, flipped, bytes, key, threshold});
+  const bool vector =
+      (reinterpret_cast<uintptr_t>(packed) | reinterpret_cast<uintptr_t>(flipped)) % 8 == 0;
+  const auto kernel = vector ? flip_bits_kernel<true> : flip_bits_kernel<false>;
+  kernel<<<grid_blocks(bytes, int64_t{kFlipThreads} * 8), kFlipThreads, 0,
+           static_cast<cudaStream_t>(stream)>>>({packed, flipped, bytes, key, threshold});
   return cudaPeekAtLastError();
 }
 

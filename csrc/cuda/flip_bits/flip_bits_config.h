@@ -3,10 +3,9 @@
 
 namespace bdk {
 
-// Not tuned on a GPU yet. A byte takes about fifty integer instructions, so throughput needs many
+// Not tuned on a GPU yet. A byte takes about seventy instructions, so throughput needs many
 // warps and several independent draws in each thread.
 constexpr int kFlipThreads = 256;
-constexpr int kFlipBitsUnroll = 4;
 constexpr int kFlipSignsUnroll = 2;
 
 }  // namespace bdk
