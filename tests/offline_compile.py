@@ -50,8 +50,8 @@ RECORD = Path(__file__).with_name("compiled_kernels.json")
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 """For each compute capability the shared memory that a block may have, in bytes."""
 
-OVERLAPPING = ("patch_attention",)
-"""Ops whose kernel can begin before the one before it has ended."""
+OVERLAPPING = ("block_decode_attention", "patch_attention")
+"""Ops whose kernels can begin before the one before them has ended."""
 OVERLAP = {"OVERLAP": True, "launch_pdl": True}
 
 CPU = torch.device("cpu")

@@ -38,7 +38,8 @@ def test_weights_are_fetched_before_the_wait_and_nothing_is_stored(arch):
     checked = 0
     for name, instructions in code(arch).items():
         if any(i.name == sass.WAIT for i in instructions):
-            assert sass.faults(instructions, 1) == [], sass.short_name(name)
+            weights = 0 if "decode_cluster" in name else 1  # which has none
+            assert sass.faults(instructions, weights) == [], sass.short_name(name)
             checked += 1
     assert checked
 

@@ -26,8 +26,9 @@ _STATE = _State()
 def overlapping_launches() -> Iterator[None]:
     """A context in which kernels of this library begin while those before them still run.
 
-    It holds for this thread, for the products with packed weights and for ``patch_attention`` by
-    Triton, on cards of capability 9.0 or 10.0; all others ignore it. The first kernel of a context
+    It holds for this thread, for the products with packed weights, for ``patch_attention`` by
+    Triton and for ``block_decode_attention``, on cards of capability 9.0 or 10.0; all others ignore
+    it. The first kernel of a context
     waits for everything before it. A later one reads its weight and bias, its norm's weight and
     bias, the scale, shift and gate of its modulation, and the step and keys of its noise while
     kernels before it may still run, so whoever writes one of these inside of a context begins

@@ -269,7 +269,9 @@ int bdk_nearest_codes_cuda(const uint8_t* a, const uint8_t* b, int64_t* index, i
 // kv_heads, head_dim]; lengths: [batch]. head_dim is a multiple of 8 up to 128; all rows start at
 // multiples of 16 bytes. dtype: float16 or bfloat16. `scale` is multiplied by log2(e) already. With
 // more than one split (64 at most), sums: [batch, tokens, heads, splits, head_dim], top and total:
-// the same without head_dim, are scratch.
+// the same without head_dim, are scratch. `in_clusters`: the splits (8 at most) are the blocks of a
+// cluster and need no scratch; then `programmatic` is as for bdk_skinny_product_cuda. On cards of
+// compute capability 9.0 or 10.x.
 int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const void* v_cache,
                                     const int32_t* lengths, void* out, float* sums, float* top,
                                     float* total, int64_t batch, int64_t tokens, int64_t heads,
@@ -277,8 +279,8 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
                                     int64_t splits, int64_t q_batch, int64_t q_token,
                                     int64_t q_head, int64_t k_batch, int64_t k_token,
                                     int64_t k_head, int64_t v_batch, int64_t v_token,
-                                    int64_t v_head, float scale, int dtype, int device,
-                                    void* stream);
+                                    int64_t v_head, float scale, int dtype, int in_clusters,
+                                    int programmatic, int device, void* stream);
 
 // As bdk_patch_attention_cpu, with a token every `stride` values; head_dim is a multiple of 4, and
 // every token starts at a multiple of 16 bytes.

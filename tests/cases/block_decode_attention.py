@@ -45,8 +45,11 @@ def samples(device: torch.device) -> Iterator[Call]:
         yield _call(f"grouped heads, {dtype}", (2, 9, 4, 64), (150, 2), (150,) * 2, dtype, device)
     for D, dtype in itertools.product((32, 48, 64, 80, 96, 128), (F32, F16, BF16)):
         yield _call(f"D = {D}, {dtype}", (2, 1, 4, D), (70, 2), (1, 67), dtype, device)
+    for D, dtype in itertools.product((32, 48, 64, 80, 96, 128), (F32, BF16)):
+        yield _call(f"split, D = {D}, {dtype}", (1, 1, 2, D), (400, 1), (390,), dtype, device)
     for P, D in itertools.product((4, 9, 64), (64, 128)):
         yield _call(f"P = {P}, D = {D}", (2, P, 5, D), (70, 1), (70, 8), BF16, device)
+        yield _call(f"split, P = {P}, D = {D}", (1, P, 5, D), (400, 1), (391,), BF16, device)
     yield _call("lengths of all kinds", (5, 1, 4, 8), (40, 4), (-1, 0, 1, 33, 50), F32, device)
     yield _call("serial, grouped heads", (2, 1, 8, 32), (70, 1), (65, 1), F32, device)
     yield _call("one token", (1, 1, 1, 8), (1, 1), (1,), F32, device)

@@ -205,16 +205,17 @@ def test_splits_fill_the_card_and_no_more(programs, rows, tiles):
     slots = 132 * (4 if rows == 16 else 2)
     assert 1 <= splits <= max(tiles, 1)
     assert splits == 1 or programs * (splits - 1) < slots
-    assert programs * splits >= min(slots, programs * min(tiles, 64))
+    if 64 * tiles > config.MAX_UNSPLIT_KEYS:
+        assert programs * splits >= min(slots, programs * min(tiles, 64))
 
 
-def test_short_caches_need_not_be_split(monkeypatch):
+def test_short_caches_are_not_split(monkeypatch):
     def splits(keys):
         return config.split_count(torch.device("cpu"), 24, 16, keys, 64)
 
-    assert (splits(319), splits(384), splits(385)) == (5, 6, 7)
-    monkeypatch.setattr(config, "MAX_UNSPLIT_KEYS", 384)
     assert (splits(319), splits(384), splits(385)) == (1, 1, 7)
+    monkeypatch.setattr(config, "MAX_UNSPLIT_KEYS", 0)
+    assert (splits(319), splits(384), splits(385)) == (5, 6, 7)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

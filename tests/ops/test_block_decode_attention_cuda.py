@@ -101,14 +101,16 @@ def test_scores_of_minus_infinity(decode, P, splits):
     reason="the CUDA module was not built here",
 )
 def test_c_function_checks_before_it_launches():
-    def call(*, B=1, P=1, H=4, Hkv=2, D=64, Tmax=8, splits=1, dtype=native.FLOAT16):
+    def call(*, B=1, P=1, H=4, Hkv=2, D=64, Tmax=8, splits=1, dtype=native.FLOAT16, clusters=0):
         sizes = (B, P, H, Hkv, D, Tmax, splits)
-        native.cuda.block_decode_attention(*(0,) * 8, *sizes, *(0,) * 9, 1.0, dtype, 0, 0)
+        native.cuda.block_decode_attention(
+            *(0,) * 8, *sizes, *(0,) * 9, 1.0, dtype, clusters, 0, 0, 0
+        )
 
     with pytest.raises(RuntimeError, match="dtype code not handled"):
         call(dtype=native.FLOAT32)
     wrong = [{"B": -1}, {"H": 3}, {"Hkv": 0}, {"D": 12}, {"D": 136}, {"Tmax": -1}, {"Tmax": 2**31}]
-    wrong += [{"splits": 0}, {"splits": 65}, {"P": 2**30}]
+    wrong += [{"splits": 0}, {"splits": 65}, {"P": 2**30}, {"splits": 9, "clusters": 1}]
     for sizes in wrong:
         with pytest.raises(RuntimeError, match="size or argument out of range"):
             call(**sizes)

@@ -12,11 +12,12 @@ import torch
 _FEW_ROWS = 16
 _PROGRAMS_OF_FEW_ROWS, _PROGRAMS_OF_MANY_ROWS = 4, 2
 _MAX_SPLITS = 64
-MAX_UNSPLIT_KEYS = 0
-"""Rows of a cache up to which it is not split: one launch, where splits need another to combine.
-
-384, the sequence of an image of 256 tokens, would spare the second launch there.
-"""
+MAX_UNSPLIT_KEYS = 384
+"""Rows of a cache up to which it is not split: one launch, where splits need another to combine."""
+MAX_CLUSTER = 8
+"""Splits that one cluster of blocks combines in one launch, on cards that have clusters."""
+MAX_CLUSTER_KEYS = 4096
+"""Rows of a cache up to which that is done: each block then has 512 keys at most."""
 
 _H200_MULTIPROCESSORS = 132
 

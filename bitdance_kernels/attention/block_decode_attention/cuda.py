@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._shared import native
-from bitdance_kernels.attention.block_decode_attention.config import split_count
+from bitdance_kernels._shared import launches, native
+from bitdance_kernels.attention.block_decode_attention.config import (
+    MAX_CLUSTER,
+    MAX_CLUSTER_KEYS,
+    split_count,
+)
 
 _LOG2_E = 1.4426950408889634
 _MAX_CHANNELS = 128
@@ -40,7 +44,10 @@ def run(
     tile = _FEW_ROWS if rows <= _FEW_ROWS else _MANY_ROWS
     programs = B * Hkv * -(-rows // tile)
     splits = split_count(q.device, programs, tile, Tmax, _KEYS) if programs else 1
-    part = (B, P, H, splits if splits > 1 else 0)
+    in_clusters = native.sm90_unsupported(q.device) is None and Tmax <= MAX_CLUSTER_KEYS
+    if in_clusters:
+        splits = min(splits, MAX_CLUSTER)
+    part = (B, P, H, splits if splits > 1 and not in_clusters else 0)
     sums = torch.empty((*part, D), dtype=torch.float32, device=q.device)
     top, total = torch.empty((2, *part), dtype=torch.float32, device=q.device)
     native.cuda.block_decode_attention(
@@ -64,6 +71,8 @@ def run(
         *v_cache.stride()[:3],
         scale * _LOG2_E,
         native.DTYPE_CODES[q.dtype],
+        in_clusters,
+        launches.programmatic() if in_clusters else 0,
         *native.stream(q.device),
     )
     return out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bitdance_kernels._shared import triton_support
 from bitdance_kernels.attention._shared.heads import unit_channels
@@ -33,13 +34,16 @@ def _block_decode_attend_kernel(
     row_tiles, splits, q_batch_stride, q_token_stride, q_head_stride,
     k_batch_stride, k_token_stride, k_head_stride, v_batch_stride, v_token_stride, v_head_stride,
     GROUP: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr, SPLIT: tl.constexpr,
+    KEYS: tl.constexpr, SPLIT: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One split of the cache of one key-value head for ROWS query rows.
 
     With one split the result goes to `out_ptr`; else the sums relative to the largest score, that
     score, and the sum of the weights go to [B, P, H, splits, ...].
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     program = tl.program_id(0).to(tl.int64)
     row_tile = program % row_tiles
     split = program // row_tiles % splits
@@ -102,8 +106,12 @@ def _block_decode_attend_kernel(
 def _block_decode_combine_kernel(
     lengths_ptr, sums_ptr, top_ptr, total_ptr, out_ptr, Tmax, rows, splits,
     D: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Combine the parts of one query and head, of `rows` per batch row, in one softmax."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     out_row = tl.program_id(0).to(tl.int64)
     length = tl.minimum(tl.maximum(tl.load(lengths_ptr + out_row // rows), 0), Tmax)
     split = tl.arange(0, PARTS)  # the power of two from `splits` on
@@ -162,11 +170,12 @@ def run(
             q, k_cache, v_cache, lengths, out, sums, top, total, scale * _LOG2_E, P, Tmax, Hkv,
             row_tiles, splits, *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3],
             GROUP=group, D=D, CHANNELS=channels, ROWS=rows, KEYS=keys, SPLIT=splits > 1,
-            num_warps=4, num_stages=3,
+            num_warps=4, num_stages=3, **triton_support.overlapping(out.device),
         )  # fmt: skip
         if splits > 1:
             _block_decode_combine_kernel[(B * P * H,)](
                 lengths, sums, top, total, out, Tmax, P * H, splits, D=D, CHANNELS=channels,
                 KEYS=keys, PARTS=triton.next_power_of_2(splits), num_warps=2,
+                **triton_support.overlapping(out.device),
             )  # fmt: skip
     return out

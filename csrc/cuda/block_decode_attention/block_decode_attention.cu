@@ -2,6 +2,7 @@
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
 #include "cuda/block_decode_attention/block_decode_attention.cuh"
+#include "cuda/block_decode_attention/block_decode_attention_sm90.h"
 #include "cuda/common/launch.h"
 
 namespace bdk {
@@ -29,13 +30,15 @@ cudaError_t attend_any(const DecodeParams& params, unsigned int blocks, cudaStre
 }
 
 template <class T>
-cudaError_t decode(DecodeParams params, int64_t batch, cudaStream_t stream) {
+cudaError_t decode(DecodeParams params, int64_t batch, bool in_clusters, const LaunchSm90& how) {
   const int rows = params.tokens * params.group;
   const int row_warps = rows <= 16 ? 1 : kDecodeWarps;
   params.row_tiles = (rows + 16 * row_warps - 1) / (16 * row_warps);
   const int64_t blocks = batch * params.kv_heads * params.splits * params.row_tiles;
   const int64_t out_rows = batch * params.kv_heads * rows;
   if (blocks > INT32_MAX || out_rows > INT32_MAX) return cudaErrorInvalidValue;
+  if (in_clusters) return decode_in_clusters<T>(params, static_cast<int>(blocks), how);
+  const cudaStream_t stream = static_cast<cudaStream_t>(how.stream);
   const unsigned int count = static_cast<unsigned int>(blocks);
   const cudaError_t status = row_warps == 1 ? attend_any<T, 1>(params, count, stream)
                                             : attend_any<T, kDecodeWarps>(params, count, stream);
@@ -56,8 +59,8 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
                                     int64_t splits, int64_t q_batch, int64_t q_token,
                                     int64_t q_head, int64_t k_batch, int64_t k_token,
                                     int64_t k_head, int64_t v_batch, int64_t v_token,
-                                    int64_t v_head, float scale, int dtype, int device,
-                                    void* stream) {
+                                    int64_t v_head, float scale, int dtype, int in_clusters,
+                                    int programmatic, int device, void* stream) {
   using namespace bdk;
   if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
   if (batch < 0 || tokens < 0 || kv_heads < 1 || heads < kv_heads || heads % kv_heads != 0 ||
@@ -65,7 +68,8 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
     return BDK_BAD_SIZE;
   }
   if (head_dim < 8 || head_dim > 128 || head_dim % 8 != 0 || cache_tokens < 0 ||
-      cache_tokens > INT32_MAX - kDecodeKeys || splits < 1 || splits > kDecodeMaxSplits) {
+      cache_tokens > INT32_MAX - kDecodeKeys || splits < 1 ||
+      splits > (in_clusters != 0 ? kDecodeMaxCluster : kDecodeMaxSplits)) {
     return BDK_BAD_SIZE;
   }
   if (batch == 0 || tokens == 0) return BDK_OK;
@@ -96,7 +100,7 @@ int bdk_block_decode_attention_cuda(const void* q, const void* k_cache, const vo
                             static_cast<int>(splits),
                             /*row_tiles=*/0,
                             scale};
-  const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  return dtype == kFloat16 ? decode<__half>(params, batch, on)
-                           : decode<__nv_bfloat16>(params, batch, on);
+  const LaunchSm90 how{device, stream, programmatic != 0};
+  return dtype == kFloat16 ? decode<__half>(params, batch, in_clusters != 0, how)
+                           : decode<__nv_bfloat16>(params, batch, in_clusters != 0, how);
 }

@@ -207,28 +207,42 @@ __device__ inline void merge_warps(const DecodeParts<kHeadDim>& parts, int row, 
   }
 }
 
+// What a block works on: a split of the keys of one head, for a tile of rows.
+struct DecodeWork {
+  int split, row_tile, kv_head;
+  int64_t batch;
+  int length;  // of the row's cache
+  Split keys;  // of the split
+};
+
+// Splits are neighbours, so that a cluster may hold all of them.
+__device__ inline DecodeWork decode_work(const DecodeParams& params) {
+  DecodeWork work;
+  work.split = blockIdx.x % params.splits;
+  const unsigned int unit = blockIdx.x / params.splits;
+  work.row_tile = unit % params.row_tiles;
+  work.kv_head = unit / params.row_tiles % params.kv_heads;
+  work.batch = unit / params.row_tiles / params.kv_heads;
+  work.length = clamp_length(params.lengths[work.batch], params.cache_tokens);
+  work.keys = split_of(work.split, work.length, params.splits, kDecodeKeys);
+  return work;
+}
+
 // kRowWarps warps beside each other in rows, the others in keys: 1 or kDecodeWarps. kHeadDim is
-// head_dim, or the next size that there is a kernel for.
-template <class T, int kHeadDim, int kRowWarps>
-__global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
-    decode_kernel(const DecodeParams params) {
+// head_dim, or the next size that there is a kernel for. Calls write(row, channel, first, second,
+// top, total) for channels `channel` and `channel + 1` of a row of the tile.
+template <class T, int kHeadDim, int kRowWarps, class Write>
+__device__ inline void decode_split(const DecodeParams& params, const DecodeWork& work,
+                                    void* memory, Write write) {
   static_assert(kRowWarps == 1 || kRowWarps == kDecodeWarps);
   constexpr int kRow = kHeadDim + kDecodePad;
   constexpr int kTile = kDecodeKeys * kRow;
   constexpr int kWarpKeys = kDecodeKeys * kRowWarps / kDecodeWarps;
-  extern __shared__ uint4 decode_memory[];
-  T* tiles = reinterpret_cast<T*>(decode_memory);  // [stages][k and v][keys][kRow]
+  T* tiles = static_cast<T*>(memory);  // [stages][k and v][keys][kRow]
 
-  const int row_tile = blockIdx.x % params.row_tiles;
-  const unsigned int unit = blockIdx.x / params.row_tiles;
-  const int split = unit % params.splits;
-  const int kv_head = unit / params.splits % params.kv_heads;
-  const int64_t batch = unit / params.splits / params.kv_heads;
-
-  const int length = clamp_length(params.lengths[batch], params.cache_tokens);
-  const Split keys = split_of(split, length, params.splits, kDecodeKeys);
-  if (params.splits > 1 && keys.first >= keys.last) return;  // combine_kernel skips it too
-
+  const Split keys = work.keys;
+  const int64_t batch = work.batch;
+  const int kv_head = work.kv_head;
   const T* k = static_cast<const T*>(params.k) + batch * params.k_batch + kv_head * params.k_head;
   const T* v = static_cast<const T*>(params.v) + batch * params.v_batch + kv_head * params.v_head;
   const auto copy = [&](int stage, int first) {
@@ -242,7 +256,8 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
   const int index = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int rows = params.tokens * params.group;
-  const int row0 = 16 * (row_tile * kRowWarps + (kRowWarps == 1 ? 0 : index));
+  const int tile_row0 = kRowWarps == 1 ? 0 : 16 * index;
+  const int row0 = 16 * kRowWarps * work.row_tile + tile_row0;
   const int key0 = kRowWarps == 1 ? index * kWarpKeys : 0;
   DecodeWarp<T, kHeadDim> warp;
   warp.start(params, batch, kv_head, row0);
@@ -266,7 +281,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
   for (int half = 0; half < 2; ++half) warp.total[half] = quad_sum(warp.total[half]);
 
   if constexpr (kRowWarps == 1) {
-    auto& parts = *reinterpret_cast<DecodeParts<kHeadDim>*>(decode_memory);
+    auto& parts = *static_cast<DecodeParts<kHeadDim>*>(memory);
     static_assert(sizeof(parts) <= kDecodeShared<kHeadDim>);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -289,27 +304,44 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
       if (row0 + row >= rows || channel >= params.head_dim) continue;
       float sums[2], top, total;
       merge_warps(parts, row, channel, sums, top, total);
-      const int64_t out = decode_row(params, batch, kv_head, row0 + row).out;
-      if (length == 0) total = 1.0f;
-      write_pair<T>(params, out, split, channel, sums[0], sums[1], top, total);
+      write(row, channel, sums[0], sums[1], top, total);
     }
   } else {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = row0 + lane / 4 + 8 * half;
-      if (row >= rows) continue;
-      const int64_t out = decode_row(params, batch, kv_head, row).out;
-      const float total = length == 0 ? 1.0f : warp.total[half];
+      const int row = lane / 4 + 8 * half;
+      if (row0 + row >= rows) continue;
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
         const int channel = 8 * n + lane % 4 * 2;
         if (channel < params.head_dim) {
-          write_pair<T>(params, out, split, channel, warp.sums[n][2 * half],
-                        warp.sums[n][2 * half + 1], warp.top[half], total);
+          write(tile_row0 + row, channel, warp.sums[n][2 * half], warp.sums[n][2 * half + 1],
+                warp.top[half], warp.total[half]);
         }
       }
     }
   }
+}
+
+// The row of `out` of a row of the tile.
+template <int kRowWarps>
+__device__ inline int64_t out_row(const DecodeParams& params, const DecodeWork& work, int row) {
+  const int first = 16 * kRowWarps * work.row_tile;
+  return decode_row(params, work.batch, work.kv_head, first + row).out;
+}
+
+template <class T, int kHeadDim, int kRowWarps>
+__global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<kRowWarps>)
+    decode_kernel(const DecodeParams params) {
+  extern __shared__ uint4 decode_memory[];
+  const DecodeWork work = decode_work(params);
+  if (params.splits > 1 && work.keys.first >= work.keys.last) return;  // combine_kernel skips it
+  decode_split<T, kHeadDim, kRowWarps>(
+      params, work, decode_memory,
+      [&](int row, int channel, float first, float second, float top, float total) {
+        write_pair<T>(params, out_row<kRowWarps>(params, work, row), work.split, channel, first,
+                      second, top, work.length == 0 ? 1.0f : total);
+      });
 }
 
 // A warp sums the parts of one query of one head. A lane holds the weights of two splits.

@@ -91,8 +91,8 @@ def test_steps_of_the_language_model(bias):
     assert torch.equal(other.lengths, cache.lengths)
 
 
-# Of a layer. On a card block_decode_attention is a second launch where it splits the keys: for few
-# rows by default, unless ``MAX_UNSPLIT_KEYS`` of its config says otherwise.
+# Of a layer. On a card block_decode_attention has a second launch where it splits the keys: for few
+# rows of more keys than ``MAX_UNSPLIT_KEYS`` of its config.
 _LAYER = {
     "bitdance::rms_norm_qkv": 1,
     "bitdance::block_decode_attention": 1,
