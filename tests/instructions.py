@@ -56,7 +56,7 @@ def _counted(instruction: sass.Instruction) -> float:
 
 
 KERNELS = {
-    "flip_bits": Kernel("flip_bits/flip_bits", r"flip_bits_kernel(<true>)?", _stored),
+    "flip_bits": Kernel("flip_bits/flip_bits", "flip_bits_kernel<true>", _stored),
     "flip_signs": Kernel(
         "flip_bits/flip_bits", "flip_signs_kernel<unsigned int, true>",
         lambda instruction: _stored(instruction) / 4,
