@@ -11,7 +11,7 @@ from bitdance_kernels._shared import checks
 
 __all__ = ["patch_attention"]
 
-_ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
+_ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 _BACKWARD_ORDER = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}
 _MAX_TOKENS = 64
 
