@@ -122,6 +122,25 @@ def test_one_table_is_given_up_only_for_a_gain():
     assert tables.max_table_rows(table((64, (10.0, 9.0)), (128, (1.0, 10.0)))) == 0
 
 
+def test_projections_are_in_turn_where_that_has_won():
+    def turns(*us, different=0.0):
+        return [
+            {"what": "turn", "rows": rows, "in_turn": turn, "all_us": [value],
+             "different": different}
+            for rows, pair in us
+            for turn, value in zip((True, False), pair, strict=True)
+        ]  # fmt: skip
+
+    gain, loss = (9.0, 10.0), (9.8, 10.0)
+    assert tables.min_turn_rows([]) is None
+    assert tables.min_turn_rows(turns((256, loss), (2048, gain), (12288, gain))) == 2048
+    assert tables.min_turn_rows(turns((256, gain), (2048, loss), (12288, gain))) == 12288
+    assert tables.min_turn_rows(turns((256, gain), (2048, gain), (12288, loss))) is None
+    assert tables.min_turn_rows(turns((256, gain), different=0.5)) is None
+    assert tables.of_plans(turns((256, gain))) == {"min_turn_rows": 256}
+    assert tables.of_plans(turns((256, loss))) == {}
+
+
 def _stage(launch, us, *, rows=2, row_class=8, product="wo", shape=(768, 768)):
     return {
         "what": "stage", "product": product, "rows": rows, "row_class": row_class,
@@ -248,7 +267,7 @@ def test_dry_run_goes_through_every_step(dry_run):
     assert result["failed"] == {}
     assert result["not run"] == {}
     assert {record["what"] for record in result["ways"]} == {
-        "stage", "plan", "table", "decoder", "row kernel", "image", "decode attention"
+        "stage", "plan", "table", "turn", "decoder", "row kernel", "image", "decode attention"
     }  # fmt: skip
     plans_of = {
         "head": {"library", "packed", "persistent"},
@@ -311,12 +330,14 @@ def test_plans_are_measured_and_written_where_the_library_reads_them(pretended):
     plans._head(pretended, "tiny", 2)
     plans._trunk(pretended, "tiny", 2)
     plans._table(pretended, "tiny", 2)
+    plans._turn(pretended, "tiny", 2)
     plans._images(pretended, "tiny", 1, 1)
     records = pretended.result["ways"]
     assert all(r["repeatable"] for r in records if r["what"] == "plan")
     for part, expected in (("head", set(config.PLANS)), ("trunk", {"library", "packed"})):
         assert {r["plan"] for r in records if r.get("part") == part} == expected
     assert {r["plan"] for r in records if r["what"] == "image"} == set(config.PLANS)
+    assert {r["different"] for r in records if r["what"] == "turn"} == {0.0}
     entry = tables.of_plans(records)
     assert json.loads(config.FILE.read_text()) == {"a card": entry}
     assert config.tables(config.FILE)["a card"].max_table_rows == entry["max_table_rows"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,16 @@ def _of_block(block: nn.Module) -> list[Branch]:
     return [attention, Branch(block.norm2, fc1, "silu", fc2)]
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Numbered(Protocol[T_co]):
+    """Items by their numbers."""
+
+    def __getitem__(self, number: int, /) -> T_co:
+        """The item."""
+
+
 @dataclass(frozen=True)
 class Modulation:
     """Modulations of one evaluation, each a view [M, C].
@@ -93,8 +103,8 @@ class Modulation:
         gates: gate of each branch.
     """
 
-    norms: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    gates: tuple[torch.Tensor, ...]
+    norms: Numbered[tuple[torch.Tensor, torch.Tensor]]
+    gates: Numbered[torch.Tensor]
 
 
 class HeadProducts(Protocol):

@@ -126,7 +126,7 @@ class PackedProducts:
             stream, moments = linear_gated_residual(
                 h, fc2.weight, fc2.bias, stream, modulation.gates[i], return_moments=True
             )
-        scale, shift = modulation.norms[-1]
+        scale, shift = modulation.norms[len(self._branches)]
         final = self._final
         x0 = adaln_linear(stream, scale, shift, final.weight, final.bias, moments=moments, eps=EPS)
         return x0.view(*self._shape, x0.shape[-1])

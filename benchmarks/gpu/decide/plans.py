@@ -27,6 +27,8 @@ _TRUNKS = {"B-1x": (1, 8, 32, 64), "B-16x": (1, 2, 4)}
 _IMAGES = (("B-16x", 1), ("B-1x", 1), ("B-16x", 8), ("B-1x", 8), ("B-1x", 64), ("B-16x", 64))
 _TABLES = (32, 64, 128)
 """Batches of B-1x with 64, 128 and 256 rows."""
+_TURNS = (8, 64, 384)
+"""Batches of B-16x with 256, 2048 and 12288 rows."""
 _EVALUATIONS = 101
 _STEPS_OF_TRUNK = 20
 _REPEATS = 20
@@ -49,7 +51,8 @@ def trunk_steps(context: Context) -> Sequence[Step]:
 
 def table_steps(context: Context) -> Sequence[Step]:
     """A step per number of rows."""
-    return _steps(context, {"B-1x": _TABLES}, "modulations", _table)
+    tables_of = _steps(context, {"B-1x": _TABLES}, "modulations", _table)
+    return [*tables_of, *_steps(context, {"B-16x": _TURNS}, "projections", _turn)]
 
 
 def image_steps(context: Context) -> Sequence[Step]:
@@ -216,6 +219,26 @@ def _table(context: Context, name: str, batch: int) -> None:
             common.add(
                 context, "table", model=name, rows=evaluations.rows, one_table=one_table,
                 us=statistics.median(us), all_us=us,
+            )  # fmt: skip
+    tables.save(context)
+
+
+def _turn(context: Context, name: str, batch: int) -> None:
+    """Microseconds of an evaluation, with its adaLN projections as one product or in turn."""
+    with common.no_grad():
+        evaluations = _Evaluations(context, name, batch)
+        ways, found = {}, {}
+        for in_turn, rows in ((True, 0), (False, config.MIN_TURN_ROWS)):
+            with config.use_plans(head="library", max_table_rows=0, min_turn_rows=rows):
+                run = evaluations.predictions()
+                found[in_turn] = run().clone()
+                ways[in_turn] = common.captured(context, run)
+        same = difference(found[True], found[False], bits=True)
+        for in_turn, us in common.microseconds(context, ways).items():
+            us = [value / evaluations.count for value in us]
+            common.add(
+                context, "turn", model=name, rows=evaluations.rows, in_turn=in_turn,
+                us=statistics.median(us), all_us=us, different=same,
             )  # fmt: skip
     tables.save(context)
 

@@ -76,7 +76,9 @@ def of_plans(records: Sequence[Record]) -> dict[str, Any]:
         else:
             entry[part] = steps
     most = max_table_rows([r for r in records if r["what"] == "table"])
-    return entry if most is None else {**entry, "max_table_rows": most}
+    least = min_turn_rows([r for r in records if r["what"] == "turn"])
+    numbers = {"max_table_rows": most, "min_turn_rows": least}
+    return entry | {name: rows for name, rows in numbers.items() if rows is not None}
 
 
 def max_table_rows(records: Sequence[Record]) -> int | None:
@@ -90,6 +92,20 @@ def max_table_rows(records: Sequence[Record]) -> int | None:
             break
         most = rows
     return most if by_rows else None
+
+
+def min_turn_rows(records: Sequence[Record]) -> int | None:
+    """Rows from which projections in turn pay, without a gap; None if they do not at most rows."""
+    by_rows: dict[int, dict[str, Sequence[float]]] = defaultdict(dict)
+    for record in records:
+        if record["different"] <= SLACK:
+            by_rows[record["rows"]]["turn" if record["in_turn"] else "one"] = record["all_us"]
+    least = None
+    for rows, us in sorted(by_rows.items(), reverse=True):
+        if winner(us, "one") != "turn":
+            break
+        least = rows
+    return least
 
 
 def of_launches(records: Sequence[Record]) -> list[dict[str, Any]]:
