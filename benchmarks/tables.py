@@ -154,6 +154,8 @@ def _way(what: str, record: Mapping[str, Any]) -> str:
         return "library" if launch is None else "tiles {}, parts {}, split {}".format(*launch)
     if what == "table":
         return "one table" if record["one_table"] else "a table for each evaluation"
+    if what == "turn":
+        return "adaLN projections in turn" if record["in_turn"] else "as one product"
     return str(record.get("plan") or record["way"])
 
 
@@ -169,9 +171,22 @@ def training(run: Run) -> str:
     return markdown({"model": "", "batch": ">", "way": "", **columns}, rows)
 
 
+def quantization(run: Run) -> str:
+    """A row per way: equal bits, and how good the samples are."""
+    found = run["quantization"]
+    names = dict.fromkeys(name for figures in found["ways"].values() for name in figures)
+    shares = {name for name in names if name.startswith(("equal", "samples"))}
+    rows = []
+    for way, figures in found["ways"].items():
+        cells = [(figures.get(name), f".{1 + (name in shares)}{'%' if name in shares else 'f'}")
+                 for name in names]  # fmt: skip
+        rows.append((way, *("" if value is None else f"{value:{how}}" for value, how in cells)))
+    return markdown({"way": ""} | dict.fromkeys(names, ">"), rows)
+
+
 KINDS: dict[str, Callable[[Run], str]] = {
     "images": images, "model": model, "probes": probes, "ways": ways,
-    "training": training,
+    "training": training, "quantization": quantization,
 }  # fmt: skip
 """What a result may hold besides the rows of ops."""
 

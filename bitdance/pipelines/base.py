@@ -128,9 +128,8 @@ class BasePipeline(ABC):
         docs/generation.md says how much. No other option does this.
 
         Args:
-            quantization: "fp8_weight_only", for cards on which reading weights takes the time; or
-                "fp8", where the layers' inputs are rounded too, with a scale for each token, for
-                batches of many tokens.
+            quantization: "fp8_weight_only", for little memory; or "fp8", where the layers' inputs
+                are rounded too, with a scale for each token, for batches of many tokens.
 
         Returns:
             The pipeline.
