@@ -7,11 +7,14 @@ import torch
 from torch import nn
 
 from bitdance import BitDancePipeline
+from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.quantization import QUANTIZATIONS, Float8Linear, is_quantized
 from bitdance.sampling.config import choose_plan, use_plans
 from bitdance.sampling.flow_sampler import Schedule
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import dequantize_rows, quantize_rows
+from tests.model.helpers import golden_model
+from tests.model.helpers.golden_cases import Case
 from tests.model.helpers.tiny import HEADS, PACKABLE, tiny_head, tiny_patch, tiny_pipeline
 
 EVERY = pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -153,6 +156,24 @@ def test_plans_that_cannot_run_float8_are_refused(plan):
         choose_plan(*arguments, quantized=True, plan=plan)
     with use_plans(head=plan), pytest.raises(ValueError, match="for weights in float8"):
         _bits(_pipeline("fp8"))
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "name", ["d3_bitdance_1x", "e3_bitdance_p4_patch", "e4_bitdance_p16_patch"]
+)
+def test_golden_cases_keep_most_bits(quantization, name):
+    """Weights are random, so predictions are near 0, and a bit that flips changes the rest."""
+    case = Case.load(name)
+    model = BitDanceModel(golden_model.model_config(case))
+    case.load_into(model)
+    BitDancePipeline(model).quantize(quantization)
+    equal = []
+    for settings in case.params["samples"]:
+        tokens = f"out.sample.{settings['name']}.tokens"
+        found = golden_model._sample(case, model.eval(), settings)[tokens]
+        equal.append((found == case[tokens]).flatten())
+    assert 0.6 < torch.cat(equal).double().mean() < 0.95
 
 
 def test_gradients_are_refused():
