@@ -38,10 +38,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bitdance_kernels import noise_keys
+from bitdance_kernels import block_causal_attention, block_causal_ranges, noise_keys
 from bitdance_kernels._dispatch.op import KernelOp
 from bitdance_kernels._shared import philox_triton, triton_support
+from bitdance_kernels.attention.block_causal_attention import config as attention_config
 from bitdance_kernels.testing import Case
 from tests.cases import all_cases
 
@@ -54,10 +56,15 @@ OVERLAPPING = ("block_decode_attention", "patch_attention")
 """Ops whose kernels can begin before the one before them has ended."""
 OVERLAP = {"OVERLAP": True, "launch_pdl": True}
 
+CANDIDATES = "block_causal_attention, candidates"
+"""Name of the tiles of that op that may be timed on a card, beside those of its samples."""
+
 CPU = torch.device("cpu")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # A pointer plus a 32-bit offset wraps around at 2^31 elements.
 NARROW_OFFSET = re.compile(r"tt\.addptr [^:]*: .*(?:xi32>|, i32)$")
+
+TILE_OF_POINTERS = re.compile(r"tensor<\d+x\d+x!tt\.ptr<\w+>>")
 
 
 class PretendedCard:
@@ -85,6 +92,17 @@ def narrow_offsets(ttir: str) -> list[str]:
     return [line.strip() for line in lines if NARROW_OFFSET.search(line)]
 
 
+def without_units(compiled: Any, capability: int) -> list[str]:
+    """What a kernel with descriptors lacks of the units that it is made for, or does by threads."""
+    ttir, ptx = compiled.asm["ttir"], compiled.asm["ptx"]
+    if "tt.descriptor_load" not in ttir:
+        return []
+    found = ["no TMA"] if "cp.async.bulk.tensor" not in ptx else []
+    if capability == 90 and "tt.dot" in ttir and "wgmma.mma_async" not in ptx:
+        found.append("no wgmma")
+    return found + [f"addresses of a tile: {line}" for line in TILE_OF_POINTERS.findall(ttir)]
+
+
 def resources(cubin: bytes) -> dict[str, int]:
     """REG, STACK, SHARED and LOCAL of the kernel, as ptxas allotted them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -98,6 +116,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 def faults(compiled: Any, capability: int) -> list[str]:
     """What is wrong with a compiled kernel."""
     found = [f"32-bit offset: {line}" for line in narrow_offsets(compiled.asm["ttir"])]
+    found += without_units(compiled, capability)
     used = resources(compiled.asm["cubin"])
     if used["STACK"] or used["LOCAL"]:
         found.append(f"spills: {used}")
@@ -116,6 +135,13 @@ def passed() -> dict[str, dict[str, str]]:
     """The record: for each capability the digest of each op, if this version of Triton made it."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     return record["passed"] if record.get("triton") == triton.__version__ else {}
+
+
+def kind_of(arg: Any) -> Any:
+    """What of an argument a kernel is compiled for."""
+    if isinstance(arg, TensorDescriptor):
+        return arg.base.dtype, *arg.block_shape
+    return getattr(arg, "dtype", type(arg))
 
 
 class _Collected(Exception):  # noqa: N818  (ends a launch whose kernel is compiled later)
@@ -150,7 +176,7 @@ class Compiler:
     ) -> None:
         self.launches += 1
         kinds = [
-            arg if parameter.is_constexpr else getattr(arg, "dtype", type(arg))
+            arg if parameter.is_constexpr else kind_of(arg)
             for parameter, arg in zip(kernel.params, args, strict=False)
         ]
         variant = (kernel, *kinds, *sorted(kwargs.items()))
@@ -202,7 +228,8 @@ def report(capability: int, ops: list[str], known: dict[str, str]) -> dict[str, 
         if "triton" in case.kernel_op.backends
     }
     made = {}
-    for name, launch in {**launchers, "noise": launch_noise}.items():
+    launchers |= {"noise": launch_noise, CANDIDATES: launch_candidates}
+    for name, launch in launchers.items():
         if ops and name not in ops:
             continue
         compiler.launches, compiler.kernels = 0, {}
@@ -212,8 +239,41 @@ def report(capability: int, ops: list[str], known: dict[str, str]) -> dict[str, 
                 launch()
         key = compiler.digest()
         wrong = [] if known.get(name) == key else list(itertools.chain(*compiler.faults()))
-        made[name] = {"launches": compiler.launches, "digest": key, "faults": wrong}
+        described = {
+            source.fn.__name__
+            for source, _, _ in compiler.kernels.values()
+            if any(str(kind).startswith("tensordesc") for kind in source.signature.values())
+        }
+        made[name] = {
+            "launches": compiler.launches,
+            "digest": key,
+            "faults": wrong,
+            "described": sorted(described),
+        }
     return made
+
+
+def launch_candidates() -> None:
+    """Launch the kernels of block_causal_attention with every tile that may be timed on a card."""
+    for width in (64, 128):
+        call = [torch.zeros(1, 128, 2, width, dtype=torch.bfloat16) for _ in range(3)]
+        ranges = block_causal_ranges(63, 4, 16, tokens=127)
+        call = [x[:, :127].requires_grad_() for x in call]
+        for kernel in ("forward", "query_tile", "key_tile"):
+            for n in itertools.count():
+                tiles: list[Any] = []
+
+                def choose(
+                    shape: Any, kernel: str = kernel, n: int = n, tiles: list[Any] = tiles
+                ) -> Any:
+                    tiles += attention_config.candidates(kernel, shape)[n : n + 1]
+                    return tiles[0] if tiles else attention_config.candidates(kernel, shape)[0]
+
+                with mock.patch.object(attention_config, kernel, choose):
+                    out = block_causal_attention(*call, ranges, backend="triton")
+                    torch.autograd.grad(out.float().square().sum(), call)
+                if not tiles:
+                    break
 
 
 def launch_noise() -> None:

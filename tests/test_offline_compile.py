@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.cases import all_cases
-from tests.offline_compile import CUOBJDUMP, SHARED, reports
+from tests.offline_compile import CANDIDATES, CUOBJDUMP, SHARED, reports
 
 ROOT = Path(__file__).parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 WITH_KERNELS = {name for name, case in all_cases().items() if "triton" in case.kernel_op.backends}
-WITH_KERNELS.add("noise")  # which is no op
+WITH_KERNELS |= {"noise", CANDIDATES}  # which are no ops
 NVCC = shutil.which(os.environ.get("NVCC", "nvcc"))
 CUDA_SOURCES = [path for path in (ROOT / "csrc/cuda").rglob("*.cu") if path.stem != "status"]
 
@@ -28,6 +28,9 @@ def test_triton_kernels():
     for capability, report in reports().items():
         assert {name for name, op in report.items() if op["launches"]} == WITH_KERNELS
         assert [fault for op in report.values() for fault in op["faults"]] == [], capability
+        described = [f"block_causal_{part}_kernel" for part in ("forward", "of_keys", "of_queries")]
+        attention = report["block_causal_attention"]["described"]
+        assert attention == {80: [], 90: described, 100: described[:1]}[capability]
 
 
 def test_narrow_offsets_are_seen():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.shapes import Make, Timing, short, timing
 from bitdance_kernels import Ranges, block_causal_ranges, dense_mask, packed_document_ranges
@@ -44,7 +45,7 @@ def _causal_attention(
     )
 
 
-def _text_to_image(device: torch.device | str) -> Ranges:
+def text_to_image(device: torch.device | str) -> Ranges:
     """Fourteen documents, each a prompt and a 512-pixel image in patches of 64 tokens."""
     documents, prompt, image, P = 14, 130, 2 + 1024, 64
     segments = [(prompt, "causal"), (image, "parallel")] * documents
@@ -66,7 +67,7 @@ def _causal_timings() -> list[Timing]:
     on_card = (
         ("ImageNet B, 64 images", 64, B, 64, imagenet),
         ("ImageNet H, 64 images", 64, (20, 20), 64, imagenet),
-        ("packed 14B, 16k tokens", 1, large, 128, _text_to_image),
+        ("packed 14B, 16k tokens", 1, large, 128, text_to_image),
         ("causal 8k", 1, large, 128, causal),
     )
     timings = [
@@ -100,6 +101,14 @@ def sdpa_dense(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     return _sdpa(q, k, v, _dense(ranges, k.shape[1]))
 
 
+def _sdpa_by(backend: str, q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
+    """One backend of PyTorch's attention on a card, which refuses a dense mask if it takes none."""
+    if q.device.type != "cuda":
+        raise RuntimeError("it is a backend for cards")
+    with sdpa_kernel(getattr(SDPBackend, backend)):
+        return sdpa_dense(q, k, v, ranges)
+
+
 @functools.lru_cache(maxsize=2)
 def compiled_flex(ranges: Ranges, keys: int) -> Callable[..., Tensor]:
     """Compiled FlexAttention with the block mask of `ranges` [T]."""
@@ -121,9 +130,17 @@ def flex(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     return compiled_flex(ranges, k.shape[2])(q, k, v, enable_gqa=grouped).transpose(1, 2)
 
 
+def installed(module: str) -> Any:
+    """A module of another library, or one word on why it is not compared."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RuntimeError("not installed") from error
+
+
 def _flash_causal(module: str, q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     """FlashAttention under a causal mask of T tokens: another function, to compare the speed."""
-    out = importlib.import_module(module).flash_attn_func(q, k, v, causal=True)
+    out = installed(module).flash_attn_func(q, k, v, causal=True)
     return out[0] if isinstance(out, tuple) else out  # some return the log-sum-exp too
 
 
@@ -154,9 +171,8 @@ def sdpa_mask(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> T
 
 def flash_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
     """FlashAttention's decoding with per-row lengths, where it is installed."""
-    from flash_attn import flash_attn_with_kvcache
-
-    return flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=lengths, causal=False)
+    decode = installed("flash_attn").flash_attn_with_kvcache
+    return decode(q, k_cache, v_cache, cache_seqlens=lengths, causal=False)
 
 
 def _rope(
@@ -227,6 +243,10 @@ SHAPES = {
         _causal_timings(),
         {
             "sdpa dense mask": sdpa_dense,
+            **{
+                f"sdpa dense mask, {backend.lower()}": functools.partial(_sdpa_by, backend.upper())
+                for backend in ("flash_attention", "efficient_attention", "cudnn_attention", "math")
+            },
             "flex": flex,
             "flash-attn 2, causal": functools.partial(_flash_causal, "flash_attn"),
             "flash-attn 4, causal": functools.partial(_flash_causal, "flash_attn.cute"),

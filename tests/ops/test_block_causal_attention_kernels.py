@@ -84,22 +84,26 @@ def _any_ranges(draw):
     return Ranges(start, end, keys=keys), keys
 
 
-def _small_tiles(queries, keys):
-    tile = config.Tile(queries, keys, 4, 1)
-    stages = ("forward", "query_tile", "key_tile")
-    return mock.patch.multiple(config, **{stage: lambda *_: tile for stage in stages})
+def _small_tiles(queries, keys, *, described=False):
+    def choose(shape):  # what has no element has no descriptor
+        return config.Tile(queries, keys, 4, 1, described and shape.keys > 0)
+
+    return mock.patch.multiple(
+        config, **dict.fromkeys(("forward", "query_tile", "key_tile"), choose)
+    )
 
 
+@pytest.mark.parametrize("described", [False, True])
 @given(_any_ranges(), st.sampled_from([(1, 1), (2, 1)]))
-@settings(max_examples=12, deadline=None)
-def test_any_ranges(drawn, heads):
+@settings(max_examples=8, deadline=None)
+def test_any_ranges(described, drawn, heads):
     """As the plain formulas; and what nobody sees, or sees nothing, can be NaN."""
     ranges, keys = drawn
     B, T = ranges.start.shape if ranges.start.dim() == 2 else (1, len(ranges.start))
     q, k, v = _inputs(B, T, keys, heads, 8)
     cotangent = torch.randn_like(q)
     plain = _with_gradients(q, k, v, ranges, "reference", cotangent)
-    with _small_tiles(16, 16):
+    with _small_tiles(16, 16, described=described):
         clean = _with_gradients(q, k, v, ranges, cotangent=cotangent)
         mask = dense_mask(ranges, keys).expand(B, T, keys)
         unseen, blind = ~mask.any(1)[..., None, None], ~mask.any(2)[..., None, None]

@@ -56,7 +56,8 @@ def block_causal_attention(
         backward pass recomputes the weights from the log-sum-exp of each query and is
         deterministic. The triton backend (D up to 128, scale over 0, no float64) rounds weights
         and their gradients to the dtype of `q` before it multiplies, as FlashAttention does; so
-        does the cpu backend with the weights of halves.
+        does the cpu backend with the weights of halves. In float32, up to D = 64, triton's products
+        are six products of three bfloat16 parts of each value, where the card has units for them.
         Autocast casts `q`, `k` and `v` to its dtype.
 
     Backends:
