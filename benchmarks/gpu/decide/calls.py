@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -111,10 +112,24 @@ def _patches(device: torch.device) -> Iterator[Call]:
             yield call.map(lambda t: t.to(device))
 
 
+def _decoding(device: torch.device) -> Iterator[Call]:
+    """Few and many queries of every head that there are kernels for, caches whole and split."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16):
+        for D, P, cached in itertools.product((32, 64, 96, 128), (1, 20), (70, 900)):
+            k, v = torch.randn(2, 2, cached, 2, D, generator=generator).to(device, dtype)
+            q = torch.randn(2, P, 4, D, generator=generator).to(device, dtype)
+            lengths = torch.tensor([cached - P, 3], dtype=torch.int32, device=device)
+            name = f"{P} tokens, {cached} cached, D = {D}, {dtype}"
+            yield Call(name, (q, k, v, lengths))
+
+
 def of_op(name: str, device: torch.device, rows: Sequence[int] = ROWS) -> Iterator[Call]:
     """Calls of an op, for each of the half dtypes; none for one whose samples are enough."""
     if name == "denoise_patch":
         yield from _patches(device)
+    if name == "block_decode_attention":
+        yield from _decoding(device)
     if name not in _MAKERS:
         return
     function, options = _MAKERS[name]

@@ -14,6 +14,7 @@ from benchmarks.shapes import Bench
 NEW = (
     "adaln_linear",
     "adaln_linear_swiglu",
+    "block_decode_attention",
     "denoise_patch",
     "denoise_step_linear",
     "linear",

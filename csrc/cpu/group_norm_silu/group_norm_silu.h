@@ -116,7 +116,7 @@ inline void norm_moments_last(const float* x, int64_t positions, int64_t channel
 constexpr int64_t kFloatValues = 512;
 
 // And of gradients, which lose more digits.
-constexpr int64_t kFloatGradients = 256;
+constexpr int64_t kFloatGradients = 64;
 
 // In one pass as well, from distances to the mean of a few values of each piece.
 inline Spread norm_moments_span(const float* x, int64_t count) {
