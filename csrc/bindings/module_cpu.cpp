@@ -35,8 +35,11 @@ PYBIND11_MODULE(_cpu, module) {
   bind("rope_append", bdk_rope_append_cpu);
   bind("swiglu", bdk_swiglu_cpu);
   bind("swiglu_backward", bdk_swiglu_backward_cpu);
+  bind("code_blocks", bdk_code_blocks_cpu);
   bind("hamming_distance", bdk_hamming_distance_cpu);
+  bind("hamming_distance_few", bdk_hamming_distance_few_cpu);
   bind("nearest_codes", bdk_nearest_codes_cpu);
+  bind("nearest_codes_few", bdk_nearest_codes_few_cpu);
   bind("lfq_entropy", bdk_lfq_entropy_cpu);
   bind("lfq_entropy_backward", bdk_lfq_entropy_backward_cpu);
   bind("lfq_quantize", bdk_lfq_quantize_cpu);

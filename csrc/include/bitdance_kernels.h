@@ -86,6 +86,18 @@ int bdk_nearest_codes_cpu(const uint8_t* a, const uint8_t* b_blocks, int64_t* in
                           int32_t* distance, int64_t queries, int64_t codes, int64_t bytes,
                           int64_t k, int threads);
 
+// blocks: [codes / 64 rounded up, bytes, 64] from codes [count, bytes], one every `stride` bytes.
+int bdk_code_blocks_cpu(const uint8_t* codes, int64_t stride, uint8_t* blocks, int64_t count,
+                        int64_t bytes, int threads);
+
+// The same results from codes as they lie, for few queries.
+int bdk_hamming_distance_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                                 int32_t* distance, int64_t queries, int64_t count, int64_t bytes,
+                                 int threads);
+int bdk_nearest_codes_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                              int64_t* index, int32_t* distance, int64_t queries, int64_t count,
+                              int64_t bytes, int64_t k, int threads);
+
 // key: (seed, offset); threshold: 2^15 times the rate.
 // first: number of the first byte in the array that these bytes are a part of.
 int bdk_flip_bits_cpu(const uint8_t* packed, uint8_t* flipped, int64_t bytes, int64_t first,

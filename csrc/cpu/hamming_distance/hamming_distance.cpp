@@ -98,3 +98,66 @@ int bdk_nearest_codes_cpu(const uint8_t* a, const uint8_t* b_blocks, int64_t* in
   });
   return BDK_OK;
 }
+
+int bdk_code_blocks_cpu(const uint8_t* codes, int64_t stride, uint8_t* blocks, int64_t count,
+                        int64_t bytes, int threads) {
+  using namespace bdk;
+  if (count < 0 || bytes <= 0 || threads < 1) return BDK_BAD_SIZE;
+  const HammingRows& kernel = choose();
+  const int64_t all = (count + kBlock - 1) / kBlock;
+  parallel_for(all, kGrainBytes / (kBlock * bytes) + 1, 1, threads,
+               [&](int64_t begin, int64_t end) {
+                 const int64_t first = begin * kBlock;
+                 const int64_t last = end * kBlock < count ? end * kBlock : count;
+                 kernel.make_blocks(codes + first * stride, stride, bytes, last - first,
+                                    blocks + first * bytes);
+               });
+  return BDK_OK;
+}
+
+int bdk_hamming_distance_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                                 int32_t* distance, int64_t queries, int64_t count, int64_t bytes,
+                                 int threads) {
+  using namespace bdk;
+  if (queries < 0 || count < 0 || bytes <= 0 || threads < 1) return BDK_BAD_SIZE;
+  prefer_large_pages(distance, 4 * queries * count);
+  const HammingRows& kernel = choose();
+  // A chunk stays in the second-level cache for all queries.
+  const int64_t chunk = kChunkBytes / bytes + 1;
+  parallel_for(count, kGrainBytes / (queries * bytes + 1) + 1, 1, threads,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t first = begin; first < end; first += chunk) {
+                   const int64_t some = end - first < chunk ? end - first : chunk;
+                   for (int64_t n = 0; n < queries; ++n) {
+                     kernel.as_they_lie(a + n * bytes, codes + first * stride, stride, bytes, some,
+                                        distance + n * count + first);
+                   }
+                 }
+               });
+  return BDK_OK;
+}
+
+int bdk_nearest_codes_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                              int64_t* index, int32_t* distance, int64_t queries, int64_t count,
+                              int64_t bytes, int64_t k, int threads) {
+  using namespace bdk;
+  if (queries < 0 || bytes <= 0 || k < 1 || k > count || threads < 1) return BDK_BAD_SIZE;
+  if (k > kMaxNeighbours || count > int64_t{1} << kIndexBits) return BDK_BAD_SIZE;
+  const HammingRows& kernel = choose();
+  constexpr int64_t kTile = 8 * kBlock;
+  parallel_for(
+      queries, kGrainBytes / (count * bytes + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+          Neighbours nearest;
+          nearest.clear(k);
+          for (int64_t first = 0; first < count; first += kTile) {
+            alignas(64) int32_t found[kTile];
+            const int64_t some = count - first < kTile ? count - first : kTile;
+            kernel.as_they_lie(a + n * bytes, codes + first * stride, stride, bytes, some, found);
+            nearest.take(found, first, some, k);
+          }
+          nearest.put(k, index + n * k, distance + n * k);
+        }
+      });
+  return BDK_OK;
+}

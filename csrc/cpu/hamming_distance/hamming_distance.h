@@ -1,11 +1,13 @@
 // The inner loops of hamming_distance and nearest_codes, one set per instruction set.
 //
-// The codes to search are stored in blocks of 64, byte by byte: block[64 * byte + code]. So a
-// vector holds the same byte of many codes, sums never cross its lanes, and counts stay one byte
-// wide until they are widened once per code.
+// For many queries the codes to search are in blocks of 64, byte by byte: block[64 * byte + code].
+// So a vector holds the same byte of many codes, sums never cross its lanes, and counts stay one
+// byte wide until they are widened once per code. Few queries are compared with codes as they lie,
+// word by word: making blocks would take longer.
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -23,6 +25,10 @@ constexpr int kIndexBits = 38;  // bits of the index in a neighbour's key, below
 using DistanceRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t bytes, int64_t count,
                               int32_t* out, int64_t out_stride);
 
+// Distances of a query to `count` codes as they lie, one every `stride` bytes.
+using DistancesAsTheyLie = void (*)(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                                    int64_t bytes, int64_t count, int32_t* out);
+
 // The `k` smallest (distance, index) of each query, ascending.
 using NearestRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t bytes, int64_t count,
                              int64_t k, int64_t* index, int32_t* distance);
@@ -30,6 +36,9 @@ using NearestRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t by
 struct HammingRows {  // of one query, and of kGroup
   DistanceRows distance[2];
   NearestRows nearest[2];
+  DistancesAsTheyLie as_they_lie;
+  void (*make_blocks)(const uint8_t* codes, int64_t stride, int64_t bytes, int64_t count,
+                      uint8_t* blocks);
 };
 
 extern const HammingRows kHammingAvx2, kHammingAvx512, kHammingBitalg;
@@ -150,6 +159,85 @@ static inline void distance_rows(const uint8_t* a, const uint8_t* blocks, int64_
   }
 }
 
+// Byte j of word i to byte i of word j.
+static inline void transpose_bytes(uint64_t (&row)[8]) {
+  const auto exchange = [&](int distance, uint64_t mask) {
+    for (int i = 0; i < 8; ++i) {
+      if (i & distance) continue;
+      const uint64_t low = row[i], high = row[i + distance];
+      row[i] = (low & mask) | (high & mask) << 8 * distance;
+      row[i + distance] = (low >> 8 * distance & mask) | (high & ~mask);
+    }
+  };
+  exchange(1, 0x00FF00FF00FF00FFu);
+  exchange(2, 0x0000FFFF0000FFFFu);
+  exchange(4, 0x00000000FFFFFFFFu);
+}
+
+// Codes as they lie in blocks of kBlock; zeros beyond the last.
+static inline void make_blocks(const uint8_t* codes, int64_t stride, int64_t bytes, int64_t count,
+                               uint8_t* blocks) {
+  for (int64_t first = 0; first < count; first += kBlock, blocks += kBlock * bytes) {
+    const int64_t some = count - first < kBlock ? count - first : kBlock;
+    const uint8_t* from = codes + first * stride;
+    if (some < kBlock) memset(blocks, 0, kBlock * bytes);
+    const int64_t whole_bytes = bytes / 8 * 8, whole_codes = some / 8 * 8;
+    for (int64_t b = 0; b < whole_bytes; b += 8) {
+      for (int64_t c = 0; c < whole_codes; c += 8) {
+        uint64_t row[8];
+        for (int i = 0; i < 8; ++i) memcpy(&row[i], from + (c + i) * stride + b, 8);
+        transpose_bytes(row);
+        for (int i = 0; i < 8; ++i) memcpy(blocks + kBlock * (b + i) + c, &row[i], 8);
+      }
+    }
+    for (int64_t c = 0; c < some; ++c) {
+      for (int64_t b = c < whole_codes ? whole_bytes : 0; b < bytes; ++b) {
+        blocks[kBlock * b + c] = from[c * stride + b];
+      }
+    }
+  }
+}
+
+template <int kWords>  // of 8 bytes each
+static inline void distances_of_words(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                                      int64_t count, int32_t* out) {
+  uint64_t query[kWords];  // in registers, whatever `out` may overlap
+  memcpy(query, a, sizeof query);
+#pragma GCC unroll 4
+  for (int64_t m = 0; m < count; ++m) {
+    uint64_t code[kWords];
+    memcpy(code, codes + m * stride, sizeof code);
+    int sum = 0;
+    for (int w = 0; w < kWords; ++w) sum += __builtin_popcountll(query[w] ^ code[w]);
+    out[m] = sum;
+  }
+}
+
+static inline void distances_of_bytes(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                                      int64_t bytes, int64_t count, int32_t* out) {
+  const int64_t words = bytes / 8, rest = bytes % 8;
+  for (int64_t m = 0; m < count; ++m, codes += stride) {
+    uint64_t x = 0, y = 0;
+    memcpy(&x, a + 8 * words, rest);
+    memcpy(&y, codes + 8 * words, rest);
+    int sum = __builtin_popcountll(x ^ y);
+    for (int64_t w = 0; w < words; ++w) {
+      memcpy(&x, a + 8 * w, 8);
+      memcpy(&y, codes + 8 * w, 8);
+      sum += __builtin_popcountll(x ^ y);
+    }
+    out[m] = sum;
+  }
+}
+
+static inline void distances_as_they_lie(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                                         int64_t bytes, int64_t count, int32_t* out) {
+  if (bytes == 8) return distances_of_words<1>(a, codes, stride, count, out);
+  if (bytes == 16) return distances_of_words<2>(a, codes, stride, count, out);
+  if (bytes == 32) return distances_of_words<4>(a, codes, stride, count, out);
+  distances_of_bytes(a, codes, stride, bytes, count, out);
+}
+
 // A mask of the values of a block that are below the limit.
 static inline uint64_t below(const int32_t* values, int32_t limit) {
   uint64_t mask = 0;
@@ -198,6 +286,30 @@ struct Neighbours {
     current ^= 1;
     limit = static_cast<int32_t>(to[k] >> kIndexBits);
   }
+
+  // Those among `count` codes, the first of which has the index `first`.
+  void take(const int32_t* distances, int64_t first, int64_t count, int64_t k) {
+    int32_t last[kBlock];
+    for (int64_t m = 0; m < count; m += kBlock) {
+      const int32_t* values = distances + m;
+      if (count - m < kBlock) {
+        for (int i = 0; i < kBlock; ++i) last[i] = i < count - m ? values[i] : INT32_MAX;
+        values = last;
+      }
+      for (uint64_t nearer = below(values, limit); nearer != 0; nearer &= nearer - 1) {
+        const int at = __builtin_ctzll(nearer);
+        insert((int64_t{values[at]} << kIndexBits) + first + m + at, k);
+      }
+    }
+  }
+
+  void put(int64_t k, int64_t* index, int32_t* distance) const {
+    const int64_t* keys = lists[current] + 1;
+    for (int64_t i = 0; i < k; ++i) {
+      index[i] = keys[i] & ((int64_t{1} << kIndexBits) - 1);
+      distance[i] = static_cast<int32_t>(keys[i] >> kIndexBits);
+    }
+  }
 };
 
 template <class Bits, int kQueries>
@@ -211,30 +323,17 @@ static inline void nearest_rows(const uint8_t* a, const uint8_t* blocks, int64_t
     alignas(64) int32_t found[kQueries][kTile];
     const int64_t codes = count - tile < kTile ? count - tile : kTile;
     comparison.distances(blocks, (codes + kBlock - 1) / kBlock, found[0], kTile);
-    for (int q = 0; q < kQueries; ++q) {
-      for (int64_t m = 0; m < codes; m += kBlock) {
-        uint64_t nearer = below(found[q] + m, nearest[q].limit);
-        if (codes - m < kBlock) nearer &= (uint64_t{1} << (codes - m)) - 1;
-        for (; nearer != 0; nearer &= nearer - 1) {
-          const int64_t at = m + __builtin_ctzll(nearer);
-          nearest[q].insert((int64_t{found[q][at]} << kIndexBits) + tile + at, k);
-        }
-      }
-    }
+    for (int q = 0; q < kQueries; ++q) nearest[q].take(found[q], tile, codes, k);
   }
-  for (int q = 0; q < kQueries; ++q) {
-    const int64_t* keys = nearest[q].lists[nearest[q].current] + 1;
-    for (int64_t i = 0; i < k; ++i) {
-      index[q * k + i] = keys[i] & ((int64_t{1} << kIndexBits) - 1);
-      distance[q * k + i] = static_cast<int32_t>(keys[i] >> kIndexBits);
-    }
-  }
+  for (int q = 0; q < kQueries; ++q) nearest[q].put(k, index + q * k, distance + q * k);
 }
 
 template <class Bits>
 constexpr HammingRows hamming_rows() {
   return {{distance_rows<Bits, 1>, distance_rows<Bits, kGroup>},
-          {nearest_rows<Bits, 1>, nearest_rows<Bits, kGroup>}};
+          {nearest_rows<Bits, 1>, nearest_rows<Bits, kGroup>},
+          distances_as_they_lie,
+          make_blocks};
 }
 
 }  // namespace bdk
