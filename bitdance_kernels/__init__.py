@@ -33,7 +33,7 @@ _MODULES = {
     "autoencode.group_norm_silu.op": "group_norm_silu",
     "binary.bit_counts.op": "bit_counts",
     "binary.flip_bits.op": "flip_bits flip_signs",
-    "binary.hamming_distance.op": "hamming_distance nearest_codes",
+    "binary.hamming_distance.op": "CodeIndex hamming_distance nearest_codes",
     "binary.lfq_entropy.op": "lfq_entropy",
     "binary.lfq_quantize.op": "lfq_quantize lfq_quantize_commitment",
     "binary.pack_signs.op": "pack_signs",

@@ -6,19 +6,22 @@ import torch
 
 from bitdance_kernels._dispatch.op import KernelOp
 from bitdance_kernels._shared import checks
+from bitdance_kernels.binary.hamming_distance._index import CodeIndex
 
-__all__ = ["hamming_distance", "nearest_codes"]
+__all__ = ["CodeIndex", "hamming_distance", "nearest_codes"]
 
 _ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 _MAX_CHANNELS = 2**24  # up to this, sums of +1 and -1 are exact in float32
 
 
-def hamming_distance(a: torch.Tensor, b: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+def hamming_distance(
+    a: torch.Tensor, b: torch.Tensor | CodeIndex, *, backend: str = "auto"
+) -> torch.Tensor:
     """Number of differing bits, for all pairs of codes: d[n, m] = popcount(a[n] xor b[m]).
 
     Args:
         a: uint8 [N, C / 8], any strides.
-        b: uint8 [M, C / 8], any strides.
+        b: uint8 [M, C / 8], any strides, or an index of such codes; `a` is on the CPU then.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -41,17 +44,19 @@ def hamming_distance(a: torch.Tensor, b: torch.Tensor, *, backend: str = "auto")
                 [1, 0, 7],
                 [8, 7, 0]], dtype=torch.int32)
     """
+    if isinstance(b, CodeIndex):
+        return b.distances(a, backend)
     return _op.call(a, b, backend)
 
 
 def nearest_codes(
-    a: torch.Tensor, b: torch.Tensor, k: int, *, backend: str = "auto"
+    a: torch.Tensor, b: torch.Tensor | CodeIndex, k: int, *, backend: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each code of `a` the `k` nearest codes of `b` by Hamming distance.
 
     Args:
         a: uint8 [N, C / 8], the queries.
-        b: uint8 [M, C / 8], what is searched.
+        b: uint8 [M, C / 8], what is searched, or an index of it; `a` is on the CPU then.
         k: how many, 1 to M.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
@@ -67,6 +72,8 @@ def nearest_codes(
     Backends:
         reference; cpu (k <= 128), cuda (C <= 8192), triton (k <= 64). All give equal results.
     """
+    if isinstance(b, CodeIndex):
+        return b.nearest(a, k, backend)
     return _nearest_op.call(a, b, k, backend)
 
 

@@ -1,0 +1,221 @@
+"""CodeIndex: codes that are searched many times, in the order in which the C++ code reads them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bitdance_kernels._dispatch import arguments
+from bitdance_kernels._dispatch.backends import DEFAULT, BackendError, check_name
+from bitdance_kernels._shared import checks, native
+from bitdance_kernels.binary.hamming_distance import cpu, reference
+
+__all__ = ["CodeIndex"]
+
+_MAGIC = b"BDKCODES"
+_HEADER = struct.Struct("<8sIIQQ32x")  # magic, version, CRC-32 of the blocks, codes, bytes of each
+_VERSION = 1
+
+
+class CodeIndex:
+    """Codes to be searched many times by ``hamming_distance`` and ``nearest_codes``, on the CPU.
+
+    Plain codes are brought into blocks in every call with several queries; an index has them
+    already. It takes as much memory as the codes, which it does not keep.
+
+    Args:
+        codes: uint8 [M, C / 8], on the CPU, any strides.
+
+    Raises:
+        TypeError: `codes` is no tensor, or not uint8.
+        ValueError: it is no matrix of at least one byte a code, or not on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from bitdance_kernels import nearest_codes
+        >>> index = CodeIndex(torch.tensor([[0], [7], [255]], dtype=torch.uint8))
+        >>> index.append(torch.tensor([[3]], dtype=torch.uint8))
+        >>> nearest_codes(torch.tensor([[1]], dtype=torch.uint8), index, 2)
+        (tensor([[0, 3]]), tensor([[1, 1]], dtype=torch.int32))
+    """
+
+    def __init__(self, codes: torch.Tensor) -> None:
+        _check("CodeIndex", codes)
+        self._count, self._width = codes.shape
+        self._blocks = _blocks(codes)  # with room for more than `count` after an `append`
+
+    def __len__(self) -> int:
+        """The number of codes."""
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"CodeIndex({self._count} codes of {8 * self._width} bits)"
+
+    @property
+    def width(self) -> int:
+        """Bytes of a code."""
+        return self._width
+
+    def codes(self) -> torch.Tensor:
+        """The codes, uint8 [M, C / 8], contiguous."""
+        return self._from(0)
+
+    def append(self, codes: torch.Tensor) -> None:
+        """Add codes behind the others; memory grows by doubling.
+
+        Args:
+            codes: uint8 [N, C / 8], on the CPU, as wide as the others.
+
+        Raises:
+            TypeError: `codes` is no tensor, or not uint8.
+            ValueError: it has another shape or device; nothing is added.
+        """
+        _check("CodeIndex.append", codes, self._width)
+        first = self._count // cpu.BLOCK  # the first block that changes
+        added = _blocks(torch.cat([self._from(first * cpu.BLOCK), codes]))
+        needed = first + len(added)
+        if needed > len(self._blocks):
+            grown = added.new_empty(max(needed, 2 * len(self._blocks)), *added.shape[1:])
+            grown[:first] = self._blocks[:first]
+            self._blocks = grown
+        self._blocks[first:needed] = added
+        self._count += len(codes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to a file, whole or not at all.
+
+        Args:
+            path: the file; one that is there is replaced if it is an index.
+
+        Raises:
+            FileExistsError: there is a file that is no index.
+            OSError: the file cannot be written.
+        """
+        path = Path(path)
+        if path.exists() and not _is_index(path):
+            raise FileExistsError(f"CodeIndex.save: path must be an index or new, got {path}")
+        blocks = self._blocks[: -(-self._count // cpu.BLOCK)].contiguous().numpy()
+        header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(blocks.data), self._count, self._width)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(header)
+                file.write(blocks.data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink()
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> CodeIndex:
+        """Read an index that ``save`` has written.
+
+        Args:
+            path: the file.
+            mmap: map the file into memory instead of reading it: pages are read when they are
+                searched. Its checksum, which needs all of them, is not compared then.
+
+        Returns:
+            The index. Adding to a mapped one leaves the file as it is.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no index, its length is wrong, or its checksum differs.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            raise ValueError(f"CodeIndex.load: path must be an index, got {path}")
+        _, version, checksum, count, width = _HEADER.unpack(header)
+        if version != _VERSION:
+            raise ValueError(f"CodeIndex.load: {path} must be of version {_VERSION}, got {version}")
+        shape = (-(-count // cpu.BLOCK), width, cpu.BLOCK)
+        expected, found = _HEADER.size + int(np.prod(shape, dtype=object)), path.stat().st_size
+        if width == 0 or found != expected:
+            raise ValueError(f"CodeIndex.load: {path} must have {expected} bytes, got {found}")
+        blocks: np.ndarray = np.empty(shape, np.uint8)
+        if mmap and count > 0:
+            blocks = np.memmap(path, np.uint8, "c", _HEADER.size, shape)
+        elif count > 0:
+            blocks = np.fromfile(path, np.uint8, offset=_HEADER.size).reshape(shape)
+        if not mmap and zlib.crc32(blocks.data) != checksum:
+            raise ValueError(f"CodeIndex.load: {path} is damaged: its checksum differs")
+        index = cls.__new__(cls)
+        index._count, index._width, index._blocks = count, width, torch.from_numpy(blocks)
+        return index
+
+    def distances(self, a: torch.Tensor, backend: str) -> torch.Tensor:
+        """What ``hamming_distance`` returns for this index."""
+        self._check_queries("hamming_distance", a)
+        if self._is_native("hamming_distance", backend):
+            return cpu.distances(a, self._blocks, self._count)
+        return reference.run(a, self.codes())
+
+    def nearest(self, a: torch.Tensor, k: int, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``nearest_codes`` returns for this index."""
+        self._check_queries("nearest_codes", a)
+        arguments.integer("nearest_codes", "k", k)
+        if not 1 <= k <= self._count:
+            raise checks.fail("nearest_codes", "k", f"in 1 to M = {self._count}", k)
+        if self._is_native("nearest_codes", backend, k):
+            return cpu.nearest(a, self._blocks, self._count, k)
+        return reference.run_nearest(a, self.codes(), k)
+
+    def _check_queries(self, op: str, a: torch.Tensor) -> None:
+        arguments.tensor(op, "a", a)
+        checks.dtype(op, "a", a, (torch.uint8,))
+        checks.rank(op, "a", a, 2, 2)
+        checks.shape(op, "a", a, (len(a), self._width), "[N, C / 8]")
+        if a.device.type != "cpu":
+            raise checks.fail(op, "a", "on the CPU, where an index is", a.device)
+
+    def _is_native(self, op: str, backend: str, k: int = 1) -> bool:
+        """Whether the C++ code runs a call; the reference does if not."""
+        check_name(backend, f"{op}: backend")
+        wanted = DEFAULT.get() if backend == "auto" else backend
+        reason = native.cpu.unavailable(op)
+        if reason is None and k > cpu.MAX_NEIGHBOURS:
+            reason = f"it finds at most {cpu.MAX_NEIGHBOURS} neighbours, got {k}"
+        if wanted not in ("auto", "cpu", "reference"):
+            reason = "it does not take a CodeIndex"
+        if reason is not None and wanted not in ("auto", "reference"):
+            raise BackendError(f"{op}: backend {wanted!r} cannot run this call: {reason}")
+        return reason is None and wanted != "reference"
+
+    def _from(self, first: int) -> torch.Tensor:
+        """Codes from number `first`, a multiple of the block, on."""
+        blocks = self._blocks[first // cpu.BLOCK : -(-self._count // cpu.BLOCK)]
+        return blocks.transpose(1, 2).flatten(0, 1)[: self._count - first].contiguous()
+
+
+def _check(function: str, codes: torch.Tensor, width: int | None = None) -> None:
+    arguments.tensor(function, "codes", codes)
+    checks.dtype(function, "codes", codes, (torch.uint8,))
+    checks.rank(function, "codes", codes, 2, 2)
+    if codes.shape[1] == 0 or codes.shape[1] != (width or codes.shape[1]):
+        expected = "[M, C / 8] with C > 0" if width is None else f"[N, {width}]"
+        raise checks.fail(function, "codes", expected, f"shape {list(codes.shape)}")
+    if codes.device.type != "cpu":
+        raise checks.fail(function, "codes", "on the CPU", codes.device)
+
+
+def _blocks(codes: torch.Tensor) -> torch.Tensor:
+    if native.cpu.unavailable("code_blocks") is None:
+        return cpu.blocks(codes)
+    codes = F.pad(codes, (0, 0, 0, -len(codes) % cpu.BLOCK))
+    return codes.unflatten(0, (-1, cpu.BLOCK)).transpose(1, 2).contiguous()
+
+
+def _is_index(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
