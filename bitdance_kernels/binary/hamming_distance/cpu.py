@@ -18,7 +18,7 @@ native_functions_nearest = ("nearest_codes", "nearest_codes_few", "code_blocks")
 
 
 def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
-    return native.cpu_unsupported("hamming_distance", a, b)
+    return _missing(native_functions, a, b)
 
 
 def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ def distances(a: torch.Tensor, in_blocks: torch.Tensor, count: int) -> torch.Ten
 def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
     if k > MAX_NEIGHBOURS:
         return f"it finds at most {MAX_NEIGHBOURS} neighbours, got {k}"
-    return native.cpu_unsupported("nearest_codes", a, b)
+    return _missing(native_functions_nearest, a, b)
 
 
 def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,6 +72,11 @@ def nearest(
         torch.get_num_threads(),
     )  # fmt: skip
     return index, distance
+
+
+def _missing(functions: tuple[str, ...], *tensors: torch.Tensor) -> str | None:
+    reasons = (native.cpu_unsupported(function, *tensors) for function in functions)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _results(a: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
