@@ -26,11 +26,8 @@ BDK_HOST_DEVICE static inline FlipKey flip_key(const int64_t* key, int64_t thres
           static_cast<uint32_t>(key[1]), static_cast<uint32_t>(threshold)};
 }
 
-BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, const PhiloxKeys& keys,
-                                                     uint64_t byte) {
-  const PhiloxWords drawn = philox4x32(
-      {{static_cast<uint32_t>(byte), static_cast<uint32_t>(byte >> 32), key.offset, kFlipDomain}},
-      keys);
+// The flips of a byte from the words drawn for it.
+BDK_HOST_DEVICE static inline uint32_t flips_of_words(FlipKey key, PhiloxWords drawn) {
   const uint32_t threshold = key.threshold << 16;
   uint32_t flips = 0;
   for (int w = 0; w < 4; ++w) {
@@ -41,8 +38,19 @@ BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, const PhiloxKe
   return flips;
 }
 
+BDK_HOST_DEVICE static inline PhiloxWords flip_counter(FlipKey key, uint64_t byte) {
+  return {
+      {static_cast<uint32_t>(byte), static_cast<uint32_t>(byte >> 32), key.offset, kFlipDomain}};
+}
+
+BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, const PhiloxKeys& keys,
+                                                     uint64_t byte) {
+  return flips_of_words(key, philox4x32(flip_counter(key, byte), keys));
+}
+
+// Without keys in memory, which loops that the compiler vectorises would have for every lane.
 BDK_HOST_DEVICE static inline uint32_t flips_of_byte(FlipKey key, uint64_t byte) {
-  return flips_of_byte(key, philox_keys(key.seed_low, key.seed_high), byte);
+  return flips_of_words(key, philox4x32(flip_counter(key, byte), key.seed_low, key.seed_high));
 }
 
 }  // namespace bdk

@@ -64,7 +64,12 @@ BDK_HOST_DEVICE static inline PhiloxWords philox4x32(PhiloxWords counter, const 
 
 BDK_HOST_DEVICE static inline PhiloxWords philox4x32(PhiloxWords counter, uint32_t key0,
                                                      uint32_t key1) {
-  return philox4x32(counter, philox_keys(key0, key1));
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    counter = philox_round(counter, key0, key1);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return counter;
 }
 
 BDK_HOST_DEVICE static inline NoiseKey noise_key(const int64_t* key) {

@@ -112,11 +112,10 @@ inline void norm_moments_last(const float* x, int64_t positions, int64_t channel
   }
 }
 
-// Values of a span summed in float32, a few in each lane.
-constexpr int64_t kFloatValues = 512;
-
-// And of gradients, which lose more digits.
-constexpr int64_t kFloatGradients = 64;
+// Values of a span that kSums sums in float32 are of, moments' and gradients': each sum is of few
+// values, whatever the instruction set.
+constexpr int kSums = 16;
+constexpr int64_t kFloatValues = 256, kFloatGradients = 256;
 
 // In one pass as well, from distances to the mean of a few values of each piece.
 inline Spread norm_moments_span(const float* x, int64_t count) {
@@ -130,15 +129,20 @@ inline Spread norm_moments_span(const float* x, int64_t count) {
     double sum = 0.0, squares = 0.0;
     for (int64_t begin = 0; begin < some; begin += kFloatValues) {
       const int64_t end = begin + kFloatValues < some ? begin + kFloatValues : some;
-      float block_sum = 0.0f, block_squares = 0.0f;
-#pragma omp simd reduction(+ : block_sum, block_squares)
-      for (int64_t i = begin; i < end; ++i) {
-        const float distance = from[i] - pivot;
-        block_sum += distance;
-        block_squares += distance * distance;
+      float sums[kSums] = {}, sums_of_squares[kSums] = {};
+      for (int64_t i = begin; i < end; i += kSums) {
+        const int64_t number = end - i < kSums ? end - i : kSums;
+#pragma omp simd
+        for (int64_t n = 0; n < number; ++n) {
+          const float distance = from[i + n] - pivot;
+          sums[n] += distance;
+          sums_of_squares[n] += distance * distance;
+        }
       }
-      sum += static_cast<double>(block_sum);
-      squares += static_cast<double>(block_squares);
+      for (int n = 0; n < kSums; ++n) {
+        sum += static_cast<double>(sums[n]);
+        squares += static_cast<double>(sums_of_squares[n]);
+      }
     }
     const double number = static_cast<double>(some), shift = sum / number;
     const double rest = squares - sum * shift;
@@ -225,15 +229,20 @@ inline void sums_span(const float* grad, const float* x, int64_t count, float me
   double sum = 0.0, with_x = 0.0;
   for (int64_t begin = 0; begin < count; begin += kFloatGradients) {
     const int64_t end = begin + kFloatGradients < count ? begin + kFloatGradients : count;
-    float block_sum = 0.0f, block_with_x = 0.0f;
-#pragma omp simd reduction(+ : block_sum, block_with_x)
-    for (int64_t i = begin; i < end; ++i) {
-      const float slope = norm_slope<kSilu>(grad[i], x[i], mean, a, d);
-      block_sum += slope;
-      block_with_x += slope * (x[i] - mean);
+    float sums[kSums] = {}, sums_with_x[kSums] = {};
+    for (int64_t i = begin; i < end; i += kSums) {
+      const int64_t some = end - i < kSums ? end - i : kSums;
+#pragma omp simd
+      for (int64_t n = 0; n < some; ++n) {
+        const float slope = norm_slope<kSilu>(grad[i + n], x[i + n], mean, a, d);
+        sums[n] += slope;
+        sums_with_x[n] += slope * (x[i + n] - mean);
+      }
     }
-    sum += static_cast<double>(block_sum);
-    with_x += static_cast<double>(block_with_x);
+    for (int n = 0; n < kSums; ++n) {
+      sum += static_cast<double>(sums[n]);
+      with_x += static_cast<double>(sums_with_x[n]);
+    }
   }
   *grad_z += sum;
   *grad_z_x += with_x;
