@@ -50,7 +50,7 @@ class PackedBranch:
         self.fc2 = PackedLinear([branch.fc2], dtype)
 
     def load(self) -> None:
-        """Pack the layers' weights anew."""
+        """Pack the current weights of the layers."""
         self.fc1.load()
         self.fc2.load()
 

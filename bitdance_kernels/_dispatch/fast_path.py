@@ -1,9 +1,9 @@
 """Recognises the calls that may skip PyTorch's dispatcher, and calls that equal an earlier one.
 
 Crossing the dispatcher takes 3 us, and 7 us where it asks a formula in Python for a gradient. A
-call of plain tensors outside of modes and transforms needs nothing of it. This
-file reads private entries of PyTorch to tell such calls; where one is missing, every call crosses
-the dispatcher, with the same results.
+call of plain tensors outside of modes and transforms needs nothing of it. This file reads private
+entries of PyTorch to tell such calls; where one is missing, every call crosses the dispatcher, with
+the same results.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ except AttributeError:
         return True
 
     def are_plain(tensors: Sequence[torch.Tensor], *, gradients: bool = False) -> bool:
-        """Whether the tensors are plain dense memory; `gradients`: of which some are recorded."""
+        """Whether tensors are plain dense memory; they may require grad only with `gradients`."""
         return False
 
     def is_autocast() -> bool:
@@ -77,7 +77,7 @@ else:
         )
 
     def are_plain(tensors: Sequence[torch.Tensor], *, gradients: bool = False) -> bool:
-        """Whether the tensors are plain dense memory; `gradients`: of which some are recorded."""
+        """Whether tensors are plain dense memory; they may require grad only with `gradients`."""
         refused = torch.is_grad_enabled() and not gradients
         return all(
             type(tensor) in _PLAIN_TYPES

@@ -1,7 +1,7 @@
 """The gradient of an op for calls that skip PyTorch's dispatcher.
 
-``torch.library.register_autograd`` serves every call that crosses it, at some 60 us a call, most of
-it in Python. A call of plain tensors whose gradient is recorded needs of it no more than this.
+``torch.library.register_autograd`` serves the calls that cross it; what it does besides recording
+is Python code. A call of plain tensors whose gradient is recorded needs no more than this.
 """
 
 from __future__ import annotations

@@ -234,6 +234,7 @@ def _lfq_entropy_backward_kernel(
     weighted_low = tl.zeros([TOKENS, LOW], tl.float32)
     high_ones = tl.zeros([TOKENS, 16], tl.float32)
     high_total = tl.zeros([TOKENS], tl.float32)
+    weight = tl.load(grad_codebook_ptr).to(tl.float32) / parts
     for first in range(0, HIGH_CODES, HIGH):
         high_codes = first + tl.arange(0, HIGH)
         high = _half_codes(
@@ -241,7 +242,6 @@ def _lfq_entropy_backward_kernel(
         )
         at = high_codes.to(tl.int64)[:, None] * LOW_CODES + low_codes[None, :]
         real = (high_codes < HIGH_CODES)[:, None] & (low_codes < LOW_CODES)[None, :]
-        weight = tl.load(grad_codebook_ptr).to(tl.float32) / parts
         grad_p = tl.load(slope_ptr + at, mask=real, other=0.0).to(tl.float32) * weight
         weighted_low = tl.dot(high, grad_p, weighted_low, input_precision="ieee")
         u = high * tl.dot(low, tl.trans(grad_p), input_precision="ieee")

@@ -197,7 +197,7 @@ NormCoefficients coefficients_at(const float* coefficients, int64_t image, int64
 }
 
 // sums: [images, chunks or 1, 2, channels]; the results are in those of chunk 0.
-void find_sums(const FeatureMap& m, const Values& of_grad, const Values& of_x,
+void find_sums(const FeatureMap& m, const Values& grad_values, const Values& x_values,
                const float* coefficients, bool silu, double* sums, float* chunk_sums, int threads) {
   const GroupNormLoops& loops = choose();
   const int64_t channels = m.channels;
@@ -211,7 +211,7 @@ void find_sums(const FeatureMap& m, const Values& of_grad, const Values& of_x,
           loops.sums_last(grad.read(offset, count), x.read(offset, count), some, channels,
                           coefficients_at(coefficients, image, channels), silu, to, to + channels);
         },
-        of_grad, of_x);
+        grad_values, x_values);
     for (int64_t image = 0; image < m.images; ++image) {
       for (int64_t i = 0; i < 2 * channels; ++i) {
         double sum = 0.0;
@@ -232,7 +232,7 @@ void find_sums(const FeatureMap& m, const Values& of_grad, const Values& of_x,
         loops.sums_span(grad.read(offset, some), x.read(offset, some), some, k.mean[c], k.a[c],
                         k.d[c], silu, to, to + channels);
       },
-      of_grad, of_x);
+      grad_values, x_values);
 }
 
 // Gradients of weight, bias, scale and shift, and coefficients q and r of every channel.
@@ -283,10 +283,10 @@ int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t chan
   const NormAffine affine = {weight_or_null, bias_or_null, scale_or_null, shift_or_null};
   if (!fits(map, dtype != kFloat32) || threads < 1) return BDK_BAD_SIZE;
   if (images == 0 || positions == 0) return BDK_OK;
-  const Values of_x(x, dtype), of_y(y, dtype);
+  const Values x_values(x, dtype), y_values(y, dtype);
   prefer_large_pages(y, element_size(dtype) * images * channels * positions);
   Spread* moments = reinterpret_cast<Spread*>(spreads);
-  find_moments(map, of_x, moments, threads);
+  find_moments(map, x_values, moments, threads);
   find_coefficients(map, affine, moments, eps, coefficients);
   const GroupNormLoops& loops = choose();
   if (map.last) {
@@ -299,7 +299,7 @@ int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t chan
                            to.place(offset));
           to.put(offset, count);
         },
-        of_x, of_y);
+        x_values, y_values);
   } else {
     for_channels(
         map, threads,
@@ -309,7 +309,7 @@ int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t chan
                            to.place(offset));
           to.put(offset, some);
         },
-        of_x, of_y);
+        x_values, y_values);
   }
   return BDK_OK;
 }
@@ -332,37 +332,37 @@ int bdk_group_norm_silu_backward_cpu(const void* grad, const void* x, void* grad
   const bool halves = grad_dtype != kFloat32 || dtype != kFloat32;
   if (!fits(map, halves) || threads < 1) return BDK_BAD_SIZE;
   if (images == 0 || positions == 0) return BDK_OK;
-  const Values of_grad(grad, grad_dtype), of_x(x, dtype), of_grad_x(grad_x, dtype);
+  const Values grad_values(grad, grad_dtype), x_values(x, dtype), grad_x_values(grad_x, dtype);
   prefer_large_pages(grad_x, element_size(dtype) * images * channels * positions);
   Spread* moments = reinterpret_cast<Spread*>(spreads);
-  find_moments(map, of_x, moments, threads);
+  find_moments(map, x_values, moments, threads);
   find_coefficients(map, affine, moments, eps, coefficients);
-  find_sums(map, of_grad, of_x, coefficients, silu != 0, sums, chunk_sums, threads);
+  find_sums(map, grad_values, x_values, coefficients, silu != 0, sums, chunk_sums, threads);
   find_gradients(map, affine, moments, eps, sums, coefficients, of);
   const GroupNormLoops& loops = choose();
   if (map.last) {
     for_chunks(
         map, threads,
-        [&](int64_t image, int64_t, int64_t offset, int64_t some, Values& of_z, Values& from,
+        [&](int64_t image, int64_t, int64_t offset, int64_t some, Values& grads, Values& from,
             Values& to) {
           const int64_t count = some * channels;
-          loops.backward_last(of_z.read(offset, count), from.read(offset, count), some, channels,
+          loops.backward_last(grads.read(offset, count), from.read(offset, count), some, channels,
                               coefficients_at(coefficients, image, channels), silu != 0,
                               to.place(offset));
           to.put(offset, count);
         },
-        of_grad, of_x, of_grad_x);
+        grad_values, x_values, grad_x_values);
   } else {
     for_channels(
         map, threads,
-        [&](int64_t image, int64_t c, int64_t offset, int64_t some, Values& of_z, Values& from,
+        [&](int64_t image, int64_t c, int64_t offset, int64_t some, Values& grads, Values& from,
             Values& to) {
-          loops.backward_span(of_z.read(offset, some), from.read(offset, some), some,
+          loops.backward_span(grads.read(offset, some), from.read(offset, some), some,
                               coefficients_at(coefficients, image, channels), c, silu != 0,
                               to.place(offset));
           to.put(offset, some);
         },
-        of_grad, of_x, of_grad_x);
+        grad_values, x_values, grad_x_values);
   }
   return BDK_OK;
 }

@@ -112,10 +112,10 @@ inline void norm_moments_last(const float* x, int64_t positions, int64_t channel
   }
 }
 
-// Values of a span that kSums sums in float32 are of, moments' and gradients': each sum is of few
-// values, whatever the instruction set.
+// A piece of a span is summed by kSums sums in float32, each of few values whatever the instruction
+// set.
 constexpr int kSums = 16;
-constexpr int64_t kFloatValues = 256, kFloatGradients = 256;
+constexpr int64_t kFloatValues = 256;
 
 // In one pass as well, from distances to the mean of a few values of each piece.
 inline Spread norm_moments_span(const float* x, int64_t count) {
@@ -227,8 +227,8 @@ template <bool kSilu>
 inline void sums_span(const float* grad, const float* x, int64_t count, float mean, float a,
                       float d, double* grad_z, double* grad_z_x) {
   double sum = 0.0, with_x = 0.0;
-  for (int64_t begin = 0; begin < count; begin += kFloatGradients) {
-    const int64_t end = begin + kFloatGradients < count ? begin + kFloatGradients : count;
+  for (int64_t begin = 0; begin < count; begin += kFloatValues) {
+    const int64_t end = begin + kFloatValues < count ? begin + kFloatValues : count;
     float sums[kSums] = {}, sums_with_x[kSums] = {};
     for (int64_t i = begin; i < end; i += kSums) {
       const int64_t some = end - i < kSums ? end - i : kSums;
