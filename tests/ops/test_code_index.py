@@ -68,6 +68,9 @@ def test_a_file_holds_an_index(count, mmap, tmp_path):
     index = CodeIndex(codes[: count // 2])
     index.append(codes[count // 2 :])  # has more memory than codes
     index.save(path)
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+    (tmp_path / "any").unlink()
     loaded = CodeIndex.load(path, mmap=mmap)
     assert torch.equal(loaded.codes(), codes)
     assert repr(loaded) == f"CodeIndex({count} codes of 48 bits)"

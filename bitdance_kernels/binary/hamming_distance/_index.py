@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -103,16 +103,16 @@ class CodeIndex:
             raise FileExistsError(f"CodeIndex.save: path must be an index or new, got {path}")
         blocks = self._blocks[: -(-self._count // cpu.BLOCK)].contiguous().numpy()
         header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(blocks.data), self._count, self._width)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with unfinished.open("xb") as file:  # with the permissions of any new file
                 file.write(header)
                 file.write(blocks.data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            unfinished.replace(path)
         except BaseException:
-            Path(name).unlink()
+            unfinished.unlink(missing_ok=True)
             raise
 
     @classmethod
