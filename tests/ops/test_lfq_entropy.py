@@ -116,7 +116,7 @@ class LaunchCounter(TorchDispatchMode):
 
 @pytest.mark.parametrize("per_group", [False, True])
 @pytest.mark.parametrize(("tokens", "bits"), [(70, 4), (40, 8)])
-def test_three_launches_forward_and_one_backward(monkeypatch, tokens, bits, per_group):
+def test_triton_takes_three_launches_forward_and_one_backward(monkeypatch, tokens, bits, per_group):
     x = (0.03 * torch.randn(tokens, 2 * bits)).requires_grad_()
     with LaunchCounter(monkeypatch) as counter:
         results = lfq_entropy(x, bits, per_group=per_group, backend="triton")
