@@ -239,7 +239,7 @@ def test_few_calls_are_remembered(monkeypatch):
         assert 1 <= len(op._chosen) <= 256
 
 
-def _signature(*arguments, gradients=False, written=0):
+def _signature(*arguments, gradients=fast_path.IGNORED, written=0):
     from bitdance_kernels._shared import native
 
     return native.cpu.signature(arguments, gradients, written)
@@ -322,10 +322,15 @@ def test_what_is_not_known_through_and_through_has_no_signature(make):
 
 
 @needs_signatures
-def test_a_signature_is_of_calls_without_gradient():
+def test_a_signature_refuses_or_tells_of_tensors_that_require_grad():
     x = torch.randn(4, 4, requires_grad=True)
-    assert _signature(x, gradients=True) is None
-    assert _signature(x) == _signature(x.detach(), gradients=True) == _signature(x.detach())
+    refused, noted = fast_path.REFUSED, fast_path.NOTED
+    assert _signature(x, gradients=refused) is None
+    assert _signature(x) == _signature(x.detach(), gradients=refused) == _signature(x.detach())
+    given = [(x, x), (x, x.detach()), (x.detach(), x), (x.detach(), x.detach())]
+    signatures = [_signature(*pair, gradients=noted) for pair in given]
+    assert len(set(signatures)) == 4 and None not in signatures
+    assert signatures[-1] == _signature(*given[-1])
     assert _signature(*[x.detach()] * 100) is None  # longer than the limit of a signature
 
 

@@ -5,6 +5,7 @@ import torch
 
 from bitdance_kernels import adaln_norm, rope
 from bitdance_kernels._dispatch.op import REGISTRY
+from bitdance_kernels.testing import cpu_isas
 
 
 def test_a_recorded_gradient_needs_no_dispatcher(monkeypatch):
@@ -31,6 +32,40 @@ def test_a_recorded_gradient_needs_no_dispatcher(monkeypatch):
 
 def test_a_constant_that_requires_grad_is_refused():
     x, freqs = torch.randn(1, 2, 1, 4, requires_grad=True), torch.randn(2, 2, 2)
+    with pytest.raises(RuntimeError, match="rope: has no gradient, but freqs requires grad"):
+        rope(x, freqs.requires_grad_())
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="signatures need the compiled module")
+def test_a_recorded_call_like_one_before_is_not_checked_again(monkeypatch):
+    """Also where arguments are expanded or numbers converted; its gradients are the same."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 4, 3, 16, generator=generator)
+    scale, shift = torch.randn(2, 16, generator=generator)
+    leaves = [t.clone().requires_grad_() for t in (x, scale, shift)]
+    op = REGISTRY["adaln_norm"]
+    monkeypatch.setattr(op, "_chosen", {})
+    checked = []
+    check = op._check
+    monkeypatch.setattr(op, "_check", lambda *args: checked.append(args) or check(*args))
+    runs = []
+    for _ in range(3):
+        y = adaln_norm(*leaves, eps=1)
+        runs.append((y.detach(), *torch.autograd.grad(y, leaves, grad)))
+    assert len(checked) == 1
+    assert runs[0][2].shape == (16,)
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+    assert adaln_norm(x, *leaves[1:], eps=1).requires_grad
+    assert not adaln_norm(x, scale, shift, eps=1).requires_grad
+    with torch.no_grad():
+        assert not adaln_norm(*leaves, eps=1).requires_grad
+
+
+def test_a_call_like_one_before_may_not_require_a_gradient_that_it_has_not():
+    x, freqs = torch.randn(1, 2, 1, 4, requires_grad=True), torch.randn(2, 2, 2)
+    assert rope(x, freqs).requires_grad
+    assert rope(x, freqs).requires_grad
     with pytest.raises(RuntimeError, match="rope: has no gradient, but freqs requires grad"):
         rope(x, freqs.requires_grad_())
 

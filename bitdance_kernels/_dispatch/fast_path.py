@@ -25,12 +25,15 @@ def _first_signature(*call: Any) -> bytes | None:
     return signature(*call)
 
 
-signature: Callable[[tuple[Any, ...], bool, int], bytes | None] = _first_signature
+signature: Callable[[tuple[Any, ...], int, int], bytes | None] = _first_signature
 """Returns bytes that two calls of an op have in common only if no check can tell them apart.
 
-It takes the arguments, whether gradients are recorded, and an integer whose bit i is set if the op
-writes argument i; it returns None for a call that must be checked. See csrc/bindings/signature.h.
+It takes the arguments, what to do about tensors that require grad (`IGNORED`, `REFUSED`, `NOTED`),
+and an integer whose bit i is set if the op writes argument i; it returns None for a call that must
+be checked. See csrc/bindings/signature.h.
 """
+
+IGNORED, REFUSED, NOTED = range(3)
 
 try:
     _thread_keys = torch._C._dispatch_tls_local_include_set

@@ -36,4 +36,5 @@ def recorded(
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = type(f"{name}_function", (torch.autograd.Function,), methods)
-    return function.apply
+    # Past what `Function.apply` does about transforms of torch.func, which no such call is inside.
+    return super(torch.autograd.Function, function).apply

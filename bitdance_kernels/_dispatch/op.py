@@ -35,16 +35,6 @@ _AUTOCAST_KEYS = transforms.key_set(*_AUTOCAST.values())
 _MAX_SIGNATURES = 256  # per op
 
 
-class _PreparedBackend(Backend):
-    """A backend for calls whose arguments must be expanded or converted each time."""
-
-    def __init__(self, op: KernelOp, backend: Backend) -> None:
-        def run(*inputs: Any) -> Any:
-            return backend.run(*op._prepared((*inputs, "auto"))[:-1])
-
-        super().__init__(run, backend.unsupported, backend.native_functions)
-
-
 def _is_decomposed(backend: str) -> bool:
     """Whether a traced program gets the reference's PyTorch operators in place of the op.
 
@@ -115,7 +105,8 @@ class KernelOp(Backends):
         self.reads_values = reads_values
         self._check = check
         self._fake = fake
-        self._chosen: dict[bytes, Backend] = {}  # by signature, for "auto"
+        # What runs the inputs of a call for "auto", by signature.
+        self._chosen: dict[bytes, Callable[[tuple[Any, ...]], Any]] = {}
 
         declared, results = schema.split("->")
         declared = declared.strip().removeprefix("(").removesuffix(")")
@@ -127,6 +118,7 @@ class KernelOp(Backends):
         self._cast = tuple(map(self._argument_names.index, autocast))
         self._has_derivative = self.differentiable or is_backward
         self._is_backward = is_backward
+        self._gradients = fast_path.NOTED if self.differentiable else fast_path.REFUSED
         self._constants = tuple(
             i for i in self._tensors if backward is None or self._argument_names[i] in constants
         )
@@ -151,6 +143,15 @@ class KernelOp(Backends):
                 f"{NAMESPACE}::{name}", backward, setup_context=set_up, lib=_library
             )
             self._recorded = gradient.recorded(name, self.call, backward, set_up)
+
+            @functools.cache
+            def recorded_on(backend: Backend) -> Callable[..., Any]:
+                def run(*args: Any) -> Any:
+                    return self._run_on(backend, args[:-1])
+
+                return gradient.recorded(name, run, backward, setup_context)
+
+            self._recorded_on = recorded_on
         if autocast:
             for device, key in _AUTOCAST.items():
                 _library.impl(name, functools.partial(self._run_autocast, device), key)
@@ -163,7 +164,8 @@ class KernelOp(Backends):
             return self._call_dispatcher(args)
         inputs, signature = args[:-1], None
         if args[-1] == DEFAULT.get() == "auto":
-            signature = fast_path.signature(inputs, torch.is_grad_enabled(), self._written_bits)
+            gradients = self._gradients if torch.is_grad_enabled() else fast_path.IGNORED
+            signature = fast_path.signature(inputs, gradients, self._written_bits)
         if signature is None:
             args = self._prepared(args)
             if self._is_second_derivative(args):
@@ -175,22 +177,36 @@ class KernelOp(Backends):
                 self._check_constants(args)  # before anything runs
                 return self._recorded(*args)
             return self.overload(*args)
-        backend = self._chosen.get(signature)
-        if backend is None:
-            backend = self._choose(signature, args)
-        return self._run_on(backend, inputs)
+        run = self._chosen.get(signature)
+        if run is None:
+            run = self._choose(signature, args)
+        return run(inputs)
 
-    def _choose(self, signature: bytes, args: tuple[Any, ...]) -> Backend:
-        """Check a call, select its backend and keep that for calls of the same signature."""
+    def _choose(self, signature: bytes, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
+        """Check a call and keep what runs its inputs for calls of the same signature."""
         inputs = self._prepared(args)[:-1]
         self._check_all(inputs)
-        backend = self.select("auto", inputs)
+        run = self._run_of(self.select("auto", inputs), inputs)
         if any(a is not b for a, b in zip(inputs, args[:-1], strict=True)):
-            backend = _PreparedBackend(self, backend)
+            prepared_run = run
+
+            def run(inputs: tuple[Any, ...]) -> Any:
+                return prepared_run(self._prepared((*inputs, "auto"))[:-1])
+
         if len(self._chosen) >= _MAX_SIGNATURES:
             self._chosen.clear()
-        self._chosen[signature] = backend
-        return backend
+        self._chosen[signature] = run
+        return run
+
+    def _run_of(
+        self, backend: Backend, inputs: tuple[Any, ...]
+    ) -> Callable[[tuple[Any, ...]], Any]:
+        """What runs checked inputs of this signature on `backend`, with their gradient if any."""
+        given = (inputs[i] for i in self._tensors)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+            recorded = self._recorded_on(backend)
+            return lambda inputs: recorded(*inputs, "auto")
+        return functools.partial(self._run_on, backend)
 
     def _call_dispatcher(self, args: tuple[Any, ...]) -> Any:
         """Run a call that a mode, a transform, a tracer or forward-mode AD must see."""

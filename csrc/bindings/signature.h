@@ -47,8 +47,13 @@ struct Extent {
 // position-independent. A tensor whose storage was freed has the offset of its view as its address.
 constexpr uintptr_t kLowAddress = uintptr_t{1} << 40;
 
-// False for a tensor that is not dense memory on the CPU or a CUDA device, or that requires grad.
-inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out, Extent* extent) {
+// What a signature does about tensors that require grad: where no gradient is recorded, or the op
+// has none, or records it.
+enum class Gradients { kIgnored, kRefused, kNoted };
+
+// False for a tensor that is not dense memory on the CPU or a CUDA device, or that is refused.
+inline bool write_tensor(PyObject* object, Gradients gradients, SignatureWriter& out,
+                         Extent* extent) {
   const Pytorch& pytorch = Pytorch::get();
   dlpack::Tensor tensor;
   if (!pytorch.is_plain_tensor(object) || !pytorch.borrow(object, &tensor)) return false;
@@ -56,7 +61,10 @@ inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out,
       tensor.device.type == dlpack::kCpu || tensor.device.type == dlpack::kCuda;
   // No memory: the tensor is empty or fake.
   if (!known_device || tensor.data == nullptr || pytorch.is_negated(object)) return false;
-  if (gradients && pytorch.requires_grad(object)) return false;
+  if (gradients != Gradients::kIgnored && pytorch.requires_grad(object)) {
+    if (gradients == Gradients::kRefused) return false;
+    out.write('g');
+  }
   out.write('t');
   out.write(tensor.dtype.code);
   out.write(tensor.dtype.bits);
@@ -75,7 +83,8 @@ inline bool write_tensor(PyObject* object, bool gradients, SignatureWriter& out,
   return address >= kLowAddress || pytorch.storage_ends_at(object, item) >= last + 1;
 }
 
-inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& out, Extent* extent) {
+inline bool write_argument(PyObject* object, Gradients gradients, SignatureWriter& out,
+                           Extent* extent) {
   if (object == Py_None) {
     out.write('n');
   } else if (PyBool_Check(object)) {
@@ -100,14 +109,14 @@ inline bool write_argument(PyObject* object, bool gradients, SignatureWriter& ou
 
 constexpr Py_ssize_t kMaxArguments = 64;
 
-// signature(arguments, gradients, written = 0): signature of a tuple of arguments. gradients:
-// whether autograd records; written: bit i is set if the op writes argument i. None if an argument
-// has properties that a signature does not cover.
+// signature(arguments, gradients, written = 0): signature of a tuple of arguments. gradients: a
+// number of `Gradients`; written: bit i is set if the op writes argument i. None if an argument has
+// properties that a signature does not cover.
 inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) {
   if (count < 2 || count > 3 || !PyTuple_Check(arguments[0])) {
-    throw pybind11::type_error("signature(arguments: tuple, gradients: bool, written: int = 0)");
+    throw pybind11::type_error("signature(arguments: tuple, gradients: int, written: int = 0)");
   }
-  const bool gradients = arguments[1] != Py_False;
+  const auto gradients = static_cast<Gradients>(PyLong_AsLong(arguments[1]));
   const Py_ssize_t size = PyTuple_GET_SIZE(arguments[0]);
   const uint64_t written = count == 3 ? PyLong_AsUnsignedLongLong(arguments[2]) : 0;
   if (PyErr_Occurred()) throw pybind11::error_already_set();
