@@ -28,6 +28,8 @@ PYBIND11_MODULE(_cpu, module) {
   bind("gated_residual_backward", bdk_gated_residual_backward_cpu);
   bind("group_norm_silu", bdk_group_norm_silu_cpu);
   bind("group_norm_silu_backward", bdk_group_norm_silu_backward_cpu);
+  bind("limit_memory", bdk_limit_memory_cpu);
+  bind("limit_multiply_add", bdk_limit_multiply_add_cpu);
   bind("linear", bdk_linear_cpu);
   bind("patch_attention", bdk_patch_attention_cpu);
   bind("patch_attention_backward", bdk_patch_attention_backward_cpu);

@@ -34,6 +34,17 @@ int bdk_cpu_isa_detected(void);
 int bdk_cpu_isa(void);
 int bdk_cpu_set_isa_limit(int limit);
 
+// Limits of this machine, to hold a kernel against. Memory: as many bytes read and written as asked
+// for, both together as a copy, the rest read in four streams or cleared; `words`: the XOR of the
+// 64-bit words that were read alone. Sizes in bytes, multiples of 256; addresses of 64.
+int bdk_limit_memory_cpu(const uint8_t* source, int64_t read, uint8_t* target, int64_t written,
+                         int streaming, uint64_t* words);
+
+// Multiply-adds in float32 on independent registers, each sum = factor sum + term from 0. `sum`:
+// all of them; `operations`: of all rounds, a multiply-add is two.
+int bdk_limit_multiply_add_cpu(int64_t rounds, float factor, float term, float* sum,
+                               int64_t* operations);
+
 // x: `rows` rows of `channels` values, one row every `row_stride`; packed: [rows, channels / 8].
 int bdk_pack_signs_cpu(const void* x, uint8_t* packed, int64_t rows, int64_t channels,
                        int64_t row_stride, int dtype, int threads);
