@@ -51,3 +51,21 @@ def test_threads_add_up(isa, threads):
     with cpu_isa(isa), cpu_threads(threads):
         counts = bit_counts(packed, backend="cpu")
     assert torch.equal(counts, bit_counts(packed, backend="reference"))
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_every_width(isa):
+    widths = [*range(1, 70), 95, 96, 97, 127, 128, 129, 300, 1023, 1024, 1025, 1089, 2050, 3100]
+    with cpu_isa(isa):
+        for width in widths:
+            for rows in (1, 15, 300):
+                packed = torch.randint(256, (rows, width), dtype=torch.uint8)
+                ones = np.unpackbits(packed.numpy(), axis=1, bitorder="little").sum(0)
+                assert bit_counts(packed, backend="cpu").tolist() == ones.tolist()
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_full_counters(isa):
+    packed = torch.full((300_000, 8), 255, dtype=torch.uint8)  # of all ones, many times over
+    with cpu_isa(isa):
+        assert bit_counts(packed, backend="cpu").tolist() == [300_000] * 64

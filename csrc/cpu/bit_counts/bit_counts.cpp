@@ -13,29 +13,37 @@ namespace {
 // Bytes a thread must have to be worth starting: about 10 us.
 constexpr int64_t kGrainBytes = 131072;
 constexpr int64_t kMaxVector = 64;
-// Bytes read between two visits to the same cache line should stay in the second-level cache.
-constexpr int64_t kCacheBytes = 262144;
+// Lines after which 32-bit counts are added to the result.
+constexpr int64_t kMaxLines = int64_t{1} << 31;
 
 struct Kernel {
-  CountColumn count;
+  CountColumns count;
   int64_t vector;  // bytes
 };
 
 Kernel choose() {
 #ifdef BDK_X86
-  if (active_isa() == kAvx512) return {count_column_avx512, 64};
-  if (active_isa() == kAvx2) return {count_column_avx2, 32};
+  if (active_isa() == kAvx512) return {count_columns_avx512, 64};
+  if (active_isa() == kAvx2) return {count_columns_avx2, 32};
 #endif
-  return {count_column<uint64_t>, 8};
+  return {count_columns<uint64_t>, 8};
 }
 
-// Threads add their counts to one array; integer sums do not depend on the order.
-void add(int64_t* count, int64_t value) { __atomic_fetch_add(count, value, __ATOMIC_RELAXED); }
-
-void count_bytes(const uint8_t* data, int64_t bytes, int64_t width, int64_t* counts) {
+// Adds what CountColumns has found in `bytes` bytes of a line, from byte `first` on, to the
+// channels.
+void add_to_channels(const uint32_t* found, int64_t vector, int64_t first, int64_t bytes,
+                     int64_t row_bytes, bool alone, int64_t* counts) {
   for (int64_t i = 0; i < bytes; ++i) {
-    for (int j = 0; j < 8; ++j) {
-      if ((data[i] >> j) & 1) add(counts + i % width * 8 + j, 1);
+    int64_t* channel = counts + (first + i) % row_bytes * 8;
+    const int64_t column = i / vector;
+    const int64_t start = (column + 1) * vector <= bytes ? column * vector : bytes - vector;
+    const uint32_t* from = found + 8 * column * vector + i - start;
+    for (int j = 0; j < 8; ++j, ++channel, from += vector) {
+      if (alone) {
+        *channel += *from;
+      } else {
+        __atomic_fetch_add(channel, int64_t{*from}, __ATOMIC_RELAXED);
+      }
     }
   }
 }
@@ -49,24 +57,27 @@ int bdk_bit_counts_cpu(const uint8_t* packed, int64_t* counts, int64_t rows, int
   if (rows < 0 || row_bytes <= 0 || threads < 1) return BDK_BAD_SIZE;
   for (int64_t c = 0; c < 8 * row_bytes; ++c) counts[c] = 0;
   const Kernel kernel = choose();
-  // Several rows taken as one row of a whole number of vectors (least common multiple).
-  const int64_t line = std::lcm(row_bytes, kernel.vector);
+  // Several short rows are taken as one line of a whole number of vectors.
+  const int64_t vector = kernel.vector;
+  const int64_t line = row_bytes < vector ? std::lcm(row_bytes, vector) : row_bytes;
   const int64_t lines = rows * row_bytes / line;
-  int64_t block = kCacheBytes / line / 16 * 16;
-  block = block < 64 ? 64 : block > kMaxRows ? kMaxRows : block;
+  const int64_t tiles = (line + kTileBytes - 1) / kTileBytes;  // of about the same size
+  const int64_t tile = (line + tiles * kMaxVector - 1) / (tiles * kMaxVector) * kMaxVector;
   parallel_for(lines, kGrainBytes / line + 1, 1, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += block) {
-      const int64_t some = end - first < block ? end - first : block;
-      for (int64_t column = 0; column < line; column += kernel.vector) {
-        uint32_t found[8 * kMaxVector] = {};
-        kernel.count(packed + first * line + column, some, line, found);
-        for (int64_t k = 0; k < kernel.vector; ++k) {
-          int64_t* channel = counts + (column + k) % row_bytes * 8;
-          for (int j = 0; j < 8; ++j) add(channel + j, found[8 * k + j]);
-        }
+    const bool alone = end - begin == lines;
+    for (int64_t first = begin; first < end; first += kMaxLines) {
+      const int64_t some = end - first < kMaxLines ? end - first : kMaxLines;
+      for (int64_t at = 0; at < line; at += tile) {
+        const int64_t bytes = line - at < tile ? line - at : tile;
+        alignas(kMaxVector) uint32_t found[8 * kTileBytes];
+        kernel.count(packed + first * line + at, some, line, bytes, found);
+        // Threads add to one array; integer sums do not depend on the order.
+        add_to_channels(found, vector, at, bytes, row_bytes, alone, counts);
       }
     }
   });
-  count_bytes(packed + lines * line, rows * row_bytes - lines * line, row_bytes, counts);
+  for (int64_t i = lines * line; i < rows * row_bytes; ++i) {
+    for (int j = 0; j < 8; ++j) counts[i % row_bytes * 8 + j] += packed[i] >> j & 1;
+  }
   return BDK_OK;
 }

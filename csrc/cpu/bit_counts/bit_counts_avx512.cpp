@@ -3,9 +3,9 @@
 
 namespace bdk {
 
-void count_column_avx512(const uint8_t* data, int64_t rows, int64_t stride, uint32_t* counts) {
-  typedef uint64_t Vector __attribute__((vector_size(64)));
-  count_column<Vector>(data, rows, stride, counts);
+void count_columns_avx512(const uint8_t* data, int64_t lines, int64_t stride, int64_t bytes,
+                          uint32_t* counts) {
+  count_columns<Vector512>(data, lines, stride, bytes, counts);
 }
 
 }  // namespace bdk
