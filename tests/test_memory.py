@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bitdance_kernels import CpuGraph, swiglu, unpack_signs
-from bitdance_kernels._shared import memory
-from bitdance_kernels._shared.memory import empty, unused
+from bitdance_kernels._shared import pool
+from bitdance_kernels._shared.memory import empty
+from bitdance_kernels._shared.pool import unused
 from tests.forked import READY
 
 LARGE = (1 << 23) + 5  # float32 values: 33.6 MB
@@ -50,7 +51,7 @@ def test_it_is_used_again_when_the_last_view_is_gone():
 
 
 def test_what_lies_unused_is_limited(monkeypatch):
-    monkeypatch.setattr(memory, "_MAX_UNUSED_BYTES", 100 << 20)
+    monkeypatch.setattr(pool, "_MAX_UNUSED_BYTES", 100 << 20)
     results = [empty((LARGE + i,), torch.float32) for i in range(3)]
     sizes = [4 * (LARGE + i) + (2 << 20) for i in range(3)]
     del results[0], results[0], results[0]

@@ -1,5 +1,6 @@
 """bitdance_kernels.binary.numpy: the same bits as the ops, and no PyTorch."""
 
+import mmap
 import subprocess
 import sys
 
@@ -83,3 +84,18 @@ assert pickle.loads(pickle.dumps(lfq_quantize)) is bitdance_kernels.lfq_quantize
 assert lfq_quantize is sys.modules["bitdance_kernels.binary.lfq_quantize.op"].lfq_quantize
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_large_arrays_use_memory_again_after_the_last_view():
+    packed = np.random.default_rng(2).integers(256, size=(1 << 17, 4), dtype=np.uint8)  # 16 MiB
+    first = front.unpack_signs(packed)
+    address, view = first.ctypes.data, first[1:, ::2]
+    kept = view.copy()
+    del first
+    second = front.unpack_signs(~packed)
+    np.testing.assert_array_equal(view, kept)
+    np.testing.assert_array_equal(second, -front.unpack_signs(packed))
+    del view
+    third = front.unpack_signs(packed)
+    assert third.ctypes.data == address or not hasattr(mmap, "MADV_FREE")
+    np.testing.assert_array_equal(third[1:, ::2], kept)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdance_kernels._shared import native_modules
+from bitdance_kernels._shared import native_modules, pool
 
 __all__ = ["pack_signs", "unpack_signs"]
 
@@ -90,7 +90,7 @@ def unpack_signs(
         return 2 * bits - 1
     packed = np.ascontiguousarray(packed)
     width = packed.shape[-1]
-    y = np.empty((*packed.shape[:-1], 8 * width), dtype)
+    y = pool.empty((*packed.shape[:-1], 8 * width), dtype)
     native_modules.cpu.unpack_signs(
         packed.ctypes.data, y.ctypes.data, packed.size // width, 8 * width, width, _CODES[dtype],
         threads,

@@ -42,9 +42,12 @@ def test_every_byte_at_every_width(isa, dtype, width):
 @pytest.mark.parametrize("isa", cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_outputs_at_any_address(isa, dtype):
-    packed = torch.randint(256, (3, 100_003), dtype=torch.uint8)  # 9.6 MB of float32
+    width = 176_000 * 4 // dtype.itemsize + 3  # 34 MB, which every processor streams
+    packed = torch.randint(256, (6, width), dtype=torch.uint8)
     with cpu_isa(isa):
         actual = unpack_signs(packed, dtype, backend="cpu")
         odd_start = unpack_signs(packed.view(-1)[1:], dtype, backend="cpu")
+        odd_rows = unpack_signs(packed[:, 1:-1], dtype, backend="cpu")
     assert torch.equal(actual, unpack_signs(packed, dtype, backend="reference"))
     assert torch.equal(odd_start, actual.view(-1)[8:])
+    assert torch.equal(odd_rows, actual[:, 8:-8])

@@ -31,9 +31,8 @@ Isa active_isa() {
 
 bool streaming_pays(int64_t bytes) {
 #ifdef BDK_X86
-  constexpr int64_t kLeast = 4 << 20;
   static const bool amd = __builtin_cpu_is("amd");
-  return amd && bytes >= kLeast;
+  return bytes >= (amd ? int64_t{4} << 20 : int64_t{32} << 20);
 #else
   (void)bytes;
   return false;

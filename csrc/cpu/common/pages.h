@@ -13,9 +13,9 @@ namespace bdk {
 // mapped, and its first writes then cost one page fault instead of 512: on an EPYC in a virtual
 // machine 64 MiB take 6 instead of 25 ms. It is a hint; without huge pages nothing changes.
 //
-// Fresh outputs are written through the caches, which hold their lines since the system has just
-// cleared the pages. Non-temporal stores took 7 ms on the EPYC, and four times as long on a Xeon in
-// a virtual machine. For outputs in memory that has been used before see streaming_pays() in isa.h.
+// Non-temporal stores gain nothing in fresh pages, whose lines the caches hold since the system has
+// just cleared them: on a Xeon in a virtual machine they take longer. For outputs in memory that
+// has been used before, as most large ones are, see streaming_pays() in isa.h.
 inline void prefer_large_pages(void* output, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

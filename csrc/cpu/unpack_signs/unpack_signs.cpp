@@ -1,6 +1,8 @@
 // unpack_signs: entry, scalar loops, choice of the instruction set.
 #include "cpu/unpack_signs/unpack_signs.h"
 
+#include <atomic>
+
 #include "bitdance_kernels.h"
 #include "common/dtype.h"
 #include "cpu/common/isa.h"
@@ -31,19 +33,21 @@ void unpack_signs_32_scalar(const uint8_t* packed, uint32_t* y, int64_t bytes) {
 
 }  // namespace
 
-UnpackSigns32 choose_unpack_signs_32() {
+UnpackSigns32 choose_unpack_signs_32(bool streamed) {
 #ifdef BDK_X86
-  if (active_isa() == kAvx512) return unpack_signs_32_avx512;
-  if (active_isa() == kAvx2) return unpack_signs_32_avx2;
+  if (active_isa() == kAvx512) return streamed ? stream_signs_32_avx512 : unpack_signs_32_avx512;
+  if (active_isa() == kAvx2) return streamed ? stream_signs_32_avx2 : unpack_signs_32_avx2;
 #endif
+  (void)streamed;
   return unpack_signs_32_scalar;
 }
 
-UnpackSigns16 choose_unpack_signs_16() {
+UnpackSigns16 choose_unpack_signs_16(bool streamed) {
 #ifdef BDK_X86
-  if (active_isa() == kAvx512) return unpack_signs_16_avx512;
-  if (active_isa() == kAvx2) return unpack_signs_16_avx2;
+  if (active_isa() == kAvx512) return streamed ? stream_signs_16_avx512 : unpack_signs_16_avx512;
+  if (active_isa() == kAvx2) return streamed ? stream_signs_16_avx2 : unpack_signs_16_avx2;
 #endif
+  (void)streamed;
   return unpack_signs_scalar<uint16_t>;
 }
 
@@ -52,11 +56,15 @@ namespace {
 // unpack_run(packed, y, bytes) unpacks adjacent bytes; rows without gaps are one long run.
 template <class Pattern, class UnpackRun>
 void unpack_rows(const uint8_t* packed, Pattern* y, int64_t rows, int64_t row_bytes,
-                 int64_t row_stride, int threads, const UnpackRun& unpack_run) {
+                 int64_t row_stride, bool streamed, int threads, const UnpackRun& unpack_run) {
+  const auto fence = [=] {
+    if (streamed) std::atomic_thread_fence(std::memory_order_seq_cst);
+  };
   if (row_stride == row_bytes || rows == 1) {
     parallel_for(rows * row_bytes, kGrainBytes, kAlignBytes, threads,
                  [&](int64_t begin, int64_t end) {
                    unpack_run(packed + begin, y + begin * 8, end - begin);
+                   fence();
                  });
     return;
   }
@@ -65,6 +73,7 @@ void unpack_rows(const uint8_t* packed, Pattern* y, int64_t rows, int64_t row_by
     for (int64_t row = begin; row < end; ++row) {
       unpack_run(packed + row * row_stride, y + row * row_bytes * 8, row_bytes);
     }
+    fence();
   });
 }
 
@@ -77,15 +86,18 @@ int bdk_unpack_signs_cpu(const uint8_t* packed, void* y, int64_t rows, int64_t c
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || channels % 8 != 0 || threads < 1) return BDK_BAD_SIZE;
   const int64_t row_bytes = channels / 8;
-  prefer_large_pages(y, rows * channels * (dtype == kFloat32 ? 4 : 2));
+  const int size = dtype == kFloat32 ? 4 : 2;
+  prefer_large_pages(y, rows * channels * size);
+  const bool streamed =
+      streaming_pays(rows * channels * size) && reinterpret_cast<uintptr_t>(y) % (8 * size) == 0;
   if (dtype == kFloat32) {
-    unpack_rows(packed, static_cast<uint32_t*>(y), rows, row_bytes, row_stride, threads,
-                choose_unpack_signs_32());
+    unpack_rows(packed, static_cast<uint32_t*>(y), rows, row_bytes, row_stride, streamed, threads,
+                choose_unpack_signs_32(streamed));
   } else {
-    const UnpackSigns16 unpack = choose_unpack_signs_16();
+    const UnpackSigns16 unpack = choose_unpack_signs_16(streamed);
     const uint16_t one = dtype == kFloat16 ? kOne16 : kOneB16;
     unpack_rows(
-        packed, static_cast<uint16_t*>(y), rows, row_bytes, row_stride, threads,
+        packed, static_cast<uint16_t*>(y), rows, row_bytes, row_stride, streamed, threads,
         [=](const uint8_t* run, uint16_t* out, int64_t bytes) { unpack(run, out, bytes, one); });
   }
   return BDK_OK;

@@ -14,8 +14,15 @@ void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uin
 void unpack_signs_32_avx512(const uint8_t* packed, uint32_t* y, int64_t bytes);
 void unpack_signs_16_avx512(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one);
 
-// The function for the instruction set of active_isa().
-UnpackSigns32 choose_unpack_signs_32();
-UnpackSigns16 choose_unpack_signs_16();
+// The same with non-temporal stores; y is aligned to eight patterns. A reader in another thread
+// needs a fence first.
+void stream_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes);
+void stream_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one);
+void stream_signs_32_avx512(const uint8_t* packed, uint32_t* y, int64_t bytes);
+void stream_signs_16_avx512(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one);
+
+// The function for the instruction set of active_isa(); with non-temporal stores if it has them.
+UnpackSigns32 choose_unpack_signs_32(bool streamed = false);
+UnpackSigns16 choose_unpack_signs_16(bool streamed = false);
 
 }  // namespace bdk

@@ -27,13 +27,21 @@ inline __m256i values_16(const uint8_t* packed, __m256i one) {
   return _mm256_or_si256(_mm256_slli_epi16(missing, 15), one);
 }
 
-}  // namespace
+template <bool kStreamed>
+inline void store(void* y, __m256i values) {
+  if (kStreamed) {
+    _mm256_stream_si256(static_cast<__m256i*>(y), values);
+  } else {
+    _mm256_storeu_si256(static_cast<__m256i*>(y), values);
+  }
+}
 
-void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes) {
+template <bool kStreamed>
+void unpack_32(const uint8_t* packed, uint32_t* y, int64_t bytes) {
   const __m256i first = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
   const auto unpack = [&](int32_t bits, int byte) {
     const __m256i shift = _mm256_sub_epi32(first, _mm256_set1_epi32(8 * byte));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), values_32(_mm256_set1_epi32(bits), shift));
+    store<kStreamed>(y, values_32(_mm256_set1_epi32(bits), shift));
     y += 8;
   };
   int64_t i = 0;
@@ -45,16 +53,36 @@ void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes) {
   for (; i < bytes; ++i) unpack(packed[i], 0);
 }
 
-void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one) {
+template <bool kStreamed>
+void unpack_16(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one) {
   const __m256i ones = _mm256_set1_epi16(static_cast<int16_t>(one));
   int64_t i = 0;
-  for (; i + 2 <= bytes; i += 2, y += 16) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), values_16(packed + i, ones));
-  }
-  for (; i < bytes; ++i, y += 8) {
-    const uint8_t last[2] = {packed[i], 0};
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm256_castsi256_si128(values_16(last, ones)));
-  }
+  const auto unpack_byte = [&] {
+    const uint8_t byte[2] = {packed[i++], 0};
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm256_castsi256_si128(values_16(byte, ones)));
+    y += 8;
+  };
+  while (kStreamed && i < bytes && reinterpret_cast<uintptr_t>(y) % 32 != 0) unpack_byte();
+  for (; i + 2 <= bytes; i += 2, y += 16) store<kStreamed>(y, values_16(packed + i, ones));
+  while (i < bytes) unpack_byte();
+}
+
+}  // namespace
+
+void unpack_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes) {
+  unpack_32<false>(packed, y, bytes);
+}
+
+void stream_signs_32_avx2(const uint8_t* packed, uint32_t* y, int64_t bytes) {
+  unpack_32<true>(packed, y, bytes);
+}
+
+void unpack_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one) {
+  unpack_16<false>(packed, y, bytes, one);
+}
+
+void stream_signs_16_avx2(const uint8_t* packed, uint16_t* y, int64_t bytes, uint16_t one) {
+  unpack_16<true>(packed, y, bytes, one);
 }
 
 }  // namespace bdk
