@@ -188,7 +188,8 @@ def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
                 seed = torch.Generator(device="cpu").manual_seed(n)
                 with contextlib.suppress(BackendError):  # it does not take every call
                     testing._outputs(case, call, "cpu", case.kernel_op.differentiable, seed)
-    linear(torch.ones(2, 8), torch.ones(4, 8), out=torch.empty(2, 4))
+    for weight in (torch.ones(16, 8), torch.ones(1, 8, 16)):
+        linear(torch.ones(2, 8), weight, out=torch.empty(2, 16))
     for op in ops:
         assert asked[op.name, "cpu"] == set(op.backend("cpu").native_functions), op.name
         if "cuda" in op.backends:  # it may refuse such inputs earlier

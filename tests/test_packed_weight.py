@@ -53,6 +53,22 @@ def test_unpacking_is_the_inverse(layout, dtype):
     assert torch.equal(unpack_weight(pack_weight(columns, layout), layout), columns)
 
 
+def test_a_panel_is_16_rows_transposed():
+    for features, channels in ((16, 1), (48, 7), (32, 64), (0, 5)):
+        weight = torch.randn(features, channels)
+        packed = pack_weight(weight, "panels")
+        assert packed.is_contiguous()
+        assert packed.shape == (features // 16, channels, 16)
+        for feature in range(features):
+            assert torch.equal(packed[feature // 16, :, feature % 16], weight[feature])
+        unpacked = unpack_weight(packed, "panels")
+        assert unpacked.is_contiguous()
+        assert torch.equal(unpacked, weight)
+        out = torch.full(packed.shape, torch.nan, dtype=torch.float64)
+        assert pack_weight(weight, "panels", out=out) is out
+        assert torch.equal(out, packed.double())
+
+
 def test_halves_of_heads_are_pairs_of_rows():
     """Row r of a tile and row r + 8 turn together: channels i and i + D / 2 of a head."""
     weight = torch.randperm(96 * 32).view(96, 32)  # two heads of 48 channels
@@ -74,7 +90,18 @@ def test_bad_arguments():
          r"pack_weight: weight must be \[F, C\] with F and C multiples of 16, got shape \[8, 32\]"),
         (lambda: pack_weight(weight[:, :24]), ValueError, r"multiples of 16, got shape \[16, 24\]"),
         (lambda: pack_weight(weight, "columns"), ValueError,
-         "pack_weight: layout must be one of rows, swiglu, rope, rope_half, got 'columns'"),
+         "pack_weight: layout must be one of rows, swiglu, rope, rope_half, panels, got 'columns'"),
+        (lambda: pack_weight(weight[:8], "panels"), ValueError,
+         r"pack_weight: weight must be \[F, C\] with F a multiple of 16, got shape \[8, 32\]"),
+        (lambda: pack_weight(weight, "panels", head_dim=16), ValueError,
+         "pack_weight: head_dim must be None for the layout 'panels', got 16"),
+        (lambda: pack_weight(weight, "panels", out=packed), ValueError,
+         r"pack_weight: out must be of shape \[F / 16, C, 16\] = \[1, 32, 16\], got"),
+        (lambda: unpack_weight(packed, "panels"), ValueError, "packed must be of 3 dimensions"),
+        (lambda: unpack_weight(packed[0], "panels", head_dim=16), ValueError,
+         "unpack_weight: head_dim must be None for the layout 'panels', got 16"),
+        (lambda: unpack_weight(packed[0], "panels"), ValueError,
+         r"packed must be of shape \[F / 16, C, 16\] = \[2, 32, 16\], got \[2, 32, 8\]"),
         (lambda: pack_weight(weight, head_dim=16), ValueError,
          "pack_weight: head_dim must be None for the layout 'rows', got 16"),
         (lambda: pack_weight(weight, "rope_half"), ValueError,

@@ -15,6 +15,7 @@ def check(
     bias: torch.Tensor | None,
     *,
     swiglu: bool = False,
+    panels: bool = False,
 ) -> None:
     """Raise TypeError or ValueError unless x [..., C] can be multiplied by weight [N, C]."""
     checks.dtype(op, "x", x, checks.FLOATS)
@@ -22,7 +23,7 @@ def check(
     if x.shape[-1] == 0:
         raise checks.fail(op, "x", "[..., C] with C > 0", f"shape {list(x.shape)}")
     checks.dtype(op, "weight", weight, (x.dtype,))
-    check_layer(op, "x", x, weight, bias, swiglu=swiglu)
+    check_layer(op, "x", x, weight, bias, swiglu=swiglu, panels=panels)
 
 
 def check_layer(
@@ -33,10 +34,12 @@ def check_layer(
     bias: torch.Tensor | None,
     *,
     swiglu: bool = False,
+    panels: bool = False,
 ) -> None:
     """Raise TypeError or ValueError unless a layer takes the channels of `x`, the argument `name`.
 
-    The weight is a matrix, or packed by ``pack_weight``; its dtype may be another than that of `x`.
+    The weight is a matrix, or packed by ``pack_weight``, with `panels` also in panels; its dtype
+    may be another than that of `x`.
     """
     channels, letters = x.shape[-1], "[2F, C]" if swiglu else "[F, C]"
     if packed_weight.is_packed(weight):
@@ -44,8 +47,11 @@ def check_layer(
             expected = "[..., C] with C a multiple of 16 where weight is packed"
             raise checks.fail(op, name, expected, f"shape {list(x.shape)}")
         rows = f"{letters[1:-4]} / 16"
-        wanted = (weight.shape[0], channels // TILE, 2 * TILE, TILE // 2)
+        wanted: tuple[int, ...] = (weight.shape[0], channels // TILE, 2 * TILE, TILE // 2)
         checks.shape(op, "weight", weight, wanted, f"[{rows}, C / 16, 32, 8]")
+    elif panels and packed_weight.is_panels(weight):
+        wanted = (weight.shape[0], channels, TILE)
+        checks.shape(op, "weight", weight, wanted, "[F / 16, C, 16]")
     else:
         checks.rank(op, "weight", weight, 2, 2)
         checks.shape(op, "weight", weight, (weight.shape[0], channels), letters)

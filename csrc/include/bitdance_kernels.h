@@ -185,6 +185,10 @@ int bdk_group_norm_silu_backward_cpu(const void* grad, const void* x, void* grad
 int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_rows y, int64_t rows,
                    int64_t channels, int64_t features, int threads);
 
+// The same for a weight in panels, [features / 16, channels, 16]; features is a multiple of 16.
+int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_null, bdk_rows y,
+                          int64_t rows, int64_t channels, int64_t features, int threads);
+
 // h: rows of 2 * hidden values, gate half first; y: [rows, hidden] = silu(gate) value.
 int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int threads);
 

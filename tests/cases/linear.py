@@ -27,7 +27,18 @@ def samples(device: torch.device) -> Iterator[Call]:
             yield Call(name, (x, weight, bias))
         weight, bias = make(32, 48, dtype=dtype), make(32, dtype=dtype)
         yield Call(f"packed, {dtype}", (make(6, 48, dtype=dtype), pack_weight(weight), bias))
+        # Panels: every rest of rows, of panels and of sums; several blocks of channels.
+        for rows, channels, features in ((8, 64, 48), (5, 70, 96), (13, 193, 208), (3, 1050, 16)):
+            weight = (make(features, channels) / channels**0.5).to(dtype)
+            x, bias = make(rows, channels, dtype=dtype), make(features, dtype=dtype)
+            name = f"panels, {rows} rows, {channels} to {features}, {dtype}"
+            yield Call(name, (x, pack_weight(weight, "panels"), bias))
     wide = make(60, 40)
+    panels = pack_weight(make(32, 8), "panels")
+    yield Call("panels, no bias", (make(3, 4, 8), panels))
+    yield Call("panels, strided", (make(9, 12)[:, 2:10], panels, make(64)[::2]))
+    yield Call("panels, no row", (make(0, 8), panels))
+    yield Call("panels, no feature", (make(2, 8), pack_weight(make(0, 8), "panels")))
     yield Call("no bias", (make(3, 4, 8), make(60, 8)))
     yield Call("one row", (make(7), make(300, 7), make(300)))
     yield Call("no row", (make(0, 8), make(3, 8), make(3)))

@@ -30,6 +30,10 @@ INVALID = {
                 r"x must be \[..., C\] with C a multiple of 16 where weight is packed"),
         Invalid("size", Call("tiles", (torch.zeros(3, 16), torch.zeros(1, 1, 16, 16))), ValueError,
                 r"weight must be of shape \[F / 16, C / 16, 32, 8\] = \[1, 1, 32, 8\], got"),
+        Invalid("size", Call("panels", (X, torch.zeros(1, 7, 16))), ValueError,
+                r"weight must be of shape \[F / 16, C, 16\] = \[1, 8, 16\], got \[1, 7, 16\]"),
+        Invalid("size", Call("features", (X, torch.zeros(1, 8, 8))), ValueError,
+                r"weight must be of shape \[F / 16, C, 16\] = \[1, 8, 16\], got \[1, 8, 8\]"),
         Invalid("device", Call("bias elsewhere", (X, W, B.to("meta"))), ValueError,
                 "bias must be on cpu like x, got meta"),
         Invalid("device", Call("out elsewhere", (X, W, B), {"out": (X @ W.t()).to("meta")}),
@@ -46,49 +50,72 @@ def check_integers(rows, channels, features, backend):
     bias = torch.randint(-8, 9, (features,))
     exact = F.linear(x.double(), weight.double(), bias.double())
     x, weight, bias, exact = (t.float() for t in (x, weight, bias, exact))
+    if features % 16 == 0:
+        weight = pack_weight(weight, "panels")
     assert torch.equal(linear(x, weight, bias, backend=backend), exact)
     columns = x.t().contiguous().t()  # whose channels are not adjacent
     assert torch.equal(linear(columns, weight, bias, backend=backend), exact)
 
 
 SIZES = [(rows, *rest) for rows in (1, 2, 3, 4, 11, 70) for rest in ((48, 5), (31, 24), (1100, 66))]
+PANELS = [
+    (rows, *rest) for rows in (*range(1, 18), 70) for rest in ((48, 96), (31, 112), (700, 48))
+]
 
 
 @pytest.mark.parametrize("isa", cpu_isas())
 def test_small_integers_are_exact(isa):
     with cpu_isa(isa):
-        for sizes in SIZES:
+        for sizes in (*SIZES, *PANELS):
             check_integers(*sizes, "cpu")
 
 
 @pytest.mark.parametrize("backend", sorted(set(AVAILABLE) - {"cpu"}))
 def test_small_integers_are_exact_elsewhere(backend):
-    for sizes in SIZES[1::3]:
+    for sizes in (*SIZES[1::3], *PANELS[1::12]):
         check_integers(*sizes, backend)
 
 
+@pytest.mark.parametrize("form", ["matrix", "panels"])
 @pytest.mark.parametrize("isa", cpu_isas())
-def test_a_row_of_a_batch_is_the_row_alone(isa):
-    x, weight, bias = torch.randn(13, 1201), torch.randn(150, 1201), torch.randn(150)
+def test_a_row_of_a_batch_is_the_row_alone(isa, form):
+    x, weight, bias = torch.randn(13, 1201), torch.randn(160, 1201), torch.randn(160)
+    if form == "panels":
+        weight = pack_weight(weight, "panels")
     with cpu_isa(isa):
         whole = linear(x, weight, bias, backend="cpu")
         for threads in (1, 2, 3):
             with cpu_threads(threads):
+                assert torch.equal(linear(x, weight, bias, backend="cpu"), whole)
                 for row in range(13):
                     assert torch.equal(linear(x[row], weight, bias, backend="cpu"), whole[row])
 
 
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_panels_are_split_among_threads_by_rows_too(isa):
+    x, weight = torch.randn(300, 600), torch.randn(32, 600)
+    panels = pack_weight(weight, "panels")
+    with cpu_isa(isa), cpu_threads(1):
+        alone = torch.cat([linear(row[None], panels, backend="cpu") for row in x])
+        for threads in (1, 2, 3, 7):
+            with cpu_threads(threads):
+                assert torch.equal(linear(x, panels, backend="cpu"), alone)
+
+
+@pytest.mark.parametrize("form", ["matrix", "panels"])
 @BACKENDS
-def test_out_is_written_in_place(backend):
-    x, weight, bias = torch.randn(6, 24), torch.randn(10, 24), torch.randn(10)
+def test_out_is_written_in_place(backend, form):
+    x, weight, bias = torch.randn(6, 24), torch.randn(16, 24), torch.randn(16)
     expected = F.linear(x, weight, bias)
-    around = torch.full((8, 14), torch.nan)
-    out = around[1:7, 2:12]
+    if form == "panels":
+        weight = pack_weight(weight, "panels")
+    around = torch.full((8, 20), torch.nan)
+    out = around[1:7, 2:18]
     assert linear(x, weight, bias, out=out, backend=backend) is out
     torch.testing.assert_close(out, expected)
     out.fill_(torch.nan)
     assert torch.isnan(around).all(), "nothing beside it"
-    columns = torch.empty(10, 6).t()
+    columns = torch.empty(16, 6).t()
     torch.testing.assert_close(linear(x, weight, bias, out=columns), expected)
 
 
@@ -124,21 +151,24 @@ def test_has_the_gradient_of_f_linear_and_none_with_out():
         linear(X, W.clone().requires_grad_(), out=torch.zeros(3, 5))
 
 
-def test_a_packed_weight_is_its_matrix():
+@pytest.mark.parametrize("layout", ["rows", "panels"])
+def test_a_packed_weight_is_its_matrix(layout):
     x, weight, bias = torch.randn(2, 3, 32), torch.randn(48, 32), torch.randn(48)
-    packed, expected = pack_weight(weight), linear(x, weight, bias, backend="reference")
-    assert torch.equal(linear(x, packed, bias), expected)
-    assert torch.equal(linear(x, packed, bias, out=torch.empty(2, 3, 48)), expected)
-    reason = native.cpu.unavailable("linear") or "it takes a matrix, got a packed weight"
-    with pytest.raises(BackendError, match=re.escape(reason)):
-        linear(x, packed, bias, backend="cpu")
+    packed, expected = pack_weight(weight, layout), linear(x, weight, bias, backend="reference")
+    with use_backend("reference"):
+        assert torch.equal(linear(x, packed, bias), expected)
+        assert torch.equal(linear(x, packed, bias, out=torch.empty(2, 3, 48)), expected)
+    if layout == "rows":
+        reason = native.cpu.unavailable("linear") or "it takes a matrix or panels, got a weight"
+        with pytest.raises(BackendError, match=re.escape(reason)):
+            linear(x, packed, bias, backend="cpu")
     x, weight, bias, packed = (
-        t.double().requires_grad_() for t in (x, weight, bias, pack_weight(weight))
+        t.double().requires_grad_() for t in (x, weight, bias, pack_weight(weight, layout))
     )
     cotangent = torch.randn(2, 3, 48).double()
     ours = torch.autograd.grad(linear(x, packed, bias), (x, packed, bias), cotangent)
     theirs = torch.autograd.grad(linear(x, weight, bias), (x, weight, bias), cotangent)
-    for a, b in zip(ours, (theirs[0], pack_weight(theirs[1]), theirs[2]), strict=True):
+    for a, b in zip(ours, (theirs[0], pack_weight(theirs[1], layout), theirs[2]), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -12,11 +12,12 @@ MAX_ROWS = 512
 
 
 def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
-    reason = rows_cpu.float32_unsupported("linear", x)
+    name = "linear_panels" if packed_weight.is_panels(weight) else "linear"
+    reason = rows_cpu.float32_unsupported(name, x)
     if reason is not None:
         return reason
     if packed_weight.is_packed(weight):
-        return "it takes a matrix, got a packed weight"
+        return "it takes a matrix or panels, got a weight packed for tensor cores"
     rows = rows_cpu.size(x)[0]
     if rows > MAX_ROWS:
         return f"it is for at most {MAX_ROWS} rows, got {rows}"
@@ -24,12 +25,12 @@ def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    out = x.new_empty((*x.shape[:-1], packed_weight.features(weight)))
     run_out(x, weight, bias, out)
     return out
 
 
-native_functions_out = ("linear",)
+native_functions = native_functions_out = ("linear", "linear_panels")
 
 
 def unsupported_out(
@@ -46,11 +47,10 @@ def unsupported_out(
 def run_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    native.cpu.linear(
-        *rows_cpu.spaced(x, weight),
-        None if bias is None else bias.contiguous(),
-        out,
-        *rows_cpu.size(x),
-        weight.shape[0],
-        torch.get_num_threads(),
-    )
+    features, threads = packed_weight.features(weight), torch.get_num_threads()
+    bias = None if bias is None else bias.contiguous()
+    if packed_weight.is_panels(weight):
+        (x,), panels, size = rows_cpu.spaced(x), weight.contiguous(), rows_cpu.size(x)
+        native.cpu.linear_panels(x, panels, bias, out, *size, features, threads)
+        return
+    native.cpu.linear(*rows_cpu.spaced(x, weight), bias, out, *rows_cpu.size(x), features, threads)

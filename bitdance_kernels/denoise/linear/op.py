@@ -23,11 +23,13 @@ def linear(
     """A linear layer: y = x W^T + b.
 
     A library's product brings matrices into another order first, which pays for many rows. The C++
-    product here does not, and is for few, such as those of a step of a sampler.
+    product here does not, and is for few, such as those of a step of a sampler. Where a weight
+    serves more than once it is faster in panels, ``pack_weight(weight, "panels")``.
 
     Args:
         x: [..., C], floating point, any strides.
-        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, with the layout
+            "rows" or "panels".
         bias: [F] of the dtype of `x`, or None for 0.
         out: [..., F] of the dtype of `x`, where the result goes; it must not overlap the others.
             None for a new tensor. As PyTorch's own functions with ``out=``, the call has no
@@ -44,15 +46,15 @@ def linear(
         BackendError: a backend named explicitly cannot run the call.
 
     Numerics:
-        C++ sums in float32, in an order that depends on the width of the processor's vectors but
-        not on the number of rows or threads: a row of a batch is the row alone. Differentiable in
-        `x`, `weight` and `bias`, by PyTorch's products. Under autocast the three are cast to its
-        dtype, as by ``F.linear``.
+        C++ sums in float32, in an order that depends on the form of the weight, and for a matrix on
+        the width of the processor's vectors, but not on the number of rows or threads: a row of a
+        batch is the row alone. Differentiable in `x`, `weight` and `bias`, by PyTorch's products.
+        Under autocast the three are cast to its dtype, as by ``F.linear``.
 
     Backends:
         reference, which is PyTorch's product, and unpacks a packed weight; C++ on the CPU for a
-        matrix in float32 and up to 512 rows; CUDA C++ for a packed weight, up to 128 rows of
-        float16 or bfloat16, on cards of capability 9.0 or 10.x.
+        matrix or panels in float32 and up to 512 rows; CUDA C++ for a weight packed for tensor
+        cores, up to 128 rows of float16 or bfloat16, on cards of capability 9.0 or 10.x.
 
     Example:
         >>> import torch
@@ -66,7 +68,7 @@ def linear(
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    linear_checks.check("linear", x, weight, bias)
+    linear_checks.check("linear", x, weight, bias, panels=True)
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

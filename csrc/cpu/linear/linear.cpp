@@ -5,6 +5,7 @@
 #include "cpu/common/isa.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/wide_rows.h"
+#include "cpu/linear/panels.h"
 
 namespace bdk {
 namespace {
@@ -12,6 +13,15 @@ namespace {
 // Multiply-adds a thread must have to be worth starting: about 3 us.
 constexpr int64_t kGrain = int64_t{1} << 17;
 constexpr LinearLoops kScalarLoops = {linear_features};
+constexpr PanelLinearLoops kScalarPanels = {linear_panels};
+
+const PanelLinearLoops& choose_panels() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kPanelLinearAvx512;
+  if (active_isa() == kAvx2) return kPanelLinearAvx2;
+#endif
+  return kScalarPanels;
+}
 
 const LinearLoops& choose() {
 #ifdef BDK_X86
@@ -42,5 +52,28 @@ int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_r
   const int64_t grain = kGrain / (rows * channels + 1) + 1;
   parallel_for(features, grain, kBlockFeatures, threads,
                [&](int64_t begin, int64_t end) { loops.features(linear, begin, end); });
+  return BDK_OK;
+}
+
+int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_null, bdk_rows y,
+                          int64_t rows, int64_t channels, int64_t features, int threads) {
+  using namespace bdk;
+  if (!all_wide(x, y)) return BDK_BAD_DTYPE;
+  if (rows < 0 || channels < 1 || features < 0 || threads < 1) return BDK_BAD_SIZE;
+  if (features % kPanel != 0) return BDK_BAD_SIZE;
+  const PanelLinearLoops& loops = choose_panels();
+  const PanelLinear linear = {static_cast<const float*>(x.data), x.stride, weight,  bias_or_null,
+                              static_cast<float*>(y.data),       y.stride, channels};
+  const int64_t panels = features / kPanel;
+  // Threads take panels, so that each reads weights of its own, or rows where there are more.
+  if (panels >= rows) {
+    const int64_t grain = kGrain / (rows * channels * kPanel + 1) + 1;
+    parallel_for(panels, grain, 1, threads,
+                 [&](int64_t begin, int64_t end) { loops.panels(linear, begin, end, 0, rows); });
+  } else {
+    const int64_t grain = kGrain / (features * channels + 1) + 1;
+    parallel_for(rows, grain, 1, threads,
+                 [&](int64_t begin, int64_t end) { loops.panels(linear, 0, panels, begin, end); });
+  }
   return BDK_OK;
 }

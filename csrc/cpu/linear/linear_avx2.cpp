@@ -1,8 +1,10 @@
 // linear compiled for AVX2.
 #include "cpu/linear/linear.h"
+#include "cpu/linear/panels.h"
 
 namespace bdk {
 
 const LinearLoops kLinearAvx2 = {linear_features};
+const PanelLinearLoops kPanelLinearAvx2 = {linear_panels};
 
 }  // namespace bdk

@@ -1,8 +1,10 @@
 // linear compiled for AVX-512.
 #include "cpu/linear/linear.h"
+#include "cpu/linear/panels.h"
 
 namespace bdk {
 
 const LinearLoops kLinearAvx512 = {linear_features};
+const PanelLinearLoops kPanelLinearAvx512 = {linear_panels};
 
 }  // namespace bdk

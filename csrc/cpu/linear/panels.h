@@ -1,0 +1,166 @@
+// Linear layers with a weight in panels of 16 features, float32, one function per instruction set.
+//
+// The features of a panel are adjacent, so vectors lie along them: a tile of rows and panels is a
+// sum of outer products that stays in registers, and no sum goes across the lanes of a vector.
+#pragma once
+
+#include <utility>
+
+#include "cpu/common/vectors.h"
+
+namespace bdk {
+
+constexpr int64_t kPanel = 16;  // features
+
+struct PanelLinear {
+  const float* x;  // [.., channels], one row every `x_stride`
+  int64_t x_stride;
+  const float* weight;        // [features / kPanel, channels, kPanel]
+  const float* bias_or_null;  // [features]
+  float* y;                   // [.., features], one row every `y_stride`
+  int64_t y_stride;
+  int64_t channels;
+};
+
+struct PanelLinearLoops {
+  // Panels [begin, end) of rows [row, row_end).
+  void (*panels)(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
+                 int64_t row_end);
+};
+
+extern const PanelLinearLoops kPanelLinearAvx2, kPanelLinearAvx512;
+
+namespace {  // compiled anew for each instruction set
+
+constexpr int kPanelVectors = kPanel / kLanes;
+
+// Sums of a tile, in registers beside the weights and a value of x.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kMaxSums = 24;
+#else
+constexpr int kMaxSums = 12;
+#endif
+constexpr int kMaxTileRows = kMaxSums / kPanelVectors < 8 ? kMaxSums / kPanelVectors : 8;
+constexpr int kMaxTilePanels = 6;
+
+// Channels of a sum; sums are added to the result, whose error grows with the length of a sum.
+constexpr int64_t kSumChannels = 64;
+
+// Channels of a block: of a panel they take 16 KiB of the first-level cache.
+constexpr int64_t kBlockChannels = 4 * kSumChannels;
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+constexpr int tile_panels(int rows) {
+  const int panels = kMaxSums / (rows * kPanelVectors);
+  return panels < kMaxTilePanels ? panels : kMaxTilePanels;
+}
+
+// Addresses of rows at equal distances, of which few registers hold all.
+template <class T, int kCount>
+struct Spaced {
+  T* first[(kCount + 3) / 4];
+
+  Spaced(T* base, int64_t stride) {
+#pragma GCC unroll 4
+    for (int i = 0; i < (kCount + 3) / 4; ++i) first[i] = base + 4 * i * stride;
+  }
+  T* at(int i, int64_t stride, int64_t three) const {
+    const int64_t steps[4] = {0, stride, 2 * stride, three};
+    return first[i / 4] + steps[i % 4];
+  }
+  void advance(int64_t by) {
+#pragma GCC unroll 4
+    for (int i = 0; i < (kCount + 3) / 4; ++i) first[i] += by;
+  }
+};
+
+// kRows rows of kPanels panels, channels [from, to).
+template <int kRows, int kPanels>
+inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t from, int64_t to) {
+  constexpr int kVectors = kPanels * kPanelVectors;
+  int64_t x_stride = linear.x_stride, x_three = 3 * x_stride;
+  int64_t panel_stride = linear.channels * kPanel, panel_three = 3 * panel_stride;
+  Spaced<const float, kRows> x(linear.x + row * x_stride + from, x_stride);
+  Spaced<const float, kPanels> w(linear.weight + panel * panel_stride + from * kPanel,
+                                 panel_stride);
+  const int64_t feature = panel * kPanel;
+  float* const y = linear.y + row * linear.y_stride + feature;
+  for (int64_t begin = from; begin < to; begin += kSumChannels) {
+    Vector sum[kRows][kVectors] = {};
+    const int64_t end = least(begin + kSumChannels, to);
+    for (int64_t c = begin; c < end; ++c) {
+      // Opaque, or the compiler keeps an address for each row, more than there are registers.
+      __asm__("" : "+r"(x_stride), "+r"(x_three), "+r"(panel_stride), "+r"(panel_three));
+      Vector weight[kVectors];
+#pragma GCC unroll 24
+      for (int v = 0; v < kVectors; ++v) {
+        const float* of = w.at(v / kPanelVectors, panel_stride, panel_three);
+        memcpy(&weight[v], of + v % kPanelVectors * kLanes, sizeof(Vector));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const float value = *x.at(r, x_stride, x_three);
+#pragma GCC unroll 24
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += value * weight[v];
+      }
+      x.advance(1);
+      w.advance(kPanel);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      float* const of_row = y + r * linear.y_stride;
+#pragma GCC unroll 24
+      for (int v = 0; v < kVectors; ++v) {
+        Vector start = {};
+        if (begin > 0) {
+          memcpy(&start, of_row + v * kLanes, sizeof start);
+        } else if (linear.bias_or_null != nullptr) {
+          memcpy(&start, linear.bias_or_null + feature + v * kLanes, sizeof start);
+        }
+        start += sum[r][v];
+        memcpy(of_row + v * kLanes, &start, sizeof start);
+      }
+    }
+  }
+}
+
+// kRows rows of panels [begin, end).
+template <int kRows, int kPanels = tile_panels(kRows)>
+inline void tiles(const PanelLinear& linear, int64_t row, int64_t begin, int64_t end, int64_t from,
+                  int64_t to) {
+  for (; begin + kPanels <= end; begin += kPanels) {
+    tile<kRows, kPanels>(linear, row, begin, from, to);
+  }
+  if constexpr (kPanels > 1) tiles<kRows, kPanels / 2>(linear, row, begin, end, from, to);
+}
+
+using Tiles = void (*)(const PanelLinear&, int64_t, int64_t, int64_t, int64_t, int64_t);
+
+template <int... kRows>
+inline Tiles tiles_of(int64_t rows, std::integer_sequence<int, kRows...>) {
+  constexpr Tiles kTiles[] = {tiles<kRows + 1>...};
+  return kTiles[rows - 1];
+}
+
+inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
+                          int64_t row_end) {
+  const int64_t rows = row_end - row;
+  const int64_t count = (rows + kMaxTileRows - 1) / kMaxTileRows;  // tiles of about equal height
+  if (count == 0) return;
+  const int64_t group = tile_panels(static_cast<int>((rows + count - 1) / count));
+  for (int64_t from = 0; from < linear.channels; from += kBlockChannels) {
+    const int64_t to = least(from + kBlockChannels, linear.channels);
+    for (int64_t panel = begin; panel < end; panel += group) {
+      const int64_t panel_end = least(panel + group, end);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t top = row + rows * i / count, bottom = row + rows * (i + 1) / count;
+        tiles_of(bottom - top, std::make_integer_sequence<int, kMaxTileRows>())(
+            linear, top, panel, panel_end, from, to);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bdk
