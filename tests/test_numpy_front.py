@@ -4,6 +4,7 @@ import mmap
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -40,6 +41,26 @@ def test_equals_the_ops(dtype, shape):
 
 
 @pytest.mark.usefixtures("_either")
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8])
+def test_masks_and_bytes(dtype):
+    x = np.random.default_rng(0).integers(3, size=(33, 72)).astype(dtype) * dtype(255)
+    for view in (x, x[::2, 8:48], x.T[:, :24]):
+        packed = front.pack_signs(view)
+        np.testing.assert_array_equal(packed, np.packbits(view > 0, -1, bitorder="little"))
+
+
+@pytest.mark.usefixtures("_either")
+def test_bfloat16_of_ml_dtypes():
+    bfloat16 = ml_dtypes.bfloat16
+    x = np.array([*specials(torch.bfloat16), *range(-3, 4)] * 4).astype(bfloat16).reshape(2, 32)
+    packed = front.pack_signs(x)
+    np.testing.assert_array_equal(packed, front.pack_signs(x.astype(np.float32)))
+    y = front.unpack_signs(packed, bfloat16)
+    assert y.dtype == bfloat16
+    np.testing.assert_array_equal(y.astype(np.float32), front.unpack_signs(packed))
+
+
+@pytest.mark.usefixtures("_either")
 def test_strided_arrays_and_threads():
     x = np.random.default_rng(1).standard_normal((3000, 64), dtype=np.float32)
     for view in (x[::2, 8:48], x.T[:, :8], x[:, ::-1]):
@@ -53,6 +74,7 @@ def test_misuse():
     x = np.zeros((2, 8), np.float32)
     for call, error, words in (
         (lambda: front.pack_signs(x.astype(np.float64)), TypeError, "x must be float32 or float16"),
+        (lambda: front.pack_signs(x.astype(">f4")), TypeError, "or bool or uint8, got >f4"),
         (lambda: front.pack_signs(x[:, :7]), ValueError, r"multiple of 8, got shape \[2, 7\]"),
         (lambda: front.pack_signs(x[:, :0]), ValueError, "positive multiple of 8"),
         (lambda: front.pack_signs(np.float32(1)[()]), ValueError, r"got shape \[\]"),

@@ -11,6 +11,7 @@ from bitdance_kernels._shared.native_modules import (
     FLOAT16,
     FLOAT32,
     ISAS,
+    UINT8,
     NativeModule,
     cpu,
     cpu_isa,
@@ -23,6 +24,8 @@ __all__ = [
     "FLOAT16",
     "FLOAT32",
     "ISAS",
+    "SIGN_CODES",
+    "UINT8",
     "NativeModule",
     "aligned_rows",
     "cpu",
@@ -42,6 +45,7 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         module.disable("this version of PyTorch does not offer its tensors by DLPack's C interface")
 
 DTYPE_CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
+SIGN_CODES = DTYPE_CODES | {torch.bool: UINT8, torch.uint8: UINT8}  # for packing signs
 
 
 def cpu_unsupported(function: str, *tensors: torch.Tensor) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 ISAS = ("scalar", "avx2", "avx512")
 # Codes of csrc/common/dtype.h.
-FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+FLOAT32, FLOAT16, BFLOAT16, UINT8 = 0, 1, 2, 3
 
 
 class NativeModule:

@@ -15,9 +15,13 @@ from bitdance_kernels._shared import native_modules, pool
 
 __all__ = ["pack_signs", "unpack_signs"]
 
-_CODES = {
+_CODES: dict[np.dtype[Any], int] = {
     np.dtype(np.float32): native_modules.FLOAT32,
     np.dtype(np.float16): native_modules.FLOAT16,
+}
+_SIGN_CODES: dict[np.dtype[Any], int] = _CODES | {
+    np.dtype(np.bool_): native_modules.UINT8,
+    np.dtype(np.uint8): native_modules.UINT8,
 }
 
 
@@ -25,7 +29,8 @@ def pack_signs(x: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.uint8
     """Pack the signs of an array: bit = 1 exactly where the value is > 0.
 
     Args:
-        x: float32 or float16 [..., C], C a positive multiple of 8; any strides.
+        x: float32, float16, bool, uint8 or ml_dtypes.bfloat16 [..., C], C a positive multiple of 8;
+            any strides.
         threads: of the C++ kernel; one, since a loader has a process for each core.
 
     Returns:
@@ -36,8 +41,10 @@ def pack_signs(x: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.uint8
         ValueError: C is not a positive multiple of 8, or `threads` is less than 1.
     """
     _check_array("pack_signs", "x", x)
-    if x.dtype not in _CODES:
-        raise TypeError(f"pack_signs: x must be float32 or float16, got {x.dtype}")
+    code = _code(x.dtype, _SIGN_CODES)
+    if code is None:
+        expected = "float32 or float16 or bfloat16 or bool or uint8"
+        raise TypeError(f"pack_signs: x must be {expected}, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] == 0 or x.shape[-1] % 8:
         raise ValueError(
             "pack_signs: x must be [..., C] with C a positive multiple of 8, got shape "
@@ -51,8 +58,7 @@ def pack_signs(x: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.uint8
     channels = x.shape[-1]
     packed = np.empty((*x.shape[:-1], channels // 8), np.uint8)
     native_modules.cpu.pack_signs(
-        x.ctypes.data, packed.ctypes.data, x.size // channels, channels, channels, _CODES[x.dtype],
-        threads,
+        x.ctypes.data, packed.ctypes.data, x.size // channels, channels, channels, code, threads,
     )  # fmt: skip
     return packed
 
@@ -64,7 +70,7 @@ def unpack_signs(
 
     Args:
         packed: uint8 [..., C / 8]; any strides.
-        dtype: float32 or float16.
+        dtype: float32, float16 or ml_dtypes.bfloat16.
         threads: of the C++ kernel.
 
     Returns:
@@ -78,8 +84,9 @@ def unpack_signs(
     _check_array("unpack_signs", "packed", packed)
     if packed.dtype != np.uint8:
         raise TypeError(f"unpack_signs: packed must be uint8, got {packed.dtype}")
-    if dtype not in _CODES:
-        raise TypeError(f"unpack_signs: dtype must be float32 or float16, got {dtype}")
+    code = _code(dtype, _CODES)
+    if code is None:
+        raise TypeError(f"unpack_signs: dtype must be float32 or float16 or bfloat16, got {dtype}")
     if packed.ndim == 0 or packed.shape[-1] == 0:
         raise ValueError(
             f"unpack_signs: packed must be [..., C / 8] with C > 0, got shape {list(packed.shape)}"
@@ -92,10 +99,16 @@ def unpack_signs(
     width = packed.shape[-1]
     y = pool.empty((*packed.shape[:-1], 8 * width), dtype)
     native_modules.cpu.unpack_signs(
-        packed.ctypes.data, y.ctypes.data, packed.size // width, 8 * width, width, _CODES[dtype],
-        threads,
+        packed.ctypes.data, y.ctypes.data, packed.size // width, 8 * width, width, code, threads,
     )  # fmt: skip
     return y
+
+
+def _code(dtype: np.dtype[Any], codes: dict[np.dtype[Any], int]) -> int | None:
+    code = codes.get(dtype)
+    if code is None and dtype.name == "bfloat16":  # a dtype of the package ml_dtypes
+        return native_modules.BFLOAT16
+    return code
 
 
 def _check_array(op: str, argument: str, value: object) -> None:

@@ -20,6 +20,10 @@ def samples(device: torch.device) -> Iterator[Call]:
                 : x.view(-1)[::3].numel()
             ]
             yield Call(f"{list(shape)} {dtype}", (x.to(device),))
+    for dtype in (torch.uint8, torch.bool):
+        for shape in [(5, 64), (1, 8), (3, 7, 40), (300, 136)]:
+            x = torch.randint(3, shape, generator=generator).clamp(max=1) * 255
+            yield Call(f"{list(shape)} {dtype}", (x.to(dtype).to(device),))
 
 
 CASES = (Case(op=pack_signs, rule="exact", samples=samples),)

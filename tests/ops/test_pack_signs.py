@@ -21,6 +21,12 @@ INVALID = {
 }  # fmt: skip
 
 
+def _values(*shape, dtype):
+    """Normals of a float dtype; half of the others are 0."""
+    x = torch.randn(shape)
+    return x.to(dtype) if dtype.is_floating_point else (x.clamp(min=0) * 50).ceil().to(dtype)
+
+
 def test_equals_numpy():
     x = torch.randn(33, 72)
     expected = np.packbits(x.numpy() > 0, axis=-1, bitorder="little")
@@ -36,6 +42,15 @@ def test_only_positive_values_give_ones(dtype):
 
 
 @pytest.mark.parametrize("isa", cpu_isas())
+def test_every_byte(isa):
+    x = torch.arange(256, dtype=torch.uint8).repeat(3)
+    with cpu_isa(isa):
+        packed = pack_signs(x, backend="cpu")
+        assert torch.equal(packed, pack_signs(x > 0, backend="cpu"))
+    assert packed.tolist() == ([254] + [255] * 31) * 3
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_16_bit_pattern(isa, dtype):
     x = torch.arange(2**16).to(torch.int16).view(dtype)
@@ -44,21 +59,21 @@ def test_every_16_bit_pattern(isa, dtype):
 
 
 @pytest.mark.parametrize("isa", cpu_isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_width_and_strided_rows(isa, dtype, threads):
     with cpu_isa(isa), cpu_threads(threads):
         for channels in range(8, 264, 8):
-            x = torch.randn(5, channels + 3).to(dtype)[:, 1 : channels + 1]
+            x = _values(5, channels + 3, dtype=dtype)[:, 1 : channels + 1]
             assert torch.equal(pack_signs(x, backend="cpu"), pack_signs(x, backend="reference"))
-        large = torch.randn(1000, 3, 264).to(dtype)[:, :, :256]  # enough for several threads
+        large = _values(1000, 3, 264, dtype=dtype)[:, :, :256]  # enough for several threads
         assert torch.equal(pack_signs(large, backend="cpu"), pack_signs(large, backend="reference"))
 
 
 @pytest.mark.parametrize("isa", cpu_isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_large_inputs(isa, dtype):
-    x = torch.randn(2**17 + 3, 8).to(dtype)  # four streams and a tail
+    x = _values(2**17 + 3, 8, dtype=dtype)  # four streams and a tail
     with cpu_isa(isa):
         actual = pack_signs(x, backend="cpu")
         odd_start = pack_signs(x.view(-1)[1:-7], backend="cpu")

@@ -9,13 +9,14 @@ from bitdance_kernels._shared.rows import as_rows
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return native.cpu_unsupported("pack_signs", x) or native.dtype_unsupported(x.dtype)
+    reason = native.cpu_unsupported("pack_signs", x)
+    return reason or (None if x.dtype in native.SIGN_CODES else f"it does not handle {x.dtype}")
 
 
 def run(x: torch.Tensor) -> torch.Tensor:
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     native.cpu.pack_signs(
-        x, packed, rows, x.shape[-1], stride, native.DTYPE_CODES[x.dtype], torch.get_num_threads()
+        x, packed, rows, x.shape[-1], stride, native.SIGN_CODES[x.dtype], torch.get_num_threads()
     )
     return packed

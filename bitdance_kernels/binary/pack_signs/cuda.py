@@ -9,13 +9,14 @@ from bitdance_kernels._shared.rows import as_rows
 
 
 def unsupported(x: torch.Tensor) -> str | None:
-    return native.cuda_unsupported("pack_signs", x) or native.dtype_unsupported(x.dtype)
+    reason = native.cuda_unsupported("pack_signs", x)
+    return reason or (None if x.dtype in native.SIGN_CODES else f"it does not handle {x.dtype}")
 
 
 def run(x: torch.Tensor) -> torch.Tensor:
     packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     native.cuda.pack_signs(
-        x, packed, rows, x.shape[-1], stride, native.DTYPE_CODES[x.dtype], *native.stream(x.device)
+        x, packed, rows, x.shape[-1], stride, native.SIGN_CODES[x.dtype], *native.stream(x.device)
     )
     return packed

@@ -25,7 +25,7 @@ def _pack_signs_kernel(
         first = (byte // row_bytes) * row_stride + (byte % row_bytes) * 8
     channel = tl.arange(0, 8)
     offsets = first[:, None] + channel[None, :]  # [BLOCK, 8]
-    x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0).to(tl.float32)
     bits = (x > 0).to(tl.int32) << channel[None, :]
     tl.store(packed_ptr + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=inside)
 

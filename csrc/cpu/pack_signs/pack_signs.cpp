@@ -29,6 +29,10 @@ void pack_signs_32_scalar(const uint32_t* x, uint8_t* packed, int64_t bytes) {
   pack_signs_scalar(x, packed, bytes, kInfinity32);
 }
 
+void pack_signs_8_scalar(const uint8_t* x, uint8_t* packed, int64_t bytes) {
+  pack_signs_scalar(x, packed, bytes, kMaxUint8);
+}
+
 }  // namespace
 
 PackSigns32 choose_pack_signs_32() {
@@ -48,6 +52,14 @@ PackSigns16 choose_pack_signs_16() {
 }
 
 namespace {
+
+PackSigns8 choose_pack_signs_8() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return pack_signs_8_avx512;
+  if (active_isa() == kAvx2) return pack_signs_8_avx2;
+#endif
+  return pack_signs_8_scalar;
+}
 
 // pack_run(x, packed, bytes) packs adjacent values; rows without gaps are one long run.
 template <class Pattern, class PackRun>
@@ -73,12 +85,15 @@ void pack_rows(const Pattern* x, uint8_t* packed, int64_t rows, int64_t row_byte
 int bdk_pack_signs_cpu(const void* x, uint8_t* packed, int64_t rows, int64_t channels,
                        int64_t row_stride, int dtype, int threads) {
   using namespace bdk;
-  if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
+  if (!is_dtype(dtype) && dtype != kUint8) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || channels % 8 != 0 || threads < 1) return BDK_BAD_SIZE;
   const int64_t row_bytes = channels / 8;
   if (dtype == kFloat32) {
     pack_rows(static_cast<const uint32_t*>(x), packed, rows, row_bytes, row_stride, threads,
               choose_pack_signs_32());
+  } else if (dtype == kUint8) {
+    pack_rows(static_cast<const uint8_t*>(x), packed, rows, row_bytes, row_stride, threads,
+              choose_pack_signs_8());
   } else {
     const PackSigns16 pack = choose_pack_signs_16();
     const uint16_t infinity = dtype == kFloat16 ? kInfinity16 : kInfinityB16;

@@ -12,8 +12,11 @@ namespace bdk {
 
 // x: 8 * bytes patterns; see common/dtype.h for `infinity`.
 using PackSigns32 = void (*)(const uint32_t* x, uint8_t* packed, int64_t bytes);
+using PackSigns8 = void (*)(const uint8_t* x, uint8_t* packed, int64_t bytes);
 using PackSigns16 = void (*)(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity);
 
+void pack_signs_8_avx2(const uint8_t* x, uint8_t* packed, int64_t bytes);
+void pack_signs_8_avx512(const uint8_t* x, uint8_t* packed, int64_t bytes);
 void pack_signs_32_avx2(const uint32_t* x, uint8_t* packed, int64_t bytes);
 void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity);
 void pack_signs_32_avx512(const uint32_t* x, uint8_t* packed, int64_t bytes);

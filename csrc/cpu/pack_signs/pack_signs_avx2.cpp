@@ -39,6 +39,23 @@ void pack_signs_32_avx2(const uint32_t* x, uint8_t* packed, int64_t bytes) {
   for (; i < bytes; ++i) packed[i] = static_cast<uint8_t>(byte_32(x + 8 * i, infinity));
 }
 
+void pack_signs_8_avx2(const uint8_t* x, uint8_t* packed, int64_t bytes) {
+  int64_t i = in_streams<8>(bytes, [&](int64_t at) {  // a cache line in, one 8-byte store out
+    const auto ones = [&](const uint8_t* from) {
+      const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      const __m256i zeros = _mm256_cmpeq_epi8(values, _mm256_setzero_si256());
+      return static_cast<uint64_t>(~static_cast<uint32_t>(_mm256_movemask_epi8(zeros)));
+    };
+    const uint64_t word = ones(x + 8 * at) | ones(x + 8 * at + 32) << 32;
+    memcpy(packed + at, &word, sizeof word);
+  });
+  for (; i < bytes; ++i) {
+    const __m128i values = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + 8 * i));
+    const __m128i zeros = _mm_cmpeq_epi8(values, _mm_setzero_si128());
+    packed[i] = static_cast<uint8_t>(~_mm_movemask_epi8(zeros));
+  }
+}
+
 void pack_signs_16_avx2(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity) {
   const __m256i top = _mm256_set1_epi16(static_cast<int16_t>(infinity));
   int64_t i = in_streams<4>(bytes, [&](int64_t at) {

@@ -33,6 +33,18 @@ void pack_signs_32_avx512(const uint32_t* x, uint8_t* packed, int64_t bytes) {
   }
 }
 
+void pack_signs_8_avx512(const uint8_t* x, uint8_t* packed, int64_t bytes) {
+  int64_t i = in_streams<8>(bytes, [&](int64_t at) {
+    const __m512i values = _mm512_loadu_si512(x + 8 * at);
+    const uint64_t word = _mm512_test_epi8_mask(values, values);
+    memcpy(packed + at, &word, sizeof word);
+  });
+  for (; i < bytes; ++i) {
+    const __m128i values = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + 8 * i));
+    packed[i] = static_cast<uint8_t>(_mm_test_epi8_mask(values, values));
+  }
+}
+
 void pack_signs_16_avx512(const uint16_t* x, uint8_t* packed, int64_t bytes, uint16_t infinity) {
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i top = _mm512_set1_epi16(static_cast<int16_t>(infinity));

@@ -3,33 +3,36 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 namespace bdk {
 
-// Patterns of a 32-bit or a 16-bit format.
+// Patterns of a format of 32, 16 or 8 bits.
 template <class Pattern>
 struct Vec8 {
-  static constexpr int kLoads = 8 * sizeof(Pattern) / 16;
+  using Word = std::conditional_t<sizeof(Pattern) == 1, uint2, uint4>;
+  static constexpr int kLoads = 8 * sizeof(Pattern) / sizeof(Word);
 
   alignas(16) Pattern pattern[8];
 
-  // `kVector` says that x may be read 16 bytes at a time.
+  // `kVector` says that x is aligned to a word.
   template <bool kVector>
   __device__ void load(const Pattern* x) {
     if constexpr (kVector) {
-      uint4* words = reinterpret_cast<uint4*>(pattern);
+      Word* words = reinterpret_cast<Word*>(pattern);
 #pragma unroll
-      for (int k = 0; k < kLoads; ++k) words[k] = __ldg(reinterpret_cast<const uint4*>(x) + k);
+      for (int k = 0; k < kLoads; ++k) words[k] = __ldg(reinterpret_cast<const Word*>(x) + k);
     } else {
 #pragma unroll
       for (int k = 0; k < 8; ++k) pattern[k] = x[k];
     }
   }
 
-  // y is aligned to 16 bytes.
+  // y is aligned to a word.
   __device__ void store(Pattern* y) const {
-    const uint4* words = reinterpret_cast<const uint4*>(pattern);
+    const Word* words = reinterpret_cast<const Word*>(pattern);
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k) reinterpret_cast<uint4*>(y)[k] = words[k];
+    for (int k = 0; k < kLoads; ++k) reinterpret_cast<Word*>(y)[k] = words[k];
   }
 };
 

@@ -8,9 +8,9 @@ namespace {
 
 template <class Pattern>
 void launch(const PackSignsParams& params, Pattern infinity, cudaStream_t stream) {
-  constexpr int kWidth = 16 / sizeof(Pattern);  // values a 16-byte load
-  const bool vector =
-      reinterpret_cast<uintptr_t>(params.x) % 16 == 0 && params.row_stride % kWidth == 0;
+  constexpr int64_t kWord = sizeof(typename Vec8<Pattern>::Word);
+  const bool vector = reinterpret_cast<uintptr_t>(params.x) % kWord == 0 &&
+                      params.row_stride * sizeof(Pattern) % kWord == 0;
   const bool even = params.row_stride == params.row_bytes * 8;
   const unsigned int blocks =
       grid_blocks(params.bytes, int64_t{kPackSignsThreads} * kPackSignsUnroll);
@@ -27,7 +27,7 @@ void launch(const PackSignsParams& params, Pattern infinity, cudaStream_t stream
 int bdk_pack_signs_cuda(const void* x, uint8_t* packed, int64_t rows, int64_t channels,
                         int64_t row_stride, int dtype, int device, void* stream) {
   using namespace bdk;
-  if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
+  if (!is_dtype(dtype) && dtype != kUint8) return BDK_BAD_DTYPE;
   if (rows < 0 || channels <= 0 || channels % 8 != 0) return BDK_BAD_SIZE;
   if (rows == 0) return BDK_OK;
   const DeviceGuard guard(device);
@@ -36,6 +36,8 @@ int bdk_pack_signs_cuda(const void* x, uint8_t* packed, int64_t rows, int64_t ch
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   if (dtype == kFloat32) {
     launch<uint32_t>(params, kInfinity32, on);
+  } else if (dtype == kUint8) {
+    launch<uint8_t>(params, kMaxUint8, on);
   } else {
     launch<uint16_t>(params, dtype == kFloat16 ? kInfinity16 : kInfinityB16, on);
   }

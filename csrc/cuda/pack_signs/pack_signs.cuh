@@ -1,7 +1,7 @@
 // Device code of pack_signs: a thread makes one byte of eight adjacent values.
 //
 // float32: two 16-byte loads a byte, 32 bytes a thread, so a warp reads 1 KiB without a gap; 16-bit
-// formats: one 16-byte load. A warp stores 32 adjacent bytes, one sector.
+// formats: one 16-byte load; bytes: one 8-byte load. A warp stores 32 adjacent bytes, one sector.
 #pragma once
 
 #include <stdint.h>
