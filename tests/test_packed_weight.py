@@ -5,7 +5,13 @@ import threading
 import pytest
 import torch
 
-from bitdance_kernels import overlapping_launches, pack_weight, unpack_weight
+from bitdance_kernels import (
+    dequantize_rows,
+    overlapping_launches,
+    pack_weight,
+    quantize_rows,
+    unpack_weight,
+)
 from bitdance_kernels._shared.launches import programmatic
 
 LAYOUTS = ("rows", "swiglu", "rope")
@@ -38,7 +44,7 @@ def test_each_lane_has_its_part_of_the_operand(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
 def test_unpacking_is_the_inverse(layout, dtype):
     for shape in ((16, 16), (48, 32), (32, 80), (0, 16)):
         weight = torch.randint(100, shape).to(dtype)
@@ -81,10 +87,59 @@ def test_halves_of_heads_are_pairs_of_rows():
                 assert packed[tile, 0, 4 * row, 2 * half] == weight[first + 24 * half, 0]
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, "rope_half"])
+def test_float8_weights_keep_their_scales_behind_each_tile(layout):
+    weight = torch.randn(96, 32) * torch.logspace(-5, 5, 96)[:, None]
+    values, scales = quantize_rows(weight)
+    head_dim = 48 if layout == "rope_half" else None
+    packed = pack_weight(values, layout, head_dim=head_dim, scales=scales)
+    assert packed.shape == (6, 3, 32, 8)
+    assert torch.equal(packed[:, :2], _packed_as_numbers(values, layout, head_dim))
+    # In the order of the tile's rows: that of the first channel of each.
+    of_rows = _packed_as_numbers(scales[:, None].expand(96, 32), layout, head_dim)
+    behind = packed[:, 2].flatten(1)
+    assert torch.equal(
+        behind[:, :64].contiguous().view(torch.float32),
+        torch.cat([of_rows[:, 0, ::4, 0], of_rows[:, 0, ::4, 2]], 1),
+    )
+    assert not behind[:, 64:].any()
+    unpacked = unpack_weight(packed, layout, head_dim=head_dim)
+    assert torch.equal(unpacked, dequantize_rows(values, scales, torch.float32))
+    out = torch.full_like(packed, 255)
+    pack_weight(values, layout, head_dim=head_dim, scales=scales, out=out)
+    assert torch.equal(out, packed)
+
+
+def _packed_as_numbers(matrix, layout, head_dim):
+    return pack_weight(matrix.double(), layout, head_dim=head_dim).to(matrix.dtype)
+
+
+def test_a_row_with_a_nan_is_nan_in_float8():
+    weight = torch.ones(16, 16)
+    weight[3, 5], weight[7, 0] = torch.nan, torch.inf
+    values, scales = quantize_rows(weight)
+    unpacked = unpack_weight(pack_weight(values, scales=scales))
+    assert unpacked[[3, 7]].isnan().all()
+    assert unpacked[[0, 15]].eq(1).all()
+
+
 def test_bad_arguments():
     weight, packed = torch.zeros(16, 32), torch.zeros(1, 2, 32, 8)
+    values, scales = quantize_rows(weight)
     for call, error, message in (
         (lambda: pack_weight([1.0]), TypeError, "pack_weight: weight must be a torch.Tensor"),
+        (lambda: pack_weight(values), ValueError,
+         r"pack_weight: scales must be float32 \[F\] for a weight of bytes, got None"),
+        (lambda: pack_weight(weight, scales=scales), ValueError,
+         "pack_weight: scales must be None for torch.float32, got a tensor"),
+        (lambda: pack_weight(values, scales=scales[:8]), ValueError,
+         r"pack_weight: scales must be of shape \[F\] = \[16\], got \[8\]"),
+        (lambda: pack_weight(values, scales=scales.double()), TypeError,
+         "pack_weight: scales must be float32, got float64"),
+        (lambda: pack_weight(values, scales=scales, out=torch.zeros(1, 3, 32, 8)), TypeError,
+         "pack_weight: out must be uint8, got float32"),
+        (lambda: pack_weight(values, scales=scales, out=packed.byte()), ValueError,
+         r"pack_weight: out must be of shape .* \[1, 3, 32, 8\], got \[1, 2, 32, 8\]"),
         (lambda: pack_weight(weight[0]), ValueError, "pack_weight: weight must be of 2 dimensions"),
         (lambda: pack_weight(weight[:8]), ValueError,
          r"pack_weight: weight must be \[F, C\] with F and C multiples of 16, got shape \[8, 32\]"),

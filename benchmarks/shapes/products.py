@@ -26,16 +26,19 @@ def matrix(weight: Tensor, layout: str = "rows") -> Tensor:
     if weight.dim() == 2:
         return weight
     if weight not in _MATRICES:
-        _MATRICES[weight] = kernels.unpack_weight(weight, layout)
+        unpacked = kernels.unpack_weight(weight, layout)
+        _MATRICES[weight] = unpacked.to(BF16) if weight.dtype == torch.uint8 else unpacked
     return _MATRICES[weight]
 
 
 def _product(
-    kind: str, layout: str, *sizes: tuple[int, int, int], dtype: torch.dtype = BF16
-) -> list[Timing]:
+    kind: str, layout: str, *sizes: tuple[int, int, int], dtype: torch.dtype = BF16,
+    float8: bool = False,
+) -> list[Timing]:  # fmt: skip
     """Products of [rows, channels] with a weight of `features`, or twice as many for "swiglu".
 
-    With an "adaln" or "rms" norm before, or a "residual" behind.
+    With an "adaln" or "rms" norm before, or a "residual" behind. The weight is in `dtype`, or in
+    float8.
     """
     halves = 2 if layout == "swiglu" else 1
 
@@ -43,7 +46,10 @@ def _product(
         def arguments(make: Make) -> list[Any]:
             x = make.randn(rows, channels, dtype=dtype)
             weight, bias = make.layer(halves * features, channels, dtype)
-            if dtype == BF16:
+            if float8:
+                values, scales = kernels.quantize_rows(weight)
+                weight = kernels.pack_weight(values, layout, scales=scales)
+            elif dtype == BF16:
                 weight = kernels.pack_weight(weight, layout)
             if kind == "adaln":
                 scale, shift = make.randn(rows, 6 * channels, dtype=dtype).chunk(6, dim=-1)[:2]
@@ -56,13 +62,14 @@ def _product(
             return [x, weight, bias]
 
         read, written = (3 if kind == "adaln" else 1), (3 if kind == "residual" else 1)
-        moved = rows * (read * channels + written * features) + halves * features * (channels + 1)
-        packed = ", packed" if dtype == BF16 else ""
+        of_rows = dtype.itemsize * (rows * (read * channels + written * features))
+        of_weight = halves * features * (channels + 1) * (1 if float8 else dtype.itemsize)
+        packed = ", float8" if float8 else ", packed" if dtype == BF16 else ""
         name = f"[{rows}, {channels}] to {features} {short(dtype)}{packed}"
         flops = 2 * rows * channels * halves * features
         devices = ("cpu",) if dtype == F32 else ("cuda",)
         return timing(
-            name, arguments, dtype.itemsize * moved, flops=flops, half=dtype == BF16,
+            name, arguments, of_rows + of_weight, flops=flops, half=dtype == BF16,
             devices=devices,
         )  # fmt: skip
 
@@ -205,7 +212,8 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
         {"adaln_norm, F.linear": linear_after_adaln},
     ),
     "adaln_linear_swiglu": (
-        _product("adaln", "swiglu", (2, 768, 1152), (32, 768, 1152), (128, 5120, 7680)),
+        _product("adaln", "swiglu", (2, 768, 1152), (32, 768, 1152), (128, 5120, 7680))
+        + _product("adaln", "swiglu", (2, 1280, 1920), (128, 5120, 7680), float8=True),
         {"adaln_norm, F.linear, swiglu": swiglu_after_adaln},
     ),
     "rms_norm_linear": (
@@ -213,7 +221,9 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
         {"rms_norm, F.linear": linear_after_rms},
     ),
     "rms_norm_linear_swiglu": (
-        _product("rms", "swiglu", (2, 768, 2048), (32, 768, 2048), (128, 5120, 17408)),
+        _product("rms", "swiglu", (2, 768, 2048), (32, 768, 2048), (128, 5120, 17408))
+        + _product("rms", "swiglu", (2, 5120, 17408), float8=True)
+        + _product("rms", "swiglu", (2, 5120, 17408)),
         {"rms_norm, F.linear, swiglu": swiglu_after_rms},
     ),
     "rms_norm_qkv": (

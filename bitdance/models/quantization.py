@@ -16,6 +16,7 @@ __all__ = [
     "Float8Linear",
     "check_quantization",
     "is_quantized",
+    "quantization_of",
     "quantize_blocks",
 ]
 
@@ -115,4 +116,12 @@ def check_quantization(function: str, quantization: str) -> None:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a layer in it is quantized."""
-    return any(isinstance(m, Float8Linear) for m in module.modules())
+    return quantization_of(module) is not None
+
+
+def quantization_of(module: nn.Module) -> str | None:
+    """Which of ``QUANTIZATIONS`` the layers in a module have; None if none is quantized."""
+    for layer in module.modules():
+        if isinstance(layer, Float8Linear):
+            return "fp8" if layer.quantize_inputs else "fp8_weight_only"
+    return None

@@ -110,7 +110,7 @@ def choose_plan(
     *,
     architecture: str = "",
     patch: int = 1,
-    quantized: bool = False,
+    quantization: str | None = None,
     plan: str = "auto",
 ) -> str:
     """The plan of a part of a model for batches of one size.
@@ -126,7 +126,8 @@ def choose_plan(
         device: where they run.
         architecture: of a head, one of ``ARCHITECTURES``.
         patch: tokens that a head has attention among.
-        quantized: whether weights are in float8.
+        quantization: of its weights, see ``quantization_of``. Products with packed weights take
+            float8 weights, but round no inputs.
         plan: one of ``PLANS`` or "auto".
 
     Raises:
@@ -139,12 +140,18 @@ def choose_plan(
         raise ValueError(f"choose_plan: plan must be one of auto, {', '.join(PLANS)}, got {plan!r}")
     if plan == "library":
         return plan
-    reason = "weights in float8" if quantized else _unsuited(rows, widths)
+    reason = "inputs in float8" if quantization == "fp8" else _unsuited(rows, widths)
+    not_persistent = (
+        "weights in float8"
+        if quantization is not None
+        else _not_persistent(part, rows, widths, device, architecture, patch)
+    )
     if plan != "auto":
+        only_library = plan == "packed" or quantization == "fp8"
         if reason is None and plan == "persistent":
-            reason = _not_persistent(part, rows, widths, device, architecture, patch)
+            reason = not_persistent
         if reason is not None:
-            others = "'library'" if plan == "packed" or quantized else "another one"
+            others = "'library'" if only_library else "another one"
             raise ValueError(f"choose_plan: plan must be {others} for {reason}, got {plan!r}")
         return plan
     if reason is not None or device.type != "cuda":
@@ -154,9 +161,7 @@ def choose_plan(
     if torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return "library"
     plan = measured(device).plan(architecture or part, rows)
-    if plan == "persistent" and _not_persistent(part, rows, widths, device, architecture, patch):
-        return "packed"
-    return plan
+    return "packed" if plan == "persistent" and not_persistent is not None else plan
 
 
 def _unsuited(rows: int, widths: tuple[int, ...]) -> str | None:

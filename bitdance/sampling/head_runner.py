@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitdance.models.diffusion_head import HeadNetwork
-from bitdance.models.quantization import is_quantized
+from bitdance.models.quantization import quantization_of
 from bitdance.sampling import packed_products
 from bitdance.sampling.config import choose_plan, max_table_rows, min_turn_rows
 from bitdance.sampling.head_products import (
@@ -168,8 +168,8 @@ class HeadRunner:
         M, evaluations = rows * (patch or 1), len(times)
         self.plan = choose_plan(
             "head", M, packed_products.widths(network), dtype, device,
-            architecture=config.architecture, patch=patch or 1, quantized=is_quantized(network),
-            plan=plan,
+            architecture=config.architecture, patch=patch or 1,
+            quantization=quantization_of(network), plan=plan,
         )  # fmt: skip
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():

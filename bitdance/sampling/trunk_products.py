@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bitdance.models.kv_cache import KVCache
-from bitdance.models.quantization import Float8Linear, is_quantized
+from bitdance.models.quantization import Float8Linear, quantization_of
 from bitdance.models.qwen3 import Qwen3Block, Qwen3Model
 from bitdance.models.tracing import is_traced
 from bitdance.models.transformer import Transformer, TransformerBlock
@@ -102,7 +102,7 @@ class PackedTransformer(_PackedTrunk[TransformerBlock]):
         self, block: TransformerBlock
     ) -> tuple[PackedLinear, PackedLinear, PackedLinear, PackedLinear]:
         attention, mlp = block.attention, block.feed_forward
-        dtype = attention.wqkv.weight.dtype
+        dtype = block.attention_norm.weight.dtype
         return (
             PackedLinear([attention.wqkv], dtype, "rope"),
             PackedLinear([attention.wo], dtype),
@@ -137,7 +137,7 @@ class PackedQwen3(_PackedTrunk[Qwen3Block]):
         self, block: Qwen3Block
     ) -> tuple[PackedLinear, PackedLinear, PackedLinear, PackedLinear]:
         attention, mlp = block.self_attn, block.mlp
-        dtype = attention.q_proj.weight.dtype
+        dtype = block.input_layernorm.weight.dtype
         return (
             PackedLinear(
                 [attention.q_proj, attention.k_proj, attention.v_proj],
@@ -198,8 +198,8 @@ def _is_packed(
 ) -> bool:
     layers = [layer for layer in blocks.modules() if isinstance(layer, (nn.Linear, Float8Linear))]
     widths = tuple({*widths, *(size for layer in layers for size in layer.weight.shape)})
-    device, quantized = layers[0].weight.device, is_quantized(blocks)
-    plan = choose_plan(part, rows, widths, dtype, device, quantized=quantized)
+    device, quantization = layers[0].weight.device, quantization_of(blocks)
+    plan = choose_plan(part, rows, widths, dtype, device, quantization=quantization)
     alike = all(parameter.dtype == dtype for parameter in blocks.parameters())
     return plan == "packed" and alike and not is_traced()
 

@@ -99,8 +99,11 @@ class Float8Product:
 class PackedLinear:
     """Weight and bias of one layer, or of several with the same input, the weight packed.
 
+    Float8 weights stay in float8.
+
     Args:
-        layers: the layers; their outputs are concatenated. All have a bias or none has.
+        layers: the layers; their outputs are concatenated. All have a bias or none has, and all
+            have float8 weights or none has.
         dtype: dtype of the product.
         layout: see ``pack_weight``.
         head_dim: see ``pack_weight``.
@@ -113,14 +116,17 @@ class PackedLinear:
         layout: str = "rows",
         head_dim: int | None = None,
     ) -> None:
-        self._weights = [layer.weight.detach() for layer in layers]
+        self._layers = list(layers)
         self._layout, self._head_dim = layout, head_dim
         self._bias = None
         if layers[0].bias is not None:
             self._bias = JoinedParameter([layer.bias for layer in layers], dtype)
-        features, channels = sum(map(len, self._weights)), self._weights[0].shape[1]
-        shape = (features // 16, channels // 16, 32, 8)
-        self.weight = self._weights[0].new_empty(shape, dtype=dtype)
+        features = sum(layer.out_features for layer in layers)
+        steps = layers[0].in_features // 16
+        if isinstance(layers[0], Float8Linear):
+            steps, dtype = steps + 1, torch.uint8
+        shape = (features // 16, steps, 32, 8)
+        self.weight = layers[0].weight.detach().new_empty(shape, dtype=dtype)
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -129,8 +135,17 @@ class PackedLinear:
 
     def load(self) -> None:
         """Pack the layers' parameters as they are now."""
-        first, *others = self._weights
-        weight = torch.cat(self._weights) if others else first
-        pack_weight(weight, self._layout, head_dim=self._head_dim, out=self.weight)
+        scales = [layer.scale for layer in self._layers if isinstance(layer, Float8Linear)]
+        pack_weight(
+            _joined([layer.weight.detach() for layer in self._layers]),
+            self._layout,
+            head_dim=self._head_dim,
+            scales=_joined(scales) if scales else None,
+            out=self.weight,
+        )
         if self._bias is not None:
             self._bias.load()
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]

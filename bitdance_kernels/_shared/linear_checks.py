@@ -22,7 +22,8 @@ def check(
     checks.rank(op, "x", x, 1)
     if x.shape[-1] == 0:
         raise checks.fail(op, "x", "[..., C] with C > 0", f"shape {list(x.shape)}")
-    checks.dtype(op, "weight", weight, (x.dtype,))
+    if not packed_weight.is_float8(weight):
+        checks.dtype(op, "weight", weight, (x.dtype,))
     check_layer(op, "x", x, weight, bias, swiglu=swiglu, panels=panels)
 
 
@@ -47,8 +48,10 @@ def check_layer(
             expected = "[..., C] with C a multiple of 16 where weight is packed"
             raise checks.fail(op, name, expected, f"shape {list(x.shape)}")
         rows = f"{letters[1:-4]} / 16"
-        wanted: tuple[int, ...] = (weight.shape[0], channels // TILE, 2 * TILE, TILE // 2)
-        checks.shape(op, "weight", weight, wanted, f"[{rows}, C / 16, 32, 8]")
+        steps = packed_weight.steps(weight, channels)
+        wanted: tuple[int, ...] = (weight.shape[0], steps, 2 * TILE, TILE // 2)
+        columns = "C / 16 + 1" if packed_weight.is_float8(weight) else "C / 16"
+        checks.shape(op, "weight", weight, wanted, f"[{rows}, {columns}, 32, 8]")
     elif panels and packed_weight.is_panels(weight):
         wanted = (weight.shape[0], channels, TILE)
         checks.shape(op, "weight", weight, wanted, "[F / 16, C, 16]")
@@ -59,6 +62,7 @@ def check_layer(
     if swiglu and features % 2 != 0:
         raise checks.fail(op, "weight", letters, f"shape {list(weight.shape)}")
     if bias is not None:
-        checks.dtype(op, "bias", bias, (weight.dtype,))
+        dtype = x.dtype if packed_weight.is_float8(weight) else weight.dtype
+        checks.dtype(op, "bias", bias, (dtype,))
         checks.shape(op, "bias", bias, (features,), letters[:-4] + "]")
     checks.same_device(op, name, x, weight=weight, bias=bias)

@@ -4,6 +4,9 @@ A tile of 16 rows and 16 channels lies as the A operand of ``mma.m16n8k16``: 8 v
 lanes, lane 4 r + p having channels (2 p, 2 p + 1, 2 p + 8, 2 p + 9) of rows r and r + 8. So a lane
 reads all of its tile by one load of 16 bytes, and a warp reads 512 adjacent ones.
 
+Float8 values take half of that. Their scales follow the tiles of their rows, in the bytes of one
+more, so that a packed weight is one tensor whatever its dtype.
+
 A panel is 16 rows, transposed: a vector of a CPU has a channel of all of them.
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from bitdance_kernels._dispatch import arguments
-from bitdance_kernels._shared import checks
+from bitdance_kernels._shared import checks, float8
 
 __all__ = ["pack_weight", "unpack_weight"]
 
@@ -29,6 +32,7 @@ def pack_weight(
     layout: str = "rows",
     *,
     head_dim: int | None = None,
+    scales: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A weight in the order in which tensor cores or the vectors of a CPU read it.
@@ -37,21 +41,24 @@ def pack_weight(
     documentation names. Biases keep their order.
 
     Args:
-        weight: [F, C] of any dtype, F and C multiples of 16; with "panels" C is any.
+        weight: [F, C] of any dtype, F and C multiples of 16; with "panels" C is any. Bytes (uint8)
+            are float8 values, as ``quantize_rows`` returns them.
         layout: "rows"; "swiglu", where a tile of 16 rows holds 8 of the first half of all rows and
             the same 8 of the second; "rope", where it holds even rows before odd ones; or
             "rope_half", where it holds 8 of the first half of a head and the same 8 of the second.
             On a CPU "panels": 16 rows, transposed.
         head_dim: rows of a head, a multiple of 16 that divides F; of "rope_half" alone.
+        scales: float32 [F], of the rows of float8 values, and of these alone.
         out: [F / 16, C / 16, 32, 8], with "panels" [F / 16, C, 16], contiguous and of any dtype,
-            where the result goes; None for a new tensor of the dtype of `weight`.
+            where the result goes; for float8 values uint8 [F / 16, C / 16 + 1, 32, 8]. None for a
+            new tensor of the dtype of `weight`.
 
     Returns:
         `out`, or the new tensor.
 
     Raises:
-        TypeError: `weight` or `out` is no tensor.
-        ValueError: a shape or layout other than the above.
+        TypeError: `weight`, `scales` or `out` is no tensor, or of another dtype than the above.
+        ValueError: a shape or layout other than the above; scales are missing, or not expected.
 
     Example:
         >>> import torch
@@ -68,26 +75,26 @@ def pack_weight(
     if F % TILE or (C % TILE and layout != _PANELS):
         expected = f"[F, C] with F {'a multiple' if layout == _PANELS else 'and C multiples'} of 16"
         raise checks.fail("pack_weight", "weight", expected, f"shape {list(weight.shape)}")
-    if half := _half_of_heads("pack_weight", layout, head_dim, F):
-        # The pairs (i, i + D / 2) side by side, so that they are even and odd rows.
-        weight = weight.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2)
+    half = _half_of_heads("pack_weight", layout, head_dim, F)
+    _check_scales(weight, scales, layout)
+    tiles, is_bytes = F // TILE, weight.dtype == torch.uint8
+    shape: tuple[int, ...] = (tiles, C // TILE + is_bytes, 32, 8)
+    letters = "[F / 16, C / 16 + 1, 32, 8]" if is_bytes else "[F / 16, C / 16, 32, 8]"
     if layout == _PANELS:
-        shape: tuple[int, ...] = (F // TILE, C, TILE)
-        letters = "[F / 16, C, 16]"
-        packed = weight.reshape(F // TILE, TILE, C).transpose(1, 2)
-    else:
-        rows = [F // TILE if axis == "t" else _SIZES[axis] for axis in order]
-        tiles = weight.reshape(*rows, C // TILE, 2, 4, 2)
-        tile, half, row = map(order.index, "thr")
-        packed, letters = tiles.permute(tile, 3, row, 5, 4, half, 6), "[F / 16, C / 16, 32, 8]"
-        shape = (F // TILE, C // TILE, 32, 8)
-    if out is None:
-        return packed.reshape(shape).contiguous()
-    arguments.tensor("pack_weight", "out", out)
-    checks.shape("pack_weight", "out", out, shape, letters)
-    if not out.is_contiguous():
-        raise checks.fail("pack_weight", "out", "contiguous", f"strides {list(out.stride())}")
-    out.view(packed.shape).copy_(packed)
+        shape, letters = (tiles, C, TILE), "[F / 16, C, 16]"
+    out = weight.new_empty(shape) if out is None else _checked_out(out, shape, letters, is_bytes)
+    if layout == _PANELS:
+        return out.copy_(weight.reshape(tiles, TILE, C).transpose(1, 2))
+    # tile, half, row, step, eight, pair, one of a pair
+    parts = _tiles(weight, order, half).reshape(tiles, 2, 8, C // TILE, 2, 4, 2)
+    steps = out[:, : C // TILE].view(tiles, C // TILE, 8, 4, 2, 2, 2)
+    steps.copy_(parts.permute(0, 3, 2, 5, 4, 1, 6))
+    if scales is not None:
+        # The kernels know no NaN; a row that has one is NaN in every product.
+        has_nan = ((weight & 0x7F) == 0x7F).any(-1, keepdim=True)
+        of_rows = _tiles(torch.where(has_nan, torch.nan, scales[:, None]), order, half)
+        out[:, -1].zero_()
+        out[:, -1].flatten(1)[:, : 4 * TILE] = of_rows.reshape(-1, TILE).view(torch.uint8)
     return out
 
 
@@ -97,12 +104,14 @@ def unpack_weight(
     """The weight that ``pack_weight`` packed.
 
     Args:
-        packed: [F / 16, C / 16, 32, 8], with "panels" [F / 16, C, 16], of any dtype.
+        packed: [F / 16, C / 16, 32, 8], with "panels" [F / 16, C, 16], of any dtype; for float8
+            values uint8 [F / 16, C / 16 + 1, 32, 8].
         layout: as for ``pack_weight``.
         head_dim: as for ``pack_weight``.
 
     Returns:
-        [F, C] of the dtype of `packed`, contiguous.
+        [F, C] of the dtype of `packed`, contiguous; for float8 values float32, the values times
+        their scales.
 
     Raises:
         TypeError: `packed` is no tensor.
@@ -120,21 +129,82 @@ def unpack_weight(
     tiles, steps = packed.shape[:2]
     letters = "[F / 16, C / 16, 32, 8]"
     checks.shape("unpack_weight", "packed", packed, (tiles, steps, 32, 8), letters)
+    half = _half_of_heads("unpack_weight", layout, head_dim, tiles * TILE)
+    if not is_float8(packed):
+        return _rows(packed, order, half)
+    if steps == 0:
+        raise checks.fail("unpack_weight", "packed", letters, f"shape {list(packed.shape)}")
+    scales = packed[:, -1].flatten(1)[:, : 4 * TILE].contiguous().view(torch.float32)
+    of_rows = _matrix(scales.view(tiles, 2, 8, 1), order, half).flatten()
+    return float8.dequantize_rows(_rows(packed[:, :-1], order, half), of_rows, torch.float32)
+
+
+def _check_scales(weight: torch.Tensor, scales: torch.Tensor | None, layout: str) -> None:
+    if weight.dtype == torch.uint8 and layout == _PANELS:
+        raise checks.fail("pack_weight", "weight", 'no bytes for the layout "panels"', "uint8")
+    if weight.dtype != torch.uint8:
+        if scales is not None:
+            raise checks.fail("pack_weight", "scales", f"None for {weight.dtype}", "a tensor")
+        return
+    if scales is None:
+        raise checks.fail("pack_weight", "scales", "float32 [F] for a weight of bytes", "None")
+    arguments.tensor("pack_weight", "scales", scales)
+    checks.dtype("pack_weight", "scales", scales, (torch.float32,))
+    checks.shape("pack_weight", "scales", scales, (len(weight),), "[F]")
+    checks.same_device("pack_weight", "weight", weight, scales=scales)
+
+
+def _checked_out(
+    out: torch.Tensor, shape: tuple[int, ...], letters: str, is_bytes: bool
+) -> torch.Tensor:
+    arguments.tensor("pack_weight", "out", out)
+    checks.shape("pack_weight", "out", out, shape, letters)
+    if is_bytes:
+        checks.dtype("pack_weight", "out", out, (torch.uint8,))
+    if not out.is_contiguous():
+        raise checks.fail("pack_weight", "out", "contiguous", f"strides {list(out.stride())}")
+    return out
+
+
+def _tiles(matrix: torch.Tensor, order: str, half: int) -> torch.Tensor:
+    """Rows of a matrix by tile, half of it and row of the half: [F, C] to [F / 16, 2, 8, C]."""
+    if half:
+        # The pairs (i, i + D / 2) side by side, so that they are even and odd rows.
+        matrix = matrix.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2)
+    sizes = [len(matrix) // TILE if axis == "t" else _SIZES[axis] for axis in order]
+    return matrix.reshape(*sizes, matrix.shape[1]).permute(*map(order.index, "thr"), 3)
+
+
+def _matrix(tiles: torch.Tensor, order: str, half: int) -> torch.Tensor:
+    """The matrix that ``_tiles`` has taken apart, contiguous."""
+    rows = tiles.permute(*map("thr".index, order), 3).reshape(TILE * len(tiles), tiles.shape[3])
+    if half:
+        rows = rows.unflatten(0, (-1, half, 2)).transpose(1, 2).flatten(0, 2)
+    return rows.contiguous()
+
+
+def _rows(packed: torch.Tensor, order: str, half: int) -> torch.Tensor:
+    """The matrix of packed tiles, without scales."""
+    tiles, steps = packed.shape[:2]
     parts = packed.reshape(tiles, steps, 8, 4, 2, 2, 2)  # tile, step, row, pair, eight, half, one
-    axes = ["tkrpehc".index(axis) for axis in f"{order}kepc"]
-    weight = parts.permute(axes).reshape(tiles * TILE, steps * TILE)
-    if half := _half_of_heads("unpack_weight", layout, head_dim, len(weight)):
-        weight = weight.unflatten(0, (-1, half, 2)).transpose(1, 2).flatten(0, 2)
-    return weight.contiguous()
+    rows = parts.permute(0, 5, 2, 1, 4, 3, 6).reshape(tiles, 2, 8, TILE * steps)
+    return _matrix(rows, order, half)
 
 
-def matrix(weight: torch.Tensor, layout: str = "rows", head_dim: int | None = None) -> torch.Tensor:
-    """The matrix of a weight, which may be packed."""
+def matrix(
+    weight: torch.Tensor,
+    layout: str = "rows",
+    head_dim: int | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The matrix of a weight, which may be packed; in `dtype` if it is of float8 values."""
     if is_panels(weight):
         return unpack_weight(weight, _PANELS)
     if not is_packed(weight):
         return weight
-    return unpack_weight(weight, layout, head_dim=head_dim)
+    unpacked = unpack_weight(weight, layout, head_dim=head_dim)
+    return unpacked.to(dtype) if is_float8(weight) else unpacked
 
 
 def like(weight: torch.Tensor, gradient: torch.Tensor, layout: str = "rows") -> torch.Tensor:
@@ -154,9 +224,19 @@ def is_panels(weight: torch.Tensor) -> bool:
     return weight.dim() == 3
 
 
+def is_float8(weight: torch.Tensor) -> bool:
+    """Whether a weight is packed float8 values."""
+    return weight.dtype == torch.uint8 and is_packed(weight)
+
+
 def features(weight: torch.Tensor) -> int:
     """F, the rows of the matrix of a weight."""
     return weight.shape[0] * (TILE if weight.dim() > 2 else 1)
+
+
+def steps(weight: torch.Tensor, channels: int) -> int:
+    """Steps of the packed `weight` of so many channels, with that of the scales."""
+    return channels // TILE + is_float8(weight)
 
 
 def _order(op: str, layout: str) -> str:

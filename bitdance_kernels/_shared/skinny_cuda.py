@@ -79,6 +79,7 @@ def product(
         spaced(x),
         contiguous(moments),
         weight,
+        packed_weight.is_float8(weight),
         bias,
         norm,
         scale,

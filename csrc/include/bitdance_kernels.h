@@ -428,15 +428,16 @@ int bdk_group_norm_silu_backward_cuda(const void* grad, const void* x, void* gra
 // bytes. norm: 0 none, 1 LayerNorm, 2 RMSNorm, with norm_weight and norm_bias of any
 // dtype, both followed by (1 + scale) n + shift where given;
 // moments: [rows, channels / 16, 2], mean and sum of squared deviations of 16 channels of x, or
-// null to compute them. weight: [features / 16, channels / 16, 32, 8], see pack_weight. epilogue: 0
-// none, 1 SwiGLU (y: [rows, features / 2]), 2 y = residual + gate (x W^T + b); y_moments: of y. A
-// block has `tiles` tiles of 16 features and `parts` warps for each, which divide the channels, as
+// null to compute them. weight: [features / 16, channels / 16, 32, 8], see pack_weight; with float8
+// bytes of e4m3 [features / 16, channels / 16 + 1, 32, 8], behind each tile the scales of its rows,
+// 16 float32. epilogue: 0 none, 1 SwiGLU (y: [rows, features / 2]), 2 y = residual + gate
+// (x W^T + b); y_moments: of y. A block has `tiles` tiles of 16 features and `parts` warps for each, which divide the channels, as
 // do the `split` (1, 2, 4 or 8) blocks of a cluster.
 // programmatic: the kernel starts before the one before it on the stream has ended. Until that one
 // has, it reads weight, norm_weight, norm_bias, scale and shift: no kernel since the last one that
 // was launched without `programmatic` may write them.
 int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
-                            const void* bias_or_null, int norm, bdk_rows scale, bdk_rows shift,
+                            int float8, const void* bias_or_null, int norm, bdk_rows scale, bdk_rows shift,
                             bdk_rows norm_weight, bdk_rows norm_bias, float eps, int epilogue,
                             bdk_rows residual, bdk_rows gate, void* y, float* y_moments_or_null,
                             int64_t rows, int64_t channels, int64_t features, int tiles, int parts,
@@ -449,7 +450,7 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
 // caches from position[batch] on. The rows of weight are packed in pairs, see pack_weight. With a
 // norm of heads a block has whole ones: tiles is a multiple of head_dim / 16.
 int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
-                          const void* bias_or_null, bdk_rows norm_weight, float eps, void* q,
+                          int float8, const void* bias_or_null, bdk_rows norm_weight, float eps, void* q,
                           void* k_cache, void* v_cache, const int32_t* position, const float* freqs,
                           int interleaved, bdk_rows q_norm, bdk_rows k_norm, int64_t batch,
                           int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim,

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from bitdance_kernels import adaln_linear, adaln_linear_swiglu, pack_weight
+from bitdance_kernels import adaln_linear, adaln_linear_swiglu, pack_weight, quantize_rows
 from bitdance_kernels._shared import moments
 from bitdance_kernels.testing import Call, Case
+
+_LAYOUTS = {1: "rows", 2: "swiglu"}
 
 
 def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
@@ -34,7 +36,11 @@ def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
                 name = f"{rows} rows, {channels} to {features}, {dtype}"
                 yield call(name, channels, features, dtype, rows, affine=rows != 49)
             args = list(call("", 32, 16, dtype, 3, 3, affine=True).args)
-            args[3] = pack_weight(args[3], "rows" if halves == 1 else "swiglu")
+            weight = args[3]
+            layout, (values, scales) = _LAYOUTS[halves], quantize_rows(weight)
+            args[3] = pack_weight(values, layout, scales=scales)
+            yield Call(f"packed, float8, {dtype}", tuple(args))
+            args[3] = pack_weight(weight, layout)
             yield Call(f"packed, {dtype}", tuple(args))
             given = {"moments": moments.of(args[0])}
             yield Call(f"packed, with moments, {dtype}", tuple(args), given)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bitdance_kernels import linear, pack_weight
+from bitdance_kernels import linear, pack_weight, quantize_rows
 from bitdance_kernels.testing import Call, Case
 
 
@@ -26,7 +26,9 @@ def samples(device: torch.device) -> Iterator[Call]:
             x, bias = make(rows, channels, dtype=dtype), make(features, dtype=dtype)
             yield Call(name, (x, weight, bias))
         weight, bias = make(32, 48, dtype=dtype), make(32, dtype=dtype)
-        yield Call(f"packed, {dtype}", (make(6, 48, dtype=dtype), pack_weight(weight), bias))
+        x, (values, scales) = make(6, 48, dtype=dtype), quantize_rows(weight)
+        yield Call(f"packed, {dtype}", (x, pack_weight(weight), bias))
+        yield Call(f"packed, float8, {dtype}", (x, pack_weight(values, scales=scales), bias))
         # Panels: every rest of rows, of panels and of sums; several blocks of channels.
         for rows, channels, features in ((8, 64, 48), (5, 70, 96), (13, 193, 208), (3, 1050, 16)):
             weight = (make(features, channels) / channels**0.5).to(dtype)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bitdance_kernels import linear_gated_residual, pack_weight
+from bitdance_kernels import linear_gated_residual, pack_weight, quantize_rows
 from bitdance_kernels.testing import Call, Case
 
 
@@ -26,7 +26,9 @@ def samples(device: torch.device) -> Iterator[Call]:
         for rows, channels, width in ((16, 64, 32), (5, 24, 10), (49, 41, 17), (131, 72, 40)):
             yield call(f"{rows} rows, {channels} to {width}, {dtype}", channels, width, dtype, rows)
         x, weight, bias, residual, gate = call("", 48, 32, dtype, 9).args
-        packed = pack_weight(weight)
+        packed, (values, scales) = pack_weight(weight), quantize_rows(weight)
+        float8 = pack_weight(values, scales=scales)
+        yield Call(f"packed, float8, {dtype}", (x, float8, bias, residual, gate))
         yield Call(f"packed, {dtype}", (x, packed, bias, residual, gate))
         yield Call(f"packed, no gate, {dtype}", (x, packed, bias, residual))
         returned = {"return_moments": True}

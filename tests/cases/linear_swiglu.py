@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bitdance_kernels import linear_swiglu, pack_weight
+from bitdance_kernels import linear_swiglu, pack_weight, quantize_rows
 from bitdance_kernels.testing import Call, Case
 
 
@@ -26,8 +26,10 @@ def samples(device: torch.device) -> Iterator[Call]:
             name = f"{rows} rows, {channels} to {hidden}, {dtype}"
             yield Call(name, (x, *layer(hidden, channels, dtype)))
         weight, bias = layer(24, 32, dtype)
-        packed = pack_weight(weight, "swiglu")
+        packed, (values, scales) = pack_weight(weight, "swiglu"), quantize_rows(weight)
         yield Call(f"packed, {dtype}", (make(6, 32, dtype=dtype), packed, bias))
+        float8 = pack_weight(values, "swiglu", scales=scales)
+        yield Call(f"packed, float8, {dtype}", (make(6, 32, dtype=dtype), float8, bias))
     yield Call("no bias", (make(3, 4, 8), layer(6, 8, torch.float32)[0]))
     yield Call("one row", (make(7), *layer(30, 7, torch.float32)))
     yield Call("no row", (make(0, 8), *layer(3, 8, torch.float32)))

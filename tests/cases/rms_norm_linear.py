@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from bitdance_kernels import pack_weight, rms_norm_linear, rms_norm_linear_swiglu
+from bitdance_kernels import pack_weight, quantize_rows, rms_norm_linear, rms_norm_linear_swiglu
 from bitdance_kernels._shared import moments
 from bitdance_kernels.testing import Call, Case
+
+_LAYOUTS = {1: "rows", 2: "swiglu"}
 
 
 def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
@@ -28,7 +30,9 @@ def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
                 name = f"{rows} rows, {channels} to {features}, {dtype}"
                 yield call(name, channels, features, dtype, rows)
             x, weight, bias, norm = call("", 32, 16, dtype, 3, 3).args
-            packed = pack_weight(weight, "rows" if halves == 1 else "swiglu")
+            layout, (values, scales) = _LAYOUTS[halves], quantize_rows(weight)
+            float8, packed = pack_weight(values, layout, scales=scales), pack_weight(weight, layout)
+            yield Call(f"packed, float8, {dtype}", (x, float8, bias, norm))
             yield Call(f"packed, {dtype}", (x, packed, bias, norm.float()))
             given = {"moments": moments.of(x), "eps": 1e-5}
             yield Call(f"packed, no bias, with moments, {dtype}", (x, packed, None, norm), given)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bitdance_kernels import pack_weight, rms_norm_qkv
+from bitdance_kernels import pack_weight, quantize_rows, rms_norm_qkv
 from bitdance_kernels._shared import moments
 from bitdance_kernels.testing import Call, Case
 from tests.cases.rope import table
@@ -28,16 +28,18 @@ def samples(device: torch.device) -> Iterator[Call]:
         dtype: torch.dtype,
         *,
         packed: bool = False,
+        float8: bool = False,
         with_moments: bool = False,
         **more: Any,
     ) -> Call:
         """(H, Hkv, D) = `heads`; P = `new` tokens after the positions in caches of 21 rows."""
         H, Hkv, D = heads
         weight = (make((H + 2 * Hkv) * D, channels) / channels**0.5).to(dtype)
-        if packed and more.get("interleaved", True):
-            weight = pack_weight(weight, "rope")
-        elif packed:
-            weight = pack_weight(weight, "rope_half", head_dim=D)
+        if packed:
+            interleaved = more.get("interleaved", True)
+            layout = ("rope", None) if interleaved else ("rope_half", D)
+            values, scales = quantize_rows(weight) if float8 else (weight, None)
+            weight = pack_weight(values, layout[0], head_dim=layout[1], scales=scales)
         x = make(len(position), new, channels, dtype=dtype)
         k, v = make(2, len(position), 21, Hkv, D, dtype=dtype)
         rows = torch.tensor(position, dtype=torch.int32, device=device)
@@ -53,6 +55,9 @@ def samples(device: torch.device) -> Iterator[Call]:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         yield call(f"{dtype}", (3, 3, 10), 24, 4, (3, 17), dtype)
         yield call(f"packed, {dtype}", (2, 2, 16), 32, 4, (0, 9, 17), dtype, packed=True)
+        yield call(
+            f"packed, float8, {dtype}", (2, 2, 16), 32, 3, (0, 9), dtype, packed=True, float8=True
+        )
         yield call(
             f"packed, grouped heads, moments, {dtype}", (4, 2, 16), 48, 2, (19, 0), dtype,
             packed=True, with_moments=True, bias=make(128, dtype=dtype), eps=1e-5,

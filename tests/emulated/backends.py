@@ -39,7 +39,7 @@ def emulated_card(libraries):
     seeds = itertools.count(1)
 
     def skinny_product(
-        x, moments, weight, bias, norm, scale, shift, norm_weight, norm_bias, eps, epilogue,
+        x, moments, weight, float8, bias, norm, scale, shift, norm_weight, norm_bias, eps, epilogue,
         residual, gate, y, y_moments, rows, channels, features, tiles, parts, split, programmatic,
         *_,
     ):  # fmt: skip
@@ -48,10 +48,10 @@ def emulated_card(libraries):
                    y, y_moments]  # fmt: skip
         strides = [row_stride(t) for t in (x, scale, shift, residual, gate)]
         sizes = [rows, channels, features, norm, epilogue, tiles, parts, split, *strides]
-        launch(tensors, sizes, (x, moments, residual), x.dtype, norm_weight, eps)
+        launch(tensors, sizes, (x, moments, residual), x.dtype, norm_weight, eps, float8)
 
     def rms_norm_qkv(
-        x, moments, weight, bias, norm_weight, eps, q, k_cache, v_cache, position, freqs,
+        x, moments, weight, float8, bias, norm_weight, eps, q, k_cache, v_cache, position, freqs,
         interleaved, q_norm, k_norm, batch, tokens, heads, kv_heads, head_dim, k_batch, k_token,
         k_head, v_batch, v_token, v_head, channels, tiles, parts, split, programmatic, *_,
     ):  # fmt: skip
@@ -62,14 +62,15 @@ def emulated_card(libraries):
         sizes = [batch * tokens, channels, features, 2, 3, tiles, parts, split, row_stride(x), 0, 0,
                  0, 0, k_batch, k_token, k_head, v_batch, v_token, v_head, tokens, heads, kv_heads,
                  head_dim, interleaved, 1 if q_norm is None else head_dim // 16]  # fmt: skip
-        launch(tensors, sizes, (x, moments), x.dtype, norm_weight, eps)
+        launch(tensors, sizes, (x, moments), x.dtype, norm_weight, eps, float8)
 
-    def launch(tensors, sizes, late, dtype, norm_weight, eps):
+    def launch(tensors, sizes, late, dtype, norm_weight, eps, float8):
         tensors += [None] * (19 - len(tensors))
         sizes += [0] * (25 - len(sizes))
         norm_dtype = dtype if norm_weight is None else norm_weight.dtype
         message = libraries["skinny_product"].skinny_product(
-            pointers(tensors), (ctypes.c_int64 * 26)(*sizes, native.DTYPE_CODES[norm_dtype]),
+            pointers(tensors),
+            (ctypes.c_int64 * 27)(*sizes, native.DTYPE_CODES[norm_dtype], float8),
             ctypes.c_float(eps), ctypes.c_int(dtype == torch.float16), late_bytes(tensors, late),
             ctypes.c_uint32(next(seeds)),
         )  # fmt: skip

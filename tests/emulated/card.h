@@ -52,6 +52,16 @@ inline float __uint_as_float(uint32_t word) {
   return x;
 }
 
+// The bytes of a word that the digits of `selector` name: 0 to 3 are those of x, 4 to 7 of y.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) {
+    word |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+  }
+  return word;
+}
+
 #include "scheduler.h"
 
 struct ThreadIndex {
@@ -82,7 +92,7 @@ inline void __syncwarp() { emulated::order(emulated::machine.warps[emulated::war
 // All have left the vote before the last, whose place is made free for the next one.
 inline int __syncthreads_or(int vote) {
   const int at = emulated::thread().votes++;
-  int(&votes)[3] = emulated::block().votes;
+  int (&votes)[3] = emulated::block().votes;
   votes[(at + 1) % 3] = 0;
   votes[at % 3] |= vote;
   __syncthreads();

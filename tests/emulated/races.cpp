@@ -99,8 +99,8 @@ int main() {
   void* tensors[19] = {x.data(),          nullptr,           weight.data(),     nullptr,
                        modulation.data(), modulation.data(), modulation.data(), modulation.data()};
   tensors[10] = y.data();
-  const int64_t sizes[26] = {rows, channels, features, 1, 1, 3, 2, 1, channels, channels, channels};
-  const int64_t heads[26] = {rows,     channels,
+  const int64_t sizes[27] = {rows, channels, features, 1, 1, 3, 2, 1, channels, channels, channels};
+  const int64_t heads[27] = {rows,     channels,
                              features, 2,
                              3,        2,
                              1,        1,

@@ -5,42 +5,44 @@
 
 namespace bdk {
 
-template <class T, int kTokens, bool kNorm, bool kRope>
+template <class T, int kTokens, bool kNorm, bool kRope, bool kFloat8>
 const char* launch(SkinnyParams params, uint32_t seed) {
-  params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
+  params.depth = skinny_depth<kTokens, kFloat8>(params.channels / 16, params.split, params.parts);
   const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
   const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
                                          params.depth, params.group);
   return emulated::launch_clusters(
       clusters * params.split, params.split, 32 * params.tiles * params.parts, shared, seed,
-      [&] { skinny_product_kernel<T, kTokens, kNorm, kRope>(params); });
+      [&] { skinny_product_kernel<T, kTokens, kNorm, kRope, kFloat8>(params); });
 }
 
-template <class T, int kTokens>
+template <class T, int kTokens, bool kFloat8>
 const char* launch_tokens(const SkinnyParams& params, uint32_t seed) {
-  if (params.epilogue == kSkinnyRope) return launch<T, kTokens, true, true>(params, seed);
-  if (params.norm == kSkinnyNoNorm) return launch<T, kTokens, false, false>(params, seed);
-  return launch<T, kTokens, true, false>(params, seed);
+  if (params.epilogue == kSkinnyRope) return launch<T, kTokens, true, true, kFloat8>(params, seed);
+  if (params.norm == kSkinnyNoNorm) return launch<T, kTokens, false, false, kFloat8>(params, seed);
+  return launch<T, kTokens, true, false, kFloat8>(params, seed);
 }
 
-template <class T>
+template <class T, bool kFloat8>
 const char* launch_type(const SkinnyParams& params, uint32_t seed) {
-  if (params.rows <= 8) return launch_tokens<T, 8>(params, seed);
-  if (params.rows <= 32) return launch_tokens<T, 32>(params, seed);
-  if (params.rows <= 64) return launch_tokens<T, 64>(params, seed);
-  return launch_tokens<T, 128>(params, seed);
+  if (params.rows <= 8) return launch_tokens<T, 8, kFloat8>(params, seed);
+  if (params.rows <= 32) return launch_tokens<T, 32, kFloat8>(params, seed);
+  if (params.rows <= 64) return launch_tokens<T, 64, kFloat8>(params, seed);
+  return launch_tokens<T, 128, kFloat8>(params, seed);
 }
 
 }  // namespace bdk
 
 // Shared memory of a block, in bytes.
-extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int split, int group) {
+extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int split, int group,
+                             int float8) {
   using namespace bdk;
   const int steps = channels / 16;
-  const int depth = rows <= 8    ? skinny_depth<8>(steps, split, parts)
-                    : rows <= 32 ? skinny_depth<32>(steps, split, parts)
-                    : rows <= 64 ? skinny_depth<64>(steps, split, parts)
-                                 : skinny_depth<128>(steps, split, parts);
+  const int depth = rows <= 8 && float8 ? skinny_depth<8, true>(steps, split, parts)
+                    : rows <= 8         ? skinny_depth<8>(steps, split, parts)
+                    : rows <= 32        ? skinny_depth<32>(steps, split, parts)
+                    : rows <= 64        ? skinny_depth<64>(steps, split, parts)
+                                        : skinny_depth<128>(steps, split, parts);
   return skinny_shared_bytes(rows, tiles, parts, split, depth, group);
 }
 
@@ -48,8 +50,8 @@ extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int s
 // y_moments, and for a rotation q, k_cache, v_cache, position, freqs, q_norm, k_norm.
 // sizes: rows, channels, features, norm, epilogue, tiles, parts, split, strides of x, scale, shift,
 // residual and gate, and for a rotation those of the caches (batch, token, head of each), tokens,
-// heads, kv_heads, head_dim, interleaved, and group; the dtype code of the norms.
-// late: which tensors the kernel before this one writes.
+// heads, kv_heads, head_dim, interleaved, and group; the dtype code of the norms, and whether
+// weight is float8. late: which tensors the kernel before this one writes.
 extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes, float eps,
                                       int is_half, const int64_t* late_bytes, uint32_t seed) {
   using namespace bdk;
@@ -57,7 +59,7 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
   SkinnyParams params{};
   params.x = tensors[0];
   params.moments = static_cast<const float2*>(tensors[1]);
-  params.weight = static_cast<const uint4*>(tensors[2]);
+  params.weight = tensors[2];
   params.bias = tensors[3];
   params.scale = tensors[4];
   params.shift = tensors[5];
@@ -81,6 +83,7 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
   params.shift_stride = sizes[10];
   params.residual_stride = sizes[11];
   params.gate_stride = sizes[12];
+  params.float8 = size(26) != 0;
   params.group = params.epilogue == kSkinnyRope ? size(24) : 1;
   params.eps = eps;
   if (params.epilogue == kSkinnyRope) {
@@ -108,6 +111,10 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
   for (int i = 0; i < 19; ++i) {
     if (late_bytes[i] > 0) emulated::late_input(tensors[i], static_cast<size_t>(late_bytes[i]));
   }
-  return is_half != 0 ? launch_type<__half>(params, seed)
-                      : launch_type<__nv_bfloat16>(params, seed);
+  if (params.float8) {
+    return is_half != 0 ? launch_type<__half, true>(params, seed)
+                        : launch_type<__nv_bfloat16, true>(params, seed);
+  }
+  return is_half != 0 ? launch_type<__half, false>(params, seed)
+                      : launch_type<__nv_bfloat16, false>(params, seed);
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bitdance.models.config import HEAD_PRESETS, PRESETS
-from bitdance_kernels import pack_weight
+from bitdance_kernels import dequantize_rows, pack_weight, quantize_rows
 from bitdance_kernels._shared import moments, native, skinny_config
 from bitdance_kernels.attention.rms_norm_qkv import reference as rms_norm_qkv
 from bitdance_kernels.denoise.adaln_linear import reference as adaln_linear
@@ -33,13 +33,16 @@ class Case:
 
     def __init__(
         self, rows, channels, features, *, norm="none", epilogue="plain", dtype=torch.bfloat16,
-        launch=None, affine=True, given=True, seed=0,
+        launch=None, affine=True, given=True, float8=False, seed=0,
     ):  # fmt: skip
         self.generator = torch.Generator().manual_seed(seed)
         self.norm, self.epilogue, self.dtype = norm, epilogue, dtype
         self.launch = launch or skinny_config.choose(rows, channels, features, torch.device("cpu"))
         self.x = self.normal(rows, channels)
         self.weight = (self.normal(features, channels).float() * channels**-0.5).to(dtype)
+        self.float8 = quantize_rows(self.weight) if float8 else None
+        if self.float8 is not None:
+            self.weight = dequantize_rows(*self.float8, dtype)
         self.bias = self.normal(features, factor=0.1)
         # Modulations are chunks of a wider tensor, and what lies beside them is not to be read.
         wide = torch.full((rows, 2 * channels + features + 16), math.nan, dtype=dtype)
@@ -52,6 +55,11 @@ class Case:
         norms = torch.float32 if seed % 2 else dtype
         self.norm_weight = self.normal(channels).to(norms) if affine else None
         self.norm_bias = self.normal(channels, factor=0.1).to(norms) if affine else None
+
+    def packed(self, layout="rows", head_dim=None):
+        """The weight as the kernel takes it."""
+        values, scales = (self.weight, None) if self.float8 is None else self.float8
+        return pack_weight(values, layout, head_dim=head_dim, scales=scales)
 
     def normal(self, *shape, factor=1.0):
         return (factor * torch.randn(*shape, generator=self.generator)).to(self.dtype)
@@ -66,7 +74,7 @@ class Case:
         y_moments = torch.full((rows, features // 16, 2), math.nan) if gated else None
         modulated = (self.scale, self.shift) if layer else (None, None)
         tensors = [
-            self.x, self.moments, pack_weight(self.weight, LAYOUTS[self.epilogue]), self.bias,
+            self.x, self.moments, self.packed(LAYOUTS[self.epilogue]), self.bias,
             *modulated, self.norm_weight if self.norm != "none" else None,
             self.norm_bias if layer else None, self.residual if gated else None,
             self.gate if gated else None, y, y_moments,
@@ -107,7 +115,8 @@ def call(library, tensors, sizes, late, dtype, seed, norm_dtype=None):
     bytes_late = (ctypes.c_int64 * 19)(*(t.nbytes * (id(t) in known_late) if t is not None else 0
                                          for t in tensors))  # fmt: skip
     norm_code = native.DTYPE_CODES[norm_dtype or dtype]
-    sizes = (ctypes.c_int64 * 26)(*sizes, *[0] * (25 - len(sizes)), norm_code)
+    float8 = tensors[2].dtype == torch.uint8
+    sizes = (ctypes.c_int64 * 27)(*sizes, *[0] * (25 - len(sizes)), norm_code, float8)
     half = ctypes.c_int(dtype == torch.float16)
     message = library.skinny_product(
         pointers, sizes, ctypes.c_float(EPS), half, bytes_late, ctypes.c_uint32(seed)
@@ -203,6 +212,42 @@ def test_products_are_exact(library, dtype):
         compare("exact", case.run(library), expected.to(dtype), expected, f"{rows} rows")
 
 
+@BOTH
+@pytest.mark.parametrize("rows", [1, 8, 9, 33, 65])
+def test_float8_weights_give_the_bits_of_what_they_stand_for(library, rows, dtype):
+    """Values and scales are exact in both dtypes, and powers of two commute with sums."""
+    for norm, epilogue, launch in (
+        ("layer", "swiglu", (3, 2, 4)), ("rms", "plain", (1, 8, 1)), ("none", "gated", (2, 1, 8)),
+    ):  # fmt: skip
+        options = {"norm": norm, "epilogue": epilogue, "dtype": dtype, "launch": launch}
+        # Chunks of both weights have equal steps, so that sums have the same order.
+        case = Case(rows, 16 * 6 * launch[1] * launch[2], 96, **options, float8=True)
+        float8 = as_tuple(case.run(library))
+        case.float8 = None
+        for one, other in zip(float8, as_tuple(case.run(library)), strict=True):
+            assert torch.equal(one, other)
+
+
+@BOTH
+def test_every_float8_value_is_widened_exactly(library, dtype):
+    """All 254 numbers, subnormal ones among them, one at a time; a row with a NaN is NaN."""
+    values = torch.arange(256).to(torch.uint8).view(16, 16)
+    case = Case(16, 16, 16, dtype=dtype, launch=(1, 1, 1))
+    case.x, case.bias = torch.eye(16, dtype=dtype), torch.zeros(16, dtype=dtype)
+    case.float8 = (values, torch.ones(16))
+    wide = values.view(torch.float8_e4m3fn).double()
+    wide[[7, 15]] = math.nan  # whose last values are the two NaN
+    torch.testing.assert_close(case.run(library).double(), wide.T, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("channels", [128, 208, 1040, 3104])
+def test_float8_launches_of_every_shape(library, channels):
+    for rows in (5, 40):
+        for launch in ((1, 1, 1), (3, 2, 1), (2, 3, 4), (1, 7, 8)):
+            options = {"norm": "layer", "epilogue": "swiglu", "launch": launch, "float8": True}
+            check(Case(rows, channels, 112, **options), library)
+
+
 CHAINED = {"norm": "layer", "epilogue": "swiglu", "launch": (3, 2, 4)}
 SEEDS = 200
 
@@ -211,6 +256,7 @@ def test_every_order_of_threads_gives_the_same_bits(library):
     """Of 4 blocks of 6 warps, with stores that arrive late and blocks that sleep."""
     cases = [Case(12, 416, 96, **CHAINED), Case(6, 416, 48, norm="rms", launch=(1, 8, 1))]
     cases.append(Case(40, 416, 64, epilogue="gated", launch=(2, 1, 8)))
+    cases.append(Case(6, 416, 64, epilogue="gated", launch=(1, 2, 4), float8=True))
     for case in cases:
         first = case.run(library)
         for seed in range(1, SEEDS):
@@ -274,6 +320,8 @@ QUERIES = {
     "halves, norms, heads of 128": {"interleaved": False, "normed": True, "D": 128, "H": 2},
     "one token": {"interleaved": False, "normed": True, "B": 2, "P": 1},
     "many rows": {"interleaved": False, "normed": True, "B": 5, "P": 16},
+    "float8": {"float8": True},
+    "float8, halves, norms": {"interleaved": False, "normed": True, "float8": True},
 }
 
 
@@ -281,13 +329,15 @@ QUERIES = {
 @pytest.mark.parametrize("kind", QUERIES)
 def test_queries_keys_and_values(library, kind, dtype):
     """Rotated, and appended where every row's cache ends; nothing else of the caches changes."""
-    options = {"interleaved": True, "normed": False, "B": 3, "P": 4, "H": 3, "Hkv": 1, "D": 32}
-    interleaved, normed, B, P, H, Hkv, D = (options | QUERIES[kind]).values()
+    options = {"interleaved": True, "normed": False, "B": 3, "P": 4, "H": 3, "Hkv": 1, "D": 32,
+               "float8": False}  # fmt: skip
+    interleaved, normed, B, P, H, Hkv, D, float8 = (options | QUERIES[kind]).values()
     C, Tmax, features = 160, 31, (H + 2 * Hkv) * D
     group = D // 16 if normed else 1
     launch = skinny_config.choose(B * P, C, features, torch.device("cpu"), group=group)
     assert launch.tiles % group == 0
-    case = Case(B * P, C, features, norm="rms", epilogue="rope", dtype=dtype, launch=launch)
+    options = {"norm": "rms", "epilogue": "rope", "dtype": dtype, "launch": launch}
+    case = Case(B * P, C, features, **options, float8=float8)
     q_norm, k_norm = (case.normal(D), case.normal(D)) if normed else (None, None)
     position = torch.tensor([0, 7, 3, 15, 2][:B], dtype=torch.int32)
     angles = torch.randn(Tmax, D // 2, generator=case.generator)
@@ -313,7 +363,7 @@ def test_queries_keys_and_values(library, kind, dtype):
     k_cache, v_cache = caches(dtype)
     q = torch.full((B, P, H, D), math.nan, dtype=dtype)
     layout = {"layout": "rope"} if interleaved else {"layout": "rope_half", "head_dim": D}
-    tensors = [case.x, case.moments, pack_weight(case.weight, **layout), case.bias, None, None,
+    tensors = [case.x, case.moments, case.packed(**layout), case.bias, None, None,
                case.norm_weight, None, None, None, None, None, q, k_cache, v_cache, position,
                freqs, q_norm, k_norm]  # fmt: skip
     strides = [C, 0, 0, 0, 0, *k_cache.stride()[:3], *v_cache.stride()[:3]]
@@ -338,7 +388,9 @@ def test_launches_fit_a_card(library):
             ), where
             assert launch.split in (1, 2, 4, 8), where
             assert channels // 16 >= launch.split, where
-            assert library.skinny_shared(rows, channels, *launch, 1) <= 227 * 1024, where
+            for float8 in (0, 1):
+                shared = library.skinny_shared(rows, channels, *launch, 1, float8)
+                assert shared <= 227 * 1024, where
 
 
 built = pytest.mark.skipif(
@@ -351,11 +403,11 @@ built = pytest.mark.skipif(
 def test_c_function_checks_before_it_launches():
     half, none = native.FLOAT16, (0, 0, native.FLOAT16)
 
-    def call(*, x=(0, 64, half), weight=0, norm=1, scale=none, epilogue=0, rows=4, channels=64,
-             features=32, tiles=1, parts=2, split=2):  # fmt: skip
+    def call(*, x=(0, 64, half), weight=0, float8=0, norm=1, scale=none, epilogue=0, rows=4,
+             channels=64, features=32, tiles=1, parts=2, split=2):  # fmt: skip
         native.cuda.skinny_product(
-            x, 0, weight, 0, norm, scale, none, none, none, EPS, epilogue, none, none, 0, 0, rows,
-            channels, features, tiles, parts, split, 0, 0, 0,
+            x, 0, weight, float8, 0, norm, scale, none, none, none, EPS, epilogue, none, none, 0, 0,
+            rows, channels, features, tiles, parts, split, 0, 0, 0,
         )  # fmt: skip
 
     wrong = [{"rows": -1}, {"rows": 129}, {"channels": 40}, {"channels": 0}, {"features": 24}]
@@ -367,7 +419,8 @@ def test_c_function_checks_before_it_launches():
             call(**arguments)
     with pytest.raises(RuntimeError, match="dtype code not handled"):
         call(x=(0, 64, native.FLOAT32))
-    call(rows=0)  # nothing to launch, on any machine
+    for float8 in (0, 1):
+        call(rows=0, float8=float8)  # nothing to launch, on any machine
 
 
 @built
@@ -377,8 +430,8 @@ def test_c_function_of_queries_checks_before_it_launches():
     def call(*, x=(0, 64, native.BFLOAT16), batch=2, tokens=2, heads=2, kv_heads=1, head_dim=16,
              interleaved=1, q_norm=none, tiles=1):  # fmt: skip
         native.cuda.rms_norm_qkv(
-            x, 0, 0, 0, none, EPS, 0, 0, 0, 0, 0, interleaved, q_norm, none, batch, tokens, heads,
-            kv_heads, head_dim, *[32] * 6, 64, tiles, 2, 2, 0, 0, 0,
+            x, 0, 0, 0, 0, none, EPS, 0, 0, 0, 0, 0, interleaved, q_norm, none, batch, tokens,
+            heads, kv_heads, head_dim, *[32] * 6, 64, tiles, 2, 2, 0, 0, 0,
         )  # fmt: skip
 
     wrong = [{"batch": -1}, {"batch": 65}, {"heads": 0}, {"kv_heads": 0}, {"head_dim": 3}]

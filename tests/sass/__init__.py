@@ -33,7 +33,7 @@ STEP = 16  # bytes of an instruction
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 # Stores, reductions and atomics to global memory, by any path.
 _WRITES = re.compile(r"(STG|ST|RED|REDG|ATOM|ATOMG|UBLKRED|UTMASTG|UTMAREDG|STAS)(\.|$)")
-_WEIGHT = re.compile(r"LDG\.E\.NA\.LTC256B\.128\.CONSTANT$")
+_WEIGHT = re.compile(r"LDG\.E\.NA\.LTC256B\.(64|128)\.CONSTANT$")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitdance_kernels import pack_weight
+from bitdance_kernels import pack_weight, quantize_rows
 from bitdance_kernels._shared import moments
 from bitdance_kernels.testing import Call
 from tests.cases.denoise_patch import head_call
@@ -22,8 +22,8 @@ _CACHE = 24
 
 
 class _Make:
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, float8: bool = False) -> None:
+        self.device, self.dtype, self._float8 = device, dtype, float8
         self._generator = torch.Generator().manual_seed(0)
 
     def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
@@ -31,14 +31,17 @@ class _Make:
         return drawn.to(self.device, self.dtype)
 
     def packed(self, features: int, channels: int, layout: str = "rows") -> Tensor:
-        return _packed(self.device, self.dtype, features, channels, layout)
+        return _packed(self.device, self.dtype, features, channels, layout, self._float8)
 
 
-@functools.lru_cache(maxsize=1)  # the calls of an op differ in their rows alone
+@functools.lru_cache(maxsize=2)  # the calls of an op differ in their rows alone
 def _packed(
-    device: torch.device, dtype: torch.dtype, features: int, channels: int, layout: str
-) -> Tensor:
-    return pack_weight(_Make(device, dtype)(features, channels, scale=channels**-0.5), layout)
+    device: torch.device, dtype: torch.dtype, features: int, channels: int, layout: str,
+    float8: bool,
+) -> Tensor:  # fmt: skip
+    weight = _Make(device, dtype)(features, channels, scale=channels**-0.5)
+    values, scales = quantize_rows(weight) if float8 else (weight, None)
+    return pack_weight(values, layout, scales=scales)
 
 
 def _normed(make: _Make, rows: int, *, features: int, layout: str, modulated: bool) -> Call:
@@ -134,6 +137,9 @@ def of_op(name: str, device: torch.device, rows: Sequence[int] = ROWS) -> Iterat
         return
     function, options = _MAKERS[name]
     for dtype in (torch.bfloat16, torch.float16):
-        for count in rows:
-            call = function(_Make(device, dtype), count, **options)
-            yield Call(f"{count} rows, {dtype}", call.args, call.kwargs)
+        for count, float8 in itertools.product(rows, (False, True)):
+            if float8 and count % 8 != 0:  # one number of rows for each kernel
+                continue
+            call = function(_Make(device, dtype, float8=float8), count, **options)
+            name = f"{count} rows, {'float8, ' * float8}{dtype}"
+            yield Call(name, call.args, call.kwargs)

@@ -62,7 +62,9 @@ def run(
     native.cuda.rms_norm_qkv(
         skinny_cuda.spaced(x),
         skinny_cuda.contiguous(moments),
-        *ready,
+        ready[0],
+        packed_weight.is_float8(weight),
+        *ready[1:],
         eps,
         q,
         k_cache,

@@ -45,7 +45,7 @@ def rms_norm_qkv(
         x: P new tokens [B, P, C], floating point, any strides.
         weight: [(H + 2 Hkv) D, C] of the dtype of `x`, D even, or what
             ``pack_weight(weight, "rope")`` makes of it, ``pack_weight(weight, "rope_half",
-            head_dim=D)`` where `interleaved` is False.
+            head_dim=D)`` where `interleaved` is False; in float8 too.
         norm_weight: [C], any floating dtype.
         k_cache: [B, Tmax, Hkv, D] of the dtype of `x`, P <= Tmax; written in place.
         v_cache: as `k_cache`.

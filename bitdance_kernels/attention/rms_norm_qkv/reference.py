@@ -30,7 +30,7 @@ def run(
     n = rms_norm.forward(x, norm_weight, eps)
     D = k_cache.shape[3]
     layout = ("rope", None) if interleaved else ("rope_half", D)
-    qkv = F.linear(n, packed_weight.matrix(weight, *layout), bias)
+    qkv = F.linear(n, packed_weight.matrix(weight, *layout, dtype=x.dtype), bias)
     return append.forward(
         qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, D)),
         k_cache,

@@ -40,7 +40,7 @@ def adaln_linear(
         scale: of the shape of `x` or broadcast to it ([C], [B, 1, C]), any floating dtype; usually
             a strided chunk.
         shift: as `scale`.
-        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, in float8 too.
         bias: [F] of the dtype of `x`, or None for 0.
         norm_weight: [C] or None for 1, any floating dtype.
         norm_bias: [C] or None for 0, any floating dtype.
@@ -92,7 +92,7 @@ def adaln_linear_swiglu(
         scale: as for ``adaln_linear``.
         shift: as for ``adaln_linear``.
         weight: [2F, C], the gate's half first, or what ``pack_weight(weight, "swiglu")`` makes of
-            it.
+            it, in float8 too.
         bias: [2F] or None for 0.
         norm_weight: as for ``adaln_linear``.
         norm_bias: as for ``adaln_linear``.

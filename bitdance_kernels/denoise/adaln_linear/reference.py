@@ -21,7 +21,7 @@ def run(
     eps: float,
 ) -> torch.Tensor:
     n = modulated_norm.forward(x, scale, shift, norm_weight, norm_bias, eps)
-    return F.linear(n, packed_weight.matrix(weight), bias)
+    return F.linear(n, packed_weight.matrix(weight, dtype=x.dtype), bias)
 
 
 def run_swiglu(
@@ -36,4 +36,5 @@ def run_swiglu(
     eps: float,
 ) -> torch.Tensor:
     n = modulated_norm.forward(x, scale, shift, norm_weight, norm_bias, eps)
-    return activations.swiglu_gate(F.linear(n, packed_weight.matrix(weight, "swiglu"), bias))
+    matrix = packed_weight.matrix(weight, "swiglu", dtype=x.dtype)
+    return activations.swiglu_gate(F.linear(n, matrix, bias))

@@ -29,7 +29,7 @@ def linear(
     Args:
         x: [..., C], floating point, any strides.
         weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, with the layout
-            "rows" or "panels".
+            "rows", in float8 too, or "panels".
         bias: [F] of the dtype of `x`, or None for 0.
         out: [..., F] of the dtype of `x`, where the result goes; it must not overlap the others.
             None for a new tensor. As PyTorch's own functions with ``out=``, the call has no
@@ -48,8 +48,9 @@ def linear(
     Numerics:
         C++ sums in float32, in an order that depends on the form of the weight, and for a matrix on
         the width of the processor's vectors, but not on the number of rows or threads: a row of a
-        batch is the row alone. Differentiable in `x`, `weight` and `bias`, by PyTorch's products.
-        Under autocast the three are cast to its dtype, as by ``F.linear``.
+        batch is the row alone. A packed float8 weight counts as the values times their scales.
+        Differentiable in `x`, `weight` and `bias`, by PyTorch's products. Under autocast the three
+        are cast to its dtype, as by ``F.linear``.
 
     Backends:
         reference, which is PyTorch's product, and unpacks a packed weight; C++ on the CPU for a
@@ -87,7 +88,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     grad_x = grad_weight = None
     rows = _rows(grad)
     if ctx.needs_input_grad[0]:
-        grad_x = grad @ packed_weight.matrix(weight)
+        grad_x = grad @ packed_weight.matrix(weight, dtype=grad.dtype)
     if ctx.needs_input_grad[1]:
         grad_weight = packed_weight.like(weight, rows.t() @ _rows(x))
     grad_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None

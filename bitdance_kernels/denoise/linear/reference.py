@@ -9,13 +9,13 @@ from bitdance_kernels._shared import packed_weight
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return F.linear(x, packed_weight.matrix(weight), bias).contiguous()
+    return F.linear(x, packed_weight.matrix(weight, dtype=x.dtype), bias).contiguous()
 
 
 def run_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    weight = packed_weight.matrix(weight)
+    weight = packed_weight.matrix(weight, dtype=x.dtype)
     if not out.is_contiguous():
         out.copy_(F.linear(x, weight, bias))
         return
@@ -30,4 +30,4 @@ def run_out(
 def functional_out(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
 ) -> None:
-    out.copy_(F.linear(x, packed_weight.matrix(weight), bias))
+    out.copy_(F.linear(x, packed_weight.matrix(weight, dtype=x.dtype), bias))

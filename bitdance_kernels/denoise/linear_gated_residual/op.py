@@ -53,7 +53,7 @@ def linear_gated_residual(
 
     Args:
         x: [..., C], floating point, any strides.
-        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, in float8 too.
         bias: [F] of the dtype of `x`, or None for 0.
         residual: [..., F], any floating dtype.
         gate: [..., F] or broadcast to it ([F], [B, 1, F]), any floating dtype; usually a strided

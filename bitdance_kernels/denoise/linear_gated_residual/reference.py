@@ -17,7 +17,8 @@ def run(
     gate: torch.Tensor | None,
 ) -> torch.Tensor:
     dtype = accumulate_dtype(residual)
-    wide, h = residual.to(dtype), F.linear(x, packed_weight.matrix(weight), bias).to(dtype)
+    product = F.linear(x, packed_weight.matrix(weight, dtype=x.dtype), bias)
+    wide, h = residual.to(dtype), product.to(dtype)
     y = wide + h if gate is None else torch.addcmul(wide, gate.to(dtype), h)
     return y.to(residual.dtype).contiguous()
 

@@ -25,7 +25,7 @@ def linear_swiglu(
     Args:
         x: [..., C], floating point, any strides.
         weight: [2F, C] of the dtype of `x`, the gate's half first, or what
-            ``pack_weight(weight, "swiglu")`` makes of it.
+            ``pack_weight(weight, "swiglu")`` makes of it, in float8 too.
         bias: [2F] of the dtype of `x`, or None for 0.
         backend: "auto", "reference" or "cuda".
 

@@ -10,4 +10,5 @@ from bitdance_kernels.denoise._shared import activations
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return activations.swiglu_gate(F.linear(x, packed_weight.matrix(weight, "swiglu"), bias))
+    matrix = packed_weight.matrix(weight, "swiglu", dtype=x.dtype)
+    return activations.swiglu_gate(F.linear(x, matrix, bias))

@@ -32,7 +32,7 @@ def rms_norm_linear(
 
     Args:
         x: [..., C], floating point, any strides.
-        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, in float8 too.
         bias: [F] of the dtype of `x`, or None for 0.
         norm_weight: [C] or None for 1, any floating dtype.
         moments: those of `x`, as ``linear_gated_residual`` returns them: float32 [..., C / 16, 2].
@@ -77,7 +77,7 @@ def rms_norm_linear_swiglu(
     Args:
         x: as for ``rms_norm_linear``.
         weight: [2F, C], the gate's half first, or what ``pack_weight(weight, "swiglu")`` makes of
-            it.
+            it, in float8 too.
         bias: [2F] or None for 0.
         norm_weight: as for ``rms_norm_linear``.
         moments: as for ``rms_norm_linear``.

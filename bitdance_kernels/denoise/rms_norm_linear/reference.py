@@ -17,7 +17,8 @@ def run(
     moments: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    return F.linear(rms_norm.forward(x, norm_weight, eps), packed_weight.matrix(weight), bias)
+    n = rms_norm.forward(x, norm_weight, eps)
+    return F.linear(n, packed_weight.matrix(weight, dtype=x.dtype), bias)
 
 
 def run_swiglu(
@@ -29,4 +30,5 @@ def run_swiglu(
     eps: float,
 ) -> torch.Tensor:
     n = rms_norm.forward(x, norm_weight, eps)
-    return activations.swiglu_gate(F.linear(n, packed_weight.matrix(weight, "swiglu"), bias))
+    matrix = packed_weight.matrix(weight, "swiglu", dtype=x.dtype)
+    return activations.swiglu_gate(F.linear(n, matrix, bias))

@@ -61,6 +61,13 @@ __device__ inline uint4 load_weight(const uint4* at) {
                : "l"(at));
   return word;
 }
+__device__ inline uint2 load_weight(const uint2* at) {
+  uint2 word;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v2.u32 {%0, %1}, [%2];"
+               : "=r"(word.x), "=r"(word.y)
+               : "l"(at));
+  return word;
+}
 
 // Words that other blocks read or write meanwhile, past the L1 cache: each 4 bytes are seen whole
 // or not at all, and two stores in any order unless a fence stands between.

@@ -9,6 +9,8 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 namespace bdk {
 
 // Two values in a word, the first one in its lower half.
@@ -24,6 +26,14 @@ __device__ inline uint32_t pack_pair<__half>(float low, float high) {
 template <>
 __device__ inline uint32_t pack_pair<__nv_bfloat16>(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// The products of two pairs, each rounded.
+template <class T>
+__device__ inline uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  const Pair pair = __hmul2(*reinterpret_cast<const Pair*>(&a), *reinterpret_cast<const Pair*>(&b));
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 

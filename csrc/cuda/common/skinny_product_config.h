@@ -13,9 +13,12 @@ enum SkinnyEpilogue { kSkinnyPlain = 0, kSkinnySwiglu = 1, kSkinnyGated = 2, kSk
 constexpr int kSkinnyMaxRows = 128;
 
 // Steps of 16 channels whose weights a warp holds at a time, and threads of a block: what the
-// registers allow, so that the blocks of two kernels fit a multiprocessor beside each other.
-template <int kTokens>
-constexpr int kSkinnySteps = kTokens > 64 ? 3 : 6;
+// registers allow, so that the blocks of two kernels fit a multiprocessor beside each other. Float8
+// weights take half of the registers; with more than 8 tokens shared memory allows no more steps.
+template <int kTokens, bool kFloat8 = false>
+constexpr int kSkinnySteps = kTokens > 64              ? 3
+                             : kTokens == 8 && kFloat8 ? 12
+                                                       : 6;
 template <int kTokens, bool kRope>
 constexpr int kSkinnyMaxThreads = kTokens == 32 && !kRope ? 576 : 512;
 
@@ -34,10 +37,11 @@ BDK_HOST_DEVICE constexpr int skinny_chunks(int steps, int split, int chunk_step
 }
 
 // Steps of a part in a chunk: as few chunks as the registers allow, of equal depth.
-template <int kTokens>
+template <int kTokens, bool kFloat8 = false>
 BDK_HOST_DEVICE constexpr int skinny_depth(int steps, int split, int parts) {
+  constexpr int kSteps = kSkinnySteps<kTokens, kFloat8>;
   const int share = ((steps + split - 1) / split + parts - 1) / parts;
-  const int chunks = (share + kSkinnySteps<kTokens> - 1) / kSkinnySteps<kTokens>;
+  const int chunks = (share + kSteps - 1) / kSteps;
   return (share + chunks - 1) / chunks;
 }
 

@@ -19,8 +19,9 @@ struct SkinnyRope {
 };
 
 struct SkinnyParams {
-  const uint4* weight;  // [features / 16][channels / 16][32] fragments, see pack_weight
-  const void* bias;     // [features] or null
+  const void* weight;  // [features / 16][channels / 16][32] fragments, see pack_weight
+  bool float8;         // whether weight is; each tile has its scales in a step of its own
+  const void* bias;    // [features] or null
   const void* x;
   const float2* moments;                // [rows][channels / 16], or null: computed from x
   const void *scale, *shift;            // rows, or null

@@ -1,37 +1,13 @@
 // skinny_product: check, choose the kernel, launch it.
 #include "bitdance_kernels.h"
-#include "cuda/common/launch_sm90.h"
-#include "cuda/common/skinny_product_sm90.cuh"
+#include "cuda/common/skinny_product_launch_sm90.cuh"
 
 namespace bdk {
+
+extern template cudaError_t launch_skinny_product<true>(const SkinnyParams&, int,
+                                                        const LaunchSm90&);
+
 namespace {
-
-template <class T, int kTokens, bool kNorm, bool kRope>
-cudaError_t launch(SkinnyParams params, const LaunchSm90& how) {
-  const int threads = 32 * params.tiles * params.parts;
-  if (threads > kSkinnyMaxThreads<kTokens, kRope>) return cudaErrorInvalidConfiguration;
-  params.depth = skinny_depth<kTokens>(params.channels / 16, params.split, params.parts);
-  const int clusters = (params.features / 16 + params.tiles - 1) / params.tiles;
-  const int shared = skinny_shared_bytes(params.rows, params.tiles, params.parts, params.split,
-                                         params.depth, params.group);
-  return launch_sm90(skinny_product_kernel<T, kTokens, kNorm, kRope>, params,
-                     clusters * params.split, threads, shared, params.split, how);
-}
-
-template <class T, int kTokens>
-cudaError_t launch_tokens(const SkinnyParams& params, const LaunchSm90& how) {
-  if (params.epilogue == kSkinnyRope) return launch<T, kTokens, true, true>(params, how);
-  if (params.norm == kSkinnyNoNorm) return launch<T, kTokens, false, false>(params, how);
-  return launch<T, kTokens, true, false>(params, how);
-}
-
-template <class T>
-cudaError_t launch_type(const SkinnyParams& params, const LaunchSm90& how) {
-  if (params.rows <= 8) return launch_tokens<T, 8>(params, how);
-  if (params.rows <= 32) return launch_tokens<T, 32>(params, how);
-  if (params.rows <= 64) return launch_tokens<T, 64>(params, how);
-  return launch_tokens<T, 128>(params, how);
-}
 
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
@@ -54,19 +30,20 @@ int run(const SkinnyParams& params, int dtype, const LaunchSm90& how) {
   if (params.rows == 0) return BDK_OK;
   const DeviceGuard guard(how.device);
   if (guard.status() != cudaSuccess) return guard.status();
-  return dtype == kFloat16 ? launch_type<__half>(params, how)
-                           : launch_type<__nv_bfloat16>(params, how);
+  return params.float8 ? launch_skinny_product<true>(params, dtype, how)
+                       : launch_skinny_product<false>(params, dtype, how);
 }
 
 }  // namespace
 }  // namespace bdk
 
 int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
-                            const void* bias_or_null, int norm, bdk_rows scale, bdk_rows shift,
-                            bdk_rows norm_weight, bdk_rows norm_bias, float eps, int epilogue,
-                            bdk_rows residual, bdk_rows gate, void* y, float* y_moments_or_null,
-                            int64_t rows, int64_t channels, int64_t features, int tiles, int parts,
-                            int split, int programmatic, int device, void* stream) {
+                            int float8, const void* bias_or_null, int norm, bdk_rows scale,
+                            bdk_rows shift, bdk_rows norm_weight, bdk_rows norm_bias, float eps,
+                            int epilogue, bdk_rows residual, bdk_rows gate, void* y,
+                            float* y_moments_or_null, int64_t rows, int64_t channels,
+                            int64_t features, int tiles, int parts, int split, int programmatic,
+                            int device, void* stream) {
   using namespace bdk;
   const int dtype = x.dtype;
   if (dtype != kFloat16 && dtype != kBFloat16) return BDK_BAD_DTYPE;
@@ -81,7 +58,8 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
     return BDK_BAD_SIZE;
   }
   SkinnyParams params{};
-  params.weight = static_cast<const uint4*>(weight);
+  params.weight = weight;
+  params.float8 = float8 != 0;
   params.bias = bias_or_null;
   params.x = x.data;
   params.moments = reinterpret_cast<const float2*>(moments_or_null);
@@ -113,7 +91,7 @@ int bdk_skinny_product_cuda(bdk_rows x, const float* moments_or_null, const void
   return run(params, dtype, {device, stream, programmatic != 0});
 }
 
-int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight,
+int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* weight, int float8,
                           const void* bias_or_null, bdk_rows norm_weight, float eps, void* q,
                           void* k_cache, void* v_cache, const int32_t* position, const float* freqs,
                           int interleaved, bdk_rows q_norm, bdk_rows k_norm, int64_t batch,
@@ -137,7 +115,8 @@ int bdk_rms_norm_qkv_cuda(bdk_rows x, const float* moments_or_null, const void* 
   const int group = normed ? static_cast<int>(head_dim / 16) : 1;
   if (tiles < 1 || tiles % group != 0) return BDK_BAD_SIZE;
   SkinnyParams params{};
-  params.weight = static_cast<const uint4*>(weight);
+  params.weight = weight;
+  params.float8 = float8 != 0;
   params.bias = bias_or_null;
   params.x = x.data;
   params.moments = reinterpret_cast<const float2*>(moments_or_null);

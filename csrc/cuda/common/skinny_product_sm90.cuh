@@ -7,11 +7,17 @@
 // blocks of a cluster divide the channels among them. Partial sums go to the shared memory of the
 // block that finishes an item, which is a tile by 8 tokens.
 //
+// Weights may be float8: exact in the dtype of the inputs, which they are widened to after they
+// have arrived, and with a scale for each feature, a power of two by which the sums are multiplied.
+//
 // Until wait_for_previous() only weights, norms' parameters and modulations are read, which the
 // kernels of a chain do not write, see bdk_skinny_product_cuda.
 #pragma once
 
+#include <type_traits>
+
 #include "common/rotation.h"
+#include "cuda/common/float8.cuh"
 #include "cuda/common/load_store.cuh"
 #include "cuda/common/machine_sm90.cuh"
 #include "cuda/common/mma.cuh"
@@ -20,13 +26,15 @@
 namespace bdk {
 
 // One thread's share of a product. kTokens: maximum of rows; kNorm: whether x is normalized; kRope:
-// whether the epilogue is the rotation of heads.
-template <class T, int kTokens, bool kNorm, bool kRope>
+// whether the epilogue is the rotation of heads; kFloat8: whether the weight is float8.
+template <class T, int kTokens, bool kNorm, bool kRope, bool kFloat8>
 struct SkinnyProduct {
-  static constexpr int kTokenTiles = kTokens / 8, kSteps = kSkinnySteps<kTokens>;
+  static constexpr int kTokenTiles = kTokens / 8, kSteps = kSkinnySteps<kTokens, kFloat8>;
   static constexpr int kHeld =
       kTokens > 64 || kRope ? 1 : 2;                   // words that a thread normalizes at a time
   static constexpr int kLanes = kTokens > 32 ? 4 : 8;  // that measure a row
+
+  using Weights = std::conditional_t<kFloat8, uint2, uint4>;  // of a lane and a step
 
   const SkinnyParams& p;
   const int threads, warp, lane, rank, cluster;
@@ -38,7 +46,7 @@ struct SkinnyProduct {
   float* squares_of_heads;                    // [warps][8 tokens]
   float4* partial;                            // [slots][split * parts][32]
   float sums[kTokenTiles][4];
-  uint4 weights[kSteps];  // of a chunk of channels
+  Weights weights[kSteps];  // of a chunk of channels
   uint4 x[kHeld], scale[kHeld], shift[kHeld];
 
   __device__ SkinnyProduct(const SkinnyParams& params, unsigned char* shared)
@@ -66,9 +74,14 @@ struct SkinnyProduct {
     return first_step + (chunk * p.parts + warp / p.tiles) * p.depth;
   }
 
+  // Where the weights of a tile begin, with the scales behind those that are float8.
+  __device__ const Weights* weights_of(int tile) const {
+    return static_cast<const Weights*>(p.weight) + int64_t{tile} * (all_steps + kFloat8) * 32;
+  }
+
   __device__ void load_weights(int chunk) {
     const int step = step_of(chunk);
-    const uint4* from = p.weight + (int64_t{tile()} * all_steps + step) * 32 + lane;
+    const Weights* from = weights_of(tile()) + step * 32 + lane;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       if (s < p.depth && step + s < end_step && has_tile()) weights[s] = load_weight(from + s * 32);
@@ -209,7 +222,8 @@ struct SkinnyProduct {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       if (s >= p.depth || step + s >= end_step) break;
-      const uint32_t a[4] = {weights[s].x, weights[s].y, weights[s].z, weights[s].w};
+      uint32_t a[4];
+      fragment<T>(weights[s], a);
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t) {
         if (8 * t >= p.rows) break;
@@ -224,7 +238,7 @@ struct SkinnyProduct {
 
   // What an item's end needs besides its sums: two features (0, 1) of two tokens.
   struct Operands {
-    float bias[2], residual[2][2], gate[2][2];
+    float scale[2], bias[2], residual[2][2], gate[2][2];
   };
 
   __device__ int feature(int tile, int h) const {
@@ -243,6 +257,10 @@ struct SkinnyProduct {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int f = feature(tile, h);
+      if constexpr (kFloat8) {
+        const Weights* behind = weights_of(tile) + all_steps * 32;
+        o.scale[h] = reinterpret_cast<const float*>(behind)[lane / 4 + 8 * h];
+      }
       o.bias[h] = p.bias != nullptr ? to_float(static_cast<const T*>(p.bias)[f]) : 0.0f;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -448,6 +466,12 @@ struct SkinnyProduct {
           sum.z += v.z;
           sum.w += v.w;
         }
+        if constexpr (kFloat8) {
+          sum.x *= operand.scale[0];
+          sum.y *= operand.scale[0];
+          sum.z *= operand.scale[1];
+          sum.w *= operand.scale[1];
+        }
       }
       if constexpr (kRope) {
         finish_head(tile, token, operand, sum, exists(item));
@@ -458,11 +482,11 @@ struct SkinnyProduct {
   }
 };
 
-template <class T, int kTokens, bool kNorm, bool kRope>
+template <class T, int kTokens, bool kNorm, bool kRope, bool kFloat8>
 __global__ void __launch_bounds__(kSkinnyMaxThreads<kTokens, kRope>)
     skinny_product_kernel(const SkinnyParams params) {
   BDK_SHARED_BYTES(shared);
-  SkinnyProduct<T, kTokens, kNorm, kRope> product(params, shared);
+  SkinnyProduct<T, kTokens, kNorm, kRope, kFloat8> product(params, shared);
   product.run();
 }
 

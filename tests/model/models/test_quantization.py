@@ -12,7 +12,8 @@ from bitdance.models.quantization import QUANTIZATIONS, Float8Linear, is_quantiz
 from bitdance.sampling.config import choose_plan, use_plans
 from bitdance.sampling.flow_sampler import Schedule
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
-from bitdance_kernels import dequantize_rows, quantize_rows
+from bitdance.sampling.weights import PackedLinear
+from bitdance_kernels import dequantize_rows, quantize_rows, unpack_weight
 from tests.model.helpers import golden_model
 from tests.model.helpers.golden_cases import Case
 from tests.model.helpers.tiny import HEADS, PACKABLE, tiny_head, tiny_patch, tiny_pipeline
@@ -148,14 +149,34 @@ def test_widths_that_do_not_fit_are_refused_before_anything_is_replaced():
     assert not is_quantized(pipeline.model)
 
 
+@EVERY
 @pytest.mark.parametrize("plan", ["packed", "persistent"])
-def test_plans_that_cannot_run_float8_are_refused(plan):
+def test_plans_that_cannot_run_float8_are_refused(plan, quantization):
     arguments = ("head", 4, (64,), torch.float32, torch.device("cpu"))
-    assert choose_plan(*arguments, quantized=True) == "library"
-    with pytest.raises(ValueError, match="plan must be 'library' for weights in float8"):
-        choose_plan(*arguments, quantized=True, plan=plan)
-    with use_plans(head=plan), pytest.raises(ValueError, match="for weights in float8"):
-        _bits(_pipeline("fp8"))
+    named = {"architecture": "mlp", "quantization": quantization}
+    assert choose_plan(*arguments, **named) == "library"
+    if quantization == "fp8_weight_only" and plan == "packed":
+        assert choose_plan(*arguments, **named, plan=plan) == plan
+        return
+    what = "weights" if quantization == "fp8_weight_only" else "inputs"
+    with pytest.raises(ValueError, match=f"plan must be .* for {what} in float8, got '{plan}'"):
+        choose_plan(*arguments, **named, plan=plan)
+    with use_plans(head=plan), pytest.raises(ValueError, match=f"for {what} in float8"):
+        _bits(_pipeline(quantization))
+
+
+def test_packed_weights_stay_in_float8():
+    """Images by products with packed weights; its norms round elsewhere, and bits may differ."""
+    pipeline = _pipeline("fp8_weight_only")
+    expected = _bits(pipeline)
+    with use_plans(head="packed", trunk="packed"):
+        found = _bits(pipeline)
+    assert (found == expected).float().mean() > 0.98
+    packed = PackedLinear([pipeline.model.layers[0].feed_forward.w1], torch.float16, "swiglu")
+    packed.load()
+    assert packed.weight.dtype == torch.uint8
+    rounded = pipeline.model.layers[0].feed_forward.w1.dequantized(torch.float32)
+    assert torch.equal(unpack_weight(packed.weight, "swiglu"), rounded)
 
 
 @EVERY

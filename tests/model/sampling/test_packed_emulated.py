@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bitdance.models.kv_cache import KVCache
+from bitdance.models.quantization import quantize_blocks
 from bitdance.models.qwen3 import Qwen3Config, Qwen3Model, rope_frequencies, rope_table
 from bitdance.sampling import packed_products
 from bitdance.sampling.config import use_plans
@@ -37,11 +38,17 @@ def final_state(way, schedule, cond, **settings):
     return denoise(way, schedule, cond, keys=noise_keys(3, range(4)), **settings)
 
 
+FLOAT8 = pytest.mark.parametrize("float8", [False, True])
+
+
+@FLOAT8
 @pytest.mark.parametrize("architecture", ["mlp", "transformer", "t2i", "t2i, SiLU"])
 @torch.no_grad()
-def test_heads_are_as_exact_as_by_the_library(architecture, libraries):
+def test_heads_are_as_exact_as_by_the_library(architecture, float8, libraries):
     """Whole patches in bfloat16, with guidance, against the network in float64."""
     head = tiny_head(architecture, ch_target=16, depth_latent=3).net
+    if float8:
+        quantize_blocks("test", [head.res_blocks], "fp8_weight_only")
     patch = tiny_patch(architecture)
     cond = torch.randn(8, *([] if patch is None else [patch]), 24)
     half, wide = head.bfloat16(), None
@@ -114,10 +121,13 @@ def test_a_chain_begins_with_a_launch_that_waits(libraries):
     assert names[1:] == (["skinny_product"] * 13 + ["denoise_step_linear"]) * 4
 
 
+@FLOAT8
 @pytest.mark.parametrize("P", [1, 4])
 @torch.no_grad()
-def test_a_trunk_step_is_as_exact_as_by_the_library(P, libraries):
+def test_a_trunk_step_is_as_exact_as_by_the_library(P, float8, libraries):
     model = tiny_sampler(parallel_num=P, n_layer=3, **PACKABLE).model
+    if float8:
+        quantize_blocks("test", [model.layers], "fp8_weight_only")
     x = torch.randn(3, P, 32).bfloat16()
 
     def decode(dtype, packed):
@@ -143,13 +153,16 @@ def test_a_trunk_step_is_as_exact_as_by_the_library(P, libraries):
     compare("staged", packed, library, truth, f"P = {P}")
 
 
+@FLOAT8
 @torch.no_grad()
-def test_a_step_of_a_language_model_is_as_exact_as_by_the_library(libraries):
+def test_a_step_of_a_language_model_is_as_exact_as_by_the_library(float8, libraries):
     """Queries and keys are normalized in the product's epilogue, and turn by halves of a head."""
     torch.manual_seed(0)
     trunk = Qwen3Model(QWEN).bfloat16()
     for parameter in trunk.parameters():
         parameter.normal_(std=0.3)
+    if float8:
+        quantize_blocks("test", [trunk.layers], "fp8_weight_only")
     freqs = rope_table(20, rope_frequencies(QWEN.head_dim, QWEN.rope_theta))
     x, content = torch.randn(3, 4, 64).bfloat16(), torch.randn(2, 2, 3, 20, 2, 32).bfloat16()
 

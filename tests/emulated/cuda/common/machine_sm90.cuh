@@ -25,7 +25,10 @@ inline void store_to_block(void* shared, uint32_t rank, float4 value) {
   emulated::store_late(emulated::at_block(shared, rank), &value, sizeof value);
 }
 
-inline uint4 load_weight(const uint4* at) { return *at; }
+template <class Word>
+Word load_weight(const Word* at) {
+  return *at;
+}
 
 template <class Word>
 Word load_relaxed(const Word* at) {

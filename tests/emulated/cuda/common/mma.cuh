@@ -17,6 +17,14 @@ uint32_t pack_pair(float low, float high) {
 }
 
 template <class T>
+uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  const auto at = [](uint32_t pair, int i) {
+    return widen(static_cast<uint16_t>(pair >> 16 * i), T{});
+  };
+  return pack_pair<T>(at(a, 0) * at(b, 0), at(a, 1) * at(b, 1));
+}
+
+template <class T>
 void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   using Words = std::array<uint32_t, 6>;
   const auto sums = emulated::exchange(
