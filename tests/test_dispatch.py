@@ -329,7 +329,8 @@ def test_a_signature_refuses_or_tells_of_tensors_that_require_grad():
     assert _signature(x) == _signature(x.detach(), gradients=refused) == _signature(x.detach())
     given = [(x, x), (x, x.detach()), (x.detach(), x), (x.detach(), x.detach())]
     signatures = [_signature(*pair, gradients=noted) for pair in given]
-    assert len(set(signatures)) == 4 and None not in signatures
+    assert len(set(signatures)) == 4
+    assert None not in signatures
     assert signatures[-1] == _signature(*given[-1])
     assert _signature(*[x.detach()] * 100) is None  # longer than the limit of a signature
 
