@@ -1,6 +1,7 @@
-// Binds a C function of bitdance_kernels.h as it is declared there: where it has a pointer or a
-// bdk_rows, Python gives a tensor (see tensors.h for what else), the GIL is released, and a status
-// other than 0 becomes a Python IndexError or RuntimeError. Calls can be recorded, see recording.h.
+// Binds a C function of bitdance_kernels.h as it is declared there: where it has a pointer,
+// bdk_rows or bdk_heads, Python gives a tensor (see tensors.h for what else), the GIL is released,
+// and a status other than 0 becomes a Python IndexError or RuntimeError. Calls can be recorded, see
+// recording.h.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,8 +18,9 @@
 namespace bdk {
 
 template <class T>
-using PythonArgument =
-    std::conditional_t<std::is_pointer_v<T> || std::is_same_v<T, bdk_rows>, pybind11::handle, T>;
+using PythonArgument = std::conditional_t<std::is_pointer_v<T> || std::is_same_v<T, bdk_rows> ||
+                                              std::is_same_v<T, bdk_heads>,
+                                          pybind11::handle, T>;
 
 template <class T>
 T from_python(PythonArgument<T> value) {
@@ -26,6 +28,8 @@ T from_python(PythonArgument<T> value) {
     return static_cast<T>(address_of(value));
   } else if constexpr (std::is_same_v<T, bdk_rows>) {
     return rows_of(value);
+  } else if constexpr (std::is_same_v<T, bdk_heads>) {
+    return heads_of(value);
   } else {
     return value;
   }

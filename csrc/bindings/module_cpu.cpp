@@ -18,6 +18,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("adaln_norm_backward", bdk_adaln_norm_backward_cpu);
   bind("bit_counts", bdk_bit_counts_cpu);
   bind("block_causal_attention", bdk_block_causal_attention_cpu);
+  bind("block_causal_attention_backward", bdk_block_causal_attention_backward_cpu);
   bind("block_decode_attention", bdk_block_decode_attention_cpu);
   bind("denoise_step", bdk_denoise_step_cpu);
   bind("finalize_bits", bdk_finalize_bits_cpu);

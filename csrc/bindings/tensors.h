@@ -138,6 +138,16 @@ inline bdk_rows rows_of(pybind11::handle object) {
   return rows;
 }
 
+// A tensor [batch, tokens, heads, channels] with adjacent channels.
+inline bdk_heads heads_of(pybind11::handle object) {
+  const dlpack::Tensor tensor = borrow(object);
+  if (tensor.dims != 4 || (tensor.strides[3] != 1 && tensor.shape[3] != 1)) {
+    throw pybind11::value_error("a tensor must be [B, T, H, D] with adjacent channels");
+  }
+  return {tensor.data, tensor.strides[0], tensor.strides[1], tensor.strides[2],
+          dtype_code(tensor.dtype)};
+}
+
 // The memory of a tensor, an address, or null for None.
 inline void* address_of(pybind11::handle object) {
   if (object.is_none()) return nullptr;

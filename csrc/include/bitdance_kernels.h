@@ -124,6 +124,14 @@ typedef struct {
   int dtype;
 } bdk_rows;
 
+// Tokens of heads [batch, tokens, heads, channels] with adjacent channels, in the format of a dtype
+// code; strides in elements.
+typedef struct {
+  void* data;
+  int64_t batch, token, head;
+  int dtype;
+} bdk_heads;
+
 // Row ops of the head: `rows` rows of `channels` values, each tensor with its own dtype; adaln
 // takes rows of halves of up to 8192 channels. Computed in float32.
 //
@@ -214,17 +222,26 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                                    int64_t k_token, int64_t k_head, int64_t v_batch,
                                    int64_t v_token, int64_t v_head, float scale, int threads);
 
-// q: [batch, tokens, heads, head_dim], k, v: [batch, keys, kv_heads, head_dim], strided, with
-// adjacent channels, at most 128 of them; start, end: [tokens] every `range_batch`, the keys that a
-// query sees; out: [batch, tokens, heads, head_dim]; lse: [batch, heads, tokens].
-int bdk_block_causal_attention_cpu(const float* q, const float* k, const float* v,
-                                   const int32_t* start, const int32_t* end, int64_t range_batch,
-                                   float* out, float* lse, int64_t batch, int64_t tokens,
-                                   int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t keys,
-                                   int64_t q_batch, int64_t q_token, int64_t q_head,
-                                   int64_t k_batch, int64_t k_token, int64_t k_head,
-                                   int64_t v_batch, int64_t v_token, int64_t v_head, float scale,
-                                   int threads);
+// q, out: [batch, tokens, heads, head_dim]; k, v: [batch, keys, kv_heads, head_dim], all of one
+// dtype; head_dim <= 128, tokens, keys <= 4096; start, end: [tokens] every `range_batch`, the keys
+// that a query sees; lse: [batch, heads, tokens]. workspace: `workspace_size` floats a thread, at
+// least (3 keys + 2 tokens) head_dim + 16 keys, with keys and head_dim rounded up to multiples
+// of 16.
+int bdk_block_causal_attention_cpu(bdk_heads q, bdk_heads k, bdk_heads v, const int32_t* start,
+                                   const int32_t* end, int64_t range_batch, bdk_heads out,
+                                   float* lse, int64_t batch, int64_t tokens, int64_t heads,
+                                   int64_t kv_heads, int64_t head_dim, int64_t keys, float scale,
+                                   float* workspace, int64_t workspace_size, int threads);
+
+// grad, dq: as out; dk, dv: as k. The workspace has at least (6 keys + 4 tokens) head_dim + 256
+// keys floats a thread.
+int bdk_block_causal_attention_backward_cpu(bdk_heads grad, bdk_heads q, bdk_heads k, bdk_heads v,
+                                            bdk_heads out, const float* lse, const int32_t* start,
+                                            const int32_t* end, int64_t range_batch, bdk_heads dq,
+                                            bdk_heads dk, bdk_heads dv, int64_t batch,
+                                            int64_t tokens, int64_t heads, int64_t kv_heads,
+                                            int64_t head_dim, int64_t keys, float scale,
+                                            float* workspace, int64_t workspace_size, int threads);
 
 // y = x, [batch, tokens, heads, channels] of `dtype`, rotated by freqs [tokens, channels / 2, 2],
 // or by the negative angles (`back`); x has strides, y none. At most 1024 channels.

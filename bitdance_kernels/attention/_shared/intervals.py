@@ -63,8 +63,9 @@ def sum_of_nonfinite(
 
 
 def is_finite(*tensors: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; may be False for finite values whose sum overflows."""
-    return all(
-        bool(torch.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32))))
-        for x in tensors
-    )
+    """Whether no value is NaN or infinite; may be False for finite values whose sum overflows.
+
+    Sums of bfloat16 are in float32 inside; asked for as such they take up to nine times as long.
+    """
+    dtypes = {torch.float16: torch.float32}
+    return all(bool(torch.isfinite(x.sum(dtype=dtypes.get(x.dtype)))) for x in tensors)

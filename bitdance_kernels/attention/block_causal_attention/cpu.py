@@ -1,12 +1,12 @@
-"""block_causal_attention of short sequences in C++: csrc/cpu/block_causal_attention.
+"""block_causal_attention in C++: csrc/cpu/block_causal_attention.
 
-Longer ones are left to PyTorch's fused kernel, which the reference calls: its matrix products are
-faster, and the hundred microseconds that it takes to begin do not matter there. Half precision is
-left to it too, with products of halves, for which processors have instructions; the reference has
-those of float32, which are more exact.
+A large forward pass in bfloat16 is left to PyTorch's fused kernel where the processor multiplies
+tiles of it; it rounds the weights to bfloat16 for that.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -15,18 +15,18 @@ from bitdance_kernels.attention._shared import intervals
 from bitdance_kernels.attention._shared.heads import unit_channels
 from bitdance_kernels.attention.block_causal_attention import _fused_cpu, reference
 
-_MAX_CHANNELS = 128  # kDecodeMaxChannels of csrc/cpu/block_decode_attention
-_MAX_TOKENS = 128
-_HALVES = (torch.float16, torch.bfloat16)
+_MAX_CHANNELS = 128  # kMaxChannels of csrc/cpu/common/attention_tiles.h
+_MAX_TOKENS = 4096
+_PAD, _STRIP, _STRIPS = 16, 16, 4  # of csrc/cpu/block_causal_attention
+# Values of the keys of a head beyond which tiles of bfloat16 are faster.
+_TILED = 8192 if getattr(torch.cpu, "_is_amx_tile_supported", bool)() else math.inf
 
 
 def unsupported(q: torch.Tensor, k: torch.Tensor, *_: object) -> str | None:
-    if q.dtype in _HALVES:
-        return None
     reason = native.cpu_unsupported("block_causal_attention", q)
     if reason is not None:
         return reason
-    if q.dtype != torch.float32:
+    if q.dtype not in native.DTYPE_CODES:
         return f"it does not handle {q.dtype}"
     if q.shape[3] > _MAX_CHANNELS:
         return f"it takes heads of at most {_MAX_CHANNELS} channels, got D = {q.shape[3]}"
@@ -43,18 +43,19 @@ def run(
     end: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if q.dtype in _HALVES:
+    B, T, H, D = q.shape
+    Tk, Hkv = k.shape[1:3]
+    if q.dtype == torch.bfloat16 and Tk * D > _TILED:
         out, lse = _fused_cpu.forward(q, k, v, start, end, scale, dtype=q.dtype)
         known = intervals.is_finite(out)  # it does not know that hidden keys must not be seen
         return (out, lse) if known else reference.forward(q, k, v, start, end, scale)
-    B, T, H, D = q.shape
-    out, lse = q.new_empty(B, T, H, D), q.new_empty(B, H, T)
-    q, k, v = map(unit_channels, (q, k, v))
+    keys, width = _padded(Tk), _padded(D)
+    threads = torch.get_num_threads()
+    out, lse = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
+    size = (3 * keys + 2 * T) * width + _STRIP * keys
     start, end = start.contiguous(), end.contiguous()
     native.cpu.block_causal_attention(
-        q,
-        k,
-        v,
+        *map(unit_channels, (q, k, v)),
         start,
         end,
         T if start.dim() == 2 else 0,
@@ -63,19 +64,18 @@ def run(
         B,
         T,
         H,
-        k.shape[2],
+        Hkv,
         D,
-        k.shape[1],
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
+        Tk,
         scale,
-        torch.get_num_threads(),
+        q.new_empty(threads * size, dtype=torch.float32),
+        size,
+        threads,
     )
     return out, lse
 
 
-native_functions_backward = ("block_causal_attention",)  # it runs its own forward pass
+native_functions_backward = ("block_causal_attention_backward",)
 
 
 def unsupported_backward(
@@ -95,9 +95,35 @@ def run_backward(
     end: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    # PyTorch's fused kernel: its start-up time is small in a training step. Its rounding errors
-    # cancel those of its own forward pass; with another log-sum-exp the error doubles. Halves have
-    # passed through it, and their errors are larger.
-    if q.dtype not in _HALVES:
-        out, lse = reference.run(q, k, v, start, end, scale)
-    return reference.run_backward(grad, q, k, v, out, lse, start, end, scale)
+    B, T, H, D = q.shape
+    Tk, Hkv = k.shape[1:3]
+    keys, width = _padded(Tk), _padded(D)
+    threads = torch.get_num_threads()
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    size = (6 * keys + 4 * T) * width + 2 * _STRIPS * _STRIP * keys
+    start, end = start.contiguous(), end.contiguous()
+    native.cpu.block_causal_attention_backward(
+        *map(unit_channels, (grad, q, k, v, out)),
+        lse.contiguous(),
+        start,
+        end,
+        T if start.dim() == 2 else 0,
+        dq,
+        dk,
+        dv,
+        B,
+        T,
+        H,
+        Hkv,
+        D,
+        Tk,
+        scale,
+        q.new_empty(threads * size, dtype=torch.float32),
+        size,
+        threads,
+    )
+    return dq, dk, dv
+
+
+def _padded(n: int) -> int:
+    return -(-n // _PAD) * _PAD

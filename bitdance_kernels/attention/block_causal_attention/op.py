@@ -56,14 +56,13 @@ def block_causal_attention(
         backward pass recomputes the weights from the log-sum-exp of each query and is
         deterministic. The triton backend (D up to 128, scale over 0, no float64) rounds weights
         and their gradients to the dtype of `q` before it multiplies, as FlashAttention does; so
-        does the cpu backend with the weights of halves. In float32, up to D = 64, triton's products
-        are six products of three bfloat16 parts of each value, where the card has units for them.
-        Autocast casts `q`, `k` and `v` to its dtype.
+        does the cpu backend where the processor multiplies tiles of bfloat16. In float32, up to
+        D = 64, triton's products are six products of three bfloat16 parts of each value, where the
+        card has units for them. Autocast casts `q`, `k` and `v` to its dtype.
 
     Backends:
-        reference, on the CPU by PyTorch's fused kernel in float32; cpu: for halves that kernel with
-        products of halves, for float32, D up to 128 and up to 128 tokens C++, since more are faster
-        on the reference; triton.
+        reference, on the CPU by PyTorch's fused kernel in float32; cpu in C++, for D up to 128 and
+        up to 4096 tokens, no float64; triton.
 
     Example:
         >>> import torch

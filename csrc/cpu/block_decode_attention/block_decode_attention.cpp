@@ -16,9 +16,7 @@ int64_t filled(int64_t length, int64_t cache_tokens) {
   return length < 0 ? 0 : length < cache_tokens ? length : cache_tokens;
 }
 
-}  // namespace
-
-const DecodeLoops& choose_decode_loops() {
+const DecodeLoops& choose() {
 #ifdef BDK_X86
   if (active_isa() == kAvx512) return kDecodeAvx512;
   if (active_isa() == kAvx2) return kDecodeAvx2;
@@ -26,6 +24,7 @@ const DecodeLoops& choose_decode_loops() {
   return kScalarLoops;
 }
 
+}  // namespace
 }  // namespace bdk
 
 int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const float* v_cache,
@@ -40,7 +39,7 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
       head_dim > kDecodeMaxChannels || cache_tokens < 0 || threads < 1) {
     return BDK_BAD_SIZE;
   }
-  const DecodeLoops& loops = choose_decode_loops();
+  const DecodeLoops& loops = choose();
   const int64_t group = heads / kv_heads, rows = tokens * group;
   const int64_t tiles = (rows + kDecodeRows - 1) / kDecodeRows;
   int64_t longest = 0;

@@ -32,8 +32,6 @@ struct DecodeLoops {
 
 extern const DecodeLoops kDecodeAvx2, kDecodeAvx512;
 
-const DecodeLoops& choose_decode_loops();
-
 namespace {  // compiled anew for each instruction set
 
 // Scores [rows, keys] become weights relative to the new `top`; what is older has lost `factor`.

@@ -6,6 +6,8 @@
 // side by side; for the others they are dot products of rows, with vectors along the channels.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/common/vectors.h"
 
 namespace bdk {
@@ -25,8 +27,8 @@ struct Matrix {
 
 inline int padded(int columns) { return (columns + kPad - 1) / kPad * kPad; }
 
-// kRows rows of c, kPad columns.
-template <int kRows>
+// kRows rows of c, kPad columns; kAdd: adds to c.
+template <int kRows, bool kAdd>
 inline void product_block(const float* a, int64_t a_step, int64_t a_row, Matrix b, int depth,
                           float factor, float* c, int64_t c_stride) {
   Vector sum[kRows][kVectors] = {};
@@ -46,28 +48,37 @@ inline void product_block(const float* a, int64_t a_step, int64_t a_row, Matrix 
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) {
-      const Vector scaled = factor * sum[r][i];
+      Vector scaled = factor * sum[r][i];
+      if constexpr (kAdd) {
+        Vector before;
+        memcpy(&before, c + r * c_stride + i * kLanes, sizeof before);
+        scaled += before;
+      }
       memcpy(c + r * c_stride + i * kLanes, &scaled, sizeof scaled);
     }
   }
 }
 
 // c [rows, columns] = factor times the sum over k of a(k, row) b[k, column], where a(k, row) is
-// a[k * a_step + row * a_row]; `columns` is a multiple of kPad.
+// a[k * a_step + row * a_row]; `columns` is a multiple of kPad. kAdd: it is added to c.
+template <bool kAdd = false>
 inline void product(const float* a, int64_t a_step, int64_t a_row, Matrix b, int depth, int rows,
                     int columns, float factor, float* c, int64_t c_stride) {
   constexpr int kRows = kLanes == 4 ? 2 : kLanes == 8 ? 4 : 8;
   for (int column = 0; column < columns; column += kPad) {
     const Matrix from{b.at + column, b.stride};
     int row = 0;
-    for (; row + kRows <= rows; row += kRows) {
-      product_block<kRows>(a + row * a_row, a_step, a_row, from, depth, factor,
-                           c + row * c_stride + column, c_stride);
-    }
-    for (; row < rows; ++row) {
-      product_block<1>(a + row * a_row, a_step, a_row, from, depth, factor,
-                       c + row * c_stride + column, c_stride);
-    }
+    const auto take = [&](auto some) {
+      constexpr int kSome = decltype(some)::value;
+      for (; row + kSome <= rows; row += kSome) {
+        product_block<kSome, kAdd>(a + row * a_row, a_step, a_row, from, depth, factor,
+                                   c + row * c_stride + column, c_stride);
+      }
+    };
+    take(std::integral_constant<int, kRows>());
+    if constexpr (kRows > 4) take(std::integral_constant<int, 4>());
+    if constexpr (kRows > 2) take(std::integral_constant<int, 2>());
+    take(std::integral_constant<int, 1>());
   }
 }
 
