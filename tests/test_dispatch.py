@@ -224,10 +224,18 @@ def test_a_call_like_one_before_is_not_checked_again(monkeypatch, chosen):
         pack_signs(torch.ones(2, 7))
     with use_backend("reference"):
         pack_signs(torch.ones(2, 8))
-    auto = [[2, 8], [3, 8], [2, 7]]
-    named = [[2, 8], [2, 8], [3, 8], [2, 8], [2, 8]]
-    assert sorted(checked) == sorted(map(torch.Size, auto + named))
+    auto, refused = [[2, 8], [3, 8]], [[2, 7]]
+    named, by_default = [[2, 8], [3, 8]], [[2, 8]]
+    assert sorted(checked) == sorted(map(torch.Size, auto + refused + named + by_default))
     assert chosen == ["cpu", "reference"] * 4 + ["reference"]
+
+
+@pytest.mark.parametrize("name", ["metal", "auto\0auto", "", None, ["cpu"], 1])
+def test_what_is_no_backend_is_refused_each_time(name):
+    for _ in range(2):
+        pack_signs(torch.ones(2, 8))
+        with pytest.raises(ValueError, match="pack_signs: backend must be one of auto, reference"):
+            pack_signs(torch.ones(2, 8), backend=name)
 
 
 @needs_signatures

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitdance_kernels import adaln_norm, rope
+from bitdance_kernels import adaln_norm, rope, use_backend
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import cpu_isas
 
@@ -78,3 +78,25 @@ def test_a_gradient_has_no_second_one_but_on_the_reference():
     y = adaln_norm(x, x, x, backend="reference")
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
+
+
+def test_a_backward_pass_takes_the_backend_of_its_forward_call(monkeypatch):
+    """Also of a call like one before, and where the default backend has changed since."""
+    op = REGISTRY["adaln_norm_backward"]
+    used = []
+    run_on = op._run_on
+    monkeypatch.setattr(
+        op, "_run_on", lambda backend, inputs: used.append(backend) or run_on(backend, inputs)
+    )
+    x, scale, shift = torch.randn(3, 4, 16)
+    x.requires_grad_()
+    reference = op.backend("reference")
+    for _ in range(2):
+        adaln_norm(x, scale, shift, backend="reference").sum().backward()
+    with use_backend("reference"):
+        y = adaln_norm(x, scale, shift)
+    y.sum().backward()
+    with use_backend("reference"):
+        adaln_norm(x, scale, shift).sum().backward()
+    best = op.backend("cpu" if cpu_isas() else "reference")
+    assert used == [reference, reference, best, reference]

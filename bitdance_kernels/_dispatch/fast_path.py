@@ -18,19 +18,21 @@ from bitdance_kernels._dispatch.transforms import key_set
 from bitdance_kernels._shared import native
 
 
-def _first_signature(*call: Any) -> bytes | None:
-    global signature
-    found = native.cpu.unavailable("signature") is None
-    signature = native.cpu.signature if found else lambda *call: None
-    return signature(*call)
+def _first_call_key(*call: Any) -> bytes | None:
+    global call_key
+    found = native.cpu.unavailable("call_key") is None
+    call_key = native.cpu.call_key if found else lambda *call: None
+    return call_key(*call)
 
 
-signature: Callable[[tuple[Any, ...], int, int], bytes | None] = _first_signature
+call_key: Callable[[tuple[Any, ...], int, int, Any, set[int]], bytes | None] = _first_call_key
 """Returns bytes that two calls of an op have in common only if no check can tell them apart.
 
-It takes the arguments, what to do about tensors that require grad (`IGNORED`, `REFUSED`, `NOTED`),
-and an integer whose bit i is set if the op writes argument i; it returns None for a call that must
-be checked. See csrc/bindings/signature.h.
+It takes the arguments and the backend, what to do about tensors that require grad where gradients
+are recorded (`IGNORED`, `REFUSED`, `NOTED`), an integer whose bit i is set if the op writes
+argument i, the context variable of the default backend, and `PLAIN_THREADS`. It returns None for a
+call that must be checked, or that something besides PyTorch's dispatcher must see. See
+csrc/bindings/signature.h.
 """
 
 IGNORED, REFUSED, NOTED = range(3)
@@ -44,7 +46,7 @@ try:
 
     # Dispatch keys of a thread without modes and transforms, and of dense tensors without a pending
     # negation or conjugation: one set for inference mode, one without it.
-    _PLAIN_THREAD = {
+    PLAIN_THREADS = {
         key_set(*names).raw_repr()
         for names in (("BackendSelect",), ("BackendSelect", "ADInplaceOrView"))
     }
@@ -54,6 +56,7 @@ try:
         for rest in ((), ("ADInplaceOrView", f"Autograd{device}"))
     }
 except AttributeError:
+    PLAIN_THREADS = set()
 
     def needs_dispatcher() -> bool:
         """Whether a mode, a transform, forward-mode AD or the profiler must see every call."""
@@ -73,7 +76,7 @@ else:
     def needs_dispatcher() -> bool:
         """Whether a mode, a transform, forward-mode AD or the profiler must see every call."""
         return (
-            _thread_keys().raw_repr() not in _PLAIN_THREAD
+            _thread_keys().raw_repr() not in PLAIN_THREADS
             or forward_ad._current_level >= 0
             or _is_function_mode()
             or _is_profiling()

@@ -105,7 +105,7 @@ class KernelOp(Backends):
         self.reads_values = reads_values
         self._check = check
         self._fake = fake
-        # What runs the inputs of a call for "auto", by signature.
+        # What runs the arguments of a call, by its key.
         self._chosen: dict[bytes, Callable[[tuple[Any, ...]], Any]] = {}
 
         declared, results = schema.split("->")
@@ -160,53 +160,50 @@ class KernelOp(Backends):
 
     def call(self, *args: Any) -> Any:
         """Run the op for its public function; the last of `args` is the backend."""
-        if torch.compiler.is_compiling() or needs_dispatcher() or (self._cast and is_autocast()):
+        if torch.compiler.is_compiling() or (self._cast and is_autocast()):
             return self._call_dispatcher(args)
-        inputs, signature = args[:-1], None
-        if args[-1] == DEFAULT.get() == "auto":
-            gradients = self._gradients if torch.is_grad_enabled() else fast_path.IGNORED
-            signature = fast_path.signature(inputs, gradients, self._written_bits)
-        if signature is None:
-            args = self._prepared(args)
-            if self._is_second_derivative(args):
-                return self._run_functional(args)
-            given = [args[i] for i in self._tensors if args[i] is not None]
-            if are_plain(given):
-                return self.run(*args)
-            if self.differentiable and are_plain(given, gradients=True):
-                self._check_constants(args)  # before anything runs
-                return self._recorded(*args)
-            return self.overload(*args)
-        run = self._chosen.get(signature)
-        if run is None:
-            run = self._choose(signature, args)
-        return run(inputs)
+        key = fast_path.call_key(
+            args, self._gradients, self._written_bits, DEFAULT, fast_path.PLAIN_THREADS
+        )
+        if key is not None:
+            run = self._chosen.get(key) or self._choose(key, args)
+            return run(args)
+        if needs_dispatcher():
+            return self._call_dispatcher(args)
+        args = self._prepared(args)
+        if self._is_second_derivative(args):
+            return self._run_functional(args)
+        given = [args[i] for i in self._tensors if args[i] is not None]
+        if are_plain(given):
+            return self.run(*args)
+        if self.differentiable and are_plain(given, gradients=True):
+            self._check_constants(args)  # before anything runs
+            return self._recorded(*args)
+        return self.overload(*args)
 
-    def _choose(self, signature: bytes, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
-        """Check a call and keep what runs its inputs for calls of the same signature."""
-        inputs = self._prepared(args)[:-1]
-        self._check_all(inputs)
-        run = self._run_of(self.select("auto", inputs), inputs)
-        if any(a is not b for a, b in zip(inputs, args[:-1], strict=True)):
+    def _choose(self, key: bytes, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
+        """Check a call and keep what runs the arguments of calls with the same key."""
+        prepared = self._prepared(args)
+        self._check_all(prepared[:-1])
+        run = self._run_of(self.select(prepared[-1], prepared[:-1]), prepared)
+        if any(a is not b for a, b in zip(prepared, args, strict=True)):
             prepared_run = run
 
-            def run(inputs: tuple[Any, ...]) -> Any:
-                return prepared_run(self._prepared((*inputs, "auto"))[:-1])
+            def run(args: tuple[Any, ...]) -> Any:
+                return prepared_run(self._prepared(args))
 
         if len(self._chosen) >= _MAX_SIGNATURES:
             self._chosen.clear()
-        self._chosen[signature] = run
+        self._chosen[key] = run
         return run
 
-    def _run_of(
-        self, backend: Backend, inputs: tuple[Any, ...]
-    ) -> Callable[[tuple[Any, ...]], Any]:
-        """What runs checked inputs of this signature on `backend`, with their gradient if any."""
-        given = (inputs[i] for i in self._tensors)
+    def _run_of(self, backend: Backend, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
+        """What runs checked arguments with this key on `backend`, with their gradient if any."""
+        given = (args[i] for i in self._tensors)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             recorded = self._recorded_on(backend)
-            return lambda inputs: recorded(*inputs, "auto")
-        return functools.partial(self._run_on, backend)
+            return lambda args: recorded(*args)
+        return lambda args: self._run_on(backend, args[:-1])
 
     def _call_dispatcher(self, args: tuple[Any, ...]) -> Any:
         """Run a call that a mode, a transform, a tracer or forward-mode AD must see."""

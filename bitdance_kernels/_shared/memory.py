@@ -14,11 +14,11 @@ _CPU = torch.device("cpu")  # faster than its name
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """``torch.empty`` on the CPU, which reuses the memory of earlier large results."""
+    """``torch.empty`` of a shape on the CPU, which reuses the memory of earlier large results."""
     size = math.prod(shape) * dtype.itemsize
     memory = pool.take(size) if size >= pool.MAPPED_BYTES and _may_map() else None
-    if memory is None:
-        return torch.empty(shape, dtype=dtype, device=_CPU)  # or PyTorch's error
+    if memory is None:  # sizes one by one take half as long as a shape
+        return torch.empty(*shape, dtype=dtype, device=_CPU)  # or PyTorch's error
     return torch.from_numpy(memory).view(dtype).view(torch.Size(shape))
 
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "tensors.h"
+#include "thread_state.h"
 
 namespace bdk {
 
@@ -109,24 +110,14 @@ inline bool write_argument(PyObject* object, Gradients gradients, SignatureWrite
 
 constexpr Py_ssize_t kMaxArguments = 64;
 
-// signature(arguments, gradients, written = 0): signature of a tuple of arguments. gradients: a
-// number of `Gradients`; written: bit i is set if the op writes argument i. None if an argument has
-// properties that a signature does not cover.
-inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) {
-  if (count < 2 || count > 3 || !PyTuple_Check(arguments[0])) {
-    throw pybind11::type_error("signature(arguments: tuple, gradients: int, written: int = 0)");
-  }
-  const auto gradients = static_cast<Gradients>(PyLong_AsLong(arguments[1]));
-  const Py_ssize_t size = PyTuple_GET_SIZE(arguments[0]);
-  const uint64_t written = count == 3 ? PyLong_AsUnsignedLongLong(arguments[2]) : 0;
-  if (PyErr_Occurred()) throw pybind11::error_already_set();
-  if (size > kMaxArguments) return pybind11::none();
-  SignatureWriter out;
+// False if an argument has properties that a signature does not cover.
+inline bool write_signature(PyObject* arguments, Py_ssize_t size, Gradients gradients,
+                            uint64_t written, SignatureWriter& out) {
+  if (size > kMaxArguments) return false;
   Extent extents[kMaxArguments];
   for (Py_ssize_t i = 0; i < size; ++i) {
     extents[i] = {0, 0};
-    PyObject* argument = PyTuple_GET_ITEM(arguments[0], i);
-    if (!write_argument(argument, gradients, out, &extents[i])) return pybind11::none();
+    if (!write_argument(PyTuple_GET_ITEM(arguments, i), gradients, out, &extents[i])) return false;
   }
   for (Py_ssize_t i = 0; written != 0 && i < size; ++i) {
     if ((written >> i & 1) == 0) continue;
@@ -140,7 +131,63 @@ inline pybind11::object signature(PyObject* const* arguments, Py_ssize_t count) 
       out.write(extents[j].begin - extents[i].begin);
     }
   }
-  return out.full() ? pybind11::object(pybind11::none()) : out.bytes();
+  return !out.full();
+}
+
+// signature(arguments, gradients, written): signature of a tuple of arguments. gradients: a number
+// of `Gradients`; written: bit i is set if the op writes argument i. None if an argument has
+// properties that a signature does not cover.
+inline pybind11::object signature(PyObject* const* given, Py_ssize_t count) {
+  if (count != 3 || !PyTuple_Check(given[0])) {
+    throw pybind11::type_error("signature(arguments: tuple, gradients: int, written: int)");
+  }
+  const auto gradients = static_cast<Gradients>(PyLong_AsLong(given[1]));
+  const uint64_t written = PyLong_AsUnsignedLongLong(given[2]);
+  if (PyErr_Occurred()) throw pybind11::error_already_set();
+  SignatureWriter out;
+  const Py_ssize_t size = PyTuple_GET_SIZE(given[0]);
+  if (!write_signature(given[0], size, gradients, written, out)) return pybind11::none();
+  return out.bytes();
+}
+
+// Appends a name and a zero; false for an object that is no name.
+inline bool write_name(PyObject* object, SignatureWriter& out) {
+  Py_ssize_t size;
+  const char* name =
+      PyUnicode_CheckExact(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+  if (name == nullptr) PyErr_Clear();
+  if (name == nullptr || memchr(name, 0, static_cast<size_t>(size)) != nullptr) return false;
+  out.write(name, size + 1);
+  return true;
+}
+
+// call_key(arguments, gradients, written, default, plain_threads): the requested backend, which is
+// the last argument, the name in the context variable `default`, and the signature of the other
+// arguments. None where the signature is, or outside of plain threads (see thread_state.h).
+inline pybind11::object call_key(PyObject* const* given, Py_ssize_t count) {
+  if (count != 5 || !PyTuple_Check(given[0]) || PyTuple_GET_SIZE(given[0]) == 0) {
+    throw pybind11::type_error(
+        "call_key(arguments: tuple, gradients: int, written: int, default: ContextVar, "
+        "plain_threads: set)");
+  }
+  const ThreadState& thread = ThreadState::get();
+  if (!thread.is_plain(given[4])) return pybind11::none();
+  const auto gradients = static_cast<Gradients>(PyLong_AsLong(given[1]));
+  const uint64_t written = PyLong_AsUnsignedLongLong(given[2]);
+  PyObject* found;
+  if (PyErr_Occurred() || PyContextVar_Get(given[3], nullptr, &found) != 0) {
+    throw pybind11::error_already_set();
+  }
+  const auto name = pybind11::reinterpret_steal<pybind11::object>(found);
+  SignatureWriter out;
+  const Py_ssize_t size = PyTuple_GET_SIZE(given[0]) - 1;
+  if (found == nullptr || !write_name(PyTuple_GET_ITEM(given[0], size), out) ||
+      !write_name(found, out) ||
+      !write_signature(given[0], size, thread.records_gradients() ? gradients : Gradients::kIgnored,
+                       written, out)) {
+    return pybind11::none();
+  }
+  return out.bytes();
 }
 
 }  // namespace bdk

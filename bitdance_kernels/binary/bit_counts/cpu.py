@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._shared import native
+from bitdance_kernels._shared import memory, native
 
 
 def unsupported(packed: torch.Tensor) -> str | None:
@@ -13,7 +13,7 @@ def unsupported(packed: torch.Tensor) -> str | None:
 
 def run(packed: torch.Tensor) -> torch.Tensor:
     width = packed.shape[-1]
-    counts = packed.new_empty(8 * width, dtype=torch.int64)
+    counts = memory.empty((8 * width,), torch.int64)
     packed = packed.contiguous()
     native.cpu.bit_counts(packed, counts, packed.numel() // width, width, torch.get_num_threads())
     return counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._shared import native
+from bitdance_kernels._shared import memory, native
 from bitdance_kernels._shared.rows import as_rows
 
 
@@ -14,9 +14,10 @@ def unsupported(x: torch.Tensor) -> str | None:
 
 
 def run(x: torch.Tensor) -> torch.Tensor:
-    packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.uint8)
+    *leading, channels = x.shape
+    packed = memory.empty((*leading, channels // 8), torch.uint8)
     x, rows, stride = as_rows(x)
     native.cpu.pack_signs(
-        x, packed, rows, x.shape[-1], stride, native.SIGN_CODES[x.dtype], torch.get_num_threads()
+        x, packed, rows, channels, stride, native.SIGN_CODES[x.dtype], torch.get_num_threads()
     )
     return packed

@@ -13,9 +13,10 @@ def unsupported(packed: torch.Tensor, dtype: torch.dtype) -> str | None:
 
 
 def run(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    y = memory.empty((*packed.shape[:-1], packed.shape[-1] * 8), dtype)
+    *leading, width = packed.shape
+    y = memory.empty((*leading, 8 * width), dtype)
     packed, rows, stride = as_rows(packed)
     native.cpu.unpack_signs(
-        packed, y, rows, y.shape[-1], stride, native.DTYPE_CODES[dtype], torch.get_num_threads()
+        packed, y, rows, 8 * width, stride, native.DTYPE_CODES[dtype], torch.get_num_threads()
     )
     return y
