@@ -13,6 +13,7 @@ from bitdance_kernels import (
     unpack_weight,
 )
 from bitdance_kernels._shared.launches import programmatic
+from bitdance_kernels.testing import cpu_threads
 
 LAYOUTS = ("rows", "swiglu", "rope")
 HALF = {"layout": "rope_half", "head_dim": 48}
@@ -70,9 +71,22 @@ def test_a_panel_is_16_rows_transposed():
         unpacked = unpack_weight(packed, "panels")
         assert unpacked.is_contiguous()
         assert torch.equal(unpacked, weight)
-        out = torch.full(packed.shape, torch.nan, dtype=torch.float64)
-        assert pack_weight(weight, "panels", out=out) is out
-        assert torch.equal(out, packed.double())
+        columns, wide = weight.t().contiguous().t(), torch.randn(features, channels + 3)
+        wide[:, 2:-1] = weight
+        for dtype in (torch.float32, torch.float64):  # C++ packs float32
+            for given in (weight, columns, wide[:, 2:-1]):
+                out = torch.full(packed.shape, torch.nan, dtype=dtype)
+                assert pack_weight(given, "panels", out=out) is out
+                assert torch.equal(out, packed.to(dtype))
+
+
+def test_threads_pack_panels_of_their_own():
+    weight = torch.randn(16 * 37, 300)
+    expected = pack_weight(weight, "panels")
+    for threads in (1, 2, 5):
+        with cpu_threads(threads):
+            out = torch.full(expected.shape, torch.nan)
+            assert torch.equal(pack_weight(weight, "panels", out=out), expected)
 
 
 def test_halves_of_heads_are_pairs_of_rows():

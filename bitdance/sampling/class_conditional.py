@@ -11,7 +11,8 @@ from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance.sampling.ar_sampler import ARSampler, OnStep, Run, guidance_at
-from bitdance.sampling.trunk_products import packed_transformer
+from bitdance.sampling.panel_products import PanelTransformer, panel_transformer
+from bitdance.sampling.trunk_products import PackedTransformer, packed_transformer
 from bitdance.sampling.workspace import Workspace
 
 __all__ = ["ClassConditionalSampler"]
@@ -40,9 +41,11 @@ class _ClassSequence:
         self.mask = model.ranges(patches=1)
         self.labels = torch.full((rows,), config.num_classes, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(rows, *self.patch_shape, dtype=torch.float32, device=device)
-        self.trunk = None
+        self.trunk: PackedTransformer | PanelTransformer | None = None
         if use_kernels:
-            self.trunk = packed_transformer(model.layers, rows * P, cache.layers[0][0].dtype)
+            layers, dtype = model.layers, cache.layers[0][0].dtype
+            self.trunk = packed_transformer(layers, rows * P, dtype)
+            self.trunk = self.trunk or panel_transformer(layers, dtype)
 
     def begin(self, labels: torch.Tensor) -> None:
         """Start with the labels of the conditional rows; the others keep "no class"."""
@@ -51,7 +54,11 @@ class _ClassSequence:
             self.trunk.load()
 
     def first(self) -> torch.Tensor:
-        return self.model.decode_step(self.model.prefix(self.labels), self.cache, self.mask)
+        model, x = self.model, self.model.prefix(self.labels)
+        if not isinstance(self.trunk, PanelTransformer):
+            return model.decode_step(x, self.cache, self.mask)
+        x = self.trunk.decode(model.emb_norm(x), model.freqs, self.cache, self.mask)
+        return model.norm(x)
 
     def next(self) -> torch.Tensor:
         # From here on a step sees the whole cache.

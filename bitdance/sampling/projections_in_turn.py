@@ -58,7 +58,7 @@ class ProjectionsInTurn:
         self._places = [(config.adaln_of(i), 3 * j) for i in blocks for j in range(per_block)]
         self._places.append((len(projections) - 1, 0))
         self._rows, self._width = rows, config.ch_latent
-        widest = max(len(product.weight) for product in self._products)
+        widest = max(product.features for product in self._products)
         self._memory = self._products[0].weight.new_empty(rows * widest)
         self._last_gate = self._memory.new_empty(rows, self._width)
         self._held = -1
@@ -90,7 +90,7 @@ class ProjectionsInTurn:
 
     def _chunks(self, projection: int) -> tuple[torch.Tensor, ...]:
         product = self._products[projection]
-        out = self._memory[: self._rows * len(product.weight)].view(self._rows, -1)
+        out = self._memory[: self._rows * product.features].view(self._rows, -1)
         if self._held != projection:
             product(self._y, out=out)
             self._held = projection

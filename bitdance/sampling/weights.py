@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from bitdance.models.quantization import AnyLinear, Float8Linear
-from bitdance_kernels import linear, linear_fp8, pack_weight
+from bitdance.models.tracing import is_traced
+from bitdance_kernels import CpuGraph, default_backend, linear, linear_fp8, pack_weight
 
-__all__ = ["Float8Product", "JoinedLinear", "JoinedParameter", "PackedLinear"]
+__all__ = ["Float8Product", "JoinedLinear", "JoinedParameter", "PackedLinear", "takes_panels"]
 
 
 class JoinedParameter:
@@ -47,28 +48,36 @@ class JoinedParameter:
 class JoinedLinear:
     """x W^T + b of one layer, or of several layers with the same input.
 
+    On the CPU the weight is in panels where the op ``linear`` takes them.
+
     Args:
         layers: the layers; their outputs are concatenated.
         dtype: dtype of the product.
     """
 
     def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        self._joined = [
-            JoinedParameter([layer.weight for layer in layers], dtype),
-            JoinedParameter([layer.bias for layer in layers], dtype),
-        ]
-        self.weight, self.bias = (joined.tensor for joined in self._joined)
+        self.features = sum(layer.out_features for layer in layers)
+        self._parts: list[PackedLinear | JoinedParameter]
+        self.weight: torch.Tensor
+        self.bias: torch.Tensor | None
+        if takes_panels(layers, dtype):
+            packed = PackedLinear(layers, dtype, "panels")
+            self._parts, self.weight, self.bias = [packed], packed.weight, packed.bias
+            return
+        weight = JoinedParameter([layer.weight for layer in layers], dtype)
+        bias = JoinedParameter([layer.bias for layer in layers], dtype)
+        self._parts, self.weight, self.bias = [weight, bias], weight.tensor, bias.tensor
 
     def load(self) -> None:
         """Refresh the copies of the layers' parameters."""
-        for joined in self._joined:
-            joined.load()
+        for part in self._parts:
+            part.load()
 
     def empty(self, *rows: int) -> torch.Tensor:
         """An uninitialized result of that many rows."""
-        return self.weight.new_empty(*rows, len(self.weight))
+        return self.weight.new_empty(*rows, self.features)
 
-    def __call__(self, x: torch.Tensor, *, out: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product [M, N] of `x` [M, K], written into `out` if that is given."""
         return linear(x, self.weight, self.bias, out=out)
 
@@ -121,11 +130,12 @@ class PackedLinear:
         self._bias = None
         if layers[0].bias is not None:
             self._bias = JoinedParameter([layer.bias for layer in layers], dtype)
-        features = sum(layer.out_features for layer in layers)
-        steps = layers[0].in_features // 16
-        if isinstance(layers[0], Float8Linear):
-            steps, dtype = steps + 1, torch.uint8
-        shape = (features // 16, steps, 32, 8)
+        features, channels = sum(layer.out_features for layer in layers), layers[0].in_features
+        shape: tuple[int, ...] = (features // 16, channels // 16, 32, 8)
+        if layout == "panels":
+            shape = (features // 16, channels, 16)
+        elif isinstance(layers[0], Float8Linear):
+            shape, dtype = (features // 16, channels // 16 + 1, 32, 8), torch.uint8
         self.weight = layers[0].weight.detach().new_empty(shape, dtype=dtype)
 
     @property
@@ -135,17 +145,33 @@ class PackedLinear:
 
     def load(self) -> None:
         """Pack the layers' parameters as they are now."""
-        scales = [layer.scale for layer in self._layers if isinstance(layer, Float8Linear)]
-        pack_weight(
-            _joined([layer.weight.detach() for layer in self._layers]),
-            self._layout,
-            head_dim=self._head_dim,
-            scales=_joined(scales) if scales else None,
-            out=self.weight,
-        )
+        weights = [layer.weight.detach() for layer in self._layers]
+        if self._layout == "panels":  # of whole panels of each layer
+            panels = self.weight.split([len(weight) // 16 for weight in weights])
+            for weight, out in zip(weights, panels, strict=True):
+                pack_weight(weight, self._layout, out=out)
+        else:
+            scales = [layer.scale for layer in self._layers if isinstance(layer, Float8Linear)]
+            pack_weight(
+                _joined(weights),
+                self._layout,
+                head_dim=self._head_dim,
+                scales=_joined(scales) if scales else None,
+                out=self.weight,
+            )
         if self._bias is not None:
             self._bias.load()
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def takes_panels(layers: Sequence[AnyLinear], dtype: torch.dtype) -> bool:
+    """Whether the op ``linear`` multiplies by panels of these layers joined, in C++."""
+    suited = all(
+        isinstance(layer, nn.Linear) and layer.weight.is_cpu and layer.out_features % 16 == 0
+        for layer in layers
+    )
+    native = CpuGraph.unavailable() is None and default_backend() in ("auto", "cpu")
+    return suited and native and dtype == torch.float32 and not is_traced()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from bitdance_kernels._dispatch import arguments
-from bitdance_kernels._shared import checks, float8
+from bitdance_kernels._shared import checks, float8, native
 
 __all__ = ["pack_weight", "unpack_weight"]
 
@@ -82,8 +82,14 @@ def pack_weight(
     letters = "[F / 16, C / 16 + 1, 32, 8]" if is_bytes else "[F / 16, C / 16, 32, 8]"
     if layout == _PANELS:
         shape, letters = (tiles, C, TILE), "[F / 16, C, 16]"
-    out = weight.new_empty(shape) if out is None else _checked_out(out, shape, letters, is_bytes)
+    given = out
+    out = (
+        weight.new_empty(shape) if given is None else _checked_out(given, shape, letters, is_bytes)
+    )
     if layout == _PANELS:
+        if given is not None and _takes_native(weight, given):
+            native.cpu.pack_panels(weight.detach(), out.detach(), F, C, torch.get_num_threads())
+            return out
         return out.copy_(weight.reshape(tiles, TILE, C).transpose(1, 2))
     # tile, half, row, step, eight, pair, one of a pair
     parts = _tiles(weight, order, half).reshape(tiles, 2, 8, C // TILE, 2, 4, 2)
@@ -96,6 +102,20 @@ def pack_weight(
         out[:, -1].zero_()
         out[:, -1].flatten(1)[:, : 4 * TILE] = of_rows.reshape(-1, TILE).view(torch.uint8)
     return out
+
+
+def _takes_native(weight: torch.Tensor, out: torch.Tensor) -> bool:
+    """Whether C++ packs these tensors."""
+    plain = all(
+        type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32
+        for t in (weight, out)
+    )
+    return (
+        plain
+        and weight.stride(1) == 1
+        and native.cpu.unavailable("pack_panels") is None
+        and not torch.compiler.is_compiling()
+    )
 
 
 def unpack_weight(

@@ -34,6 +34,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("limit_multiply_add", bdk_limit_multiply_add_cpu);
   bind("linear", bdk_linear_cpu);
   bind("linear_panels", bdk_linear_panels_cpu);
+  bind("pack_panels", bdk_pack_panels_cpu);
   bind("patch_attention", bdk_patch_attention_cpu);
   bind("patch_attention_backward", bdk_patch_attention_backward_cpu);
   bind("rope", bdk_rope_cpu);

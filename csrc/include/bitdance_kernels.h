@@ -197,6 +197,10 @@ int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_r
 int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_null, bdk_rows y,
                           int64_t rows, int64_t channels, int64_t features, int threads);
 
+// Brings a weight, `features` rows of `channels`, into panels.
+int bdk_pack_panels_cpu(bdk_rows weight, float* panels, int64_t features, int64_t channels,
+                        int threads);
+
 // h: rows of 2 * hidden values, gate half first; y: [rows, hidden] = silu(gate) value.
 int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int threads);
 

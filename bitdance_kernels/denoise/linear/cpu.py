@@ -8,7 +8,7 @@ from bitdance_kernels._shared import native, packed_weight
 from bitdance_kernels.denoise._shared import rows_cpu
 
 MAX_ROWS = 512
-"""Maximum of rows; with more, a library's product amortizes packing its operands."""
+"""Maximum of rows for a matrix; with more, a library's product amortizes packing its operands."""
 
 
 def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
@@ -19,7 +19,7 @@ def unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if packed_weight.is_packed(weight):
         return "it takes a matrix or panels, got a weight packed for tensor cores"
     rows = rows_cpu.size(x)[0]
-    if rows > MAX_ROWS:
+    if rows > MAX_ROWS and not packed_weight.is_panels(weight):
         return f"it is for at most {MAX_ROWS} rows, got {rows}"
     return None
 

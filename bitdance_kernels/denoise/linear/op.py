@@ -53,9 +53,9 @@ def linear(
         are cast to its dtype, as by ``F.linear``.
 
     Backends:
-        reference, which is PyTorch's product, and unpacks a packed weight; C++ on the CPU for a
-        matrix or panels in float32 and up to 512 rows; CUDA C++ for a weight packed for tensor
-        cores, up to 128 rows of float16 or bfloat16, on cards of capability 9.0 or 10.x.
+        reference, which is PyTorch's product, and unpacks a packed weight; C++ on the CPU for
+        float32 in panels, or in a matrix and up to 512 rows; CUDA C++ for a weight packed for
+        tensor cores, up to 128 rows of float16 or bfloat16, on cards of capability 9.0 or 10.x.
 
     Example:
         >>> import torch

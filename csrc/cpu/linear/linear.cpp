@@ -12,6 +12,8 @@ namespace {
 
 // Multiply-adds a thread must have to be worth starting: about 3 us.
 constexpr int64_t kGrain = int64_t{1} << 17;
+// Floats to pack, likewise.
+constexpr int64_t kPackGrain = int64_t{1} << 13;
 constexpr LinearLoops kScalarLoops = {linear_features};
 constexpr PanelLinearLoops kScalarPanels = {linear_panels};
 
@@ -75,5 +77,24 @@ int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_
     parallel_for(rows, grain, 1, threads,
                  [&](int64_t begin, int64_t end) { loops.panels(linear, 0, panels, begin, end); });
   }
+  return BDK_OK;
+}
+
+int bdk_pack_panels_cpu(bdk_rows weight, float* panels, int64_t features, int64_t channels,
+                        int threads) {
+  using namespace bdk;
+  if (!all_wide(weight)) return BDK_BAD_DTYPE;
+  if (features < 0 || features % kPanel != 0 || channels < 0 || threads < 1) return BDK_BAD_SIZE;
+  const float* const matrix = static_cast<const float*>(weight.data);
+  const int64_t size = kPanel * channels, grain = kPackGrain / (size + 1) + 1;
+  parallel_for(features / kPanel, grain, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const float* const from = matrix + panel * kPanel * weight.stride;
+      float* const to = panels + panel * size;
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t i = 0; i < kPanel; ++i) to[c * kPanel + i] = from[i * weight.stride + c];
+      }
+    }
+  });
   return BDK_OK;
 }

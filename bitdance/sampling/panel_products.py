@@ -1,0 +1,83 @@
+"""The transformer of a model on the CPU, with its weights in panels."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from bitdance.models.kv_cache import KVCache
+from bitdance.models.transformer import Transformer
+from bitdance.sampling.weights import PackedLinear, takes_panels
+from bitdance_kernels import Ranges, linear
+
+__all__ = ["PanelTransformer", "panel_transformer"]
+
+MAX_BYTES = 2**30
+"""Size of weights up to which a second copy of them, in panels, is kept."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class PanelTransformer:
+    """The blocks with panels in place of their matrices; all else is theirs.
+
+    Args:
+        layers: the transformer.
+    """
+
+    def __init__(self, layers: Transformer) -> None:
+        # Made in inference mode, memory could not be written outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._layers = _with_panels(layers)
+        self._packed = [m.packed for m in self._layers.modules() if isinstance(m, _PanelLinear)]
+
+    def load(self) -> None:
+        """Pack the parameters as they are now."""
+        for packed in self._packed:
+            packed.load()
+
+    def decode(
+        self, x: torch.Tensor, freqs: torch.Tensor, cache: KVCache, ranges: Ranges | None = None
+    ) -> torch.Tensor:
+        """See ``Transformer.decode``."""
+        return self._layers.decode(x, freqs, cache, ranges)
+
+
+class _PanelLinear(nn.Module):
+    """A layer whose weight is in panels."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.packed = PackedLinear([layer], layer.weight.dtype, "panels")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return linear(x, self.packed.weight, self.packed.bias)
+
+
+def _with_panels(network: Network) -> Network:
+    """A copy of a network that shares all but its linear layers."""
+    shared = copy.copy(network)
+    shared._modules = {
+        name: _PanelLinear(child) if isinstance(child, nn.Linear) else child and _with_panels(child)
+        for name, child in network._modules.items()
+    }
+    return shared
+
+
+def panel_transformer(layers: Transformer, dtype: torch.dtype) -> PanelTransformer | None:
+    """The transformer with panels where the op ``linear`` takes them, else None.
+
+    Args:
+        layers: the transformer.
+        dtype: dtype of the products; under autocast parameters are in another one, and stay so.
+    """
+    linears = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
+    parameters = list(layers.parameters())
+    size = sum(layer.weight.nbytes for layer in linears)
+    if size > MAX_BYTES or any(parameter.dtype != dtype for parameter in parameters):
+        return None
+    return PanelTransformer(layers) if all(takes_panels([x], dtype) for x in linears) else None
