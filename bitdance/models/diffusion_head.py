@@ -9,6 +9,7 @@ official ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -86,8 +87,8 @@ class TokenBlock(nn.Module):
         self.w1 = nn.Linear(width, 2 * hidden, **factory)
         self.w2 = nn.Linear(hidden, width, **factory)
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        scale, shift, gate = modulation.chunk(3, dim=-1)
+    def forward(self, x: torch.Tensor, modulation: Sequence[torch.Tensor]) -> torch.Tensor:
+        scale, shift, gate = modulation
         h = adaln_norm(x, scale, shift, self.norm.weight, self.norm.bias, eps=EPS)
         return gated_residual(x, self.w2(swiglu(self.w1(h))), gate)
 
@@ -111,8 +112,8 @@ class PatchBlock(nn.Module):
             )
         self.use_swiglu = config.use_swiglu
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
+    def forward(self, x: torch.Tensor, modulation: Sequence[torch.Tensor]) -> torch.Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation
         h = adaln_norm(x, scale1, shift1, self.norm1.weight, self.norm1.bias, eps=EPS)
         x, h = gated_residual_adaln(
             x, self.attn(h), gate1, scale2, shift2, self.norm2.weight, self.norm2.bias, eps=EPS
@@ -150,7 +151,7 @@ class HeadNetwork(nn.Module):
         super().__init__()
         self.config = config
         width = config.ch_latent
-        chunks = 3 if config.architecture == "mlp" else 6
+        self.parts = chunks = 3 if config.architecture == "mlp" else 6  # of a modulation
         self.time_embed = _TimeEmbedding(width, **factory)
         self.cond_embed = nn.Linear(config.ch_cond, width, **factory)
         self.input_proj = nn.Linear(config.ch_target, width, **factory)
@@ -173,7 +174,8 @@ class HeadNetwork(nn.Module):
             [R, ..., ch_target].
         """
         y = F.silu(time + cond)
-        modulations = [ada_ln(y) for ada_ln in self.ada_ln_blocks]
+        # Blocks share the parts, not the whole, whose gradient would be put together for each.
+        modulations = [ada_ln(y).chunk(self.parts, dim=-1) for ada_ln in self.ada_ln_blocks]
         for i, block in enumerate(self.res_blocks):
             h = block(h, modulations[self.config.adaln_of(i)])
         x = self.final_layer(h, y)

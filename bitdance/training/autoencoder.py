@@ -73,10 +73,14 @@ class AutoencoderTask:
             config.autoencoder, quantizer=quantizer, dtype=torch.float32, device="cpu"
         ).to(device)
 
-    def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    def load(self, items: np.ndarray) -> torch.Tensor:
+        """Images of a batch, uint8."""
+        return self.images.take(items)
+
+    def loss(self, batch: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Loss of a batch and its terms."""
         data, weight = self._config.data, self._config.loss
-        pixels = augment(self.images.take(items), flip=data.flip, shift=data.shift)
+        pixels = augment(batch, flip=data.flip, shift=data.shift)
         x = to_float(pixels).to(self._device)
         y, quantized = self.module(x)
         error = x - y.float()

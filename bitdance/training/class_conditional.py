@@ -76,20 +76,28 @@ class ClassConditionalTask:
                 f"makes them, got {self._packed.tokens} of {self._packed.channels}"
             )
 
-    def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Loss of a batch; it has no terms."""
-        labels = torch.from_numpy(np.ascontiguousarray(self.labels[items])).to(self._device)
-        return self.module(self._tokens(items), labels), {}
+    def load(self, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed codes or images of a batch, uint8, and labels."""
+        if self._packed is not None:
+            return self._packed.take(items)
+        labels = torch.from_numpy(np.ascontiguousarray(self.labels[items]))
+        return self._images.take(items), labels
 
-    def _tokens(self, items: np.ndarray) -> torch.Tensor:
-        """Tokens [n, N, C] in generation order."""
+    def loss(
+        self, batch: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Loss of a batch; it has no terms."""
+        values, labels = batch
+        return self.module(self._tokens(values), labels.to(self._device)), {}
+
+    def _tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Tokens [n, N, C] in generation order, of packed codes or images."""
         data = self._config.data
         if self._packed is None:
-            pixels = augment(self._images.take(items), flip=data.flip, shift=data.shift)
+            pixels = augment(values, flip=data.flip, shift=data.shift)
             return self.module.encode(to_float(pixels).to(self._device))
-        packed, _ = self._packed.take(items)
         side = data.size // self.module.vae.config.downsampling
-        maps = packed.to(self._device).unflatten(1, (side, side))
+        maps = values.to(self._device).unflatten(1, (side, side))
         return self.module.to_tokens(unpack_latents(maps, self._packed.channels))
 
     def save_samples(self, path: Path) -> None:

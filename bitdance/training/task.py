@@ -36,8 +36,15 @@ class Task(Protocol):
         """The module; parameters that require gradients are trained."""
         ...
 
-    def loss(self, items: np.ndarray) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Loss of a batch and its terms; random numbers come from PyTorch's generators."""
+    def load(self, items: np.ndarray) -> Any:
+        """The batch of these items; called in another thread, beside the step before.
+
+        It draws no random numbers and leaves the module alone.
+        """
+        ...
+
+    def loss(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Loss of a loaded batch and its terms; random numbers come from PyTorch's generators."""
         ...
 
     def save_samples(self, path: Path) -> None:

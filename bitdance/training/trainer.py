@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from bitdance.data.prefetch import Prefetcher
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io.files import CheckpointError, remove_leftovers
 from bitdance.io.validation import exact_int
@@ -152,10 +153,11 @@ class Trainer:
 
     def _train(self, last: int) -> int:
         optim = self.config.optim
-        with self._signals, self._bar(last) as bar:
+        batches = Prefetcher(self._load, stop=last * optim.accumulate)
+        with self._signals, batches, self._bar(last) as bar:
             start = time.perf_counter()
             while self.step < last and not self._signals.number:
-                self._sums += self._one_step()
+                self._sums += self._one_step(batches)
                 self._summed += 1
                 bar.update()
                 if self.step % optim.log_every == 0:
@@ -196,18 +198,24 @@ class Trainer:
         for name, parameter in self._parameters.items():
             parameter.copy_(values[name])
 
-    def _one_step(self) -> torch.Tensor:
+    def _load(self, part: int) -> Any:
+        """Part `part` of all parts of all batches; called in another thread."""
+        step, of_step = divmod(part, self.config.optim.accumulate)
+        items = np.split(self._batches.batch(step), self.config.optim.accumulate)
+        return self.task.load(items[of_step])
+
+    def _one_step(self, batches: Prefetcher[Any]) -> torch.Tensor:
         """Take a step; returns the gradient's norm, the loss and its terms."""
         optim = self.config.optim
         self.task.module.train()
         for group in self._optimizer.param_groups:
             group["lr"] = optim.learning_rate(self.step)
-        items = self._batches.batch(self.step)
         total = torch.zeros(len(self._sums) - 1, dtype=torch.float64, device="cpu")
-        for part, part_items in enumerate(np.split(items, optim.accumulate)):
+        for part in range(optim.accumulate):
+            batch = batches.get(self.step * optim.accumulate + part)
             _seed(optim.seed, self.step, part)
             with self._autocast():
-                loss, terms = self.task.loss(part_items)
+                loss, terms = self.task.loss(batch)
             (loss / optim.accumulate).backward()
             values = torch.stack([loss, *(terms[name] for name in self.task.columns)])
             total += values.detach().double().cpu() / optim.accumulate

@@ -61,7 +61,7 @@ def test_a_model_without_classes_trains_on_a_flat_folder(flat, tmp_path):
     )
     task = ClassConditionalTask(config)
     assert (task.size, task.classes) == (11, ("",))
-    assert np.isfinite(float(task.loss(np.arange(4))[0].detach()))
+    assert np.isfinite(float(task.loss(task.load(np.arange(4)))[0].detach()))
     config = configured(model_config(flat, tmp_path / "autoencoder"), tmp_path)
     with pytest.raises(ValueError, match="num_classes must be the data's 1, got 3"):
         ClassConditionalTask(config)

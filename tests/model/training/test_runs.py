@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -43,6 +44,9 @@ class Line:
         self.module = torch.nn.Linear(4, 1)
         self.module.frozen = torch.nn.Parameter(torch.tensor(frozen), requires_grad=False)
         self.identity, self.losses = identity, []
+
+    def load(self, items):
+        return items
 
     def loss(self, items):
         loss = self.module(torch.ones(len(items), 4)).square().mean() + items.sum()
@@ -429,6 +433,40 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert "line.txt" not in names(tmp_path)
 
 
+class Unreadable(Line):
+    """Its third batch cannot be loaded; it notes in which threads batches are."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads = []
+
+    def load(self, items):
+        self.threads.append(threading.current_thread())
+        if len(self.threads) == 3:
+            raise OSError("photo.png: cannot be read")
+        return super().load(items)
+
+
+def test_what_cannot_be_loaded_ends_the_step_that_needs_it(tmp_path):
+    task = Unreadable()
+    run = start(tmp_path, task=task, save_every=1)
+    with pytest.raises(OSError, match=r"photo\.png: cannot be read"):
+        run.run()
+    assert (run.step, len(task.losses)) == (2, 2)
+    assert checkpoint.newest(tmp_path)["step"] == 2
+    assert set(task.threads) != {threading.main_thread()}
+    assert not any(thread.is_alive() for thread in task.threads if thread.name != "MainThread")
+
+
+def test_no_batch_is_loaded_beyond_the_last_step(tmp_path):
+    loaded = []
+    task = Line()
+    task.load = lambda items: loaded.append(items.tolist()) or items
+    start(tmp_path, task=task, accumulate=2, batch_size=4).run(3)
+    assert len(loaded) == 6
+    assert [len(items) for items in loaded] == [2] * 6
+
+
 def test_fewer_data_than_a_batch_are_refused(tmp_path):
     message = r"^optim\.batch_size must be at most the data's 8 items, got 16$"
     with pytest.raises(ValueError, match=message):
@@ -440,43 +478,3 @@ def test_fewer_data_than_a_batch_are_refused(tmp_path):
 def test_stop_at_is_an_integer(tmp_path, wrong):
     with pytest.raises((TypeError, ValueError), match=r"^Trainer\.run: stop_at must be an integer"):
         start(tmp_path).run(wrong)
-
-
-def not_scalar(x, y):
-    return x
-
-
-def no_tensor(x, y):
-    return 1.0
-
-
-def raises(x, y):
-    return {}["key"]
-
-
-CONSTANT = 3
-
-
-class Broken:
-    def __init__(self):
-        raise ZeroDivisionError("for the test")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no_such_module:f", "is not module:function: ModuleNotFoundError"),
-        ("tests.model.training.test_runs:nothing", "is not module:function: AttributeError"),
-        ("tests.model.training.test_runs:CONSTANT", "must be a function or a class, got 3"),
-        ("tests.model.training.test_runs:Broken", "ZeroDivisionError: for the test"),
-        ("os:getcwd", "must accept images and reconstructions: too many positional arguments"),
-        ("tests.model.training.test_runs:raises", "raises KeyError: 'key'"),
-        ("tests.model.training.test_runs:not_scalar", r"must return a scalar tensor, got tensor\("),
-        ("tests.model.training.test_runs:no_tensor", "must return a scalar tensor, got 1.0"),
-    ],
-)
-def test_invalid_extra_losses_are_refused(autoencoder, name, message):
-    run = config(str(autoencoder[1]))
-    run = dataclasses.replace(run, loss=dataclasses.replace(run.loss, extra={name: 1.0}))
-    with pytest.raises(ValueError, match=rf"^loss\.extra: '{name}' .*{message}"):
-        AutoencoderTask(run).loss(np.arange(2))
