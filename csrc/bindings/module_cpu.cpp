@@ -41,6 +41,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("rope_append", bdk_rope_append_cpu);
   bind("swiglu", bdk_swiglu_cpu);
   bind("swiglu_backward", bdk_swiglu_backward_cpu);
+  module.def("few_queries", &bdk_few_queries_cpu);
   bind("code_blocks", bdk_code_blocks_cpu);
   bind("hamming_distance", bdk_hamming_distance_cpu);
   bind("hamming_distance_few", bdk_hamming_distance_few_cpu);

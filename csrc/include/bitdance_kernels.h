@@ -101,6 +101,9 @@ int bdk_nearest_codes_cpu(const uint8_t* a, const uint8_t* b_blocks, int64_t* in
 int bdk_code_blocks_cpu(const uint8_t* codes, int64_t stride, uint8_t* blocks, int64_t count,
                         int64_t bytes, int threads);
 
+// Number of queries up to which the functions for codes as they lie take less time.
+int bdk_few_queries_cpu(int64_t bytes);
+
 // The same results from codes as they lie, for few queries.
 int bdk_hamming_distance_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t stride,
                                  int32_t* distance, int64_t queries, int64_t count, int64_t bytes,

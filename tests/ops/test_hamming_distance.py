@@ -134,3 +134,35 @@ def test_counts_of_long_codes_do_not_overflow(isa, width):
         index, distance = nearest_codes(a, b, 5, backend="cpu")
     assert torch.equal(index, order.indices[:, :5])
     assert torch.equal(distance, order.values[:, :5])
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("queries", [1, 2, 6])
+def test_few_queries_of_every_width(isa, queries):
+    """Codes as they lie, with and without gaps; the last ones fill no vector and no stream."""
+    for width in (*range(1, 20), 31, 32, 33, 40, 48, 63, 64, 65, 127, 128, 200, 8191, 8192):
+        count = 5000 // width + 7
+        a, wide = _codes(queries, width), _codes(count, width + 3)
+        wide[3, : width + 1] = 255
+        a[0] = 0
+        for b in (wide[:, 1:-2], wide[:, 1:-2].contiguous()):
+            expected = hamming_distance(a, b, backend="reference")
+            order = expected.sort(dim=1, stable=True)
+            with cpu_isa(isa):
+                assert torch.equal(hamming_distance(a, b, backend="cpu"), expected), width
+                index, distance = nearest_codes(a, b, 3, backend="cpu")
+            assert torch.equal(index, order.indices[:, :3]), width
+            assert torch.equal(distance, order.values[:, :3]), width
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("width", [4, 16, 48])
+def test_few_queries_of_many_codes_and_threads(isa, width):
+    a, b = _codes(3, width), _codes(60_003, width)
+    with cpu_isa(isa), cpu_threads(2):
+        distance = hamming_distance(a, b, backend="cpu")
+        index, nearest = nearest_codes(a, b, 9, backend="cpu")
+    assert torch.equal(distance, hamming_distance(a, b, backend="reference"))
+    order = distance.sort(dim=1, stable=True)
+    assert torch.equal(index, order.indices[:, :9])
+    assert torch.equal(nearest, order.values[:, :9])

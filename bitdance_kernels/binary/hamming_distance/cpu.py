@@ -8,13 +8,11 @@ from bitdance_kernels._shared import memory, native
 
 # Codes per block, see csrc/cpu/hamming_distance.
 BLOCK = 64
-# Queries from which on blocks of codes pay, for all distances and for the nearest.
-_MANY, _MANY_NEAREST = 8, 3
 # Neighbours are kept in a sorted list, which is slow for many.
 MAX_NEIGHBOURS = 128
 
-native_functions = ("hamming_distance", "hamming_distance_few", "code_blocks")
-native_functions_nearest = ("nearest_codes", "nearest_codes_few", "code_blocks")
+native_functions = ("hamming_distance", "hamming_distance_few", "few_queries", "code_blocks")
+native_functions_nearest = ("nearest_codes", "nearest_codes_few", "few_queries", "code_blocks")
 
 
 def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
@@ -22,7 +20,7 @@ def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
 
 
 def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    if len(a) >= _MANY:
+    if len(a) > native.cpu.few_queries(a.shape[1]):  # blocks of codes pay
         return distances(a, blocks(b), len(b))
     distance = memory.empty((a.shape[0], b.shape[0]), torch.int32)
     if distance.numel() > 0:
@@ -51,7 +49,7 @@ def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:
 
 
 def run_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(a) >= _MANY_NEAREST:
+    if len(a) > native.cpu.few_queries(a.shape[1]):
         return nearest(a, blocks(b), len(b), k)
     index, distance = _results(a, k)
     b = _adjacent(b)

@@ -42,7 +42,8 @@ constexpr HammingRows kScalarRows = hamming_rows<ScalarBits>();
 
 const HammingRows& choose() {
 #ifdef BDK_X86
-  static const bool bitalg = __builtin_cpu_supports("avx512bitalg");
+  static const bool bitalg =
+      __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vpopcntdq");
   if (active_isa() == kAvx512) return bitalg ? kHammingBitalg : kHammingAvx512;
   if (active_isa() == kAvx2) return kHammingAvx2;
 #endif
@@ -115,6 +116,8 @@ int bdk_code_blocks_cpu(const uint8_t* codes, int64_t stride, uint8_t* blocks, i
   return BDK_OK;
 }
 
+int bdk_few_queries_cpu(int64_t bytes) { return bdk::choose().few_queries(bytes); }
+
 int bdk_hamming_distance_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t stride,
                                  int32_t* distance, int64_t queries, int64_t count, int64_t bytes,
                                  int threads) {
@@ -123,8 +126,8 @@ int bdk_hamming_distance_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t
   prefer_large_pages(distance, 4 * queries * count);
   const HammingRows& kernel = choose();
   // A chunk stays in the second-level cache for all queries.
-  const int64_t chunk = kChunkBytes / bytes + 1;
-  parallel_for(count, kGrainBytes / (queries * bytes + 1) + 1, 1, threads,
+  const int64_t chunk = queries == 1 ? count : kChunkBytes / bytes + 1;
+  parallel_for(count, kGrainBytes / (queries * bytes + 1) + 1, 64, threads,
                [&](int64_t begin, int64_t end) {
                  for (int64_t first = begin; first < end; first += chunk) {
                    const int64_t some = end - first < chunk ? end - first : chunk;
@@ -144,20 +147,11 @@ int bdk_nearest_codes_few_cpu(const uint8_t* a, const uint8_t* codes, int64_t st
   if (queries < 0 || bytes <= 0 || k < 1 || k > count || threads < 1) return BDK_BAD_SIZE;
   if (k > kMaxNeighbours || count > int64_t{1} << kIndexBits) return BDK_BAD_SIZE;
   const HammingRows& kernel = choose();
-  constexpr int64_t kTile = 8 * kBlock;
-  parallel_for(
-      queries, kGrainBytes / (count * bytes + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) {
-          Neighbours nearest;
-          nearest.clear(k);
-          for (int64_t first = 0; first < count; first += kTile) {
-            alignas(64) int32_t found[kTile];
-            const int64_t some = count - first < kTile ? count - first : kTile;
-            kernel.as_they_lie(a + n * bytes, codes + first * stride, stride, bytes, some, found);
-            nearest.take(found, first, some, k);
-          }
-          nearest.put(k, index + n * k, distance + n * k);
-        }
-      });
+  parallel_for(queries, grain_rows(count, bytes), kGroup, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; n += kGroup) {
+      kernel.nearest_as_they_lie(a + n * bytes, end - n < kGroup ? end - n : kGroup, codes, stride,
+                                 bytes, count, k, index + n * k, distance + n * k);
+    }
+  });
   return BDK_OK;
 }

@@ -33,10 +33,17 @@ using DistancesAsTheyLie = void (*)(const uint8_t* a, const uint8_t* codes, int6
 using NearestRows = void (*)(const uint8_t* a, const uint8_t* blocks, int64_t bytes, int64_t count,
                              int64_t k, int64_t* index, int32_t* distance);
 
+// The same for at most kGroup queries and codes as they lie.
+using NearestAsTheyLie = void (*)(const uint8_t* a, int64_t queries, const uint8_t* codes,
+                                  int64_t stride, int64_t bytes, int64_t count, int64_t k,
+                                  int64_t* index, int32_t* distance);
+
 struct HammingRows {  // of one query, and of kGroup
   DistanceRows distance[2];
   NearestRows nearest[2];
   DistancesAsTheyLie as_they_lie;
+  NearestAsTheyLie nearest_as_they_lie;
+  int (*few_queries)(int64_t bytes);
   void (*make_blocks)(const uint8_t* codes, int64_t stride, int64_t bytes, int64_t count,
                       uint8_t* blocks);
 };
@@ -213,18 +220,28 @@ static inline void distances_of_words(const uint8_t* a, const uint8_t* codes, in
   }
 }
 
+// The last bytes of a code, fewer than a word, are read as a whole one, except where it would end
+// beyond the last code.
 static inline void distances_of_bytes(const uint8_t* a, const uint8_t* codes, int64_t stride,
                                       int64_t bytes, int64_t count, int32_t* out) {
   const int64_t words = bytes / 8, rest = bytes % 8;
+  const uint8_t* end = codes + (count - 1) * stride + bytes;
+  const uint64_t mask = (uint64_t{1} << 8 * rest) - 1;
+  uint64_t last = 0;
+  memcpy(&last, a + 8 * words, rest);
   for (int64_t m = 0; m < count; ++m, codes += stride) {
-    uint64_t x = 0, y = 0;
-    memcpy(&x, a + 8 * words, rest);
-    memcpy(&y, codes + 8 * words, rest);
-    int sum = __builtin_popcountll(x ^ y);
+    uint64_t x, y = 0;
+    if (end - codes >= 8 * words + 8) {
+      memcpy(&y, codes + 8 * words, 8);
+    } else {
+      memcpy(&y, codes + 8 * words, rest);
+    }
+    int sum = __builtin_popcountll(last ^ (y & mask));
     for (int64_t w = 0; w < words; ++w) {
       memcpy(&x, a + 8 * w, 8);
       memcpy(&y, codes + 8 * w, 8);
       sum += __builtin_popcountll(x ^ y);
+      __asm__("" : "+r"(sum));  // no vector: GCC would sum up vectors of few words
     }
     out[m] = sum;
   }
@@ -328,11 +345,34 @@ static inline void nearest_rows(const uint8_t* a, const uint8_t* blocks, int64_t
   for (int q = 0; q < kQueries; ++q) nearest[q].put(k, index + q * k, distance + q * k);
 }
 
-template <class Bits>
+template <DistancesAsTheyLie distances>
+static inline void nearest_as_they_lie(const uint8_t* a, int64_t queries, const uint8_t* codes,
+                                       int64_t stride, int64_t bytes, int64_t count, int64_t k,
+                                       int64_t* index, int32_t* distance) {
+  constexpr int64_t kTile = 16 * kBlock;
+  Neighbours nearest[kGroup];
+  for (int64_t q = 0; q < queries; ++q) nearest[q].clear(k);
+  for (int64_t first = 0; first < count; first += kTile) {
+    alignas(64) int32_t found[kTile];
+    const int64_t some = count - first < kTile ? count - first : kTile;
+    for (int64_t q = 0; q < queries; ++q) {
+      distances(a + q * bytes, codes + first * stride, stride, bytes, some, found);
+      nearest[q].take(found, first, some, k);
+    }
+  }
+  for (int64_t q = 0; q < queries; ++q) nearest[q].put(k, index + q * k, distance + q * k);
+}
+
+static inline int few_queries(int64_t bytes) { return bytes % 8 == 0 ? 8 : 4; }
+
+template <class Bits, DistancesAsTheyLie distances = distances_as_they_lie,
+          int (*few)(int64_t) = few_queries>
 constexpr HammingRows hamming_rows() {
   return {{distance_rows<Bits, 1>, distance_rows<Bits, kGroup>},
           {nearest_rows<Bits, 1>, nearest_rows<Bits, kGroup>},
-          distances_as_they_lie,
+          distances,
+          nearest_as_they_lie<distances>,
+          few,
           make_blocks};
 }
 
