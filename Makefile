@@ -92,12 +92,11 @@ format: venv
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
 
-# Times the CPU ops and saves the run in .benchmarks; BENCH='-k swiglu --benchmark-compare' compares one
-# op with the previous run.
+# This CPU against the packages of the extra "peers" that are installed, in about ten minutes;
+# BENCH='--only ops --ops swiglu' takes a part.
 BENCH ?=
 bench: venv
-	$(BIN)/python -m pytest benchmarks/bench_cpu.py -o addopts=-q --benchmark-autosave \
-		--benchmark-columns=median,min,iqr,rounds --benchmark-max-time=0.5 $(BENCH)
+	$(BIN)/python -m benchmarks cpu --out out/cpu.json $(BENCH)
 
 # Tables and plots of the documents, from benchmarks/results.
 report: venv

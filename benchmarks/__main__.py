@@ -17,16 +17,14 @@ import torch
 
 from benchmarks import cpu, gpu, machine, plots, report
 from benchmarks.gpu import parts
-from benchmarks.model import decode, head, packed_dataset, quantization, training
+from benchmarks.model import packed_dataset, quantization
 from benchmarks.shapes import Bench, all_benches
 
 PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
-    "head_sampling": head.sampling,
-    "training": training.measure,
-    "decode": decode.measure,
     "packed_dataset": packed_dataset.measure,
     "quantization": quantization.measure,
 }
+"""What gives figures; the others compare."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,16 +43,20 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("run", help="check ops, then time them on this CPU")
     one.add_argument("ops", nargs="+", type=_bench, metavar="OP")
-    one.add_argument("--threads", type=int, default=1)
-    one.add_argument("--backend", action="append", default=[], help="only these backends")
-    one.add_argument("--seconds", type=float, default=5.0, help="per shape")
+    one.add_argument("--backend", action="append", default=[], help="by its name, too")
+    one.add_argument("--seconds", type=float, default=1.5, help="per shape")
     one.add_argument("--out", type=Path, help="also write the run as JSON")
     one.set_defaults(run=_run)
 
     host = commands.add_parser("cpu", help="check and time everything on this CPU")
     host.add_argument("--out", type=Path, required=True, metavar="FILE")
-    host.add_argument("--only", nargs="+", choices=cpu.PARTS, default=list(cpu.PARTS))
-    host.add_argument("--threads", type=int, help="of whole images (default: all); ops take one")
+    host.add_argument(
+        "--only", nargs="+", choices=cpu.PARTS, default=list(cpu.PARTS), metavar="PART",
+        help=f"by default all: {', '.join(cpu.PARTS)}",
+    )  # fmt: skip
+    host.add_argument(
+        "--threads", type=int, help="decoding and whole images take so many too (default: all)"
+    )
     host.add_argument("--quick", action="store_true", help="short timings")
     host.set_defaults(run=_cpu)
 
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--ops", nargs="+", type=_bench, metavar="OP", help="only these ops")
 
     model = commands.add_parser("model", help="time one thing of the models")
-    model.add_argument("program", choices=PROGRAMS)
+    model.add_argument("program", choices=[*cpu.MODELS, *PROGRAMS])
     model.add_argument("--out", type=Path, metavar="FILE", help="also write the figures")
     model.set_defaults(run=_model)
 
@@ -118,7 +120,8 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    result = cpu.new_result(options.threads)
+    machine.pin(1)
+    result = cpu.new_result()
     for bench in options.ops:
         cpu.add(result, bench, options.seconds, options.backend)
     if options.out:
@@ -148,6 +151,14 @@ def _gpu(options: argparse.Namespace) -> int:
 
 
 def _model(options: argparse.Namespace) -> int:
+    if options.program in cpu.MODELS:
+        torch.set_num_threads(1)
+        compared = cpu.new_result()
+        for comparison in cpu.MODELS[options.program]():
+            cpu.compare(compared, comparison, 3.0)
+        if options.out:
+            cpu.save(compared, options.out)
+        return cpu.report(compared)
     figures = PROGRAMS[options.program]()
     result = {"machine": machine.describe(cpu.CPU, torch.get_num_threads()), **figures}
     print(json.dumps(result, indent=2))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.model import bound
-from benchmarks.shapes import Timing, all_benches
+from benchmarks.shapes import all_benches
 from bitdance.models.config import PRESETS
 
 Run = dict[str, Any]
@@ -50,12 +50,12 @@ def of_op(op: str, name: str, run: Run) -> Bound | None:
 
     None if the run has not measured any, and for a shape that is not timed.
     """
+    if run["machine"]["device"] != "cuda":
+        return _measured(op, name, run)
     bench = all_benches().get(op)
     shape = next((s for s in bench.timings if s.name == name), None) if bench else None
     if shape is None:
         return None
-    if run["machine"]["device"] != "cuda":
-        return _on_cpu(shape, run)
     limits, found = run["limits"], []
     if "copy_gb_s" in limits:
         found.append(Bound(shape.bytes / limits["copy_gb_s"] / 1e9, "copy"))
@@ -71,13 +71,11 @@ def of_op(op: str, name: str, run: Run) -> Bound | None:
     return max(found, default=None)
 
 
-def _on_cpu(shape: Timing, run: Run) -> Bound | None:
-    """By the fastest of the library's functions that were measured, which a kernel may beat."""
-    rates = {k.removesuffix("_gb_s"): v for k, v in run["limits"].items() if k.endswith("_gb_s")}
-    if not rates:
-        return None
-    fastest = max(rates, key=lambda name: rates[name])
-    return Bound(shape.bytes / rates[fastest] / 1e9, fastest)
+def _measured(op: str, name: str, run: Run) -> Bound | None:
+    """What a CPU's loops took in turns with the op."""
+    rows = [*run["rows"], *run.get("models", ())]
+    row = next((r for r in rows if (r["op"], r["shape"]) == (op, name) and "bound_us" in r), None)
+    return Bound(row["bound_us"] / 1e6, row["bound"]) if row else None
 
 
 def _cycles(run: Run) -> float | None:

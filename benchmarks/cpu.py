@@ -1,8 +1,7 @@
-"""``python -m benchmarks run`` and ``cpu``: check and time on this CPU.
+"""``python -m benchmarks run`` and ``cpu``: this CPU, against what users would pick instead.
 
-Ops on one thread against their baselines, whole images on all of them against the time of their
-matrix products and convolutions alone. Everything that is compared takes turns, so that a change of
-the machine's speed meets all alike, and the limits of the memory are measured in the same run.
+Everything that is compared takes turns, so that a change of the machine's speed meets all alike,
+and so do the loops in C that bound it. On one thread the clock is the processor's.
 """
 
 from __future__ import annotations
@@ -10,29 +9,29 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine, products, tables, timing
-from benchmarks.model import paths
-from benchmarks.shapes import Bench
+from benchmarks import limits, machine, products, tables, timing
+from benchmarks.model import Comparison, decode, paths, quantizer, start, training
+from benchmarks.shapes import Bench, Timing
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.sampling import graphs
 from bitdance_kernels._dispatch.backends import BackendError
 from bitdance_kernels.testing import Call, Case, check_backend
 
 CPU = torch.device("cpu")
-PARTS = ("ops", "images", "model")
-PROGRAMS = ("head_sampling", "training", "decode")
-"""Of ``python -m benchmarks model``, those whose figures a result has."""
+MODELS: dict[str, Callable[[], Iterator[Comparison]]] = {
+    "decoder": decode.comparisons,
+    "quantizer": quantizer.comparisons,
+    "training": training.comparisons,
+}
+PARTS = ("start", "images", *MODELS, "ops")
 
 _BUNDLED = "fashion"
 _BATCHES = (1, 8)
@@ -67,44 +66,75 @@ def gate(case: Case, backends: Sequence[str]) -> list[str]:
     return wrong
 
 
-def new_result(threads: int) -> Result:
-    """A run on so many threads, to which this process is kept from here on.
+def new_result() -> Result:
+    """A run of which nothing is measured yet.
 
     It is plain data: "machine", "limits", "wrong" (findings of the gate), "skipped" and
-    "not timed" (backend or baseline -> reason) and "rows".
+    "not timed" (backend or peer -> reason), "rows" of ops, "models" (rows too) and "images".
     """
-    machine.pin(threads)
-    result: Result = {"machine": machine.describe(CPU, threads), "rows": [], "wrong": []}
-    return result | {"limits": {}, "skipped": {}, "not timed": {}}
+    result: Result = {"machine": machine.describe(CPU, 1), "limits": {}, "wrong": []}
+    return result | {"skipped": {}, "not timed": {}, "rows": [], "models": [], "images": []}
 
 
 def add(result: Result, bench: Bench, seconds: float, backends: Sequence[str] = ()) -> None:
-    """Check the op and time every CPU shape for `seconds`; a wrong op is not timed."""
-    result["limits"] = result["limits"] or machine.cpu_limits()
-    reasons = runnable(bench, next(iter(bench.samples(CPU))), backends)
+    """Check the op and time every CPU shape for `seconds`; a wrong op is not timed.
+
+    Each is timed as users call it, and by the names of `backends`.
+    """
+    result["limits"] = result["limits"] or limits.measure()
+    reasons = runnable(bench, next(iter(bench.samples(CPU))))
     able = [name for name, why in reasons.items() if why is None]
     result["skipped"] |= {f"{bench.name}: {name}": why for name, why in reasons.items() if why}
-    wrong = gate(bench, able)
+    wrong = gate(bench, [name for name in able if name != "reference"])
     result["wrong"] += wrong
     for shape in bench.timings if able and not wrong else ():
         if "cpu" in shape.devices:
-            call = shape.make(CPU)
-            with torch.inference_mode():
-                timed = timing.functions(bench, able, backward=shape.backward)
-                times, failed = timing.time_cpu(timed, call, seconds)
-            where = f"{bench.name}, {shape.name}"
-            result["not timed"] |= {f"{where}: {name}": why for name, why in failed.items()}
-            result["rows"] += timing.rows(bench, shape, times, able, "cpu")
+            _add_shape(result, bench, shape, seconds, [b for b in backends if b in able])
+
+
+def _add_shape(
+    result: Result, bench: Bench, shape: Timing, seconds: float, backends: Sequence[str]
+) -> None:
+    chosen = next(
+        name
+        for name in bench.kernel_op.order["cpu"]
+        if runnable(bench, shape.make(CPU), [name])[name] is None
+    )
+    timed = timing.chosen_and_peers(bench, chosen, backends, backward=shape.backward)
+    with torch.inference_mode():
+        rows, failed = timing.time_cpu(chosen, timed, shape, seconds)
+    torch.compiler.reset()
+    common = {"op": bench.name, "shape": shape.name, "device": "cpu"}
+    result["rows"] += [{**common, **row} for row in rows]
+    where = f"{bench.name}, {shape.name}"
+    result["not timed"] |= {f"{where}: {name}": why for name, why in failed.items()}
+
+
+def compare(result: Result, comparison: Comparison, seconds: float, threads: int = 1) -> None:
+    """Add the rows of a comparison on so many threads, each held against its multiply-adds."""
+    what, shape, ways, flops = comparison
+    bound = None
+    if flops and limits.unavailable() is None:
+        bound = limits.multiply_adds(flops / threads)
+    rows, failed = timing.compare(ways, seconds, bound=bound, threads=threads)
+    shape += f", {threads} threads" * (threads > 1)
+    common = {"op": what, "shape": shape, "device": "cpu", "threads": threads}
+    rates = {"gb_s": 0.0, "gflop_s": flops}
+    result["models"] += [
+        {**common, **row, **{k: n / row["median_us"] / 1e3 for k, n in rates.items()}}
+        for row in rows
+    ]
+    result["not timed"] |= {f"{what}, {shape}: {name}": why for name, why in failed.items()}
 
 
 def report(result: Result) -> int:
-    """Print the table and what is missing from it; returns the exit status."""
-    print(tables.speedups(result))
+    """Print the tables and what is missing from them; returns the exit status."""
+    print(tables.section("", result))
     for name, reason in {**result["skipped"], **result["not timed"]}.items():
         print(f"not timed: {name}: {reason}")
     for text in result["wrong"]:
         print(f"WRONG, so not timed: {text}")
-    return 1 if result["wrong"] or not result["rows"] else 0
+    return 1 if result["wrong"] or not (result["rows"] or result["models"]) else 0
 
 
 def save(result: Result, path: Path) -> None:
@@ -122,26 +152,28 @@ def main(
 
     Args:
         benches: the ops.
-        out: the result file, written after every step.
+        out: the result file, written after every step; parts that are not run stay as they are.
         parts: names among PARTS.
-        threads: number for whole images; the ops take one.
-        quick: short timings.
+        threads: decoding and whole images take so many too; all else takes one.
+        quick: few rounds.
     """
-    result = new_result(threads) | {"failed": {}, "model": {}, "images": []}
-    result |= {"machine": machine.describe(CPU, 1), "image threads": threads}
-    steps: dict[str, Callable[[], None]] = {}
-    if "images" in parts:
-        for batch in _BATCHES:
-            images = functools.partial(_images, result, batch, threads, quick)
-            steps[f"images: {_BUNDLED}, batch {batch}"] = images
-    if "model" in parts:
-        steps |= {f"model: {name}": functools.partial(_model, result, name, threads)
-                  for name in PROGRAMS}  # fmt: skip
+    result = new_result() | {"failed": {}}
+    seconds = 0.0 if quick else 1.5
+    steps: dict[str, Callable[[], None]] = {"limits": functools.partial(_limits, result)}
+    if "start" in parts:
+        steps["start"] = lambda: result["models"].extend(start.rows(1 if quick else 3))
+    for count in sorted({1, threads}):
+        for batch in _BATCHES if "images" in parts else ():
+            images = functools.partial(_images, result, batch, count, quick)
+            steps[f"images: batch {batch}, threads {count}"] = images
+        for name in MODELS:
+            if name in parts and (count == 1 or name == "decoder"):
+                model = functools.partial(_model, result, name, count, 2 * seconds)
+                steps[f"{name}, threads {count}"] = model
     if "ops" in parts:  # last: the process stays with one thread
-        seconds = 0.3 if quick else 5.0
         steps["one thread"] = functools.partial(machine.pin, 1)
         steps |= {f"ops: {b.name}": functools.partial(add, result, b, seconds) for b in benches}
-    start = time.monotonic()
+    begin = time.monotonic()
     for name, step in steps.items():
         try:
             step()
@@ -149,7 +181,7 @@ def main(
             result["failed"][name] = traceback.format_exc()
         save(result, out)
         state = "failed" if name in result["failed"] else "done"
-        print(f"{time.monotonic() - start:6.1f} s  {name:<40} {state}", flush=True)
+        print(f"{time.monotonic() - begin:6.1f} s  {name:<40} {state}", flush=True)
     for text in result["wrong"]:
         print(f"WRONG {text}")
     for name, text in result["failed"].items():
@@ -157,68 +189,66 @@ def main(
     return 1 if result["wrong"] or result["failed"] else 0
 
 
+def _limits(result: Result) -> None:
+    result["limits"] = limits.measure()
+
+
+def _model(result: Result, name: str, threads: int, seconds: float) -> None:
+    torch.set_num_threads(threads)
+    for comparison in MODELS[name]():
+        compare(result, comparison, seconds, threads)
+    torch.compiler.reset()
+
+
 def _images(result: Result, batch: int, threads: int, quick: bool) -> None:
-    """The bundled model: its paths and its products alone, in turns."""
+    """The bundled model: its paths and its multiply-adds alone, in turns."""
     torch.set_num_threads(threads)
     pipeline = BitDancePipeline.from_pretrained(_BUNDLED)
-    rounds, seconds = (2, 0.0) if quick else (15, 45.0)
+    rounds, seconds = (1, 0.0) if quick else (15, 10.0)
+    name = f"{_BUNDLED}, {threads} thread{'s' * (threads > 1)}"
     steps = pipeline.num_inference_steps
-    rows = images(_BUNDLED, pipeline.model, steps, batch, rounds=rounds, seconds=seconds)
+    rows = images(name, pipeline.model, steps, batch, rounds=rounds, seconds=seconds)
     result["images"] += [row | {"threads": threads} for row in rows]
 
 
 def images(
     name: str, model: Any, steps: int, batch: int, *, rounds: int, seconds: float
 ) -> list[Result]:
-    """A record for each path of the model and one for its products alone.
+    """A record for each path of the model and one for its multiply-adds alone.
 
     At most so many rounds, of which none begins after `seconds`; `steps` a patch.
     """
-    config = model.config
+    config, threads = model.config, torch.get_num_threads()
     labels = torch.arange(batch) % config.num_classes
     tokens = paths.random_tokens(model, batch)
-    fast = paths.library(model, steps)
-    ways = [fast, paths.library(model, steps, "plain"), paths.published(model, steps)]
-    weights = list(model.parameters())
-    sampled = products.record(lambda: fast.sample(labels, None), weights)
-    decoded = products.record(lambda: fast.decode(tokens), weights)
+    ways = [paths.library(model, steps), paths.published(model, steps)]
+    flops = [
+        products.flops(lambda: ways[0].sample(labels, None)),
+        products.flops(lambda: ways[0].decode(tokens)),
+    ]
     trunk = paths.captured_trunk_step(model, batch)
     clock = paths.Clock(CPU)
-    names = [*(way.name for way in ways), "products alone"]
-    times: dict[str, list[Result]] = {name: [] for name in names}
+    times: dict[str, list[Result]] = {way.name: [] for way in ways}
+    alone: list[limits.Limit] = []
+    if limits.unavailable() is None:
+        alone = [limits.multiply_adds(count / threads) for count in flops]
+        times[tables.BOUND] = []
     for way in ways:  # first calls load modules and allocate, later ones capture what is repeated
         for _ in range(1 + graphs.CALLS_BEFORE_CAPTURE if way.trunk is None else 1):
             paths.sampling(way, labels, config.ar_steps, 0.0, max_steps=1)
             paths.decoding(way, tokens)
-    start = time.perf_counter()
+    begin = time.perf_counter()
     for count in range(rounds):
-        if count >= timing.MIN_ROUNDS and time.perf_counter() - start > seconds:
+        if count >= 3 and time.perf_counter() - begin > seconds:
             break
         for way in ways:
             once = paths.sampling(way, labels, config.ar_steps, float("inf"))
             if way.trunk is None:
                 once["trunk"] = config.ar_steps * trunk()
             times[way.name].append(once | {"decoder": paths.decoding(way, tokens)})
-        alone = {"sampling": lambda: products.replay(sampled),
-                 "decoder": lambda: products.replay(decoded)}  # fmt: skip
-        seconds_of = {part: clock.seconds(function) for part, function in alone.items()}
-        times["products alone"].append(seconds_of)
+        if alone:
+            loops = [limit.scale * clock.seconds(limit.run) for limit in alone]
+            times[tables.BOUND].append(dict(zip(("sampling", "decoder"), loops, strict=True)))
     common = {"model": name, "batch": batch, "device": "cpu", "steps": steps}
-    rows = [{**common, "path": path, **paths.figures(t, batch)} for path, t in times.items()]
-    flops = products.flops([*sampled, *decoded])
-    rows[-1] |= {"gflop": flops / batch / 1e9, "products": len(sampled) + len(decoded)}
-    return rows
-
-
-def _model(result: Result, name: str, threads: int) -> None:
-    """The figures of a program of the models, in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", "benchmarks", "model", name, "--out", str(out)]
-        done = subprocess.run(
-            command, cwd=machine.ROOT, env=environment, capture_output=True, text=True
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"benchmarks model {name}: {done.stderr.strip()[-500:]}")
-        result["model"][name] = json.loads(out.read_text())
+    common["gflop"] = sum(flops) / batch / 1e9
+    return [{**common, "path": path, **paths.figures(t, batch)} for path, t in times.items()]

@@ -43,24 +43,25 @@ def _legend(axis: Any, size: int) -> None:
 
 
 def speedups(run: Run) -> Any:
-    """How many times as fast the best backend is, on a logarithmic axis."""
+    """How many times as fast as its fastest rival the best backend is, on a logarithmic axis."""
     bars = [
-        (f"{best['op']}, {best['shape']}", name, ratio)
+        (f"{best['op']}, {best['shape']}", *min(rivals, key=lambda pair: pair[1]))
         for best, others in tables.shapes(run)
-        for name, ratio in others.items()
+        if (rivals := [(k, v[0]) for k, v in others.items() if k != "reference"])
     ]
     if not bars:
         return None
     figure, axis = _axis(0.27 * len(bars) + 1)
     names = list(dict.fromkeys(name for _, name, _ in bars))
-    for y, (label, name, ratio) in enumerate(bars):
+    for y, (_, name, ratio) in enumerate(bars):
         axis.barh(y, ratio, color=f"C{names.index(name) % 10}")
         text = f" {tables.ratio(ratio)} x {name}"
         axis.annotate(text, (max(ratio, 1), y), va="center", fontsize=7)
-        if y == 0 or bars[y - 1][0] != label:
-            axis.annotate(label + "  ", (1, y), va="center", ha="right", fontsize=7)
-    axis.set(xscale="log", xlabel="times as fast", yticks=[])
-    axis.set_xlim(1, 4 * max(1.0, *(ratio for _, _, ratio in bars)))
+    axis.axvline(1, color="black", linewidth=0.5)
+    axis.set(xscale="log", xlabel="times as fast as the fastest rival")
+    axis.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=7)
+    ratios = [ratio for _, _, ratio in bars]
+    axis.set_xlim(0.8 * min(1, *ratios), 4 * max(1, *ratios))
     axis.set_ylim(len(bars) - 0.4, -0.6)  # the first on top
     return figure
 

@@ -8,6 +8,10 @@ from typing import Any
 from benchmarks import bounds, machine
 
 Run = dict[str, Any]
+BOUND = "multiply-adds alone"
+"""The path of an image that is the bound of the others on a CPU."""
+LOST = 0.97
+"""Ratios below this are lost."""
 
 
 def markdown(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> str:
@@ -26,28 +30,50 @@ def section(name: str, run: Run) -> str:
 
 def speedups(run: Run) -> str:
     """A row per op and shape: the best backend's time, and how much faster it is than the rest."""
-    on_card = run["machine"]["device"] == "cuda"
-    rows = []
-    for fastest, others in shapes(run):
-        ratios = "; ".join(f"{name}: {ratio(value)}" for name, value in others.items())
-        rate = "" if fastest["gflop_s"] else f"{fastest['gb_s']:.1f}"  # arithmetic bounds it
-        what = fastest["op"], fastest["shape"], fastest["name"]
-        cells = [time(fastest["median_us"]), rate, *([_of_bound(fastest, run)] * on_card)]
-        rows.append((*what, *cells, ratios))
-    columns = dict.fromkeys(("op", "shape", "backend"), "") | {"median": ">", "GB/s": ">"}
-    columns |= {"of its bound": ">"} if on_card else {}
-    text = markdown({**columns, "times as fast as": ""}, rows)
     limits = machine.bandwidths(run["limits"])
-    end = f"Bandwidths of memory measured in the same run: {limits}.\n"
+    end = f"Limits measured in the same run: {limits}.\n"
     if run.get("earlier"):
         end += f"\n{run['earlier']} rows of what this version no longer has are left out.\n"
-    return f"{machine.headline(run['machine'])}.\n\n{text}\n{end}"
+    return f"{machine.headline(run['machine'])}.\n\n{compared(run)}\n{end}"
 
 
-def _of_bound(row: Mapping[str, Any], run: Run) -> str:
-    """Which share of its time an op's bound is, and what that is by."""
-    bound = bounds.of_op(row["op"], row["shape"], run)
-    return f"{1e8 * bound.seconds / row['median_us']:.0f}%, {bound.by}" if bound else ""
+def compared(run: Run, kind: str = "rows") -> str:
+    """A row per op and shape: time, share of the bound, ratios to the others.
+
+    A ratio is the median of the rounds, and in brackets their range where they took turns; those of
+    what is more than 3% faster are bold.
+    """
+    rows, count, slower = [], 0, 0
+    for best, others in shapes(run, kind):
+        cells = []
+        for name, (found, *spread) in others.items():
+            brackets = f" ({ratio(spread[0])}-{ratio(spread[1])})" if spread else ""
+            text, lost = f"{name}: {ratio(found)}{brackets}", found < LOST
+            cells.append(f"**{text}**" if lost else text)
+            count, slower = count + 1, slower + lost
+        held = "", ""
+        bound = bounds.of_op(best["op"], best["shape"], run)
+        if bound is not None:
+            least = 1e6 * bound.seconds
+            held = f"{time(least)}, {bound.by}", f"{100 * least / best['median_us']:.0f}%"
+        what = best["op"], best["shape"], best["name"]
+        rows.append((*what, *_clocks(best), *held, "; ".join(cells)))
+    clocks = ("processor", "elapsed") if run["machine"]["device"] == "cpu" else ("median",)
+    columns = dict.fromkeys(("op", "shape", "backend"), "")
+    columns |= {**dict.fromkeys((*clocks, "bound", "reached"), ">"), "times as fast as": ""}
+    end = f"{slower} of {count} comparisons are lost by more than 3%.\n" if count else ""
+    return f"{markdown(columns, rows)}\n{end}"
+
+
+def _clocks(row: Mapping[str, Any]) -> list[str]:
+    """Median times by the processor's clock and elapsed, or by the only clock."""
+    times = [row.get("cpu_us"), row["median_us"], row.get("wall_us")]
+    return [time(us) for us in times if us is not None]
+
+
+def models(run: Run) -> str:
+    """The same for parts of the models."""
+    return compared(run, "models")
 
 
 def images(run: Run) -> str:
@@ -56,19 +82,21 @@ def images(run: Run) -> str:
     for row in run["images"]:
         bound = _bound(row, run)
         parts = [row["parts_ms"].get(part) for part in ("trunk", "head", "decoder")]
-        alone = image(run, row["model"], row["batch"], "products alone")
-        over = f"{row['ms'] / alone['ms']:.2f}" if alone else ""
+        over = f"{row['ms'] / bound:.1f}" if bound else ""
         cells = [milliseconds(ms) if ms is not None else "" for ms in (row["ms"], *parts, bound)]
         part_run = row.get("ar_steps_timed", 0) < row.get("ar_steps", 0)
         steps = f" (from {row['ar_steps_timed']} of {row['ar_steps']} AR steps)" if part_run else ""
         rows.append((row["model"], row["batch"], row["path"] + steps, *cells, over))
     columns = {"model": "", "batch": ">", "path": ""}
-    times = ("ms an image", "trunk", "head", "decoder", "bound", "over products")
+    times = ("ms an image", "trunk", "head", "decoder", "bound", "over it")
     return markdown(columns | dict.fromkeys(times, ">"), rows)
 
 
 def _bound(row: Mapping[str, Any], run: Run) -> float | None:
-    """Milliseconds that bound an image, where the run has the limits of a card."""
+    """Milliseconds that bound an image, where the run has the limits of a card or measured it."""
+    alone = image(run, row["model"], row["batch"], BOUND)
+    if alone is not None:
+        return alone["ms"]
     found = bounds.of_image(row["model"], row["batch"], run)
     return None if found is None else found["whole"]
 
@@ -94,25 +122,6 @@ def first_images(run: Run) -> list[tuple[dict[str, Any], dict[str, Any] | None]]
     models = list(dict.fromkeys(row["model"] for row in fast))
     fast.sort(key=lambda row: (models.index(row["model"]), row["batch"]))
     return [(row, image(run, row["model"], row["batch"], "published")) for row in fast]
-
-
-def model(run: Run) -> str:
-    """The figures of ``python -m benchmarks model``."""
-    rows = [
-        (name, figure, f"{value:.4g}")
-        for name, content in run.get("model", {}).items()
-        for figure, value in _figures(content)
-    ]
-    return markdown({"benchmark": "", "figure": "", "": ">"}, rows)
-
-
-def _figures(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of nested tables under their joined names; not those of the machine."""
-    for name, value in content.items():
-        if isinstance(value, dict) and name != "machine":
-            yield from _figures(value, f"{prefix}{name}, ")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{name}", value
 
 
 def probes(run: Run) -> str:
@@ -185,23 +194,31 @@ def quantization(run: Run) -> str:
 
 
 KINDS: dict[str, Callable[[Run], str]] = {
-    "images": images, "model": model, "probes": probes, "ways": ways,
+    "images": images, "models": models, "probes": probes, "ways": ways,
     "training": training, "quantization": quantization,
 }  # fmt: skip
 """What a result may hold besides the rows of ops."""
 
 
-def shapes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """For each op and shape the fastest backend's row, and ratios of the others' medians to its.
+def shapes(run: Run, kind: str = "rows") -> Iterator[tuple[dict[str, Any], dict[str, list[float]]]]:
+    """For each op and shape the fastest backend's row, and how many times as long others take.
 
-    Where no backend was timed, the fastest baseline stands for it.
+    That is the median, and where they took turns the least and the most. Where no backend was
+    timed, the fastest baseline stands for it.
     """
-    for what in dict.fromkeys((row["op"], row["shape"]) for row in run["rows"]):
-        rows = [row for row in run["rows"] if (row["op"], row["shape"]) == what]
+    found = run.get(kind, ())
+    for what in dict.fromkeys((row["op"], row["shape"]) for row in found):
+        rows = [row for row in found if (row["op"], row["shape"]) == what]
         backends = [row for row in rows if row["kind"] == "backend"]
         best = min(backends or rows, key=lambda row: row["median_us"])
-        others = [row for row in rows if row is not best]
-        yield best, {row["name"]: row["median_us"] / best["median_us"] for row in others}
+        others = (row for row in rows if row is not best)
+        yield (
+            best,
+            {
+                row["name"]: row.get("ratio") or [row["median_us"] / best["median_us"]]
+                for row in others
+            },
+        )
 
 
 def image(run: Run, model: str, batch: int, path: str) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ class Target(NamedTuple):
     def shapes(self) -> Sequence[str]:
         """Names of its shapes: of the op's those that are timed on the device, or batches."""
         given = self.arguments
-        if "op" in given:
+        if "shapes" in given:
             timings = all_benches()[given["op"]].timings
             on_device = [t.name for t in timings if self.device in t.devices]
             return [name for name in on_device if re.search(given["shapes"], name)]
@@ -82,6 +82,9 @@ class Target(NamedTuple):
             return f"{tables.time(1e6 * found.seconds)}, {found.by}" if found else ""
         if "batches" not in given:
             return ""
+        alone = tables.image(run, given["model"], _batch(shape), tables.BOUND)
+        if alone is not None:
+            return f"{tables.milliseconds(alone['ms'])} ms"
         parts = bounds.of_image(given["model"], _batch(shape), run)
         if parts is None:
             return ""
@@ -144,11 +147,14 @@ def _batch(shape: str) -> int:
 Given = Mapping[str, Any]
 
 
-def _best(given: Given, shape: str, run: Run) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+def _best(
+    given: Given, shape: str, run: Run
+) -> Iterator[tuple[dict[str, Any], dict[str, list[float]]]]:
     """Best backend and ratios of the others at the shape, if it was timed."""
-    for best, others in tables.shapes(run):
-        if (best["op"], best["shape"]) == (given["op"], shape):
-            yield best, others
+    for kind in ("rows", "models"):
+        for best, others in tables.shapes(run, kind):
+            if (best["op"], best["shape"]) == (given["op"], shape):
+                yield best, others
 
 
 def _share(given: Given, shape: str, run: Run) -> float | None:
@@ -165,8 +171,8 @@ def _bound_share(given: Given, shape: str, run: Run) -> float | None:
 
 
 def _speedup(given: Given, shape: str, run: Run) -> float | None:
-    found = (others.get(given["over"]) for _, others in _best(given, shape, run))
-    return next(found, None)
+    over = given["over"]
+    return next((o[over][0] for _, o in _best(given, shape, run) if over in o), None)
 
 
 def _microseconds(given: Given, shape: str, run: Run) -> float | None:
@@ -197,8 +203,8 @@ def _image_ratio(
     return other / fast if fast and other else None
 
 
-def _over_products(given: Given, shape: str, run: Run) -> float | None:
-    return _image_ratio(given, shape, run, path="fast", name="products alone")
+def _over_bound(given: Given, shape: str, run: Run) -> float | None:
+    return _image_ratio(given, shape, run, path="fast", name=tables.BOUND)
 
 
 def _image_time(given: Given, shape: str, run: Run) -> float | None:
@@ -217,11 +223,6 @@ def _evaluation(given: Given, shape: str, run: Run) -> float | None:
     return min(times, default=None)
 
 
-def _model_figure(given: Given, shape: str, run: Run) -> float | None:
-    figures: Mapping[str, float] = run.get("model", {}).get(given["program"], {})
-    return figures.get(given["figure"])
-
-
 MEASURES: dict[str, Callable[[Given, str, Run], float | None]] = {
     "share": _share,  # bandwidth of the best backend in one of the same run
     "bound_share": _bound_share,  # the bound of `benchmarks.bounds` over its time
@@ -230,10 +231,9 @@ MEASURES: dict[str, Callable[[Given, str, Run], float | None]] = {
     "tflops": _tflops,  # its arithmetic
     "memory": _memory,  # peak of a baseline over that of the best backend
     "image_ratio": _image_ratio,  # the published path over the default, of all or of a part
-    "over_products": _over_products,  # an image over its products alone
+    "over_bound": _over_bound,  # an image over its multiply-adds
     "image_time": _image_time,  # milliseconds
     "evaluation": _evaluation,  # microseconds by the fastest plan
-    "model_figure": _model_figure,  # of ``python -m benchmarks model``
 }
 
 TARGETS = [

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import gc
 import statistics
 import time
-import timeit
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from benchmarks import limits
 from benchmarks.shapes import Bench, Timing
 from bitdance_kernels.testing import Call
 
@@ -23,12 +24,22 @@ MIN_ROUNDS = 5
 # Minimum duration of a measurement, so that the clock and the call of a lambda do not matter.
 _MIN_SECONDS = 2e-3
 _TURNS_ON_A_CARD = 3
+_BOUND = "bound"
 
 
 def functions(bench: Bench, backends: Sequence[str], *, backward: bool = False) -> Functions:
     """What is timed against each other: backends of the op, and its baselines."""
     of_op = {name: functools.partial(bench.op, backend=name) for name in backends}
     return of_calls({**of_op, **bench.baselines}, backward=backward)
+
+
+def chosen_and_peers(
+    bench: Bench, chosen: str, backends: Sequence[str], *, backward: bool = False
+) -> Functions:
+    """What is timed on a CPU: the op as users call it, `backends` by name, and the peers."""
+    of_op = {chosen: bench.op}
+    of_op |= {name: functools.partial(bench.op, backend=name) for name in backends}
+    return of_calls({**of_op, **(bench.peers or bench.baselines)}, backward=backward)
 
 
 def of_calls(functions: Mapping[str, Callable[..., Any]], *, backward: bool = False) -> Functions:
@@ -55,51 +66,121 @@ def with_backward(function: Callable[[Call], Any]) -> Callable[[Call], Any]:
     return timed
 
 
+class Turn(NamedTuple):
+    """Seconds per call: elapsed, and of all threads of this process."""
+
+    wall: float
+    cpu: float
+
+
 def take_turns(
     ways: Mapping[str, Callable[[], object]], rounds: int, *, seconds: float = 0.0,
     min_seconds: float = 0.0,
-) -> Seconds:  # fmt: skip
-    """Seconds per call of each way, one value a round, after a call to load modules and allocate.
+) -> dict[str, list[Turn]]:  # fmt: skip
+    """A turn of each way in each round, after a call to load modules and allocate.
 
     The ways take turns, so that a change of the machine's speed meets all of them alike
     (``torch.utils.benchmark`` and ``timeit`` time one after the other). There are at least so many
-    `rounds`, which take at least `seconds`; a turn repeats its way for `min_seconds`.
+    `rounds`, which take at least `seconds`; a turn repeats its way for `min_seconds`. A way of
+    which a round takes more than all `seconds` is left out after ``MIN_ROUNDS`` of them.
     """
-    timers = {name: timeit.Timer(way) for name, way in ways.items()}
     repeats = {}
-    for name, timer in timers.items():
-        timer.timeit(1)
-        once = timer.timeit(1) if min_seconds else 1.0
+    for name, way in ways.items():
+        _turn(way, 1)
+        once = _turn(way, 1).wall if min_seconds else 1.0
         repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
-    times: Seconds = {name: [] for name in timers}
+    turns: dict[str, list[Turn]] = {name: [] for name in ways}
     start, done = time.perf_counter(), 0
-    while timers and (done < rounds or time.perf_counter() - start < seconds):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(repeats[name]) / repeats[name])
+    while ways and (done < rounds or time.perf_counter() - start < seconds):
+        for name, way in ways.items():
+            if done < max(MIN_ROUNDS, rounds) or turns[name][0].wall < seconds:
+                turns[name].append(_turn(way, repeats[name]))
         done += 1
-    return times
+    return turns
 
 
-def medians(times: Seconds) -> dict[str, float]:
-    """Median seconds of each way."""
-    return {name: statistics.median(values) for name, values in times.items()}
+def _turn(way: Callable[[], object], repeats: int) -> Turn:
+    collects = gc.isenabled()
+    gc.disable()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        way()
+    turn = Turn((time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats)
+    if collects:
+        gc.enable()
+    return turn
+
+
+def medians(times: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
+    """Median elapsed seconds of each way."""
+    return {name: statistics.median(turn.wall for turn in t) for name, t in times.items()}
+
+
+def compare(
+    ways: Mapping[str, Callable[[], object]], seconds: float, *, bound: limits.Limit | None = None,
+    min_seconds: float = _MIN_SECONDS, threads: int = 1,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
+    """A row for each way, of which the first is ours, and for each that failed the reason.
+
+    Times of one thread are the processor's, those of several elapsed. A row has its spread, the
+    median of the other clock, and the ratio to ours as median, minimum and maximum of the rounds;
+    ours has the bound and the share of it that is reached, measured in the same rounds.
+    """
+    able, failed = {}, {}
+    for name, way in ways.items():
+        try:
+            way()
+            able[name] = way
+        except Exception as error:  # a baseline may not be here, or not take this dtype
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    ours = next(iter(ways))
+    if ours in failed:
+        raise RuntimeError(f"{ours}: {failed[ours]}")
+    loop = {_BOUND: bound.run} if bound else {}
+    turns = take_turns(able | loop, MIN_ROUNDS, seconds=seconds, min_seconds=min_seconds)
+    kind, other = ("cpu", "wall") if threads == 1 else ("wall", "cpu")
+    times = {name: [getattr(turn, kind) for turn in t] for name, t in turns.items()}
+    rows = []
+    for name in able:
+        row: dict[str, Any] = {"name": name, "kind": "backend" if name == ours else "baseline"}
+        row |= spread(times[name])
+        row[f"{other}_us"] = 1e6 * statistics.median(getattr(t, other) for t in turns[name])
+        if name != ours:
+            row |= {"ratio": _ratio(times[name], times[ours])}
+        elif bound:
+            row["bound"] = bound.by
+            row["bound_us"] = 1e6 * bound.scale * statistics.median(times[_BOUND])
+            row["share"] = bound.scale * _ratio(times[_BOUND], times[ours])[0]
+        rows.append(row)
+    return rows, failed
+
+
+def _ratio(times: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Median, minimum and maximum of the rounds that have both."""
+    ratios = [a / b for a, b in zip(times, ours, strict=False)]
+    return [statistics.median(ratios), min(ratios), max(ratios)]
 
 
 def time_cpu(
-    timed: Functions, call: Call, seconds: float, *, min_seconds: float = _MIN_SECONDS
-) -> tuple[Seconds, dict[str, str]]:
-    """Seconds per call of each function in each round, and for each that failed the reason.
+    ours: str, timed: Functions, shape: Timing, seconds: float, *,
+    min_seconds: float = _MIN_SECONDS,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
+    """Rows of functions of a call at a shape, as ``compare``, with rates.
 
     Large inputs come from memory each time; small ones are warm.
     """
-    ways, failed = {}, {}
-    for name, function in timed.items():
-        try:
-            function(call)
-            ways[name] = functools.partial(function, call)
-        except Exception as error:  # a baseline may not take this dtype
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return take_turns(ways, MIN_ROUNDS, seconds=seconds, min_seconds=min_seconds), failed
+    with torch.inference_mode(False):  # gradients may be asked for
+        call = shape.make(torch.device("cpu"))
+    ways = {name: functools.partial(function, call) for name, function in timed.items()}
+    bound = None
+    if limits.unavailable() is None:
+        results = [t for t in pytree.tree_leaves(ways[ours]()) if isinstance(t, Tensor)]
+        written = min(shape.bytes, sum(t.numel() * t.itemsize for t in results))
+        flops = 0 if shape.items else shape.flops  # arithmetic of integers is none of these
+        bound = limits.of(shape.bytes - written, written, flops)
+    rows, failed = compare(ways, seconds, bound=bound, min_seconds=min_seconds)
+    rates = {"gb_s": shape.bytes, "gflop_s": shape.flops}
+    return [r | {k: n / r["median_us"] / 1e3 for k, n in rates.items()} for r in rows], failed
 
 
 def time_cuda(timed: Functions, timing: Timing, seconds: float) -> tuple[Seconds, dict[str, str]]:
@@ -156,10 +237,10 @@ def rows(
         {
             "op": bench.name, "shape": timing.name, "name": name,
             "kind": "backend" if name in backends else "baseline", "device": device,
-            **spread(values), "gb_s": timing.bytes / median / 1e9,
-            "gflop_s": timing.flops / median / 1e9,
+            **spread(values), "gb_s": timing.bytes / statistics.median(values) / 1e9,
+            "gflop_s": timing.flops / statistics.median(values) / 1e9,
         }
-        for (name, values), median in zip(times.items(), medians(times).values(), strict=True)
+        for name, values in times.items()
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.gpu import attention
-from benchmarks.shapes.attention import installed
+from benchmarks.peers import installed
 from bitdance_kernels.attention.block_causal_attention import config
 
 

@@ -81,6 +81,7 @@ def test_wrong_ops_and_failing_samples_are_recorded(tmp_path, monkeypatch, capsy
     right = op.backend("triton")
     wrong = dataclasses.replace(right, run=lambda x: right.run(x) ^ 1)
     monkeypatch.setitem(op._loaded, "triton", wrong)
+    monkeypatch.setattr(op, "_chosen", {})  # of calls before
 
     def broken(device):
         raise OSError("no samples today")
@@ -348,6 +349,7 @@ def test_an_op_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
     right = op.backend("triton")
     wrong = dataclasses.replace(right, run=lambda x: right.run(x) ^ 1)
     monkeypatch.setitem(op._loaded, "triton", wrong)
+    monkeypatch.setattr(op, "_chosen", {})  # of calls before
     context = _context(tmp_path, cases, {"small": 60.0})
     assert work(context, {"small": lambda c: ops.steps(c, "small", ["swiglu", "pack_signs"])}) == 0
     assert {row["op"] for row in context.result["rows"]} == {"swiglu"}

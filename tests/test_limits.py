@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import limits
 from bitdance_kernels._shared import native
 from bitdance_kernels.testing import cpu_isa, cpu_isas
 
@@ -50,3 +51,18 @@ def test_sizes_and_addresses_that_do_not_fit_are_refused():
             native.cpu.limit_memory(*arguments, 0, words)
     with pytest.raises(RuntimeError, match="limit_multiply_add: size or argument out of range"):
         native.cpu.limit_multiply_add(-1, 1.0, 1.0, torch.zeros(1), words)
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+def test_what_takes_longer_bounds_a_call():
+    """A teraflop takes longer than a line of memory, and a loop stands for many as long."""
+    arithmetic = limits.of(100, 100, 1e12)
+    assert arithmetic.by == "multiply-adds"
+    assert arithmetic.scale > 1e3
+    assert limits.of(2**24, 2**20, 1.0).by == "memory"
+    assert limits.of(100, 0, 0.0).by == "memory"
+
+
+def test_without_the_module_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(limits, "unavailable", lambda: "it was not built")
+    assert limits.measure() == {}

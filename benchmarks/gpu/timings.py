@@ -103,8 +103,11 @@ def _dry(context: Context, case: Bench) -> None:
     with torch.inference_mode():
         timed = dict(timing.functions(case, able))
         timed.pop("flex", None)  # compiles for long
-        times, failed = timing.time_cpu(timed, call, 0.0, min_seconds=0.0)
+        ways = {name: functools.partial(function, call) for name, function in timed.items()}
+        rows, failed = timing.compare(ways, 0.0, min_seconds=0.0)
     for name, why in failed.items():
         context.add("not timed", why, f"{case.name}, {shape.name}: {name}")
-    for row in timing.rows(case, shape, times, able, "cpu"):
-        context.add("rows", row)
+    common = {"op": case.name, "shape": shape.name, "device": "cpu", "gb_s": 0.0, "gflop_s": 0.0}
+    for row in rows:
+        kind = "backend" if row["name"] in able else "baseline"
+        context.add("rows", {**common, **row, "kind": kind})

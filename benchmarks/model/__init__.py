@@ -1,1 +1,22 @@
-"""Timings of the model layer; each module is a program."""
+"""What is timed of the models: whole images, decoding, a step of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Comparison(NamedTuple):
+    """Ways to do the same work, the first of which is this library's.
+
+    Attributes:
+        what: such as "decoder".
+        shape: such as "bundled model, 1 image".
+        ways: by name.
+        flops: of the products and convolutions that the work needs.
+    """
+
+    what: str
+    shape: str
+    ways: Mapping[str, Callable[[], object]]
+    flops: float = 0.0

@@ -1,78 +1,94 @@
-"""How near decoding comes to the time of its convolutions alone.
-
-Random codes are decoded to 8-bit pixels three ways that take turns: as the library does, as
-published (contiguous maps, every step an operation), and the convolutions alone, on tensors of the
-same shapes, once in each memory layout; the faster one counts: PyTorch's own, on weights as
-the model has them, while the library packs the weights of small maps once for all calls.
-"""
+"""Decoding random codes to 8-bit pixels, against PyTorch and the runtimes for exported models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import products, timing
+from benchmarks import peers, products
+from benchmarks.model import Comparison
 from benchmarks.model.published import PublishedDecoder
 from bitdance import BitDancePipeline
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
-from bitdance.models.config import AUTOENCODER_PRESETS
 from bitdance.sampling import graphs
 from bitdance.sampling.image_decoder import ImageDecoder
 
-_LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
+def decoding(model: BinaryAutoencoder, name: str, images: int, cells: int) -> Comparison:
+    """Ways to decode so many images of `cells` x `cells` codes, on the threads of PyTorch.
 
-def convolutions(
-    model: BinaryAutoencoder, codes: Tensor, layout: torch.memory_format
-) -> Callable[[], None]:
-    """The convolutions of a decode in their order, maps and weights in `layout`."""
-    recorded = products.record(lambda: model.decode(codes), list(model.parameters()))
-    recorded = [p for p in recorded if p.function is torch.ops.aten.convolution.default]
-    given = {id(p.args[i]): p.args[i] for p in recorded for i in (0, 1)}
-    changed = {key: tensor.contiguous(memory_format=layout) for key, tensor in given.items()}
-    alone = [
-        p._replace(args=(changed[id(p.args[0])], changed[id(p.args[1])], *p.args[2:]))
-        for p in recorded
-    ]
-    return lambda: products.replay(alone)
-
-
-def decoding(
-    model: BinaryAutoencoder, name: str, images: int, cells: int, rounds: int
-) -> dict[str, object]:
-    """Figures of decoding `images` images of `cells` x `cells` codes."""
+    "PyTorch" is the decoder as published, every step an operation, but with channels-last weights,
+    which is faster on a CPU.
+    """
     signs = torch.rand(images, model.config.z_channels, cells, cells) > 0.5
     codes = torch.where(signs, 1.0, -1.0)
     plain, decoder = PublishedDecoder(model.decoder), ImageDecoder(model)
+    plain.decoder.to(memory_format=torch.channels_last)
+    for _ in range(1 + graphs.CALLS_BEFORE_CAPTURE):
+        decoder(codes)  # small maps are captured then
     ways: dict[str, Callable[[], object]] = {
-        "decoder": lambda: decoder(codes),
-        "plain": lambda: to_uint8(plain(codes)),
+        "bitdance": lambda: decoder(codes),
+        "PyTorch": lambda: to_uint8(plain(codes)),
     }
-    ways |= {layout: convolutions(model, codes, _LAYOUTS[layout]) for layout in _LAYOUTS}
-    for _ in range(min(rounds, 1 + graphs.CALLS_BEFORE_CAPTURE)):
-        ways["decoder"]()  # small maps are captured then
-    seconds = timing.medians(timing.take_turns(ways, rounds))
-    alone = min(seconds[layout] for layout in _LAYOUTS)
-    fast, published = (to_uint8(way(codes)).int() for way in (model.decode, plain))
-    count = f"{name}, {images} image{'s' * (images > 1)}"
-    return {
-        f"{count}, seconds": seconds,
-        f"{count}, decoder / convolutions": seconds["decoder"] / alone,
-        f"{count}, plain / convolutions": seconds["plain"] / alone,
-        f"{count}, grey levels between decoder and plain": int((fast - published).abs().max()),
-    }
+    exported = functools.cache(functools.partial(to_onnx, model, codes))
+    ways |= {runtime: _Exported(runtime, exported, codes) for runtime in _RUNTIMES}
+    shape = f"{name}, {images} image{'s' * (images > 1)}"
+    return Comparison("decoder", shape, ways, products.flops(lambda: model.decode(codes)))
 
 
-@torch.no_grad()
-def measure(rounds: int = 3) -> dict[str, object]:
-    """Figures of the bundled model and, with random weights, of the published tokenizer."""
+class _Exported:
+    """Decodes by a runtime, on the threads that PyTorch has at the first call."""
+
+    def __init__(self, runtime: str, exported: Callable[[], bytes], codes: Tensor) -> None:
+        self._make, self._package = _RUNTIMES[runtime]
+        self._exported, self._codes = exported, codes.numpy()
+        self._run: Callable[[Any], Any] | None = None
+
+    def __call__(self) -> Tensor:
+        if self._run is None:
+            peers.installed(self._package)
+            self._run = self._make(self._exported(), torch.get_num_threads())
+        return to_uint8(torch.from_numpy(self._run(self._codes)))
+
+
+_RUNTIMES: dict[str, tuple[Callable[[bytes, int], Callable[[Any], Any]], str]] = {
+    "ONNX Runtime": (peers.onnxruntime_model, "onnxruntime"),
+    "OpenVINO": (peers.openvino_model, "openvino"),
+}
+
+
+def to_onnx(model: BinaryAutoencoder, codes: Tensor) -> bytes:
+    """The decoder in ONNX for such codes."""
+
+    class Decode(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, codes: Tensor) -> Tensor:
+            return self.model.decode(codes)
+
+    peers.installed("onnxscript")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Decode().eval(), (codes,), dynamo=True, input_names=["x"], verbose=False
+        )
+    assert program is not None
+    serialized: bytes = program.model_proto.SerializeToString()
+    return serialized
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Of the bundled model."""
     torch.manual_seed(0)
-    figures: dict[str, object] = {}
     bundled = BitDancePipeline.from_pretrained("fashion").model.vae
     for images in (1, 8):
-        figures |= decoding(bundled, "fashion", images, 8, 10 * rounds)
-    vae = BinaryAutoencoder(AUTOENCODER_PRESETS["d16c32"]).eval().requires_grad_(False)
-    vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return figures | decoding(vae, "d16c32", 1, 16, rounds)
+        yield decoding(bundled, "bundled model", images, 8)

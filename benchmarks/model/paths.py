@@ -24,7 +24,7 @@ from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance.sampling.trunk_products import packed_transformer
 from bitdance.sampling.workspace import Workspace
-from bitdance_kernels import CpuGraph, use_backend
+from bitdance_kernels import CpuGraph
 
 OnStep = Callable[[int], None]
 MIN_AR_STEPS = 3
@@ -45,8 +45,8 @@ class Path:
     """One way.
 
     Attributes:
-        name: "fast" (the library's default), "plain" (reference ops without the runner) or
-            "published" (plain PyTorch, as the authors' code does it).
+        name: "fast" (the library's default) or "published" (plain PyTorch, as the authors' code
+            does it).
         sample: labels and a callback after every AR step, to tokens.
         decode: tokens to uint8 images.
         trunk: object and name of the method that runs the transformer; None where a captured graph
@@ -61,24 +61,24 @@ class Path:
     odd_first: bool = False
 
 
-def library(model: BitDanceModel, steps: int, name: str = "fast") -> Path:
-    """The library's default ("fast"), or "plain": reference ops without the runner."""
-    use_kernels, scale = name == "fast", model.config.cfg_scale
-    captured = use_kernels and (model.freqs.is_cuda or CpuGraph.unavailable() is None)
+def library(model: BitDanceModel, steps: int) -> Path:
+    """The library's default."""
+    scale = model.config.cfg_scale
+    captured = model.freqs.is_cuda or CpuGraph.unavailable() is None
     sampler, to_pixels = ClassConditionalSampler(model), ImageDecoder(model.vae)
 
     def sample(labels: Tensor, on_step: OnStep | None) -> Tensor:
         return sampler.sample(
             labels, num_inference_steps=steps, guidance_scale=scale, seeds=[0] * len(labels),
-            sample_ids=range(len(labels)), use_kernels=use_kernels,
+            sample_ids=range(len(labels)),
             on_step=None if on_step is None else lambda result: on_step(result.step),
         )  # fmt: skip
 
     def decode(tokens: Tensor) -> Tensor:
-        with torch.no_grad(), contextlib.nullcontext() if use_kernels else use_backend("reference"):
+        with torch.no_grad():
             return to_pixels(model.to_latents(tokens))
 
-    return Path(name, sample, decode, None if captured else (model.layers, "decode"))
+    return Path("fast", sample, decode, None if captured else (model.layers, "decode"))
 
 
 def published(
@@ -122,15 +122,19 @@ def random_tokens(model: BitDanceModel, batch: int) -> Tensor:
 
 
 class Clock:
-    """Marks on the device's own time line, read when all work is done."""
+    """Marks on the device's own time line, read when all work is done.
+
+    On a CPU it is the processor's clock for one thread, which work of others does not move.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
+        self._now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
     def mark(self) -> Any:
         """Now, as the device sees it."""
         if not self.cuda:
-            return time.perf_counter()
+            return self._now()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import timing
-from benchmarks.model import published
+from benchmarks.model import Comparison, published
+from benchmarks.model.bound import training_flops
 from benchmarks.shapes import attention
 from bitdance import BitDancePipeline
 from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
@@ -39,19 +39,27 @@ def going(way: str, model: BitDanceModel, *, compiled: bool = False) -> Iterator
     if way == "fast":
         yield
         return
-    layers, net = model.layers, model.head.net
-    attend = _attention(way, model)
+    parts = _parts(way, model, compiled=compiled) if way.startswith("published") else ()
+    with _with_parts(model, parts):
+        yield
+
+
+def _parts(way: str, model: BitDanceModel, *, compiled: bool) -> Sequence[Any]:
+    """The forward functions of the transformer and the head of a published way."""
+    layers, attend = model.layers, _attention(way, model)
 
     def trunk(x: Tensor, freqs: Tensor, ranges: Any) -> Tensor:
         return published.transformer(layers, x, freqs, attend)
 
-    parts: Sequence[Any] = (trunk, functools.partial(published.head, net))
-    if compiled:
-        parts = [torch.compile(part, dynamic=False) for part in parts]
+    parts = (trunk, functools.partial(published.head, model.head.net))
+    return [torch.compile(part, dynamic=False) for part in parts] if compiled else parts
+
+
+@contextlib.contextmanager
+def _with_parts(model: BitDanceModel, parts: Sequence[Any]) -> Iterator[None]:
     with use_backend("reference"), contextlib.ExitStack() as stack:
-        if way.startswith("published"):
-            for module, part in zip((layers, net), parts, strict=True):
-                stack.enter_context(mock.patch.object(module, "forward", part))
+        for module, part in zip((model.layers, model.head.net), parts, strict=bool(parts)):
+            stack.enter_context(mock.patch.object(module, "forward", part))
         yield
 
 
@@ -93,56 +101,34 @@ def step(way: str, model: BitDanceModel, tokens: Tensor, labels: Tensor) -> floa
     return loss.item()
 
 
-def head_step(way: str, model: BitDanceModel, x: Tensor, cond: Tensor) -> None:
-    """The same of the head alone."""
-    model.head.zero_grad(set_to_none=True)
-    with going(way, model):
-        model.head.loss(x, cond).mean().backward()
+def comparisons(batch: int = 32) -> Iterator[Comparison]:
+    """Loss and gradients of the bundled model; `batch` images a step."""
+    model = BitDancePipeline.from_pretrained("fashion").model.requires_grad_(True)
+    model.vae.requires_grad_(False)
+    yield training(model, batch)
 
 
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """Peak bytes that PyTorch allocates during `run` beyond those from before, on the CPU."""
-    run()  # first calls fill caches
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        run()
-    assert profile.profiler is not None
-    results: Any = profile.profiler.kineto_results
-    marks = [event for event in results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for mark in sorted(marks, key=lambda mark: mark.start_ns()):
-        held += mark.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-def training(model: BitDanceModel, batch: int, rounds: int) -> dict[str, Any]:
-    """Seconds of a step and bytes of a step of the head, by way."""
+def training(model: BitDanceModel, batch: int) -> Comparison:
+    """The ways to do a step of `model`."""
     config = model.config
     torch.manual_seed(0)
     signs = torch.rand(batch, config.tokens, config.token_bits) < 0.5
     tokens = torch.where(signs, 1.0, -1.0)
     labels = torch.arange(batch) % config.num_classes
     model.train()
-    steps: dict[str, Callable[[], object]] = {
-        way: functools.partial(step, way, model, tokens, labels) for way in WAYS
-    }
-    seconds = timing.medians(timing.take_turns(steps, rounds))
-    with torch.no_grad():
-        x, cond = model.conditions(tokens, labels)
-    held = {way: peak_bytes(functools.partial(head_step, way, model, x, cond)) for way in WAYS}
-    model.zero_grad(set_to_none=True)
-    return {
-        "batch": batch,
-        "seconds": seconds,
-        **{f"{way} / fast": seconds[way] / seconds["fast"] for way in ("published", "plain")},
-        "head rows": list(cond.shape),
-        "head peak bytes": held,
-    }
+    compiled: list[Any] = []
 
+    def compiled_step() -> None:
+        if not compiled:
+            compiled.extend(_parts("published", model, compiled=True))
+        model.zero_grad(set_to_none=True)
+        with _with_parts(model, compiled):
+            model(tokens, labels).backward()
 
-def measure(rounds: int = 10) -> dict[str, Any]:
-    """Figures of the bundled model, 32 images a step."""
-    model = BitDancePipeline.from_pretrained("fashion").model.requires_grad_(True)
-    model.vae.requires_grad_(False)
-    return {"model": "fashion", **training(model, 32, rounds)}
+    ways: dict[str, Callable[[], object]] = {
+        "bitdance": functools.partial(step, "fast", model, tokens, labels),
+        "PyTorch": functools.partial(step, "published", model, tokens, labels),
+        "torch.compile": compiled_step,
+    }
+    flops = training_flops(model, batch)
+    return Comparison("training step", f"bundled model, {batch} images", ways, flops)

@@ -1,8 +1,8 @@
 """What is timed of each op: real shapes of BitDance, and what users would call instead.
 
-One module a family, and one of the products, with ``SHAPES``: by the op's name its timings, and its
-baselines, which take the arguments of the op. The names of shapes and baselines are those in
-``benchmarks/results``.
+One module a family, and one of the products, with ``SHAPES``: by the op's name its timings, its
+baselines, which take the arguments of the op, and perhaps its peers, which stand in their place on
+a CPU. The names of shapes and baselines are those in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ class Bench(Case):
     Attributes:
         timings: shapes.
         baselines: functions by name.
+        peers: the same for a CPU; empty for the baselines.
     """
 
     timings: tuple[Timing, ...] = ()
     baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    peers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 class Make:
@@ -106,13 +108,18 @@ def short(dtype: torch.dtype) -> str:
 @functools.cache
 def all_benches() -> dict[str, Bench]:
     """The case of every op, with its timings if it has any."""
-    shapes: dict[str, tuple[Sequence[Timing], Mapping[str, Callable[..., Any]]]] = {}
+    shapes: dict[str, tuple[Any, ...]] = {}
     for module in MODULES:
         shapes |= importlib.import_module(f"{__name__}.{module}").SHAPES
     benches = {}
     for name, case in all_cases().items():
-        timings, baselines = shapes.pop(name, ((), {}))
-        benches[name] = Bench(**vars(case), timings=tuple(timings), baselines=baselines)
+        timings, baselines, *peers = shapes.pop(name, ((), {}))
+        benches[name] = Bench(
+            **vars(case),
+            timings=tuple(timings),
+            baselines=baselines,
+            peers=peers[0] if peers else {},
+        )
     if shapes:
         raise KeyError(f"benchmarks.shapes: no case of {', '.join(shapes)}")
     return benches

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.peers import and_compiled, installed
 from benchmarks.shapes import Make, Timing, short, timing
 from bitdance_kernels import Ranges, block_causal_ranges, dense_mask, packed_document_ranges
 from tests.cases.rope import table
@@ -73,7 +73,9 @@ def _causal_timings() -> list[Timing]:
     timings = [
         _causal_attention(F32, BOTH, "ImageNet B, 4 images", 4, B, 64, imagenet),
         _causal_attention(F32, CPU, "bundled model, first patch", 2, small, 32, first),
-    ]
+        *(_causal_attention(dtype, CPU, "ImageNet B, 4 images", 4, B, 64, imagenet, backward=b)
+          for dtype in (BF16, torch.float16) for b in (False, True)),
+    ]  # fmt: skip
     for backward in (False, True):
         timings += [_causal_attention(F32, CPU, *row, backward=backward) for row in on_cpu]
         timings += [_causal_attention(BF16, CUDA, *row, backward=backward) for row in on_card]
@@ -130,14 +132,6 @@ def flex(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     return compiled_flex(ranges, k.shape[2])(q, k, v, enable_gqa=grouped).transpose(1, 2)
 
 
-def installed(module: str) -> Any:
-    """A module of another library, or one word on why it is not compared."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise RuntimeError("not installed") from error
-
-
 def _flash_causal(module: str, q: Tensor, k: Tensor, v: Tensor, ranges: Ranges) -> Tensor:
     """FlashAttention under a causal mask of T tokens: another function, to compare the speed."""
     out = installed(module).flash_attn_func(q, k, v, causal=True)
@@ -167,6 +161,13 @@ def sdpa_mask(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> T
     visible = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None]
     mask = visible[:, None, None].expand(-1, 1, q.shape[1], -1)
     return _sdpa(q, k_cache, v_cache, mask)
+
+
+def sdpa_slices(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    """Without a mask, as a user on a CPU may whose rows are all as long."""
+    q, k, v = (x.transpose(1, 2) for x in (q, *(c[:, : lengths[0]] for c in (k_cache, v_cache))))
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped).transpose(1, 2)
 
 
 def flash_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ def _images(batch: int) -> str:
     return f"{batch} image{'s' * (batch > 1)}"
 
 
-SHAPES = {
+SHAPES: dict[str, tuple[Any, ...]] = {
     "block_causal_attention": (
         _causal_timings(),
         {
@@ -251,24 +252,30 @@ SHAPES = {
             "flash-attn 2, causal": functools.partial(_flash_causal, "flash_attn"),
             "flash-attn 4, causal": functools.partial(_flash_causal, "flash_attn.cute"),
         },
+        {"sdpa dense mask": sdpa_dense},
     ),
     "block_decode_attention": (
         [_decode(f"ImageNet B-{P}x, 1 image", (2, P, 12, 64), (319, 12), 200, F32, BOTH)
          for P in (16, 1)]
-        + [_decode(f"ImageNet B-{P}x, {_images(B)}", (2 * B, P, 12, 64), (319, 12), length, BF16)
+        + [_decode(f"ImageNet B-{P}x, {_images(B)}", (2 * B, P, 12, 64), (319, 12), length, BF16,
+                   BOTH if B == 1 else CUDA)
            for P, B, length in ((1, 1, 319), (16, 1, 200), (1, 64, 319), (16, 64, 319),
                                 (1, 384, 319))]
         + [_decode(f"14B-64x, {_images(B)}", (2 * B, 64, 40, 128), (4352, 8), 4352, BF16)
            for B in (1, 16, 64)],
         {"sdpa mask": sdpa_mask, "flash_attn_with_kvcache": flash_attention},
+        {"sdpa mask": sdpa_mask, "sdpa of slices": sdpa_slices},
     ),
     "rope": (
         [
             _rope("ImageNet B, 4 images", (4, 319, 12, 64), F32, BOTH),
+            _rope("ImageNet B, 4 images", (4, 319, 12, 64), BF16, CPU),
+            _rope("one patch", (2, 16, 12, 64), F32, CPU),
             _rope("ImageNet B, 64 images", (64, 319, 12, 64), BF16, CUDA),
             _rope("14B, 18k tokens", (1, 18496, 40, 128), BF16, CUDA),
         ],
         {"torch": rope_complex},
+        and_compiled(rope_complex),
     ),
     "rope_append": (
         [_append("ImageNet B-16x, 1 image", 2, 16, _B, 319, F32, BOTH)]

@@ -8,18 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import peers
 from benchmarks.shapes import Timing, short, timing
 
 
-def _norm(batch: int, channels: int, size: int, dtype: torch.dtype, **more: Any) -> Timing:
+def _norm(
+    batch: int, channels: int, size: int, dtype: torch.dtype, *, planes: bool = False, **more: Any
+) -> Timing:
+    layout = torch.contiguous_format if planes else torch.channels_last
+
     def arguments(make: Any) -> list[Any]:
         x = make.randn(batch, channels, size, size, dtype=dtype)
         affine = torch.ones(channels, device=make.device), torch.zeros(channels, device=make.device)
-        return [x.contiguous(memory_format=torch.channels_last), 32, *affine]
+        return [x.contiguous(memory_format=layout), 32, *affine]
 
     # Read twice and written once: the statistics of a whole map come first.
     moved = 3 * batch * channels * size * size * dtype.itemsize
-    return timing(f"[{batch}, {channels}, {size}, {size}] {short(dtype)}", arguments, moved, **more)
+    name = f"[{batch}, {channels}, {size}, {size}] {short(dtype)}{', contiguous' if planes else ''}"
+    return timing(name, arguments, moved, **more)
 
 
 def group_norm_then_silu(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Tensor:
@@ -27,15 +33,27 @@ def group_norm_then_silu(x: Tensor, num_groups: int, weight: Tensor, bias: Tenso
     return (wide * torch.sigmoid(wide)).to(x.dtype)
 
 
+def group_norm_silu_torch(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+    """PyTorch's own kernel, which takes half precision with an affine map in float32."""
+    return F.silu(F.group_norm(x, num_groups, weight, bias, 1e-6), inplace=True)
+
+
 SHAPES = {
     "group_norm_silu": (
         [
             _norm(1, 256, 128, torch.float32),
             _norm(1, 512, 32, torch.float32),
+            *(
+                _norm(*size, dtype, planes=planes, devices=("cpu",))
+                for size in ((1, 128, 16), (1, 256, 64))
+                for dtype in (torch.float32, torch.bfloat16)
+                for planes in (False, True)
+            ),
             _norm(16, 256, 256, torch.bfloat16, devices=("cuda",)),
             _norm(16, 512, 64, torch.bfloat16, devices=("cuda",)),
         ],
         {"torch": group_norm_then_silu},
+        peers.and_compiled(group_norm_silu_torch),
     )
 }
 """Timings and baselines by op."""

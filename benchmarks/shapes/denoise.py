@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bitdance_kernels as kernels
+from benchmarks import peers
 from benchmarks.shapes import Make, Timing, short, timing
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+CPU: dict[str, Any] = {"devices": ("cpu",)}
 CUDA: dict[str, Any] = {"devices": ("cuda",)}
 STEPS = 100  # of the ImageNet models
 
@@ -20,7 +22,8 @@ STEPS = 100  # of the ImageNet models
 def _rows(inputs: int, chunks: int, results: int, *sizes: tuple[int, int]) -> list[Timing]:
     """An op on `inputs` tensors and `chunks` of a modulation, for sizes [rows, width].
 
-    In float32 anywhere for the first two, the rest in bfloat16 on a card.
+    In float32 anywhere for the first two, in bfloat16 for the first, and on a card for the rest. On
+    a CPU also in float16 and for a small model, where the call itself counts.
     """
 
     def one(rows: int, width: int, dtype: torch.dtype, **more: Any) -> Timing:
@@ -33,7 +36,9 @@ def _rows(inputs: int, chunks: int, results: int, *sizes: tuple[int, int]) -> li
         return timing(f"[{rows}, {width}] {short(dtype)}", arguments, moved, **more)
 
     on_card = (one(*size, BF16, **CUDA) for size in sizes[2:])
-    return [*(one(*size, F32) for size in sizes[:2]), *on_card]
+    small = (one(8, 192, dtype, **CPU) for dtype in (F32, BF16))
+    half = one(*sizes[0], BF16), one(*sizes[0], F16, **CPU)
+    return [*(one(*size, F32) for size in sizes[:2]), *small, *half, *on_card]
 
 
 _ROWS = ((2048, 768), (128, 5120), (12288, 768), (8192, 5120), (32, 768))
@@ -43,8 +48,16 @@ def norm_torch(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
+def norm_addcmul(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
 def sum_torch(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
     return x + gate * h
+
+
+def sum_addcmul(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
+    return torch.addcmul(x, gate, h)
 
 
 def sum_and_norm_torch(
@@ -52,6 +65,13 @@ def sum_and_norm_torch(
 ) -> tuple[Tensor, Tensor]:
     total = x + gate * h
     return total, norm_torch(total, scale, shift)
+
+
+def sum_and_norm_addcmul(
+    x: Tensor, h: Tensor, gate: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    total = torch.addcmul(x, gate, h)
+    return total, norm_addcmul(total, scale, shift)
 
 
 def _swiglu(rows: int, hidden: int, dtype: torch.dtype, **more: Any) -> Timing:
@@ -63,6 +83,11 @@ def _swiglu(rows: int, hidden: int, dtype: torch.dtype, **more: Any) -> Timing:
 def swiglu_torch(h: Tensor) -> Tensor:
     gate, value = h.chunk(2, dim=-1)
     return F.silu(gate) * value
+
+
+def swiglu_in_place(h: Tensor) -> Tensor:
+    gate, value = h.chunk(2, dim=-1)
+    return F.silu(gate).mul_(value)
 
 
 def _patches(
@@ -169,20 +194,39 @@ _STATES = (
     ("B-1x batch 384 [384, 1, 32]", _B1), ("14B-64x batch 1 [1, 64, 32]", _T2I),
 )  # fmt: skip
 
-SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
-    "adaln_norm": (_rows(1, 2, 1, *_ROWS[:2], (2048, 768), *_ROWS[2:]), {"torch": norm_torch}),
-    "gated_residual": (_rows(2, 1, 1, *_ROWS), {"torch": sum_torch}),
-    "gated_residual_adaln": (_rows(2, 3, 2, *_ROWS), {"torch": sum_and_norm_torch}),
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "adaln_norm": (
+        _rows(1, 2, 1, *_ROWS),
+        {"torch": norm_torch},
+        peers.and_compiled(norm_addcmul),
+    ),
+    "gated_residual": (
+        _rows(2, 1, 1, *_ROWS), {"torch": sum_torch}, peers.and_compiled(sum_addcmul),
+    ),
+    "gated_residual_adaln": (
+        _rows(2, 3, 2, *_ROWS),
+        {"torch": sum_and_norm_torch},
+        peers.and_compiled(sum_and_norm_addcmul),
+    ),
     "swiglu": (
         [_swiglu(*size, F32) for size in ((2048, 1152), (128, 7680))]
+        + [_swiglu(*size, dtype, **CPU)
+           for size, dtype in (((8, 288), F32), ((8, 288), BF16), ((2048, 1152), BF16),
+                               ((2048, 1152), F16))]
         + [_swiglu(*size, BF16, **CUDA) for size in ((12288, 1152), (8192, 7680), (32, 1152))],
         {"torch": swiglu_torch},
+        peers.and_compiled(swiglu_in_place),
     ),
     "patch_attention": (
         [_patches(*size) for size in ((128, 16, 768, 12), (128, 4, 768, 12), (2, 64, 5120, 40))]
+        + [_patches(*size, dtype, **CPU)
+           for dtype in (F32, BF16, F16)
+           for size in ((2, 4, 192, 6), (16, 4, 192, 6), (128, 16, 768, 12), (2, 64, 5120, 40))
+           if dtype != F32 or size[2] == 192]
         + [_patches(*size, BF16, **CUDA)
            for size in ((768, 16, 768, 12), (768, 4, 768, 12), (128, 64, 5120, 40))],
         {"sdpa": patch_sdpa, "eight launches": eight_launches},
+        {"sdpa": patch_sdpa},
     ),
     "denoise_step": (
         [_step(f"{name} bfloat16", shape) for name, shape in _STATES[:2]]
@@ -192,11 +236,13 @@ SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
            _step("33.5 M bfloat16", _LARGE, **CUDA),
            _step("33.5 M with noise", _LARGE, keys=False, **CUDA)],
         {"torch": step_torch, "official": step_official},
+        peers.and_compiled(step_torch),
     ),
     "finalize_bits": (
         [_bits(f"{name} bfloat16", shape) for name, shape in _STATES]
         + [_bits(f"33.5 M {short(dtype)}", _LARGE, dtype, **CUDA) for dtype in (BF16, F32)],
         {"torch": bits_torch},
+        peers.and_compiled(bits_torch),
     ),
 }  # fmt: skip
 """Timings and baselines by op."""

@@ -5,6 +5,7 @@ On a card with packed weights, for few rows; baselines take the matrices of them
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 import bitdance_kernels as kernels
+from benchmarks import peers
 from benchmarks.shapes import Make, Timing, short, timing
 from benchmarks.shapes.attention import append_steps
 from tests.cases.rope import table
@@ -26,7 +28,7 @@ def matrix(weight: Tensor, layout: str = "rows") -> Tensor:
     if weight.dim() == 2:
         return weight
     if weight not in _MATRICES:
-        unpacked = kernels.unpack_weight(weight, layout)
+        unpacked = kernels.unpack_weight(weight, "panels" if weight.dim() == 3 else layout)
         _MATRICES[weight] = unpacked.to(BF16) if weight.dtype == torch.uint8 else unpacked
     return _MATRICES[weight]
 
@@ -38,9 +40,9 @@ def _product(
     """Products of [rows, channels] with a weight of `features`, or twice as many for "swiglu".
 
     With an "adaln" or "rms" norm before, or a "residual" behind. The weight is in `dtype`, or in
-    float8.
+    float8. In float32 it is a matrix, or panels.
     """
-    halves = 2 if layout == "swiglu" else 1
+    halves, is_packed = 2 if layout == "swiglu" else 1, dtype == BF16 or layout == "panels"
 
     def one(rows: int, channels: int, features: int) -> Timing:
         def arguments(make: Make) -> list[Any]:
@@ -49,7 +51,7 @@ def _product(
             if float8:
                 values, scales = kernels.quantize_rows(weight)
                 weight = kernels.pack_weight(values, layout, scales=scales)
-            elif dtype == BF16:
+            elif is_packed:
                 weight = kernels.pack_weight(weight, layout)
             if kind == "adaln":
                 scale, shift = make.randn(rows, 6 * channels, dtype=dtype).chunk(6, dim=-1)[:2]
@@ -64,7 +66,7 @@ def _product(
         read, written = (3 if kind == "adaln" else 1), (3 if kind == "residual" else 1)
         of_rows = dtype.itemsize * (rows * (read * channels + written * features))
         of_weight = halves * features * (channels + 1) * (1 if float8 else dtype.itemsize)
-        packed = ", float8" if float8 else ", packed" if dtype == BF16 else ""
+        packed = ", float8" if float8 else ", packed" if is_packed else ""
         name = f"[{rows}, {channels}] to {features} {short(dtype)}{packed}"
         flops = 2 * rows * channels * halves * features
         devices = ("cpu",) if dtype == F32 else ("cuda",)
@@ -76,8 +78,16 @@ def _product(
     return [one(*size) for size in sizes]
 
 
+_WIDTHS = ((192, 576), (768, 2304), (5120, 5120))  # the bundled model, B-16x, 14B
+_ROWS = (1, 8, 32, 64, 256, 512)
+
+
 def linear_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, matrix(weight), bias)
+
+
+def _of_matrix(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, weight, bias: function(x, matrix(weight), bias)
 
 
 def swiglu_after_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -187,12 +197,14 @@ def step_library(
     return x, F.linear(torch.cat([x, x]).to(weight.dtype), matrix(weight), bias)
 
 
-SHAPES: dict[str, tuple[list[Timing], dict[str, Any]]] = {
+SHAPES: dict[str, tuple[Any, ...]] = {
     "linear": (
-        _product("", "rows", (8, 192, 576), (64, 192, 576), (32, 768, 2304), (256, 768, 2304),
-                 (512, 768, 2304), (32, 5120, 5120), dtype=F32)
+        _product("", "panels", *((rows, *width) for width in _WIDTHS for rows in _ROWS), dtype=F32)
+        + _product("", "rows", *((rows, 768, 2304) for rows in _ROWS[:3]), dtype=F32)
         + _product("", "rows", (32, 768, 2304)),
         {"F.linear": linear_torch},
+        {"F.linear": linear_torch, "ONNX Runtime": _of_matrix(peers.linear_onnxruntime),
+         "OpenVINO": _of_matrix(peers.linear_openvino)},
     ),
     "linear_fp8": (
         [_float8(*size) for size in ((2048, 768, 2304), (2048, 1152, 768), (12288, 768, 2304),
