@@ -186,11 +186,20 @@ class KernelOp(Backends):
         prepared = self._prepared(args)
         self._check_all(prepared[:-1])
         run = self._run_of(self.select(prepared[-1], prepared[:-1]), prepared)
-        if any(a is not b for a, b in zip(prepared, args, strict=True)):
+        changed = [i for i, (a, b) in enumerate(zip(prepared, args, strict=True)) if a is not b]
+        if changed:
             prepared_run = run
+            shapes = {i: prepared[i].shape for i in changed if i in self._tensors}
+            # Numbers are in the key, and so are the shapes that tensors are expanded to.
+            values = {i: prepared[i] for i in changed if i not in self._tensors}
 
             def run(args: tuple[Any, ...]) -> Any:
-                return prepared_run(self._prepared(args))
+                given = list(args)
+                for i, value in values.items():
+                    given[i] = value
+                for i, shape in shapes.items():
+                    given[i] = given[i].expand(shape)
+                return prepared_run(tuple(given))
 
         if len(self._chosen) >= _MAX_SIGNATURES:
             self._chosen.clear()

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_cpu, module) {
   };
   bdk::bind_recording(module);
   bdk::bind_objects<bdk::evenly_spaced>(module, "evenly_spaced");
+  bdk::bind_objects<bdk::readable>(module, "readable");
   bdk::bind_objects<bdk::call_key>(module, "call_key");
   bdk::bind_objects<bdk::signature>(module, "signature");
   module.def("isa_detected", &bdk_cpu_isa_detected);

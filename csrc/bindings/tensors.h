@@ -101,14 +101,14 @@ inline int dtype_code(dlpack::DataType dtype) {
 }
 
 // Stride in elements between the rows of a tensor [..., C]; false if the rows are not evenly spaced
-// or the elements of a row are not adjacent.
-inline bool row_stride(const dlpack::Tensor& tensor, int64_t* stride) {
+// or the elements of a row are not adjacent. Dimensions from `dims` to the last are left out.
+inline bool row_stride(const dlpack::Tensor& tensor, int64_t* stride, int dims) {
   const int last = tensor.dims - 1;
   if (last < 0 || (tensor.strides[last] != 1 && tensor.shape[last] != 1)) return false;
   *stride = tensor.shape[last];
   bool first = true;
   int64_t span = 0;  // stride of the next outer dimension if the rows are evenly spaced
-  for (int i = last - 1; i >= 0; --i) {
+  for (int i = dims - 1; i >= 0; --i) {
     const int64_t size = tensor.shape[i], step = tensor.strides[i];
     if (size == 0) return true;
     if (size == 1) continue;
@@ -123,16 +123,30 @@ inline bool row_stride(const dlpack::Tensor& tensor, int64_t* stride) {
   return true;
 }
 
-// A tensor [..., C] with evenly spaced rows, a tuple (address, stride, dtype code), or None.
+inline bool row_stride(const dlpack::Tensor& tensor, int64_t* stride) {
+  return row_stride(tensor, stride, tensor.dims - 1);
+}
+
+// Whether the rows of a tensor on the CPU, each repeated some times, are evenly spaced, as those
+// of [B, 1, C] expanded to [B, T, C] are.
+inline bool repeated_rows(const dlpack::Tensor& tensor, int64_t* stride, int64_t* repeat) {
+  const int along = tensor.dims - 2;
+  if (along < 0 || tensor.strides[along] != 0 || tensor.device.type != dlpack::kCpu) return false;
+  *repeat = tensor.shape[along];
+  return *repeat > 0 && row_stride(tensor, stride, along);
+}
+
+// A tensor [..., C] with evenly spaced or repeated rows, a tuple (address, stride, dtype code), or
+// None.
 inline bdk_rows rows_of(pybind11::handle object) {
-  if (object.is_none()) return {nullptr, 0, kFloat32};
+  if (object.is_none()) return {nullptr, 0, kFloat32, 1};
   if (PyTuple_Check(object.ptr())) {
     const auto [data, stride, dtype] = object.cast<std::tuple<uintptr_t, int64_t, int>>();
-    return {reinterpret_cast<void*>(data), stride, dtype};
+    return {reinterpret_cast<void*>(data), stride, dtype, 1};
   }
   const dlpack::Tensor tensor = borrow(object);
-  bdk_rows rows = {tensor.data, 0, dtype_code(tensor.dtype)};
-  if (!row_stride(tensor, &rows.stride)) {
+  bdk_rows rows = {tensor.data, 0, dtype_code(tensor.dtype), 1};
+  if (!row_stride(tensor, &rows.stride) && !repeated_rows(tensor, &rows.stride, &rows.repeat)) {
     throw pybind11::value_error("the rows of a tensor must be evenly spaced");
   }
   return rows;
@@ -160,6 +174,18 @@ inline pybind11::object evenly_spaced(PyObject* const* tensors, Py_ssize_t count
   for (Py_ssize_t i = 0; i < count; ++i) {
     int64_t stride;
     if (!row_stride(borrow(tensors[i]), &stride)) return pybind11::bool_(false);
+  }
+  return pybind11::bool_(true);
+}
+
+// readable(*tensors): the same where each row may be repeated.
+inline pybind11::object readable(PyObject* const* tensors, Py_ssize_t count) {
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const dlpack::Tensor tensor = borrow(tensors[i]);
+    int64_t stride, repeat;
+    if (!row_stride(tensor, &stride) && !repeated_rows(tensor, &stride, &repeat)) {
+      return pybind11::bool_(false);
+    }
   }
   return pybind11::bool_(true);
 }

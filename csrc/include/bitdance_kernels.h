@@ -121,14 +121,15 @@ int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* ke
                        int64_t threshold, int dtype, int threads);
 
 // Rows of values, one every `stride` elements, in the format of a dtype code; absent without data.
+// Each counts as `repeat` rows; more than 1 is for inputs of adaln_norm and gated_residual on the CPU.
 typedef struct {
   void* data;
   int64_t stride;
   int dtype;
+  int64_t repeat;
 } bdk_rows;
 
-// Tokens of heads [batch, tokens, heads, channels] with adjacent channels, in the format of a dtype
-// code; strides in elements.
+// Tokens of heads [batch, tokens, heads, channels] with adjacent channels; strides in elements.
 typedef struct {
   void* data;
   int64_t batch, token, head;

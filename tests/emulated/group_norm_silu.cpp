@@ -57,7 +57,7 @@ void run(const Launch& launch, bool silu) {
 extern "C" void group_norm_silu(void* const* tensors, const int64_t* sizes, double eps) {
   using namespace bdk;
   const auto rows = [&](int i) {
-    return bdk_rows{tensors[4 + i], sizes[7 + 2 * i], static_cast<int>(sizes[8 + 2 * i])};
+    return bdk_rows{tensors[4 + i], sizes[7 + 2 * i], static_cast<int>(sizes[8 + 2 * i]), 1};
   };
   const auto floats = [&](int i) { return static_cast<float*>(tensors[i]); };
   GroupNormParams params{};

@@ -80,3 +80,27 @@ def test_gradients_when_only_one_result_is_used(used):
     expected = torch.autograd.grad(plain.sum(), arguments, allow_unused=True)
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_repeated_are_read_where_they_are(isa, dtype, monkeypatch):
+    """[B, 1, C] and [C] for [B, T, C]: the bits are those of copies, gradients too."""
+    from bitdance_kernels.denoise._shared import rows_cpu
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 5, 24), (3, 5, 24), (3, 1, 24), (3, 1, 24), (24,)]
+    given = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    whole = [*given[:2], *(t.expand(3, 5, 24).contiguous() for t in given[2:])]
+    grads = torch.randn(2, 3, 5, 24, generator=generator).to(dtype).unbind()
+    monkeypatch.setattr(rows_cpu, "as_rows", None)  # nothing is copied
+    results = []
+    with cpu_isa(isa):
+        for tensors in (given, whole):
+            leaves = [t.clone().requires_grad_() for t in tensors]
+            full = [t.expand(3, 5, 24) for t in leaves]
+            outputs = gated_residual_adaln(*full, backend="cpu")
+            results.append([*outputs, *torch.autograd.grad(outputs, full, grads)])
+        normed = adaln_norm(given[0], *given[3:], backend="cpu")
+        assert torch.equal(normed, adaln_norm(whole[0], *whole[3:], backend="cpu"))
+    assert all(map(torch.equal, *results))

@@ -53,6 +53,13 @@ def spaced(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(as_rows(tensor)[0] for tensor in tensors)
 
 
+def readable(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The same for code that also reads rows several times, as of [B, 1, C] for [B, T, C]."""
+    if native.cpu.readable(*tensors):
+        return tensors
+    return tuple(t if native.cpu.readable(t) else as_rows(t)[0] for t in tensors)
+
+
 def vector(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """A vector [C] or None as the C functions take it: contiguous, in float32."""
     return None if tensor is None else tensor.to(torch.float32).contiguous()
@@ -79,26 +86,30 @@ def norm_backward(
 
     Each has the dtype of its tensor, that of x `grad_x_dtype` if given.
     """
-    like_x = x if grad_x_dtype is None else x.new_empty((), dtype=grad_x_dtype).expand(x.shape)
-    gradients = [memory.empty_like(tensor) for tensor in (like_x, scale, shift)]
+    if grad_x_dtype is None or grad_x_dtype == x.dtype:
+        grad_x = memory.empty_like(x)
+    else:
+        grad_x = memory.empty(x.shape, grad_x_dtype)
+    gradients = (grad_x, memory.empty_like(scale), memory.empty_like(shift))
     rows, channels = size(x)
-    affine = weight is not None or bias is not None
-    sums = x.new_empty(2, channels if affine else 0, dtype=torch.float32)
-    moments = x.new_empty(rows, 2, dtype=torch.float32)
+    sums: tuple[torch.Tensor | None, ...] = (None, None)
+    if weight is not None or bias is not None:
+        sums = tuple(x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     native.cpu.adaln_norm_backward(
-        *spaced(grad, x, scale),
+        *readable(grad, x, scale),
         vector(weight),
         vector(bias),
         *gradients,
         *sums,
-        moments,
+        x.new_empty(rows, 2, dtype=torch.float32),
         rows,
         channels,
         eps,
         torch.get_num_threads(),
     )
-    grad_weight, grad_bias = (
-        x.new_empty(0) if given is None else grad_given.to(given.dtype, copy=True)
-        for grad_given, given in zip(sums.unbind(), (weight, bias), strict=True)
+    # The gradient of None is an empty tensor: the schema has no optional results.
+    affine = (
+        x.new_empty(0) if given is None or found is None else found.to(given.dtype)
+        for found, given in zip(sums, (weight, bias), strict=True)
     )
-    return *gradients, grad_weight, grad_bias
+    return *gradients, *affine

@@ -25,7 +25,7 @@ def run(
 ) -> torch.Tensor:
     y = memory.empty_like(x)
     native.cpu.adaln_norm(
-        *rows_cpu.spaced(x, scale, shift),
+        *rows_cpu.readable(x, scale, shift),
         rows_cpu.vector(weight),
         rows_cpu.vector(bias),
         y,

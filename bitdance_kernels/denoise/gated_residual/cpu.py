@@ -17,7 +17,7 @@ def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | N
 def run(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     y = memory.empty_like(x)
     native.cpu.gated_residual(
-        *rows_cpu.spaced(x, h, gate), y, *rows_cpu.size(x), torch.get_num_threads()
+        *rows_cpu.readable(x, h, gate), y, *rows_cpu.size(x), torch.get_num_threads()
     )
     return y
 
@@ -43,7 +43,7 @@ def _sum_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of x, h and gate, from `grad` + `more` of the sum."""
     gradients = tuple(memory.empty_like(tensor) for tensor in (x, h, gate))
-    grad_sum, *others = rows_cpu.spaced(grad, h, gate)
+    grad_sum, *others = rows_cpu.readable(grad, h, gate)
     native.cpu.gated_residual_backward(
         grad_sum, more, *others, *gradients, *rows_cpu.size(grad), torch.get_num_threads()
     )
@@ -67,7 +67,7 @@ def run_adaln(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     y, z = memory.empty_like(x), memory.empty_like(x)
     native.cpu.gated_residual_adaln(
-        *rows_cpu.spaced(x, h, gate, scale, shift),
+        *rows_cpu.readable(x, h, gate, scale, shift),
         rows_cpu.vector(weight),
         rows_cpu.vector(bias),
         y,

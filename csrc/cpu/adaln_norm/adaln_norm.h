@@ -26,34 +26,64 @@ static inline void adaln_norm_row(const float* x, const float* scale, const floa
   row_modulate(x, row_moments(x, channels, eps), scale, shift, weight, bias, y, channels);
 }
 
+// The weight and bias of a row: both, or one of the two. Asking in the loop would keep it from
+// being vectorised.
+struct NormPair {
+  const float *weight, *bias;
+  float w(int64_t c) const { return weight[c]; }
+  float b(int64_t c) const { return bias[c]; }
+};
+struct NormNone {
+  float w(int64_t) const { return 1.0f; }
+  float b(int64_t) const { return 0.0f; }
+};
+struct NormOne {
+  const float *weight, *bias;
+  float w(int64_t c) const { return weight != nullptr ? weight[c] : 1.0f; }
+  float b(int64_t c) const { return bias != nullptr ? bias[c] : 0.0f; }
+};
+
 // With unit = (x - mean) rstd, the gradient of x is the gradient of unit minus its projections on 1
 // and on unit, since the moments depend on x too.
-static inline Moments adaln_norm_backward_row(const float* grad, const float* x, const float* scale,
-                                              const float* weight, const float* bias, float* grad_x,
-                                              float* grad_scale, float* grad_shift,
-                                              int64_t channels, float eps) {
+template <class Affine>
+static inline Moments adaln_norm_backward_with(const float* grad, const float* x,
+                                               const float* scale, Affine affine, float* grad_x,
+                                               float* grad_scale, float* grad_shift,
+                                               int64_t channels, float eps) {
   const Moments m = row_moments(x, channels, eps);
-  float along_one = 0.0f, along_unit = 0.0f;
-#pragma omp simd reduction(+ : along_one, along_unit)
+  double along_one_sum = 0.0, along_unit_sum = 0.0;
+#pragma omp simd reduction(+ : along_one_sum, along_unit_sum)
   for (int64_t c = 0; c < channels; ++c) {
     const float unit = (x[c] - m.mean) * m.rstd;
-    const float w = weight != nullptr ? weight[c] : 1.0f;
-    const float b = bias != nullptr ? bias[c] : 0.0f;
-    const float grad_unit = grad[c] * (1.0f + scale[c]) * w;
-    grad_scale[c] = grad[c] * (unit * w + b);
+    const float grad_unit = grad[c] * (1.0f + scale[c]) * affine.w(c);
+    grad_scale[c] = grad[c] * (unit * affine.w(c) + affine.b(c));
     grad_shift[c] = grad[c];
     grad_x[c] = grad_unit;
-    along_one += grad_unit;
-    along_unit += grad_unit * unit;
+    along_one_sum += static_cast<double>(grad_unit);
+    along_unit_sum += static_cast<double>(grad_unit * unit);
   }
-  along_one /= static_cast<float>(channels);
-  along_unit /= static_cast<float>(channels);
+  const auto count = static_cast<double>(channels);
+  const float along_one = static_cast<float>(along_one_sum / count);
+  const float along_unit = static_cast<float>(along_unit_sum / count);
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     const float unit = (x[c] - m.mean) * m.rstd;
     grad_x[c] = m.rstd * (grad_x[c] - along_one - unit * along_unit);
   }
   return m;
+}
+
+static inline Moments adaln_norm_backward_row(const float* grad, const float* x, const float* scale,
+                                              const float* weight, const float* bias, float* grad_x,
+                                              float* grad_scale, float* grad_shift,
+                                              int64_t channels, float eps) {
+  const auto run = [=](auto affine) {
+    return adaln_norm_backward_with(grad, x, scale, affine, grad_x, grad_scale, grad_shift,
+                                    channels, eps);
+  };
+  if (weight == nullptr && bias == nullptr) return run(NormNone{});
+  if (weight != nullptr && bias != nullptr) return run(NormPair{weight, bias});
+  return run(NormOne{weight, bias});  // rare: no known model has only one of the two
 }
 
 // In double: otherwise the sums of a few rows would carry the rounding errors of every factor.

@@ -90,7 +90,7 @@ struct Ranges {
 class Head {
  public:
   Head(const bdk_heads& x, int64_t b, int64_t h, int rows, const Sizes& sizes, float* buffer)
-      : rows_({data(x, b, h), x.token, x.dtype}),
+      : rows_({data(x, b, h), x.token, x.dtype, 1}),
         count_(rows),
         channels_(sizes.head_dim),
         width_(sizes.width()),

@@ -27,7 +27,7 @@ struct FeatureMap {
 class Values {
  public:
   Values(const void* data, int dtype)
-      : rows_({const_cast<void*>(data), 0, dtype}), halves_(dtype != kFloat32) {}
+      : rows_({const_cast<void*>(data), 0, dtype, 1}), halves_(dtype != kFloat32) {}
   Values(const Values& other) : rows_(other.rows_), halves_(other.halves_) {}
 
   // At most kNormHalves of them, if they are halves.

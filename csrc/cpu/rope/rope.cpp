@@ -22,7 +22,7 @@ int bdk_rope_cpu(const void* x, const float* freqs, void* y, int64_t batch, int6
       channels > kMaxHeadChannels || threads < 1) {
     return BDK_BAD_SIZE;
   }
-  const WideRows in({const_cast<void*>(x), 0, dtype}), out({y, 0, dtype});
+  const WideRows in({const_cast<void*>(x), 0, dtype, 1}), out({y, 0, dtype, 1});
   const int64_t grain = kGrain / (heads * channels + 1) + 1;
   parallel_for(batch * tokens, grain, 1, threads, [&](int64_t begin, int64_t end) {
     Rotation rotate(channels, interleaved != 0, back != 0);
