@@ -23,7 +23,11 @@ _TILED = 8192 if getattr(torch.cpu, "_is_amx_tile_supported", bool)() else math.
 
 
 def unsupported(q: torch.Tensor, k: torch.Tensor, *_: object) -> str | None:
-    reason = native.cpu_unsupported("block_causal_attention", q)
+    return _unsupported("block_causal_attention", q, k)
+
+
+def _unsupported(function: str, q: torch.Tensor, k: torch.Tensor) -> str | None:
+    reason = native.cpu_unsupported(function, q)
     if reason is not None:
         return reason
     if q.dtype not in native.DTYPE_CODES:
@@ -81,7 +85,7 @@ native_functions_backward = ("block_causal_attention_backward",)
 def unsupported_backward(
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, *_: object
 ) -> str | None:
-    return unsupported(q, k)
+    return _unsupported("block_causal_attention_backward", q, k)
 
 
 def run_backward(
