@@ -177,7 +177,7 @@ def time_cpu(
         results = [t for t in pytree.tree_leaves(ways[ours]()) if isinstance(t, Tensor)]
         written = min(shape.bytes, sum(t.numel() * t.itemsize for t in results))
         flops = 0 if shape.items else shape.flops  # arithmetic of integers is none of these
-        bound = limits.of(shape.bytes - written, written, flops)
+        bound = limits.of(shape.bytes - written, written, flops, call.tensors())
     rows, failed = compare(ways, seconds, bound=bound, min_seconds=min_seconds)
     rates = {"gb_s": shape.bytes, "gflop_s": shape.flops}
     return [r | {k: n / r["median_us"] / 1e3 for k, n in rates.items()} for r in rows], failed

@@ -63,6 +63,17 @@ def test_what_takes_longer_bounds_a_call():
     assert limits.of(100, 0, 0.0).by == "memory"
 
 
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+def test_the_loop_reads_what_the_call_reads():
+    """If it is most of all: 1024 of 1100 bytes, of 4000 not."""
+    x = torch.randn(256)
+    most, little = limits.memory(1100, 256, [x]), limits.memory(4000, 256, [x])
+    assert most.run.args[0] is x
+    assert most.scale == 1100 / 1024
+    assert little.run.args[0] is not x
+    assert little.scale == 1
+
+
 def test_without_the_module_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(limits, "unavailable", lambda: "it was not built")
     assert limits.measure() == {}
