@@ -52,6 +52,7 @@ _MODULES = {
     "denoise.linear_gated_residual.op": "linear_gated_residual",
     "denoise.linear_swiglu.op": "linear_swiglu",
     "denoise.patch_attention.op": "patch_attention",
+    "denoise.rms_norm.op": "rms_norm",
     "denoise.rms_norm_linear.op": "rms_norm_linear rms_norm_linear_swiglu",
     "denoise.schedule": "denoise_schedule",
     "denoise.swiglu.op": "swiglu",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from bitdance_kernels.denoise.linear_gated_residual.op import *
     from bitdance_kernels.denoise.linear_swiglu.op import *
     from bitdance_kernels.denoise.patch_attention.op import *
+    from bitdance_kernels.denoise.rms_norm.op import *
     from bitdance_kernels.denoise.rms_norm_linear.op import *
     from bitdance_kernels.denoise.schedule import *
     from bitdance_kernels.denoise.swiglu.op import *

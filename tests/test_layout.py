@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "bitdance_kernels"
 PACKAGES = sorted(path.parent for path in KERNELS.glob("*/*/op.py"))
 EACH = pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
-HEADER = (ROOT / "csrc/include/bitdance_kernels.h").read_text()
+HEADER = "".join(path.read_text() for path in (ROOT / "csrc/include").glob("*.h"))
 SOURCES = [
     path
     for folder in ("bitdance_kernels", "bitdance", "benchmarks", "tests", "csrc")

@@ -159,6 +159,7 @@ RESULTS = {
         lambda d: bk.group_norm_silu(IMAGES.to(d), 2, torch.ones(8), torch.zeros(8)),
         [((2, 8, 3, 5), GIVEN)],
     ),
+    "rms_norm": (lambda d: bk.rms_norm(X.to(d)), [((3, 4, 16), GIVEN)]),
 }  # fmt: skip
 
 

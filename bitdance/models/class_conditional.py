@@ -18,6 +18,7 @@ from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.config import ModelConfig
 from bitdance.models.diffusion_head import DiffusionHead
 from bitdance.models.kv_cache import KVCache
+from bitdance.models.layers import RMSNorm
 from bitdance.models.projectors import InputProjection
 from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from bitdance.models.tracing import is_traced
@@ -100,9 +101,9 @@ class BitDanceModel(nn.Module):
             config.num_classes + 1, dim * config.cls_token_num, **factory
         )
         self.proj_in = InputProjection(config.token_bits, dim, **factory)
-        self.emb_norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.emb_norm = RMSNorm(dim, eps=_EPS, **factory)
         self.layers = Transformer(config.n_layer, dim, config.n_head, **factory)
-        self.norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.norm = RMSNorm(dim, eps=_EPS, **factory)
         self.pos_for_diff = nn.Embedding(config.tokens, dim, **factory)
         self.head = DiffusionHead(config.head, **factory)
         nn.init.normal_(self.cls_embedding.weight, std=0.02)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bitdance_kernels import linear
+from bitdance_kernels import linear, rms_norm
 
-__all__ = ["Linear", "compute_dtype"]
+__all__ = ["Linear", "RMSNorm", "compute_dtype"]
 
 
 class Linear(nn.Linear):
@@ -18,9 +18,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
-        if x.is_cpu and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-            return linear(x, self.weight, self.bias)
-        return super().forward(x)
+        return linear(x, self.weight, self.bias) if _takes_ops(x) else super().forward(x)
+
+
+class RMSNorm(nn.RMSNorm):
+    """``nn.RMSNorm`` of the last dimension that runs the op ``rms_norm`` where ``Linear`` does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., C] to [..., C]."""
+        if not _takes_ops(x) or self.eps is None or len(self.normalized_shape) != 1:
+            return super().forward(x)
+        return rms_norm(x, self.weight, eps=self.eps)
+
+
+def _takes_ops(x: torch.Tensor) -> bool:
+    return x.is_cpu and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bitdance.models.kv_cache import KVCache
-from bitdance.models.layers import Linear
+from bitdance.models.layers import Linear, RMSNorm
 from bitdance_kernels import (
     Ranges,
     block_causal_attention,
@@ -121,8 +121,8 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.attention = _Attention(dim, num_heads, **factory)
         self.feed_forward = _FeedForward(dim, **factory)
-        self.attention_norm = nn.RMSNorm(dim, eps=_EPS, **factory)
-        self.ffn_norm = nn.RMSNorm(dim, eps=_EPS, **factory)
+        self.attention_norm = RMSNorm(dim, eps=_EPS, **factory)
+        self.ffn_norm = RMSNorm(dim, eps=_EPS, **factory)
 
     def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
         """A whole sequence [B, T, C] to [B, T, C], under an interval mask."""

@@ -1,4 +1,4 @@
-"""The RMSNorm before a product: checks and formula (Zhang and Sennrich 2019, equation 4)."""
+"""RMSNorm: checks and formula (Zhang and Sennrich 2019, equation 4)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from bitdance_kernels._shared import checks
 from bitdance_kernels._shared.dtypes import accumulate_dtype
 
 
-def check(op: str, x: torch.Tensor, weight: torch.Tensor | None) -> None:
+def check(
+    op: str, x: torch.Tensor, weight: torch.Tensor | None, *, name: str = "norm_weight"
+) -> None:
     """Raise TypeError or ValueError unless `weight` is None or the weight of a norm of `x`."""
     if weight is not None:
-        checks.dtype(op, "norm_weight", weight, checks.FLOATS)
-        checks.shape(op, "norm_weight", weight, x.shape[-1:], "[C]")
-        checks.same_device(op, "x", x, norm_weight=weight)
+        checks.dtype(op, name, weight, checks.FLOATS)
+        checks.shape(op, name, weight, x.shape[-1:], "[C]")
+        checks.same_device(op, "x", x, **{name: weight})
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:

@@ -38,6 +38,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("pack_panels", bdk_pack_panels_cpu);
   bind("patch_attention", bdk_patch_attention_cpu);
   bind("patch_attention_backward", bdk_patch_attention_backward_cpu);
+  bind("rms_norm", bdk_rms_norm_cpu);
   bind("rope", bdk_rope_cpu);
   bind("rope_append", bdk_rope_append_cpu);
   bind("swiglu", bdk_swiglu_cpu);

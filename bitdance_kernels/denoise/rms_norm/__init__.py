@@ -1,0 +1,1 @@
+"""Package of rms_norm."""
