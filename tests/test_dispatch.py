@@ -48,7 +48,9 @@ def chosen(monkeypatch):
             calls.append(name)
             return run(*args)
 
-        monkeypatch.setitem(op._loaded, name, dataclasses.replace(backend, run=run))
+        monkeypatch.setitem(
+            op._loaded, name, dataclasses.replace(backend, run=run, fills_results=False)
+        )
     monkeypatch.setattr(op, "_chosen", {})
     return calls
 

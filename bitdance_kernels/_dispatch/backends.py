@@ -30,11 +30,14 @@ class Backend:
         run: computes the op.
         unsupported: the reason why it cannot run on the given arguments, or None.
         native_functions: names of the compiled module's functions that it calls.
+        fills_results: whether all that `run` does is to make results and let one function of the
+            module for the CPU fill them; a call like one before does that without Python.
     """
 
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]
     native_functions: tuple[str, ...]
+    fills_results: bool = False
 
 
 # Read once, not per call. The first call reports an invalid name.

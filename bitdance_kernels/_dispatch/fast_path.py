@@ -18,22 +18,32 @@ from bitdance_kernels._dispatch.transforms import key_set
 from bitdance_kernels._shared import native
 
 
-def _first_call_key(*call: Any) -> bytes | None:
-    global call_key
-    found = native.cpu.unavailable("call_key") is None
-    call_key = native.cpu.call_key if found else lambda *call: None
-    return call_key(*call)
+def _first_call_again(*call: Any) -> Any:
+    global call_again, call_key
+    if native.cpu.unavailable("call_again") is None:
+        call_again, call_key = native.cpu.call_again, native.cpu.call_key
+    else:
+        call_again, call_key = (lambda *call: NotImplemented), _no_key
+    return call_again(*call)
 
 
-call_key: Callable[[tuple[Any, ...], int, int, Any, set[int]], bytes | None] = _first_call_key
-"""Returns bytes that two calls of an op have in common only if no check can tell them apart.
+call_again: Callable[..., Any] = _first_call_again
+"""Runs a call like an earlier one: returns its results, or NotImplemented if there was none.
 
-It takes the arguments and the backend, what to do about tensors that require grad where gradients
-are recorded (`IGNORED`, `REFUSED`, `NOTED`), an integer whose bit i is set if the op writes
-argument i, the context variable of the default backend, and `PLAIN_THREADS`. It returns None for a
-call that must be checked, or that something besides PyTorch's dispatcher must see. See
-csrc/bindings/signature.h.
+Two calls of an op have the same key only if no check can tell them apart. It is made from the
+arguments and the backend; what to do about tensors that require grad where gradients are recorded
+(`IGNORED`, `REFUSED`, `NOTED`); an integer whose bit i is set if the op writes argument i; the
+context variable of the default backend; and `PLAIN_THREADS`. The last argument is a table of what
+runs the arguments, by key. See csrc/bindings/signature.h.
 """
+
+
+def _no_key(*call: Any) -> None:
+    return None
+
+
+call_key: Callable[..., bytes | None] = _no_key
+"""Returns the key: None for a call that must be checked, or that a mode or transform must see."""
 
 IGNORED, REFUSED, NOTED = range(3)
 

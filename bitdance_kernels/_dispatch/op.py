@@ -23,6 +23,7 @@ from bitdance_kernels._dispatch import arguments, fast_path, gradient, overlap, 
 from bitdance_kernels._dispatch.backends import DEFAULT, Backend, check_name
 from bitdance_kernels._dispatch.fast_path import are_plain, is_autocast, needs_dispatcher
 from bitdance_kernels._dispatch.selection import Backends
+from bitdance_kernels._shared import native, pool
 
 NAMESPACE = "bitdance"
 REGISTRY: dict[str, KernelOp] = {}
@@ -162,12 +163,15 @@ class KernelOp(Backends):
         """Run the op for its public function; the last of `args` is the backend."""
         if torch.compiler.is_compiling() or (self._cast and is_autocast()):
             return self._call_dispatcher(args)
-        key = fast_path.call_key(
-            args, self._gradients, self._written_bits, DEFAULT, fast_path.PLAIN_THREADS
+        threads, written = fast_path.PLAIN_THREADS, self._written_bits
+        result = fast_path.call_again(
+            args, self._gradients, written, DEFAULT, threads, self._chosen
         )
+        if result is not NotImplemented:
+            return result
+        key = fast_path.call_key(args, self._gradients, written, DEFAULT, threads)
         if key is not None:
-            run = self._chosen.get(key) or self._choose(key, args)
-            return run(args)
+            return self._choose(key, args)(args)
         if needs_dispatcher():
             return self._call_dispatcher(args)
         args = self._prepared(args)
@@ -185,7 +189,8 @@ class KernelOp(Backends):
         """Check a call and keep what runs the arguments of calls with the same key."""
         prepared = self._prepared(args)
         self._check_all(prepared[:-1])
-        run = self._run_of(self.select(prepared[-1], prepared[:-1]), prepared)
+        backend = self.select(prepared[-1], prepared[:-1])
+        run = self._run_of(backend, prepared)
         changed = [i for i, (a, b) in enumerate(zip(prepared, args, strict=True)) if a is not b]
         if changed:
             prepared_run = run
@@ -201,10 +206,22 @@ class KernelOp(Backends):
                     given[i] = given[i].expand(shape)
                 return prepared_run(tuple(given))
 
+        elif backend.fills_results and not self._written:
+            return functools.partial(self._plan, key, run)
+
+        self._keep(key, run)
+        return run
+
+    def _plan(self, key: bytes, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Run a call and keep what does the same without Python, or else `run`."""
+        result, plan = native.cpu.planned(run, args, pool.MAPPED_BYTES)
+        self._keep(key, run if plan is None else plan)
+        return result
+
+    def _keep(self, key: bytes, run: Callable[[tuple[Any, ...]], Any]) -> None:
         if len(self._chosen) >= _MAX_SIGNATURES:
             self._chosen.clear()
         self._chosen[key] = run
-        return run
 
     def _run_of(self, backend: Backend, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
         """What runs checked arguments with this key on `backend`, with their gradient if any."""
@@ -212,7 +229,11 @@ class KernelOp(Backends):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             recorded = self._recorded_on(backend)
             return lambda args: recorded(*args)
-        return lambda args: self._run_on(backend, args[:-1])
+
+        def run(args: tuple[Any, ...]) -> Any:
+            return self._run_on(backend, args[:-1])
+
+        return run
 
     def _call_dispatcher(self, args: tuple[Any, ...]) -> Any:
         """Run a call that a mode, a transform, a tracer or forward-mode AD must see."""

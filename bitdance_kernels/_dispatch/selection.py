@@ -61,7 +61,8 @@ class Backends:
         if name == "reference":
             return Backend(run, lambda *_: None, ())
         functions = getattr(module, f"native_functions{self.entry}", (self.name,))
-        return Backend(run, getattr(module, f"unsupported{self.entry}"), functions)
+        unsupported = getattr(module, f"unsupported{self.entry}")
+        return Backend(run, unsupported, functions, getattr(module, "fills_results", False))
 
     def reason(self, name: str, inputs: Sequence[Any]) -> str | None:
         """The reason why backend `name` cannot run on `inputs`; None when it can."""

@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "bitdance_kernels.h"
 #include "recording.h"
@@ -35,12 +36,35 @@ T from_python(PythonArgument<T> value) {
   }
 }
 
-inline void raise(const char* name, int status, const char* (*status_string)(int)) {
-  if (status == BDK_BAD_INDEX) {
-    throw pybind11::index_error(std::string(name) + ": " + status_string(status));
-  }
-  throw std::runtime_error(std::string(name) + ": " + status_string(status) + " (status " +
-                           std::to_string(status) + ")");
+// Pointers among arguments, in order.
+template <class... Args>
+std::vector<void*> pointers_of(const std::tuple<Args...>& arguments) {
+  std::vector<void*> pointers;
+  const auto add = [&](const auto& argument) {
+    using T = std::decay_t<decltype(argument)>;
+    if constexpr (std::is_pointer_v<T>) {
+      pointers.push_back(const_cast<void*>(static_cast<const void*>(argument)));
+    } else if constexpr (std::is_same_v<T, bdk_rows> || std::is_same_v<T, bdk_heads>) {
+      pointers.push_back(argument.data);
+    }
+  };
+  std::apply([&](const auto&... each) { (add(each), ...); }, arguments);
+  return pointers;
+}
+
+// Calls the function with other pointers in the place of those among the arguments.
+template <class... Args>
+int call_with(int (*function)(Args...), std::tuple<Args...> arguments, void* const* pointers) {
+  const auto put = [&](auto& argument) {
+    using T = std::decay_t<decltype(argument)>;
+    if constexpr (std::is_pointer_v<T>) {
+      argument = static_cast<T>(*pointers++);
+    } else if constexpr (std::is_same_v<T, bdk_rows> || std::is_same_v<T, bdk_heads>) {
+      argument.data = *pointers++;
+    }
+  };
+  std::apply([&](auto&... each) { (put(each), ...); }, arguments);
+  return std::apply(function, arguments);
 }
 
 template <class... Args>
@@ -48,15 +72,17 @@ void bind(pybind11::module_& module, const char* name, int (*function)(Args...),
           const char* (*status_string)(int)) {
   module.def(name, [=](PythonArgument<Args>... args) {
     const std::tuple<Args...> converted(from_python<Args>(args)...);
-    const auto call = [=] {
-      const int status = std::apply(function, converted);
-      if (status != BDK_OK) raise(name, status, status_string);
-    };
+    int status;
     {
       pybind11::gil_scoped_release release;
-      call();
+      status = std::apply(function, converted);
     }
-    if (recorded_calls() != nullptr) recorded_calls()->push_back(call);
+    if (status != BDK_OK) raise(name, status, status_string);
+    if (recorded_calls() == nullptr) return;
+    const auto again = [=](void* const* pointers) {
+      return call_with(function, converted, pointers);
+    };
+    recorded_calls()->push_back({name, status_string, again, pointers_of(converted)});
   });
 }
 

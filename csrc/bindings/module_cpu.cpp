@@ -1,6 +1,7 @@
 // The Python module bitdance_kernels._cpu.
 #include "binding.h"
 #include "bitdance_kernels.h"
+#include "plan.h"
 #include "signature.h"
 
 PYBIND11_MODULE(_cpu, module) {
@@ -10,7 +11,9 @@ PYBIND11_MODULE(_cpu, module) {
   bdk::bind_recording(module);
   bdk::bind_objects<bdk::evenly_spaced>(module, "evenly_spaced");
   bdk::bind_objects<bdk::readable>(module, "readable");
+  bdk::bind_objects<bdk::call_again>(module, "call_again");
   bdk::bind_objects<bdk::call_key>(module, "call_key");
+  bdk::bind_objects<bdk::planned>(module, "planned");
   bdk::bind_objects<bdk::signature>(module, "signature");
   module.def("isa_detected", &bdk_cpu_isa_detected);
   module.def("isa", &bdk_cpu_isa);

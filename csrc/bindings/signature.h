@@ -161,33 +161,61 @@ inline bool write_name(PyObject* object, SignatureWriter& out) {
   return true;
 }
 
-// call_key(arguments, gradients, written, default, plain_threads): the requested backend, which is
-// the last argument, the name in the context variable `default`, and the signature of the other
-// arguments. None where the signature is, or outside of plain threads (see thread_state.h).
+// The key of a call: the requested backend, which is the last argument, the name in the context
+// variable `by_default`, and the signature of the other arguments. None where the signature is, or
+// outside of plain threads (see thread_state.h).
+inline pybind11::object key_of(PyObject* arguments, PyObject* gradients, PyObject* written,
+                               PyObject* by_default, PyObject* plain_threads) {
+  const ThreadState& thread = ThreadState::get();
+  if (!thread.is_plain(plain_threads)) return pybind11::none();
+  const auto rule = static_cast<Gradients>(PyLong_AsLong(gradients));
+  const uint64_t bits = PyLong_AsUnsignedLongLong(written);
+  PyObject* found;
+  if (PyErr_Occurred() || PyContextVar_Get(by_default, nullptr, &found) != 0) {
+    throw pybind11::error_already_set();
+  }
+  const auto name = pybind11::reinterpret_steal<pybind11::object>(found);
+  SignatureWriter out;
+  const Py_ssize_t size = PyTuple_GET_SIZE(arguments) - 1;
+  if (found == nullptr || !write_name(PyTuple_GET_ITEM(arguments, size), out) ||
+      !write_name(found, out) ||
+      !write_signature(arguments, size, thread.records_gradients() ? rule : Gradients::kIgnored,
+                       bits, out)) {
+    return pybind11::none();
+  }
+  return out.bytes();
+}
+
+// call_key(arguments, gradients, written, default, plain_threads)
 inline pybind11::object call_key(PyObject* const* given, Py_ssize_t count) {
   if (count != 5 || !PyTuple_Check(given[0]) || PyTuple_GET_SIZE(given[0]) == 0) {
     throw pybind11::type_error(
         "call_key(arguments: tuple, gradients: int, written: int, default: ContextVar, "
         "plain_threads: set)");
   }
-  const ThreadState& thread = ThreadState::get();
-  if (!thread.is_plain(given[4])) return pybind11::none();
-  const auto gradients = static_cast<Gradients>(PyLong_AsLong(given[1]));
-  const uint64_t written = PyLong_AsUnsignedLongLong(given[2]);
-  PyObject* found;
-  if (PyErr_Occurred() || PyContextVar_Get(given[3], nullptr, &found) != 0) {
-    throw pybind11::error_already_set();
+  return key_of(given[0], given[1], given[2], given[3], given[4]);
+}
+
+// call_again(arguments, gradients, written, default, plain_threads, runs): what the function that
+// `runs` has for the key of a call returns for its arguments; NotImplemented if it has none.
+inline pybind11::object call_again(PyObject* const* given, Py_ssize_t count) {
+  if (count != 6 || !PyTuple_Check(given[0]) || PyTuple_GET_SIZE(given[0]) == 0) {
+    throw pybind11::type_error(
+        "call_again(arguments: tuple, gradients: int, written: int, default: ContextVar, "
+        "plain_threads: set, runs: dict)");
   }
-  const auto name = pybind11::reinterpret_steal<pybind11::object>(found);
-  SignatureWriter out;
-  const Py_ssize_t size = PyTuple_GET_SIZE(given[0]) - 1;
-  if (found == nullptr || !write_name(PyTuple_GET_ITEM(given[0], size), out) ||
-      !write_name(found, out) ||
-      !write_signature(given[0], size, thread.records_gradients() ? gradients : Gradients::kIgnored,
-                       written, out)) {
-    return pybind11::none();
+  const auto unknown = pybind11::reinterpret_borrow<pybind11::object>(Py_NotImplemented);
+  const auto key = key_of(given[0], given[1], given[2], given[3], given[4]);
+  if (key.is_none()) return unknown;
+  const auto run =
+      pybind11::reinterpret_borrow<pybind11::object>(PyDict_GetItemWithError(given[5], key.ptr()));
+  if (!run) {
+    if (PyErr_Occurred()) throw pybind11::error_already_set();
+    return unknown;
   }
-  return out.bytes();
+  PyObject* result = PyObject_CallOneArg(run.ptr(), given[0]);
+  if (result == nullptr) throw pybind11::error_already_set();
+  return pybind11::reinterpret_steal<pybind11::object>(result);
 }
 
 }  // namespace bdk

@@ -6,6 +6,8 @@ import torch
 
 from bitdance_kernels._shared import memory, native
 
+fills_results = True
+
 
 def unsupported(packed: torch.Tensor) -> str | None:
     return native.cpu_unsupported("bit_counts", packed)

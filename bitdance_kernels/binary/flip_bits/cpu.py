@@ -6,6 +6,8 @@ import torch
 
 from bitdance_kernels._shared import memory, native
 
+fills_results = True
+
 
 def unsupported(
     packed: torch.Tensor, rate: float, key: torch.Tensor, r1: torch.Tensor | None, *_: object

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -59,7 +60,8 @@ def flip_bits(
         reference (given `uniforms` too); cpu (AVX2, AVX-512), triton and cuda. All give equal bits.
     """
     key = _key("flip_bits", "packed", packed, seed, offset)
-    return _op.call(packed, rate, key, *_pair("flip_bits", uniforms), backend)
+    r1, r2 = (None, None) if uniforms is None else _pair("flip_bits", uniforms)
+    return _op.call(packed, rate, key, r1, r2, backend)
 
 
 def flip_signs(
@@ -98,13 +100,12 @@ def flip_signs(
         (float32, float16, bfloat16). All give equal bits.
     """
     key = _key("flip_signs", "x", x, seed, offset)
-    return _signs_op.call(x, rate, key, *_pair("flip_signs", uniforms), backend)
+    r1, r2 = (None, None) if uniforms is None else _pair("flip_signs", uniforms)
+    return _signs_op.call(x, rate, key, r1, r2, backend)
 
 
-def _pair(op: str, uniforms: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor | None]:
-    """(r1, r2), or (None, None)."""
-    if uniforms is None:
-        return None, None
+def _pair(op: str, uniforms: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """(r1, r2), checked to be two tensors."""
     if not isinstance(uniforms, tuple | list) or len(uniforms) != 2:
         raise TypeError(f"{op}: uniforms must be a pair of tensors, got {type(uniforms).__name__}")
     for i in range(2):
@@ -116,35 +117,29 @@ def _key(
     op: str, argument: str, like: torch.Tensor, seed: int | torch.Tensor, offset: int | torch.Tensor
 ) -> torch.Tensor:
     """(seed, offset) as int64 [2] on the device of `like`; tensors are not read on the host."""
+    if (
+        type(seed) is type(offset) is int
+        and (0 <= seed < 2**64 and 0 <= offset < 2**32)
+        and (isinstance(like, torch.Tensor) and like.is_cpu)
+        and not (is_traced() or _get_current_dispatch_mode_stack())
+    ):  # the usual case, in a fifth of the time
+        return torch.from_numpy(np.frombuffer(bytearray(_KEY.pack(seed, offset)), np.int64))
     arguments.tensor(op, argument, like)
-    key = [_part(op, like, "seed", seed, 64), _part(op, like, "offset", offset, 32)]
-    plain = not is_traced() and not _get_current_dispatch_mode_stack()
-    if plain and like.is_cpu and type(key[0]) is type(key[1]) is int:  # 4 us less
-        return torch.frombuffer(bytearray(_KEY.pack(*key)), dtype=torch.int64)
-    return torch.stack([_as_tensor(part, like.device) for part in key])
-
-
-def _part(
-    op: str, like: torch.Tensor, name: str, value: int | torch.Tensor, bits: int
-) -> int | torch.Tensor:
-    """`value`, checked to be one of `bits` bits or a tensor of one element."""
-    if isinstance(value, torch.Tensor):
-        checks.dtype(op, name, value, (torch.int64,))
-        if value.numel() != 1:
-            raise checks.fail(op, name, "of one element", f"shape {list(value.shape)}")
-        checks.same_device(op, "the input", like, **{name: value})
-        return value.reshape(())
-    value = arguments.integer(op, name, value)
-    if not 0 <= value < 2**bits:
-        raise checks.fail(op, name, f"in [0, 2^{bits})", value)
-    return value
-
-
-def _as_tensor(part: int | torch.Tensor, device: torch.device) -> torch.Tensor:
-    if isinstance(part, torch.Tensor):
-        return part
-    signed = part - 2**64 if part >= 2**63 else part  # the same 64 bits
-    return torch.full((), signed, dtype=torch.int64, device=device)
+    parts = []
+    for name, value, bits in (("seed", seed, 64), ("offset", offset, 32)):
+        if isinstance(value, torch.Tensor):
+            checks.dtype(op, name, value, (torch.int64,))
+            if value.numel() != 1:
+                raise checks.fail(op, name, "of one element", f"shape {list(value.shape)}")
+            checks.same_device(op, "the input", like, **{name: value})
+            parts.append(value.reshape(()))
+            continue
+        value = arguments.integer(op, name, value)
+        if not 0 <= value < 2**bits:
+            raise checks.fail(op, name, f"in [0, 2^{bits})", value)
+        signed = value - 2**64 if value >= 2**63 else value  # the same 64 bits
+        parts.append(torch.full((), signed, dtype=torch.int64, device=like.device))
+    return torch.stack(parts)
 
 
 def _check_draw(

@@ -7,6 +7,8 @@ import torch
 from bitdance_kernels._shared import memory, native
 from bitdance_kernels._shared.rows import as_rows
 
+fills_results = True
+
 
 def unsupported(x: torch.Tensor) -> str | None:
     reason = native.cpu_unsupported("pack_signs", x)

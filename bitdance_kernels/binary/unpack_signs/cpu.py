@@ -7,6 +7,8 @@ import torch
 from bitdance_kernels._shared import memory, native
 from bitdance_kernels._shared.rows import as_rows
 
+fills_results = True
+
 
 def unsupported(packed: torch.Tensor, dtype: torch.dtype) -> str | None:
     return native.cpu_unsupported("unpack_signs", packed) or native.dtype_unsupported(dtype)

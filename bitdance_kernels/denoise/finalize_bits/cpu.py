@@ -7,6 +7,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.denoise._shared import guidance
 
+fills_results = True
 native_functions = ("finalize_bits", "lfq_quantize")
 
 

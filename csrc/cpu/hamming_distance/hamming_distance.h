@@ -241,7 +241,6 @@ static inline void distances_of_bytes(const uint8_t* a, const uint8_t* codes, in
       memcpy(&x, a + 8 * w, 8);
       memcpy(&y, codes + 8 * w, 8);
       sum += __builtin_popcountll(x ^ y);
-      __asm__("" : "+r"(sum));  // no vector: GCC would sum up vectors of few words
     }
     out[m] = sum;
   }
