@@ -58,8 +58,8 @@ def pack_signs(x: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.uint8
     channels = x.shape[-1]
     packed = np.empty((*x.shape[:-1], channels // 8), np.uint8)
     native_modules.cpu.pack_signs(
-        x.ctypes.data, packed.ctypes.data, x.size // channels, channels, channels, code, threads,
-    )  # fmt: skip
+        _memory(x), packed, x.size // channels, channels, channels, code, threads
+    )
     return packed
 
 
@@ -99,8 +99,8 @@ def unpack_signs(
     width = packed.shape[-1]
     y = pool.empty((*packed.shape[:-1], 8 * width), dtype)
     native_modules.cpu.unpack_signs(
-        packed.ctypes.data, y.ctypes.data, packed.size // width, 8 * width, width, code, threads,
-    )  # fmt: skip
+        packed, _memory(y), packed.size // width, 8 * width, width, code, threads
+    )
     return y
 
 
@@ -109,6 +109,11 @@ def _code(dtype: np.dtype[Any], codes: dict[np.dtype[Any], int]) -> int | None:
     if code is None and dtype.name == "bfloat16":  # a dtype of the package ml_dtypes
         return native_modules.BFLOAT16
     return code
+
+
+def _memory(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`array`, or the same memory in a dtype that the buffer protocol knows."""
+    return array.view(np.uint16) if array.dtype.kind == "V" else array
 
 
 def _check_array(op: str, argument: str, value: object) -> None:

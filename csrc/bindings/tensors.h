@@ -162,9 +162,18 @@ inline bdk_heads heads_of(pybind11::handle object) {
           dtype_code(tensor.dtype)};
 }
 
-// The memory of a tensor, an address, or null for None.
+// The memory of a tensor or an array, an address, or null for None.
 inline void* address_of(pybind11::handle object) {
   if (object.is_none()) return nullptr;
+  if (PyObject_CheckBuffer(object.ptr())) {  // NumPy's arrays; PyTorch may not be there
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_STRIDES) != 0) {
+      throw pybind11::error_already_set();
+    }
+    void* const address = buffer.buf;
+    PyBuffer_Release(&buffer);  // the caller holds the array
+    return address;
+  }
   if (PyLong_Check(object.ptr())) return reinterpret_cast<void*>(object.cast<uintptr_t>());
   return borrow(object).data;
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance_kernels import BackendError, CodeIndex, hamming_distance, nearest_codes
+from bitdance_kernels import BackendError, CodeIndex, explain, hamming_distance, nearest_codes
 from bitdance_kernels._shared import native
 from bitdance_kernels.testing import cpu_isa, cpu_isas
 
@@ -146,3 +146,10 @@ A = _codes(3, 4)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_explain_takes_an_index():
+    reasons = explain(nearest_codes, A, CodeIndex(A), 2)
+    assert reasons["reference"] is None
+    assert (reasons["cpu"] is None) == bool(cpu_isas())
+    assert reasons["cuda"] is not None

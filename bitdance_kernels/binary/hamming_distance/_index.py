@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels._dispatch import arguments
-from bitdance_kernels._dispatch.backends import DEFAULT, BackendError, check_name
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import checks, native
 from bitdance_kernels.binary.hamming_distance import cpu, reference
 
@@ -157,7 +157,7 @@ class CodeIndex:
     def distances(self, a: torch.Tensor, backend: str) -> torch.Tensor:
         """What ``hamming_distance`` returns for this index."""
         self._check_queries("hamming_distance", a)
-        if self._is_native("hamming_distance", backend):
+        if self._is_native("hamming_distance", backend, a):
             return cpu.distances(a, self._blocks, self._count)
         return reference.run(a, self.codes())
 
@@ -167,7 +167,7 @@ class CodeIndex:
         arguments.integer("nearest_codes", "k", k)
         if not 1 <= k <= self._count:
             raise checks.fail("nearest_codes", "k", f"in 1 to M = {self._count}", k)
-        if self._is_native("nearest_codes", backend, k):
+        if self._is_native("nearest_codes", backend, a, k):
             return cpu.nearest(a, self._blocks, self._count, k)
         return reference.run_nearest(a, self.codes(), k)
 
@@ -179,18 +179,13 @@ class CodeIndex:
         if a.device.type != "cpu":
             raise checks.fail(op, "a", "on the CPU, where an index is", a.device)
 
-    def _is_native(self, op: str, backend: str, k: int = 1) -> bool:
+    def _is_native(self, op: str, backend: str, a: torch.Tensor, *k: int) -> bool:
         """Whether the C++ code runs a call; the reference does if not."""
-        check_name(backend, f"{op}: backend")
-        wanted = DEFAULT.get() if backend == "auto" else backend
-        reason = native.cpu.unavailable(op)
-        if reason is None and k > cpu.MAX_NEIGHBOURS:
-            reason = f"it finds at most {cpu.MAX_NEIGHBOURS} neighbours, got {k}"
-        if wanted not in ("auto", "cpu", "reference"):
-            reason = "it does not take a CodeIndex"
-        if reason is not None and wanted not in ("auto", "reference"):
-            raise BackendError(f"{op}: backend {wanted!r} cannot run this call: {reason}")
-        return reason is None and wanted != "reference"
+        backends = REGISTRY[op]
+        chosen = backends.select(backend, (a, a, *k))
+        if chosen not in (backends.backend("cpu"), backends.backend("reference")):
+            raise backends.refusal(backend, "it does not take a CodeIndex")
+        return chosen is backends.backend("cpu")
 
     def _from(self, first: int) -> torch.Tensor:
         """Codes from number `first`, a multiple of the block, on."""
