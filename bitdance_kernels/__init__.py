@@ -30,6 +30,7 @@ _MODULES = {
     "attention.rms_norm_qkv.op": "rms_norm_qkv",
     "attention.rope.op": "rope",
     "attention.rope_append.op": "rope_append",
+    "autoencode.conv3x3.op": "conv3x3",
     "autoencode.group_norm_silu.op": "group_norm_silu",
     "binary.bit_counts.op": "bit_counts",
     "binary.flip_bits.op": "flip_bits flip_signs",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from bitdance_kernels.attention.rms_norm_qkv.op import *
     from bitdance_kernels.attention.rope.op import *
     from bitdance_kernels.attention.rope_append.op import *
+    from bitdance_kernels.autoencode.conv3x3.op import *
     from bitdance_kernels.autoencode.group_norm_silu.op import *
     from bitdance_kernels.binary.bit_counts.op import *
     from bitdance_kernels.binary.flip_bits.op import *

@@ -141,8 +141,6 @@ class _Memory:
 
     def alias(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The same memory for replays; it does not keep the memory from other tensors."""
-        if tensor.is_mkldnn:  # a weight in oneDNN's own order, which has no address
-            return None
         base = self._bases.get(tensor.untyped_storage().data_ptr())
         if base is None:
             return None
@@ -248,8 +246,7 @@ class _Recorder(TorchDispatchMode):
     def _keep(self, tensor: torch.Tensor) -> None:
         _check_device(tensor)
         if self.memory.alias(tensor) is None:
-            key = id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
-            self.kept.setdefault(key, tensor)
+            self.kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
 
 
 def _check_device(tensor: torch.Tensor | None) -> None:

@@ -80,22 +80,6 @@ def test_memory_is_used_again_when_nothing_lies_in_it():
     assert memory(40) == memory(4)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
-def test_weights_in_the_order_of_onednn_are_kept():
-    x, weight = torch.randn(2, 8, 5, 5), torch.randn(16, 8, 3, 3)
-    ops, shape = torch.ops.mkldnn, ([1, 1], [1, 1], [1, 1], 1)
-    packed = [ops._reorder_convolution_weight(w, *shape, list(x.shape)) for w in (weight, -weight)]
-    graph = CpuGraph()
-    results = graph.capture(
-        lambda: [ops._convolution_pointwise(x, w, None, *shape, "none", [], "") for w in packed]
-    )
-    packed.clear()
-    x.normal_()
-    graph.replay()
-    expected = F.conv2d(x, weight, padding=1)
-    torch.testing.assert_close(results, [expected, -expected])
-
-
 def test_what_no_graph_can_repeat_is_refused():
     x = torch.ones(4, 8)
     refused = {

@@ -159,6 +159,10 @@ RESULTS = {
         lambda d: bk.group_norm_silu(IMAGES.to(d), 2, torch.ones(8), torch.zeros(8)),
         [((2, 8, 3, 5), GIVEN)],
     ),
+    "conv3x3": (
+        lambda d: bk.conv3x3(*_cast(d, IMAGES, torch.ones(16, 8, 3, 3))),
+        [((2, 16, 3, 5), CAST)],
+    ),
     "rms_norm": (lambda d: bk.rms_norm(X.to(d)), [((3, 4, 16), GIVEN)]),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("block_causal_attention", bdk_block_causal_attention_cpu);
   bind("block_causal_attention_backward", bdk_block_causal_attention_backward_cpu);
   bind("block_decode_attention", bdk_block_decode_attention_cpu);
+  bind("conv3x3", bdk_conv3x3_cpu);
   bind("denoise_step", bdk_denoise_step_cpu);
   bind("finalize_bits", bdk_finalize_bits_cpu);
   bind("flip_bits", bdk_flip_bits_cpu);

@@ -1,6 +1,6 @@
 // The Python module bitdance_kernels._cuda.
 #include "binding.h"
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 
 PYBIND11_MODULE(_cuda, module) {
   const auto bind = [&](const char* name, auto* function) {

@@ -1,5 +1,5 @@
-// Every exported C function of the native kernels, once; those of the CUDA library are in
-// bitdance_kernels_cuda.h, which this includes.
+// Every C function of the CPU library, once; those of the CUDA library are in
+// bitdance_kernels_cuda.h.
 //
 // Conventions. All functions return a status: 0 is success, a positive value is a cudaError_t, a
 // negative one a bdk_status below; bdk_*_status_string puts it into words. They allocate nothing,
@@ -290,10 +290,16 @@ int bdk_denoise_step_cpu(const float* x, const void* x0, const float* table, int
 int bdk_finalize_bits_cpu(const void* x0, const float* cfg, void* signs, uint8_t* packed,
                           int64_t values, int dtype, int threads);
 
-// ---------------------------------------------------------------- the CUDA library
+// y = the convolution of x [images, height, width, channels] with filters of 3 x 3 pixels and a
+// border of zeros, + bias + addend; y, addend: [images, height, width, features]. weight: panels of
+// [features, 3, 3, channels]. With upscale = s > 1 features (s dy + dx) C' + c go to channel c of
+// pixel (s y + dy, s x + dx) of y [images, s height, s width, C']. features is a multiple of 16
+// s^2.
+int bdk_conv3x3_cpu(const float* x, const float* weight, const float* bias_or_null,
+                    const float* addend_or_null, float* y, float* scratch, int64_t images,
+                    int64_t height, int64_t width, int64_t channels, int64_t features,
+                    int64_t upscale, int64_t at_once, int64_t scratch_size, int threads);
 
 #ifdef __cplusplus
 }
 #endif
-
-#include "bitdance_kernels_cuda.h"

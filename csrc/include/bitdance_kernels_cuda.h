@@ -1,4 +1,5 @@
-// The exported C functions of the CUDA library; see bitdance_kernels.h, which includes this.
+// Every C function of the CUDA library, once; conventions and types are those of
+// bitdance_kernels.h.
 #pragma once
 
 #include "bitdance_kernels.h"

@@ -94,7 +94,7 @@ def enter(root: Path, family: str, name: str, *, cpu: bool) -> list[str]:
     if cpu:
         declaration = DECLARATION.format(name)
         edits[HEADER] = lambda text: re.sub(
-            r"(?=// -+ the CUDA library)", declaration.replace("\\", r"\\"), text, count=1
+            r"(?=#ifdef __cplusplus\n\})", declaration.replace("\\", r"\\"), text, count=1
         )
         edits[BINDINGS] = lambda text: text.replace(
             "\n}\n", f'\n  bind("{name}", bdk_{name}_cpu);\n}}\n', 1

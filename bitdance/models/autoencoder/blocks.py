@@ -30,6 +30,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Modulation",
+    "Upsample",
     "depth_to_space",
 ]
 
@@ -112,7 +113,7 @@ class ResBlock(nn.Module):
         h = _apply_norm(self.norm2, h, normalize)
         if isinstance(self.conv2, nn.Conv2d):
             return self.conv2(h).add_(shortcut)  # a fresh result, which no gradient needs
-        return self.conv2(h, shortcut)  # packed, and written into the shortcut
+        return self.conv2(h, shortcut)  # packed, which adds too
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -191,12 +192,15 @@ class Encoder(nn.Module):
         return self.conv_out(_apply_norm(self.norm_out, h))
 
 
-class _Upsample(nn.Module):
+class Upsample(nn.Module):
+    """Twice the resolution: a convolution to four times the channels, spread over 2 x 2 pixels."""
+
     def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
         self.conv1 = _conv3x3(channels, 4 * channels, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, channels, H, W] -> [B, channels, 2 H, 2 W]."""
         return depth_to_space(self.conv1(x), 2)
 
 
@@ -208,7 +212,7 @@ class _Up(nn.Module):
         widths = [config.ch * multiple for multiple in config.ch_mult]
         before = [*widths, widths[-1]][level + 1]
         self.block = _res_blocks(config.num_res_blocks, before, widths[level], **factory)
-        self.upsample: nn.Module | None = _Upsample(widths[level], **factory) if level > 0 else None
+        self.upsample: nn.Module | None = Upsample(widths[level], **factory) if level > 0 else None
 
     def forward(self, h: torch.Tensor, normalize: Normalize) -> torch.Tensor:
         for block in self.block:

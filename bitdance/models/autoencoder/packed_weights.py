@@ -1,7 +1,8 @@
-"""The decoder for many decodes on the CPU: its convolutions read weights in oneDNN's own order.
+"""The decoder for many decodes on the CPU: its convolutions read weights packed in panels.
 
-PyTorch brings the weights of a convolution into that order in every call. Between the small maps of
-a small decoder this is felt, and so is a pass over a map that only adds another one.
+PyTorch brings the weights of a convolution into another order in every call. Between the small maps
+of a small decoder this is felt, and so are passes over a map that only add another one, or that
+spread channels over pixels.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import copy
 import torch
 from torch import nn
 
-from bitdance.models.autoencoder.blocks import Decoder
-from bitdance_kernels import CpuGraph
+from bitdance.models.autoencoder.blocks import Decoder, Upsample
+from bitdance_kernels import CpuGraph, conv3x3, linear, pack_weight
 
 __all__ = ["PackedConvolution", "can_pack", "packed"]
+
+_PANEL = 16  # features
 
 
 def can_pack(decoder: Decoder) -> bool:
@@ -25,8 +28,7 @@ def can_pack(decoder: Decoder) -> bool:
     """
     return (
         not CpuGraph.capturing()
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
+        and CpuGraph.unavailable() is None
         and all(
             p.is_cpu and p.dtype == torch.float32 and not p.requires_grad
             for p in decoder.parameters()
@@ -35,38 +37,42 @@ def can_pack(decoder: Decoder) -> bool:
 
 
 def packed(decoder: Decoder) -> Decoder:
-    """A copy of `decoder` with packed convolutions, which shares all its other parameters."""
+    """A copy of `decoder` with packed convolutions, which shares all its other parameters.
+
+    Those whose features are no multiple of 16 stay as they are. A later change of the weight of the
+    others is not seen.
+    """
     shared = {id(parameter): parameter for parameter in decoder.parameters()}
     result = copy.deepcopy(decoder, shared)
     for module in list(result.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d):
+            if isinstance(child, nn.Conv2d) and child.out_channels % _PANEL == 0:
                 setattr(module, name, PackedConvolution(child))
+            elif isinstance(child, Upsample) and child.conv1.in_channels % _PANEL == 0:
+                setattr(module, name, PackedConvolution(child.conv1, upscale_factor=2))
     return result
 
 
 class PackedConvolution(nn.Module):
-    """A convolution of maps of one size, without gradients.
-
-    The weights are packed by its first call, for maps like those that it is given then; a later
-    change of `convolution` is not seen.
+    """A convolution of 3 x 3 pixels with a border of zeros, or of one pixel; without gradients.
 
     Args:
-        convolution: convolution whose weights are packed.
+        convolution: the convolution, whose weights are copied; its features are a multiple of 16.
+        upscale_factor: see ``conv3x3``; 1 for one pixel.
     """
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
+    weight: torch.Tensor
+
+    def __init__(self, convolution: nn.Conv2d, *, upscale_factor: int = 1) -> None:
         super().__init__()
-        self.convolution = convolution
-        self._weight: torch.Tensor | None = None
+        self._whole = convolution.kernel_size == (3, 3)
+        self._upscale_factor, self.bias = upscale_factor, convolution.bias
+        rows = convolution.weight.detach().permute(0, 2, 3, 1).flatten(1)
+        self.register_buffer("weight", pack_weight(rows, "panels"), persistent=False)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """The convolution of `x`; added to `residual`, of its shape, where one is given."""
-        layer, ops = self.convolution, torch.ops.mkldnn
-        shape = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        if self._weight is None:
-            self._weight = ops._reorder_convolution_weight(layer.weight, *shape, list(x.shape))
-        weights = (self._weight, layer.bias, *shape)
-        if residual is None:
-            return ops._convolution_pointwise(x, *weights, "none", [], "")
-        return ops._convolution_pointwise_(residual, x, *weights, "add", None, None, [], None)
+        """The convolution of `x`; with 3 x 3 pixels added to `residual`, where one is given."""
+        if self._whole:
+            factor = self._upscale_factor
+            return conv3x3(x, self.weight, self.bias, residual, upscale_factor=factor)
+        return linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)

@@ -64,8 +64,8 @@ int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_
   if (rows < 0 || channels < 1 || features < 0 || threads < 1) return BDK_BAD_SIZE;
   if (features % kPanel != 0) return BDK_BAD_SIZE;
   const PanelLinearLoops& loops = choose_panels();
-  const PanelLinear linear = {static_cast<const float*>(x.data), x.stride, weight,  bias_or_null,
-                              static_cast<float*>(y.data),       y.stride, channels};
+  const PanelLinear linear = {static_cast<const float*>(x.data), x.stride, weight,   bias_or_null,
+                              static_cast<float*>(y.data),       y.stride, channels, nullptr};
   const int64_t panels = features / kPanel;
   // Threads take panels, so that each reads weights of its own, or rows where there are more.
   if (panels >= rows) {

@@ -20,6 +20,7 @@ struct PanelLinear {
   float* y;                   // [.., features], one row every `y_stride`
   int64_t y_stride;
   int64_t channels;
+  const float* addend_or_null;  // rows like those of y, added to the result
 };
 
 struct PanelLinearLoops {
@@ -112,14 +113,17 @@ inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t 
       float* const of_row = y + r * linear.y_stride;
 #pragma GCC unroll 24
       for (int v = 0; v < kVectors; ++v) {
-        Vector start = {};
-        if (begin > 0) {
-          memcpy(&start, of_row + v * kLanes, sizeof start);
-        } else if (linear.bias_or_null != nullptr) {
-          memcpy(&start, linear.bias_or_null + feature + v * kLanes, sizeof start);
+        Vector total = sum[r][v], other;
+        const auto add = [&](const float* from) {
+          memcpy(&other, from + v * kLanes, sizeof other);
+          total += other;
+        };
+        if (begin > 0) add(of_row);
+        if (end == linear.channels) {  // behind all sums, which may be much smaller
+          if (linear.bias_or_null != nullptr) add(linear.bias_or_null + feature);
+          if (linear.addend_or_null != nullptr) add(linear.addend_or_null + (of_row - linear.y));
         }
-        start += sum[r][v];
-        memcpy(of_row + v * kLanes, &start, sizeof start);
+        memcpy(of_row + v * kLanes, &total, sizeof total);
       }
     }
   }
@@ -132,7 +136,7 @@ inline void tiles(const PanelLinear& linear, int64_t row, int64_t begin, int64_t
   for (; begin + kPanels <= end; begin += kPanels) {
     tile<kRows, kPanels>(linear, row, begin, from, to);
   }
-  if constexpr (kPanels > 1) tiles<kRows, kPanels / 2>(linear, row, begin, end, from, to);
+  if constexpr (kPanels > 1) tiles<kRows, kPanels - 1>(linear, row, begin, end, from, to);
 }
 
 using Tiles = void (*)(const PanelLinear&, int64_t, int64_t, int64_t, int64_t, int64_t);
@@ -143,22 +147,28 @@ inline Tiles tiles_of(int64_t rows, std::integer_sequence<int, kRows...>) {
   return kTiles[rows - 1];
 }
 
-inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
-                          int64_t row_end) {
+// Panels [begin, end) of rows [row, row_end), channels [from, to), in tiles of about equal height.
+inline void block_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
+                         int64_t row_end, int64_t from, int64_t to) {
   const int64_t rows = row_end - row;
-  const int64_t count = (rows + kMaxTileRows - 1) / kMaxTileRows;  // tiles of about equal height
+  const int64_t count = (rows + kMaxTileRows - 1) / kMaxTileRows;
   if (count == 0) return;
   const int64_t group = tile_panels(static_cast<int>((rows + count - 1) / count));
+  for (int64_t panel = begin; panel < end; panel += group) {
+    const int64_t panel_end = least(panel + group, end);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t top = row + rows * i / count, bottom = row + rows * (i + 1) / count;
+      tiles_of(bottom - top, std::make_integer_sequence<int, kMaxTileRows>())(linear, top, panel,
+                                                                              panel_end, from, to);
+    }
+  }
+}
+
+inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
+                          int64_t row_end) {
   for (int64_t from = 0; from < linear.channels; from += kBlockChannels) {
     const int64_t to = least(from + kBlockChannels, linear.channels);
-    for (int64_t panel = begin; panel < end; panel += group) {
-      const int64_t panel_end = least(panel + group, end);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t top = row + rows * i / count, bottom = row + rows * (i + 1) / count;
-        tiles_of(bottom - top, std::make_integer_sequence<int, kMaxTileRows>())(
-            linear, top, panel, panel_end, from, to);
-      }
-    }
+    block_panels(linear, begin, end, row, row_end, from, to);
   }
 }
 

@@ -1,5 +1,5 @@
 // block_decode_attention: choose the kernel, launch it, and the one that combines the splits.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/dtype.h"
 #include "cuda/block_decode_attention/block_decode_attention.cuh"
 #include "cuda/block_decode_attention/block_decode_attention_sm90.h"

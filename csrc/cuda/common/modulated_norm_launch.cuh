@@ -7,7 +7,7 @@
 
 #include <initializer_list>
 
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/modulated_norm.cuh"
 

@@ -1,5 +1,5 @@
 // noise: launch the kernel.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/noise.cuh"
 

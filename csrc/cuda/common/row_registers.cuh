@@ -13,7 +13,7 @@
 
 #include <type_traits>
 
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/dtype.h"
 #include "cuda/common/modulated_norm_config.h"
 

@@ -1,5 +1,5 @@
 // skinny_product: check, choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/skinny_product_launch_sm90.cuh"
 
 namespace bdk {

@@ -1,7 +1,7 @@
 // Status texts and the device count.
 #include <cuda_runtime.h>
 
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 
 const char* bdk_cuda_status_string(int status) {
   if (status > 0) return cudaGetErrorString(static_cast<cudaError_t>(status));

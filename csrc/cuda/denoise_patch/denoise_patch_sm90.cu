@@ -1,5 +1,5 @@
 // denoise_patch: choose the kernel, clear the words of its exchange, launch it cooperatively.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/dtype.h"
 #include "cuda/common/launch.h"
 #include "cuda/denoise_patch/denoise_patch_sm90.cuh"

@@ -1,5 +1,5 @@
 // denoise_step: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/dtype.h"
 #include "cuda/common/launch.h"
 #include "cuda/denoise_step/denoise_step.cuh"

@@ -1,5 +1,5 @@
 // denoise_step_linear: check, launch.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch_sm90.h"
 #include "cuda/denoise_step_linear/denoise_step_linear_sm90.cuh"
 

@@ -1,5 +1,5 @@
 // finalize_bits: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/dtype.h"
 #include "cuda/common/launch.h"
 #include "cuda/finalize_bits/finalize_bits.cuh"

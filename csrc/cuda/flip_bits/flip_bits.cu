@@ -1,5 +1,5 @@
 // flip_bits and flip_signs: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/dtype.h"
 #include "cuda/common/launch.h"
 #include "cuda/flip_bits/flip_bits.cuh"

@@ -1,5 +1,5 @@
 // gated_residual, alone and with the adaln_norm of its result: check, choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/modulated_norm_launch.cuh"
 
 int bdk_gated_residual_cuda(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, int64_t rows,

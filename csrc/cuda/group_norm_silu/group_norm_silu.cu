@@ -2,7 +2,7 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch.h"
 #include "cuda/group_norm_silu/group_norm_silu.cuh"
 

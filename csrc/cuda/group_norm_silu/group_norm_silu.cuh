@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/group_norm.h"
 #include "cuda/common/load_store.cuh"
 #include "cuda/group_norm_silu/group_norm_silu_config.h"

@@ -1,5 +1,5 @@
 // hamming_distance and nearest_codes: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch.h"
 #include "cuda/hamming_distance/hamming_distance.cuh"
 

@@ -1,5 +1,5 @@
 // pack_signs: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch.h"
 #include "cuda/pack_signs/pack_signs.cuh"
 

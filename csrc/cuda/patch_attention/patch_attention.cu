@@ -1,5 +1,5 @@
 // patch_attention: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch.h"
 #include "cuda/patch_attention/patch_attention.cuh"
 

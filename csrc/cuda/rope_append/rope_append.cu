@@ -1,5 +1,5 @@
 // rope_append: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "cuda/common/launch.h"
 #include "cuda/rope_append/rope_append.cuh"
 

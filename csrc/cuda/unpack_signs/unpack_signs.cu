@@ -1,5 +1,5 @@
 // unpack_signs: choose the kernel, launch it.
-#include "bitdance_kernels.h"
+#include "bitdance_kernels_cuda.h"
 #include "common/dtype.h"
 #include "cuda/common/launch.h"
 #include "cuda/unpack_signs/unpack_signs.cuh"

@@ -15,6 +15,7 @@ from bitdance.models.autoencoder.quantizer import BinaryQuantizer, pack_latents,
 from bitdance.models.config import AUTOENCODER_PRESETS, AutoencoderConfig
 from bitdance.sampling import graphs
 from bitdance.sampling.image_decoder import ImageDecoder
+from bitdance_kernels import CpuGraph
 from bitdance_kernels.testing import compare, specials
 
 KEYS = Path(__file__).parent.parent.parent / "golden" / "keys" / "autoencoder_f16c32.txt"
@@ -430,7 +431,7 @@ def _distance(decode, codes):
     return (pixels.int() - expected.int()).abs().max().item()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.skipif(CpuGraph.unavailable() is not None, reason="the C++ module was not built here")
 def test_pixels_come_from_packed_weights_that_follow_the_others():
     model = _model(CONFIGS["plain"])
     decode = ImageDecoder(model)
@@ -447,18 +448,20 @@ def test_pixels_come_from_packed_weights_that_follow_the_others():
         assert _distance(decode, wide) <= 1
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.skipif(CpuGraph.unavailable() is not None, reason="the C++ module was not built here")
 def test_a_packed_decoder_shares_all_but_its_convolutions_weights():
     model, codes = _model(CONFIGS["plain"]).requires_grad_(True), _codes(batch=2)
     assert not can_pack(model.decoder), "what is trained is not packed"
     model.requires_grad_(False)
     assert can_pack(model.decoder)
     decoder = packed(model.decoder)
-    convolutions = [m for m in decoder.modules() if isinstance(m, PackedConvolution)]
     plain = [m for m in model.decoder.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert len(convolutions) == len(plain)
-    shared = {id(p) for p in model.decoder.parameters()}
+    left = [m for m in decoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels % 16 == 0 for m in plain].count(False) == len(left) > 0
+    weights = {id(m.weight) for m in plain} - {id(m.weight) for m in left}
+    shared = {id(p) for p in model.decoder.parameters()} - weights
     assert {id(p) for p in decoder.parameters()} == shared
+    assert any(isinstance(m, PackedConvolution) for m in decoder.modules())
     torch.testing.assert_close(decoder(codes), model.decoder(codes))
 
 
