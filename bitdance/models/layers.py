@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from bitdance.models import rms_gradient
 from bitdance_kernels import linear, rms_norm
 
 __all__ = ["Linear", "RMSNorm", "compute_dtype"]
@@ -22,13 +23,20 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
-    """``nn.RMSNorm`` of the last dimension that runs the op ``rms_norm`` where ``Linear`` does."""
+    """``nn.RMSNorm`` of the last dimension that runs the op ``rms_norm`` where ``Linear`` does.
+
+    With gradients it has one on the CPU, see ``rms_gradient``.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., C] to [..., C]."""
-        if not _takes_ops(x) or self.eps is None or len(self.normalized_shape) != 1:
+        if self.eps is None or len(self.normalized_shape) != 1:
             return super().forward(x)
-        return rms_norm(x, self.weight, eps=self.eps)
+        if _takes_ops(x):
+            return rms_norm(x, self.weight, eps=self.eps)
+        if rms_gradient.applies(x, self.weight):
+            return rms_gradient.rms_norm(x, self.weight, self.eps)
+        return super().forward(x)
 
 
 def _takes_ops(x: torch.Tensor) -> bool:

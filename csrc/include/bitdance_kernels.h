@@ -120,12 +120,11 @@ int bdk_flip_signs_cpu(const void* x, void* y, int64_t values, const int64_t* ke
                        int64_t threshold, int dtype, int threads);
 
 // Rows of values, one every `stride` elements, in the format of a dtype code; absent without data.
-// Each counts as `repeat` rows; more than 1 is for inputs of adaln_norm and gated_residual on the CPU.
 typedef struct {
   void* data;
   int64_t stride;
   int dtype;
-  int64_t repeat;
+  int64_t repeat;  // rows that each of them counts as, 1 but for inputs of adaln and gated_residual
 } bdk_rows;
 
 // Tokens of heads [batch, tokens, heads, channels] with adjacent channels; strides in elements.
@@ -137,8 +136,7 @@ typedef struct {
 
 // Row ops of the head: `rows` rows of `channels` values, each tensor with its own dtype; adaln
 // takes rows of halves of up to 8192 channels. Computed in float32.
-//
-// y = (weight LN(x) + bias) (1 + scale) + shift.
+// adaln_norm: y = (weight LN(x) + bias) (1 + scale) + shift.
 int bdk_adaln_norm_cpu(bdk_rows x, bdk_rows scale, bdk_rows shift, const float* weight_or_null,
                        const float* bias_or_null, bdk_rows y, int64_t rows, int64_t channels,
                        float eps, int threads);
@@ -234,17 +232,15 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
 
 // q, out: [batch, tokens, heads, head_dim]; k, v: [batch, keys, kv_heads, head_dim], all of one
 // dtype; head_dim <= 128, tokens, keys <= 4096; start, end: [tokens] every `range_batch`, the keys
-// that a query sees; lse: [batch, heads, tokens]. workspace: `workspace_size` floats a thread, at
-// least (3 keys + 2 tokens) head_dim + 16 keys, with keys and head_dim rounded up to multiples
-// of 16.
+// that a query sees; lse: [batch, heads, tokens]. workspace: `workspace_size` floats a thread, of
+// (3 keys + 2 tokens) head_dim + 16 keys, keys and head_dim rounded up to multiples of 16.
 int bdk_block_causal_attention_cpu(bdk_heads q, bdk_heads k, bdk_heads v, const int32_t* start,
                                    const int32_t* end, int64_t range_batch, bdk_heads out,
                                    float* lse, int64_t batch, int64_t tokens, int64_t heads,
                                    int64_t kv_heads, int64_t head_dim, int64_t keys, float scale,
                                    float* workspace, int64_t workspace_size, int threads);
 
-// grad, dq: as out; dk, dv: as k. The workspace has at least (6 keys + 4 tokens) head_dim + 256
-// keys floats a thread.
+// grad, dq: as out; dk, dv: as k; workspace: (6 keys + 4 tokens) head_dim + 128 keys floats.
 int bdk_block_causal_attention_backward_cpu(bdk_heads grad, bdk_heads q, bdk_heads k, bdk_heads v,
                                             bdk_heads out, const float* lse, const int32_t* start,
                                             const int32_t* end, int64_t range_batch, bdk_heads dq,
