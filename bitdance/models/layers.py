@@ -34,7 +34,7 @@ class RMSNorm(nn.RMSNorm):
             return super().forward(x)
         if _takes_ops(x):
             return rms_norm(x, self.weight, eps=self.eps)
-        if rms_gradient.applies(x, self.weight):
+        if self.elementwise_affine and rms_gradient.applies(x, self.weight):
             return rms_gradient.rms_norm(x, self.weight, self.eps)
         return super().forward(x)
 

@@ -1,7 +1,7 @@
 """RMSNorm with one gradient, for training on the CPU.
 
-PyTorch records its norm there as six operators, each of which has a gradient of its own; the formula
-passes over the data half as often.
+PyTorch records its norm there as six operators, each of which has a gradient of its own; the
+formula passes over the data half as often.
 """
 
 from __future__ import annotations
