@@ -62,7 +62,8 @@ class Backends:
             return Backend(run, lambda *_: None, ())
         functions = getattr(module, f"native_functions{self.entry}", (self.name,))
         unsupported = getattr(module, f"unsupported{self.entry}")
-        return Backend(run, unsupported, functions, getattr(module, "fills_results", False))
+        fills_results = getattr(module, f"fills_results{self.entry}", False)
+        return Backend(run, unsupported, functions, fills_results)
 
     def reason(self, name: str, inputs: Sequence[Any]) -> str | None:
         """The reason why backend `name` cannot run on `inputs`; None when it can."""

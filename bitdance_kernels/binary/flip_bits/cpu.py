@@ -6,7 +6,7 @@ import torch
 
 from bitdance_kernels._shared import memory, native
 
-fills_results = True
+fills_results = fills_results_signs = True
 
 
 def unsupported(

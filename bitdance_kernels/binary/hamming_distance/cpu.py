@@ -11,7 +11,7 @@ BLOCK = 64
 # Neighbours are kept in a sorted list, which is slow for many.
 MAX_NEIGHBOURS = 128
 
-fills_results = True
+fills_results = fills_results_nearest = True
 native_functions = ("hamming_distance", "hamming_distance_few", "few_queries", "code_blocks")
 native_functions_nearest = ("nearest_codes", "nearest_codes_few", "few_queries", "code_blocks")
 

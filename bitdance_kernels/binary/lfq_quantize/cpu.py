@@ -7,6 +7,8 @@ import torch
 from bitdance_kernels._shared import memory, native
 from bitdance_kernels._shared.rows import as_rows
 
+fills_results = True
+
 
 def unsupported(x: torch.Tensor) -> str | None:
     return native.cpu_unsupported("lfq_quantize", x) or native.dtype_unsupported(x.dtype)

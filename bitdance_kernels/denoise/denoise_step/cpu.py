@@ -6,6 +6,8 @@ import torch
 
 from bitdance_kernels._shared import native
 
+fills_results = True
+
 
 def unsupported(x: torch.Tensor, x0: torch.Tensor, *_: object) -> str | None:
     return native.cpu_unsupported("denoise_step", x, x0) or native.dtype_unsupported(

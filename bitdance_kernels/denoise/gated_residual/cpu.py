@@ -9,6 +9,8 @@ import torch
 from bitdance_kernels._shared import memory, native
 from bitdance_kernels.denoise._shared import rows_cpu
 
+fills_results = fills_results_adaln = True
+
 
 def unsupported(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> str | None:
     return rows_cpu.unsupported("gated_residual", x, h, gate)

@@ -12,6 +12,8 @@ from bitdance_kernels.denoise._shared import rows_cpu
 
 _MAX_HEAD_DIM = 128
 
+fills_results = True
+
 
 def _unsupported(function: str, num_heads: int, *tensors: torch.Tensor) -> str | None:
     head_dim = tensors[-1].shape[2] // (3 * num_heads)
