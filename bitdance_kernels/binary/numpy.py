@@ -15,13 +15,14 @@ from bitdance_kernels._shared import native_modules, pool
 
 __all__ = ["pack_signs", "unpack_signs"]
 
+_UINT8 = np.dtype(np.uint8)
 _CODES: dict[np.dtype[Any], int] = {
     np.dtype(np.float32): native_modules.FLOAT32,
     np.dtype(np.float16): native_modules.FLOAT16,
 }
 _SIGN_CODES: dict[np.dtype[Any], int] = _CODES | {
     np.dtype(np.bool_): native_modules.UINT8,
-    np.dtype(np.uint8): native_modules.UINT8,
+    _UINT8: native_modules.UINT8,
 }
 
 
@@ -82,7 +83,7 @@ def unpack_signs(
     """
     dtype = np.dtype(dtype)
     _check_array("unpack_signs", "packed", packed)
-    if packed.dtype != np.uint8:
+    if packed.dtype != _UINT8:
         raise TypeError(f"unpack_signs: packed must be uint8, got {packed.dtype}")
     code = _code(dtype, _CODES)
     if code is None:
@@ -117,7 +118,7 @@ def _memory(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _check_array(op: str, argument: str, value: object) -> None:
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, (np.ndarray, np.generic)):
         return
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     hint = f"; bitdance_kernels.{op} takes tensors" if kind == "torch.Tensor" else ""
