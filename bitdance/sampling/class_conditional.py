@@ -45,7 +45,7 @@ class _ClassSequence:
         if use_kernels:
             layers, dtype = model.layers, cache.layers[0][0].dtype
             self.trunk = packed_transformer(layers, rows * P, dtype)
-            self.trunk = self.trunk or panel_transformer(layers, dtype)
+            self.trunk = self.trunk or panel_transformer(layers, rows * P, dtype)
 
     def begin(self, labels: torch.Tensor) -> None:
         """Start with the labels of the conditional rows; the others keep "no class"."""

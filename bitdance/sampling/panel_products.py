@@ -18,6 +18,9 @@ __all__ = ["PanelTransformer", "panel_transformer"]
 MAX_BYTES = 2**30
 """Size of weights up to which a second copy of them, in panels, is kept."""
 
+MIN_ROWS = 16
+"""Tokens of a step from which it is: with fewer, reading weights takes as long in either form."""
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -68,16 +71,23 @@ def _with_panels(network: Network) -> Network:
     return shared
 
 
-def panel_transformer(layers: Transformer, dtype: torch.dtype) -> PanelTransformer | None:
-    """The transformer with panels where the op ``linear`` takes them, else None.
+def panel_transformer(
+    layers: Transformer, rows: int, dtype: torch.dtype
+) -> PanelTransformer | None:
+    """The transformer with panels where the op ``linear`` takes them and they pay, else None.
 
     Args:
         layers: the transformer.
+        rows: tokens of a step.
         dtype: dtype of the products; under autocast parameters are in another one, and stay so.
     """
     linears = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
     parameters = list(layers.parameters())
     size = sum(layer.weight.nbytes for layer in linears)
-    if size > MAX_BYTES or any(parameter.dtype != dtype for parameter in parameters):
+    if (
+        rows < MIN_ROWS
+        or size > MAX_BYTES
+        or any(parameter.dtype != dtype for parameter in parameters)
+    ):
         return None
     return PanelTransformer(layers) if all(takes_panels([x], dtype) for x in linears) else None

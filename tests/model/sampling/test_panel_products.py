@@ -43,7 +43,7 @@ def _decoded(trunk):
 def test_decodes_what_the_transformer_decodes():
     layers = _transformer()
     exact = _decoded(copy.deepcopy(layers))
-    trunk = panel_transformer(layers, torch.float32)
+    trunk = panel_transformer(layers, 16, torch.float32)
     trunk.load()
     for actual, expected in zip(_decoded(trunk), exact, strict=True):
         torch.testing.assert_close(actual, expected)
@@ -60,18 +60,19 @@ def test_decodes_what_the_transformer_decodes():
 @needs_native
 def test_which_transformers_have_panels(monkeypatch):
     layers = _transformer()
-    assert panel_transformer(layers, torch.float32) is not None
-    assert panel_transformer(layers, torch.bfloat16) is None, "autocast"
-    assert panel_transformer(copy.deepcopy(layers).double(), torch.float64) is None
-    assert panel_transformer(copy.deepcopy(layers).to("meta"), torch.float32) is None
-    assert panel_transformer(Transformer(1, 24, 2), torch.float32) is None, "rows of 24"
+    assert panel_transformer(layers, 16, torch.float32) is not None
+    assert panel_transformer(layers, 15, torch.float32) is None, "few rows"
+    assert panel_transformer(layers, 16, torch.bfloat16) is None, "autocast"
+    assert panel_transformer(copy.deepcopy(layers).double(), 16, torch.float64) is None
+    assert panel_transformer(copy.deepcopy(layers).to("meta"), 16, torch.float32) is None
+    assert panel_transformer(Transformer(1, 24, 2), 16, torch.float32) is None, "rows of 24"
     with use_backend("reference"):
-        assert panel_transformer(layers, torch.float32) is None
+        assert panel_transformer(layers, 16, torch.float32) is None
     size = sum(p.nbytes for p in layers.parameters() if p.dim() == 2)
     monkeypatch.setattr(panel_products, "MAX_BYTES", size)
-    assert panel_transformer(layers, torch.float32) is not None
+    assert panel_transformer(layers, 16, torch.float32) is not None
     monkeypatch.setattr(panel_products, "MAX_BYTES", size - 1)
-    assert panel_transformer(layers, torch.float32) is None
+    assert panel_transformer(layers, 16, torch.float32) is None
 
 
 @needs_native
