@@ -18,13 +18,14 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.model import Comparison, published
 from benchmarks.model.bound import training_flops
 from benchmarks.shapes import attention
 from bitdance import BitDancePipeline
 from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
+from bitdance.models.layers import RMSNorm
 from bitdance_kernels import dense_mask, use_backend
 
 WAYS = ("fast", "plain", "published")
@@ -58,6 +59,7 @@ def _parts(way: str, model: BitDanceModel, *, compiled: bool) -> Sequence[Any]:
 @contextlib.contextmanager
 def _with_parts(model: BitDanceModel, parts: Sequence[Any]) -> Iterator[None]:
     with use_backend("reference"), contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(RMSNorm, "forward", nn.RMSNorm.forward))
         for module, part in zip((model.layers, model.head.net), parts, strict=bool(parts)):
             stack.enter_context(mock.patch.object(module, "forward", part))
         yield
