@@ -52,6 +52,17 @@ def norm_addcmul(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
+def _rms(rows: int, width: int) -> Timing:
+    def arguments(make: Make) -> list[Any]:
+        return [make.randn(rows, width), make.randn(width)]
+
+    return timing(f"[{rows}, {width}] float32", arguments, 4 * width * (2 * rows + 1), **CPU)
+
+
+def rms_torch(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, 1e-6)
+
+
 def sum_torch(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
     return x + gate * h
 
@@ -200,6 +211,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {
         {"torch": norm_torch},
         peers.and_compiled(norm_addcmul),
     ),
+    "rms_norm": ([_rms(*size) for size in ((8, 192), (2048, 768))], peers.and_compiled(rms_torch)),
     "gated_residual": (
         _rows(2, 1, 1, *_ROWS), {"torch": sum_torch}, peers.and_compiled(sum_addcmul),
     ),
