@@ -91,7 +91,10 @@ inline Vector multiplied_and_added(Vector factor, Vector sum, Vector term) {
 // More sums than the latency of an instruction times its units; they stay in registers.
 int64_t multiply_add_all(int64_t rounds, float factor, float term, float* sum) {
   constexpr int kSums = 12;
-  Vector sums[kSums] = {};
+  Vector sums[kSums];
+  // The compiler would compute sums that it knows to be equal once.
+  volatile float zero = 0.0f;
+  for (int k = 0; k < kSums; ++k) sums[k] = Vector{} + zero;
   const Vector factors = Vector{} + factor, terms = Vector{} + term;
   for (int64_t i = 0; i < rounds; ++i) {
     for (int k = 0; k < kSums; ++k) sums[k] = multiplied_and_added(factors, sums[k], terms);
