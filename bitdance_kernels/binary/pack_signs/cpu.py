@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitdance_kernels._shared import memory, native
+from bitdance_kernels._shared import native
 from bitdance_kernels._shared.rows import as_rows
 
 fills_results = True
@@ -17,7 +17,7 @@ def unsupported(x: torch.Tensor) -> str | None:
 
 def run(x: torch.Tensor) -> torch.Tensor:
     *leading, channels = x.shape
-    packed = memory.empty((*leading, channels // 8), torch.uint8)
+    packed = x.new_empty(*leading, channels // 8, dtype=torch.uint8)
     x, rows, stride = as_rows(x)
     native.cpu.pack_signs(
         x, packed, rows, channels, stride, native.SIGN_CODES[x.dtype], torch.get_num_threads()
