@@ -222,13 +222,13 @@ int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* grad_qk
 // q: [batch, tokens, heads, head_dim], k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim],
 // both strided, with adjacent channels, at most 128 of them; the first lengths[b] tokens of the
 // cache are read; out: [batch, tokens, heads, head_dim].
-int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const float* v_cache,
-                                   const int32_t* lengths, float* out, int64_t batch,
-                                   int64_t tokens, int64_t heads, int64_t kv_heads,
-                                   int64_t head_dim, int64_t cache_tokens, int64_t q_batch,
-                                   int64_t q_token, int64_t q_head, int64_t k_batch,
-                                   int64_t k_token, int64_t k_head, int64_t v_batch,
-                                   int64_t v_token, int64_t v_head, float scale, int threads);
+int bdk_block_decode_attention_cpu(const void* q, const void* k_cache, const void* v_cache,
+                                   const int32_t* lengths, void* out, int64_t batch, int64_t tokens,
+                                   int64_t heads, int64_t kv_heads, int64_t head_dim,
+                                   int64_t cache_tokens, int64_t q_batch, int64_t q_token,
+                                   int64_t q_head, int64_t k_batch, int64_t k_token, int64_t k_head,
+                                   int64_t v_batch, int64_t v_token, int64_t v_head, float scale,
+                                   int dtype, int threads);
 
 // q, out: [batch, tokens, heads, head_dim]; k, v: [batch, keys, kv_heads, head_dim], all of one
 // dtype; head_dim <= 128, tokens, keys <= 4096; start, end: [tokens] every `range_batch`, the keys

@@ -14,8 +14,8 @@ def unsupported(q: torch.Tensor, *_: object) -> str | None:
     reason = native.cpu_unsupported("block_decode_attention", q)
     if reason is not None:
         return reason
-    if q.dtype != torch.float32:
-        return f"it handles float32 alone, got {q.dtype}"
+    if q.dtype not in native.DTYPE_CODES:
+        return f"it does not handle {q.dtype}"
     if q.shape[3] > _MAX_CHANNELS:
         return f"it takes heads of at most {_MAX_CHANNELS} channels, got D = {q.shape[3]}"
     return None
@@ -48,6 +48,7 @@ def run(
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
         scale,
+        native.DTYPE_CODES[q.dtype],
         torch.get_num_threads(),
     )
     return out

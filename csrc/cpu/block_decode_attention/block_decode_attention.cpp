@@ -4,6 +4,7 @@
 #include "bitdance_kernels.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/parallel.h"
+#include "cpu/common/wide_rows.h"
 
 namespace bdk {
 namespace {
@@ -27,19 +28,28 @@ const DecodeLoops& choose() {
 }  // namespace
 }  // namespace bdk
 
-int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const float* v_cache,
-                                   const int32_t* lengths, float* out, int64_t batch,
-                                   int64_t tokens, int64_t heads, int64_t kv_heads,
-                                   int64_t head_dim, int64_t cache_tokens, int64_t q_batch,
-                                   int64_t q_token, int64_t q_head, int64_t k_batch,
-                                   int64_t k_token, int64_t k_head, int64_t v_batch,
-                                   int64_t v_token, int64_t v_head, float scale, int threads) {
+int bdk_block_decode_attention_cpu(const void* q, const void* k_cache, const void* v_cache,
+                                   const int32_t* lengths, void* out, int64_t batch, int64_t tokens,
+                                   int64_t heads, int64_t kv_heads, int64_t head_dim,
+                                   int64_t cache_tokens, int64_t q_batch, int64_t q_token,
+                                   int64_t q_head, int64_t k_batch, int64_t k_token, int64_t k_head,
+                                   int64_t v_batch, int64_t v_token, int64_t v_head, float scale,
+                                   int dtype, int threads) {
   using namespace bdk;
+  if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   if (batch < 0 || tokens < 0 || kv_heads < 1 || heads % kv_heads != 0 || head_dim < 1 ||
       head_dim > kDecodeMaxChannels || cache_tokens < 0 || threads < 1) {
     return BDK_BAD_SIZE;
   }
   const DecodeLoops& loops = choose();
+  const Halves& all = choose_halves();
+  const HalfLoops* const halves = dtype == kFloat32   ? nullptr
+                                  : dtype == kFloat16 ? &all.float16
+                                                      : &all.bfloat16;
+  const int64_t bytes = dtype == kFloat32 ? 4 : 2;
+  const auto at = [bytes](const void* base, int64_t element) {
+    return static_cast<const char*>(base) + element * bytes;
+  };
   const int64_t group = heads / kv_heads, rows = tokens * group;
   const int64_t tiles = (rows + kDecodeRows - 1) / kDecodeRows;
   int64_t longest = 0;
@@ -58,8 +68,9 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                    const int64_t first = i % tiles * kDecodeRows;
                    const int some =
                        static_cast<int>(rows - first < kDecodeRows ? rows - first : kDecodeRows);
-                   const DecodeHead head = {k_cache + b * k_batch + kv * k_head,
-                                            v_cache + b * v_batch + kv * v_head,
+                   const DecodeHead head = {at(k_cache, b * k_batch + kv * k_head),
+                                            at(v_cache, b * v_batch + kv * v_head),
+                                            halves,
                                             k_token,
                                             v_token,
                                             filled(lengths[b], cache_tokens),
@@ -71,9 +82,13 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                      return r / group * token + (kv * group + r % group) * head_stride;
                    };
                    for (int r = 0; r < some; ++r) {
-                     memcpy(q_tile + r * head_dim,
-                            q + b * q_batch + offset(first + r, q_token, q_head),
-                            sizeof(float) * head_dim);
+                     const void* from = at(q, b * q_batch + offset(first + r, q_token, q_head));
+                     float* to = q_tile + r * head_dim;
+                     if (halves == nullptr) {
+                       memcpy(to, from, sizeof(float) * head_dim);
+                     } else {
+                       halves->widen(static_cast<const uint16_t*>(from), to, head_dim);
+                     }
                    }
                    if (head.keys > 0) {
                      loops.attend(head, q_tile, some, result, lse);
@@ -81,9 +96,15 @@ int bdk_block_decode_attention_cpu(const float* q, const float* k_cache, const f
                      memset(result, 0, sizeof(float) * some * head_dim);
                    }
                    for (int r = 0; r < some; ++r) {
-                     float* to = out + b * tokens * heads * head_dim +
-                                 offset(first + r, heads * head_dim, head_dim);
-                     memcpy(to, result + r * head_dim, sizeof(float) * head_dim);
+                     const float* from = result + r * head_dim;
+                     char* to = static_cast<char*>(out) +
+                                bytes * (b * tokens * heads * head_dim +
+                                         offset(first + r, heads * head_dim, head_dim));
+                     if (halves == nullptr) {
+                       memcpy(to, from, sizeof(float) * head_dim);
+                     } else {
+                       halves->narrow(from, reinterpret_cast<uint16_t*>(to), head_dim);
+                     }
                    }
                  }
                });

@@ -1,13 +1,14 @@
-// Attention of some query rows to the filled part of one head's cache, float32, one function per
-// instruction set.
+// Attention of some query rows to the filled part of one head's cache, computed in float32, one
+// function per instruction set.
 //
 // Keys come in tiles, and the softmax is that of FlashAttention (Dao et al. 2022, algorithm 1): the
-// sums so far are relative to the largest score so far.
+// sums so far are relative to the largest score so far. Tiles of halves are widened.
 #pragma once
 
 #include <math.h>
 
 #include "cpu/common/attention_tiles.h"
+#include "cpu/common/halves.h"
 #include "cpu/common/rows.h"
 
 namespace bdk {
@@ -17,7 +18,8 @@ constexpr int kDecodeKeys = 64;
 constexpr int kDecodeMaxChannels = kMaxChannels;
 
 struct DecodeHead {
-  const float *k, *v;  // one token every `k_stride`, `v_stride`
+  const void *k, *v;                // one token every `k_stride`, `v_stride`
+  const HalfLoops* halves_or_null;  // null for float32
   int64_t k_stride, v_stride;
   int64_t keys;
   int head_dim;
@@ -54,9 +56,25 @@ inline void weigh(float* scores, int rows, int keys, float* top, float* total, f
   }
 }
 
+// `count` tokens of keys or values from `first` on; halves go through `wide`.
+inline Matrix tokens_of(const DecodeHead& head, const void* from, int64_t stride, int64_t first,
+                        int count, float* wide) {
+  if (head.halves_or_null == nullptr) {
+    return {static_cast<const float*>(from) + first * stride, stride};
+  }
+  const int D = head.head_dim, width = padded(D);
+  for (int t = 0; t < count; ++t) {
+    head.halves_or_null->widen(static_cast<const uint16_t*>(from) + (first + t) * stride,
+                               wide + t * width, D);
+    for (int d = D; d < width; ++d) wide[t * width + d] = 0.0f;
+  }
+  return {wide, width};
+}
+
 inline void decode_attend(const DecodeHead& head, const float* q, int rows, float* out,
                           float* lse) {
-  alignas(64) float scores[kDecodeRows * kDecodeKeys], values[kDecodeKeys * kDecodeMaxChannels];
+  alignas(64) float scores[kDecodeRows * kDecodeKeys], wide_keys[kDecodeKeys * kDecodeMaxChannels];
+  alignas(64) float values[kDecodeKeys * kDecodeMaxChannels];
   alignas(64) float sums[kDecodeRows * kDecodeMaxChannels];
   alignas(64) float part[kDecodeRows * kDecodeMaxChannels];
   float top[kDecodeRows], total[kDecodeRows], factor[kDecodeRows];
@@ -67,12 +85,12 @@ inline void decode_attend(const DecodeHead& head, const float* q, int rows, floa
   }
   for (int64_t first = 0; first < head.keys; first += kDecodeKeys) {
     const int keys = static_cast<int>(head.keys - first < kDecodeKeys ? head.keys - first : 64);
-    dots({q, D}, rows, {head.k + first * head.k_stride, head.k_stride}, keys, D, head.scale,
-         scores);
+    const Matrix k = tokens_of(head, head.k, head.k_stride, first, keys, wide_keys);
+    dots({q, D}, rows, k, keys, D, head.scale, scores);
     weigh(scores, rows, keys, top, total, factor);
-    Matrix v = {head.v + first * head.v_stride, head.v_stride};
+    Matrix v = tokens_of(head, head.v, head.v_stride, first, keys, values);
     // A copy pays where several rows read it.
-    if (rows > 4 || width != D) v = close_together(v, keys, D, values);
+    if (v.at != values && (rows > 4 || width != D)) v = close_together(v, keys, D, values);
     product(scores, 1, keys, v, keys, rows, width, 1.0f, first == 0 ? sums : part, width);
     if (first == 0) continue;
     for (int i = 0; i < rows; ++i) {
