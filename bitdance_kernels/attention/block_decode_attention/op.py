@@ -52,10 +52,10 @@ def block_decode_attention(
     Backends:
         reference; C++ on the CPU (D up to 128, but not float64); triton (D up to 128); cuda (tensor
         cores from sm_80 on; float16 and bfloat16, D a multiple of 8 up to 128; copies `q` and
-        caches whose heads do not lie at multiples of 16 bytes). The GPU's two split a cache of more than
-        384 keys among as many programs as fill the card, chosen from shapes alone, so that a CUDA
-        graph serves every length. A second kernel combines the parts, in a fixed order; on cards
-        with clusters cuda does so in the same launch, for caches of up to 4096 keys.
+        caches whose heads do not lie at multiples of 16 bytes). The GPU's two split a cache of more
+        than 384 keys among as many programs as fill the card, chosen from shapes alone, so that a
+        CUDA graph serves every length. A second kernel combines the parts, in a fixed order; on
+        cards with clusters cuda does so in the same launch, for caches of up to 4096 keys.
 
     Example:
         >>> import torch
