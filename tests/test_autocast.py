@@ -58,6 +58,10 @@ PRODUCTS = {
     "block_decode_attention": (
         lambda q, k, v: bk.block_decode_attention(q, k, v, LENGTHS), (Q, K, K + 1), None
     ),
+    "conv3x3": (
+        bk.conv3x3,
+        (_rand(2, 8, 3, 5), _rand(16, 8, 3, 3), _rand(16), _rand(2, 16, 3, 5)), None,
+    ),
     "rms_norm_linear": (bk.rms_norm_linear, (X, W, B), None),
     "rms_norm_linear_swiglu": (bk.rms_norm_linear_swiglu, (X, W, B), None),
     "denoise_step_linear": (

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdance_kernels import explain, pack_signs
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import native
 from bitdance_kernels._shared.rows import as_rows
 from bitdance_kernels.autoencode.group_norm_silu import cuda as group_norm_silu
@@ -175,6 +176,8 @@ def pretended_card(monkeypatch):
     monkeypatch.setattr(native, "stream", lambda device: (0, 0))
     monkeypatch.setattr(native, "cuda_unsupported", lambda *_: None)
     monkeypatch.setattr(native, "sm90_unsupported", lambda _: None)
+    for op in REGISTRY.values():  # what is chosen here must not be remembered
+        monkeypatch.setattr(op, "_chosen", {})
 
 
 @needs_cuda

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ from unittest import mock
 
 import torch
 
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import native
 
 __all__ = ["NVCC", "Launch", "launches_of", "objects", "recording"]
@@ -98,13 +99,17 @@ def recording() -> Iterator[Callable[[], list[Launch]]]:
     pretended = native.NativeModule("_cuda", "")
     pretended._module = module
     take()
-    with (
-        mock.patch.object(native, "cuda", pretended),
-        mock.patch.object(native, "stream", return_value=(0, 0)),
-        mock.patch.object(native, "cuda_unsupported", return_value=None),
-        mock.patch.object(native, "sm90_unsupported", return_value=None),
-        mock.patch.object(torch.cuda, "is_available", return_value=True),
-    ):
+    with ExitStack() as stack:
+        for patch in (
+            mock.patch.object(native, "cuda", pretended),
+            mock.patch.object(native, "stream", return_value=(0, 0)),
+            mock.patch.object(native, "cuda_unsupported", return_value=None),
+            mock.patch.object(native, "sm90_unsupported", return_value=None),
+            mock.patch.object(torch.cuda, "is_available", return_value=True),
+            # What is chosen here must not be remembered.
+            *(mock.patch.object(op, "_chosen", {}) for op in REGISTRY.values()),
+        ):
+            stack.enter_context(patch)
         yield lambda: [_launch(line) for line in take().decode().splitlines()]
 
 

@@ -13,7 +13,7 @@ from bitdance.integrations.official.methods import DecoderMethods, HeadMethods
 from bitdance.models.autoencoder.blocks import Decoder
 from bitdance.models.config import NORM_GROUPS, AutoencoderConfig, HeadConfig
 from bitdance.models.diffusion_head import HeadNetwork
-from bitdance.models.layers import Linear
+from bitdance.models.layers import Linear, RMSNorm
 
 __all__ = [
     "PatchError",
@@ -123,13 +123,16 @@ def decoder_methods(tokenizer: str, vae: Any) -> Iterator[Replacement]:
     yield decoder, "forward", DecoderMethods(decoder, ours).forward
 
 
+_THEIRS: dict[type[nn.Module], type[nn.Module]] = {Linear: nn.Linear, RMSNorm: nn.RMSNorm}
+
+
 def same_layer(where: str, expected: nn.Module, found: Any) -> None:
     """Check type and settings, such as the epsilon of a norm; a subclass may have more settings.
 
     Raises:
         PatchError: they differ.
     """
-    kind = nn.Linear if isinstance(expected, Linear) else type(expected)
+    kind = _THEIRS.get(type(expected), type(expected))
     if not isinstance(found, kind) or (type(found) is kind and repr(found) != repr(expected)):
         raise PatchError(f"patch_official: {where} must be {expected}, got {found}")
 

@@ -1,1 +1,1 @@
-"""Package of rms_norm."""
+"""rms_norm: RMSNorm of rows."""
