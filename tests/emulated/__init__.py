@@ -70,8 +70,8 @@ def races(kernel: str, folder: Path, changed: Path | None = None) -> str:
 
 
 def _first(changed: Path | None) -> list[str]:
-    """Include paths to search before the others."""
-    return [] if changed is None else [f"-I{HERE}", f"-I{changed}"]
+    """Include paths to search before the others, for a program with a planted fault."""
+    return [] if changed is None else ["-DPLANTED", f"-I{HERE}", f"-I{changed}"]
 
 
 def _compile(arguments: list[str | Path], output: Path) -> None:
