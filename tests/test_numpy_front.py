@@ -119,5 +119,7 @@ def test_large_arrays_use_memory_again_after_the_last_view():
     np.testing.assert_array_equal(second, -front.unpack_signs(packed))
     del view
     third = front.unpack_signs(packed)
-    assert third.ctypes.data == address or not hasattr(mmap, "MADV_FREE")
+    # numpy, which computes where nothing was compiled, has memory of its own.
+    if hasattr(mmap, "MADV_FREE") and native_modules.cpu.unavailable("unpack_signs") is None:
+        assert third.ctypes.data == address
     np.testing.assert_array_equal(third[1:, ::2], kept)
