@@ -120,7 +120,7 @@ def compare(
     ways: Mapping[str, Callable[[], object]], seconds: float, *, bound: limits.Limit | None = None,
     min_seconds: float = _MIN_SECONDS, threads: int = 1,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
-    """A row for each way, of which the first is ours, and for each that failed the reason.
+    """Rows of the ways, ours first, and the reasons of those that failed.
 
     Times of one thread are the processor's, those of several elapsed. A row has its spread, the
     median of the other clock, and the ratio to ours as median, minimum and maximum of the rounds;
@@ -176,7 +176,7 @@ def time_cpu(
     if limits.unavailable() is None:
         results = [t for t in pytree.tree_leaves(ways[ours]()) if isinstance(t, Tensor)]
         written = min(shape.bytes, sum(t.numel() * t.itemsize for t in results))
-        flops = 0 if shape.items else shape.flops  # arithmetic of integers is none of these
+        flops = 0 if shape.items else shape.flops  # the limit counts float operations only
         bound = limits.of(shape.bytes - written, written, flops, call.tensors())
     rows, failed = compare(ways, seconds, bound=bound, min_seconds=min_seconds)
     rates = {"gb_s": shape.bytes, "gflop_s": shape.flops}

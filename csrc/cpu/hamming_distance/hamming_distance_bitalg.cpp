@@ -70,8 +70,8 @@ void put(int32_t* out, __m512i numbers) {
   }
 }
 
-// Calls use(first) for every multiple of `step` codes, in turns for equal parts of the codes, each
-// of which the processor prefetches as a stream of its own; returns how many codes it has done.
+// Calls use(first) for every multiple of `step` codes and returns the number of codes done. Equal
+// parts of the codes take turns, since the processor prefetches each part as a stream of its own.
 template <class Use>
 int64_t in_streams(int64_t count, int64_t step, const Use& use) {
   constexpr int kStreams = 4;
