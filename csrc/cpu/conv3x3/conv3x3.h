@@ -6,7 +6,7 @@
 // weights find them in the first-level cache.
 #pragma once
 
-#include "cpu/linear/panels.h"
+#include "cpu/common/panels.h"
 
 namespace bdk {
 

@@ -3,9 +3,9 @@
 
 #include "bitdance_kernels.h"
 #include "cpu/common/isa.h"
+#include "cpu/common/panels.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/wide_rows.h"
-#include "cpu/linear/panels.h"
 
 namespace bdk {
 namespace {

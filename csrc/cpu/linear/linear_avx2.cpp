@@ -1,6 +1,6 @@
 // linear compiled for AVX2.
+#include "cpu/common/panels.h"
 #include "cpu/linear/linear.h"
-#include "cpu/linear/panels.h"
 
 namespace bdk {
 
