@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bitdance.data.crops import CropDraw
 from bitdance.data.image_folders import Split
 from bitdance.io.image_files import ImageError, printable
 
@@ -88,8 +89,16 @@ class IdxImages:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def take(self, indices: np.ndarray) -> torch.Tensor:
-        """Images by number, uint8 [n, 3, size, size]."""
+    def take(
+        self, indices: np.ndarray, crops: Sequence[CropDraw | None] | None = None
+    ) -> torch.Tensor:
+        """Images by number, uint8 [n, 3, size, size].
+
+        Raises:
+            ValueError: there are `crops`, which padded images do not have.
+        """
+        if crops is not None:
+            raise ValueError("IdxImages: crops must be None, since images are padded")
         pixels = torch.from_numpy(self._images[indices])
         height, width = self.source
         left, top = (self.size - width) // 2, (self.size - height) // 2

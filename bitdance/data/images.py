@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,9 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from tqdm.auto import tqdm
 
+from bitdance.data.crops import CropDraw, center_crop, random_crop
 from bitdance.data.idx import IdxImages, is_idx
 from bitdance.data.image_folders import (
     FoundImages,
@@ -25,21 +23,13 @@ from bitdance.data.image_folders import (
     find_labeled_images,
     find_split,
 )
-from bitdance.io.image_files import (
-    ImageError,
-    crop_center,
-    parse_color,
-    printable,
-    read_image,
-    scaled,
-)
+from bitdance.io.image_files import ImageError, parse_color, printable, read_image
 from bitdance.io.validation import exact_int
 
 __all__ = [
     "FolderImages",
     "IdxImages",
     "LabeledImages",
-    "augment",
     "iterate_batches",
     "open_images",
     "to_float",
@@ -70,8 +60,16 @@ class LabeledImages(Protocol):
         """A checksum of the data, independent of their path."""
         ...
 
-    def take(self, indices: np.ndarray) -> torch.Tensor:
-        """Images by number, uint8 [n, 3, size, size]."""
+    def take(
+        self, indices: np.ndarray, crops: Sequence[CropDraw | None] | None = None
+    ) -> torch.Tensor:
+        """Images by number, uint8 [n, 3, size, size].
+
+        Args:
+            indices: numbers of the images.
+            crops: for each image the draw of its random crop, or None for its middle; by default
+                the middle of all.
+        """
         ...
 
 
@@ -123,7 +121,8 @@ class FolderImages:
 
     Args:
         folder: folder as for ``find_labeled_images``.
-        size: pixels a side: images are resized so that the shorter side has them, then cropped.
+        size: pixels a side: images are resized so that the shorter side has them, then cropped;
+            see ``bitdance.data.crops``.
         split: "train" or "test".
         classes: names of the class folders to use, in this order.
         labeled: False uses all images of the split, whatever folders they are in, as one unnamed
@@ -185,14 +184,21 @@ class FolderImages:
             digest.update(os.fsencode(f"{name}\0{file.stat().st_size}\0{label}\0"))
         return digest.hexdigest()
 
-    def take(self, indices: np.ndarray) -> torch.Tensor:
+    def take(
+        self, indices: np.ndarray, crops: Sequence[CropDraw | None] | None = None
+    ) -> torch.Tensor:
         """Images by number, uint8 [n, 3, size, size].
+
+        Args:
+            indices: numbers of the images.
+            crops: draw of each random crop, or None for the middle; by default all None.
 
         Raises:
             ImageError: a file cannot be read.
         """
         files = [self._files[index] for index in indices.tolist()]
-        return torch.stack(list(self._threads().map(self._read, files)))
+        draws = [None] * len(files) if crops is None else crops
+        return torch.stack(list(self._threads().map(self._read, files, draws)))
 
     def _threads(self) -> ThreadPoolExecutor:
         """Threads to decode with; a forked process gets its own."""
@@ -200,18 +206,12 @@ class FolderImages:
             self._pools = {os.getpid(): ThreadPoolExecutor(8)}
         return self._pools[os.getpid()]
 
-    def _read(self, path: Path) -> torch.Tensor:
-        size = self.size
+    def _read(self, path: Path, crop: CropDraw | None) -> torch.Tensor:
         image = read_image(path, background=self._background)
-        width, height = scaled(image.size, size)
-        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            # A long strip is cropped first: resized as a whole, it would have too many pixels.
-            side = 3 * min(image.size)
-            image = crop_center(image, side, side)
-            width, height = scaled(image.size, size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.array(crop_center(image, size, size))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        square = (
+            center_crop(image, self.size) if crop is None else random_crop(image, self.size, crop)
+        )
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
     def _check(self, found: FoundImages) -> None:
         """Read all files, and move those that fail to the refused ones."""
@@ -227,22 +227,6 @@ class FolderImages:
         except ImageError as error:
             return error
         return None
-
-
-def augment(images: torch.Tensor, *, flip: bool, shift: int) -> torch.Tensor:
-    """Randomly mirror and translate images [B, 3, H, W], using PyTorch's default generator."""
-    if flip:
-        mirrored = torch.rand(len(images), dtype=torch.float32, device="cpu") < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-    if shift:
-        height, width = images.shape[2:]
-        padded = F.pad(images.float(), (shift,) * 4, mode="replicate").to(images.dtype)
-        shape = (len(images), 2)
-        offsets = torch.randint(2 * shift + 1, shape, dtype=torch.int64, device="cpu").tolist()
-        images = torch.stack(
-            [p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)]
-        )
-    return images
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance.data.images import LabeledImages, augment, to_float
+from bitdance.data.images import LabeledImages, to_float
 from bitdance.io import weights
 from bitdance.io.files import write_text
 from bitdance.io.image_grid import grid, to_images
@@ -18,7 +18,7 @@ from bitdance.io.outputs import save_image
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.models.autoencoder.quantizer import BinaryQuantizer
 from bitdance.training.config import AutoencoderRun
-from bitdance.training.datasets import open_training_images
+from bitdance.training.datasets import augmentation, open_training_images
 from bitdance.training.losses import ExtraLoss, call_loss, import_loss
 
 __all__ = ["CONFIG", "WEIGHTS", "AutoencoderTask"]
@@ -54,6 +54,7 @@ class AutoencoderTask:
         self._config, self._device = config, torch.device(device)
         self.images = images or open_training_images(config.data, labeled=False)
         self.size, self.identity = len(self.images), self.images.identity()
+        self._augmentation = augmentation(config)
         if extra is None:
             extra = {name: (import_loss(name), w) for name, w in config.loss.extra.items()}
         self._extra = dict(extra)
@@ -73,15 +74,14 @@ class AutoencoderTask:
             config.autoencoder, quantizer=quantizer, dtype=torch.float32, device="cpu"
         ).to(device)
 
-    def load(self, items: np.ndarray) -> torch.Tensor:
-        """Images of a batch, uint8."""
-        return self.images.take(items)
+    def load(self, items: np.ndarray, step: int) -> torch.Tensor:
+        """Images of a batch, augmented, uint8."""
+        return self._augmentation.take(self.images, items, step)
 
     def loss(self, batch: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Loss of a batch and its terms."""
-        data, weight = self._config.data, self._config.loss
-        pixels = augment(batch, flip=data.flip, shift=data.shift)
-        x = to_float(pixels).to(self._device)
+        weight = self._config.loss
+        x = to_float(batch).to(self._device)
         y, quantized = self.module(x)
         error = x - y.float()
         losses = quantized.losses

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitdance.data.images import augment, to_float
+from bitdance.data.images import to_float
 from bitdance.data.packed_dataset import PackedDataset, is_packed
 from bitdance.io.image_grid import grid
 from bitdance.io.outputs import save_image
@@ -18,7 +18,7 @@ from bitdance.models.autoencoder.quantizer import unpack_latents
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training.config import ClassConditionalRun
-from bitdance.training.datasets import open_codes, open_training_images
+from bitdance.training.datasets import augmentation, open_codes, open_training_images
 
 __all__ = ["ClassConditionalTask"]
 
@@ -48,6 +48,7 @@ class ClassConditionalTask:
         autoencoder = BinaryAutoencoder.from_pretrained(config.autoencoder_path)
         self._config, self._device = config, torch.device(device)
         data = config.data
+        self._augmentation = augmentation(config)
         self._packed: PackedDataset | None = None
         if is_packed(data.path):
             self._packed, classes = open_codes(data)
@@ -76,12 +77,12 @@ class ClassConditionalTask:
                 f"makes them, got {self._packed.tokens} of {self._packed.channels}"
             )
 
-    def load(self, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packed codes or images of a batch, uint8, and labels."""
+    def load(self, items: np.ndarray, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed codes or augmented images of a batch, uint8, and labels."""
         if self._packed is not None:
             return self._packed.take(items)
         labels = torch.from_numpy(np.ascontiguousarray(self.labels[items]))
-        return self._images.take(items), labels
+        return self._augmentation.take(self._images, items, step), labels
 
     def loss(
         self, batch: tuple[torch.Tensor, torch.Tensor]
@@ -94,8 +95,7 @@ class ClassConditionalTask:
         """Tokens [n, N, C] in generation order, of packed codes or images."""
         data = self._config.data
         if self._packed is None:
-            pixels = augment(values, flip=data.flip, shift=data.shift)
-            return self.module.encode(to_float(pixels).to(self._device))
+            return self.module.encode(to_float(values).to(self._device))
         side = data.size // self.module.vae.config.downsampling
         maps = values.to(self._device).unflatten(1, (side, side))
         return self.module.to_tokens(unpack_latents(maps, self._packed.channels))

@@ -54,6 +54,7 @@ def _function_name(name: object) -> object:
     return name
 
 
+Step = Annotated[Integer, Field(ge=0, le=99_999_999)]  # names of files have eight digits
 BelowOne = Annotated[Number, Field(ge=0, lt=1)]
 FunctionName = Annotated[str, BeforeValidator(_function_name)]
 
@@ -67,6 +68,9 @@ class DataConfig:
         size: pixels a side of the square that images are padded (IDX) or resized to.
         flip: mirror images at random.
         shift: largest random translation in pixels; the edge is repeated.
+        min_crop: crop image files at random; smallest share of the shorter side that a crop has.
+            1 crops the middle.
+        crop_decay: steps between which the share of random crops falls from 1 to 0.
         classes: for IDX files, names of the classes; for image files, the class folders to use, in
             this order.
         background: color behind transparent pixels of image files.
@@ -78,6 +82,8 @@ class DataConfig:
     size: Annotated[Size, Field(le=2**16)]
     flip: Bool = False
     shift: Annotated[Integer, Field(ge=0)] = 0
+    min_crop: Annotated[Number, Field(ge=0.1, le=1)] = 1.0
+    crop_decay: Annotated[tuple[Step, ...], ListOrTuple] = ()
     classes: Annotated[tuple[Text, ...], ListOrTuple] = ()
     background: Text = "white"
     on_error: OnError = "raise"
@@ -89,6 +95,11 @@ class DataConfig:
             raise invalid(self, "background", "an opaque color such as 'white'") from None
         if self.shift >= self.size:
             raise invalid(self, "shift", f"less than size = {self.size}")
+        if self.crop_decay:
+            if len(self.crop_decay) != 2 or self.crop_decay[0] >= self.crop_decay[1]:
+                raise invalid(self, "crop_decay", "two steps, the first before the second")
+            if self.min_crop == 1:
+                raise invalid(self, "crop_decay", "left out without random crops (min_crop = 1)")
 
 
 @settings

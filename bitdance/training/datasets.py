@@ -6,13 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from bitdance.data.augmentation import Augmentation
 from bitdance.data.idx import is_idx
 from bitdance.data.images import LabeledImages, open_images
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.io.validation import brief
-from bitdance.training.config import DataConfig
+from bitdance.training.config import DataConfig, RunConfig
 
-__all__ = ["open_codes", "open_training_images"]
+__all__ = ["augmentation", "open_codes", "open_training_images"]
+
+
+def augmentation(config: RunConfig) -> Augmentation:
+    """The random changes of a run's items."""
+    data = config.data
+    return Augmentation(config.optim.seed, data.flip, data.shift, data.min_crop, data.crop_decay)
 
 
 def open_training_images(data: DataConfig, *, labeled: bool = True) -> LabeledImages:

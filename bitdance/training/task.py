@@ -36,10 +36,10 @@ class Task(Protocol):
         """The module; parameters that require gradients are trained."""
         ...
 
-    def load(self, items: np.ndarray) -> Any:
+    def load(self, items: np.ndarray, step: int) -> Any:
         """The batch of these items; called in another thread, beside the step before.
 
-        It draws no random numbers and leaves the module alone.
+        It is a function of its arguments and leaves the module alone.
         """
         ...
 

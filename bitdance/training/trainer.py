@@ -202,7 +202,7 @@ class Trainer:
         """Part `part` of all parts of all batches; called in another thread."""
         step, of_step = divmod(part, self.config.optim.accumulate)
         items = np.split(self._batches.batch(step), self.config.optim.accumulate)
-        return self.task.load(items[of_step])
+        return self.task.load(items[of_step], step)
 
     def _one_step(self, batches: Prefetcher[Any]) -> torch.Tensor:
         """Take a step; returns the gradient's norm, the loss and its terms."""

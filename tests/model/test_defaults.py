@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from bitdance import BitDancePipeline, BitDanceT2IPipeline, patch_official, unpatch_official
-from bitdance.data.images import augment, open_images, to_float
+from bitdance.data.augmentation import Augmentation
+from bitdance.data.images import open_images, to_float
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.data.packed_writer import PackedWriter
 from bitdance.evaluation.evaluate import evaluate
@@ -133,8 +134,7 @@ def test_data_is_the_same(kind, data, tmp_path):
 
     def read():
         packed = PackedDataset(tmp_path / "packed")
-        torch.manual_seed(3)
-        pixels = augment(open_images(data, 8).take(np.arange(9)), flip=True, shift=1)
+        pixels = Augmentation(3, flip=True, shift=1).take(open_images(data, 8), np.arange(9), 0)
         return [*packed[1], *packed.take(np.array([4, 2])), pixels, to_float(pixels)]
 
     _same_under(kind, read)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance.data.images import FolderImages, IdxImages, augment, open_images
+from bitdance.data.images import FolderImages, IdxImages, open_images
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io.image_files import ImageError
 from tests.model.helpers.tiny_images import CLASSES, pictures, write_data_set, write_idx
@@ -148,22 +148,6 @@ def test_folders_of_images(tmp_path):
         open_images(tmp_path, 8).take(np.array([4]))
     with pytest.raises(FileNotFoundError, match="is not a folder of images"):
         open_images(tmp_path / "nothing", 8)
-
-
-def test_augmentation_moves_and_mirrors():
-    image = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).repeat(64, 1, 1, 1)
-    torch.manual_seed(0)
-    assert augment(image, flip=False, shift=0) is image
-    mirrored = augment(image, flip=True, shift=0)
-    kinds = {tuple(m.flatten().tolist()) for m in mirrored}
-    assert kinds == {
-        tuple(image[0].flatten().tolist()),
-        tuple(image[0].flip(-1).flatten().tolist()),
-    }
-    moved = augment(image, flip=False, shift=1)
-    assert moved.dtype == torch.uint8
-    assert len({tuple(m.flatten().tolist()) for m in moved}) == 9
-    assert {int(m[0, 1, 1]) for m in moved} == {0, 1, 2, 4, 5, 6, 8, 9, 10}
 
 
 def test_batches_cover_every_epoch_and_every_rank():

@@ -45,7 +45,7 @@ class Line:
         self.module.frozen = torch.nn.Parameter(torch.tensor(frozen), requires_grad=False)
         self.identity, self.losses = identity, []
 
-    def load(self, items):
+    def load(self, items, step):
         return items
 
     def loss(self, items):
@@ -440,11 +440,11 @@ class Unreadable(Line):
         super().__init__()
         self.threads = []
 
-    def load(self, items):
+    def load(self, items, step):
         self.threads.append(threading.current_thread())
         if len(self.threads) == 3:
             raise OSError("photo.png: cannot be read")
-        return super().load(items)
+        return super().load(items, step)
 
 
 def test_what_cannot_be_loaded_ends_the_step_that_needs_it(tmp_path):
@@ -461,7 +461,7 @@ def test_what_cannot_be_loaded_ends_the_step_that_needs_it(tmp_path):
 def test_no_batch_is_loaded_beyond_the_last_step(tmp_path):
     loaded = []
     task = Line()
-    task.load = lambda items: loaded.append(items.tolist()) or items
+    task.load = lambda items, step: loaded.append(items.tolist()) or items
     start(tmp_path, task=task, accumulate=2, batch_size=4).run(3)
     assert len(loaded) == 6
     assert [len(items) for items in loaded] == [2] * 6

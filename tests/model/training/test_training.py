@@ -368,6 +368,13 @@ def test_configurations_round_trip_through_files(data, tmp_path):
         ("optim.speed=2", "unknown key optim.speed"),
         ("optim.autocast=half", "autocast must be 'auto', 'off'"),
         ("data.shift=8", "shift must be less than size = 8, got 8"),
+        ("data.min_crop=0", "min_crop must be at least 0.1, got 0"),
+        ("data.crop_decay=[3, 9]", "crop_decay must be left out without random crops"),
+        (
+            "data={min_crop=0.8, crop_decay=[9, 3]}",
+            "crop_decay must be two steps, the first before",
+        ),
+        ("data={min_crop=0.8, crop_decay=[9]}", "crop_decay must be two steps, the first before"),
         ("autoencoder.ch=33", "ch must be a multiple of the 32 norm groups, got 33"),
         ("loss.temperature=0", "temperature must be greater than 0"),
         ("model.dim=4", r"either a section \[autoencoder\] or \[model\], got both"),
