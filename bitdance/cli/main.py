@@ -10,14 +10,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bitdance.cli import bench, evaluate, export, generate, info, reconstruct, tokenize, train
+from bitdance.cli import (
+    bench,
+    evaluate,
+    export,
+    generate,
+    info,
+    reconstruct,
+    sample,
+    tokenize,
+    train,
+)
 from bitdance.cli.arguments import check_device, make_strict
 from bitdance.cli.errors import run_command
 from bitdance_kernels import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = (generate, reconstruct, info, export, train, tokenize, evaluate, bench)
+_COMMANDS = (generate, sample, reconstruct, info, export, train, tokenize, evaluate, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

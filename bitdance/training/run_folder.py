@@ -1,10 +1,8 @@
-"""The folder of a run: its lock, and the configuration that it may be resumed with."""
+"""The folder of a run, and the configuration that it may be resumed with."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,60 +10,14 @@ from typing import Any
 from bitdance.io.validation import brief
 from bitdance.training.config import RunConfig, read_config, run_to_dict
 
-try:
-    import fcntl
-except ImportError:  # no such locks on this system
-    fcntl = None  # type: ignore[assignment]
+__all__ = ["check_same_run", "check_single_process", "rename_exports"]
 
-__all__ = ["FolderLock", "check_same_run", "check_single_process", "rename_exports"]
-
-_LOCK = ".lock"
 _CHANGEABLE = {
     "optim.steps", "optim.log_every", "optim.save_every", "optim.sample_every", "optim.keep",
     "data.path", "data.classes", "data.on_error",
     "autoencoder_path", "num_inference_steps", "model.cfg_scale",
 }  # fmt: skip
 """Settings that do not affect the weights. Data and autoencoder are compared by their content."""
-
-
-class FolderLock:
-    """Lock of an existing folder until it is released, collected, or the process ends.
-
-    Where a system or a disk has no locks, nothing is locked and nothing is refused.
-
-    Args:
-        folder: the folder.
-
-    Raises:
-        OSError: another run has the lock, or the lock file cannot be opened.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        descriptor = None if fcntl is None else _lock(folder / _LOCK)
-        self.release = weakref.finalize(self, _unlock, descriptor, folder / _LOCK)
-
-
-def _lock(path: Path) -> int | None:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OSError(f"{path.parent} is in use by another run") from error
-        except OSError:  # this disk has no locks
-            os.close(descriptor)
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                return descriptor
-        os.close(descriptor)  # the previous owner has removed the file meanwhile
-
-
-def _unlock(descriptor: int | None, path: Path) -> None:
-    if descriptor is not None:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def check_single_process() -> None:

@@ -22,17 +22,13 @@ from tqdm.auto import tqdm
 from bitdance.data.prefetch import Prefetcher
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io.files import CheckpointError, remove_leftovers
+from bitdance.io.folder_lock import FolderLock
 from bitdance.io.validation import exact_int
 from bitdance.training import checkpoint
 from bitdance.training.config import RunConfig, write_config
 from bitdance.training.initial_weights import load_initial_weights
 from bitdance.training.log import Log
-from bitdance.training.run_folder import (
-    FolderLock,
-    check_same_run,
-    check_single_process,
-    rename_exports,
-)
+from bitdance.training.run_folder import check_same_run, check_single_process, rename_exports
 from bitdance.training.signals import SignalRecorder
 from bitdance.training.task import Task
 

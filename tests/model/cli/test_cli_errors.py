@@ -22,7 +22,9 @@ from tests.forked import READY
 from tests.model.helpers.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent.parent
-COMMANDS = ["generate", "reconstruct", "info", "export", "train", "tokenize", "evaluate", "bench"]
+COMMANDS = [
+    "generate", "sample", "reconstruct", "info", "export", "train", "tokenize", "evaluate", "bench",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,11 @@ def test_failures_are_one_line(folder, capsys, monkeypatch, more, message):
         ["train", "model", "run.toml", "--out", "new", "--autoencoder", "x"],
         ["tokenize", "nowhere", "--autoencoder", "empty", "--size", "8", "--out", "new"],
         ["tokenize", "empty", "--autoencoder", "empty", "--size", "8", "--out", "new"],
+        ["sample", "--model", "nowhere", "--out", "new"],
+        ["sample", "--model", "model", "--out", "nothing"],
+        ["sample", "--model", "model", "--out", "empty/../model"],
+        ["sample", "--model", "model", "--class", "dragon", "--out", "new"],
+        ["sample", "--model", "model", "--seed", "-1", "--out", "new"],
         ["evaluate", "nowhere", "--model", "model", "--out", "new"],
         ["evaluate", "empty", "--model", "model", "--out", "nothing"],
         ["bench", "--model", "model", "--out", "speed.xyz"],

@@ -13,6 +13,7 @@ from bitdance.data.images import open_images
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.data.packed_writer import PackedWriter
 from bitdance.io.files import CheckpointError
+from bitdance.io.folder_lock import FolderLock
 from bitdance.io.weights import write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDancePipeline
@@ -20,7 +21,6 @@ from bitdance.training import checkpoint
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import parse_run, read_config
-from bitdance.training.run_folder import FolderLock
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
 from tests.model.helpers.tiny_images import write_data_set

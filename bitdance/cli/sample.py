@@ -1,0 +1,83 @@
+"""``bitdance sample``: many images in one file, by any number of processes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bitdance.cli.arguments import (
+    add_model_arguments,
+    add_quantization_argument,
+    add_sampling_arguments,
+    load_pipeline,
+    positive_int,
+)
+from bitdance.distributed import World
+from bitdance.evaluation.sample import sample_classes
+from bitdance.io.outputs import check_folder
+
+__all__ = ["add_command"]
+
+
+def add_command(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "sample",
+        help="generate thousands of images into one file",
+        description="Generate images of many classes into one .npz file, as evaluation suites take "
+        "it, or as packed codes. An interrupted command continues where it was. Several processes "
+        "share the work: torchrun --nproc-per-node N -m bitdance.cli sample ...; image i is the "
+        "same for every number of processes and every batch size.",
+    )
+    add_model_arguments(parser)
+    add_quantization_argument(parser)
+    parser.add_argument(
+        "--class", dest="classes", nargs="+", default=["all"], metavar="CLASS",
+        help="class names or numbers, or 'all' (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--num-per-class", type=positive_int, default=50, help="images per class")
+    parser.add_argument("--seed", type=int, default=0, help="random seed, 0 to 2^64 - 1")
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--guidance-schedule", choices=("linear", "constant"), default="linear",
+        help="guidance over the autoregressive steps",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=positive_int, default=64, help="images per batch")
+    parser.add_argument(
+        "--format", choices=("npz", "packed"), default="npz",
+        help="samples.npz with uint8 images (arr_0) and labels (arr_1), or a data set of packed "
+        "codes, which `bitdance metrics` reads",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, or to continue")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    check_folder(options.out)
+    with World.from_env(options.device) as world:
+        options.device = str(world.device)
+        pipeline = load_pipeline(options)
+        classes = options.classes
+        if classes == ["all"]:
+            classes = range(pipeline.config.num_classes)
+        labels = [pipeline.label(name) for name in classes for _ in range(options.num_per_class)]
+        result = sample_classes(
+            pipeline,
+            labels,
+            options.out,
+            content=options.format,
+            seed=options.seed,
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            guidance_schedule=options.guidance_schedule,
+            batch_size=options.batch_size,
+            world=world,
+            progress=not options.quiet,
+        )
+        if world.is_main:
+            before = len(labels) - result.generated
+            there = f", {before} of them there before" if before else ""
+            print(f"{len(labels)} images, seed {options.seed}{there}: {result.path}")
