@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from bitdance.distributed import World
 from bitdance.io import files
-from bitdance.io.folder_lock import LOCK, FolderLock
+from bitdance.io.folder_lock import FolderLock
 from bitdance.io.json_files import read_json
 from bitdance.io.outputs import check_folder
 from bitdance.io.settings import Count, Integer, Number, Text, parse, settings
@@ -109,24 +109,28 @@ class SampleFolder:
 
     def _begin(self, wanted: SampleSettings) -> SampleSettings:
         check_folder(self._path)
+        file = self._path / SETTINGS
+        found_before = self._path.iterdir() if self._path.is_dir() else ()
+        # A killed process may leave its lock, and what it was about to write.
+        if not file.is_file() and any(not path.name.startswith(".") for path in found_before):
+            raise FileExistsError(f"{self._path} exists, has no {SETTINGS} and is not empty")
         self._path.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self._path)
-        file = self._path / SETTINGS
-        if file.is_file():
-            found = _read(file)
+        try:
+            known = file.is_file()
+            found = _read(file) if known else wanted
             _check_same(file, found, wanted)
-        elif any(path.name != LOCK for path in self._path.iterdir()):
-            raise FileExistsError(f"{self._path} exists, has no {SETTINGS} and is not empty")
-        else:
-            found = wanted
-        if not self.result.exists():
-            self._check_room(found)
-        if not file.is_file():
-            content = {"format": FORMAT, **dataclasses.asdict(found)}
-            files.write_text(file, json.dumps(content, indent=1) + "\n")
-        self._blocks.mkdir(exist_ok=True)
-        files.remove_leftovers(self._blocks)
-        files.remove_leftovers(self._path)
+            if not self.result.exists():
+                self._check_room(found)
+            if not known:
+                content = {"format": FORMAT, **dataclasses.asdict(found)}
+                files.write_text(file, json.dumps(content, indent=1) + "\n")
+            self._blocks.mkdir(exist_ok=True)
+            files.remove_leftovers(self._blocks)
+            files.remove_leftovers(self._path)
+        except BaseException:
+            self._lock.release()
+            raise
         return found
 
     def _check_room(self, wanted: SampleSettings) -> None:

@@ -210,6 +210,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(22 * 8 * 8 * 3 * 2 - 1))
     with pytest.raises(OSError, match=r"new needs 0\.00 GB for 22 images and has 0\.00 GB"):
         draw(pipeline, LABELS, tmp_path / "new")
+    assert not any((tmp_path / "new").iterdir())
     monkeypatch.undo()
     lock = FolderLock(tmp_path / "new")
     with pytest.raises(OSError, match="is in use by another run"):

@@ -406,7 +406,7 @@ def test_a_refused_run_unlocks_the_folder(tmp_path):
 
 
 def test_without_locks_nothing_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bitdance.training.run_folder.fcntl", None)
+    monkeypatch.setattr("bitdance.io.folder_lock.fcntl", None)
     first = start(tmp_path)
     assert start(tmp_path).run() == 0
     del first
