@@ -241,23 +241,27 @@ class World:
         )
 
     def tell(self, error: BaseException) -> bool:
-        """Leave an error for the other processes; False if one was left before.
+        """Leave an error for the other processes; False if another process left one before.
 
         So that all errors that follow from one are not shown as if they were others.
         """
         if self.size == 1:
             return True
-        text = f"rank {self.rank}: {one_line(error)}"
+        text = one_line(error)
+        if not isinstance(error, WorldError):  # which says whose it is
+            text = f"rank {self.rank}: {text}"
         try:
             store = dist.distributed_c10d._get_default_store()
-            return store.compare_set(_ERROR_KEY, "", text).decode() == text
+            author = f"{self.rank} "
+            return store.compare_set(_ERROR_KEY, "", author + text).decode().startswith(author)
         except Exception:  # the store ended with its process
             return True
 
     def _told(self) -> str:
         try:
             store = dist.distributed_c10d._get_default_store()
-            return store.get(_ERROR_KEY).decode() if store.check([_ERROR_KEY]) else ""
+            told = store.get(_ERROR_KEY).decode() if store.check([_ERROR_KEY]) else ""
+            return told.partition(" ")[2]
         except Exception:
             return ""
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import torch
 
-__all__ = ["run_command"]
+from bitdance.distributed import World
+
+__all__ = ["run_command", "world_of"]
 
 _MAX_LENGTH = 1000
 _EXPECTED = (OSError, ValueError, RuntimeError, MemoryError, ImportError)
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class _ShownElsewhereError(Exception):
+    """The end of a process whose error another process shows."""
+
+
+@contextlib.contextmanager
+def world_of(device: str) -> Iterator[World]:
+    """The processes of a command, of which one shows the error that ends all."""
+    with World.from_env(device) as world:
+        try:
+            yield world
+        except Exception as error:
+            if os.environ.get("BITDANCE_DEBUG") or world.tell(error):
+                raise
+            raise _ShownElsewhereError from error
 
 
 def run_command(name: Callable[[], str], command: Callable[[], int]) -> int:
@@ -38,6 +57,8 @@ def run_command(name: Callable[[], str], command: Callable[[], int]) -> int:
         return 130
     except BrokenPipeError:  # as of `bitdance ... | head`
         return 141
+    except _ShownElsewhereError:
+        return 1
     except Exception as error:
         if os.environ.get("BITDANCE_DEBUG"):
             raise

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.cli.arguments import add_device_argument, positive_int
+from bitdance.cli.errors import world_of
+from bitdance.distributed import World
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
-from bitdance.training.config import AutoencoderRun, ClassConditionalRun, read_config
-from bitdance.training.run_folder import check_single_process
+from bitdance.training.config import AutoencoderRun, ClassConditionalRun, RunConfig, read_config
 from bitdance.training.task import Task
 from bitdance.training.trainer import Trainer
 
@@ -53,29 +54,37 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
-    check_single_process()
+    with world_of(options.device) as world:
+        return _run(options, world)
+
+
+def _run(options: argparse.Namespace, world: World) -> int:
     given = {
         "data.path": options.data,
         "init": options.init,
         "autoencoder_path": options.autoencoder if options.kind == "model" else None,
     }
     values = {name: value for name, value in given.items() if value is not None}
-    config = read_config(options.config, options.changes, values)
-    task: Task
-    if options.kind == "model" and isinstance(config, ClassConditionalRun):
-        task = ClassConditionalTask(config, device=options.device)
-    elif options.kind == "autoencoder" and isinstance(config, AutoencoderRun):
-        task = AutoencoderTask(config, device=options.device)
-    else:
-        raise ValueError(f"{options.config} has no section [{options.kind}]")
+    with world.together():
+        config = read_config(options.config, options.changes, values)
+        task = _task(options, config, world)
     trainer = Trainer(
-        task, config, options.out, device=options.device, progress=not options.quiet
+        task, config, options.out, device=world.device, world=world, progress=not options.quiet
     )  # fmt: skip
-    if trainer.step and not options.quiet:
+    if trainer.step and not options.quiet and world.is_main:
         print(f"resuming {options.out} after step {trainer.step}", file=sys.stderr)
     stopped = trainer.run(options.stop_at)
-    if stopped:
-        print(f"stopped after step {trainer.step}: {options.out}", file=sys.stderr)
-        return 128 + stopped
-    print(f"step {trainer.step} of {config.optim.steps}: {options.out}")
-    return 0
+    if world.is_main:
+        if stopped:
+            print(f"stopped after step {trainer.step}: {options.out}", file=sys.stderr)
+        else:
+            print(f"step {trainer.step} of {config.optim.steps}: {options.out}")
+    return 128 + stopped if stopped else 0
+
+
+def _task(options: argparse.Namespace, config: RunConfig, world: World) -> Task:
+    if options.kind == "model" and isinstance(config, ClassConditionalRun):
+        return ClassConditionalTask(config, device=world.device)
+    if options.kind == "autoencoder" and isinstance(config, AutoencoderRun):
+        return AutoencoderTask(config, device=world.device)
+    raise ValueError(f"{options.config} has no section [{options.kind}]")

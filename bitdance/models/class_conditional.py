@@ -35,27 +35,30 @@ class TrainingDraws:
     """Random numbers of one training step; those that are None are drawn, in this order.
 
     Attributes:
-        flips: two uniforms [B, N, C] each, see ``flip_signs``.
+        flips: seeds of the images' flips, int64 [B], or two uniforms [B, N, C] each; see `perturb`.
         drop: uniform [B]; the class is hidden where it is below the dropout probability.
         time: [R], see ``DiffusionHead.loss``; R = B N / P times ``diff_batch_mul``.
         noise: [R, P, C] ([R, C] with one token a step).
     """
 
-    flips: tuple[torch.Tensor, torch.Tensor] | None = None
+    flips: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None
     drop: torch.Tensor | None = None
     time: torch.Tensor | None = None
     noise: torch.Tensor | None = None
 
 
 def perturb(
-    tokens: torch.Tensor, rate: float, uniforms: tuple[torch.Tensor, torch.Tensor] | None = None
+    tokens: torch.Tensor,
+    rate: float,
+    draws: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Flip bits as training does: where r1 < rate r2, so with probability rate / 2.
 
     Args:
         tokens: +1 and -1, of any shape.
         rate: rate of flips in [0, 1].
-        uniforms: (r1, r2), each of the shape of `tokens`; drawn by default.
+        draws: a seed for each row of `tokens`, int64 [B], whose flips do not depend on the other
+            rows; or (r1, r2), each of the shape of `tokens`. By default one seed is drawn for all.
 
     Returns:
         Of the shape of `tokens`.
@@ -63,18 +66,33 @@ def perturb(
     Raises:
         ValueError: `rate` is out of range, or shapes do not fit.
     """
-    r1, r2 = uniforms or (
-        torch.rand(tokens.shape, dtype=torch.float32, device=tokens.device) for _ in range(2)
-    )
+    if draws is None:
+        drawn = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=tokens.device)
+        return _flip(tokens, rate, seed=drawn)
+    if isinstance(draws, torch.Tensor):
+        if draws.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"perturb: draws must be [B] = [{len(tokens)}], got {list(draws.shape)}"
+            )
+        rows = zip(tokens, draws, strict=True)
+        return torch.stack([_flip(row, rate, seed=seed) for row, seed in rows])
+    r1, r2 = draws
     if r1.shape != tokens.shape or r2.shape != tokens.shape:
         raise ValueError(
-            f"perturb: uniforms must be two of shape {list(tokens.shape)}, got {list(r1.shape)} "
+            f"perturb: draws must be two of shape {list(tokens.shape)}, got {list(r1.shape)} "
             f"and {list(r2.shape)}"
         )
-    # The op works on whole bytes of bits; a batch need not be a multiple of 8 of them.
-    missing = -tokens.numel() % 8
-    bits, r1, r2 = (F.pad(tensor.flatten(), (0, missing)) for tensor in (tokens, r1, r2))
-    return flip_signs(bits, rate, uniforms=(r1, r2))[: tokens.numel()].view(tokens.shape)
+    return _flip(tokens, rate, uniforms=(_whole_bytes(r1), _whole_bytes(r2)))
+
+
+def _flip(tokens: torch.Tensor, rate: float, **draw: Any) -> torch.Tensor:
+    flipped = flip_signs(_whole_bytes(tokens), rate, **draw)
+    return flipped[: tokens.numel()].view(tokens.shape)
+
+
+def _whole_bytes(values: torch.Tensor) -> torch.Tensor:
+    """Flat, filled up to whole bytes of bits, as the op takes them."""
+    return F.pad(values.flatten(), (0, -values.numel() % 8))
 
 
 class BitDanceModel(nn.Module):

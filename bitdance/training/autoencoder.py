@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bitdance.data.images import LabeledImages, to_float
+from bitdance.distributed import World
 from bitdance.io import weights
 from bitdance.io.files import write_text
 from bitdance.io.image_grid import grid, to_images
 from bitdance.io.outputs import save_image
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
+from bitdance.models.autoencoder.blocks import ResBlock
 from bitdance.models.autoencoder.quantizer import BinaryQuantizer
 from bitdance.training.config import AutoencoderRun
 from bitdance.training.datasets import augmentation, open_training_images
+from bitdance.training.draws import Draws, Purpose
 from bitdance.training.losses import ExtraLoss, call_loss, import_loss
 
 __all__ = ["CONFIG", "WEIGHTS", "AutoencoderTask"]
@@ -73,16 +77,26 @@ class AutoencoderTask:
         self.module: BinaryAutoencoder = BinaryAutoencoder(
             config.autoencoder, quantizer=quantizer, dtype=torch.float32, device="cpu"
         ).to(device)
+        self.network: nn.Module = self.module
+        self.blocks: Sequence[nn.Module] = [
+            m for m in self.module.modules() if isinstance(m, ResBlock)
+        ]
+
+    def join(self, world: World) -> None:
+        """Take the codebook entropy over the batch of all processes."""
+        self.module.quantizer.process_group = world.group
 
     def load(self, items: np.ndarray, step: int) -> torch.Tensor:
         """Images of a batch, augmented, uint8."""
         return self._augmentation.take(self.images, items, step)
 
-    def loss(self, batch: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    def loss(
+        self, batch: torch.Tensor, draws: Draws
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Loss of a batch and its terms."""
         weight = self._config.loss
         x = to_float(batch).to(self._device)
-        y, quantized = self.module(x)
+        y, quantized = self.network(x, noise=self._noise(x, draws))
         error = x - y.float()
         losses = quantized.losses
         terms = {
@@ -102,6 +116,14 @@ class AutoencoderTask:
             terms[name] = call_loss(name, function, x, y)
             loss = loss + factor * terms[name]
         return loss, terms
+
+    def _noise(self, x: torch.Tensor, draws: Draws) -> torch.Tensor | None:
+        """Input noise of a decoder that takes some."""
+        config = self.module.config
+        if not config.gan_decoder:
+            return None
+        sides = [side // config.downsampling for side in x.shape[2:]]
+        return draws.normal(Purpose.DECODER, config.z_channels, *sides)
 
     def save_samples(self, path: Path) -> None:
         """Write a grid of images, each row above its reconstructions."""

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bitdance.data.images import to_float
 from bitdance.data.packed_dataset import PackedDataset, is_packed
+from bitdance.distributed import World
 from bitdance.io.image_grid import grid
 from bitdance.io.outputs import save_image
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.autoencoder.quantizer import unpack_latents
-from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
+from bitdance.models.config import ModelConfig
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training.config import ClassConditionalRun
 from bitdance.training.datasets import augmentation, open_codes, open_training_images
+from bitdance.training.draws import Draws, Purpose
 
 __all__ = ["ClassConditionalTask"]
 
@@ -63,6 +67,8 @@ class ClassConditionalTask:
         self.module = BitDanceModel(model_config, dtype=torch.float32, device="cpu")
         self.module.vae.load_state_dict(autoencoder.state_dict())
         self.module.to(device)
+        self.network: nn.Module = self.module
+        self.blocks: Sequence[nn.Module] = [*self.module.layers, *self.module.head.net.res_blocks]
         self.classes = tuple(classes) or ("",) * model_config.num_classes
         if len(self.classes) != model_config.num_classes:
             raise ValueError(
@@ -84,12 +90,16 @@ class ClassConditionalTask:
         labels = torch.from_numpy(np.ascontiguousarray(self.labels[items]))
         return self._augmentation.take(self._images, items, step), labels
 
+    def join(self, world: World) -> None:
+        """Do nothing: the loss of an item does not depend on the others."""
+
     def loss(
-        self, batch: tuple[torch.Tensor, torch.Tensor]
+        self, batch: tuple[torch.Tensor, torch.Tensor], draws: Draws
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Loss of a batch; it has no terms."""
         values, labels = batch
-        return self.module(self._tokens(values), labels.to(self._device)), {}
+        drawn = _training_draws(self.module.config, draws)
+        return self.network(self._tokens(values), labels.to(self._device), drawn), {}
 
     def _tokens(self, values: torch.Tensor) -> torch.Tensor:
         """Tokens [n, N, C] in generation order, of packed codes or images."""
@@ -123,3 +133,21 @@ class ClassConditionalTask:
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Do nothing."""
+
+
+def _training_draws(config: ModelConfig, draws: Draws) -> TrainingDraws:
+    """What the model draws for a batch: its rows are repetition, image, AR step in this order."""
+    rows = (config.diff_batch_mul, config.ar_steps)
+    draw = draws.normal if config.head.time_schedule == "logit_normal" else draws.uniform
+    patch = (
+        (config.token_bits,)
+        if config.parallel_num == 1
+        else (config.parallel_num, config.token_bits)
+    )
+    noise = draws.normal(Purpose.NOISE, *rows, *patch)
+    return TrainingDraws(
+        flips=draws.seeds(Purpose.FLIPS),
+        drop=draws.uniform(Purpose.DROP).view(-1),
+        time=draw(Purpose.TIME, *rows).transpose(0, 1).reshape(-1),
+        noise=noise.transpose(0, 1).reshape(-1, *patch),
+    )

@@ -39,6 +39,7 @@ __all__ = [
     "DataConfig",
     "LossConfig",
     "OptimConfig",
+    "ParallelConfig",
     "RunConfig",
     "parse_run",
     "read_config",
@@ -139,8 +140,8 @@ class OptimConfig:
 
     Args:
         steps: number of steps.
-        batch_size: images per step.
-        accumulate: number of parts of a batch whose gradients are accumulated.
+        batch_size: images per step, on all processes together.
+        accumulate: number of parts of a process's share whose gradients are accumulated.
         lr: peak learning rate of AdamW.
         lr_end: learning rate at the end of the cosine.
         warmup: steps of linear warm-up.
@@ -191,6 +192,35 @@ class OptimConfig:
 
 
 @settings
+class ParallelConfig:
+    """How a run uses its processes and their memory.
+
+    Args:
+        strategy: "ddp": every process has all weights; "fsdp": weights, averages and moments are
+            divided among the processes; "hybrid": divided within each machine. With one process
+            they are the same.
+        mixed_precision: "bfloat16": divided weights are put together, and used, in bfloat16, and
+            gradients are averaged in float32.
+        activation_checkpointing: keep the inputs of blocks alone for the backward pass, which
+            computes the rest again.
+        compile: compile the blocks with torch.compile.
+
+    Raises:
+        ValueError: `mixed_precision` without divided weights, where ``optim.autocast`` has its
+            effect.
+    """
+
+    strategy: Literal["ddp", "fsdp", "hybrid"] = "ddp"
+    mixed_precision: Literal["off", "bfloat16"] = "off"
+    activation_checkpointing: Bool = False
+    compile: Bool = False
+
+    def __post_init__(self) -> None:
+        if self.strategy == "ddp" and self.mixed_precision != "off":
+            raise invalid(self, "mixed_precision", "'off' with strategy 'ddp' (see optim.autocast)")
+
+
+@settings
 class AutoencoderRun:
     """Configuration of the training of an autoencoder; each section of the TOML file is a field.
 
@@ -199,6 +229,7 @@ class AutoencoderRun:
         optim: the optimization.
         autoencoder: shape of the autoencoder.
         loss: weights of the loss terms.
+        parallel: use of several processes, and of memory.
         init: checkpoint with the initial weights: a run's folder, what it exported, or an official
             file. By default weights are drawn.
 
@@ -210,6 +241,7 @@ class AutoencoderRun:
     optim: OptimConfig
     autoencoder: AutoencoderConfig
     loss: LossConfig = LossConfig()
+    parallel: ParallelConfig = ParallelConfig()
     init: PathText = ""
 
     def __post_init__(self) -> None:
@@ -228,6 +260,7 @@ class ClassConditionalRun:
         data: images or packed codes.
         optim: the optimization.
         model: the fields of ``ModelConfig`` that autoencoder and data do not decide.
+        parallel: use of several processes, and of memory.
         autoencoder_path: the trained autoencoder: a run's folder, or a file.
         num_inference_steps: denoising steps of the sample images; the exported model's default.
         init: checkpoint with the initial weights, as for an autoencoder.
@@ -240,6 +273,7 @@ class ClassConditionalRun:
     optim: OptimConfig
     model: ModelShape
     autoencoder_path: Annotated[PathText, Field(min_length=1)]
+    parallel: ParallelConfig = ParallelConfig()
     num_inference_steps: Size = 20
     init: PathText = ""
 

@@ -16,6 +16,7 @@ _CHANGEABLE = {
     "optim.steps", "optim.log_every", "optim.save_every", "optim.sample_every", "optim.keep",
     "data.path", "data.classes", "data.on_error",
     "autoencoder_path", "num_inference_steps", "model.cfg_scale",
+    "parallel.strategy", "parallel.activation_checkpointing", "parallel.compile",
 }  # fmt: skip
 """Settings that do not affect the weights. Data and autoencoder are compared by their content."""
 
@@ -29,8 +30,7 @@ def check_single_process() -> None:
     size = os.environ.get("WORLD_SIZE", "1").strip() or "1"
     if size != "1":
         raise RuntimeError(
-            f"train: WORLD_SIZE must be 1 or unset, got {brief(size)}: a run is one process on one "
-            "device; start it without torchrun"
+            f"Trainer: world must be World.from_env() where WORLD_SIZE is {brief(size)}, got None"
         )
 
 

@@ -6,7 +6,10 @@ import signal
 import threading
 from types import FrameType
 
-__all__ = ["SignalRecorder"]
+__all__ = ["STOPPING", "SignalRecorder"]
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""The signals that end a run after its step."""
 
 
 class SignalRecorder:
@@ -23,7 +26,7 @@ class SignalRecorder:
     def __enter__(self) -> None:
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOPPING:
                 self._handlers[number] = signal.signal(number, self._record)
 
     def __exit__(self, *_: object) -> None:

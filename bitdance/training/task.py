@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+
+from bitdance.distributed import World
+from bitdance.training.draws import Draws
 
 __all__ = ["Task"]
 
@@ -17,6 +20,9 @@ class Task(Protocol):
     """A module, its data and its loss.
 
     Attributes:
+        network: what `loss` calls in place of the module, which it is at first; with several
+            processes the trainer replaces it by what averages the gradients.
+        blocks: parts of the module that are divided, compiled and computed again one by one.
         columns: names of the terms that `loss` returns.
         size: number of items in the data set.
         identity: checksum of the data, which a resumed run must have too, wherever they are; may be
@@ -25,6 +31,8 @@ class Task(Protocol):
         no_decay: prefixes of parameters without weight decay; vectors never have any.
     """
 
+    network: nn.Module
+    blocks: Sequence[nn.Module]
     columns: tuple[str, ...]
     size: int
     no_decay: tuple[str, ...]
@@ -33,7 +41,11 @@ class Task(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The module; parameters that require gradients are trained."""
+        """The module; parameters that require gradients are trained.
+
+        Where it is divided among processes, the trainer replaces it by a whole one for
+        `save_samples` and `export`, which rank 0 alone calls.
+        """
         ...
 
     def load(self, items: np.ndarray, step: int) -> Any:
@@ -43,8 +55,15 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Loss of a loaded batch and its terms; random numbers come from PyTorch's generators."""
+    def join(self, world: World) -> None:
+        """Prepare for a world of processes, before the first loss."""
+        ...
+
+    def loss(self, batch: Any, draws: Draws) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Loss of a loaded batch and its terms, means over its items.
+
+        Random numbers come from `draws`, so that they do not depend on the other items.
+        """
         ...
 
     def save_samples(self, path: Path) -> None:

@@ -1,8 +1,9 @@
-"""The training loop, shared by all tasks.
+"""The training loop, shared by all tasks and by all processes of a run.
 
 The batch and all random numbers of step i are functions of (seed, i). So a checkpoint consists of
 the weights, their average, the optimizer's state and the number of the step, and a resumed run
-equals the uninterrupted one bit for bit on one machine.
+equals the uninterrupted one bit for bit on one machine with as many processes. Every process takes
+its share of each batch; rank 0 alone writes log, pictures and exports.
 """
 
 from __future__ import annotations
@@ -10,26 +11,30 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from bitdance.data.prefetch import Prefetcher
 from bitdance.data.shuffle import ShuffledBatches
+from bitdance.distributed import World
 from bitdance.io.files import CheckpointError, remove_leftovers
 from bitdance.io.folder_lock import FolderLock
 from bitdance.io.validation import exact_int
 from bitdance.training import checkpoint
-from bitdance.training.config import RunConfig, write_config
+from bitdance.training.config import RunConfig, run_to_dict, write_config
+from bitdance.training.draws import Draws
 from bitdance.training.initial_weights import load_initial_weights
 from bitdance.training.log import Log
+from bitdance.training.parallel import Parallel, local
 from bitdance.training.run_folder import check_same_run, check_single_process, rename_exports
-from bitdance.training.signals import SignalRecorder
+from bitdance.training.signals import STOPPING, SignalRecorder
 from bitdance.training.task import Task
 
 __all__ = ["Trainer"]
@@ -45,70 +50,85 @@ class Trainer:
         config: configuration of the run; saved as ``config.toml``.
         folder: folder for checkpoints, log and sample images.
         device: device of `task`.
+        world: the processes of the run; by default this one alone.
         progress: show a progress bar.
 
     Raises:
         CheckpointError: the checkpoints in the folder, or the one that ``init`` names, are damaged
             or belong to another model.
-        OSError: another process trains in the folder, or it cannot be written.
-        RuntimeError: this is one of several processes.
+        OSError: another run trains in the folder, or it cannot be written.
+        RuntimeError: this is one of several processes, and `world` is not given.
         ValueError: the folder holds a run with other data, or with other settings that affect the
-            weights; or there are fewer items than a batch needs.
+            weights; there are fewer items than a batch needs; or the processes differ.
+        WorldError: another process raises one of these.
     """
 
     def __init__(
         self, task: Task, config: RunConfig, folder: Path, *,
-        device: torch.device | str = "cpu", progress: bool = True,
+        device: torch.device | str = "cpu", world: World | None = None, progress: bool = True,
     ) -> None:  # fmt: skip
-        check_single_process()
+        if world is None:
+            check_single_process()
+        self.world = world = world or World(device=device)
         self.task, self.config, self.folder = task, config, folder
         self._identity: str = getattr(task, "identity", "")
         self._device = torch.device(device)
-        self._progress = progress
-        if config.optim.batch_size > task.size:
-            raise ValueError(
-                f"optim.batch_size must be at most the data's {task.size} items, got "
-                f"{config.optim.batch_size}"
-            )
-        self._batches = ShuffledBatches(
-            task.size, config.optim.batch_size, seed=config.optim.seed % 2**63
-        )
+        self._progress = progress and world.is_main
+        world.check_equal("the configuration", run_to_dict(config))
+        world.check_equal("the data", (task.size, self._identity))
+        self._batches = _batches(task.size, config, world)
         self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
         self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64, device="cpu")
         self._summed = 0  # steps in these sums
         self._signals = SignalRecorder()
+        self._stop = 0  # number of the signal that ends the run
         self.step = 0
         new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(folder)
+        with world.together():
+            if world.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = FolderLock(folder)
         try:
             self._begin()
         except BaseException:
-            self._lock.release()
-            if new:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            if world.is_main:
+                self._lock.release()
+                if new:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
             raise
 
     def _begin(self) -> None:
         """Start, or resume from the newest checkpoint."""
-        folder, config, task = self.folder, self.config, self.task
-        remove_leftovers(folder)
-        named = dict(task.module.named_parameters())
-        self._parameters = {k: p for k, p in named.items() if p.requires_grad}
-        self._optimizer = _optimizer(self._parameters, config, task.no_decay)
-        self._newest = checkpoint.newest_step(folder)
-        state = self._newest_state()
-        earlier = None if state is None else check_same_run(folder, config, int(state["step"]))
-        if state is None and config.init:
-            load_initial_weights(task.module, config.init)
+        folder, config, task, world = self.folder, self.config, self.task, self.world
+        with world.together():
+            if world.is_main:
+                remove_leftovers(folder)
+        earlier = None
+        with world.together():
+            self._newest = checkpoint.newest_step(folder)
+            self._optimizer = _optimizer(_trained(task), config, task.no_decay)
+            state = self._newest_state()
+            if state is not None:
+                earlier = check_same_run(folder, config, int(state["step"]))
+                self._check_content(state)
+                task.module.load_state_dict(state["module"])
+            elif config.init:
+                load_initial_weights(task.module, config.init)
+        world.check_equal("the checkpoint", None if state is None else state["step"])
+        with world.watched("start"):
+            self._parallel = Parallel(task, config.parallel, world)
+        self._parameters = _trained(task)
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
+        self._optimizer = _optimizer(self._parameters, config, task.no_decay)
         if state is not None:
             self._resume(state)
-        if earlier is not None and earlier.optim.steps == self.step < config.optim.steps:
-            rename_exports(folder, getattr(task, "exports", ()), self.step)
-        write_config(config, folder / "config.toml")
-        self._log = Log(folder / "log.csv", self._columns, self.step)
+        with world.together():
+            if world.is_main:
+                if earlier is not None and earlier.optim.steps == self.step < config.optim.steps:
+                    rename_exports(folder, getattr(task, "exports", ()), self.step)
+                write_config(config, folder / "config.toml")
+                self._log = Log(folder / "log.csv", self._columns, self.step)
 
     def _newest_state(self) -> dict[str, Any] | None:
         def check(state: Mapping[str, Any]) -> None:
@@ -137,68 +157,70 @@ class Trainer:
         last = optim.steps
         if stop_at is not None:
             last = min(exact_int("Trainer.run", "stop_at", stop_at, minimum=1), last)
-        if not self._lock.release.alive:  # an earlier call has released it
-            self._lock = FolderLock(self.folder)
+        with self.world.together():
+            if self.world.is_main:
+                self._lock_again()
         try:
-            # Checkpoints that were newer than the start of this run are damaged ones.
-            if checkpoint.newest_step(self.folder) > max(self.step, self._newest):
-                raise OSError(f"{self.folder}: another process has resumed the run meanwhile")
             return self._train(last)
         finally:
+            if self.world.is_main:
+                self._lock.release()
+
+    def _lock_again(self) -> None:
+        if not self._lock.release.alive:  # an earlier call has released it
+            self._lock = FolderLock(self.folder)
+        # Checkpoints that were newer than the start of this run are damaged ones.
+        if checkpoint.newest_step(self.folder) > max(self.step, self._newest):
             self._lock.release()
+            raise OSError(f"{self.folder}: another process has resumed the run meanwhile")
 
     def _train(self, last: int) -> int:
         optim = self.config.optim
+        self._stop = 0
         batches = Prefetcher(self._load, stop=last * optim.accumulate)
         with self._signals, batches, self._bar(last) as bar:
             start = time.perf_counter()
-            while self.step < last and not self._signals.number:
-                self._sums += self._one_step(batches)
+            while self.step < last and not self._stop:
+                with self.world.watched(f"step {self.step + 1}"):
+                    self._sums += self._one_step(batches)
                 self._summed += 1
                 bar.update()
                 if self.step % optim.log_every == 0:
                     seconds, start = time.perf_counter() - start, time.perf_counter()
                     self._write_log(seconds, bar)
-                ends = self._signals.number or self.step == last
+                ends = self._stop or self.step == last
                 sample = self.step % optim.sample_every == 0 or self.step == optim.steps
                 save = self.step % optim.save_every == 0 or ends
                 if sample or save:
                     self._check_finite()
                 if sample:
-                    with self.averaged():
-                        self.task.save_samples(self.folder / f"samples-{self.step:08d}.png")
-                    self._log.plot(self.folder / "log.png")
+                    self._save_samples()
                 if save:
                     self._save()
         if self.step == optim.steps:
-            with self.averaged():
-                self.task.export(self.folder)
-        return self._signals.number
+            with self.world.together(), self.averaged() as main:
+                if main:
+                    self.task.export(self.folder)
+        return self._stop
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, the module has the averaged weights and is in evaluation mode."""
-        own = {name: p.detach().clone() for name, p in self._parameters.items()}
-        training = self.task.module.training
-        self._assign(self._average)
-        self.task.module.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self._assign(own)
-            self.task.module.train(training)
+    def _save_samples(self) -> None:
+        with self.world.together(), self.averaged() as main:
+            if main:
+                self.task.save_samples(self.folder / f"samples-{self.step:08d}.png")
+                self._log.plot(self.folder / "log.png")
 
-    @torch.no_grad()
-    def _assign(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(values[name])
+    def averaged(self) -> contextlib.AbstractContextManager[bool]:
+        """Inside, rank 0's module is whole, has averaged weights and is in evaluation mode.
 
-    def _load(self, part: int) -> Any:
-        """Part `part` of all parts of all batches; called in another thread."""
+        All processes enter it; the value tells whether this is rank 0.
+        """
+        return self._parallel.whole(self._average)
+
+    def _load(self, part: int) -> tuple[np.ndarray, Any]:
+        """Items of part `part` of all parts of all batches, loaded; called in another thread."""
         step, of_step = divmod(part, self.config.optim.accumulate)
-        items = np.split(self._batches.batch(step), self.config.optim.accumulate)
-        return self.task.load(items[of_step], step)
+        items = np.split(self._batches.batch(step), self.config.optim.accumulate)[of_step]
+        return items, self.task.load(items, step)
 
     def _one_step(self, batches: Prefetcher[Any]) -> torch.Tensor:
         """Take a step; returns the gradient's norm, the loss and its terms."""
@@ -208,14 +230,18 @@ class Trainer:
             group["lr"] = optim.learning_rate(self.step)
         total = torch.zeros(len(self._sums) - 1, dtype=torch.float64, device="cpu")
         for part in range(optim.accumulate):
-            batch = batches.get(self.step * optim.accumulate + part)
-            _seed(optim.seed, self.step, part)
-            with self._autocast():
-                loss, terms = self.task.loss(batch)
-            (loss / optim.accumulate).backward()
+            items, batch = batches.get(self.step * optim.accumulate + part)
+            _seed(optim.seed, self.step, self.world.rank * optim.accumulate + part)
+            draws = Draws(optim.seed, self.step, items, self._device)
+            with self._parallel.part(last=part == optim.accumulate - 1):
+                with self._autocast():
+                    loss, terms = self.task.loss(batch, draws)
+                (loss / optim.accumulate).backward()
             values = torch.stack([loss, *(terms[name] for name in self.task.columns)])
             total += values.detach().double().cpu() / optim.accumulate
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), optim.grad_clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        total = self._exchange(total)
         if not math.isfinite(float(norm)) or not math.isfinite(float(total[0])):
             raise RuntimeError(
                 f"step {self.step + 1}: the loss is {float(total[0]):g} and its gradient's norm "
@@ -229,6 +255,16 @@ class Trainer:
         torch._foreach_lerp_(averages, [p.detach() for p in current], 1 - decay)
         return torch.cat([norm.detach().double().cpu().view(1), total])
 
+    def _exchange(self, total: torch.Tensor) -> torch.Tensor:
+        """The means of the values over the processes; also learns of signals to any of them."""
+        flags = torch.zeros(len(STOPPING), dtype=torch.float64, device="cpu")
+        if self._signals.number:
+            flags[STOPPING.index(self._signals.number)] = 1
+        sums = self.world.reduce_sum(torch.cat([total, flags]))
+        received = sums[len(total) :].nonzero()
+        self._stop = STOPPING[int(received[0])] if len(received) else 0
+        return sums[: len(total)] / self.world.size
+
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         mode = self.config.optim.autocast
         enabled = mode == "bfloat16" or (mode == "auto" and self._device.type == "cuda")
@@ -241,7 +277,9 @@ class Trainer:
         self._summed = 0
         rate = optim.log_every * optim.batch_size / seconds
         values = [optim.learning_rate(self.step - 1), *means, rate]
-        self._log.add(self.step, dict(zip(self._columns, values, strict=True)))
+        with self.world.together():
+            if self.world.is_main:
+                self._log.add(self.step, dict(zip(self._columns, values, strict=True)))
         bar.set_postfix_str(f"loss {means[1]:.4f}, {rate:.0f} images/s")
 
     def _bar(self, last: int) -> Any:
@@ -249,11 +287,12 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Check the weights, so that a run that has diverged keeps its last good checkpoint."""
-        for name, value in (*self._parameters.items(), *self._average.items()):
-            if not bool(value.detach().isfinite().all()):
-                raise RuntimeError(
-                    f"step {self.step}: {name} is not finite; lower optim.lr, or raise optim.warmup"
-                )
+        values = (*self._parameters.items(), *self._average.items())
+        bad = [name for name, p in values if not bool(local(p.detach()).isfinite().all())]
+        for name in filter(None, self.world.gather(bad[0] if bad else "")):
+            raise RuntimeError(
+                f"step {self.step}: {name} is not finite; lower optim.lr, or raise optim.warmup"
+            )
 
     def _save(self) -> None:
         state = {
@@ -267,7 +306,8 @@ class Trainer:
         }
         checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
 
-    def _resume(self, state: Mapping[str, Any]) -> None:
+    def _check_content(self, state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint is of the same data and the same frozen weights."""
         if state["identity"] != self._identity:
             raise ValueError(
                 f"data.path must be the data that the run in {self.folder} began with, got other "
@@ -279,13 +319,35 @@ class Trainer:
                     f"autoencoder_path must be the autoencoder that {self.folder} began with, got "
                     f"another ({name} differs)"
                 )
-        self.task.module.load_state_dict(state["module"])
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        """Restore everything but the module."""
         self._optimizer.load_state_dict(state["optimizer"])
         for name, value in state["average"].items():
             self._average[name].copy_(value)
         self._sums, self._summed = state["sums"], int(state["summed"])
         self.task.load_extra_state(state["extra"])
         self.step = int(state["step"])
+
+
+def _batches(size: int, config: RunConfig, world: World) -> ShuffledBatches:
+    """The order of the data; each process gets a contiguous share of every batch."""
+    batch, parts = config.optim.batch_size, world.size * config.optim.accumulate
+    if batch > size:
+        raise ValueError(f"optim.batch_size must be at most the data's {size} items, got {batch}")
+    if batch % parts != 0:
+        raise ValueError(
+            f"optim.batch_size must be a multiple of {parts} ({world.size} processes, accumulate = "
+            f"{config.optim.accumulate}), got {batch}"
+        )
+    return ShuffledBatches(
+        size, batch // world.size, seed=config.optim.seed % 2**63, rank=world.rank,
+        world_size=world.size,
+    )  # fmt: skip
+
+
+def _trained(task: Task) -> dict[str, nn.Parameter]:
+    return {k: p for k, p in task.module.named_parameters() if p.requires_grad}
 
 
 def _optimizer(

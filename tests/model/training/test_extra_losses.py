@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bitdance.training.autoencoder import AutoencoderTask
+from bitdance.training.draws import Draws
 from tests.model.helpers.tiny_images import write_data_set
 from tests.model.training.test_runs import config
 
@@ -35,7 +36,7 @@ HERE = "tests.model.training.test_extra_losses"
 
 def _first_loss(run):
     task = AutoencoderTask(run)
-    return task.loss(task.load(np.arange(2)))
+    return task.loss(task.load(np.arange(2)), Draws(0, 0, [0, 1]))
 
 
 @pytest.mark.parametrize(

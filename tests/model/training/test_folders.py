@@ -7,6 +7,7 @@ from PIL import Image
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import read_config
+from bitdance.training.draws import Draws
 from bitdance.training.trainer import Trainer
 from tests.model.training.test_training import (
     assert_same,
@@ -61,7 +62,8 @@ def test_a_model_without_classes_trains_on_a_flat_folder(flat, tmp_path):
     )
     task = ClassConditionalTask(config)
     assert (task.size, task.classes) == (11, ("",))
-    assert np.isfinite(float(task.loss(task.load(np.arange(4)))[0].detach()))
+    loss, _ = task.loss(task.load(np.arange(4)), Draws(0, 0, range(4)))
+    assert np.isfinite(float(loss.detach()))
     config = configured(model_config(flat, tmp_path / "autoencoder"), tmp_path)
     with pytest.raises(ValueError, match="num_classes must be the data's 1, got 3"):
         ClassConditionalTask(config)
