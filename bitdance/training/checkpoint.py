@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,13 @@ from torch import nn
 
 from bitdance.io.files import CheckpointError, one_line, replace_file
 from bitdance.io.weights import check_weights, is_finite, read_pickle
+from bitdance.training.sharded_checkpoint import read_folder
 
-__all__ = ["check_state", "newest", "newest_step", "save"]
+__all__ = ["check_state", "named_state", "newest", "newest_step", "remove_old", "save"]
 
-_NAME = re.compile(r"checkpoint-(\d{8})\.pt")
+_NAME = re.compile(r"checkpoint-(\d{8})(\.pt)?")
+"""A file of one process, or a folder of several."""
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
@@ -32,12 +36,21 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
             torch.save({"step": step, **state}, temporary)
         except RuntimeError as error:  # torch's error for a failed write
             raise OSError(f"cannot write {path}: {error}") from error
+    if _is_sharded(path.with_suffix("")):  # damaged, or it would not be written again
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    remove_old(folder, step, keep=keep)
+    return path
+
+
+def remove_old(folder: Path, step: int, *, keep: int) -> None:
+    """Delete all checkpoints up to `step` but the newest `keep`."""
     files = _steps(folder)
     # Later ones are damaged, since this run resumed before them: they do not count.
     for old in sorted(number for number in files if number <= step)[:-keep]:
         if files[old].is_file():
             files[old].unlink()
-    return path
+        elif _is_sharded(files[old]):
+            shutil.rmtree(files[old], ignore_errors=True)
 
 
 def newest(
@@ -127,8 +140,47 @@ def _steps(folder: Path) -> dict[int, Path]:
     return {int(match.group(1)): path for match, path in matches if match}
 
 
+def _is_sharded(path: Path) -> bool:
+    return path.suffix == "" and path.is_dir() and not path.is_symlink()
+
+
 def _read(path: Path, step: int) -> dict[str, Any]:
-    content = read_pickle(path)
+    content = _from_names(*read_folder(path)) if _is_sharded(path) else read_pickle(path)
     if not isinstance(content, dict) or content.get("step") != step:
         raise CheckpointError(f"{path} must be the checkpoint of step {step}, got something else")
     return content
+
+
+def named_state(
+    state: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state of a run as tensors by name, for several processes, and everything else."""
+    tensors = {f"module.{name}": value for name, value in state["module"].items()}
+    tensors |= {f"average.{name}": value for name, value in state["average"].items()}
+    name_of = {parameter: name for name, parameter in parameters.items()}
+    order = [name_of[p] for group in optimizer.param_groups for p in group["params"]]
+    for name in order:
+        moments = optimizer.state[parameters[name]]
+        tensors |= {f"{key}.{name}": moments[key] for key in _MOMENTS}
+    rest = {k: v for k, v in state.items() if k not in ("module", "average", "optimizer")}
+    groups = state["optimizer"]["param_groups"]
+    return tensors, {**rest, "order": order, "param_groups": groups}
+
+
+def _from_names(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse: as a file of one process has it."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = value
+    state = {k: v for k, v in rest.items() if k not in ("order", "param_groups")}
+    moments = {
+        number: {key: parts[key][name] for key in _MOMENTS}
+        for number, name in enumerate(rest["order"])
+    }
+    optimizer = {"state": moments, "param_groups": rest["param_groups"]}
+    return {
+        **state, "module": parts["module"], "average": parts["average"], "optimizer": optimizer
+    }  # fmt: skip

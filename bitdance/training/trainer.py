@@ -32,8 +32,9 @@ from bitdance.training.config import RunConfig, run_to_dict, write_config
 from bitdance.training.draws import Draws
 from bitdance.training.initial_weights import load_initial_weights
 from bitdance.training.log import Log
-from bitdance.training.parallel import Parallel, local
+from bitdance.training.parallel import Parallel, distribute_like, local
 from bitdance.training.run_folder import check_same_run, check_single_process, rename_exports
+from bitdance.training.sharded_checkpoint import ShardedWriter, remove_unfinished
 from bitdance.training.signals import STOPPING, SignalRecorder
 from bitdance.training.task import Task
 
@@ -82,6 +83,7 @@ class Trainer:
         self._summed = 0  # steps in these sums
         self._signals = SignalRecorder()
         self._stop = 0  # number of the signal that ends the run
+        self._written = False  # all processes have written their shares of a checkpoint
         self.step = 0
         new = not folder.exists()
         with world.together():
@@ -104,6 +106,7 @@ class Trainer:
         with world.together():
             if world.is_main:
                 remove_leftovers(folder)
+                remove_unfinished(folder)
         earlier = None
         with world.together():
             self._newest = checkpoint.newest_step(folder)
@@ -121,6 +124,7 @@ class Trainer:
         self._parameters = _trained(task)
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
         self._optimizer = _optimizer(self._parameters, config, task.no_decay)
+        self._writer = ShardedWriter(folder, world) if world.size > 1 else None
         if state is not None:
             self._resume(state)
         with world.together():
@@ -163,6 +167,8 @@ class Trainer:
         try:
             return self._train(last)
         finally:
+            if self._writer is not None:
+                self._writer.close()
             if self.world.is_main:
                 self._lock.release()
 
@@ -185,6 +191,8 @@ class Trainer:
                     self._sums += self._one_step(batches)
                 self._summed += 1
                 bar.update()
+                if self._written:
+                    self._finish_checkpoint()
                 if self.step % optim.log_every == 0:
                     seconds, start = time.perf_counter() - start, time.perf_counter()
                     self._write_log(seconds, bar)
@@ -197,6 +205,7 @@ class Trainer:
                     self._save_samples()
                 if save:
                     self._save()
+            self._finish_checkpoint()
         if self.step == optim.steps:
             with self.world.together(), self.averaged() as main:
                 if main:
@@ -256,14 +265,19 @@ class Trainer:
         return torch.cat([norm.detach().double().cpu().view(1), total])
 
     def _exchange(self, total: torch.Tensor) -> torch.Tensor:
-        """The means of the values over the processes; also learns of signals to any of them."""
-        flags = torch.zeros(len(STOPPING), dtype=torch.float64, device="cpu")
+        """The means of the values over the processes.
+
+        With them the processes learn of each other's signals, and of shares of checkpoints.
+        """
+        flags = torch.zeros(len(STOPPING) + 1, dtype=torch.float64, device="cpu")
         if self._signals.number:
             flags[STOPPING.index(self._signals.number)] = 1
-        sums = self.world.reduce_sum(torch.cat([total, flags]))
-        received = sums[len(total) :].nonzero()
-        self._stop = STOPPING[int(received[0])] if len(received) else 0
-        return sums[: len(total)] / self.world.size
+        flags[-1] = self._writer is not None and self._writer.ready
+        sums = self.world.reduce_sum(torch.cat([total, flags])).tolist()
+        received = [n for n, count in zip(STOPPING, sums[len(total) :], strict=False) if count]
+        self._stop = received[0] if received else 0
+        self._written = sums[-1] == self.world.size
+        return torch.tensor(sums[: len(total)], dtype=torch.float64, device="cpu") / self.world.size
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         mode = self.config.optim.autocast
@@ -304,7 +318,19 @@ class Trainer:
             "identity": self._identity,
             "extra": self.task.extra_state(),
         }
-        checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
+        if self._writer is None:
+            checkpoint.save(self.folder, self.step, state, keep=self.config.optim.keep)
+            return
+        self._finish_checkpoint()
+        tensors, rest = checkpoint.named_state(state, self._parameters, self._optimizer)
+        rest["config"] = run_to_dict(self.config)
+        self._writer.begin(self.step, tensors, rest)
+
+    def _finish_checkpoint(self) -> None:
+        """Wait for the shares of the last checkpoint, if there is one, and name it."""
+        path = self._writer.finish() if self._writer is not None else None
+        if path is not None and self.world.is_main:
+            checkpoint.remove_old(self.folder, self.step, keep=self.config.optim.keep)
 
     def _check_content(self, state: Mapping[str, Any]) -> None:
         """Check that a checkpoint is of the same data and the same frozen weights."""
@@ -322,9 +348,15 @@ class Trainer:
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         """Restore everything but the module."""
-        self._optimizer.load_state_dict(state["optimizer"])
+        moments, saved = state["optimizer"]["state"], state["optimizer"]
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for number, parameter in enumerate(parameters):
+            own = moments[number]
+            likes = {"exp_avg": parameter, "exp_avg_sq": parameter}
+            own |= {key: distribute_like(own[key], like) for key, like in likes.items()}
+        self._optimizer.load_state_dict(saved)
         for name, value in state["average"].items():
-            self._average[name].copy_(value)
+            self._average[name].copy_(distribute_like(value, self._average[name]))
         self._sums, self._summed = state["sums"], int(state["summed"])
         self.task.load_extra_state(state["extra"])
         self.step = int(state["step"])
