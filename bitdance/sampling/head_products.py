@@ -155,7 +155,7 @@ class LibraryProducts:
         self._stream, self._x0 = self._input.empty(M), self._final.empty(M)
 
     def load(self) -> None:
-        """See ``HeadProducts``; always done, which is cheaper than finding out whether it must."""
+        """See ``HeadProducts``."""
         for product in (*self._first, *self._second, self._input, self._final):
             product.load()
 

@@ -22,6 +22,7 @@ from torch import nn
 from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.quantization import quantization_of
 from bitdance.sampling import packed_products
+from bitdance.sampling.changes import Changes
 from bitdance.sampling.config import choose_plan, max_table_rows, min_turn_rows
 from bitdance.sampling.head_products import (
     HeadProducts,
@@ -164,6 +165,7 @@ class HeadRunner:
     ) -> None:
         config, device = network.config, times.device
         self.network, self.times, self.dtype = network, times, dtype
+        self._changes = Changes(network)
         shape = (rows,) if patch is None else (rows, patch)
         M, evaluations = rows * (patch or 1), len(times)
         self.plan = choose_plan(
@@ -206,9 +208,11 @@ class HeadRunner:
 
     def load(self) -> None:
         """See ``Head``."""
-        for part in (self.products, self.cond_embed, self.ada_ln):
-            part.load()
-        self._time.copy_(self.network.time_embed(self.times)[:, None])
+        if self._changes.found():
+            for part in (self.products, self.cond_embed, self.ada_ln):
+                part.load()
+            self._time.copy_(self.network.time_embed(self.times)[:, None])
+            self._changes.remember()
 
     def precision(self) -> AbstractContextManager[object]:
         """See ``Head``; autocast is off, since everything has the dtype of the products."""

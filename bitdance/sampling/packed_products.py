@@ -85,7 +85,7 @@ class PackedProducts:
         self._x0: torch.Tensor | None = None
 
     def load(self) -> None:
-        """See ``HeadProducts``; always done, which is cheaper than finding out whether it must."""
+        """See ``HeadProducts``."""
         for branch in self._branches:
             branch.load()
         self._input.load()

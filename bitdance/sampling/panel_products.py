@@ -10,6 +10,7 @@ from torch import nn
 
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.transformer import Transformer
+from bitdance.sampling.changes import Changes
 from bitdance.sampling.weights import PackedLinear, takes_panels
 from bitdance_kernels import Ranges, linear
 
@@ -18,7 +19,7 @@ __all__ = ["PanelTransformer", "panel_transformer"]
 MAX_BYTES = 2**30
 """Size of weights up to which a second copy of them, in panels, is kept."""
 
-MIN_ROWS = 16
+MIN_ROWS = 4
 """Tokens of a step from which it is: with fewer, reading weights takes as long in either form."""
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -32,15 +33,18 @@ class PanelTransformer:
     """
 
     def __init__(self, layers: Transformer) -> None:
+        self._changes = Changes(layers)
         # Made in inference mode, memory could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self._layers = _with_panels(layers)
         self._packed = [m.packed for m in self._layers.modules() if isinstance(m, _PanelLinear)]
 
     def load(self) -> None:
-        """Pack the parameters as they are now."""
-        for packed in self._packed:
-            packed.load()
+        """Pack the parameters as they are now, if they have changed."""
+        if self._changes.found():
+            for packed in self._packed:
+                packed.load()
+            self._changes.remember()
 
     def decode(
         self, x: torch.Tensor, freqs: torch.Tensor, cache: KVCache, ranges: Ranges | None = None

@@ -60,8 +60,8 @@ def test_decodes_what_the_transformer_decodes():
 @needs_native
 def test_which_transformers_have_panels(monkeypatch):
     layers = _transformer()
-    assert panel_transformer(layers, 16, torch.float32) is not None
-    assert panel_transformer(layers, 15, torch.float32) is None, "few rows"
+    assert panel_transformer(layers, 4, torch.float32) is not None
+    assert panel_transformer(layers, 3, torch.float32) is None, "few rows"
     assert panel_transformer(layers, 16, torch.bfloat16) is None, "autocast"
     assert panel_transformer(copy.deepcopy(layers).double(), 16, torch.float64) is None
     assert panel_transformer(copy.deepcopy(layers).to("meta"), 16, torch.float32) is None
