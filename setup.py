@@ -55,6 +55,7 @@ ISA_FLAGS = {
     "_avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mpopcnt".split(),
 }
 ISA_FLAGS["_bitalg"] = [*ISA_FLAGS["_avx512"], "-mavx512bitalg", "-mavx512vpopcntdq"]
+ISA_FLAGS["_amx"] = [*ISA_FLAGS["_avx512"], *"-mavx512bf16 -mamx-tile -mamx-bf16".split()]
 NVCC_FLAGS = "-std=c++17 -O3 --threads 0 -Xcompiler -fPIC,-Wall,-Wextra,-fvisibility=hidden".split()
 NVCC_FLAGS += "-Werror all-warnings -Xptxas -warn-spills,-Werror".split() * STRICT
 

@@ -307,7 +307,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_isa(limit: str) -> Iterator[None]:
-    """A context in which C++ kernels use at most `limit` ("scalar", "avx2", "avx512")."""
+    """A context in which C++ kernels use at most `limit` ("scalar", "avx2", "avx512", "amx")."""
     before = native.cpu.isa()
     native.cpu.set_isa_limit(native.ISAS.index(limit))
     try:

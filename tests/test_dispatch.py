@@ -167,7 +167,7 @@ def test_unknown_instruction_set_is_refused():
     assert failed.returncode != 0
     if cpu_isas():
         assert (
-            "BITDANCE_KERNELS_CPU_ISA must be one of scalar, avx2, avx512, got 'mmx'"
+            "BITDANCE_KERNELS_CPU_ISA must be one of scalar, avx2, avx512, amx, got 'mmx'"
             in failed.stderr
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "amx")
 # Codes of csrc/common/dtype.h.
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = 0, 1, 2, 3
 

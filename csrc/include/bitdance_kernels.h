@@ -211,12 +211,12 @@ int bdk_swiglu_cpu(bdk_rows h, bdk_rows y, int64_t rows, int64_t hidden, int thr
 int bdk_swiglu_backward_cpu(bdk_rows grad, bdk_rows h, bdk_rows grad_h, int64_t rows,
                             int64_t hidden, int threads);
 
-// In float32; qkv: [rows, patch, 3 * heads * head_dim], a row for every token, patch <= 64,
-// head_dim <= 128; out: [rows, patch, heads * head_dim].
-int bdk_patch_attention_cpu(bdk_rows qkv, float* out, int64_t rows, int64_t patch, int64_t heads,
+// qkv: [rows, patch, 3 * heads * head_dim], a row for every token, patch <= 64, head_dim <= 128;
+// out: [rows, patch, heads * head_dim], of the dtype of qkv.
+int bdk_patch_attention_cpu(bdk_rows qkv, bdk_rows out, int64_t rows, int64_t patch, int64_t heads,
                             int64_t head_dim, int threads);
 
-int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, float* grad_qkv, int64_t rows,
+int bdk_patch_attention_backward_cpu(bdk_rows grad, bdk_rows qkv, bdk_rows grad_qkv, int64_t rows,
                                      int64_t patch, int64_t heads, int64_t head_dim, int threads);
 
 // q: [batch, tokens, heads, head_dim], k_cache, v_cache: [batch, cache_tokens, kv_heads, head_dim],

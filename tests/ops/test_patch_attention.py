@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from bitdance_kernels import BackendError, patch_attention
 from bitdance_kernels._dispatch.op import REGISTRY
-from bitdance_kernels.testing import Call, Invalid, compare
+from bitdance_kernels.testing import Call, Invalid, compare, cpu_isa, cpu_isas
 
 OP = REGISTRY["patch_attention"]
 BACKENDS = [name for name in OP.backends if OP.unavailable(name) is None]
@@ -43,6 +43,19 @@ def test_patches_do_not_see_each_other(backend, broken):
     out = patch_attention(qkv, 2, backend=backend)
     torch.testing.assert_close(out[2:3], alone)
     assert not out[[0, 1, 3]].isfinite().any()
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_of_every_size(dtype, isa):
+    """Patches that fill tiles of sixteen tokens in part, heads of one tile of channels and more."""
+    for patch, head_dim in ((5, 96), (16, 32), (31, 64), (64, 128), (33, 20)):
+        qkv = torch.randn(1 + 256 // patch, patch, 3 * 2 * head_dim).to(dtype)
+        with cpu_isa(isa):
+            out = patch_attention(qkv, 2, backend="cpu")
+        eager = patch_attention(qkv, 2, backend="reference")
+        truth = patch_attention(qkv.double(), 2, backend="reference")
+        compare("staged", out, eager, truth, f"{patch} tokens, {head_dim} channels, {dtype}")
 
 
 @EVERY_BACKEND

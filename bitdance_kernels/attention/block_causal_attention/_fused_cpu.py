@@ -26,8 +26,6 @@ _BACKWARD_QUERIES = 256
 _BACKWARD_WHOLE = 384
 # Elements of a mask, which may limit the queries further: 64 MB.
 _MASK = 2**24
-# Maximum of queries that go whole in half precision, whose products are cheaper than the copies.
-_HALF_WHOLE = 384
 
 # Number of cached plans, and elements of the masks that one may hold (4 MB), enough for 1,000
 # tokens. Masks of longer sequences take no time next to the attention.
@@ -53,15 +51,12 @@ def forward(
     start: torch.Tensor,
     end: torch.Tensor,
     scale: float,
-    *,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and log-sum-exp, with products of `dtype`, float32 or that of q."""
+    """Output and log-sum-exp."""
     B, T, H, _ = q.shape
-    whole = dtype != torch.float32 and T <= _HALF_WHOLE
-    plan = _plan(start, end, k.shape[1], _HALF_WHOLE if whole else _QUERIES)
-    queries = _rows(q, dtype)
-    keys, values = plan.without_unseen(_rows(k, dtype), _rows(v, dtype))
+    plan = _plan(start, end, k.shape[1], _QUERIES)
+    queries = _rows(q)
+    keys, values = plan.without_unseen(_rows(k), _rows(v))
     if plan.at_once(q, k):
         out, lse = _attend(queries, keys, values, plan.mask(0), scale)
     else:
@@ -254,13 +249,13 @@ def _groups(H: int, Hkv: int) -> Iterator[slice]:
     return (slice(g, None, group) for g in range(group))
 
 
-def _rows(x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """`x` in `dtype`, copied if the layout of its rows would change how products round.
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32, copied if the layout of its rows would change how products round.
 
     Parts of a packed projection, whose heads begin at whole vectors, are read in place: copies of
     q, k and v take longer than attention among a hundred tokens.
     """
-    x = x.to(dtype)
+    x = x.float()
     steps = (x.storage_offset(), *x.stride()[:-1])
     in_place = x.stride(-1) == 1 and all(step % _VECTOR == 0 for step in steps)
     return x if in_place else x.contiguous()

@@ -1,25 +1,15 @@
-"""block_causal_attention in C++: csrc/cpu/block_causal_attention.
-
-A large forward pass in bfloat16 is left to PyTorch's fused kernel where the processor multiplies
-tiles of it; it rounds the weights to bfloat16 for that.
-"""
+"""block_causal_attention in C++: csrc/cpu/block_causal_attention."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
 from bitdance_kernels._shared import native
-from bitdance_kernels.attention._shared import intervals
 from bitdance_kernels.attention._shared.heads import unit_channels
-from bitdance_kernels.attention.block_causal_attention import _fused_cpu, reference
 
 _MAX_CHANNELS = 128  # kMaxChannels of csrc/cpu/common/attention_tiles.h
 _MAX_TOKENS = 4096
 _PAD, _STRIP, _STRIPS = 16, 16, 4  # of csrc/cpu/block_causal_attention
-# Values of the keys of a head beyond which tiles of bfloat16 are faster.
-_TILED = 8192 if getattr(torch.cpu, "_is_amx_tile_supported", bool)() else math.inf
 
 
 def unsupported(q: torch.Tensor, k: torch.Tensor, *_: object) -> str | None:
@@ -49,10 +39,6 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     B, T, H, D = q.shape
     Tk, Hkv = k.shape[1:3]
-    if q.dtype == torch.bfloat16 and Tk * D > _TILED:
-        out, lse = _fused_cpu.forward(q, k, v, start, end, scale, dtype=q.dtype)
-        known = intervals.is_finite(out)  # it does not know that hidden keys must not be seen
-        return (out, lse) if known else reference.forward(q, k, v, start, end, scale)
     keys, width = _padded(Tk), _padded(D)
     threads = torch.get_num_threads()
     out, lse = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)

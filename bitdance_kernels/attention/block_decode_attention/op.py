@@ -46,7 +46,8 @@ def block_decode_attention(
         BackendError: a backend named explicitly cannot run the call.
 
     Numerics:
-        Scores, softmax and sums in float32 (float64 for float64), one rounding at the end. On a GPU
+        Scores, softmax and sums in float32 (float64 for float64), one rounding at the end; on a CPU
+        with AMX the weights of bfloat16 are rounded to it where a head has several rows. On a GPU
         the host does not wait for `lengths`. Autocast casts `q` and both caches to its dtype.
 
     Backends:

@@ -1,7 +1,4 @@
-"""patch_attention in C++: csrc/cpu/patch_attention.
-
-The code knows float32 alone; halves are converted, which takes less time than their attention.
-"""
+"""patch_attention in C++: csrc/cpu/patch_attention."""
 
 from __future__ import annotations
 
@@ -27,8 +24,6 @@ def unsupported(qkv: torch.Tensor, num_heads: int) -> str | None:
 
 
 def run(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
-    if qkv.dtype != torch.float32:
-        return run(qkv.float(), num_heads).to(qkv.dtype)
     rows, patch, width = qkv.shape
     out = qkv.new_empty(rows, patch, width // 3)
     native.cpu.patch_attention(
@@ -48,8 +43,6 @@ def unsupported_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) 
 
 
 def run_backward(grad: torch.Tensor, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
-    if qkv.dtype != torch.float32 or grad.dtype != torch.float32:
-        return run_backward(grad.float(), qkv.float(), num_heads).to(qkv.dtype)
     rows, patch, width = qkv.shape
     grad_qkv = qkv.new_empty(qkv.shape)
     native.cpu.patch_attention_backward(

@@ -36,7 +36,8 @@ def patch_attention(qkv: torch.Tensor, num_heads: int, *, backend: str = "auto")
         BackendError: a backend named explicitly cannot run the call.
 
     Numerics:
-        Scores and sums in float32 (float64 for float64). Differentiable in `qkv`; the backward
+        Scores and sums in float32 (float64 for float64); on a CPU with AMX the weights of bfloat16
+        are rounded to it. Differentiable in `qkv`; the backward
         computes the scores anew. Patches are independent: what is not finite in one stays there
         (in gradients only on the reference). Autocast casts `qkv` to its dtype.
 

@@ -4,6 +4,7 @@
 #include "cpu/block_causal_attention/block_causal_attention.h"
 
 #include "bitdance_kernels.h"
+#include "cpu/common/bfloat16_tiles.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/wide_rows.h"
@@ -156,6 +157,35 @@ float* copy_keys(const bdk_heads& x, int64_t b, int64_t h, const Sizes& sizes, W
   return to;
 }
 
+// Queries of a head whose products are those of tiles of bfloat16; false where it is left to the
+// loops in float32.
+bool attended_in_tiles(const bdk_heads& q, const bdk_heads& k, const bdk_heads& v,
+                       const bdk_heads& out, const Ranges& ranges, int64_t b, int64_t h,
+                       const Sizes& sizes, float scale, float* lse) {
+#ifdef BDK_X86
+  const auto at = [](const bdk_heads& x, int64_t batch, int64_t head) {
+    return static_cast<uint16_t*>(x.data) + batch * x.batch + head * x.head;
+  };
+  const int64_t kv_head = h / sizes.group();
+  const TileHead head = {at(k, b, kv_head), at(v, b, kv_head), k.token,
+                         v.token,           sizes.head_dim,    scale};
+  for (int first = 0; first < sizes.tokens; first += kTileRows) {
+    TileRow rows[kTileRows];
+    const int count = sizes.tokens - first < kTileRows ? sizes.tokens - first : kTileRows;
+    for (int i = 0; i < count; ++i) {
+      const int t = first + i;
+      const int32_t begin = ranges.start[t], end = ranges.end[t];
+      rows[i] = {at(q, b, h) + t * q.token, at(out, b, h) + t * out.token, begin < 0 ? 0 : begin,
+                 end < sizes.keys ? end : sizes.keys};
+    }
+    if (!attend_in_tiles(head, rows, count, lse + first)) return false;
+  }
+  return true;
+#else
+  return false;
+#endif
+}
+
 // Calls use(batch, head of keys, workspace) for every head of keys.
 template <class Use>
 void for_heads(const Sizes& sizes, int products, float* workspace, int64_t size, int threads,
@@ -187,15 +217,24 @@ int bdk_block_causal_attention_cpu(bdk_heads q, bdk_heads k, bdk_heads v, const 
   if (workspace_size < used) return BDK_BAD_SIZE;
   const CausalLoops& loops = choose();
   const int width = sizes.width(), group = sizes.group();
+  const bool tiles = q.dtype == kBFloat16 && k.dtype == kBFloat16 && v.dtype == kBFloat16 &&
+                     out.dtype == kBFloat16 && has_bfloat16_tiles() &&
+                     head_dim % kTileChannelsUnit == 0;
   const auto attend = [&](int64_t b, int64_t kv_head, Workspace own) {
+    const Ranges ranges = {start + b * range_batch, end + b * range_batch, sizes.tokens,
+                           sizes.keys};
+    bool done = tiles;
+    for (int64_t h = kv_head * group; done && h < (kv_head + 1) * group; ++h) {
+      float* const to = lse + (b * heads + h) * tokens;
+      done = attended_in_tiles(q, k, v, out, ranges, b, h, sizes, scale, to);
+    }
+    if (done) return;
     float* of_k = copy_keys(k, b, kv_head, sizes, own);
     float* of_v = copy_keys(v, b, kv_head, sizes, own);
     float* panels = own.take(sizes.of_keys());
     loops.panels(of_k, padded(sizes.keys), width, panels);
     float *q_buffer = own.take(sizes.of_tokens()), *buffer = own.take(sizes.of_tokens());
     float* weights = own.take(sizes.of_weights(kStrip));
-    const Ranges ranges = {start + b * range_batch, end + b * range_batch, sizes.tokens,
-                           sizes.keys};
     bool finite = loops.are_finite(of_v, width, sizes.keys, width);
     if (!finite) {  // perhaps where no query sees it
       clear(of_v, sizes.keys, width, [&](int key) { return ranges.is_seen(key); });

@@ -107,12 +107,6 @@ inline Lanes lane_numbers() {
   return numbers;
 }
 
-inline Vector load(const float* at) {
-  Vector v;
-  memcpy(&v, at, sizeof v);
-  return v;
-}
-
 inline Vector all_lanes(float value) { return value - Vector{}; }
 
 // `v`, of the keys from `key` on, with `otherwise` for those outside of the interval.
@@ -151,7 +145,7 @@ inline float softmax_row(const Strip& strip, Interval keys, float* p) {
   }
   Vector tops = all_lanes(-INFINITY);
   for (int j = first; j < end; j += kLanes) {
-    const Vector v = seen_alone(load(p + j), j, keys, -INFINITY);
+    const Vector v = seen_alone(load_vector(p + j), j, keys, -INFINITY);
     tops = v > tops ? v : tops;
   }
   const float top = lanes_max(tops);
@@ -160,13 +154,13 @@ inline float softmax_row(const Strip& strip, Interval keys, float* p) {
     float* at = p + j;
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) at[i] = exp_approximate(at[i] - top);
-    const Vector v = seen_alone(load(at), j, keys, 0.0f);
+    const Vector v = seen_alone(load_vector(at), j, keys, 0.0f);
     memcpy(at, &v, sizeof v);
     sums += v;
   }
   const float sum = lanes_sum(sums), share = 1.0f / sum;
   for (int j = first; j < end; j += kLanes) {
-    const Vector v = load(p + j) * share;
+    const Vector v = load_vector(p + j) * share;
     memcpy(p + j, &v, sizeof v);
   }
   return top + logf(sum);
@@ -177,7 +171,7 @@ inline bool causal_are_finite(const float* rows, int64_t stride, int count, int 
   for (int row = 0; row < count; ++row) {
     for (int c = 0; c < width; c += kPad) {
       for (int i = 0; i < kVectors; ++i) {
-        sum[(row & 1) * kVectors + i] += 0.0f * load(rows + row * stride + c + i * kLanes);
+        sum[(row & 1) * kVectors + i] += 0.0f * load_vector(rows + row * stride + c + i * kLanes);
       }
     }
   }
@@ -222,14 +216,14 @@ inline void gradient_row(const Strip& strip, Interval keys, float lse, float del
     float* at = p + j;
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) at[i] = exp_approximate(at[i] - lse);
-    const Vector v = seen_alone(load(at), j, keys, 0.0f);
+    const Vector v = seen_alone(load_vector(at), j, keys, 0.0f);
     memcpy(at, &v, sizeof v);
     sums += v;
   }
   const float share = blind ? 0.0f : 1.0f / lanes_sum(sums);
   for (int j = first; j < end; j += kLanes) {
-    const Vector v = load(p + j) * share;
-    const Vector dv = seen_alone(v * (load(dp + j) - delta), j, keys, 0.0f);
+    const Vector v = load_vector(p + j) * share;
+    const Vector dv = seen_alone(v * (load_vector(dp + j) - delta), j, keys, 0.0f);
     memcpy(p + j, &v, sizeof v);
     memcpy(dp + j, &dv, sizeof dv);
   }
@@ -240,7 +234,7 @@ inline float dot(const float* a, const float* b, int count) {
   Vector sum[kVectors] = {};
   for (int c = 0; c < count; c += kPad) {
     for (int i = 0; i < kVectors; ++i)
-      sum[i] += load(a + c + i * kLanes) * load(b + c + i * kLanes);
+      sum[i] += load_vector(a + c + i * kLanes) * load_vector(b + c + i * kLanes);
   }
   for (int i = 1; i < kVectors; ++i) sum[0] += sum[i];
   return lanes_sum(sum[0]);

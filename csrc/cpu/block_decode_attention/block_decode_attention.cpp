@@ -2,6 +2,7 @@
 #include "cpu/block_decode_attention/block_decode_attention.h"
 
 #include "bitdance_kernels.h"
+#include "cpu/common/bfloat16_tiles.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/wide_rows.h"
@@ -11,6 +12,8 @@ namespace {
 
 // Multiply-adds a thread must have to be worth starting: about 20 us.
 constexpr int64_t kGrain = int64_t{1} << 19;
+// Query rows of a head from which sixteen at a time pay.
+constexpr int64_t kMinTileRows = 5;
 constexpr DecodeLoops kScalarLoops = {decode_attend};
 
 int64_t filled(int64_t length, int64_t cache_tokens) {
@@ -51,60 +54,96 @@ int bdk_block_decode_attention_cpu(const void* q, const void* k_cache, const voi
     return static_cast<const char*>(base) + element * bytes;
   };
   const int64_t group = heads / kv_heads, rows = tokens * group;
-  const int64_t tiles = (rows + kDecodeRows - 1) / kDecodeRows;
+  const bool in_tiles = dtype == kBFloat16 && has_bfloat16_tiles() && rows >= kMinTileRows &&
+                        head_dim % kTileChannelsUnit == 0;
+  const int64_t at_once = in_tiles ? kTileRows : kDecodeRows;
+  const int64_t tiles = (rows + at_once - 1) / at_once;
   int64_t longest = 0;
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t keys = filled(lengths[b], cache_tokens);
     longest = keys > longest ? keys : longest;
   }
-  const int64_t work = 2 * (rows < kDecodeRows ? rows : kDecodeRows) * longest * head_dim;
+  const int64_t work = 2 * (rows < at_once ? rows : at_once) * longest * head_dim;
+  // Row r of a key-value head is token r / group and query head r % group of its group.
+  const auto offset = [group](int64_t kv, int64_t r, int64_t token, int64_t head) {
+    return r / group * token + (kv * group + r % group) * head;
+  };
+  const auto q_at = [&](int64_t b, int64_t kv, int64_t r) {
+    return at(q, b * q_batch + offset(kv, r, q_token, q_head));
+  };
+  const auto out_at = [&](int64_t b, int64_t kv, int64_t r) {
+    const int64_t first = b * tokens * heads * head_dim;
+    return const_cast<char*>(at(out, first + offset(kv, r, heads * head_dim, head_dim)));
+  };
+  const auto attend = [&](const DecodeHead& head, int64_t b, int64_t kv, int64_t first, int count) {
+    alignas(64) float q_tile[kDecodeRows * kDecodeMaxChannels];
+    alignas(64) float result[kDecodeRows * kDecodeMaxChannels];
+    float lse[kDecodeRows];
+    for (int r = 0; r < count; ++r) {
+      float* to = q_tile + r * head_dim;
+      if (halves == nullptr) {
+        memcpy(to, q_at(b, kv, first + r), sizeof(float) * head_dim);
+      } else {
+        halves->widen(reinterpret_cast<const uint16_t*>(q_at(b, kv, first + r)), to, head_dim);
+      }
+    }
+    if (head.keys > 0) {
+      loops.attend(head, q_tile, count, result, lse);
+    } else {
+      memset(result, 0, sizeof(float) * count * head_dim);
+    }
+    for (int r = 0; r < count; ++r) {
+      const float* from = result + r * head_dim;
+      char* to = out_at(b, kv, first + r);
+      if (halves == nullptr) {
+        memcpy(to, from, sizeof(float) * head_dim);
+      } else {
+        halves->narrow(from, reinterpret_cast<uint16_t*>(to), head_dim);
+      }
+    }
+  };
+  // False where it is left to the loops in float32.
+  const auto attended_in_tiles = [&](const DecodeHead& head, int64_t b, int64_t kv, int64_t first,
+                                     int count) {
+#ifdef BDK_X86
+    if (!in_tiles || head.keys > INT32_MAX) return false;
+    TileRow some[kTileRows];
+    for (int r = 0; r < count; ++r) {
+      some[r] = {reinterpret_cast<const uint16_t*>(q_at(b, kv, first + r)),
+                 reinterpret_cast<uint16_t*>(out_at(b, kv, first + r)), 0,
+                 static_cast<int>(head.keys)};
+    }
+    const TileHead tiled = {static_cast<const uint16_t*>(head.k),
+                            static_cast<const uint16_t*>(head.v),
+                            head.k_stride,
+                            head.v_stride,
+                            head.head_dim,
+                            head.scale};
+    return attend_in_tiles(tiled, some, count, nullptr);
+#else
+    return false;
+#endif
+  };
   parallel_for(batch * kv_heads * tiles, kGrain / (work + 1) + 1, 1, threads,
                [&](int64_t begin, int64_t end) {
-                 alignas(64) float q_tile[kDecodeRows * kDecodeMaxChannels];
-                 alignas(64) float result[kDecodeRows * kDecodeMaxChannels];
-                 float lse[kDecodeRows];
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t b = i / (kv_heads * tiles), kv = i / tiles % kv_heads;
-                   const int64_t first = i % tiles * kDecodeRows;
-                   const int some =
-                       static_cast<int>(rows - first < kDecodeRows ? rows - first : kDecodeRows);
                    const DecodeHead head = {at(k_cache, b * k_batch + kv * k_head),
                                             at(v_cache, b * v_batch + kv * v_head),
+                                            dtype,
                                             halves,
                                             k_token,
                                             v_token,
                                             filled(lengths[b], cache_tokens),
                                             static_cast<int>(head_dim),
                                             scale};
-                   // Row r of a key-value head is token r / group and query head r % group of its
-                   // group.
-                   const auto offset = [&](int64_t r, int64_t token, int64_t head_stride) {
-                     return r / group * token + (kv * group + r % group) * head_stride;
-                   };
-                   for (int r = 0; r < some; ++r) {
-                     const void* from = at(q, b * q_batch + offset(first + r, q_token, q_head));
-                     float* to = q_tile + r * head_dim;
-                     if (halves == nullptr) {
-                       memcpy(to, from, sizeof(float) * head_dim);
-                     } else {
-                       halves->widen(static_cast<const uint16_t*>(from), to, head_dim);
-                     }
-                   }
-                   if (head.keys > 0) {
-                     loops.attend(head, q_tile, some, result, lse);
-                   } else {
-                     memset(result, 0, sizeof(float) * some * head_dim);
-                   }
-                   for (int r = 0; r < some; ++r) {
-                     const float* from = result + r * head_dim;
-                     char* to = static_cast<char*>(out) +
-                                bytes * (b * tokens * heads * head_dim +
-                                         offset(first + r, heads * head_dim, head_dim));
-                     if (halves == nullptr) {
-                       memcpy(to, from, sizeof(float) * head_dim);
-                     } else {
-                       halves->narrow(from, reinterpret_cast<uint16_t*>(to), head_dim);
-                     }
+                   const int64_t first = i % tiles * at_once;
+                   const int64_t last = first + at_once < rows ? first + at_once : rows;
+                   const auto count = static_cast<int>(last - first);
+                   if (attended_in_tiles(head, b, kv, first, count)) continue;
+                   for (int64_t r = first; r < last; r += kDecodeRows) {
+                     attend(head, b, kv, r,
+                            static_cast<int>(last - r < kDecodeRows ? last - r : kDecodeRows));
                    }
                  }
                });

@@ -2,11 +2,13 @@
 // function per instruction set.
 //
 // Keys come in tiles, and the softmax is that of FlashAttention (Dao et al. 2022, algorithm 1): the
-// sums so far are relative to the largest score so far. Tiles of halves are widened.
+// sums so far are relative to the largest score so far. Tiles of halves are widened, as a whole
+// where several query rows read them.
 #pragma once
 
 #include <math.h>
 
+#include "common/dtype.h"
 #include "cpu/common/attention_tiles.h"
 #include "cpu/common/halves.h"
 #include "cpu/common/rows.h"
@@ -18,7 +20,8 @@ constexpr int kDecodeKeys = 64;
 constexpr int kDecodeMaxChannels = kMaxChannels;
 
 struct DecodeHead {
-  const void *k, *v;                // one token every `k_stride`, `v_stride`
+  const void *k, *v;  // one token every `k_stride`, `v_stride`
+  int dtype;
   const HalfLoops* halves_or_null;  // null for float32
   int64_t k_stride, v_stride;
   int64_t keys;
@@ -71,8 +74,10 @@ inline Matrix tokens_of(const DecodeHead& head, const void* from, int64_t stride
   return {wide, width};
 }
 
-inline void decode_attend(const DecodeHead& head, const float* q, int rows, float* out,
-                          float* lse) {
+// T: what keys and values are read as; float also for halves, which are widened first.
+template <class T>
+inline void decode_attend_as(const DecodeHead& head, const float* q, int rows, float* out,
+                             float* lse) {
   alignas(64) float scores[kDecodeRows * kDecodeKeys], wide_keys[kDecodeKeys * kDecodeMaxChannels];
   alignas(64) float values[kDecodeKeys * kDecodeMaxChannels];
   alignas(64) float sums[kDecodeRows * kDecodeMaxChannels];
@@ -85,13 +90,22 @@ inline void decode_attend(const DecodeHead& head, const float* q, int rows, floa
   }
   for (int64_t first = 0; first < head.keys; first += kDecodeKeys) {
     const int keys = static_cast<int>(head.keys - first < kDecodeKeys ? head.keys - first : 64);
-    const Matrix k = tokens_of(head, head.k, head.k_stride, first, keys, wide_keys);
-    dots({q, D}, rows, k, keys, D, head.scale, scores);
-    weigh(scores, rows, keys, top, total, factor);
-    Matrix v = tokens_of(head, head.v, head.v_stride, first, keys, values);
-    // A copy pays where several rows read it.
-    if (v.at != values && (rows > 4 || width != D)) v = close_together(v, keys, D, values);
-    product(scores, 1, keys, v, keys, rows, width, 1.0f, first == 0 ? sums : part, width);
+    float* const products = first == 0 ? sums : part;
+    if constexpr (std::is_same_v<T, float>) {
+      const Matrix k = tokens_of(head, head.k, head.k_stride, first, keys, wide_keys);
+      dots({q, D}, rows, k, keys, D, head.scale, scores);
+      weigh(scores, rows, keys, top, total, factor);
+      Matrix v = tokens_of(head, head.v, head.v_stride, first, keys, values);
+      // A copy pays where several rows read it.
+      if (v.at != values && (rows > 4 || width != D)) v = close_together(v, keys, D, values);
+      product(scores, 1, keys, v, keys, rows, width, 1.0f, products, width);
+    } else {
+      const RowsOf<T> k{static_cast<const T*>(head.k) + first * head.k_stride, head.k_stride};
+      const RowsOf<T> v{static_cast<const T*>(head.v) + first * head.v_stride, head.v_stride};
+      dots({q, D}, rows, k, keys, D, head.scale, scores);
+      weigh(scores, rows, keys, top, total, factor);
+      product(scores, 1, keys, v, keys, rows, width, 1.0f, products, width);
+    }
     if (first == 0) continue;
     for (int i = 0; i < rows; ++i) {
 #pragma omp simd
@@ -104,6 +118,18 @@ inline void decode_attend(const DecodeHead& head, const float* q, int rows, floa
     const float share = 1.0f / total[i];
     lse[i] = top[i] + logf(total[i]);
     for (int d = 0; d < D; ++d) out[i * D + d] = sums[i * width + d] * share;
+  }
+}
+
+inline void decode_attend(const DecodeHead& head, const float* q, int rows, float* out,
+                          float* lse) {
+  const bool in_place = rows < kMinRows && head.head_dim % kPad == 0;
+  if (in_place && head.dtype == kFloat16) {
+    decode_attend_as<Float16>(head, q, rows, out, lse);
+  } else if (in_place && head.dtype == kBFloat16) {
+    decode_attend_as<Bfloat16>(head, q, rows, out, lse);
+  } else {
+    decode_attend_as<float>(head, q, rows, out, lse);
   }
 }
 

@@ -15,39 +15,42 @@ namespace bdk {
 constexpr int kPad = 16;           // the number of columns is a multiple of this
 constexpr int kMaxChannels = 128;  // of a head
 
+// Rows of values, one every `stride`.
+template <class T>
+struct RowsOf {
+  const T* at;
+  int64_t stride;
+};
+using Matrix = RowsOf<float>;
+
 namespace {  // the vectors differ between the files that include this
 
 constexpr int kVectors = kPad / kLanes;
-
-// Rows of floats, one every `stride`.
-struct Matrix {
-  const float* at;
-  int64_t stride;
-};
+constexpr int kMinRows = 8;  // of a, from which transposing b pays
 
 inline int padded(int columns) { return (columns + kPad - 1) / kPad * kPad; }
 
-// kRows rows of c, kPad columns; kAdd: adds to c.
-template <int kRows, bool kAdd>
-inline void product_block(const float* a, int64_t a_step, int64_t a_row, Matrix b, int depth,
+// kRows rows of c, kAcross vectors of columns; kAdd: adds to c.
+template <int kRows, int kAcross, bool kAdd, class T>
+inline void product_block(const float* a, int64_t a_step, int64_t a_row, RowsOf<T> b, int depth,
                           float factor, float* c, int64_t c_stride) {
-  Vector sum[kRows][kVectors] = {};
+  Vector sum[kRows][kAcross] = {};
   for (int k = 0; k < depth; ++k) {
-    Vector v[kVectors];
-#pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) {  // one by one: all at once they go through the stack
-      memcpy(&v[i], b.at + k * b.stride + i * kLanes, sizeof v[i]);
+    Vector v[kAcross];
+#pragma GCC unroll 8
+    for (int i = 0; i < kAcross; ++i) {  // one by one: all at once they go through the stack
+      v[i] = load_vector(b.at + k * b.stride + i * kLanes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) sum[r][i] += a[k * a_step + r * a_row] * v[i];
+#pragma GCC unroll 8
+      for (int i = 0; i < kAcross; ++i) sum[r][i] += a[k * a_step + r * a_row] * v[i];
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kAcross; ++i) {
       Vector scaled = factor * sum[r][i];
       if constexpr (kAdd) {
         Vector before;
@@ -61,18 +64,24 @@ inline void product_block(const float* a, int64_t a_step, int64_t a_row, Matrix 
 
 // c [rows, columns] = factor times the sum over k of a(k, row) b[k, column], where a(k, row) is
 // a[k * a_step + row * a_row]; `columns` is a multiple of kPad. kAdd: it is added to c.
-template <bool kAdd = false>
-inline void product(const float* a, int64_t a_step, int64_t a_row, Matrix b, int depth, int rows,
+template <bool kAdd = false, class T = float>
+inline void product(const float* a, int64_t a_step, int64_t a_row, RowsOf<T> b, int depth, int rows,
                     int columns, float factor, float* c, int64_t c_stride) {
   constexpr int kRows = kLanes == 4 ? 2 : kLanes == 8 ? 4 : 8;
-  for (int column = 0; column < columns; column += kPad) {
-    const Matrix from{b.at + column, b.stride};
+  constexpr int kWide = kLanes == 4 ? 1 : 4;  // blocks of one row, each of which waits for itself
+  int column = 0;
+  for (; rows == 1 && column + kWide * kPad <= columns; column += kWide * kPad) {
+    product_block<1, kWide * kVectors, kAdd>(a, a_step, a_row, RowsOf<T>{b.at + column, b.stride},
+                                             depth, factor, c + column, c_stride);
+  }
+  for (; column < columns; column += kPad) {
+    const RowsOf<T> from{b.at + column, b.stride};
     int row = 0;
     const auto take = [&](auto some) {
       constexpr int kSome = decltype(some)::value;
       for (; row + kSome <= rows; row += kSome) {
-        product_block<kSome, kAdd>(a + row * a_row, a_step, a_row, from, depth, factor,
-                                   c + row * c_stride + column, c_stride);
+        product_block<kSome, kVectors, kAdd>(a + row * a_row, a_step, a_row, from, depth, factor,
+                                             c + row * c_stride + column, c_stride);
       }
     };
     take(std::integral_constant<int, kRows>());
@@ -96,8 +105,8 @@ inline void totals_of_eight(const Vector* v, float* total) {
 #endif
 }
 
-template <int kRows, int kColumns>
-inline void dot_block(Matrix a, Matrix b, int depth, float factor, float* c, int64_t c_stride) {
+template <int kRows, int kColumns, class T>
+inline void dot_block(Matrix a, RowsOf<T> b, int depth, float factor, float* c, int64_t c_stride) {
   static_assert(kRows * kColumns <= 8, "totals_of_eight adds them up");
   Vector sum[8] = {};
   int k = 0;
@@ -107,7 +116,7 @@ inline void dot_block(Matrix a, Matrix b, int depth, float factor, float* c, int
     for (int r = 0; r < kRows; ++r) memcpy(&x[r], a.at + r * a.stride + k, sizeof x[r]);
 #pragma GCC unroll 4
     for (int j = 0; j < kColumns; ++j) {
-      memcpy(&y[j], b.at + j * b.stride + k, sizeof y[j]);
+      y[j] = load_vector(b.at + j * b.stride + k);
 #ifdef __AVX2__
       __asm__("" : "+x"(y[j]));  // stays in a register: GCC would load it again in each product
 #endif
@@ -120,7 +129,8 @@ inline void dot_block(Matrix a, Matrix b, int depth, float factor, float* c, int
   for (; k < depth; ++k) {
     for (int r = 0; r < kRows; ++r) {
       for (int j = 0; j < kColumns; ++j) {
-        total[r * kColumns + j] += a.at[r * a.stride + k] * b.at[j * b.stride + k];
+        total[r * kColumns + j] +=
+            a.at[r * a.stride + k] * static_cast<float>(b.at[j * b.stride + k]);
       }
     }
   }
@@ -173,14 +183,18 @@ inline void transpose(Matrix m, int columns, float* to) {
 }
 
 // c [rows, columns] = factor times the dot products of the rows of a and those of b.
-inline void dots(Matrix a, int rows, Matrix b, int columns, int head_dim, float factor, float* c) {
-  constexpr int kMinRows = 8;  // rows from which transposing b pays
-  const auto row = [](Matrix m, int r) { return Matrix{m.at + r * m.stride, m.stride}; };
-  alignas(64) float side_by_side[kMaxChannels * kPad];
+template <class T = float>
+inline void dots(Matrix a, int rows, RowsOf<T> b, int columns, int head_dim, float factor,
+                 float* c) {
+  const auto row = [](auto m, int r) { return decltype(m){m.at + r * m.stride, m.stride}; };
   int j = 0;
-  for (; rows >= kMinRows && j + kPad <= columns; j += kPad) {
-    transpose(row(b, j), head_dim, side_by_side);
-    product(a.at, 1, a.stride, {side_by_side, kPad}, head_dim, rows, kPad, factor, c + j, columns);
+  if constexpr (std::is_same_v<T, float>) {
+    alignas(64) float side_by_side[kMaxChannels * kPad];
+    for (; rows >= kMinRows && j + kPad <= columns; j += kPad) {
+      transpose(row(b, j), head_dim, side_by_side);
+      product(a.at, 1, a.stride, Matrix{side_by_side, kPad}, head_dim, rows, kPad, factor, c + j,
+              columns);
+    }
   }
   for (; j + 4 <= columns; j += 4) {  // rows of b stay in the nearest cache while a's pass by
     int i = 0;

@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/common/vectors.h"
+
 namespace bdk {
 
 struct HalfLoops {
@@ -94,6 +96,42 @@ inline void narrow_float16(const float* from, uint16_t* to, int64_t count) {
   }
 #endif
   for (; i < count; ++i) to[i] = narrow_float16_one(from[i]);
+}
+
+// A half as an element of memory.
+struct Float16 {
+  uint16_t bits;
+  explicit operator float() const { return widen_float16_one(bits); }
+};
+struct Bfloat16 {
+  uint16_t bits;
+  explicit operator float() const { return float_from_pattern(static_cast<uint32_t>(bits) << 16); }
+};
+
+inline Vector load_vector(const Float16* from) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+  return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  Vector v;
+  for (int i = 0; i < kLanes; ++i) v[i] = static_cast<float>(from[i]);
+  return v;
+#endif
+}
+
+inline Vector load_vector(const Bfloat16* from) {
+#ifdef __AVX512F__
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#elif defined(__AVX2__)
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return (Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+#else
+  Vector v;
+  for (int i = 0; i < kLanes; ++i) v[i] = static_cast<float>(from[i]);
+  return v;
+#endif
 }
 
 constexpr Halves kHalvesHere = {{widen_float16, narrow_float16}, {widen_bfloat16, narrow_bfloat16}};

@@ -5,10 +5,13 @@
 
 namespace bdk {
 
-enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
 
-// The best set that this build and this processor have, capped by set_isa_limit.
+// The best set of vectors that this build and this processor have, capped by set_isa_limit.
 Isa active_isa();
+
+// Whether there are products of tiles of bfloat16 (AMX, with AVX-512 and its bfloat16) too.
+bool has_bfloat16_tiles();
 
 // Whether non-temporal stores are faster than normal ones for an output of `bytes` in memory that
 // has been used before; smaller outputs are better left in the caches for whoever reads them next.

@@ -34,12 +34,6 @@ class Rotation {
 
 namespace {  // compiled anew for each instruction set
 
-inline Vector load_vector(const float* from) {
-  Vector v;
-  memcpy(&v, from, sizeof v);
-  return v;
-}
-
 // Adjacent lanes exchanged.
 inline Vector partners(Vector v) {
   using Pairs = uint64_t __attribute__((vector_size(4 * kLanes)));

@@ -21,6 +21,12 @@ constexpr int kLanes = 4;
 #endif
 using Vector = float __attribute__((vector_size(4 * kLanes)));
 
+inline Vector load_vector(const float* from) {
+  Vector v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
 #ifdef __AVX2__
 // Sums of the lanes, folded into eight.
 inline __m256 eight_lanes(Vector v) {

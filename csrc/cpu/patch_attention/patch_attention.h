@@ -11,15 +11,14 @@ constexpr int kMaxPatch = 64;
 constexpr int kMaxHeadDim = kMaxChannels;
 
 struct PatchHead {
-  const float *q, *k, *v;  // [patch, head_dim], one token every `stride`
-  int64_t stride;
+  Matrix q, k, v;  // [patch, head_dim]
   int patch, head_dim;
 };
 
 struct PatchAttentionLoops {
   void (*forward)(const PatchHead& head, float* out, int64_t out_stride);
-  void (*backward)(const PatchHead& head, const float* grad, int64_t grad_stride, float* grad_q,
-                   float* grad_k, float* grad_v, int64_t out_stride);
+  void (*backward)(const PatchHead& head, Matrix grad, float* grad_q, float* grad_k, float* grad_v,
+                   int64_t out_stride);
 };
 
 extern const PatchAttentionLoops kPatchAttentionAvx2, kPatchAttentionAvx512;
@@ -37,7 +36,7 @@ struct PatchBuffers {
 inline void softmax(const PatchHead& head, float* weights) {
   const int patch = head.patch;
   const float factor = 1.0f / sqrtf(static_cast<float>(head.head_dim));
-  dots({head.q, head.stride}, patch, {head.k, head.stride}, patch, head.head_dim, factor, weights);
+  dots(head.q, patch, head.k, patch, head.head_dim, factor, weights);
   for (int i = 0; i < patch; ++i) {
     float* p = weights + i * patch;
     float row_max = p[0];
@@ -77,19 +76,17 @@ inline void tokens(const float* a, int64_t a_step, int64_t a_row, Matrix b, floa
 inline void patch_attention_forward(const PatchHead& head, float* out, int64_t out_stride) {
   PatchBuffers buffers;
   softmax(head, buffers.weights);
-  tokens(buffers.weights, 1, head.patch, {head.v, head.stride}, 1.0f, head, buffers, out,
-         out_stride);
+  tokens(buffers.weights, 1, head.patch, head.v, 1.0f, head, buffers, out, out_stride);
 }
 
-inline void patch_attention_backward(const PatchHead& head, const float* grad, int64_t grad_stride,
-                                     float* grad_q, float* grad_k, float* grad_v,
-                                     int64_t out_stride) {
+inline void patch_attention_backward(const PatchHead& head, Matrix grad, float* grad_q,
+                                     float* grad_k, float* grad_v, int64_t out_stride) {
   PatchBuffers buffers;
   softmax(head, buffers.weights);
   const int patch = head.patch;
-  tokens(buffers.weights, patch, 1, {grad, grad_stride}, 1.0f, head, buffers, grad_v, out_stride);
+  tokens(buffers.weights, patch, 1, grad, 1.0f, head, buffers, grad_v, out_stride);
   float* grad_scores = buffers.grad_weights;
-  dots({grad, grad_stride}, patch, {head.v, head.stride}, patch, head.head_dim, 1.0f, grad_scores);
+  dots(grad, patch, head.v, patch, head.head_dim, 1.0f, grad_scores);
   // Softmax: grad_score = p (grad_p - sum of p grad_p), row by row.
   for (int i = 0; i < patch; ++i) {
     const float* p = buffers.weights + i * patch;
@@ -101,8 +98,8 @@ inline void patch_attention_backward(const PatchHead& head, const float* grad, i
     for (int j = 0; j < patch; ++j) row[j] = p[j] * (row[j] - mean);
   }
   const float factor = 1.0f / sqrtf(static_cast<float>(head.head_dim));
-  tokens(grad_scores, 1, patch, {head.k, head.stride}, factor, head, buffers, grad_q, out_stride);
-  tokens(grad_scores, patch, 1, {head.q, head.stride}, factor, head, buffers, grad_k, out_stride);
+  tokens(grad_scores, 1, patch, head.k, factor, head, buffers, grad_q, out_stride);
+  tokens(grad_scores, patch, 1, head.q, factor, head, buffers, grad_k, out_stride);
 }
 
 }  // namespace
