@@ -18,7 +18,7 @@ from torch import Tensor
 from bitdance import BitDancePipeline
 from bitdance.data.images import LabeledImages, iterate_batches, open_images, to_float
 from bitdance.evaluation.classifier import Classifier, train_classifier
-from bitdance.evaluation.metrics import frechet_distance
+from bitdance.evaluation.distances import frechet_distance
 from bitdance_kernels import unpack_signs
 
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist

@@ -69,15 +69,15 @@ def run(options: argparse.Namespace) -> None:
         )
         for split in sorted({"train", options.split})
     }  # fmt: skip
-    evaluation, samples = evaluate(
+    evaluation, samples, classifier = evaluate(
         pipeline, parts["train"], parts[options.split], samples=options.samples, seed=options.seed,
         num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale,
         progress=not options.quiet,
     )  # fmt: skip
     evaluation = dataclasses.replace(evaluation, split=options.split)
-    write(evaluation, samples, options.out)
+    write(evaluation, samples, classifier, options.out)
     print(evaluation.table(), end="")
-    print(f"{options.out}/evaluation.json, .md, .png")
+    print(f"{options.out}/evaluation.json, .md, .png, classifier.safetensors")
 
 
 def _match_classes(data: Path, pipeline: BitDancePipeline) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from bitdance.cli import (
     export,
     generate,
     info,
+    metrics,
     reconstruct,
     sample,
     tokenize,
@@ -27,7 +28,7 @@ from bitdance_kernels import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = (generate, sample, reconstruct, info, export, train, tokenize, evaluate, bench)
+_COMMANDS = (generate, sample, reconstruct, info, export, train, tokenize, evaluate, metrics, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from tqdm.auto import tqdm
 
 from bitdance.data.images import LabeledImages, to_float
 from bitdance.data.shuffle import ShuffledBatches
+from bitdance.io.files import CheckpointError, replace_file
+from bitdance.io.weights import load_weights, read_tensors, save_tensors
 
-__all__ = ["Classifier", "train_classifier"]
+__all__ = ["Classifier", "load_classifier", "save_classifier", "train_classifier"]
 
 _WIDTHS = (3, 32, 64, 128)
 _FEATURES = 128
@@ -48,9 +51,13 @@ class Classifier(nn.Module):
         return self.body(x)
 
     @torch.no_grad()
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [B, classes] of features [B, 128]."""
+        return self.last(features)
+
     def predict(self, features: torch.Tensor) -> torch.Tensor:
         """int64 [B] classes of features [B, 128], on the CPU."""
-        return self.last(features).argmax(1).cpu()
+        return self.logits(features).argmax(1).cpu()
 
 
 def train_classifier(
@@ -74,3 +81,25 @@ def train_classifier(
             optimizer.step()
         schedule.step()
     return model.eval()
+
+
+def save_classifier(classifier: Classifier, path: Path) -> None:
+    """Write a classifier to a safetensors file, completely or not at all."""
+    with replace_file(path) as temporary:
+        save_tensors(temporary, classifier.state_dict())
+
+
+def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifier:
+    """The classifier in a file of `save_classifier`, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is damaged, or has something else.
+        FileNotFoundError: there is no such file.
+    """
+    tensors = read_tensors(path)
+    last = tensors.get("last.weight")
+    if last is None or last.dim() != 2:
+        raise CheckpointError(f"{path} has no classifier of `bitdance evaluate`")
+    classifier = Classifier(len(last), dtype=torch.float32, device="cpu")
+    load_weights(classifier, tensors, str(path))
+    return classifier.to(device).eval()

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from bitdance.data.images import LabeledImages, iterate_batches, to_float
-from bitdance.evaluation.classifier import train_classifier
-from bitdance.evaluation.metrics import bit_usage, frechet_distance, psnr
+from bitdance.evaluation.classifier import Classifier, save_classifier, train_classifier
+from bitdance.evaluation.distances import frechet_distance
+from bitdance.evaluation.metrics import bit_usage, psnr
 from bitdance.evaluation.reconstruction import reconstruct_images
 from bitdance.io.files import write_text
 from bitdance.io.image_grid import grid, to_images
@@ -92,7 +93,7 @@ def evaluate(
     guidance_scale: float | None = None,
     epochs: int = 4,
     progress: bool = True,
-) -> tuple[Evaluation, Image.Image]:
+) -> tuple[Evaluation, Image.Image, Classifier]:
     """Evaluate a model on the data set that it was trained for.
 
     A small convolutional classifier is trained on `train`; the Fréchet distances are taken in its
@@ -110,8 +111,8 @@ def evaluate(
         progress: show progress bars.
 
     Returns:
-        The figures, and an image: test images above their reconstructions, then samples with a row
-        per class.
+        The figures; an image, test images above their reconstructions, then samples with a row per
+        class; and the classifier.
 
     Raises:
         ValueError: `samples` is not a multiple of the number of classes, or the classes differ.
@@ -163,12 +164,13 @@ def evaluate(
     )
     shown = pixels.view(count, samples // count, *pixels.shape[1:])[:, :_COLUMNS]
     rows = torch.cat([examples, shown.flatten(0, 1)])
-    return evaluation, grid(to_images(rows), shown.shape[1])
+    return evaluation, grid(to_images(rows), shown.shape[1]), classifier
 
 
-def write(evaluation: Evaluation, image: Image.Image, folder: Path) -> None:
-    """Write ``evaluation.json``, ``evaluation.md`` and ``evaluation.png``."""
+def write(evaluation: Evaluation, image: Image.Image, classifier: Classifier, folder: Path) -> None:
+    """Write ``evaluation.json``, ``.md`` and ``.png``, and ``classifier.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
     write_text(folder / "evaluation.md", evaluation.table())
     save_image(image, folder / "evaluation.png")
+    save_classifier(classifier, folder / "classifier.safetensors")

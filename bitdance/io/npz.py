@@ -16,7 +16,7 @@ import numpy as np
 
 from bitdance.io.files import one_line, replace_file, require_file
 
-__all__ = ["ImageArray", "NpzError", "read_arrays", "write_images"]
+__all__ = ["ImageArray", "NpzError", "has_images", "read_arrays", "write_images"]
 
 _CHUNK = 1 << 24  # bytes that are skipped at a time in a compressed member
 
@@ -144,6 +144,17 @@ class ImageArray:
     def _skip(self, count: int) -> None:
         while count > 0:
             count -= len(self._file.read(min(count, _CHUNK))) or count
+
+
+def has_images(path: Path) -> bool:
+    """Whether an ``.npz`` file has an array ``arr_0``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        NpzError: it is no such file.
+    """
+    with _open(path) as archive:
+        return "arr_0.npy" in archive.namelist()
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray] | None:

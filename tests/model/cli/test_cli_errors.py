@@ -23,7 +23,8 @@ from tests.model.helpers.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent.parent
 COMMANDS = [
-    "generate", "sample", "reconstruct", "info", "export", "train", "tokenize", "evaluate", "bench",
+    "generate", "sample", "reconstruct", "info", "export", "train", "tokenize", "evaluate",
+    "metrics", "bench",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from bitdance.cli.main import main
 from bitdance.data.images import iterate_batches, open_images
 from bitdance.evaluation.classifier import train_classifier
-from bitdance.evaluation.metrics import frechet_distance
+from bitdance.evaluation.distances import frechet_distance
 from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDancePipeline
