@@ -32,13 +32,15 @@ __all__ = [
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODEL_HELP = (
-    "a folder that save_pretrained wrote, an official .pt file, a hub id owner/name, or 'fashion', "
-    "the model of bitdance-models"
+    "a folder that save_pretrained wrote, an official .pt file, a hub id owner/name or "
+    "owner/name/file, or 'fashion', the model of bitdance-models"
 )
-AUTOENCODER_HELP = "file of the autoencoder, where the model's file does not contain it"
+AUTOENCODER_HELP = (
+    "file, folder or hub id of the autoencoder, where the model's file does not contain it"
+)
 CONFIG_HELP = (
-    "for a file without a configuration: a preset such as B-16x, or a .json or .toml file "
-    "with fields of the model's configuration"
+    "for a file without a configuration: a preset such as B-16x (an autoencoder: d16c32), or a "
+    ".json or .toml file with fields of the configuration, which may name a preset"
 )
 _MAX_COUNT = 99_999_999  # more is a mistake that would only be noticed when memory runs out
 
@@ -103,15 +105,16 @@ def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> Bi
 
 
 def load_autoencoder(
-    path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> BinaryAutoencoder:
+    path: Path, *, config: str | None = None, dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> BinaryAutoencoder:  # fmt: skip
     """Load the autoencoder in files that are not a model.
 
     Raises:
         CheckpointError: they are not an autoencoder either.
     """
     try:
-        return BinaryAutoencoder.from_pretrained(path, dtype=dtype, device=device)
+        return BinaryAutoencoder.from_pretrained(path, config=config, dtype=dtype, device=device)
     except FileNotFoundError as error:
         message = f"{path} is neither a model nor an autoencoder: {error}"
         raise CheckpointError(message) from error

@@ -41,12 +41,12 @@ def run(options: argparse.Namespace) -> None:
 
         env_report.main(["--json"] if options.json else [])
         return
-    path = locate(options.model)
+    path = locate(options.model, autoencoder=True)
     title = printable(options.model)
     try:
         report, lines = _describe_model(options, path)
     except NoModelError:
-        report, lines = _describe_autoencoder(path)
+        report, lines = _describe_autoencoder(path, options.config)
         title = f"{title}: an autoencoder"
     if options.json:
         print(json.dumps(report, indent=2))
@@ -83,15 +83,17 @@ def _describe_model(
     return report, lines
 
 
-def _describe_autoencoder(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    autoencoder = load_autoencoder(path)
-    config, count = autoencoder.config, _count_parameters(autoencoder)
+def _describe_autoencoder(
+    path: Path, config: str | None
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    autoencoder = load_autoencoder(path, config=config)
+    shape, count = autoencoder.config, _count_parameters(autoencoder)
     digest = files.sha256(path) if path.is_file() else None
-    report = {"autoencoder": config.to_dict(), "parameters": {"all": count}, "sha256": digest}
-    side = config.downsampling
+    report = {"autoencoder": shape.to_dict(), "parameters": {"all": count}, "sha256": digest}
+    side = shape.downsampling
     lines = [
         ("parameters", f"{count:,}"),
-        ("one code", f"{config.z_channels} bits for {side} x {side} pixels"),
+        ("one code", f"{shape.z_channels} bits for {side} x {side} pixels"),
     ]
     return report, [*lines, ("SHA-256", digest)] if digest else lines
 

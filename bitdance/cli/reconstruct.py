@@ -61,8 +61,9 @@ def run(options: argparse.Namespace) -> None:
         autoencoder = pipeline.model.vae
     except NoModelError:
         autoencoder = load_autoencoder(
-            locate(options.model), dtype=DTYPES[options.dtype], device=options.device
-        )
+            locate(options.model, autoencoder=True), config=options.config,
+            dtype=DTYPES[options.dtype], device=options.device,
+        )  # fmt: skip
     factor = autoencoder.config.downsampling
     for path, size in sizes.items():
         if min(size) < factor:

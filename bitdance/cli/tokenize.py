@@ -23,7 +23,9 @@ def add_command(commands: Any) -> None:
         "reads instead of the images.",
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")
-    parser.add_argument("--autoencoder", required=True, help="folder of its training run, or file")
+    parser.add_argument(
+        "--autoencoder", required=True, help="folder of its training run, file, or hub id"
+    )
     parser.add_argument("--size", type=positive_int, required=True, help="pixels a side")
     parser.add_argument("--split", choices=("train", "test"), default="train", help="which part")
     parser.add_argument(

@@ -185,8 +185,13 @@ AUTOENCODER_PRESETS = {
     "d32c256": AutoencoderConfig(
         ch=128, ch_mult=(1, 1, 2, 2, 4, 8), z_channels=256, num_codebooks=32, gan_decoder=True
     ),
-}
-"""Published autoencoders by name: d<pixels a side>c<bits>."""
+    # Nor are these: d32c128 with the attention that the authors' code adds by default.
+    "UniWeTok": AutoencoderConfig(
+        ch=128, ch_mult=(1, 1, 2, 2, 4, 8), z_channels=128, num_codebooks=16, gan_decoder=True,
+        architecture="conv_attention",
+    ),
+}  # fmt: skip
+"""Published autoencoders by name: d<pixels a side>c<bits>, and UniWeTok."""
 
 
 HeadArchitecture = Literal["mlp", "transformer", "t2i"]

@@ -112,10 +112,10 @@ class BitDancePipeline(BasePipeline):
         Args:
             source: "fashion", the small model of the package ``bitdance-models``; a folder written
                 by ``save_pretrained``; an official checkpoint (``.pt``) or a ``.safetensors`` file;
-                or the id "owner/name" of a Hugging Face repository that holds such a folder (needs
-                ``pip install 'bitdance[hub]'``).
-            autoencoder: file of the image autoencoder, if `source` is a file without its weights,
-                or to replace them.
+                the id "owner/name" of a Hugging Face repository that holds such a folder, or
+                "owner/name/file" for such a file of it (needs ``pip install 'bitdance[hub]'``).
+            autoencoder: the image autoencoder, if `source` is a file without its weights, or to
+                replace them; a source of ``BinaryAutoencoder.from_pretrained``.
             config: configuration of a file that has none: a ``ModelConfig``, the name of a preset,
                 or a ``.json`` or ``.toml`` file with fields of a ``ModelConfig``; shapes fill in
                 the rest. An official ``.pt`` has its training arguments, and a file
@@ -150,7 +150,9 @@ class BitDancePipeline(BasePipeline):
                     )
             model, extra = load_folder(path, parsed)
         else:
-            own = None if autoencoder is None else Path(autoencoder)
+            own = None
+            if autoencoder is not None:
+                own = locate(autoencoder, local_files_only=local_files_only, autoencoder=True)
             model, extra = load_file(path, parsed, autoencoder=own, config=config, prefer=weights)
         pipeline = cls(model, **extra)
         if quantization is not None:

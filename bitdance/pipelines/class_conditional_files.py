@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from bitdance.io import files, weights
-from bitdance.io.files import CheckpointError
+from bitdance.io.files import CheckpointError, NoModelError
 from bitdance.models.class_conditional import BitDanceModel
-from bitdance.models.config import PRESETS, ModelConfig
-from bitdance.models.loading.autoencoder_files import autoencoder_tensors
+from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, ModelConfig
+from bitdance.models.loading.autoencoder_files import read_autoencoder
 from bitdance.models.loading.checkpoint_config import (
     Claim,
     claims_of_arguments,
@@ -73,17 +73,19 @@ def load_file(
         FileNotFoundError: there is no such file.
         ValueError: `config` is neither the name of a preset nor a file.
     """
-    given = _given(config)
+    given = _given(path, config)
     if autoencoder is None and given is None and is_weights_of(path.parent, path.name):
         return load_folder(path.parent, dtype)
     stored = weights.read_checkpoint(path, prefer=prefer)
     tensors = stored.tensors
+    said = [*claims_of_arguments(stored.arguments), *_beside(path), *([given] if given else [])]
     if autoencoder is not None:
         _, tensors = weights.split_prefix(tensors, "vae.")
-        own = autoencoder_tensors(weights.read_weights(autoencoder, prefer=prefer))
+        shape, own = read_autoencoder(autoencoder, prefer=prefer)
         tensors |= {f"vae.{name}": tensor for name, tensor in own.items()}
-    said = [*claims_of_arguments(stored.arguments), *_beside(path)]
-    found = infer_config(tensors, [*said, *([given] if given else [])], path)
+        if said and not any("autoencoder" in fields for _, fields in said):
+            said.append(Claim(f"the files of {autoencoder}", {"autoencoder": shape}))
+    found = infer_config(tensors, said, path)
     source = str(path)
     if not any(name.startswith("vae.") for name in tensors):
         source = f"{path}, which has no autoencoder (give autoencoder=...),"
@@ -102,9 +104,11 @@ def _structure(
     return model
 
 
-def _given(config: ModelConfig | str | Path | None) -> Claim | None:
+def _given(path: Path, config: ModelConfig | str | Path | None) -> Claim | None:
     if config is None:
         return None
+    if str(config) in AUTOENCODER_PRESETS:
+        raise NoModelError(f"{path} must be a model, got the preset {config} of an autoencoder")
     if isinstance(config, ModelConfig):
         return Claim("config=", config.to_dict())
     if str(config) in PRESETS:

@@ -13,7 +13,7 @@ from torch import nn
 
 from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.models.loading.hub import locate_release
+from bitdance.models.loading.hub import locate, locate_release
 from bitdance.models.quantization import check_quantization, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.arguments import (
@@ -111,7 +111,7 @@ class BitDanceT2IPipeline(BasePipeline):
         Args:
             source: folder with these files, or the id "owner/name" of a Hugging Face repository
                 (needs ``pip install 'bitdance[hub]'``).
-            autoencoder: file or folder of another image autoencoder, as for
+            autoencoder: another image autoencoder, a source of
                 ``BinaryAutoencoder.from_pretrained``.
             tokenizer: tokenizer of texts; by default that of the release, which needs
                 ``pip install transformers``.
@@ -137,7 +137,9 @@ class BitDanceT2IPipeline(BasePipeline):
         folder = locate_release(source, revision=revision, local_files_only=local_files_only)
         if tokenizer is None:
             tokenizer = load_tokenizer(folder)
-        own = None if autoencoder is None else Path(autoencoder)
+        own = None
+        if autoencoder is not None:
+            own = locate(autoencoder, local_files_only=local_files_only, autoencoder=True)
         if quantization is None:
             return cls(load_release(folder, parsed, device, autoencoder=own), tokenizer)
         # Rounded before it is moved, so that the device never holds the whole weights.

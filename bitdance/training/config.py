@@ -32,6 +32,7 @@ from bitdance.io.settings import (
 from bitdance.io.toml_files import read_toml
 from bitdance.io.validation import brief
 from bitdance.models.config import AutoencoderConfig, ModelConfig, ModelShape
+from bitdance.models.presets import expand_autoencoder, expand_shape
 
 __all__ = [
     "AutoencoderRun",
@@ -143,13 +144,17 @@ class OptimConfig:
         batch_size: images per step, on all processes together.
         accumulate: number of parts of a process's share whose gradients are accumulated.
         lr: peak learning rate of AdamW.
+        schedule: "cosine" down to `lr_end`, or "constant" after the warm-up.
         lr_end: learning rate at the end of the cosine.
         warmup: steps of linear warm-up.
+        decay_start: step at which the cosine begins, after a constant `lr`; 0: the end of the
+            warm-up.
         betas: betas of AdamW.
         weight_decay: weight decay of matrices and convolutions; vectors and a few embeddings have
             none.
         grad_clip: largest norm of the gradient.
-        ema_decay: decay of the averaged weights, at most (1 + step) / (10 + step).
+        ema_decay: decay of the averaged weights.
+        ema_warmup: let the decay rise to `ema_decay`, as (1 + step) / (10 + step).
         autocast: "off", "bfloat16", or "auto": bfloat16 on CUDA, off on the CPU.
         seed: seed of initial weights, order, augmentation and noise.
         log_every: steps that a line of the log averages over.
@@ -162,12 +167,15 @@ class OptimConfig:
     batch_size: Size = 64
     accumulate: Size = 1
     lr: Positive = 6e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
     lr_end: NonNegative = 1e-5
     warmup: Annotated[Integer, Field(ge=0)] = 100
+    decay_start: Annotated[Integer, Field(ge=0)] = 0
     betas: Annotated[tuple[BelowOne, BelowOne], ListOrTuple] = (0.9, 0.95)
     weight_decay: NonNegative = 0.05
     grad_clip: Positive = 1.0
     ema_decay: BelowOne = 0.9999
+    ema_warmup: Bool = True
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     seed: Annotated[Integer, Field(ge=0, le=2**64 - 1)] = 0
     log_every: Count = 20
@@ -178,17 +186,32 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate != 0:
             raise invalid(self, "accumulate", f"a divisor of batch_size = {self.batch_size}")
-        if self.lr_end > self.lr:
-            raise invalid(self, "lr_end", f"at most lr = {self.lr:g}")
         if self.warmup >= self.steps:
             raise invalid(self, "warmup", f"less than steps = {self.steps}")
+        if self.schedule == "constant":
+            for name in ("lr_end", "decay_start"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise invalid(self, name, "left out (schedule 'constant' does not use it)")
+            return
+        if self.lr_end > self.lr:
+            raise invalid(self, "lr_end", f"at most lr = {self.lr:g}")
+        if self.decay_start and not self.warmup <= self.decay_start < self.steps:
+            expected = f"0, or from warmup = {self.warmup} to less than steps = {self.steps}"
+            raise invalid(self, "decay_start", expected)
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: linear warm-up, then a cosine to `lr_end`."""
+        """Learning rate of a step, counted from 0: linear warm-up, then what `schedule` says."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / (self.steps - self.warmup)
+        start = self.decay_start or self.warmup
+        if self.schedule == "constant" or step < start:
+            return self.lr
+        done = (step - start) / (self.steps - start)
         return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def average_decay(self, step: int) -> float:
+        """Decay of the averaged weights after `step` steps."""
+        return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
 
 
 @settings
@@ -227,11 +250,11 @@ class AutoencoderRun:
     Args:
         data: the images.
         optim: the optimization.
-        autoencoder: shape of the autoencoder.
+        autoencoder: shape of the autoencoder; ``preset`` names one to begin with.
         loss: weights of the loss terms.
         parallel: use of several processes, and of memory.
-        init: checkpoint with the initial weights: a run's folder, what it exported, or an official
-            file. By default weights are drawn.
+        init: checkpoint with the initial weights: a run's folder, what it exported, an official
+            file, or a hub id. By default weights are drawn.
 
     Raises:
         ValueError: a value of the wrong type or out of range, or values that contradict each other.
@@ -259,9 +282,10 @@ class ClassConditionalRun:
     Args:
         data: images or packed codes.
         optim: the optimization.
-        model: the fields of ``ModelConfig`` that autoencoder and data do not decide.
+        model: the fields of ``ModelConfig`` that autoencoder and data do not decide; ``preset``
+            names a model to begin with.
         parallel: use of several processes, and of memory.
-        autoencoder_path: the trained autoencoder: a run's folder, or a file.
+        autoencoder_path: the trained autoencoder: a run's folder, a file, or a hub id.
         num_inference_steps: denoising steps of the sample images; the exported model's default.
         init: checkpoint with the initial weights, as for an autoencoder.
 
@@ -320,12 +344,32 @@ def parse_run(content: Mapping[str, Any], source: str = "run") -> RunConfig:
         raise ValueError(
             f"{source}: there must be either a section [autoencoder] or [model], got {got}"
         )
+    content = _expand_presets(content, source)
     for section, key, reason in _unused_keys(content):
         if key in content[section]:
             got = brief(content[section][key])
             raise ValueError(f"{source}: {section}.{key} must be left out ({reason}), got {got}")
     kind: type[RunConfig] = ClassConditionalRun if "model" in content else AutoencoderRun
     return parse(kind, content, source)
+
+
+def _expand_presets(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The content with the fields of presets, without those that the other values make unused."""
+    expanded = dict(content)
+    for section in ("autoencoder", "model"):
+        own = content.get(section)
+        if not isinstance(own, Mapping):
+            continue
+        try:
+            expand = expand_autoencoder if section == "autoencoder" else expand_shape
+            values = expand(own)
+        except ValueError as error:
+            raise ValueError(f"{source}: {section}.{error}") from None
+        expanded[section] = values
+        for _, key, _ in list(_unused_keys({section: values})):
+            if key not in own:
+                values.pop(key, None)
+    return expanded
 
 
 def read_config(

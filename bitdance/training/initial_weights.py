@@ -12,9 +12,11 @@ from torch import nn
 from bitdance.io import weights
 from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.loading.autoencoder_files import autoencoder_tensors, read_autoencoder
+from bitdance.models.loading.hub import locate
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training import checkpoint
-from bitdance.training.autoencoder import CONFIG, WEIGHTS
+from bitdance.training.autoencoder import CONFIG
 
 __all__ = ["load_initial_weights"]
 
@@ -24,18 +26,22 @@ def load_initial_weights(module: nn.Module, source: str) -> None:
 
     Args:
         module: an autoencoder, or a model that already has its frozen autoencoder.
-        source: a run's folder, whose newest averaged weights are used; what a run exported; or an
-            official file, from which an autoencoder takes its own part.
+        source: a run's folder, whose newest averaged weights are used; what a run exported; an
+            official file; or the id of a Hugging Face repository. An autoencoder takes its own
+            part of a model.
 
     Raises:
         FileNotFoundError: there is nothing.
         CheckpointError: it is damaged, or does not fit the module, which is unchanged.
     """
-    tensors = _read(Path(source))
-    if isinstance(module, BinaryAutoencoder):
-        inner, _ = weights.split_prefix(tensors, "vae.")
-        roots = {name.split(".")[0] for name in module.state_dict()}
-        tensors = {k: v for k, v in (inner or tensors).items() if k.split(".")[0] in roots}
+    alone = isinstance(module, BinaryAutoencoder)
+    try:
+        path = locate(source, autoencoder=alone)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"init: {error}") from error
+    tensors = _read(path, alone)
+    if alone:
+        tensors = autoencoder_tensors(tensors)
     for name, own in module.named_parameters():
         if not own.requires_grad and not _same(tensors.setdefault(name, own), own):
             raise CheckpointError(
@@ -55,14 +61,12 @@ def _check_sections(state: Mapping[str, Any]) -> None:
             raise CheckpointError(f"the checkpoint has no {name}")
 
 
-def _read(path: Path) -> weights.Tensors:
-    if not path.exists():
-        raise FileNotFoundError(f"init: there is no {path}")
+def _read(path: Path, autoencoder: bool) -> weights.Tensors:
     if path.is_file():
         return weights.read_weights(path)
     state = checkpoint.newest(path, _check_sections)
     if state is not None:
         return {**state["module"], **state["average"]}
-    if (path / CONFIG).is_file():
-        return weights.read_weights(path / WEIGHTS)
+    if autoencoder or (path / CONFIG).is_file():
+        return read_autoencoder(path)[1]
     return BitDancePipeline.from_pretrained(path).model.state_dict()

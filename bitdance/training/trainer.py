@@ -259,9 +259,10 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        decay = min(optim.ema_decay, (1 + self.step) / (10 + self.step))
         averages, current = list(self._average.values()), list(self._parameters.values())
-        torch._foreach_lerp_(averages, [p.detach() for p in current], 1 - decay)
+        torch._foreach_lerp_(
+            averages, [p.detach() for p in current], 1 - optim.average_decay(self.step)
+        )
         return torch.cat([norm.detach().double().cpu().view(1), total])
 
     def _exchange(self, total: torch.Tensor) -> torch.Tensor:

@@ -79,7 +79,7 @@ class BinaryAutoencoder(nn.Module):
         cls,
         source: str | Path,
         *,
-        config: AutoencoderConfig | None = None,
+        config: AutoencoderConfig | str | Path | None = None,
         weights: str = "ema",
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -92,9 +92,13 @@ class BinaryAutoencoder(nn.Module):
         Args:
             source: an official file (``.pt`` or ``.safetensors``), whose configuration is read
                 from "<name>_config.json" beside it, or told by its shapes; a folder of a training
-                run or of a text-to-image release; or the source of a ``BitDancePipeline``, whose
-                autoencoder is taken.
-            config: shape of the autoencoder, if the file does not tell it.
+                run or of a text-to-image release; the source of a ``BitDancePipeline``, whose
+                autoencoder is taken; or the id "owner/name" of a Hugging Face repository with such
+                a folder, or "owner/name/file" for one file of it (needs
+                ``pip install 'bitdance[hub]'``).
+            config: shape of the autoencoder, if the file does not tell it: an
+                ``AutoencoderConfig``, the name of a preset, or a ``.json`` or ``.toml`` file with
+                its fields. A file that tells another is an error.
             weights: "ema" or "model", for files that hold both.
             dtype: dtype of the parameters or its name, by default float32.
             torch_dtype: the older name of `dtype`.
@@ -108,11 +112,13 @@ class BinaryAutoencoder(nn.Module):
         Raises:
             FileNotFoundError: there is no such file, folder or repository.
             CheckpointError: the files are damaged, hold code, or do not fit; nothing is loaded.
+            ValueError: an argument is out of range.
         """
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
-        path = locate(source, revision=revision, local_files_only=local_files_only)
-        found, tensors = read_autoencoder(path, prefer=weights)
-        shape = config or found
+        path = locate(
+            source, revision=revision, local_files_only=local_files_only, autoencoder=True
+        )
+        shape, tensors = read_autoencoder(path, prefer=weights, config=config)
         check_block_counts(tensors, autoencoder_block_counts(shape), cls.__name__, str(source))
         model = build_on_meta(lambda: cls(shape, dtype=parsed, device="meta"), str(source))
         load_weights(model, tensors, str(source))

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bitdance.io import files, weights
 from bitdance.io.files import CheckpointError, one_line
 from bitdance.io.json_files import read_json
-from bitdance.models.config import AutoencoderConfig
-from bitdance.models.loading.checkpoint_config import infer_autoencoder_config
+from bitdance.io.validation import brief
+from bitdance.models.config import AUTOENCODER_PRESETS, AutoencoderConfig
+from bitdance.models.loading.checkpoint_config import infer_autoencoder_config, read_section
+from bitdance.models.loading.hub import AUTOENCODER_FILES
 from bitdance.models.loading.model_folder import open_folder, read_consistently
+from bitdance.models.presets import expand_autoencoder
 
-__all__ = ["autoencoder_tensors", "read_autoencoder"]
+__all__ = ["autoencoder_tensors", "given_config", "read_autoencoder"]
 
 _PARTS = ("encoder.", "decoder.")
-# Weights and configuration in the folder of a training run, and of a text-to-image release.
-_PAIRS = (("autoencoder.safetensors", "autoencoder.json"), ("ae.safetensors", "ae_config.json"))
 
 
 def read_autoencoder(
-    path: Path, *, prefer: str = "ema"
+    path: Path, *, prefer: str = "ema", config: AutoencoderConfig | str | Path | None = None
 ) -> tuple[AutoencoderConfig, weights.Tensors]:
     """Configuration and weights of the autoencoder in a file or folder.
 
@@ -29,20 +31,49 @@ def read_autoencoder(
     Args:
         path: the file or folder.
         prefer: "ema" or "model", for files that contain both.
+        config: see ``given_config``.
 
     Raises:
         FileNotFoundError: there is nothing.
-        CheckpointError: the files are damaged, or contain no autoencoder.
+        CheckpointError: the files are damaged, contain no autoencoder, or contradict `config`.
+        ValueError: `config` is neither the name of a preset nor a file.
     """
+    given = given_config(config)
     if not path.is_dir():
-        return _read_file(path, prefer)
-    for file, config in _PAIRS:
-        if (path / config).exists():
-            return _read_file(path / file, prefer, path / config)
+        return _read_file(path, prefer, given)
+    for file, settings in AUTOENCODER_FILES:
+        if (path / settings).exists():
+            return _read_file(path / file, prefer, given, path / settings)
     if (path / "config.json").exists():
-        return read_consistently(path, lambda: _read_model(path))
-    known = " or ".join(config for _, config in (*_PAIRS, ("", "config.json")))
+        found, tensors = read_consistently(path, lambda: _read_model(path))
+        return _agreed(found, given, path / "config.json"), tensors
+    known = " or ".join(settings for _, settings in (*AUTOENCODER_FILES, ("", "config.json")))
     raise FileNotFoundError(f"{path} has no trained autoencoder ({known})")
+
+
+def given_config(config: AutoencoderConfig | str | Path | None) -> AutoencoderConfig | None:
+    """The configuration that a caller names.
+
+    Args:
+        config: it; the name of a preset; a ``.json`` or ``.toml`` file with its fields, at the top
+            level or in "autoencoder"; or None.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of these.
+    """
+    if config is None or isinstance(config, AutoencoderConfig):
+        return config
+    if str(config) in AUTOENCODER_PRESETS:
+        return AUTOENCODER_PRESETS[str(config)]
+    path = Path(config)
+    if path.suffix in (".json", ".toml"):
+        return _parse(read_section(path, "autoencoder"), path)
+    raise ValueError(
+        f"config must be one of {', '.join(AUTOENCODER_PRESETS)}, or a .json or .toml file, got "
+        f"{str(config)!r}"
+    )
 
 
 def autoencoder_tensors(tensors: weights.Tensors) -> weights.Tensors:
@@ -52,18 +83,39 @@ def autoencoder_tensors(tensors: weights.Tensors) -> weights.Tensors:
 
 
 def _read_file(
-    path: Path, prefer: str, config: Path | None = None
+    path: Path, prefer: str, given: AutoencoderConfig | None, config: Path | None = None
 ) -> tuple[AutoencoderConfig, weights.Tensors]:
     tensors = autoencoder_tensors(weights.read_weights(path, prefer=prefer))
     candidates = [path.with_name(f"{path.stem}{end}") for end in ("_config.json", ".json")]
     for settings in [config] if config is not None else candidates:
         if settings.exists():
-            content = read_json(settings)
-            try:
-                return AutoencoderConfig.from_dict(content), tensors
-            except (TypeError, ValueError, RecursionError) as error:
-                raise CheckpointError(f"{settings} is damaged: {one_line(error)}") from error
-    return infer_autoencoder_config(tensors, path), tensors
+            return _agreed(_parse(read_json(settings), settings), given, settings), tensors
+    return given or infer_autoencoder_config(tensors, path), tensors
+
+
+def _parse(content: dict[str, Any], path: Path) -> AutoencoderConfig:
+    if isinstance(content.get("autoencoder"), dict) and "z_channels" not in content:
+        content = content["autoencoder"]  # of a model's configuration
+    try:
+        return AutoencoderConfig.from_dict(expand_autoencoder(content))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def _agreed(
+    found: AutoencoderConfig, given: AutoencoderConfig | None, source: Path
+) -> AutoencoderConfig:
+    """The given configuration, which must be the found one but for the groups of the loss."""
+    if given is None:
+        return found
+    own, other = found.to_dict(), given.to_dict()
+    for name in sorted((own.keys() | other.keys()) - {"num_codebooks"}):
+        if own.get(name) != other.get(name):
+            raise CheckpointError(
+                f"{source} says {name} = {brief(own.get(name))}, but config= says "
+                f"{brief(other.get(name))}"
+            )
+    return given
 
 
 def _read_model(folder: Path) -> tuple[AutoencoderConfig, weights.Tensors]:

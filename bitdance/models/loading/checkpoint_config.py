@@ -22,13 +22,21 @@ from bitdance.io.validation import brief
 from bitdance.io.weights import split_prefix
 from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
 from bitdance.models.loading.meta_device import count
+from bitdance.models.presets import expand_model
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["Claim", "claims_of_arguments", "infer_autoencoder_config", "infer_config", "read_claim"]
+__all__ = [
+    "Claim",
+    "claims_of_arguments",
+    "infer_autoencoder_config",
+    "infer_config",
+    "read_claim",
+    "read_section",
+]
 
 # Arguments of the authors' training scripts that define a model -> fields of ModelConfig.
 _ARGUMENTS = {
@@ -86,6 +94,8 @@ def infer_config(
         CheckpointError: claims and shapes contradict each other, or do not identify the model.
     """
     shapes = _read_shapes(tensors)
+    if _CLASS_EMBEDDING not in tensors:
+        raise NoModelError(f"{path} has no model: it lacks {_CLASS_EMBEDDING}")
     merged: dict[str, tuple[Any, str]] = {}
     for source, fields in claims:
         for name, value in fields.items():
@@ -130,7 +140,19 @@ def read_claim(path: Path) -> Claim:
     """Fields of a ``ModelConfig`` in a JSON or TOML file, at the top level or in "model".
 
     Raises:
-        CheckpointError: the file is neither.
+        CheckpointError: the file is neither, or names a preset that there is not.
+        FileNotFoundError: there is no such file.
+    """
+    fields = read_section(path, "model")
+    source = f"the settings of {path}"
+    return Claim(source, _call(path, source, lambda: expand_model(fields)))
+
+
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """A section of a JSON or TOML file, or all of a file without it.
+
+    Raises:
+        CheckpointError: the file is neither, or the section is none.
         FileNotFoundError: there is no such file.
     """
     if path.suffix == ".toml":
@@ -140,10 +162,10 @@ def read_claim(path: Path) -> Claim:
             raise CheckpointError(f"{path} is not TOML: {one_line(error)}") from error
     else:
         content = read_json(path)
-    fields = content.get("model", content)
+    fields = content.get(section, content)
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: model must be a section, got {brief(fields)}")
-    return Claim(f"the settings of {path}", fields)
+        raise CheckpointError(f"{path}: {section} must be a section, got {brief(fields)}")
+    return fields
 
 
 def infer_autoencoder_config(tensors: Mapping[str, torch.Tensor], path: Path) -> AutoencoderConfig:
@@ -225,8 +247,6 @@ def _find_preset(shapes: Mapping[str, _FromShape], path: Path) -> ModelConfig:
     def differing(preset: ModelConfig) -> list[str]:
         return [name for name, (value, _) in shapes.items() if getattr(preset, name) != value]
 
-    if not shapes:
-        raise NoModelError(f"{path} has no model: it lacks {_CLASS_EMBEDDING}")
     nearest = min(PRESETS, key=lambda name: len(differing(PRESETS[name])))
     if not differing(PRESETS[nearest]):
         return PRESETS[nearest]

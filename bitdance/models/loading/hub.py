@@ -8,20 +8,34 @@ from pathlib import Path
 from bitdance.io.files import CheckpointError, one_line
 from bitdance.models.loading import model_folder
 
-__all__ = ["BUNDLED", "download", "locate", "locate_release"]
+__all__ = ["AUTOENCODER_FILES", "BUNDLED", "download", "locate", "locate_release"]
 
 BUNDLED = ("fashion",)
 """Models of the package ``bitdance_models``."""
 
+
+AUTOENCODER_FILES = (
+    ("autoencoder.safetensors", "autoencoder.json"), ("ae.safetensors", "ae_config.json"),
+)  # fmt: skip
+"""Weights and configuration of an autoencoder in a run's folder, and in a text-to-image release."""
 
 RELEASE_CONFIGS = ("config.json", "ae_config.json", "vision_head_config.json")
 """Configurations of a text-to-image release."""
 
 
 def locate(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> Path:
-    """The file or folder of a model; a repository is downloaded.
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False,
+    autoencoder: bool = False,
+) -> Path:  # fmt: skip
+    """The file or folder of a model; what it needs of a repository is downloaded.
+
+    Args:
+        source: a path; the name of a bundled model; the id "owner/name" of a repository; or
+            "owner/name/file" for one file of it, with its configuration.
+        revision: revision of the repository.
+        local_files_only: use only files that were downloaded before.
+        autoencoder: an autoencoder is enough: of a repository that has one apart, only that is
+            downloaded.
 
     Raises:
         FileNotFoundError: there is none, or it is bundled and bitdance-models is not installed.
@@ -32,7 +46,7 @@ def locate(
         return path
     if str(source) in BUNDLED:
         return _bundled(str(source))
-    return download(str(source), revision, local_files_only)
+    return download(str(source), revision, local_files_only, autoencoder=autoencoder)
 
 
 def _bundled(name: str) -> Path:
@@ -71,20 +85,50 @@ def locate_release(
     return fetch("*.safetensors", "*.json", "*.txt", "*.jinja")
 
 
-def download(source: str, revision: str | None, local_files_only: bool) -> Path:
-    """Download a repository; returns the local folder with the files of its ``config.json``.
+def download(
+    source: str, revision: str | None, local_files_only: bool, *, autoencoder: bool = False
+) -> Path:
+    """Download a model of a repository; see ``locate`` for the arguments.
 
-    ``config.json`` is downloaded first, so that no weights are downloaded for other models.
+    Configurations are downloaded first, so that no weights are downloaded for other models.
+
+    Returns:
+        The local folder with the files of its ``config.json``, or the local file.
 
     Raises:
-        FileNotFoundError: `source` is not a repository id, or the repository is not available.
+        FileNotFoundError: `source` is not a repository id, or the repository or its file is not
+            available.
         CheckpointError: its ``config.json`` belongs to something else.
     """
+    owner, name, file = [*source.split("/", 2), "", ""][:3]
+    if Path(file).suffix in _WEIGHTS and owner and name:
+        try:
+            fetch = _Repository(f"{owner}/{name}", revision, local_files_only)
+            return _fetch_file(fetch, file)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{source!r} is not a file here; {error}") from error
     fetch = _Repository(source, revision, local_files_only)
-    config = fetch("config.json") / "config.json"
+    pairs = AUTOENCODER_FILES if autoencoder else ()
+    folder = fetch("config.json", *(settings for _, settings in pairs))
+    for weights, settings in pairs:
+        if (folder / settings).exists():
+            return fetch(settings, weights, f"{weights}.sha256")
+    config = folder / "config.json"
     if not config.exists():
         raise CheckpointError(f"{source!r} has no config.json: it has no model of this library")
     return fetch("config.json", model_folder.read_content(config).weights.file)
+
+
+def _fetch_file(fetch: _Repository, file: str) -> Path:
+    """A file of a repository, downloaded with its checksum and the configuration beside it."""
+    beside = [file.removesuffix(Path(file).suffix) + end for end in ("_config.json", ".json")]
+    found = fetch(file, f"{file}.sha256", *beside) / file
+    if not found.is_file():
+        raise FileNotFoundError(f"the repository has no file {file!r}")
+    return found
+
+
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 class _Repository:

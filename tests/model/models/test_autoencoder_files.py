@@ -1,6 +1,9 @@
 """Loading of autoencoders from released files, folders of runs and releases, and models."""
 
+import dataclasses
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from bitdance.cli.main import main
 from bitdance.io.files import CheckpointError
 from bitdance.io.weights import write_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.model.helpers.tiny import AUTOENCODER, tiny_model, tiny_pipeline
 from tests.model.models.test_text_to_image import tiny
 from tests.model.pipelines.test_text_to_image import release
@@ -105,15 +109,90 @@ def test_files_without_an_autoencoder_are_refused(tmp_path, autoencoder):
         BinaryAutoencoder.from_pretrained(path)
 
 
-def test_commands_take_an_autoencoder_alone(tmp_path, autoencoder, capsys):
+def test_a_configuration_is_taken_or_contradicted(tmp_path, autoencoder):
+    bare = released(tmp_path / "bare.safetensors", autoencoder, "safetensors")
+    config = autoencoder.config
+    for kind in (config, tmp_path / "given.json"):
+        (tmp_path / "given.json").write_text(json.dumps(config.to_dict()))
+        assert_same(BinaryAutoencoder.from_pretrained(bare, config=kind), autoencoder)
+    with pytest.raises(CheckpointError, match=r"does not fit.*\(ch_mult says 5, the file has 2\)"):
+        BinaryAutoencoder.from_pretrained(bare, config="d16c32")
+    (tmp_path / "bare_config.json").write_text(json.dumps(official(config)))
+    assert_same(BinaryAutoencoder.from_pretrained(bare, config=config), autoencoder)
+    groups = dataclasses.replace(config, num_codebooks=2)  # weights do not depend on them
+    assert BinaryAutoencoder.from_pretrained(bare, config=groups).config == groups
+    with pytest.raises(CheckpointError, match=r"bare_config\.json says ch = 32, but config= says"):
+        BinaryAutoencoder.from_pretrained(bare, config="d16c32")
+
+
+@pytest.mark.parametrize("beside", ["ae_config.json", ""])
+def test_commands_take_released_files(tmp_path, autoencoder, capsys, beside):
     path = released(tmp_path / "ae.safetensors", autoencoder, "safetensors")
+    if beside:
+        (tmp_path / beside).write_text(json.dumps(official(autoencoder.config)))
     picture = tmp_path / "x.png"
     tiny_pipeline()([0], num_inference_steps=1).images[0].save(picture)
     assert main(["info", str(path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["autoencoder"] == autoencoder.config.to_dict()
-    assert main(["info", str(path)]) == 0
-    assert "8 bits for 2 x 2 pixels" in capsys.readouterr().out
-    out = tmp_path / "out"
-    assert main(["reconstruct", "--model", str(path), str(picture), "--out", str(out)]) == 0
-    assert (out / "x-reconstructed.png").exists()
+    assert json.loads(capsys.readouterr().out)["autoencoder"] == autoencoder.config.to_dict()
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["reconstruct", "--model", str(path), str(picture), *out]) == 0
+    size = ["--size", "8", "--quiet", "--out", str(tmp_path / "codes")]
+    (tmp_path / "images").mkdir()
+    picture.rename(tmp_path / "images" / "x.png")
+    assert main(["tokenize", str(tmp_path / "images"), "--autoencoder", str(path), *size]) == 0
+    capsys.readouterr()
+    assert main(["info", str(path), "--config", "d16c32"]) == 1
+    assert "ch" in capsys.readouterr().err
+
+
+def test_a_model_takes_an_autoencoder_in_every_form(tmp_path, autoencoder):
+    whole = tiny_pipeline()
+    state = whole.model.state_dict()
+    model = tmp_path / "model.pt"
+    torch.save({"ema": {k: t for k, t in state.items() if not k.startswith("vae.")}}, model)
+    settings = {k: v for k, v in whole.config.to_dict().items() if k != "autoencoder"}
+    (tmp_path / "model_config.json").write_text(json.dumps(settings))
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    write_tensors(run / "autoencoder.safetensors", autoencoder.state_dict())
+    (run / "autoencoder.json").write_text(json.dumps(autoencoder.config.to_dict()))
+    whole.save_pretrained(other)
+    for source in (released(tmp_path / "ae.pt", autoencoder, "pt"), run, other):
+        loaded = BitDancePipeline.from_pretrained(model, autoencoder=source)
+        assert loaded.config == whole.config
+        assert all(torch.equal(loaded.model.state_dict()[k], t) for k, t in state.items())
+
+
+def hub(monkeypatch, folder):
+    """A hub whose every repository has the files of `folder`; what it was asked for."""
+    asked = []
+
+    def snapshot_download(repository, *, allow_patterns, **_):
+        asked.append((repository, allow_patterns))
+        return str(folder)
+
+    client = types.ModuleType("huggingface_hub")
+    client.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    return asked
+
+
+def test_a_file_of_a_repository_is_downloaded_with_its_configuration(
+    tmp_path, autoencoder, monkeypatch
+):
+    asked = hub(monkeypatch, tmp_path)
+    released(tmp_path / "ae_x.pt", autoencoder, "pt")
+    assert_same(BinaryAutoencoder.from_pretrained("owner/name/ae_x.pt"), autoencoder)
+    assert asked == [("owner/name", ["ae_x.pt", "ae_x.pt.sha256", "ae_x_config.json", "ae_x.json"])]
+    with pytest.raises(FileNotFoundError, match=r"'a/b/c\.pt' is not a file here; .*'c\.pt'"):
+        BinaryAutoencoder.from_pretrained("a/b/c.pt")
+    with pytest.raises(FileNotFoundError, match=r"'/no/b/c\.pt' is not a file, a folder or"):
+        BinaryAutoencoder.from_pretrained("/no/b/c.pt")
+
+
+def test_of_a_release_only_the_autoencoder_is_downloaded(tmp_path, autoencoder, monkeypatch):
+    asked = hub(monkeypatch, release(tmp_path, tiny()))
+    found = BinaryAutoencoder.from_pretrained("owner/name")
+    assert found.config.z_channels == tiny().ae.config.z_channels
+    assert asked[-1][1] == ["ae_config.json", "ae.safetensors", "ae.safetensors.sha256"]
+    assert not any("vision" in name for _, names in asked for name in names)

@@ -61,7 +61,7 @@ def test_text_to_image_parts_have_the_official_names_and_shapes():
 def test_presets_survive_json():
     for preset in PRESETS.values():
         assert ModelConfig.from_dict(preset.to_dict()) == preset
-    assert set(AUTOENCODER_PRESETS) == {"d16c32", "d32c128", "d32c256"}
+    assert set(AUTOENCODER_PRESETS) == {"d16c32", "d32c128", "d32c256", "UniWeTok"}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from bitdance.training.config import parse_run, read_config
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
 from tests.model.helpers.tiny_images import write_data_set
+from tests.model.models.test_autoencoder_files import hub
 
 SHAPE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "num_codebooks": 2}
 
@@ -265,7 +266,7 @@ def _begun(task, run, folder):
     return state
 
 
-def test_an_autoencoder_begins_with_the_weights_of_init(autoencoder, model, tmp_path):
+def test_an_autoencoder_begins_with_the_weights_of_init(autoencoder, model, tmp_path, monkeypatch):
     run, data = autoencoder
     expected = BinaryAutoencoder.from_pretrained(run).state_dict()
     official = tmp_path / "ae.pt"
@@ -274,7 +275,16 @@ def test_an_autoencoder_begins_with_the_weights_of_init(autoencoder, model, tmp_
     exported.mkdir()
     for name in AutoencoderTask.exports:
         shutil.copy(run / name, exported)
-    sources = [run, exported, run / "autoencoder.safetensors", official, model / "model"]
+    sources = [
+        run,
+        exported,
+        run / "autoencoder.safetensors",
+        official,
+        model / "model",
+        "a/b/c.pt",
+    ]
+    hub(monkeypatch, tmp_path)
+    shutil.copy(official, tmp_path / "c.pt")
     for number, source in enumerate(sources):
         changed = config(str(data), init=str(source))
         state = _begun(AutoencoderTask(changed), changed, tmp_path / str(number))
@@ -305,7 +315,7 @@ def test_initial_weights_that_do_not_fit_are_refused(autoencoder, model, tmp_pat
         (model_config(data, run, model, dim=64), r"cls_embedding.* \(\[.*32\], expected \[.*64\]"),
         (model_config(data, run, other), r"on another autoencoder .*\(vae\..* differs\)"),
         (model_config(data, run, run), "unexpected"),
-        (model_config(data, run, tmp_path / "no"), "init: there is no .*no$"),
+        (model_config(data, run, tmp_path / "no"), r"^init: '.*no' is not a file, a"),
         (model_config(data, run, data), "config.json"),
     ):
         with pytest.raises((CheckpointError, FileNotFoundError), match=message) as caught:

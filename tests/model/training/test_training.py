@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -23,7 +24,7 @@ from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training import checkpoint
 from bitdance.training.autoencoder import AutoencoderTask
-from bitdance.training.config import LossConfig, parse_run, read_config, run_to_dict
+from bitdance.training.config import LossConfig, OptimConfig, parse_run, read_config, run_to_dict
 from bitdance.training.log import Log
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
@@ -348,6 +349,31 @@ def test_the_log_drops_lines_after_the_checkpoint(tmp_path):
         Log(path, ("other",), 20)
 
 
+def test_learning_rates_and_decays_of_a_schedule():
+    """The authors': constant after the warm-up, a cosine from decay_start, a constant decay."""
+    ours = OptimConfig(steps=100, lr=1.0, lr_end=0.1, warmup=10)
+    theirs = dataclasses.replace(ours, decay_start=40, ema_decay=0.999, ema_warmup=False)
+    flat = OptimConfig(steps=100, lr=1.0, warmup=10, schedule="constant")
+    for schedule in (ours, theirs, flat):
+        warm_up = [schedule.learning_rate(step) for step in range(11)]
+        assert warm_up == pytest.approx([*np.arange(1, 11) / 10, 1.0])
+    assert [ours.learning_rate(s) for s in (55, 100)] == pytest.approx([0.55, 0.1])
+    assert [theirs.learning_rate(s) for s in (39, 40)] == [1.0, 1.0]
+    assert [theirs.learning_rate(s) for s in (70, 100)] == pytest.approx([0.55, 0.1])
+    assert {flat.learning_rate(step) for step in range(10, 100)} == {1.0}
+    assert [theirs.average_decay(step) for step in (1, 50)] == [0.999, 0.999]
+    assert [ours.average_decay(step) for step in (1, 10**6)] == [2 / 11, 0.9999]
+
+
+def test_the_average_of_a_run_has_the_decay_of_its_configuration(data, tmp_path):
+    config = autoencoder_config(data, ema_decay=0.5, ema_warmup=False)
+    run = trainer(config, tmp_path)
+    before = {name: value.clone() for name, value in run._average.items()}
+    run.run(1)
+    for name, parameter in run._parameters.items():
+        assert torch.equal(run._average[name], before[name].lerp(parameter.detach(), 0.5))
+
+
 def test_configurations_round_trip_through_files(data, tmp_path):
     for config in (autoencoder_config(data), model_config(data, "runs/x")):
         path = write_config(config, tmp_path / "config.toml")
@@ -368,6 +394,11 @@ def test_configurations_round_trip_through_files(data, tmp_path):
         ("optim.speed=2", "unknown key optim.speed"),
         ("optim.autocast=half", "autocast must be 'auto', 'off'"),
         ("data.shift=8", "shift must be less than size = 8, got 8"),
+        ("optim.decay_start=1", r"decay_start must be 0, or from warmup = 2 to less than steps"),
+        ("optim.decay_start=12", r"decay_start must be 0, or from warmup = 2 to less than steps"),
+        ("optim={schedule='constant', decay_start=3}", r"decay_start must be left out \(schedule"),
+        ("optim.schedule=linear", "schedule must be 'cosine' or 'constant'"),
+        ("optim.ema_warmup=1", "ema_warmup must be true or false, got 1"),
         ("data.min_crop=0", "min_crop must be at least 0.1, got 0"),
         ("data.crop_decay=[3, 9]", "crop_decay must be left out without random crops"),
         (
