@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.cli.arguments import add_device_argument, add_image_arguments, positive_int
-from bitdance.data.images import open_images
+from bitdance.data.images import IdxImages, open_images
+from bitdance.data.packed_dataset import Variants
 from bitdance.data.tokenize import tokenize
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 
@@ -33,6 +34,18 @@ def add_command(commands: Any) -> None:
         help="for IDX files: names of the classes; for image files: the class folders to use, in "
         "this order",
     )  # fmt: skip
+    parser.add_argument(
+        "--crops", type=int, default=0,
+        help="random crops to encode of each image, beside its middle",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-crop",
+        type=float,
+        default=0.8,
+        help="smallest share of the shorter side that a random crop has",
+    )
+    parser.add_argument("--flips", action="store_true", help="encode each mirrored, too")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the crops")
     add_image_arguments(parser, with_check=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     add_device_argument(parser)
@@ -52,9 +65,18 @@ def run(options: argparse.Namespace) -> None:
         options.data, options.size, split=options.split, classes=options.classes,
         background=options.background, on_error=options.on_error,
     )  # fmt: skip
+    variants = Variants(
+        crops=options.crops, flips=options.flips, min_crop=options.min_crop if options.crops else 1
+    )
+    if options.crops and isinstance(images, IdxImages):
+        raise ValueError(
+            f"--crops must be left out for IDX files, whose images are padded, got {options.crops}"
+        )
     metadata = {"classes": list(images.classes), "size": options.size}
     tokens = tokenize(
-        images, autoencoder, options.out, metadata=metadata, progress=not options.quiet
-    )
+        images, autoencoder, options.out, metadata=metadata, variants=variants, seed=options.seed,
+        progress=not options.quiet,
+    )  # fmt: skip
     bits = autoencoder.config.z_channels
-    print(f"{len(images)} images of {tokens} codes of {bits} bits: {options.out}")
+    times = f", each {len(variants)} times" if len(variants) > 1 else ""
+    print(f"{len(images)} images of {tokens} codes of {bits} bits{times}: {options.out}")

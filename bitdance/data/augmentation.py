@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from bitdance.data.crops import CropDraw
 from bitdance.data.images import LabeledImages
+from bitdance.data.packed_dataset import Variants
 from bitdance_kernels import noise_words
 
 __all__ = ["Augmentation"]
@@ -75,6 +76,19 @@ class Augmentation:
             mirrored = torch.from_numpy(self._flipped(draws))
             pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
         return _translate(pixels, self.shift, draws[:, 5:7]) if self.shift else pixels
+
+    def choose(self, variants: Variants, items: np.ndarray, step: int) -> np.ndarray:
+        """Number of the variant of each item in a data set of codes, int64 [n].
+
+        Args:
+            variants: the variants that it has.
+            items: int64 [n], numbers of the images.
+            step: number of the step.
+        """
+        draws = self._draws(items, step)
+        crop = np.where(self._cropped(draws, step), 1 + draws[:, 1] * variants.crops, 0)
+        mirrored = self.flip & self._flipped(draws)
+        return crop.astype(np.int64) * (1 + variants.flips) + mirrored
 
     def _cropped(self, draws: np.ndarray, step: int) -> np.ndarray:
         return np.asarray(draws[:, 0] < self.cropped_share(step))

@@ -23,18 +23,52 @@ from torch.utils.data import Dataset
 from bitdance.io import files
 from bitdance.io.files import one_line
 from bitdance.io.json_files import read_json
-from bitdance.io.settings import Count, Integer, ListOrTuple, Text, invalid, parse, settings
+from bitdance.io.settings import (
+    Bool,
+    Count,
+    Integer,
+    ListOrTuple,
+    Number,
+    Text,
+    invalid,
+    parse,
+    settings,
+)
 from bitdance.io.validation import brief
 
-__all__ = ["PackedDataset", "PackedDatasetError", "is_packed"]
+__all__ = ["PackedDataset", "PackedDatasetError", "Variants", "is_packed"]
 
-FORMAT = "bitdance-packed-1"
+FORMAT, FORMAT_WITH_VARIANTS = "bitdance-packed-1", "bitdance-packed-2"
 INDEX = "index.json"
 LABEL_DTYPE = np.dtype("<i8")
 
 
 class PackedDatasetError(ValueError):
     """A folder is not a complete data set of packed codes."""
+
+
+@settings
+class Variants:
+    """Codes that a data set has of each image.
+
+    Variant number ``crop * (1 + flips) + mirrored`` is crop 0, the middle, or 1 to `crops`, drawn
+    at random, as it is or mirrored.
+
+    Args:
+        crops: random crops beside the middle.
+        flips: each of them mirrored, too.
+        min_crop: smallest share of the shorter side that a random crop has.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    crops: Annotated[Integer, Field(ge=0, le=999)] = 0
+    flips: Bool = False
+    min_crop: Annotated[Number, Field(gt=0, le=1)] = 1.0
+
+    def __len__(self) -> int:
+        return (1 + self.crops) * (1 + self.flips)
 
 
 @settings
@@ -58,8 +92,11 @@ class _Index:
     images: Annotated[Integer, Field(ge=0, le=2**60)]
     shards: Annotated[tuple[_Shard, ...], FailFast(), ListOrTuple, Field(min_length=1)]
     metadata: dict[str, Any]
+    variants: Variants = Variants()
 
     def __post_init__(self) -> None:
+        if (self.format == FORMAT) != (self.variants == Variants()):
+            raise invalid(self, "variants", f"of a format other than {FORMAT}, or left out")
         count = sum(shard.images for shard in self.shards)
         if self.images != count:
             raise invalid(self, "images", f"the shards' {count}")
@@ -80,6 +117,7 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
     Attributes:
         tokens: codes per image.
         channels: C, bits per code.
+        variants: which codes there are of each image.
         labels: int64 [N]; memory-mapped too where there is one shard.
         metadata: the writer's metadata.
         identity: checksum of codes and labels, independent of their path.
@@ -96,10 +134,16 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         index = self._read_index(verify)
         self.tokens, self.channels = index.tokens, index.channels
         self.metadata: dict[str, Any] = index.metadata
-        shape = (self.tokens, -(-self.channels // 8))
+        self.variants = index.variants
+        shape: tuple[int, ...] = (self.tokens, -(-self.channels // 8))
+        if index.format != FORMAT:
+            shape = (len(self.variants), *shape)
+        self._shape = shape[-2:]
         shards = [
             (
-                self._map(shard.codes, (shard.images, *shape), np.uint8, verify),
+                self._map(shard.codes, (shard.images, *shape), np.uint8, verify).reshape(
+                    shard.images, len(self.variants), *self._shape
+                ),
                 self._map(shard.labels, (shard.images,), LABEL_DTYPE, verify),
             )
             for shard in index.shards
@@ -113,9 +157,10 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         path = self._folder / INDEX
         try:
             content = read_json(path)
-            if content.get("format") != FORMAT:
+            if content.get("format") not in (FORMAT, FORMAT_WITH_VARIANTS):
                 got = brief(content.get("format"))
-                raise PackedDatasetError(f"{self._folder}: format must be {FORMAT!r}, got {got}")
+                expected = f"{FORMAT!r} or {FORMAT_WITH_VARIANTS!r}"
+                raise PackedDatasetError(f"{self._folder}: format must be {expected}, got {got}")
             digest = content.pop("sha256", None)  # optional, for an index that was made elsewhere
             if verify and digest not in (None, index_digest(content)):
                 raise PackedDatasetError(f"{path} is altered: its checksum differs")
@@ -165,11 +210,14 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         codes, labels = self.take(np.array([index % len(self)]))
         return codes[0], int(labels[0])
 
-    def take(self, indices: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def take(
+        self, indices: Any, variants: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Many images, in any order.
 
         Args:
             indices: integers [n], 0 to N - 1: an array, a tensor or a list.
+            variants: int64 [n], number of the variant of each; by default 0, the middle.
 
         Returns:
             Codes uint8 [n, tokens, ceil(C / 8)], and labels int64 [n].
@@ -190,15 +238,17 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
             raise IndexError(
                 f"indices must be 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}"
             )
+        if variants is None:
+            variants = np.zeros(len(indices), np.int64)
         labels = torch.from_numpy(self.labels[indices])
         if len(self._codes) == 1:
-            return torch.from_numpy(self._codes[0][indices]), labels
-        codes = np.empty((len(indices), *self._codes[0].shape[1:]), np.uint8)
+            return torch.from_numpy(self._codes[0][indices, variants]), labels
+        codes = np.empty((len(indices), *self._shape), np.uint8)
         shard = np.searchsorted(self._ends, indices, side="right")
         for number in np.unique(shard):
             here = shard == number
             first = self._ends[number] - len(self._codes[number])
-            codes[here] = self._codes[number][indices[here] - first]
+            codes[here] = self._codes[number][indices[here] - first, variants[here]]
         return torch.from_numpy(codes), labels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -14,9 +15,11 @@ import torch
 
 from bitdance.data.packed_dataset import (
     FORMAT,
+    FORMAT_WITH_VARIANTS,
     INDEX,
     LABEL_DTYPE,
     PackedDatasetError,
+    Variants,
     as_array,
     index_digest,
 )
@@ -36,6 +39,7 @@ class PackedWriter:
         channels: C, bits per code.
         metadata: any JSON object, for example with the names of the classes.
         shard_size: images per file.
+        variants: which codes there will be of each image; by default one.
 
     Raises:
         FileExistsError: the folder is not empty.
@@ -56,11 +60,16 @@ class PackedWriter:
     def __init__(
         self, folder: str | Path, *, tokens: int, channels: int,
         metadata: Mapping[str, Any] | None = None, shard_size: int = 65536,
+        variants: Variants | None = None,
     ) -> None:  # fmt: skip
         sizes = {"tokens": tokens, "channels": channels, "shard_size": shard_size}
         for name, value in sizes.items():
             sizes[name] = exact_int("PackedWriter", name, value, minimum=1)
-        self._shape = (sizes["tokens"], -(-sizes["channels"] // 8))
+        self._variants = variants or Variants()
+        self._tokens = sizes["tokens"]
+        self._shape: tuple[int, ...] = (self._tokens, -(-sizes["channels"] // 8))
+        if self._variants != Variants():
+            self._shape = (len(self._variants), *self._shape)
         self._channels, self._shard_size = sizes["channels"], sizes["shard_size"]
         self._metadata = _copy_metadata(metadata)
         self._codes: list[np.ndarray] = []
@@ -74,7 +83,7 @@ class PackedWriter:
         """Add images.
 
         Args:
-            packed: uint8 [N, tokens, ceil(C / 8)].
+            packed: uint8 [N, tokens, ceil(C / 8)]; with variants [N, variants, tokens, ...].
             labels: integers [N] of any type.
 
         Raises:
@@ -110,12 +119,16 @@ class PackedWriter:
                 self._end_shard()
             content: dict[str, Any] = {
                 "format": FORMAT,
-                "tokens": self._shape[0],
+                "tokens": self._tokens,
                 "channels": self._channels,
                 "images": sum(shard["images"] for shard in self._shards),
                 "shards": self._shards,
                 "metadata": self._metadata,
             }
+            if self._variants != Variants():
+                content |= {
+                    "format": FORMAT_WITH_VARIANTS, "variants": dataclasses.asdict(self._variants)
+                }  # fmt: skip
             content["sha256"] = index_digest(content)
             files.write_text(self._staged.path / INDEX, json.dumps(content, indent=1) + "\n")
             self._staged.commit()

@@ -53,6 +53,10 @@ def to_parquet(
         raise ValueError(f"to_parquet: row_group_size must be at least 1, got {row_group_size}")
     if not isinstance(data, PackedDataset):
         data = PackedDataset(data)
+    if len(data.variants) > 1:
+        raise ValueError(
+            f"to_parquet: data must have one code of each image, got {len(data.variants)}"
+        )
     width = data.tokens * -(-data.channels // 8)
     header = {
         "format": FORMAT,

@@ -86,7 +86,8 @@ class ClassConditionalTask:
     def load(self, items: np.ndarray, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed codes or augmented images of a batch, uint8, and labels."""
         if self._packed is not None:
-            return self._packed.take(items)
+            variants = self._augmentation.choose(self._packed.variants, items, step)
+            return self._packed.take(items, variants)
         labels = torch.from_numpy(np.ascontiguousarray(self.labels[items]))
         return self._augmentation.take(self._images, items, step), labels
 

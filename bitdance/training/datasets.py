@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bitdance.data.augmentation import Augmentation
@@ -41,11 +41,20 @@ def open_codes(data: DataConfig) -> tuple[PackedDataset, Sequence[str]]:
     """Open packed codes; returns the data set and the names of its classes.
 
     Raises:
-        ValueError: a file is damaged, or a setting has no effect: codes are not augmented, and the
-            data set has the names of its classes.
+        ValueError: a file is damaged, or a setting has no effect: the data set has the names of its
+            classes, and codes of the crops and flips that `tokenize` made.
     """
-    _refuse_unused(data, ("path", "size", "classes"), "packed codes instead of images")
     packed = PackedDataset(data.path)
+    variants = packed.variants
+    used = {"path", "size", "classes"}
+    used |= {"min_crop", "crop_decay"} if variants.crops else set()
+    used |= {"flip"} if variants.flips else set()
+    _refuse_unused(data, used, "packed codes instead of images")
+    if data.min_crop not in (1, variants.min_crop):
+        raise ValueError(
+            f"data.min_crop must be 1 or {variants.min_crop:g}, as in {data.path}, got "
+            f"{data.min_crop:g}"
+        )
     classes = packed.metadata.get("classes", data.classes)
     if data.classes and data.classes != tuple(classes):
         raise ValueError(
@@ -54,7 +63,7 @@ def open_codes(data: DataConfig) -> tuple[PackedDataset, Sequence[str]]:
     return packed, classes
 
 
-def _refuse_unused(data: DataConfig, used: Sequence[str], content: str) -> None:
+def _refuse_unused(data: DataConfig, used: Collection[str], content: str) -> None:
     for field in dataclasses.fields(data):
         value = getattr(data, field.name)
         if field.name not in used and value != field.default:
