@@ -208,7 +208,8 @@ class HeadRunner:
 
     def load(self) -> None:
         """See ``Head``."""
-        if self._changes.found():
+        # Other plans begin a run with more than copies.
+        if self.plan != "library" or self._changes.found():
             for part in (self.products, self.cond_embed, self.ada_ln):
                 part.load()
             self._time.copy_(self.network.time_embed(self.times)[:, None])
