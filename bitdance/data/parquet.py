@@ -140,7 +140,13 @@ def from_parquet(
                 f"{path}: bits must have {width} bytes for {sizes['tokens']} tokens of "
                 f"{sizes['channels']} channels, got {schema.field('bits').type.byte_width}"
             )
-        with PackedWriter(folder, **sizes, metadata=metadata, shard_size=shard_size) as writer:
+        with PackedWriter(
+            folder,
+            tokens=sizes["tokens"],
+            channels=sizes["channels"],
+            metadata=metadata,
+            shard_size=shard_size,
+        ) as writer:
             for number in range(file.num_row_groups):
                 with _convert_errors(pa, f"{path} is damaged", PackedDatasetError):
                     rows = file.read_row_group(number, columns=["bits", "label"])

@@ -431,7 +431,7 @@ class Diverging(Line):
                 self.module.weight.fill_(float("inf"))
             self.losses.append(0.0)
             return self.module.bias.sum(), {}
-        return super().loss(items)
+        return super().loss(items, draws)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
