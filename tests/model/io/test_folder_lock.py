@@ -1,0 +1,66 @@
+"""The lock of a folder: whose it is, and when what is left of it does not count."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from bitdance.io.folder_lock import LOCK, FolderLock
+from tests.forked import READY
+
+
+@pytest.fixture(params=["flock", "no flock"])
+def system(request, monkeypatch):
+    """With the locks of the system, and on a disk that has none."""
+    if request.param == "no flock":
+        monkeypatch.setattr("bitdance.io.folder_lock.fcntl", None)
+    return request.param
+
+
+def left(folder, **owner):
+    (folder / LOCK).write_text(json.dumps({"host": socket.gethostname(), **owner}))
+
+
+def ended():
+    process = READY.Process(target=int)
+    process.start()
+    process.join()
+    return process.pid
+
+
+def test_one_lock_at_a_time(tmp_path, system):
+    first = FolderLock(tmp_path)
+    owner = json.loads((tmp_path / LOCK).read_text())
+    assert owner == {"host": socket.gethostname(), "pid": os.getpid()}
+    with pytest.raises(OSError, match=f"in use by another run, process {os.getpid()} of"):
+        FolderLock(tmp_path)
+    first.release()
+    assert not (tmp_path / LOCK).exists()
+    FolderLock(tmp_path).release()
+
+
+def test_the_lock_of_an_ended_process_of_this_machine_does_not_count(tmp_path, system):
+    left(tmp_path, pid=ended())
+    lock = FolderLock(tmp_path)
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    lock.release()
+
+
+@pytest.mark.parametrize("pid", [os.getppid(), None, "x"])
+def test_without_locks_of_the_system_a_living_process_counts(tmp_path, monkeypatch, pid):
+    monkeypatch.setattr("bitdance.io.folder_lock.fcntl", None)
+    left(tmp_path, pid=pid)
+    with pytest.raises(OSError, match="is in use by another run"):
+        FolderLock(tmp_path)
+    (tmp_path / LOCK).write_text("")  # its owner is about to write
+    with pytest.raises(OSError, match=r"is in use by another run$"):
+        FolderLock(tmp_path)
+
+
+def test_the_lock_of_another_machine_counts(tmp_path, system):
+    left(tmp_path, pid=ended(), host="elsewhere")
+    before = (tmp_path / LOCK).read_text()
+    with pytest.raises(OSError, match=r"of elsewhere; if that has ended, delete \.lock there$"):
+        FolderLock(tmp_path)
+    assert (tmp_path / LOCK).read_text() == before
