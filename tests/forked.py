@@ -8,7 +8,10 @@ from pathlib import Path
 
 READY = multiprocessing.get_context("forkserver")
 # With the imports of an optimizer. One server serves all test files of a worker.
-READY.set_forkserver_preload(["bitdance.cli.main", "bitdance.data.packed_dataset", "torch._dynamo"])
+READY.set_forkserver_preload([
+    "bitdance.cli.main", "bitdance.data.packed_dataset", "bitdance.training.sharded_checkpoint",
+    "torch._dynamo", "torch.distributed.fsdp",
+])  # fmt: skip
 
 
 def run_script(path: Path, arguments: list[str], output: Path) -> int:

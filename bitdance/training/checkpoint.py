@@ -15,12 +15,20 @@ from torch import nn
 
 from bitdance.io.files import CheckpointError, one_line, replace_file
 from bitdance.io.weights import check_weights, is_finite, read_pickle
-from bitdance.training.sharded_checkpoint import read_folder
 
-__all__ = ["check_state", "named_state", "newest", "newest_step", "remove_old", "save"]
+__all__ = [
+    "check_state",
+    "named_state",
+    "newest",
+    "newest_step",
+    "remove_old",
+    "remove_unfinished",
+    "save",
+]
 
 _NAME = re.compile(r"checkpoint-(\d{8})(\.pt)?")
 """A file of one process, or a folder of several."""
+_UNFINISHED = re.compile(r"checkpoint-\d{8}\.tmp")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -51,6 +59,13 @@ def remove_old(folder: Path, step: int, *, keep: int) -> None:
             files[old].unlink()
         elif _is_sharded(files[old]):
             shutil.rmtree(files[old], ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the folders that killed processes have left half written."""
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(
@@ -145,10 +160,16 @@ def _is_sharded(path: Path) -> bool:
 
 
 def _read(path: Path, step: int) -> dict[str, Any]:
-    content = _from_names(*read_folder(path)) if _is_sharded(path) else read_pickle(path)
+    content = _read_folder(path) if _is_sharded(path) else read_pickle(path)
     if not isinstance(content, dict) or content.get("step") != step:
         raise CheckpointError(f"{path} must be the checkpoint of step {step}, got something else")
     return content
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    from bitdance.training.sharded_checkpoint import read_folder  # takes a second to import
+
+    return _from_names(*read_folder(path))
 
 
 def named_state(

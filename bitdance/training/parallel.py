@@ -6,14 +6,11 @@ import contextlib
 import copy
 import functools
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +18,10 @@ from bitdance.distributed import World
 from bitdance.training.config import ParallelConfig
 from bitdance.training.task import Task
 
-__all__ = ["Parallel", "distribute_like", "local"]
+if TYPE_CHECKING:  # these imports take a second, which commands without divided weights save
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["Parallel", "distribute_like", "local", "whole"]
 
 
 class Parallel:
@@ -54,7 +54,12 @@ class Parallel:
         if not self.sharded:
             task.network = DistributedDataParallel(module, process_group=world.group)
             return
-        mesh = _mesh(config.strategy, world)
+        self._divide(config, blocks)
+
+    def _divide(self, config: ParallelConfig, blocks: Sequence[nn.Module]) -> None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        module, mesh = self._module, _mesh(config.strategy, self._world)
         half = torch.bfloat16 if config.mixed_precision == "bfloat16" else None
         # Inputs keep their dtype: angles of rotations would be rounded.
         policy = MixedPrecisionPolicy(
@@ -73,8 +78,9 @@ class Parallel:
             with network.no_sync():
                 yield
             return
-        if isinstance(network, FSDPModule):
-            network.set_requires_gradient_sync(last)
+        if self.sharded:
+            divided: Any = network
+            divided.set_requires_gradient_sync(last)
         yield
 
     @contextlib.contextmanager
@@ -88,7 +94,7 @@ class Parallel:
             Whether this is the process that has the module; the others have it unchanged.
         """
         main = self._world.is_main
-        full = {name: _full(value) for name, value in values.items()} if self.sharded else values
+        full = {name: whole(value) for name, value in values.items()} if self.sharded else values
         if not main:
             yield False
             return
@@ -118,19 +124,28 @@ class Parallel:
 def distribute_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor, which all processes have, divided as another is."""
     value = value.to(like.device)
-    if not isinstance(like, DTensor):
+    if not _is_divided(like):
         return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def local(value: torch.Tensor) -> torch.Tensor:
     """This process's part of a tensor."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    part: Any = value.detach()
+    return part.to_local() if _is_divided(value) else part
 
 
-def _full(value: torch.Tensor) -> torch.Tensor:
-    value = value.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor put together; all processes call it."""
+    part: Any = value.detach()
+    return part.full_tensor() if _is_divided(value) else part
+
+
+def _is_divided(value: torch.Tensor) -> bool:
+    return hasattr(value, "full_tensor")
 
 
 @torch.no_grad()
@@ -141,6 +156,8 @@ def _assign(module: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
 
 
 def _mesh(strategy: str, world: World) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
     kind = world.device.type
     if strategy == "fsdp":
         return init_device_mesh(kind, (world.size,))

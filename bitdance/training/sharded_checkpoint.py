@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -29,10 +28,9 @@ from bitdance.distributed import World
 from bitdance.io.files import CheckpointError, one_line, sha256, sync
 from bitdance.io.weights import read_pickle
 
-__all__ = ["MARKER", "STATE", "ShardedWriter", "read_folder", "remove_unfinished"]
+__all__ = ["MARKER", "STATE", "ShardedWriter", "read_folder"]
 
 MARKER, STATE, _METADATA = "complete", "state.pt", ".metadata"
-_UNFINISHED = re.compile(r"checkpoint-\d{8}\.tmp")
 
 
 class ShardedWriter:
@@ -141,13 +139,6 @@ def _publish(path: Path, final: Path, shares: list[dict[str, str]]) -> None:
     path.rename(final)
     final.with_suffix(".pt").unlink(missing_ok=True)
     sync(final.parent)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed runs have left half written."""
-    for path in folder.iterdir():
-        if _UNFINISHED.fullmatch(path.name) and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_folder(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

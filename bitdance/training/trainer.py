@@ -13,12 +13,11 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from bitdance.data.prefetch import Prefetcher
@@ -32,11 +31,13 @@ from bitdance.training.config import RunConfig, run_to_dict, write_config
 from bitdance.training.draws import Draws
 from bitdance.training.initial_weights import load_initial_weights
 from bitdance.training.log import Log
-from bitdance.training.parallel import Parallel, distribute_like, local
+from bitdance.training.parallel import Parallel, distribute_like, local, whole
 from bitdance.training.run_folder import check_same_run, check_single_process, rename_exports
-from bitdance.training.sharded_checkpoint import ShardedWriter, remove_unfinished
 from bitdance.training.signals import STOPPING, SignalRecorder
 from bitdance.training.task import Task
+
+if TYPE_CHECKING:  # its imports take a second, which one process saves
+    from bitdance.training.sharded_checkpoint import ShardedWriter
 
 __all__ = ["Trainer"]
 
@@ -106,7 +107,7 @@ class Trainer:
         with world.together():
             if world.is_main:
                 remove_leftovers(folder)
-                remove_unfinished(folder)
+                checkpoint.remove_unfinished(folder)
         earlier = None
         with world.together():
             self._newest = checkpoint.newest_step(folder)
@@ -124,7 +125,7 @@ class Trainer:
         self._parameters = _trained(task)
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
         self._optimizer = _optimizer(self._parameters, config, task.no_decay)
-        self._writer = ShardedWriter(folder, world) if world.size > 1 else None
+        self._writer = _writer(folder, world)
         if state is not None:
             self._resume(state)
         with world.together():
@@ -249,7 +250,7 @@ class Trainer:
             values = torch.stack([loss, *(terms[name] for name in self.task.columns)])
             total += values.detach().double().cpu() / optim.accumulate
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), optim.grad_clip)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = whole(norm)
         total = self._exchange(total)
         if not math.isfinite(float(norm)) or not math.isfinite(float(total[0])):
             raise RuntimeError(
@@ -263,7 +264,7 @@ class Trainer:
         torch._foreach_lerp_(
             averages, [p.detach() for p in current], 1 - optim.average_decay(self.step)
         )
-        return torch.cat([norm.detach().double().cpu().view(1), total])
+        return torch.cat([norm.double().cpu().view(1), total])
 
     def _exchange(self, total: torch.Tensor) -> torch.Tensor:
         """The means of the values over the processes.
@@ -303,7 +304,7 @@ class Trainer:
     def _check_finite(self) -> None:
         """Check the weights, so that a run that has diverged keeps its last good checkpoint."""
         values = (*self._parameters.items(), *self._average.items())
-        bad = [name for name, p in values if not bool(local(p.detach()).isfinite().all())]
+        bad = [name for name, p in values if not bool(local(p).isfinite().all())]
         for name in filter(None, self.world.gather(bad[0] if bad else "")):
             raise RuntimeError(
                 f"step {self.step}: {name} is not finite; lower optim.lr, or raise optim.warmup"
@@ -377,6 +378,15 @@ def _batches(size: int, config: RunConfig, world: World) -> ShuffledBatches:
         size, batch // world.size, seed=config.optim.seed % 2**63, rank=world.rank,
         world_size=world.size,
     )  # fmt: skip
+
+
+def _writer(folder: Path, world: World) -> ShardedWriter | None:
+    """What writes checkpoints of several processes."""
+    if world.size == 1:
+        return None
+    from bitdance.training.sharded_checkpoint import ShardedWriter
+
+    return ShardedWriter(folder, world)
 
 
 def _trained(task: Task) -> dict[str, nn.Parameter]:

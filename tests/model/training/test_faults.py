@@ -86,8 +86,9 @@ def one_error(results):
 
 
 def test_a_disk_that_is_full_for_rank_0_alone(command, tmp_path):
+    """Also, the second process comes late, which is no fault."""
     begin = command("--stop-at", "2")
-    error = one_error(ended([begin, command()], faults={0: _full_disk}))
+    error = one_error(ended([begin, command()], faults={0: _full_disk}, delays=(0, 1)))
     assert error.startswith("bitdance train: error: ")
     assert "File too large" in error or "cannot write" in error
     assert checkpoint.newest(tmp_path / "run")["step"] == 2
@@ -137,21 +138,11 @@ def test_a_missing_or_altered_shard(command, tmp_path):
         assert checkpoint.newest(run)["step"] == 2
     assert [status for status, _ in ended([begin])] == [0, 0]  # written anew
     assert checkpoint.newest(run)["step"] == 4
-
-
-def test_a_description_with_code_in_it_is_not_opened(command, tmp_path):
-    assert [status for status, _ in ended([command("--stop-at", "2")])] == [0, 0]
-    folder = tmp_path / "run" / "checkpoint-00000002"
+    description = run / "checkpoint-00000004" / ".metadata"
     for name in ("os system", "torch load", "torch.serialization load"):
-        code = f"c{name.replace(' ', chr(10))}\n(S'exit 1'\ntR."
-        (folder / ".metadata").write_bytes(code.encode())
+        description.write_bytes(f"c{name.replace(' ', chr(10))}\n(S'exit 1'\ntR.".encode())
         with pytest.raises(ValueError, match=rf"objects \({name.replace(' ', '.')}\)"):
-            sharded_checkpoint._check_metadata(folder / ".metadata")
-
-
-def test_a_process_that_comes_late(command, tmp_path):
-    results = ended([command("--stop-at", "2")], delays=(0, 2))
-    assert [status for status, _ in results] == [0, 0]
+            sharded_checkpoint._check_metadata(description)
 
 
 def wait_for_lines(path, count, processes):
@@ -176,12 +167,12 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(command, tmp_path
     assert int(last.split(",")[0]) == state["step"]
 
 
-KILLS = 3
+KILLS = 2
 
 
 def test_killed_at_random_moments(command, tmp_path):
     """Each kill of one process ends the other soon, and changes nothing in the end."""
-    settings = ("--set", "optim.steps=60", "optim.save_every=2")
+    settings = ("--set", "optim.steps=24", "optim.save_every=2")
     whole = command(*settings)
     whole[4] = str(tmp_path / "whole")
     assert [status for status, _ in ended([whole])] == [0, 0]
@@ -196,7 +187,7 @@ def test_killed_at_random_moments(command, tmp_path):
             while set(run.glob("checkpoint-*[0-9]")) == before:
                 assert time.monotonic() < end
                 time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.3))
+            time.sleep(moments.uniform(0, 0.1))
             processes.processes[victim].kill()
             results = processes.results(timeout=30)
         left = results[1 - victim]
