@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.cli.arguments import (
+    DTYPES,
     add_model_arguments,
     add_quantization_argument,
     add_sampling_arguments,
@@ -14,8 +15,11 @@ from bitdance.cli.arguments import (
     positive_int,
 )
 from bitdance.distributed import World
+from bitdance.evaluation.prompt_lists import LAYOUTS, read_prompts
 from bitdance.evaluation.sample import sample_classes
+from bitdance.evaluation.sample_prompts import IMAGES, sample_prompts
 from bitdance.io.outputs import check_folder
+from bitdance.pipelines.text_to_image import BitDanceT2IPipeline
 
 __all__ = ["add_command"]
 
@@ -28,7 +32,8 @@ def add_command(commands: Any) -> None:
         description="Generate images of many classes into one .npz file, as evaluation suites take "
         "it, or as packed codes. An interrupted command continues where it was. Several processes "
         "share the work: torchrun --nproc-per-node N -m bitdance.cli sample ...; image i is the "
-        "same for every number of processes and every batch size.",
+        "same for every number of processes and every batch size. With --prompts: four images of "
+        "each prompt of GenEval or DPG-Bench, by a text-to-image model.",
     )
     add_model_arguments(parser)
     add_quantization_argument(parser)
@@ -43,6 +48,13 @@ def add_command(commands: Any) -> None:
         "--guidance-schedule", choices=("linear", "constant"), default="linear",
         help="guidance over the autoregressive steps",
     )  # fmt: skip
+    parser.add_argument(
+        "--prompts", type=Path,
+        help="prompts in place of classes: GenEval's .jsonl file, or DPG's folder or .json file",
+    )  # fmt: skip
+    parser.add_argument("--layout", choices=LAYOUTS, help="whose prompts and folders they are")
+    parser.add_argument("--height", type=positive_int, default=1024, help="pixels, for prompts")
+    parser.add_argument("--width", type=positive_int, default=1024, help="pixels, for prompts")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images per batch")
     parser.add_argument(
         "--format", choices=("npz", "packed"), default="npz",
@@ -57,8 +69,13 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
     check_folder(options.out)
+    if (options.prompts is None) != (options.layout is None):
+        raise ValueError("--prompts and --layout must be given together, got one of them")
     with World.from_env(options.device) as world:
         options.device = str(world.device)
+        if options.prompts is not None:
+            _run_prompts(options, world)
+            return
         pipeline = load_pipeline(options)
         classes = options.classes
         if classes == ["all"]:
@@ -81,3 +98,26 @@ def run(options: argparse.Namespace) -> None:
             before = len(labels) - result.generated
             there = f", {before} of them there before" if before else ""
             print(f"{len(labels)} images, seed {options.seed}{there}: {result.path}")
+
+
+def _run_prompts(options: argparse.Namespace, world: World) -> None:
+    prompts = read_prompts(options.prompts, options.layout)
+    pipeline = BitDanceT2IPipeline.from_pretrained(
+        options.model, autoencoder=options.autoencoder, dtype=DTYPES[options.dtype],
+        quantization=options.quantization, device=options.device,
+    )  # fmt: skip
+    given = {
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+    }
+    generated = sample_prompts(
+        pipeline, prompts, options.out, layout=options.layout, seed=options.seed,
+        height=options.height, width=options.width, batch_size=options.batch_size, world=world,
+        progress=not options.quiet, **{k: v for k, v in given.items() if v is not None},
+    )  # fmt: skip
+    if world.is_main:
+        before = len(prompts) - generated
+        there = f", those of {before} prompts there before" if before else ""
+        print(
+            f"{IMAGES} images of {len(prompts)} prompts, seed {options.seed}{there}: {options.out}"
+        )

@@ -11,13 +11,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.data.packed_writer import PackedWriter
 from bitdance.distributed import World
 from bitdance.evaluation.sample_folder import OUTPUTS, Content, SampleFolder, SampleSettings
+from bitdance.evaluation.sample_settings import fingerprint
 from bitdance.io.npz import write_images
 from bitdance.io.validation import exact_int, finite_number
 from bitdance.models.autoencoder.quantizer import pack_latents, unpack_latents
@@ -25,7 +25,7 @@ from bitdance.models.quantization import quantization_of
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance_kernels import unpack_signs
 
-__all__ = ["SampleResult", "decode_codes", "fingerprint", "sample_classes"]
+__all__ = ["SampleResult", "decode_codes", "sample_classes"]
 
 _BLOCK = 256  # images, rounded to whole batches
 
@@ -216,13 +216,3 @@ def decode_codes(
         output_type="uint8",
     )  # fmt: skip
     return images
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers with their names, shapes and dtypes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        data = tensor.detach().cpu().contiguous()
-        digest.update(data.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

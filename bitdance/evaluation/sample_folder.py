@@ -9,25 +9,24 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bitdance.distributed import World
+from bitdance.evaluation.sample_settings import read_settings, write_settings
 from bitdance.io import files
 from bitdance.io.folder_lock import FolderLock
-from bitdance.io.json_files import read_json
 from bitdance.io.outputs import check_folder
-from bitdance.io.settings import Count, Integer, Number, Text, parse, settings
-from bitdance.io.validation import brief
+from bitdance.io.settings import Count, Integer, Number, Text, settings
 
 __all__ = ["OUTPUTS", "Content", "SampleFolder", "SampleSettings"]
 
 Content = Literal["npz", "packed"]
-FORMAT = "bitdance-samples-1"
 SETTINGS = "samples.json"
+_FREE = frozenset({"block_size"})
 OUTPUTS = {"npz": "samples.npz", "packed": "codes"}
 """File or folder with all images, by content."""
 _BLOCKS = "blocks"
@@ -118,13 +117,11 @@ class SampleFolder:
         self._lock = FolderLock(self._path)
         try:
             known = file.is_file()
-            found = _read(file) if known else wanted
-            _check_same(file, found, wanted)
+            found = read_settings(file, wanted, _FREE) if known else wanted
             if not self.result.exists():
                 self._check_room(found)
             if not known:
-                content = {"format": FORMAT, **dataclasses.asdict(found)}
-                files.write_text(file, json.dumps(content, indent=1) + "\n")
+                write_settings(file, found)
             self._blocks.mkdir(exist_ok=True)
             files.remove_leftovers(self._blocks)
             files.remove_leftovers(self._path)
@@ -228,24 +225,3 @@ class SampleFolder:
 
 def _digest(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-
-
-def _read(file: Path) -> SampleSettings:
-    content: dict[str, Any] = read_json(file)
-    if content.pop("format", None) != FORMAT:
-        raise ValueError(f"{file}: format must be {FORMAT!r}, got {brief(content.get('format'))}")
-    return parse(SampleSettings, content, str(file))
-
-
-def _check_same(file: Path, found: SampleSettings, wanted: SampleSettings) -> None:
-    changed = [
-        f"{field.name} (was {brief(old)}, is {brief(new)})"
-        for field in dataclasses.fields(found)
-        if (old := getattr(found, field.name)) != (new := getattr(wanted, field.name))
-        and field.name != "block_size"
-    ]
-    if changed:
-        raise ValueError(
-            f"{file.parent} holds samples with other settings: {', '.join(changed)}; keep these, "
-            "or choose another folder"
-        )

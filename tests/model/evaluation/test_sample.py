@@ -18,7 +18,8 @@ from bitdance.cli.main import main
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.distributed import World
 from bitdance.evaluation import sample
-from bitdance.evaluation.sample import decode_codes, fingerprint, sample_classes
+from bitdance.evaluation.sample import decode_codes, sample_classes
+from bitdance.evaluation.sample_settings import fingerprint
 from bitdance.io.folder_lock import FolderLock
 from tests.forked import READY
 from tests.model.helpers.tiny import AUTOENCODER, tiny_pipeline
