@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 _MODULES = {
     "_dispatch.backends": "BackendError default_backend use_backend",
     "_dispatch.explain": "explain",
-    "_shared.float8": "dequantize_rows quantize_rows",
+    "_shared.quantized": "dequantize_rows quantize_rows",
     "_shared.launches": "overlapping_launches",
     "_shared.packed_weight": "pack_weight unpack_weight",
     "_version": "__version__",
@@ -64,9 +64,9 @@ __all__ = sorted(name for names in _MODULES.values() for name in names.split())
 if TYPE_CHECKING:
     from bitdance_kernels._dispatch.backends import *
     from bitdance_kernels._dispatch.explain import *
-    from bitdance_kernels._shared.float8 import *
     from bitdance_kernels._shared.launches import *
     from bitdance_kernels._shared.packed_weight import *
+    from bitdance_kernels._shared.quantized import *
     from bitdance_kernels._version import __version__ as __version__
     from bitdance_kernels.attention.block_causal_attention.op import *
     from bitdance_kernels.attention.block_decode_attention.op import *

@@ -80,6 +80,24 @@ def test_a_panel_is_16_rows_transposed():
                 assert torch.equal(out, packed.to(dtype))
 
 
+def test_scales_of_int8_values_are_behind_the_channels_of_their_panel():
+    for features, channels in ((16, 1), (48, 7), (32, 64), (0, 5)):
+        values, scales = quantize_rows(torch.randn(features, channels), torch.int8)
+        packed = pack_weight(values, "panels", scales=scales)
+        assert packed.dtype == torch.int8
+        assert packed.shape == (features // 16, channels + 4, 16)
+        for feature in range(features):
+            panel, lane = packed[feature // 16], feature % 16
+            assert torch.equal(panel[:-4, lane], values[feature])
+            assert panel[-4:].flatten().view(torch.float32)[lane] == scales[feature]
+        expected = dequantize_rows(values, scales, torch.float32)
+        assert torch.equal(unpack_weight(packed, "panels"), expected)
+        columns = values.t().contiguous().t()
+        out = torch.full_like(packed, -1)
+        assert pack_weight(columns, "panels", scales=scales, out=out) is out
+        assert torch.equal(out, packed)
+
+
 def test_threads_pack_panels_of_their_own():
     weight = torch.randn(16 * 37, 300)
     expected = pack_weight(weight, "panels")
@@ -140,12 +158,27 @@ def test_a_row_with_a_nan_is_nan_in_float8():
 def test_bad_arguments():
     weight, packed = torch.zeros(16, 32), torch.zeros(1, 2, 32, 8)
     values, scales = quantize_rows(weight)
+    int8 = weight.to(torch.int8)
     for call, error, message in (
         (lambda: pack_weight([1.0]), TypeError, "pack_weight: weight must be a torch.Tensor"),
         (lambda: pack_weight(values), ValueError,
          r"pack_weight: scales must be float32 \[F\] for a weight of bytes, got None"),
         (lambda: pack_weight(weight, scales=scales), ValueError,
-         "pack_weight: scales must be None for torch.float32, got a tensor"),
+         "pack_weight: scales must be None for torch.float32 and the layout 'rows', got a tensor"),
+        (lambda: pack_weight(int8, "panels"), ValueError,
+         r"pack_weight: scales must be float32 \[F\] for panels of int8, got None"),
+        (lambda: pack_weight(int8, scales=scales), ValueError,
+         "pack_weight: scales must be None for torch.int8 and the layout 'rows', got a tensor"),
+        (lambda: pack_weight(values, "panels", scales=scales), ValueError,
+         'pack_weight: weight must be no bytes for the layout "panels", got uint8'),
+        (lambda: pack_weight(int8, "panels", scales=scales[:8]), ValueError,
+         r"pack_weight: scales must be of shape \[F\] = \[16\], got \[8\]"),
+        (lambda: pack_weight(int8, "panels", scales=scales, out=torch.zeros(1, 36, 16)), TypeError,
+         "pack_weight: out must be int8, got float32"),
+        (lambda: pack_weight(int8, "panels", scales=scales, out=packed[0].to(torch.int8)),
+         ValueError, r"out must be of shape \[F / 16, C \+ 4, 16\] = \[1, 36, 16\], got"),
+        (lambda: unpack_weight(int8[:, :3].reshape(1, 3, 16), "panels"), ValueError,
+         r"unpack_weight: packed must be \[F / 16, C \+ 4, 16\], got shape \[1, 3, 16\]"),
         (lambda: pack_weight(values, scales=scales[:8]), ValueError,
          r"pack_weight: scales must be of shape \[F\] = \[16\], got \[8\]"),
         (lambda: pack_weight(values, scales=scales.double()), TypeError,

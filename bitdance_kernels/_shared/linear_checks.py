@@ -22,7 +22,7 @@ def check(
     checks.rank(op, "x", x, 1)
     if x.shape[-1] == 0:
         raise checks.fail(op, "x", "[..., C] with C > 0", f"shape {list(x.shape)}")
-    if not packed_weight.is_float8(weight):
+    if not packed_weight.is_quantized(weight):
         checks.dtype(op, "weight", weight, (x.dtype,))
     check_layer(op, "x", x, weight, bias, swiglu=swiglu, panels=panels)
 
@@ -53,8 +53,7 @@ def check_layer(
         columns = "C / 16 + 1" if packed_weight.is_float8(weight) else "C / 16"
         checks.shape(op, "weight", weight, wanted, f"[{rows}, {columns}, 32, 8]")
     elif panels and packed_weight.is_panels(weight):
-        wanted = (weight.shape[0], channels, TILE)
-        checks.shape(op, "weight", weight, wanted, "[F / 16, C, 16]")
+        checks.shape(op, "weight", weight, *packed_weight.panel_shape(weight, channels))
     else:
         checks.rank(op, "weight", weight, 2, 2)
         checks.shape(op, "weight", weight, (weight.shape[0], channels), letters)
@@ -62,7 +61,7 @@ def check_layer(
     if swiglu and features % 2 != 0:
         raise checks.fail(op, "weight", letters, f"shape {list(weight.shape)}")
     if bias is not None:
-        dtype = x.dtype if packed_weight.is_float8(weight) else weight.dtype
+        dtype = x.dtype if packed_weight.is_quantized(weight) else weight.dtype
         checks.dtype(op, "bias", bias, (dtype,))
         checks.shape(op, "bias", bias, (features,), letters[:-4] + "]")
     checks.same_device(op, name, x, weight=weight, bias=bias)

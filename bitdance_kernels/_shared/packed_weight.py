@@ -7,7 +7,8 @@ reads all of its tile by one load of 16 bytes, and a warp reads 512 adjacent one
 Float8 values take half of that. Their scales follow the tiles of their rows, in the bytes of one
 more, so that a packed weight is one tensor whatever its dtype.
 
-A panel is 16 rows, transposed: a vector of a CPU has a channel of all of them.
+A panel is 16 rows, transposed: a vector of a CPU has a channel of all of them. Of int8 values the
+scales follow the channels, in the bytes of four more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import torch
 
 from bitdance_kernels._dispatch import arguments
-from bitdance_kernels._shared import checks, float8, native
+from bitdance_kernels._shared import checks, native, quantized
 
 __all__ = ["pack_weight", "unpack_weight"]
 
@@ -25,6 +26,8 @@ TILE = 16
 _LAYOUTS = {"rows": "thr", "swiglu": "htr", "rope": "trh", "rope_half": "trh"}
 _SIZES = {"t": -1, "h": 2, "r": 8}
 _PANELS = "panels"
+_SCALE_CHANNELS = 4  # whose bytes in a panel of int8 values its scales take
+_PANEL_LETTERS = ("[F / 16, C, 16]", "[F / 16, C + 4, 16]")  # without scales, and with them
 
 
 def pack_weight(
@@ -42,16 +45,17 @@ def pack_weight(
 
     Args:
         weight: [F, C] of any dtype, F and C multiples of 16; with "panels" C is any. Bytes (uint8)
-            are float8 values, as ``quantize_rows`` returns them.
+            are float8 values, and int8 with "panels" is values too, as ``quantize_rows`` returns
+            them.
         layout: "rows"; "swiglu", where a tile of 16 rows holds 8 of the first half of all rows and
             the same 8 of the second; "rope", where it holds even rows before odd ones; or
             "rope_half", where it holds 8 of the first half of a head and the same 8 of the second.
             On a CPU "panels": 16 rows, transposed.
         head_dim: rows of a head, a multiple of 16 that divides F; of "rope_half" alone.
-        scales: float32 [F], of the rows of float8 values, and of these alone.
+        scales: float32 [F], of the rows of float8 or int8 values, and of these alone.
         out: [F / 16, C / 16, 32, 8], with "panels" [F / 16, C, 16], contiguous and of any dtype,
-            where the result goes; for float8 values uint8 [F / 16, C / 16 + 1, 32, 8]. None for a
-            new tensor of the dtype of `weight`.
+            where the result goes; for float8 values uint8 [F / 16, C / 16 + 1, 32, 8], for panels
+            of int8 values int8 [F / 16, C + 4, 16]. None for a new tensor of the dtype of `weight`.
 
     Returns:
         `out`, or the new tensor.
@@ -76,17 +80,22 @@ def pack_weight(
         expected = f"[F, C] with F {'a multiple' if layout == _PANELS else 'and C multiples'} of 16"
         raise checks.fail("pack_weight", "weight", expected, f"shape {list(weight.shape)}")
     half = _half_of_heads("pack_weight", layout, head_dim, F)
-    _check_scales(weight, scales, layout)
-    tiles, is_bytes = F // TILE, weight.dtype == torch.uint8
-    shape: tuple[int, ...] = (tiles, C // TILE + is_bytes, 32, 8)
-    letters = "[F / 16, C / 16 + 1, 32, 8]" if is_bytes else "[F / 16, C / 16, 32, 8]"
+    is_quantized = weight.dtype == (torch.int8 if layout == _PANELS else torch.uint8)
+    _check_scales(weight, scales, layout, is_quantized)
+    tiles = F // TILE
+    shape: tuple[int, ...] = (tiles, C // TILE + is_quantized, 32, 8)
+    letters = "[F / 16, C / 16 + 1, 32, 8]" if is_quantized else "[F / 16, C / 16, 32, 8]"
     if layout == _PANELS:
-        shape, letters = (tiles, C, TILE), "[F / 16, C, 16]"
-    given = out
-    out = (
-        weight.new_empty(shape) if given is None else _checked_out(given, shape, letters, is_bytes)
-    )
+        shape = (tiles, C + _SCALE_CHANNELS * is_quantized, TILE)
+        letters = _PANEL_LETTERS[is_quantized]
+    given, dtype = out, weight.dtype if is_quantized else None
+    out = weight.new_empty(shape) if given is None else _checked_out(given, shape, letters, dtype)
     if layout == _PANELS:
+        if scales is not None:
+            of_panels = scales.contiguous().view(torch.int8).view(tiles, _SCALE_CHANNELS, TILE)
+            out[:, C:] = of_panels
+            out[:, :C] = weight.reshape(tiles, TILE, C).transpose(1, 2)
+            return out
         if given is not None and _takes_native(weight, given):
             native.cpu.pack_panels(weight.detach(), out.detach(), F, C, torch.get_num_threads())
             return out
@@ -125,13 +134,13 @@ def unpack_weight(
 
     Args:
         packed: [F / 16, C / 16, 32, 8], with "panels" [F / 16, C, 16], of any dtype; for float8
-            values uint8 [F / 16, C / 16 + 1, 32, 8].
+            values uint8 [F / 16, C / 16 + 1, 32, 8], for int8 values int8 [F / 16, C + 4, 16].
         layout: as for ``pack_weight``.
         head_dim: as for ``pack_weight``.
 
     Returns:
-        [F, C] of the dtype of `packed`, contiguous; for float8 values float32, the values times
-        their scales.
+        [F, C] of the dtype of `packed`, contiguous; for float8 and int8 values float32, the values
+        times their scales.
 
     Raises:
         TypeError: `packed` is no tensor.
@@ -142,9 +151,11 @@ def unpack_weight(
     if layout == _PANELS:
         _half_of_heads("unpack_weight", layout, head_dim, 0)
         checks.rank("unpack_weight", "packed", packed, 3, 3)
-        shape = (*packed.shape[:2], TILE)
-        checks.shape("unpack_weight", "packed", packed, shape, "[F / 16, C, 16]")
-        return packed.transpose(1, 2).reshape(-1, packed.shape[1]).contiguous()
+        letters = _PANEL_LETTERS[is_int8(packed)]
+        checks.shape("unpack_weight", "packed", packed, (*packed.shape[:2], TILE), letters)
+        if is_int8(packed) and packed.shape[1] < _SCALE_CHANNELS:
+            raise checks.fail("unpack_weight", "packed", letters, f"shape {list(packed.shape)}")
+        return _unpacked_panels(packed, torch.float32)
     checks.rank("unpack_weight", "packed", packed, 4, 4)
     tiles, steps = packed.shape[:2]
     letters = "[F / 16, C / 16, 32, 8]"
@@ -156,18 +167,32 @@ def unpack_weight(
         raise checks.fail("unpack_weight", "packed", letters, f"shape {list(packed.shape)}")
     scales = packed[:, -1].flatten(1)[:, : 4 * TILE].contiguous().view(torch.float32)
     of_rows = _matrix(scales.view(tiles, 2, 8, 1), order, half).flatten()
-    return float8.dequantize_rows(_rows(packed[:, :-1], order, half), of_rows, torch.float32)
+    return quantized.dequantize_rows(_rows(packed[:, :-1], order, half), of_rows, torch.float32)
 
 
-def _check_scales(weight: torch.Tensor, scales: torch.Tensor | None, layout: str) -> None:
+def _unpacked_panels(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix of panels; in `dtype`, rounded once, if they are of int8 values."""
+    if not is_int8(packed):
+        return packed.transpose(1, 2).reshape(-1, packed.shape[1]).contiguous()
+    values, scales = packed[:, :-_SCALE_CHANNELS], packed[:, -_SCALE_CHANNELS:].flatten(1)
+    matrix = values.transpose(1, 2).reshape(TILE * len(packed), values.shape[1])
+    of_rows = scales.clone().view(torch.float32).flatten()
+    return quantized.dequantize_rows(matrix, of_rows, dtype)
+
+
+def _check_scales(
+    weight: torch.Tensor, scales: torch.Tensor | None, layout: str, is_quantized: bool
+) -> None:
     if weight.dtype == torch.uint8 and layout == _PANELS:
         raise checks.fail("pack_weight", "weight", 'no bytes for the layout "panels"', "uint8")
-    if weight.dtype != torch.uint8:
+    if not is_quantized:
         if scales is not None:
-            raise checks.fail("pack_weight", "scales", f"None for {weight.dtype}", "a tensor")
+            expected = f"None for {weight.dtype} and the layout {layout!r}"
+            raise checks.fail("pack_weight", "scales", expected, "a tensor")
         return
     if scales is None:
-        raise checks.fail("pack_weight", "scales", "float32 [F] for a weight of bytes", "None")
+        what = "panels of int8" if layout == _PANELS else "a weight of bytes"
+        raise checks.fail("pack_weight", "scales", f"float32 [F] for {what}", "None")
     arguments.tensor("pack_weight", "scales", scales)
     checks.dtype("pack_weight", "scales", scales, (torch.float32,))
     checks.shape("pack_weight", "scales", scales, (len(weight),), "[F]")
@@ -175,12 +200,12 @@ def _check_scales(weight: torch.Tensor, scales: torch.Tensor | None, layout: str
 
 
 def _checked_out(
-    out: torch.Tensor, shape: tuple[int, ...], letters: str, is_bytes: bool
+    out: torch.Tensor, shape: tuple[int, ...], letters: str, dtype: torch.dtype | None
 ) -> torch.Tensor:
     arguments.tensor("pack_weight", "out", out)
     checks.shape("pack_weight", "out", out, shape, letters)
-    if is_bytes:
-        checks.dtype("pack_weight", "out", out, (torch.uint8,))
+    if dtype is not None:
+        checks.dtype("pack_weight", "out", out, (dtype,))
     if not out.is_contiguous():
         raise checks.fail("pack_weight", "out", "contiguous", f"strides {list(out.stride())}")
     return out
@@ -218,9 +243,9 @@ def matrix(
     *,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The matrix of a weight, which may be packed; in `dtype` if it is of float8 values."""
+    """The matrix of a weight, which may be packed; in `dtype` if it is quantized."""
     if is_panels(weight):
-        return unpack_weight(weight, _PANELS)
+        return _unpacked_panels(weight, dtype or torch.float32)
     if not is_packed(weight):
         return weight
     unpacked = unpack_weight(weight, layout, head_dim=head_dim)
@@ -247,6 +272,23 @@ def is_panels(weight: torch.Tensor) -> bool:
 def is_float8(weight: torch.Tensor) -> bool:
     """Whether a weight is packed float8 values."""
     return weight.dtype == torch.uint8 and is_packed(weight)
+
+
+def is_int8(weight: torch.Tensor) -> bool:
+    """Whether a weight is panels of int8 values."""
+    return weight.dtype == torch.int8 and is_panels(weight)
+
+
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether a weight is packed values with scales."""
+    return is_float8(weight) or is_int8(weight)
+
+
+def panel_shape(weight: torch.Tensor, channels: int) -> tuple[tuple[int, ...], str]:
+    """The shape that panels must have for so many channels, and its letters."""
+    with_scales = is_int8(weight)
+    shape = (weight.shape[0], channels + _SCALE_CHANNELS * with_scales, TILE)
+    return shape, _PANEL_LETTERS[with_scales]
 
 
 def features(weight: torch.Tensor) -> int:

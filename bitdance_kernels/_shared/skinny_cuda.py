@@ -38,7 +38,7 @@ def unsupported(
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"it does not handle {x.dtype}"
     if not packed_weight.is_packed(weight):
-        return "it takes weights that pack_weight has packed"
+        return "it takes weights that pack_weight has packed for tensor cores"
     rows = x.shape[:-1].numel()
     if rows > skinny_config.MAX_ROWS:
         return f"it is for at most {skinny_config.MAX_ROWS} rows, got {rows}"

@@ -201,6 +201,12 @@ int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_
 int bdk_pack_panels_cpu(bdk_rows weight, float* panels, int64_t features, int64_t channels,
                         int threads);
 
+// The same for an int8 weight in panels, [features / 16, channels + 4, 16]: the last 64 bytes of a
+// panel are its features' scales, float32, by which results are multiplied before the bias is
+// added.
+int bdk_linear_int8_cpu(bdk_rows x, const int8_t* weight, const float* bias_or_null, bdk_rows y,
+                        int64_t rows, int64_t channels, int64_t features, int threads);
+
 // y = x / sqrt(mean(x^2) + eps) * weight of `rows` rows of `channels` values.
 int bdk_rms_norm_cpu(bdk_rows x, const float* weight_or_null, bdk_rows y, int64_t rows,
                      int64_t channels, double eps, int threads);

@@ -10,6 +10,12 @@ from bitdance_kernels import linear, pack_weight, quantize_rows
 from bitdance_kernels.testing import Call, Case
 
 
+def int8_panels(weight: torch.Tensor) -> torch.Tensor:
+    """A weight rounded to int8, in panels."""
+    values, scales = quantize_rows(weight, torch.int8)
+    return pack_weight(values, "panels", scales=scales)
+
+
 def samples(device: torch.device) -> Iterator[Call]:
     generator = torch.Generator().manual_seed(0)
 
@@ -35,11 +41,17 @@ def samples(device: torch.device) -> Iterator[Call]:
             x, bias = make(rows, channels, dtype=dtype), make(features, dtype=dtype)
             name = f"panels, {rows} rows, {channels} to {features}, {dtype}"
             yield Call(name, (x, pack_weight(weight, "panels"), bias))
+            yield Call(f"int8 {name}", (x, int8_panels(weight), bias))
     wide = make(60, 40)
     panels = pack_weight(make(32, 8), "panels")
     yield Call("panels, no bias", (make(3, 4, 8), panels))
     yield Call("panels, strided", (make(9, 12)[:, 2:10], panels, make(64)[::2]))
     yield Call("panels, no row", (make(0, 8), panels))
+    int8 = int8_panels(make(32, 8))
+    yield Call("int8 panels, no bias", (make(3, 4, 8), int8))
+    yield Call("int8 panels, strided", (make(9, 12)[:, 2:10], int8, make(64)[::2]))
+    yield Call("int8 panels, no row", (make(0, 8), int8))
+    yield Call("int8 panels, no feature", (make(2, 8), int8_panels(make(0, 8))))
     yield Call("panels, no feature", (make(2, 8), pack_weight(make(0, 8), "panels")))
     yield Call("no bias", (make(3, 4, 8), make(60, 8)))
     yield Call("one row", (make(7), make(300, 7), make(300)))

@@ -24,12 +24,13 @@ def linear(
 
     A library's product brings matrices into another order first, which pays for many rows. The C++
     product here does not, and is for few, such as those of a step of a sampler. Where a weight
-    serves more than once it is faster in panels, ``pack_weight(weight, "panels")``.
+    serves more than once it is faster in panels, ``pack_weight(weight, "panels")``; and for few
+    rows, whose time goes into reading it, in panels of int8 values.
 
     Args:
         x: [..., C], floating point, any strides.
         weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, with the layout
-            "rows", in float8 too, or "panels".
+            "rows", in float8 too, or "panels", in int8 too.
         bias: [F] of the dtype of `x`, or None for 0.
         out: [..., F] of the dtype of `x`, where the result goes; it must not overlap the others.
             None for a new tensor. As PyTorch's own functions with ``out=``, the call has no
@@ -48,14 +49,15 @@ def linear(
     Numerics:
         C++ sums in float32, in an order that depends on the form of the weight, and for a matrix on
         the width of the processor's vectors, but not on the number of rows or threads: a row of a
-        batch is the row alone. A packed float8 weight counts as the values times their scales.
+        batch is the row alone. Packed float8 and int8 weights are their values times the scales.
         Differentiable in `x`, `weight` and `bias`, by PyTorch's products. Under autocast the three
         are cast to its dtype, as by ``F.linear``.
 
     Backends:
         reference, which is PyTorch's product, and unpacks a packed weight; C++ on the CPU for
-        float32 in panels, or in a matrix and up to 512 rows; CUDA C++ for a weight packed for
-        tensor cores, up to 128 rows of float16 or bfloat16, on cards of capability 9.0 or 10.x.
+        float32 in panels, or in a matrix and up to 512 rows, and for panels of int8 values; CUDA
+        C++ for a weight packed for tensor cores, up to 128 rows of float16 or bfloat16, on cards of
+        capability 9.0 or 10.x.
 
     Example:
         >>> import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels._shared import float8
+from bitdance_kernels._shared import quantized
 
 
 def run(
@@ -16,6 +16,6 @@ def run(
     quantize_x: bool,
 ) -> torch.Tensor:
     if quantize_x:
-        values, scale = float8.split_rows(x)
+        values, scale = quantized.split_rows(x)
         x = (values.float() * scale[..., None]).to(x.dtype)
-    return F.linear(x, float8.dequantize_rows(weight, weight_scale, x.dtype), bias).contiguous()
+    return F.linear(x, quantized.dequantize_rows(weight, weight_scale, x.dtype), bias).contiguous()

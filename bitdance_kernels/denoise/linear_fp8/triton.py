@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bitdance_kernels._shared import float8, triton_support
+from bitdance_kernels._shared import quantized, triton_support
 from bitdance_kernels._shared.rows import as_rows
 
 _MAX_CHANNELS = 4096  # of a row that a program takes at a time
@@ -91,9 +91,9 @@ def run(
     with triton_support.on_device(x):
         _quantize_rows_kernel[(rows,)](x, values, scales, stride, channels, BLOCK=block)
     # Without use_fast_accum sums go to float32 registers every 128 channels.
-    matrix = weight.contiguous().view(float8.DTYPE).t()
+    matrix = weight.contiguous().view(quantized.FLOAT8).t()
     y = torch._scaled_mm(
-        values.view(float8.DTYPE), matrix, scale_a=scales, scale_b=weight_scale.float()[None],
+        values.view(quantized.FLOAT8), matrix, scale_a=scales, scale_b=weight_scale.float()[None],
         bias=bias, out_dtype=x.dtype, use_fast_accum=False,
     )  # fmt: skip
     return y.view(shape)

@@ -76,38 +76,58 @@ struct Spaced {
   }
 };
 
+template <int kRows, int kPanels>
+using Sums = Vector[kRows][kPanels * kPanelVectors];
+
+// Adds to the sums the products of `count` channels; x and w then are at the channels after them.
+// kAhead: weights of a panel, those of many channels, by which they are prefetched; 0 for none.
+template <int kRows, int kPanels, int kAhead, class T>
+inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& x, int64_t x_stride,
+                                                    Spaced<const T, kPanels>& w,
+                                                    int64_t panel_stride, int64_t count,
+                                                    Sums<kRows, kPanels>& sum) {
+  constexpr int kVectors = kPanels * kPanelVectors;
+  int64_t x_three = 3 * x_stride, panel_three = 3 * panel_stride;
+  for (int64_t c = 0; c < count; ++c) {
+    // Opaque, or the compiler keeps an address for each row, more than there are registers.
+    __asm__("" : "+r"(x_stride), "+r"(x_three), "+r"(panel_stride), "+r"(panel_three));
+    Vector weight[kVectors];
+    if (kAhead > 0 && c % (64 / (kPanel * sizeof(T))) == 0) {
+#pragma GCC unroll 6
+      for (int i = 0; i < kPanels; ++i) {
+        __builtin_prefetch(w.at(i, panel_stride, panel_three) + kAhead);
+      }
+    }
+#pragma GCC unroll 24
+    for (int v = 0; v < kVectors; ++v) {
+      const T* of = w.at(v / kPanelVectors, panel_stride, panel_three);
+      weight[v] = load_vector(of + v % kPanelVectors * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const float value = *x.at(r, x_stride, x_three);
+#pragma GCC unroll 24
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * weight[v];
+    }
+    x.advance(1);
+    w.advance(kPanel);
+  }
+}
+
 // kRows rows of kPanels panels, channels [from, to).
 template <int kRows, int kPanels>
 inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t from, int64_t to) {
   constexpr int kVectors = kPanels * kPanelVectors;
-  int64_t x_stride = linear.x_stride, x_three = 3 * x_stride;
-  int64_t panel_stride = linear.channels * kPanel, panel_three = 3 * panel_stride;
+  const int64_t x_stride = linear.x_stride, panel_stride = linear.channels * kPanel;
   Spaced<const float, kRows> x(linear.x + row * x_stride + from, x_stride);
   Spaced<const float, kPanels> w(linear.weight + panel * panel_stride + from * kPanel,
                                  panel_stride);
   const int64_t feature = panel * kPanel;
   float* const y = linear.y + row * linear.y_stride + feature;
   for (int64_t begin = from; begin < to; begin += kSumChannels) {
-    Vector sum[kRows][kVectors] = {};
+    Sums<kRows, kPanels> sum = {};
     const int64_t end = least(begin + kSumChannels, to);
-    for (int64_t c = begin; c < end; ++c) {
-      // Opaque, or the compiler keeps an address for each row, more than there are registers.
-      __asm__("" : "+r"(x_stride), "+r"(x_three), "+r"(panel_stride), "+r"(panel_three));
-      Vector weight[kVectors];
-#pragma GCC unroll 24
-      for (int v = 0; v < kVectors; ++v) {
-        const float* of = w.at(v / kPanelVectors, panel_stride, panel_three);
-        memcpy(&weight[v], of + v % kPanelVectors * kLanes, sizeof(Vector));
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const float value = *x.at(r, x_stride, x_three);
-#pragma GCC unroll 24
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += value * weight[v];
-      }
-      x.advance(1);
-      w.advance(kPanel);
-    }
+    multiply<kRows, kPanels, 0>(x, x_stride, w, panel_stride, end - begin, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       float* const of_row = y + r * linear.y_stride;

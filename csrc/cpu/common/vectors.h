@@ -27,6 +27,21 @@ inline Vector load_vector(const float* from) {
   return v;
 }
 
+// kLanes values, widened.
+inline Vector load_vector(const int8_t* from) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#else
+  Vector v;
+  for (int i = 0; i < kLanes; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
 #ifdef __AVX2__
 // Sums of the lanes, folded into eight.
 inline __m256 eight_lanes(Vector v) {

@@ -6,6 +6,7 @@
 #include "cpu/common/panels.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/wide_rows.h"
+#include "cpu/linear/int8.h"
 
 namespace bdk {
 namespace {
@@ -16,6 +17,15 @@ constexpr int64_t kGrain = int64_t{1} << 17;
 constexpr int64_t kPackGrain = int64_t{1} << 13;
 constexpr LinearLoops kScalarLoops = {linear_features};
 constexpr PanelLinearLoops kScalarPanels = {linear_panels};
+constexpr Int8LinearLoops kScalarInt8 = {int8_panels};
+
+const Int8LinearLoops& choose_int8() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kInt8LinearAvx512;
+  if (active_isa() == kAvx2) return kInt8LinearAvx2;
+#endif
+  return kScalarInt8;
+}
 
 const PanelLinearLoops& choose_panels() {
 #ifdef BDK_X86
@@ -31,6 +41,22 @@ const LinearLoops& choose() {
   if (active_isa() == kAvx2) return kLinearAvx2;
 #endif
   return kScalarLoops;
+}
+
+// use(panel, panel_end, row, row_end): threads take panels, so that each reads weights of its own,
+// or rows where there are more.
+template <class Use>
+void in_panels(int64_t rows, int64_t channels, int64_t features, int threads, const Use& use) {
+  const int64_t panels = features / kPanel;
+  if (panels >= rows) {
+    const int64_t grain = kGrain / (rows * channels * kPanel + 1) + 1;
+    parallel_for(panels, grain, 1, threads,
+                 [&](int64_t begin, int64_t end) { use(begin, end, int64_t{0}, rows); });
+  } else {
+    const int64_t grain = kGrain / (features * channels + 1) + 1;
+    parallel_for(rows, grain, 1, threads,
+                 [&](int64_t begin, int64_t end) { use(int64_t{0}, panels, begin, end); });
+  }
 }
 
 }  // namespace
@@ -66,17 +92,22 @@ int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_
   const PanelLinearLoops& loops = choose_panels();
   const PanelLinear linear = {static_cast<const float*>(x.data), x.stride, weight,   bias_or_null,
                               static_cast<float*>(y.data),       y.stride, channels, nullptr};
-  const int64_t panels = features / kPanel;
-  // Threads take panels, so that each reads weights of its own, or rows where there are more.
-  if (panels >= rows) {
-    const int64_t grain = kGrain / (rows * channels * kPanel + 1) + 1;
-    parallel_for(panels, grain, 1, threads,
-                 [&](int64_t begin, int64_t end) { loops.panels(linear, begin, end, 0, rows); });
-  } else {
-    const int64_t grain = kGrain / (features * channels + 1) + 1;
-    parallel_for(rows, grain, 1, threads,
-                 [&](int64_t begin, int64_t end) { loops.panels(linear, 0, panels, begin, end); });
-  }
+  in_panels(rows, channels, features, threads,
+            [&](auto... range) { loops.panels(linear, range...); });
+  return BDK_OK;
+}
+
+int bdk_linear_int8_cpu(bdk_rows x, const int8_t* weight, const float* bias_or_null, bdk_rows y,
+                        int64_t rows, int64_t channels, int64_t features, int threads) {
+  using namespace bdk;
+  if (!all_wide(x, y)) return BDK_BAD_DTYPE;
+  if (rows < 0 || channels < 1 || features < 0 || threads < 1) return BDK_BAD_SIZE;
+  if (features % kPanel != 0) return BDK_BAD_SIZE;
+  const Int8LinearLoops& loops = choose_int8();
+  const Int8Linear linear = {static_cast<const float*>(x.data), x.stride, weight,  bias_or_null,
+                             static_cast<float*>(y.data),       y.stride, channels};
+  in_panels(rows, channels, features, threads,
+            [&](auto... range) { loops.panels(linear, range...); });
   return BDK_OK;
 }
 
