@@ -60,7 +60,7 @@ def add_quantization_argument(parser: argparse.ArgumentParser) -> None:
     """Add whether weights are rounded."""
     parser.add_argument(
         "--quantization", choices=QUANTIZATIONS,
-        help="round the weights of transformer and head to float8, or their inputs too",
+        help="round weights of transformer and head to float8 or int8, with fp8 their inputs too",
     )  # fmt: skip
 
 

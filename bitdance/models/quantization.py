@@ -1,4 +1,4 @@
-"""Layers of a model whose weights are in float8 instead of the dtype of the parameters."""
+"""Layers of a model whose weights are in float8 or int8 instead of the dtype of the parameters."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ import torch
 from torch import nn
 
 from bitdance.io.validation import brief
-from bitdance_kernels import dequantize_rows, linear_fp8, quantize_rows
+from bitdance_kernels import (
+    dequantize_rows,
+    linear,
+    linear_fp8,
+    pack_weight,
+    quantize_rows,
+    unpack_weight,
+)
 
 __all__ = [
     "QUANTIZATIONS",
     "AnyLinear",
     "Float8Linear",
+    "Int8Linear",
+    "QuantizedLinear",
     "check_quantization",
     "is_quantized",
     "quantization_of",
     "quantize_blocks",
 ]
 
-QUANTIZATIONS = ("fp8", "fp8_weight_only")
+QUANTIZATIONS = ("fp8", "fp8_weight_only", "int8_weight_only")
 """Names of what layers can be quantized to: float8 weights and inputs, or weights alone."""
 
 _MULTIPLE = 16
@@ -61,16 +70,63 @@ class Float8Linear(nn.Module):
         """The weight [out_features, in_features] that the layer multiplies by."""
         return dequantize_rows(self.weight, self.scale, dtype)
 
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``forward`` with another bias."""
+        return linear_fp8(x, self.weight, self.scale, bias, quantize_x=self.quantize_inputs)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
-        return linear_fp8(x, self.weight, self.scale, self.bias, quantize_x=self.quantize_inputs)
+        return self.product(x, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
         return f"{self.in_features}, {self.out_features}, quantize_inputs={self.quantize_inputs}"
 
 
-AnyLinear = nn.Linear | Float8Linear
+class Int8Linear(nn.Module):
+    """A linear layer with an int8 weight and a scale for each of its outputs.
+
+    It is for inference; casting it to another dtype changes its bias alone.
+
+    Args:
+        layer: the layer, which is not changed.
+
+    Attributes:
+        weight: panels of values with their scales, int8 [out_features / 16, in_features + 4, 16].
+        bias: the bias, or None.
+
+    Raises:
+        ValueError: an element of the weight is not finite.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+        values, scales = quantize_rows(layer.weight.detach(), torch.int8)
+        self.register_buffer("weight", pack_weight(values, "panels", scales=scales))
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [out_features, in_features] that the layer multiplies by."""
+        return unpack_weight(self.weight, "panels").to(dtype)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``forward`` with another bias."""
+        return linear(x, self.weight, bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return self.product(x, self.bias)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"{self.in_features}, {self.out_features}"
+
+
+QuantizedLinear = Float8Linear | Int8Linear
+AnyLinear = nn.Linear | QuantizedLinear
 
 
 def quantize_blocks(function: str, parts: Sequence[nn.Module], quantization: str) -> None:
@@ -82,8 +138,8 @@ def quantize_blocks(function: str, parts: Sequence[nn.Module], quantization: str
         quantization: one of ``QUANTIZATIONS``.
 
     Raises:
-        ValueError: there is no such quantization, a layer's width is no multiple of 16, or layers
-            are quantized already; nothing is replaced.
+        ValueError: there is no such quantization, a layer's width is no multiple of 16, layers are
+            quantized already, or a weight that int8 is to hold is not finite; nothing is replaced.
     """
     check_quantization(function, quantization)
     if any(map(is_quantized, parts)):
@@ -101,8 +157,21 @@ def quantize_blocks(function: str, parts: Sequence[nn.Module], quantization: str
             f"{function}: quantization must be None for a model with widths that are no multiples "
             f"of {_MULTIPLE}, such as {odd[0]}, got {quantization!r}"
         )
+    finite = quantization != "int8_weight_only" or all(
+        layer.weight.isfinite().all() for _, _, layer in layers
+    )
+    if not finite:
+        raise ValueError(
+            f"{function}: weights must be finite for {quantization!r}, got NaN or infinity"
+        )
     for module, name, layer in layers:
-        setattr(module, name, Float8Linear(layer, quantize_inputs=quantization == "fp8"))
+        setattr(module, name, _quantized(layer, quantization))
+
+
+def _quantized(layer: nn.Linear, quantization: str) -> QuantizedLinear:
+    if quantization == "int8_weight_only":
+        return Int8Linear(layer)
+    return Float8Linear(layer, quantize_inputs=quantization == "fp8")
 
 
 def check_quantization(function: str, quantization: str) -> None:
@@ -122,6 +191,8 @@ def is_quantized(module: nn.Module) -> bool:
 def quantization_of(module: nn.Module) -> str | None:
     """Which of ``QUANTIZATIONS`` the layers in a module have; None if none is quantized."""
     for layer in module.modules():
+        if isinstance(layer, Int8Linear):
+            return "int8_weight_only"
         if isinstance(layer, Float8Linear):
             return "fp8" if layer.quantize_inputs else "fp8_weight_only"
     return None

@@ -121,22 +121,24 @@ class BasePipeline(ABC):
         """Blocks of the transformer and of the head."""
 
     def quantize(self, quantization: str) -> Self:
-        """Round the weights of the transformer's and the head's blocks to float8.
+        """Round the weights of the transformer's and the head's blocks to float8 or int8.
 
         Their layers are replaced: a weight takes a byte an element, and each of its rows has a
         scale. Other layers, the autoencoder among them, stay as they are. Images change,
         docs/generation.md says how much. No other option does this.
 
         Args:
-            quantization: "fp8_weight_only", for little memory; or "fp8", where the layers' inputs
-                are rounded too, with a scale for each token, for batches of many tokens.
+            quantization: "fp8_weight_only", for little memory; "fp8", where the layers' inputs are
+                rounded too, with a scale for each token, for batches of many tokens; or
+                "int8_weight_only", for little memory and for few tokens on a CPU.
 
         Returns:
             The pipeline.
 
         Raises:
             ValueError: there is no such quantization, widths of the model are no multiples of 16,
-                or it is quantized already; nothing is changed.
+                it is quantized already, or a weight is not finite and to be in int8; nothing is
+                changed.
         """
         quantize_blocks("quantize", self._blocks, quantization)
         return self

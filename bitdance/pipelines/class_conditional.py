@@ -124,8 +124,8 @@ class BitDancePipeline(BasePipeline):
             weights: "ema" or "model", for files that hold both.
             dtype: dtype of the parameters or its name, by default float32.
             torch_dtype: the older name of `dtype`.
-            quantization: "fp8_weight_only" or "fp8" to round weights, see ``quantize``; None for
-                none.
+            quantization: "fp8_weight_only", "fp8" or "int8_weight_only" to round weights, see
+                ``quantize``; None for none.
             device: device of the model.
             revision: revision of a Hugging Face repository.
             local_files_only: use only files that were downloaded before.

@@ -117,8 +117,8 @@ class BitDanceT2IPipeline(BasePipeline):
                 ``pip install transformers``.
             dtype: dtype of the parameters or its name, by default float32.
             torch_dtype: the older name of `dtype`.
-            quantization: "fp8_weight_only" or "fp8" to round weights, see ``quantize``; None for
-                none.
+            quantization: "fp8_weight_only", "fp8" or "int8_weight_only" to round weights, see
+                ``quantize``; None for none.
             device: device of the model.
             revision: revision of a Hugging Face repository.
             local_files_only: use only files that were downloaded before.

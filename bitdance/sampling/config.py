@@ -76,6 +76,9 @@ memory, by default: never."""
 
 FILE = Path(__file__).with_name("measured.json")
 
+_OF_LIBRARY = {"fp8": "inputs in float8", "int8_weight_only": "weights in int8"}
+"""What only the plan "library" can run, by quantizations."""
+
 _CAPABILITIES = ((9, 0), (10, 0))  # of cards that the kernels for packed weights are compiled for
 
 Steps = tuple[tuple[int, str], ...]
@@ -127,7 +130,7 @@ def choose_plan(
         architecture: of a head, one of ``ARCHITECTURES``.
         patch: tokens that a head has attention among.
         quantization: of its weights, see ``quantization_of``. Products with packed weights take
-            float8 weights, but round no inputs.
+            float8 weights, but round no inputs and take no int8 weights.
         plan: one of ``PLANS`` or "auto".
 
     Raises:
@@ -140,14 +143,15 @@ def choose_plan(
         raise ValueError(f"choose_plan: plan must be one of auto, {', '.join(PLANS)}, got {plan!r}")
     if plan == "library":
         return plan
-    reason = "inputs in float8" if quantization == "fp8" else _unsuited(rows, widths)
+    of_library = _OF_LIBRARY.get(quantization or "")
+    reason = of_library or _unsuited(rows, widths)
     not_persistent = (
         "weights in float8"
         if quantization is not None
         else _not_persistent(part, rows, widths, device, architecture, patch)
     )
     if plan != "auto":
-        only_library = plan == "packed" or quantization == "fp8"
+        only_library = plan == "packed" or of_library is not None
         if reason is None and plan == "persistent":
             reason = not_persistent
         if reason is not None:

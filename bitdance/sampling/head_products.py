@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitdance.models.diffusion_head import EPS, HeadNetwork, PatchBlock, TokenBlock
-from bitdance.models.quantization import AnyLinear, Float8Linear
-from bitdance.sampling.weights import Float8Product, JoinedLinear
+from bitdance.models.quantization import AnyLinear
+from bitdance.sampling.weights import JoinedLinear, QuantizedProduct
 from bitdance_kernels import adaln_norm, denoise_step, gated_residual_adaln, patch_attention, swiglu
 
 __all__ = ["Branch", "HeadProducts", "LibraryProducts", "Modulation", "Step", "branches"]
@@ -204,12 +204,12 @@ class LibraryProducts:
         return patch_attention(h.unflatten(0, self._shape), self._num_heads).flatten(0, 1)
 
 
-def _product(layer: AnyLinear, dtype: torch.dtype) -> JoinedLinear | Float8Product:
-    if isinstance(layer, Float8Linear):
-        return Float8Product(layer, dtype)
-    return JoinedLinear([layer], dtype)
+def _product(layer: AnyLinear, dtype: torch.dtype) -> JoinedLinear | QuantizedProduct:
+    if isinstance(layer, nn.Linear):
+        return JoinedLinear([layer], dtype)
+    return QuantizedProduct(layer, dtype)
 
 
-def _buffer(product: JoinedLinear | Float8Product, rows: int) -> torch.Tensor | None:
+def _buffer(product: JoinedLinear | QuantizedProduct, rows: int) -> torch.Tensor | None:
     """Memory for results, where a product writes into given memory."""
     return product.empty(rows) if isinstance(product, JoinedLinear) else None

@@ -6,6 +6,7 @@ twice: as parameters, which first tokens and prompts use, and packed.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Generic, TypeVar, cast
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from bitdance.models.kv_cache import KVCache
-from bitdance.models.quantization import Float8Linear, quantization_of
+from bitdance.models.quantization import Float8Linear, Int8Linear, quantization_of
 from bitdance.models.qwen3 import Qwen3Block, Qwen3Model
 from bitdance.models.tracing import is_traced
 from bitdance.models.transformer import Transformer, TransformerBlock
@@ -196,8 +197,10 @@ def packed_qwen3(trunk: Qwen3Model, rows: int, dtype: torch.dtype) -> PackedQwen
 def _is_packed(
     part: str, blocks: nn.ModuleList, rows: int, dtype: torch.dtype, *widths: int
 ) -> bool:
-    layers = [layer for layer in blocks.modules() if isinstance(layer, (nn.Linear, Float8Linear))]
-    widths = tuple({*widths, *(size for layer in layers for size in layer.weight.shape)})
+    kinds = (nn.Linear, Float8Linear, Int8Linear)
+    layers = [layer for layer in blocks.modules() if isinstance(layer, kinds)]
+    sizes = ((layer.in_features, layer.out_features) for layer in layers)
+    widths = tuple({*widths, *itertools.chain.from_iterable(sizes)})
     device, quantization = layers[0].weight.device, quantization_of(blocks)
     plan = choose_plan(part, rows, widths, dtype, device, quantization=quantization)
     alike = all(parameter.dtype == dtype for parameter in blocks.parameters())

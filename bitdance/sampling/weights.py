@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bitdance.models.quantization import AnyLinear, Float8Linear
+from bitdance.models.quantization import AnyLinear, Float8Linear, QuantizedLinear
 from bitdance.models.tracing import is_traced
-from bitdance_kernels import CpuGraph, default_backend, linear, linear_fp8, pack_weight
+from bitdance_kernels import CpuGraph, default_backend, linear, pack_weight
 
-__all__ = ["Float8Product", "JoinedLinear", "JoinedParameter", "PackedLinear", "takes_panels"]
+__all__ = ["JoinedLinear", "JoinedParameter", "PackedLinear", "QuantizedProduct", "takes_panels"]
 
 
 class JoinedParameter:
@@ -82,15 +82,15 @@ class JoinedLinear:
         return linear(x, self.weight, self.bias, out=out)
 
 
-class Float8Product:
-    """x W^T + b of a layer whose weight is in float8, which is used itself.
+class QuantizedProduct:
+    """x W^T + b of a layer whose weight is quantized, which is used itself.
 
     Args:
         layer: the layer.
         dtype: dtype of the product.
     """
 
-    def __init__(self, layer: Float8Linear, dtype: torch.dtype) -> None:
+    def __init__(self, layer: QuantizedLinear, dtype: torch.dtype) -> None:
         self._layer = layer
         self._bias = None if layer.bias is None else JoinedParameter([layer.bias], dtype)
 
@@ -101,8 +101,7 @@ class Float8Product:
 
     def __call__(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product [M, N] of `x` [M, K], in new memory."""
-        layer, bias = self._layer, None if self._bias is None else self._bias.tensor
-        return linear_fp8(x, layer.weight, layer.scale, bias, quantize_x=layer.quantize_inputs)
+        return self._layer.product(x, None if self._bias is None else self._bias.tensor)
 
 
 class PackedLinear:

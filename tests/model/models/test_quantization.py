@@ -1,4 +1,4 @@
-"""Layers in float8: what they compute, what is replaced, and what is refused."""
+"""Layers in float8 and int8: what they compute, what is replaced, and what is refused."""
 
 import copy
 
@@ -8,7 +8,14 @@ from torch import nn
 
 from bitdance import BitDancePipeline
 from bitdance.models.class_conditional import BitDanceModel
-from bitdance.models.quantization import QUANTIZATIONS, Float8Linear, is_quantized
+from bitdance.models.quantization import (
+    QUANTIZATIONS,
+    Float8Linear,
+    Int8Linear,
+    is_quantized,
+    quantization_of,
+    quantize_blocks,
+)
 from bitdance.sampling.config import choose_plan, use_plans
 from bitdance.sampling.flow_sampler import Schedule
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
@@ -27,13 +34,13 @@ def _pipeline(quantization=None):
     return pipeline if quantization is None else pipeline.quantize(quantization)
 
 
-def _rounded(pipeline):
-    """A pipeline whose weights have the values of float8, in their own dtype."""
+def _rounded(pipeline, dtype):
+    """A pipeline whose weights have the values of float8 or int8, in their own dtype."""
     with torch.no_grad():
         for block in pipeline._blocks:
             for layer in block.modules():
                 if isinstance(layer, nn.Linear):
-                    values = quantize_rows(layer.weight)
+                    values = quantize_rows(layer.weight, dtype)
                     layer.weight.copy_(dequantize_rows(*values, layer.weight.dtype))
     return pipeline
 
@@ -44,9 +51,46 @@ def _bits(pipeline):
 
 def test_images_are_those_of_rounded_weights():
     """Bit for bit; and they are not those of the weights themselves."""
-    expected = _bits(_rounded(_pipeline()))
-    assert torch.equal(_bits(_pipeline("fp8_weight_only")), expected)
-    assert not torch.equal(_bits(_pipeline()), expected)
+    original = _bits(_pipeline())
+    for quantization, dtype in (
+        ("fp8_weight_only", torch.float8_e4m3fn),
+        ("int8_weight_only", torch.int8),
+    ):
+        expected = _bits(_rounded(_pipeline(), dtype))
+        assert torch.equal(_bits(_pipeline(quantization)), expected)
+        assert not torch.equal(original, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_int8_layer_multiplies_by_its_values_times_their_scales(dtype):
+    layer = nn.Linear(48, 64).to(dtype)
+    quantized, x = Int8Linear(layer), torch.randn(2, 3, 48).to(dtype)
+    values, scales = quantize_rows(layer.weight.detach(), torch.int8)
+    matrix = dequantize_rows(values, scales, torch.float32)
+    assert torch.equal(quantized.dequantized(torch.float32), matrix)
+    assert torch.equal(quantized.dequantized(dtype), matrix.to(dtype))
+    expected = nn.functional.linear(x.float(), matrix, layer.bias.float()).to(dtype)
+    torch.testing.assert_close(quantized(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quantized(x).dtype == torch.bfloat16
+
+
+def test_int8_layers_take_no_more_memory_than_their_values_and_scales():
+    pipeline = _pipeline("int8_weight_only")
+    for name, tensor in pipeline.model.state_dict().items():
+        if name.startswith(BLOCKS) and tensor.dtype == torch.int8:
+            layer = pipeline.model.get_submodule(name.removesuffix(".weight"))
+            assert tensor.numel() == layer.out_features * (layer.in_features + 4)
+
+
+def test_weights_that_are_not_finite_are_refused_for_int8():
+    for bad in (torch.nan, torch.inf):
+        pipeline = _pipeline()
+        with torch.no_grad():
+            pipeline.model.layers[-1].feed_forward.w2.weight[3, 4] = bad
+        with pytest.raises(ValueError, match=r"quantize: weights must be finite for 'int8_w"):
+            pipeline.quantize("int8_weight_only")
+        assert not is_quantized(pipeline.model)
 
 
 def test_inputs_are_rounded_too():
@@ -67,11 +111,8 @@ def test_an_image_has_the_bits_that_it_has_alone(quantization):
 @torch.no_grad()
 def test_an_evaluation_is_that_of_the_network(quantization, architecture):
     network, patch = tiny_head(architecture, ch_target=16).net, tiny_patch(architecture)
-    for name, layer in list(network.res_blocks.named_modules()):
-        if isinstance(layer, nn.Linear):
-            parent, _, attribute = name.rpartition(".")
-            quantized = Float8Linear(layer, quantize_inputs=quantization == "fp8")
-            setattr(network.res_blocks.get_submodule(parent), attribute, quantized)
+    quantize_blocks("test", [network.res_blocks], quantization)
+    assert quantization_of(network) == quantization
     schedule = Schedule.of(network, 5)
     runner = HeadRunner(network, 6, patch, schedule.times, torch.float32)
     runner.load()
@@ -94,13 +135,15 @@ def test_blocks_are_replaced_and_nothing_else(quantization):
     after = pipeline.model.state_dict()
     for name, tensor in before.items():
         of_block = name.startswith(BLOCKS) and tensor.dim() == 2
-        assert after[name].dtype == (torch.uint8 if of_block else tensor.dtype), name
+        values = torch.int8 if quantization == "int8_weight_only" else torch.uint8
+        assert after[name].dtype == (values if of_block else tensor.dtype), name
         assert of_block or torch.equal(after[name], tensor)
     assert is_quantized(pipeline.model)
 
 
-def test_casts_change_no_weight():
-    pipeline = _pipeline("fp8_weight_only")
+@pytest.mark.parametrize("quantization", ["fp8_weight_only", "int8_weight_only"])
+def test_casts_change_no_weight(quantization):
+    pipeline = _pipeline(quantization)
     layer = pipeline.model.layers[0].attention.wo
     before = layer.dequantized(torch.float64)
     copied = copy.deepcopy(pipeline).to(torch.float16)
@@ -128,7 +171,7 @@ def test_quantizing_applies_to_the_next_call():
 def test_bad_arguments_are_refused(tmp_path):
     pipeline = _pipeline()
     pipeline.save_pretrained(tmp_path)
-    names = "fp8, fp8_weight_only"
+    names = "fp8, fp8_weight_only, int8_weight_only"
     with pytest.raises(
         ValueError, match=rf"quantize: quantization must be one of {names}, got 'a'"
     ):
@@ -151,17 +194,18 @@ def test_widths_that_do_not_fit_are_refused_before_anything_is_replaced():
 
 @EVERY
 @pytest.mark.parametrize("plan", ["packed", "persistent"])
-def test_plans_that_cannot_run_float8_are_refused(plan, quantization):
+def test_plans_that_cannot_run_quantized_weights_are_refused(plan, quantization):
     arguments = ("head", 4, (64,), torch.float32, torch.device("cpu"))
     named = {"architecture": "mlp", "quantization": quantization}
     assert choose_plan(*arguments, **named) == "library"
     if quantization == "fp8_weight_only" and plan == "packed":
         assert choose_plan(*arguments, **named, plan=plan) == plan
         return
-    what = "weights" if quantization == "fp8_weight_only" else "inputs"
-    with pytest.raises(ValueError, match=f"plan must be .* for {what} in float8, got '{plan}'"):
+    what = {"fp8": "inputs in float8", "int8_weight_only": "weights in int8"}
+    what = what.get(quantization, "weights in float8")
+    with pytest.raises(ValueError, match=f"plan must be .* for {what}, got '{plan}'"):
         choose_plan(*arguments, **named, plan=plan)
-    with use_plans(head=plan), pytest.raises(ValueError, match=f"for {what} in float8"):
+    with use_plans(head=plan), pytest.raises(ValueError, match=f"for {what}"):
         _bits(_pipeline(quantization))
 
 
