@@ -13,7 +13,7 @@ from bitdance.cli.arguments import (
     load_pipeline,
     positive_int,
 )
-from bitdance.distributed import World
+from bitdance.cli.errors import world_of
 from bitdance.evaluation.compare import compare, write_metrics
 from bitdance.evaluation.features import load_extractor
 from bitdance.evaluation.image_sources import ImageSource, open_source, read_statistics
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     if options.out is not None:
         check_folder(options.out)
-    with World.from_env(options.device) as world:
+    with world_of(options.device) as world:
         options.device = str(world.device)
 
         def model() -> BitDancePipeline:

@@ -14,6 +14,7 @@ from bitdance.cli.arguments import (
     load_pipeline,
     positive_int,
 )
+from bitdance.cli.errors import world_of
 from bitdance.distributed import World
 from bitdance.evaluation.prompt_lists import LAYOUTS, read_prompts
 from bitdance.evaluation.sample import sample_classes
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     if (options.prompts is None) != (options.layout is None):
         raise ValueError("--prompts and --layout must be given together, got one of them")
-    with World.from_env(options.device) as world:
+    with world_of(options.device) as world:
         options.device = str(world.device)
         if options.prompts is not None:
             _run_prompts(options, world)
