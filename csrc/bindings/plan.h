@@ -70,7 +70,9 @@ class Plan {
     void* pointers[kMax];
     pybind11::object results[kMax];
     bool known = sources_.size() <= kMax && results_.size() <= kMax && threads() == threads_;
-    for (size_t i = 0; known && i < results_.size(); ++i) results[i] = results_[i].empty(empty_);
+    for (size_t i = 0; known && i < results_.size(); ++i) {
+      results[i] = own(PyObject_CallOneArg(empty_like_.ptr(), results_[i].ptr()));
+    }
     for (size_t i = 0; known && i < sources_.size(); ++i) {
       const int from = sources_[i];
       pointers[i] = nullptr;
@@ -93,18 +95,6 @@ class Plan {
   }
 
  private:
-  // Arguments of torch.empty.
-  struct Result {
-    std::vector<pybind11::object> owned;
-    std::vector<PyObject*> arguments;  // sizes, dtype, device
-    pybind11::tuple names;
-
-    pybind11::object empty(const pybind11::object& function) const {
-      return own(
-          PyObject_Vectorcall(function.ptr(), arguments.data(), owned.size() - 2, names.ptr()));
-    }
-  };
-
   static pybind11::object own(PyObject* object) {
     if (object == nullptr) throw pybind11::error_already_set();
     return pybind11::reinterpret_steal<pybind11::object>(object);
@@ -117,36 +107,38 @@ class Plan {
   // False unless the result is contiguous and has a storage of its own.
   bool add(pybind11::handle tensor, const dlpack::Tensor& memory, int64_t max_bytes) {
     const int64_t item = memory.dtype.bits / 8 * memory.dtype.lanes;
-    int64_t elements = 1;
-    Result result;
-    for (int i = memory.dims - 1; i >= 0; --i) {
-      if (memory.shape[i] != 1 && memory.strides[i] != elements) return false;
-      elements *= memory.shape[i];
-    }
+    const int64_t elements = contiguous_elements(memory);
     if (memory.dims == 0 || elements == 0 || elements * item >= max_bytes ||
         memory.device.type != dlpack::kCpu || pytorch_.requires_grad(tensor.ptr()) ||
         pytorch_.storage_ends_at(tensor.ptr(), item) != elements) {
       return false;
     }
-    for (int i = 0; i < memory.dims; ++i) {
-      result.owned.push_back(pybind11::int_(memory.shape[i]));
+    // Of one element, so that a plan takes no memory.
+    const pybind11::object like = tensor.attr("new_empty")(1).attr("expand")(tensor.attr("shape"));
+    const pybind11::object made = empty_like_(like);
+    dlpack::Tensor check;
+    results_.push_back(like);
+    return pytorch_.borrow(made.ptr(), &check) && contiguous_elements(check) == elements;
+  }
+
+  // 0 if the elements of the tensor are not adjacent and in order.
+  static int64_t contiguous_elements(const dlpack::Tensor& tensor) {
+    int64_t elements = 1;
+    for (int i = tensor.dims - 1; i >= 0; --i) {
+      if (tensor.shape[i] != 1 && tensor.strides[i] != elements) return 0;
+      elements *= tensor.shape[i];
     }
-    result.owned.push_back(tensor.attr("dtype"));
-    result.owned.push_back(tensor.attr("device"));
-    for (const pybind11::object& argument : result.owned) {
-      result.arguments.push_back(argument.ptr());
-    }
-    result.names = pybind11::make_tuple("dtype", "device");
-    results_.push_back(std::move(result));
-    return true;
+    return elements;
   }
 
   const Pytorch& pytorch_ = Pytorch::get();
-  pybind11::object empty_ = pybind11::module_::import("torch").attr("empty");
+  pybind11::object empty_like_ = pybind11::module_::import("torch").attr("empty_like");
   pybind11::object get_num_threads_ = pybind11::module_::import("torch").attr("get_num_threads");
   std::function<int(void* const*)> function_;
   std::vector<int> sources_;  // of each pointer: an argument, then a result; -1 for null
-  std::vector<Result> results_;
+  // Of the shapes, dtypes and devices of the results: torch.empty takes half as long again to read
+  // them from its arguments as torch.empty_like does from a tensor.
+  std::vector<pybind11::object> results_;
   int inputs_ = 0;
   bool several_ = false;
   long threads_ = 0;

@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 #include "cpu/common/vectors.h"
 
 namespace bdk {
@@ -42,15 +44,17 @@ inline void widen_bfloat16(const uint16_t* from, float* to, int64_t count) {
     to[i] = float_from_pattern(static_cast<uint32_t>(from[i]) << 16);
 }
 
+inline uint16_t narrow_bfloat16_one(float value) {
+  const uint32_t bits = pattern_of(value);
+  const uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  // Keeps a NaN a NaN: its upper half alone may be infinity.
+  const uint32_t kept = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits | 0x400000u : rounded;
+  return static_cast<uint16_t>(kept >> 16);
+}
+
 inline void narrow_bfloat16(const float* from, uint16_t* to, int64_t count) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = pattern_of(from[i]);
-    const uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
-    // Keeps a NaN a NaN: its upper half alone may be infinity.
-    const uint32_t kept = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits | 0x400000u : rounded;
-    to[i] = static_cast<uint16_t>(kept >> 16);
-  }
+  for (int64_t i = 0; i < count; ++i) to[i] = narrow_bfloat16_one(from[i]);
 }
 
 inline float widen_float16_one(uint16_t half) {
@@ -78,6 +82,12 @@ inline uint16_t narrow_float16_one(float value) {
 
 inline void widen_float16(const uint16_t* from, float* to, int64_t count) {
   int64_t i = 0;
+#ifdef __AVX512F__
+  for (; i + 16 <= count; i += 16) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
+    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(half));
+  }
+#endif
 #ifdef __F16C__
   for (; i + 8 <= count; i += 8) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
@@ -89,6 +99,12 @@ inline void widen_float16(const uint16_t* from, float* to, int64_t count) {
 
 inline void narrow_float16(const float* from, uint16_t* to, int64_t count) {
   int64_t i = 0;
+#ifdef __AVX512F__
+  for (; i + 16 <= count; i += 16) {
+    const __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), half);
+  }
+#endif
 #ifdef __F16C__
   for (; i + 8 <= count; i += 8) {
     const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
@@ -101,10 +117,12 @@ inline void narrow_float16(const float* from, uint16_t* to, int64_t count) {
 // A half as an element of memory.
 struct Float16 {
   uint16_t bits;
+  static Float16 of(float value) { return {narrow_float16_one(value)}; }
   explicit operator float() const { return widen_float16_one(bits); }
 };
 struct Bfloat16 {
   uint16_t bits;
+  static Bfloat16 of(float value) { return {narrow_bfloat16_one(value)}; }
   explicit operator float() const { return float_from_pattern(static_cast<uint32_t>(bits) << 16); }
 };
 
@@ -132,6 +150,18 @@ inline Vector load_vector(const Bfloat16* from) {
   for (int i = 0; i < kLanes; ++i) v[i] = static_cast<float>(from[i]);
   return v;
 #endif
+}
+
+// to[0 .. kLanes) = the vector, rounded.
+template <class Half>
+inline void store_vector(Half* to, Vector v) {
+  float values[kLanes];
+  memcpy(values, &v, sizeof v);
+  if constexpr (std::is_same_v<Half, Float16>) {
+    narrow_float16(values, &to->bits, kLanes);
+  } else {
+    narrow_bfloat16(values, &to->bits, kLanes);
+  }
 }
 
 constexpr Halves kHalvesHere = {{widen_float16, narrow_float16}, {widen_bfloat16, narrow_bfloat16}};

@@ -33,6 +33,12 @@ class WideRows {
     return buffer;
   }
 
+  // Row r, if it is one of halves.
+  uint16_t* halves(int64_t r) const {
+    expect(r + 1, 0);
+    return at<uint16_t>(r, 0);
+  }
+
   // Where to write such values; `put` then stores them.
   float* place(int64_t r, int64_t c, float* buffer) const {
     return wide() ? at<float>(r, c) : buffer;

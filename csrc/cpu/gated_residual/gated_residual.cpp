@@ -12,8 +12,10 @@ namespace {
 
 // Elements a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
-constexpr GatedResidualRows kScalarRows = {gated_residual_row<false>, nullptr,
-                                           gated_residual_norm_row, gated_residual_backward_row};
+constexpr GatedResidualRows kScalarRows = {
+    gated_residual_row<false>,      nullptr,
+    gated_residual_halves<Float16>, gated_residual_halves<Bfloat16>,
+    gated_residual_norm_row,        gated_residual_backward_row};
 
 const GatedResidualRows& choose() {
 #ifdef BDK_X86
@@ -36,6 +38,15 @@ int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, in
   const bool streamed =
       kernel.stream != nullptr && streaming_pays(4 * rows * channels) && out.wide();
   const auto forward = streamed ? kernel.stream : kernel.forward;
+  if (!out.wide() && x.dtype == y.dtype && h.dtype == y.dtype && gate.dtype == y.dtype) {
+    const auto halves = y.dtype == kFloat16 ? kernel.float16 : kernel.bfloat16;
+    parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        halves(in_x.halves(r), in_h.halves(r), in_gate.halves(r), out.halves(r), channels);
+      }
+    });
+    return BDK_OK;
+  }
   parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[4][kRowTile];
     for_tiles(begin, end, channels, [&](int64_t r, int64_t c, int64_t count) {

@@ -1,6 +1,7 @@
 // The row functions of gated_residual, one set per instruction set.
 #pragma once
 
+#include "cpu/common/halves.h"
 #include "cpu/common/rows.h"
 
 namespace bdk {
@@ -9,6 +10,11 @@ struct GatedResidualRows {
   void (*forward)(const float* x, const float* h, const float* gate, float* y, int64_t channels);
   // The same with non-temporal stores (see write_row), or null.
   void (*stream)(const float* x, const float* h, const float* gate, float* y, int64_t channels);
+  // The same of halves.
+  void (*float16)(const uint16_t* x, const uint16_t* h, const uint16_t* gate, uint16_t* y,
+                  int64_t channels);
+  void (*bfloat16)(const uint16_t* x, const uint16_t* h, const uint16_t* gate, uint16_t* y,
+                   int64_t channels);
   // The modulated norm z of y.
   void (*norm)(const float* y, const float* scale, const float* shift, const float* weight,
                const float* bias, float* z, int64_t channels, float eps);
@@ -23,6 +29,21 @@ template <bool kStreamed>
 static inline void gated_residual_row(const float* x, const float* h, const float* gate, float* y,
                                       int64_t channels) {
   write_row<kStreamed>(y, channels, [=](int64_t c) { return x[c] + gate[c] * h[c]; });
+}
+
+template <class Half>
+static inline void gated_residual_halves(const uint16_t* x, const uint16_t* h, const uint16_t* gate,
+                                         uint16_t* y, int64_t channels) {
+  const auto at = [](const uint16_t* from) { return reinterpret_cast<const Half*>(from); };
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    const Vector sum = load_vector(at(x + c)) + load_vector(at(gate + c)) * load_vector(at(h + c));
+    store_vector(reinterpret_cast<Half*>(y + c), sum);
+  }
+  for (; c < channels; ++c) {
+    const auto value = [&](const uint16_t* from) { return static_cast<float>(*at(from + c)); };
+    y[c] = Half::of(value(x) + value(gate) * value(h)).bits;
+  }
 }
 
 static inline void gated_residual_norm_row(const float* y, const float* scale, const float* shift,

@@ -1,7 +1,10 @@
-// rms_norm: entry and loops.
+// rms_norm: entry, choice of the instruction set.
+#include "cpu/rms_norm/rms_norm.h"
+
 #include <math.h>
 
 #include "bitdance_kernels.h"
+#include "cpu/common/isa.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/wide_rows.h"
 
@@ -10,6 +13,15 @@ namespace {
 
 // Results a thread must have to be worth starting.
 constexpr int64_t kGrain = 16384;
+constexpr RmsNormRows kScalarRows = kRmsNormHere;
+
+const RmsNormRows& choose() {
+#ifdef BDK_X86
+  if (active_isa() == kAvx512) return kRmsNormAvx512;
+  if (active_isa() == kAvx2) return kRmsNormAvx2;
+#endif
+  return kScalarRows;
+}
 
 }  // namespace
 }  // namespace bdk
@@ -19,30 +31,21 @@ int bdk_rms_norm_cpu(bdk_rows x, const float* weight_or_null, bdk_rows y, int64_
   using namespace bdk;
   if (!are_dtypes(x, y)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels < 1 || threads < 1) return BDK_BAD_SIZE;
+  const RmsNormRows& kernel = choose();
   const WideRows in(x), out(y);
   parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[2][kRowTile];
     for (int64_t row = begin; row < end; ++row) {
-      double squares = 0.0;  // an error here is common to the whole row
+      double squares = 0.0;
       for_tiles(row, row + 1, channels, [&](int64_t r, int64_t c, int64_t count) {
-        const float* from = in.read(r, c, count, buffers[0]);
-        double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < count; ++i) {
-          sum += static_cast<double>(from[i]) * static_cast<double>(from[i]);
-        }
-        squares += sum;
+        squares += kernel.squares(in.read(r, c, count, buffers[0]), count);
       });
       const double mean = squares / static_cast<double>(channels);
       const float scale = static_cast<float>(1.0 / sqrt(mean + eps));
       for_tiles(row, row + 1, channels, [&](int64_t r, int64_t c, int64_t count) {
         const float* from = in.read(r, c, count, buffers[0]);
-        float* to = out.place(r, c, buffers[1]);
-        if (weight_or_null == nullptr) {
-          for (int64_t i = 0; i < count; ++i) to[i] = from[i] * scale;
-        } else {
-          for (int64_t i = 0; i < count; ++i) to[i] = from[i] * scale * weight_or_null[c + i];
-        }
+        const float* weight = weight_or_null == nullptr ? nullptr : weight_or_null + c;
+        kernel.scale(from, scale, weight, out.place(r, c, buffers[1]), count);
         out.put(r, c, count, buffers[1]);
       });
     }
