@@ -17,6 +17,7 @@ from bitdance.pipelines.class_conditional import BitDancePipeline
 __all__ = [
     "AUTOENCODER_HELP",
     "CONFIG_HELP",
+    "DATA_HELP",
     "DTYPES",
     "add_device_argument",
     "add_image_arguments",
@@ -41,6 +42,10 @@ AUTOENCODER_HELP = (
 CONFIG_HELP = (
     "for a file without a configuration: a preset such as B-16x (an autoencoder: d16c32), or a "
     ".json or .toml file with fields of the configuration, which may name a preset"
+)
+DATA_HELP = (
+    "folder of images or of IDX files, a .tar archive of images, or a pattern of webdataset shards "
+    "such as 'train-{0000..0127}.tar'"
 )
 _MAX_COUNT = 99_999_999  # more is a mistake that would only be noticed when memory runs out
 

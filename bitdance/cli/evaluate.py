@@ -10,6 +10,7 @@ from typing import Any
 
 from bitdance.cli.arguments import (
     CONFIG_HELP,
+    DATA_HELP,
     MODEL_HELP,
     add_device_argument,
     add_image_arguments,
@@ -36,7 +37,7 @@ def add_command(commands: Any) -> None:
         description="Reconstruction error, share of samples that a classifier recognizes, Fréchet "
         "distance in its features, and how evenly bits are used.",
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")
+    parser.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     parser.add_argument("--model", default="fashion", help=MODEL_HELP)
     parser.add_argument("--config", help=CONFIG_HELP)
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitdance.cli.arguments import add_device_argument, add_image_arguments, positive_int
+from bitdance.cli.arguments import DATA_HELP, add_device_argument, add_image_arguments, positive_int
 from bitdance.data.images import IdxImages, open_images
 from bitdance.data.packed_dataset import Variants
 from bitdance.data.tokenize import tokenize
@@ -23,7 +23,7 @@ def add_command(commands: Any) -> None:
         description="Encode a data set into checksummed shards of packed bits, which training "
         "reads instead of the images.",
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder of images or IDX files")
+    parser.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     parser.add_argument(
         "--autoencoder", required=True, help="folder of its training run, file, or hub id"
     )

@@ -8,24 +8,29 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from bitdance.io.image_files import ImageError, is_image, printable, refusal
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "FoundImages",
     "Split",
+    "choose_classes",
     "class_names",
     "find_images",
     "find_labeled_images",
     "find_split",
+    "is_hidden",
+    "split_of",
 ]
 
+File = TypeVar("File")
 Split = Literal["train", "test"]
-_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
 _SPLIT_NAMES = {name for names in _SPLIT_FOLDERS.values() for name in names}
 # Files with these suffixes must be images.
-_IMAGE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp",
     ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico",
 )  # fmt: skip
@@ -44,8 +49,8 @@ _MAX_NAMES = 8  # names listed in a message
 
 
 @dataclass
-class FoundImages:
-    """Image files, sorted by the components of their paths.
+class FoundImages(Generic[File]):
+    """Image files of folders or archives, sorted by the components of their paths.
 
     Attributes:
         files: the images.
@@ -57,7 +62,7 @@ class FoundImages:
         outside: number of images outside of the class folders.
     """
 
-    files: list[Path] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     classes: tuple[str, ...] = ("",)
     refused: list[ImageError] = field(default_factory=list)
@@ -80,7 +85,7 @@ class FoundImages:
         return ", ".join(parts)
 
 
-def find_images(folder: Path) -> FoundImages:
+def find_images(folder: Path) -> FoundImages[Path]:
     """All images below a folder, except hidden files and folders.
 
     Links are followed, each folder once. Files are images by their suffix, or by their first bytes.
@@ -88,14 +93,14 @@ def find_images(folder: Path) -> FoundImages:
     Raises:
         ImageError: a folder cannot be listed.
     """
-    found = FoundImages()
+    found: FoundImages[Path] = FoundImages()
     _collect(_walk(folder), 0, found)
     return found
 
 
 def find_labeled_images(
     folder: Path, split: Split = "train", classes: Sequence[str] = ()
-) -> FoundImages:
+) -> FoundImages[Path]:
     """The images of one split of a data set, which has a sub-folder per class.
 
     The splits are the sub-folders "train" and "test" (or "val"); a folder without them is its own
@@ -117,14 +122,14 @@ def find_labeled_images(
     train_folders = _class_folders(training)
     folders = train_folders if split == "train" else _class_folders(root)
     empty = {_class_name(path.name) for path in _sub_folders(training)}
-    names = _choose_classes(tuple(train_folders), tuple(folders), empty, classes, root)
-    found = FoundImages(classes=names or tuple(classes) or ("",))
+    names = choose_classes(tuple(train_folders), tuple(folders), empty, classes, root)
+    found: FoundImages[Path] = FoundImages(classes=names or tuple(classes) or ("",))
     for label, name in enumerate(names):
         if name in folders:
             _collect(_walk(folders[name]), label, found)
     if names:
         taken = {folders[name] for name in names if name in folders}
-        rest = FoundImages()
+        rest: FoundImages[Path] = FoundImages()
         for path in _visible(root):
             if path not in taken:
                 _collect(_walk(path), 0, rest)
@@ -159,7 +164,20 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(_class_folders(find_split(folder, "train")))
 
 
-def _choose_classes(
+def split_of(folder: str) -> Split | None:
+    """The split that a sub-folder of this name is, None if it is no split."""
+    for split, names in _SPLIT_FOLDERS.items():
+        if folder in names:
+            return split
+    return None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path has a part that operating systems hide, or put there for themselves."""
+    return any(part[0] == "." or part.casefold() in _HIDDEN for part in name.split("/") if part)
+
+
+def choose_classes(
     train: tuple[str, ...], present: tuple[str, ...], empty: set[str], chosen: Sequence[str],
     root: Path,
 ) -> tuple[str, ...]:  # fmt: skip
@@ -183,7 +201,7 @@ def _choose_classes(
     return tuple(chosen) if train and chosen else train
 
 
-def _find_splits(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
+def _find_splits(folder: Path, classes: Sequence[str]) -> dict[Split, Path]:
     """Folders of the splits. Beside other folders, "train" may be a class of vehicles instead."""
     folders = {path.name: path for path in _sub_folders(folder)}
     named = sorted(_SPLIT_NAMES & set(folders))
@@ -228,7 +246,7 @@ def _class_name(folder: str) -> str:
     return unicodedata.normalize("NFC", folder)
 
 
-def _collect(files: Iterable[Path], label: int, found: FoundImages) -> None:
+def _collect(files: Iterable[Path], label: int, found: FoundImages[Path]) -> None:
     for path in files:
         if not _may_be_image(path):
             found.others[path.suffix.lower()] += 1
@@ -241,8 +259,8 @@ def _collect(files: Iterable[Path], label: int, found: FoundImages) -> None:
 
 def _may_be_image(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if suffix in _IMAGE_SUFFIXES or suffix in _IGNORED_SUFFIXES:
-        return suffix in _IMAGE_SUFFIXES
+    if suffix in IMAGE_SUFFIXES or suffix in _IGNORED_SUFFIXES:
+        return suffix in IMAGE_SUFFIXES
     return path.is_file() and is_image(path)
 
 
@@ -271,7 +289,7 @@ def _visible(folder: Path) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise ImageError(f"{printable(folder)} cannot be listed: {error.strerror}") from error
-    return [folder / name for name in names if name[0] != "." and name.casefold() not in _HIDDEN]
+    return [folder / name for name in names if not is_hidden(name)]
 
 
 def _list(names: Sequence[str]) -> str:

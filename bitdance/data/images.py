@@ -8,10 +8,11 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from bitdance.data.crops import CropDraw, center_crop, random_crop
@@ -23,17 +24,12 @@ from bitdance.data.image_folders import (
     find_labeled_images,
     find_split,
 )
-from bitdance.io.image_files import ImageError, parse_color, printable, read_image
+from bitdance.data.tar_images import find_archived_images
+from bitdance.data.tar_index import Member, is_archive
+from bitdance.io.image_files import ImageError, decode_image, parse_color, printable, read_image
 from bitdance.io.validation import exact_int
 
-__all__ = [
-    "FolderImages",
-    "IdxImages",
-    "LabeledImages",
-    "iterate_batches",
-    "open_images",
-    "to_float",
-]
+__all__ = ["FileImages", "IdxImages", "LabeledImages", "iterate_batches", "open_images", "to_float"]
 
 OnError = Literal["raise", "check", "skip"]
 _LOG = logging.getLogger(__name__)
@@ -81,12 +77,13 @@ def open_images(
 
     Args:
         path: a folder with IDX files ("train-images-idx3-ubyte", "t10k-...", perhaps with ".gz"),
-            or with image files, see ``FolderImages``.
+            or with image files; a ".tar" archive of them, or a pattern of archives; see
+            ``FileImages``.
         size: pixels a side of the images to return.
         split: "train" or "test".
         classes: names of the classes of IDX files; for image files, the class folders to use, in
             this order.
-        labeled: whether classes are needed; see ``FolderImages``.
+        labeled: whether classes are needed; see ``FileImages``.
         background: color behind transparent pixels.
         on_error: how to treat files that cannot be read: "raise", "check" or "skip".
 
@@ -99,8 +96,8 @@ def open_images(
     size = exact_int("open_images", "size", size, minimum=1)
     if split not in get_args(Split):
         raise ValueError(f"open_images: split must be 'train' or 'test', got {split!r}")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{printable(folder)} is not a folder of images")
+    if not folder.is_dir() and not is_archive(folder):
+        raise FileNotFoundError(f"{printable(folder)} is not a folder of images, or a .tar archive")
     if is_idx(folder):
         for name, value, unused in (
             ("background", background, "white"), ("on_error", on_error, "raise")
@@ -110,17 +107,17 @@ def open_images(
                     f"open_images: {name} must be left out for IDX files, got {value!r}"
                 )
         return IdxImages(folder, size, split, classes)
-    return FolderImages(
+    return FileImages(
         folder, size, split, classes=classes, labeled=labeled, background=background,
         on_error=on_error,
     )  # fmt: skip
 
 
-class FolderImages:
-    """The image files of a folder, which are read when they are used.
+class FileImages:
+    """The image files of a folder or of tar archives, which are read when they are used.
 
     Args:
-        folder: folder as for ``find_labeled_images``.
+        folder: folder as for ``find_labeled_images``, or archives as for ``find_archived_images``.
         size: pixels a side: images are resized so that the shorter side has them, then cropped;
             see ``bitdance.data.crops``.
         split: "train" or "test".
@@ -147,13 +144,16 @@ class FolderImages:
     ) -> None:  # fmt: skip
         if on_error not in get_args(OnError):
             raise ValueError(
-                f"FolderImages: on_error must be one of {', '.join(get_args(OnError))}, got "
+                f"FileImages: on_error must be one of {', '.join(get_args(OnError))}, got "
                 f"{on_error!r}"
             )
         parse_color(background)
         self.size, self._background = size, background
         self._pools: dict[int, ThreadPoolExecutor] = {}
-        if labeled or classes:
+        found: FoundImages[Any]
+        if is_archive(folder):
+            found = find_archived_images(folder, split, classes, labeled=labeled)
+        elif labeled or classes:
             found = find_labeled_images(folder, split, classes)
         else:
             found = find_images(find_split(folder, split))
@@ -167,7 +167,7 @@ class FolderImages:
             _LOG.warning("%s: %d images; skipped: %s", folder, len(found.files), skipped)
         if not found.files:
             raise FileNotFoundError(f"{printable(folder)} has no images")
-        self._files = found.files
+        self._files: Sequence[Path | Member] = found.files
         self.labels = np.array(found.labels, np.int64)
         self.classes = found.classes
         self.source = (size, size)
@@ -178,10 +178,14 @@ class FolderImages:
     def identity(self) -> str:
         """Checksum of the files' names, sizes and labels, but not their content."""
         digest = hashlib.sha256()
-        root = os.path.commonpath([file.parent for file in self._files])
+        paths = [file.parent for file in self._files if isinstance(file, Path)]
+        root = os.path.commonpath(paths) if paths else ""
         for file, label in zip(self._files, self.labels.tolist(), strict=True):
-            name = os.path.relpath(file, root)
-            digest.update(os.fsencode(f"{name}\0{file.stat().st_size}\0{label}\0"))
+            if isinstance(file, Path):
+                name, size = os.path.relpath(file, root), file.stat().st_size
+            else:
+                name, size = f"{file.archive.path.name}/{file.name}", file.size
+            digest.update(os.fsencode(f"{name}\0{size}\0{label}\0"))
         return digest.hexdigest()
 
     def take(
@@ -206,14 +210,14 @@ class FolderImages:
             self._pools = {os.getpid(): ThreadPoolExecutor(8)}
         return self._pools[os.getpid()]
 
-    def _read(self, path: Path, crop: CropDraw | None) -> torch.Tensor:
-        image = read_image(path, background=self._background)
+    def _read(self, file: Path | Member, crop: CropDraw | None) -> torch.Tensor:
+        image = _load(file, self._background)
         square = (
             center_crop(image, self.size) if crop is None else random_crop(image, self.size, crop)
         )
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
-    def _check(self, found: FoundImages) -> None:
+    def _check(self, found: FoundImages[Any]) -> None:
         """Read all files, and move those that fail to the refused ones."""
         errors = list(self._threads().map(self._try_to_read, found.files))
         found.refused += [error for error in errors if error]
@@ -221,12 +225,18 @@ class FolderImages:
         found.files = [found.files[i] for i in intact]
         found.labels = [found.labels[i] for i in intact]
 
-    def _try_to_read(self, path: Path) -> ImageError | None:
+    def _try_to_read(self, file: Path | Member) -> ImageError | None:
         try:
-            read_image(path)
+            _load(file, self._background)
         except ImageError as error:
             return error
         return None
+
+
+def _load(file: Path | Member, background: str) -> Image.Image:
+    if isinstance(file, Path):
+        return read_image(file, background=background)
+    return decode_image(file.read(), file.title(), background=background)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

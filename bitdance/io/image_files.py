@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError, features
@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError, features
 __all__ = [
     "ImageError",
     "crop_center",
+    "decode_image",
     "is_image",
     "parse_color",
     "printable",
@@ -80,16 +81,39 @@ def read_image(path: str | Path, *, background: str = "white") -> Image.Image:
     try:
         if error := refusal(path):
             raise error
-        with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+        with open(path, "rb") as file:
+            return _decode(file, path, color)
+    except OSError as error:
+        raise _incomplete(error, path) from error
+
+
+def decode_image(content: bytes, name: str, *, background: str = "white") -> Image.Image:
+    """The image in the content of a file; see `read_image`.
+
+    Args:
+        content: the bytes.
+        name: name of the file, for errors.
+        background: color behind transparent pixels.
+
+    Raises:
+        ImageError: the content is damaged, too large, or not an image.
+        ValueError: `background` is not an opaque color.
+    """
+    return _decode(io.BytesIO(content), name, parse_color(background))
+
+
+def _decode(file: IO[bytes], path: str | Path, color: tuple[int, int, int]) -> Image.Image:
+    try:
+        with Image.open(file, formats=_formats()) as image:
             raw_mode = str(image.tile[0][3]) if image.tile else ""
             image.load()
             return _convert(image, raw_mode, color)
-    except ImageError:
-        raise
     except Exception as error:  # decoders raise almost any error for damaged files
-        raise ImageError(
-            f"{printable(path)} is not a complete image: {_reason(error, path)}"
-        ) from error
+        raise _incomplete(error, path) from error
+
+
+def _incomplete(error: Exception, path: str | Path) -> ImageError:
+    return ImageError(f"{printable(path)} is not a complete image: {_reason(error, path)}")
 
 
 def refusal(path: str | Path) -> ImageError | None:

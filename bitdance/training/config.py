@@ -66,7 +66,8 @@ class DataConfig:
     """Data of a run.
 
     Args:
-        path: folder of images (a sub-folder per class), of IDX files, or of packed codes.
+        path: folder of images (a sub-folder per class), of IDX files, or of packed codes; a tar
+            archive of images, or a pattern of webdataset shards.
         size: pixels a side of the square that images are padded (IDX) or resized to.
         flip: mirror images at random.
         shift: largest random translation in pixels; the edge is repeated.

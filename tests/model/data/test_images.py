@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance.data.images import FolderImages, IdxImages, open_images
+from bitdance.data.images import FileImages, IdxImages, open_images
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io.image_files import ImageError
 from tests.model.helpers.tiny_images import CLASSES, pictures, write_data_set, write_idx
@@ -136,7 +136,7 @@ def test_folders_of_images(tmp_path):
                 picture = Image.new("RGB", (20, 12), (100 * label, 10 * i, 0))
                 picture.save(tmp_path / part / name / f"{i}.png")
     images = open_images(tmp_path, 8)
-    assert isinstance(images, FolderImages)
+    assert isinstance(images, FileImages)
     assert images.classes == ("cat", "dog")
     assert images.labels.tolist() == [0, 0, 1, 1]
     taken = images.take(np.array([3, 0]))
