@@ -184,7 +184,7 @@ def quantization(run: Run) -> str:
     """A row per way: equal bits, and how good the samples are."""
     found = run["quantization"]
     names = dict.fromkeys(name for figures in found["ways"].values() for name in figures)
-    shares = {name for name in names if name.startswith(("equal", "samples"))}
+    shares = {name for name in names if name.startswith(("equal", "samples", "time"))}
     rows = []
     for way, figures in found["ways"].items():
         cells = [(figures.get(name), f".{1 + (name in shares)}{'%' if name in shares else 'f'}")

@@ -1,4 +1,4 @@
-"""What float8 changes, as the benchmark counts it."""
+"""What float8 and int8 change, as the benchmark counts it."""
 
 import torch
 
@@ -38,8 +38,16 @@ def test_memory_is_a_byte_an_element_and_four_a_row():
         if isinstance(layer, torch.nn.Linear)
     ]
     saved = sum(3 * weight.numel() - 4 * len(weight) for weight in weights) / 1e6
-    whole, rounded = (quantization.megabytes(_pipeline(w)) for w in ("float32", "fp8"))
-    assert abs(whole - rounded - saved) < 1e-9
+    for way in ("fp8", "int8_weight_only"):
+        whole, rounded = (quantization.megabytes(_pipeline(w)) for w in ("float32", way))
+        assert abs(whole - rounded - saved) < 1e-9
+
+
+def test_times_are_relative_to_those_of_the_first_way():
+    pipelines = {way: _pipeline(way) for way in ("float32", "int8_weight_only")}
+    found = quantization.relative_times(pipelines, 2)
+    assert found["float32"] == 1
+    assert found["int8_weight_only"] > 0
 
 
 def test_ways_are_rows_of_a_table():

@@ -1,13 +1,16 @@
-"""What float8 changes in the bundled model.
+"""What float8 and int8 change in the bundled model.
 
 Every way samples the same images, with the same noise, and is compared with float32. Bits of a step
 are those that it gives after the patches that float32 has given, so that a difference is counted
 once; bits of an image are those at its end. The Fréchet distances are those of
-``bitdance evaluate``, in the features of one classifier for all ways.
+``bitdance evaluate``, in the features of one classifier for all ways. Times are of single images on
+one thread, in turns.
 """
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from bitdance.data.images import LabeledImages, iterate_batches, open_images, to
 from bitdance.evaluation.classifier import Classifier, train_classifier
 from bitdance.evaluation.distances import frechet_distance
 from bitdance_kernels import unpack_signs
+from bitdance_kernels.testing import cpu_threads
 
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
 _BATCH = 250
@@ -29,6 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "fp8_weight_only": {"quantization": "fp8_weight_only"},
     "fp8": {"quantization": "fp8"},
+    "int8_weight_only": {"quantization": "int8_weight_only"},
 }
 """Arguments of ``from_pretrained``, by the name of a way."""
 
@@ -102,6 +107,22 @@ def megabytes(pipeline: BitDancePipeline) -> float:
     return sum(t.nbytes for t in tensors) / 1e6
 
 
+def relative_times(pipelines: Mapping[str, BitDancePipeline], rounds: int) -> dict[str, float]:
+    """Processor time of an image, by way, as the median of its ratios to that of the first way."""
+    times: dict[str, list[float]] = {way: [] for way in pipelines}
+    with cpu_threads(1):
+        for i in range(1 + rounds):  # in the first one graphs are captured
+            for way, pipeline in pipelines.items():
+                begin = time.process_time()
+                pipeline([0], seed=i, output_type="latent")
+                times[way].append(time.process_time() - begin)
+    first, *_ = times.values()
+    return {
+        way: statistics.median(a / b for a, b in zip(taken[1:], first[1:], strict=True))
+        for way, taken in times.items()
+    }
+
+
 def of_data(
     train: LabeledImages, test: LabeledImages, samples: int, epochs: int
 ) -> Mapping[str, dict[str, object]]:
@@ -119,7 +140,7 @@ def of_data(
 
 
 def measure(
-    images: int = 50, samples: int = 500, epochs: int = 1, data: Path = DATA
+    images: int = 50, samples: int = 500, epochs: int = 1, rounds: int = 20, data: Path = DATA
 ) -> dict[str, object]:
     """Figures by way.
 
@@ -127,20 +148,23 @@ def measure(
         images: images whose bits are compared.
         samples: images for a Fréchet distance.
         epochs: epochs of the classifier.
+        rounds: images of each way whose times are compared.
         data: the data set of the bundled model.
     """
     original = pipeline_of("float32")
     steps, image = tokens_of_steps(original, images), sampled(original, images, seed=1)
     ways: dict[str, dict[str, object]] = {}
-    for way in WAYS:
-        pipeline = pipeline_of(way)
-        ways[way] = {"MB of blocks": megabytes(pipeline), **equal_bits(pipeline, steps, image)}
+    pipelines = {way: pipeline_of(way) for way in WAYS}
+    times = relative_times(pipelines, rounds)
+    for way, pipeline in pipelines.items():
+        of_way = {"MB of blocks": megabytes(pipeline), "time of an image": times[way]}
+        ways[way] = {**of_way, **equal_bits(pipeline, steps, image)}
     train, test = (
         open_images(data, original.config.resolution, split=split, classes=original.classes)
         for split in ("train", "test")
     )
     for way, figures in of_data(train, test, samples, epochs).items():
         ways.setdefault(way, {}).update(figures)
-    counts = {"images": images, "samples": samples, "epochs": epochs}
+    counts = {"images": images, "samples": samples, "epochs": epochs, "rounds": rounds}
     nothing: dict[str, object] = {"rows": [], "images": [], "limits": {}}  # what other results have
     return {**nothing, "quantization": {**counts, "ways": ways}}
