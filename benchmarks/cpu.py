@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import limits, machine, products, tables, timing
-from benchmarks.model import Comparison, decode, paths, quantizer, start, training
+from benchmarks.model import Comparison, decode, int8, paths, quantizer, start, training
 from benchmarks.shapes import Bench, Timing
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.sampling import graphs
@@ -28,6 +28,7 @@ from bitdance_kernels.testing import Call, Case, check_backend
 CPU = torch.device("cpu")
 MODELS: dict[str, Callable[[], Iterator[Comparison]]] = {
     "decoder": decode.comparisons,
+    "int8": int8.comparisons,
     "quantizer": quantizer.comparisons,
     "training": training.comparisons,
 }
@@ -111,15 +112,17 @@ def _add_shape(
 
 
 def compare(result: Result, comparison: Comparison, seconds: float, threads: int = 1) -> None:
-    """Add the rows of a comparison on so many threads, each held against its multiply-adds."""
-    what, shape, ways, flops = comparison
+    """Add the rows of a comparison on so many threads, each held against its limit."""
+    what, shape, ways, flops, weight = comparison
     bound = None
     if flops and limits.unavailable() is None:
         bound = limits.multiply_adds(flops / threads)
+        if weight is not None:
+            bound = limits.of(weight.nbytes, 0, flops / threads, [weight])
     rows, failed = timing.compare(ways, seconds, bound=bound, threads=threads)
     shape += f", {threads} threads" * (threads > 1)
     common = {"op": what, "shape": shape, "device": "cpu", "threads": threads}
-    rates = {"gb_s": 0.0, "gflop_s": flops}
+    rates = {"gb_s": 0.0 if weight is None else weight.nbytes, "gflop_s": flops}
     result["models"] += [
         {**common, **row, **{k: n / row["median_us"] / 1e3 for k, n in rates.items()}}
         for row in rows

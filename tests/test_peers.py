@@ -6,9 +6,16 @@ import torch
 from torch.utils import _pytree as pytree
 
 from benchmarks import peers
-from benchmarks.model import quantizer
+from benchmarks.model import int8, quantizer
 from benchmarks.shapes import all_benches
-from bitdance_kernels import CodeIndex, lfq_entropy, nearest_codes
+from bitdance_kernels import (
+    CodeIndex,
+    lfq_entropy,
+    linear,
+    nearest_codes,
+    pack_weight,
+    quantize_rows,
+)
 
 CPU = torch.device("cpu")
 RANDOM = {"flip_bits", "flip_signs", "denoise_step"}  # each draws its own numbers
@@ -64,6 +71,26 @@ def test_words_flip_the_share_of_bits_that_is_asked_for():
     for rate in (0.0, 0.1, 1.0):
         flips = np.unpackbits(peers.flip_bits_words(packed, rate)).mean()
         assert abs(flips - rate / 2) <= 5 * (0.5 / 2**23) ** 0.5 * (rate > 0)
+
+
+@pytest.mark.parametrize("peer", int8.peers())
+def test_products_with_an_int8_weight_are_those_of_the_op_but_for_rounding(peer):
+    """By peers that round the rows of x, and scales, to 8 bits."""
+    x, bias, weight = torch.randn(3, 128), torch.randn(32), torch.randn(32, 128)
+    values, scales = quantize_rows(weight, torch.int8)
+    expected = linear(x, pack_weight(values, "panels", scales=scales), bias)
+    found = _called(lambda: int8.peers()[peer](values, scales, bias)(x))
+    if found is not None:
+        bound = 2.0**-7 * x.abs().amax(1, keepdim=True) * (weight.abs().sum(1) + bias.abs())
+        assert ((torch.as_tensor(found).float() - expected).abs() < bound).all()
+
+
+def test_a_product_is_compared_with_other_packages():
+    compared = int8.product(2, 64, 32)
+    assert {"linear", "F.linear", *int8.peers()} < set(compared.ways)
+    ours, panels, library, *_ = (way() for way in compared.ways.values())
+    torch.testing.assert_close(ours, library)
+    torch.testing.assert_close(panels, library)
 
 
 def test_a_quantizer_is_compared_with_another_package():
