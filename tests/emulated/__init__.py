@@ -1,6 +1,7 @@
 """Device code of CUDA kernels as C++ on the CPU: see card.h."""
 
 import ctypes
+import fcntl
 import os
 import platform
 import re
@@ -34,6 +35,18 @@ def build(name: str, folder: Path, changed: Path | None = None) -> ctypes.CDLL:
     library = folder / f"{name}.so"
     _compile(["-shared", "-fPIC", *_first(changed), HERE / f"{name}.cpp"], library)
     return ctypes.CDLL(str(library))
+
+
+def build_once(name: str, factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """`build` as it is, by the first of all workers of a run that needs it."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / f"{name}.so").exists():
+            return build(name, folder)
+    return ctypes.CDLL(str(folder / f"{name}.so"))
 
 
 def plant(header: str, text: str, fault: str, folder: Path) -> None:

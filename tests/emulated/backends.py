@@ -9,7 +9,7 @@ import torch
 
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import native
-from tests.emulated import build
+from tests.emulated import build_once
 
 OPS = (
     "adaln_linear", "adaln_linear_swiglu", "denoise_patch", "denoise_step_linear", "linear",
@@ -19,9 +19,9 @@ OPS = (
 LIBRARIES = ("skinny_product", "denoise_step_linear", "denoise_patch")
 
 
-def build_all(folder):
+def build_all(factory):
     """The emulated kernels, by name."""
-    libraries = {name: build(name, folder) for name in LIBRARIES}
+    libraries = {name: build_once(name, factory) for name in LIBRARIES}
     for name, library in libraries.items():
         getattr(library, name).restype = ctypes.c_char_p
     return libraries

@@ -1,30 +1,42 @@
-// The device code of denoise_patch on the CPU, for narrow heads.
+// The device code of denoise_patch on the CPU, for narrow heads. Since each planted fault is a
+// program of its own, those are compiled for few rows in bfloat16 alone.
 #include "card.h"
 //
 #include "cuda/denoise_patch/denoise_patch_sm90.cuh"
 
 namespace bdk {
 
+#ifdef PLANTED
+constexpr bool kAll = false;
+#else
+constexpr bool kAll = true;
+#endif
+
 template <class T, int kC, int kH, int kRows, bool kAttention>
 const char* denoise(const DenoisePatchParams& params, int blocks, uint32_t seed) {
-  return emulated::launch_clusters(blocks, blocks, kPatchThreads,
-                                   DenoisePatch<T, kC, kH, kRows, kAttention>::kSharedBytes, seed,
-                                   [&] { denoise_patch_kernel<T, kC, kH, kRows, kAttention>(params); });
+  return emulated::launch_clusters(
+      blocks, blocks, kPatchThreads, DenoisePatch<T, kC, kH, kRows, kAttention>::kSharedBytes, seed,
+      [&] { denoise_patch_kernel<T, kC, kH, kRows, kAttention>(params); });
 }
 
 template <class T, int kC, int kH, bool kAttention>
 const char* denoise_rows(const DenoisePatchParams& params, int blocks, uint32_t seed) {
   if (params.rows <= 8) return denoise<T, kC, kH, 8, kAttention>(params, blocks, seed);
-  if (params.rows <= 16) return denoise<T, kC, kH, 16, kAttention>(params, blocks, seed);
-  return denoise<T, kC, kH, 32, kAttention>(params, blocks, seed);
+  if constexpr (kAll) {
+    if (params.rows > 16) return denoise<T, kC, kH, 32, kAttention>(params, blocks, seed);
+  }
+  return denoise<T, kC, kH, 16, kAttention>(params, blocks, seed);
 }
 
 template <class T>
-const char* denoise(const DenoisePatchParams& params, int channels, int blocks, uint32_t seed) {
+const char* denoise(const DenoisePatchParams& params, [[maybe_unused]] int channels, int blocks,
+                    uint32_t seed) {
   const bool attention = params.qkv_weight != nullptr;
-  if (channels == 256) {  // as in a model
-    return attention ? denoise<T, 256, 384, 8, true>(params, blocks, seed)
-                     : denoise<T, 256, 384, 8, false>(params, blocks, seed);
+  if constexpr (kAll) {
+    if (channels == 256) {  // as in a model
+      return attention ? denoise<T, 256, 384, 8, true>(params, blocks, seed)
+                       : denoise<T, 256, 384, 8, false>(params, blocks, seed);
+    }
   }
   return attention ? denoise_rows<T, 128, 256, true>(params, blocks, seed)
                    : denoise_rows<T, 128, 256, false>(params, blocks, seed);
@@ -35,8 +47,7 @@ const char* denoise(const DenoisePatchParams& params, int channels, int blocks, 
 // tensors: as in DenoisePatchParams; sizes: rows, tokens, patch, layers, projections, evaluations,
 // max_polls, squash, whether the weights are float16, channels. Returns what went wrong, or null.
 extern "C" const char* denoise_patch(void* const* tensors, const int64_t* sizes, float eps,
-                                     int blocks, uint32_t seed, int late_stores,
-                                     int sleeping) {
+                                     int blocks, uint32_t seed, int late_stores, int sleeping) {
   using namespace bdk;
   int at = 0;
   const auto next = [&](auto& pointer) {
@@ -81,6 +92,7 @@ extern "C" const char* denoise_patch(void* const* tensors, const int64_t* sizes,
   p.eps = eps;
   emulated::adversaries = {late_stores != 0, sleeping != 0};
   emulated::max_turns = 100000;
-  if (sizes[8]) return denoise<__half>(p, size(9), blocks, seed);
-  return denoise<__nv_bfloat16>(p, size(9), blocks, seed);
+  using Half = std::conditional_t<kAll, __half, __nv_bfloat16>;
+  return sizes[8] ? denoise<Half>(p, size(9), blocks, seed)
+                  : denoise<__nv_bfloat16>(p, size(9), blocks, seed);
 }

@@ -366,21 +366,19 @@ inline void disturb() {
 
 // Runs the threads until all have ended: a message if they never do.
 inline const char* run_threads(bool backward) {
-  const int count = static_cast<int>(machine.threads.size());
-  const auto ready = [](int i) {
-    const Thread& thread = machine.threads[i];
-    const Block& block = machine.blocks[i / machine.block_threads];
-    const bool sleeps = i % machine.block_threads / 32 == block.sleeping_warp;
-    if (block.wakes > machine.turn || (sleeps && block.warp_wakes > machine.turn)) return false;
-    return is_ready(thread);
+  const auto add_ready = [](const Block& block, std::vector<int>& order) {
+    if (block.left == 0 || block.wakes > machine.turn) return;
+    const int first = block.all.first;
+    const int asleep = block.warp_wakes > machine.turn ? block.sleeping_warp : -1;
+    for (int i = 0; i < machine.block_threads; ++i) {
+      if (i / 32 != asleep && is_ready(machine.threads[first + i])) order.push_back(first + i);
+    }
   };
   std::vector<int> order;
   for (int64_t turns = 0; turns <= max_turns; ++turns, ++machine.turn) {
     if (machine.disturbed) disturb();
     order.clear();
-    for (int i = 0; i < count; ++i) {
-      if (ready(i)) order.push_back(i);
-    }
+    for (const Block& block : machine.blocks) add_ready(block, order);
     if (machine.disturbed) {
       for (size_t i = order.size(); i > 1; --i) {
         std::swap(order[i - 1], order[random_below(static_cast<uint32_t>(i))]);

@@ -10,7 +10,7 @@ from bitdance_kernels import denoise_schedule, noise_keys, pack_weight
 from bitdance_kernels._shared import native
 from bitdance_kernels.denoise.denoise_step_linear import reference
 from bitdance_kernels.testing import compare
-from tests.emulated import build, needs_compiler, plant
+from tests.emulated import build, build_once, needs_compiler, plant
 
 pytestmark = needs_compiler
 
@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return loaded(build("denoise_step_linear", tmp_path_factory.mktemp("emulated")))
+    return loaded(build_once("denoise_step_linear", tmp_path_factory))
 
 
 def loaded(library):

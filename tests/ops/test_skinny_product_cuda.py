@@ -16,7 +16,7 @@ from bitdance_kernels.denoise.linear_gated_residual import reference as linear_g
 from bitdance_kernels.denoise.linear_swiglu import reference as linear_swiglu
 from bitdance_kernels.denoise.rms_norm_linear import reference as rms_norm_linear
 from bitdance_kernels.testing import compare
-from tests.emulated import build, needs_compiler, plant
+from tests.emulated import build, build_once, needs_compiler, plant
 
 pytestmark = needs_compiler
 
@@ -126,7 +126,7 @@ def call(library, tensors, sizes, late, dtype, seed, norm_dtype=None):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    found = build("skinny_product", tmp_path_factory.mktemp("emulated"))
+    found = build_once("skinny_product", tmp_path_factory)
     found.skinny_product.restype = ctypes.c_char_p
     return found
 

@@ -31,7 +31,7 @@ QWEN = Qwen3Config(
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    return build_all(tmp_path_factory.mktemp("emulated"))
+    return build_all(tmp_path_factory)
 
 
 def final_state(way, schedule, cond, **settings):

@@ -11,7 +11,7 @@ from bitdance.sampling.flow_sampler import Schedule, denoise
 from bitdance.sampling.head_runner import HeadRunner, PlainHead
 from bitdance_kernels import denoise_patch, noise_keys
 from bitdance_kernels.testing import compare
-from tests.emulated import build, needs_compiler
+from tests.emulated import build_once, needs_compiler
 from tests.emulated.backends import emulated_card
 from tests.model.helpers.launches import Launches
 from tests.model.helpers.tiny import PACKABLE, tiny_head, tiny_sampler
@@ -129,13 +129,13 @@ def test_weights_stay_where_they_are_and_follow_their_parameters(architecture):
 @pytest.mark.parametrize(("architecture", "rows"), [("mlp", 6), ("transformer", 2)])
 @torch.no_grad()
 def test_a_patch_is_as_exact_as_by_the_library_on_emulated_device_code(
-    architecture, rows, tmp_path
+    architecture, rows, tmp_path_factory
 ):
     network = _head(architecture, ch_target=32, ch_latent=256, depth_latent=2).bfloat16()
     cond = torch.randn(rows, *PATCHES[architecture], 24).bfloat16()
     schedule = Schedule.of(network, 3)
     settings = {"cfg": 2.0, "keys": noise_keys(3, range(rows // 2))}
-    library = build("denoise_patch", tmp_path)
+    library = build_once("denoise_patch", tmp_path_factory)
     library.denoise_patch.restype = ctypes.c_char_p
     states = {}
     for plan in ("library", "persistent"):
