@@ -6,6 +6,7 @@ import glob
 import itertools
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,7 @@ class Archive:
         path: the archive.
 
     Raises:
-        ImageError: it cannot be opened.
+        ImageError: it cannot be opened, or is a pipe or device.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,6 +39,8 @@ class Archive:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except (OSError, ValueError) as error:
             raise ImageError(f"{printable(path)} cannot be opened: {one_line(error)}") from error
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):  # a pipe would be waited for
+            raise ImageError(f"{printable(path)} is not a tar archive but no regular file")
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

@@ -203,6 +203,9 @@ def test_damaged_and_truncated_archives_are_refused(tmp_path):
         with pytest.raises(ImageError, match=message) as caught:
             open_images(path, 8)
         assert "\n" not in str(caught.value)
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(ImageError, match=r"pipe\.tar is not a tar archive but no regular file"):
+        open_images(tmp_path / "pipe.tar", 8)
     path.write_bytes(whole[: second + 600])
     assert images_of(path, on_error="skip")[1][0] == (0, 0, 0)
 

@@ -345,10 +345,10 @@ def test_settings_of_images_are_refused_for_packed_codes(autoencoder, tmp_path, 
         ClassConditionalTask(dataclasses.replace(run, data=dataclasses.replace(run.data, **change)))
 
 
-@pytest.mark.parametrize("setting", ["background", "on_error"])
+@pytest.mark.parametrize("setting", ["background", "on_error", "min_crop"])
 def test_settings_of_image_files_are_refused_for_idx_files(autoencoder, setting):
     run = config(str(autoencoder[1]))
-    value = {"background": "red", "on_error": "skip"}[setting]
+    value = {"background": "red", "on_error": "skip", "min_crop": 0.8}[setting]
     data = dataclasses.replace(run.data, **{setting: value})
     with pytest.raises(ValueError, match=f"data.{setting} must be left out, .* holds IDX files"):
         AutoencoderTask(dataclasses.replace(run, data=data))
