@@ -6,9 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitdance.cli.arguments import add_model_arguments, load_pipeline
+from bitdance.cli.arguments import DTYPES, add_model_arguments, load_autoencoder, load_pipeline
+from bitdance.integrations.official.export import write_official
+from bitdance.io.files import NoModelError
 from bitdance.io.outputs import check_folder
 from bitdance.models.loading import model_folder
+from bitdance.models.loading.hub import locate
 
 __all__ = ["add_command"]
 
@@ -22,6 +25,11 @@ def add_command(commands: Any) -> None:
         "official checkpoint without its pickle, or a trained model in half precision.",
     )
     add_model_arguments(parser)
+    parser.add_argument(
+        "--format", choices=("folder", "official"), default="folder",
+        help="a folder for --model, or the files that the authors' code loads; the latter also of "
+        "an autoencoder alone",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.set_defaults(run=run)
 
@@ -29,8 +37,25 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
     check_folder(options.out)
+    if options.format == "official":
+        _export_official(options)
+        return
     model_folder.check_replaceable(options.out)
     pipeline = load_pipeline(options)
     pipeline.save_pretrained(options.out)
     size = model_folder.open_folder(options.out).file.stat().st_size
     print(f"{size:,} bytes: {options.out}/")
+
+
+def _export_official(options: argparse.Namespace) -> None:
+    try:
+        model = load_pipeline(options).model
+        files = write_official(options.out, model.vae, model)
+    except NoModelError:
+        path = locate(options.model, autoencoder=True)
+        dtype = DTYPES[options.dtype]
+        files = write_official(
+            options.out, load_autoencoder(path, config=options.config, dtype=dtype)
+        )
+    for file in files:
+        print(f"{file.stat().st_size:,} bytes: {file}")

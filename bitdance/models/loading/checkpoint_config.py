@@ -31,6 +31,7 @@ else:
 
 __all__ = [
     "Claim",
+    "arguments_of",
     "claims_of_arguments",
     "infer_autoencoder_config",
     "infer_config",
@@ -134,6 +135,17 @@ def claims_of_arguments(arguments: Mapping[str, Any] | None) -> list[Claim]:
             fields |= {field: getattr(config, field) for field in _SIZE}
             break
     return [Claim("its training arguments", fields)]
+
+
+def arguments_of(config: ModelConfig) -> dict[str, Any]:
+    """Arguments of the authors' training scripts for a model, as their checkpoints have them."""
+    arguments = {name: getattr(config, field) for name, field in _ARGUMENTS.items()}
+    sizes = [getattr(config, name) for name in _SIZE]
+    for preset, known in PRESETS.items():
+        if sizes == [getattr(known, name) for name in _SIZE]:
+            arguments["model"] = f"BitDance-{preset.partition('-')[0]}"
+            break
+    return arguments
 
 
 def read_claim(path: Path) -> Claim:
