@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bitdance.io.outputs import save_image
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.models.autoencoder.blocks import ResBlock
 from bitdance.models.autoencoder.quantizer import BinaryQuantizer
+from bitdance.training.adversarial import Adversary
 from bitdance.training.config import AutoencoderRun
 from bitdance.training.datasets import augmentation, open_training_images
 from bitdance.training.draws import Draws, Purpose
@@ -35,7 +36,8 @@ class AutoencoderTask:
     """Train a ``BinaryAutoencoder`` on images.
 
     The loss is l1 |x - y| + l2 (x - y)^2 + entropy (sample_entropy E[H] - codebook_entropy H[E]) +
-    commitment |f - q|^2 plus the extra terms, each with its weight; see ``LossConfig``.
+    commitment |f - q|^2 plus the extra and adversarial terms, each with its weight; see
+    ``LossConfig`` and ``AdversarialConfig``.
 
     Args:
         config: configuration of the run.
@@ -60,11 +62,12 @@ class AutoencoderTask:
         self.size, self.identity = len(self.images), self.images.identity()
         self._augmentation = augmentation(config)
         if extra is None:
+            torch.manual_seed(config.optim.seed)  # what they draw is the same in all processes
             extra = {name: (import_loss(name), w) for name, w in config.loss.extra.items()}
         self._extra = dict(extra)
-        self.columns = (
-            "l1", "l2", "sample_entropy", "codebook_entropy", "commitment", *self._extra
-        )  # fmt: skip
+        for function, _ in self._extra.values():
+            if isinstance(function, nn.Module):
+                function.to(device)
         quantizer = BinaryQuantizer(
             config.autoencoder.z_channels,
             config.autoencoder.num_codebooks,
@@ -78,13 +81,22 @@ class AutoencoderTask:
             config.autoencoder, quantizer=quantizer, dtype=torch.float32, device="cpu"
         ).to(device)
         self.network: nn.Module = self.module
+        last = self.module.decoder.conv_out.weight
+        adversarial = config.adversarial.weight > 0
+        self._adversary = Adversary(config, last, self._device) if adversarial else None
+        self.columns = (
+            "l1", "l2", "sample_entropy", "codebook_entropy", "commitment", *self._extra,
+            *(self._adversary.columns if self._adversary else ()),
+        )  # fmt: skip
         self.blocks: Sequence[nn.Module] = [
             m for m in self.module.modules() if isinstance(m, ResBlock)
         ]
 
     def join(self, world: World) -> None:
-        """Take the codebook entropy over the batch of all processes."""
+        """Take the codebook entropy and the adaptive weight over the batch of all processes."""
         self.module.quantizer.process_group = world.group
+        if self._adversary:
+            self._adversary.world = world
 
     def load(self, items: np.ndarray, step: int) -> torch.Tensor:
         """Images of a batch, augmented, uint8."""
@@ -106,16 +118,23 @@ class AutoencoderTask:
             "codebook_entropy": losses.codebook_entropy,
             "commitment": losses.commitment,
         }
-        loss = (
-            weight.l1 * terms["l1"]
-            + weight.l2 * terms["l2"]
-            + weight.entropy * losses.entropy
-            + weight.commitment * losses.commitment
-        )
+        reconstruction = weight.l1 * terms["l1"] + weight.l2 * terms["l2"]
         for name, (function, factor) in self._extra.items():
             terms[name] = call_loss(name, function, x, y)
-            loss = loss + factor * terms[name]
+            reconstruction = reconstruction + factor * terms[name]
+        loss = (
+            reconstruction + weight.entropy * losses.entropy + weight.commitment * losses.commitment
+        )
+        if self._adversary:
+            term, values = self._adversary.loss(draws.step, x, y, reconstruction)
+            loss = loss + term
+            terms |= values
         return loss, terms
+
+    def end_step(self, step: int) -> None:
+        """Train the discriminator, if there is one."""
+        if self._adversary:
+            self._adversary.step(step)
 
     def _noise(self, x: torch.Tensor, draws: Draws) -> torch.Tensor | None:
         """Input noise of a decoder that takes some."""
@@ -140,11 +159,19 @@ class AutoencoderTask:
         write_text(folder / CONFIG, json.dumps(self.module.config.to_dict(), indent=2) + "\n")
 
     def extra_state(self) -> dict[str, Any]:
-        """States of the extra terms that have one."""
-        states = ((name, getattr(f, "state_dict", None)) for name, (f, _) in self._extra.items())
-        return {name: state() for name, state in states if state is not None}
+        """States of the discriminator, and of the extra terms that have one."""
+        return {
+            name: part.state_dict() for name, part in self._parts() if hasattr(part, "state_dict")
+        }
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        for name, (function, _) in self._extra.items():  # named module:function
+            yield name, function
+        if self._adversary:
+            yield "adversary", self._adversary
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the states of the extra terms."""
+        """Restore these states."""
+        parts = dict(self._parts())
         for name, values in state.items():
-            self._extra[name][0].load_state_dict(values)  # type: ignore[attr-defined]
+            parts[name].load_state_dict(values)

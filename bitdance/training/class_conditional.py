@@ -111,6 +111,9 @@ class ClassConditionalTask:
         maps = values.to(self._device).unflatten(1, (side, side))
         return self.module.to_tokens(unpack_latents(maps, self._packed.channels))
 
+    def end_step(self, step: int) -> None:
+        """Do nothing: all that is trained is in the module."""
+
     def save_samples(self, path: Path) -> None:
         """Write a grid of samples with a row per class."""
         classes = range(min(len(self.classes), _MAX_CLASSES))

@@ -35,6 +35,7 @@ from bitdance.models.config import AutoencoderConfig, ModelConfig, ModelShape
 from bitdance.models.presets import expand_autoencoder, expand_shape
 
 __all__ = [
+    "AdversarialConfig",
     "AutoencoderRun",
     "ClassConditionalRun",
     "DataConfig",
@@ -245,6 +246,31 @@ class ParallelConfig:
 
 
 @settings
+class AdversarialConfig:
+    """The discriminator that an autoencoder may be trained against.
+
+    Args:
+        weight: weight of the term that raises the discriminator's logits of reconstructions; 0 has
+            no discriminator.
+        start: step from which there is a discriminator.
+        adaptive: scale the term so that its gradient at the decoder's last layer is as large as
+            that of the terms that compare images with reconstructions.
+        channels: channels of the discriminator's first layer.
+        layers: its layers that halve the resolution.
+        lr: learning rate of its AdamW, which has the betas and the decay of the autoencoder's.
+        warmup: steps of linear warm-up after `start`.
+    """
+
+    weight: NonNegative = 0.0
+    start: Step = 0
+    adaptive: Bool = True
+    channels: Annotated[Integer, Field(ge=8, le=1024)] = 64
+    layers: Annotated[Integer, Field(ge=1, le=8)] = 3
+    lr: Positive = 1e-4
+    warmup: Step = 0
+
+
+@settings
 class AutoencoderRun:
     """Configuration of the training of an autoencoder; each section of the TOML file is a field.
 
@@ -253,6 +279,7 @@ class AutoencoderRun:
         optim: the optimization.
         autoencoder: shape of the autoencoder; ``preset`` names one to begin with.
         loss: weights of the loss terms.
+        adversarial: a discriminator to train against.
         parallel: use of several processes, and of memory.
         init: checkpoint with the initial weights: a run's folder, what it exported, an official
             file, or a hub id. By default weights are drawn.
@@ -265,6 +292,7 @@ class AutoencoderRun:
     optim: OptimConfig
     autoencoder: AutoencoderConfig
     loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     parallel: ParallelConfig = ParallelConfig()
     init: PathText = ""
 
@@ -274,6 +302,12 @@ class AutoencoderRun:
                 f"a multiple of the autoencoder's {self.autoencoder.downsampling} pixels a code"
             )
             raise invalid(self, "data.size", expected)
+        if self.adversarial.weight == 0:
+            return
+        if self.parallel.strategy != "ddp":
+            raise invalid(self, "parallel.strategy", "'ddp' with an adversarial term")
+        if self.data.size >> self.adversarial.layers < 3:
+            raise invalid(self, "adversarial.layers", f"fewer for data.size = {self.data.size}")
 
 
 @settings
@@ -413,3 +447,8 @@ def _unused_keys(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if isinstance(model, Mapping) and model.get("time_schedule") == "uniform":
         for key in ("P_mean", "P_std"):
             yield "model", key, "uniform times do not use it"
+    adversarial = content.get("adversarial")
+    if isinstance(adversarial, Mapping) and adversarial.get("weight", 0) == 0:
+        for field in dataclasses.fields(AdversarialConfig):
+            if field.name != "weight":
+                yield "adversarial", field.name, "there is no discriminator with weight 0"

@@ -39,6 +39,9 @@ class Draws:
         items: int64 [n], numbers of the items, in [0, 2^32).
         device: device of the numbers.
 
+    Attributes:
+        step: number of the step.
+
     Example:
         >>> draws = Draws(0, 7, np.array([5, 2]))
         >>> same = Draws(0, 7, np.array([2]))
@@ -51,7 +54,7 @@ class Draws:
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self._seed = seed - 2**64 if seed >= 2**63 else seed
-        self._step = step
+        self.step = step
         self._items = torch.as_tensor(np.asarray(items, np.int64)).to(device)
 
     def _keys(self, purpose: Purpose) -> torch.Tensor:
@@ -61,16 +64,16 @@ class Draws:
     def normal(self, purpose: Purpose, *shape: int) -> torch.Tensor:
         """Standard normals, float32 [n, *shape]."""
         keys = self._keys(purpose)
-        return noise(keys, self._step, _count(shape), backend="auto").view(-1, *shape)
+        return noise(keys, self.step, _count(shape), backend="auto").view(-1, *shape)
 
     def uniform(self, purpose: Purpose, *shape: int) -> torch.Tensor:
         """Numbers in (0, 1), float32 [n, *shape]."""
-        words = noise_words(self._keys(purpose), self._step, _count(shape))
+        words = noise_words(self._keys(purpose), self.step, _count(shape))
         return ((words >> 8).float().add_(0.5) * 2.0**-24).view(-1, *shape)
 
     def seeds(self, purpose: Purpose) -> torch.Tensor:
         """Seeds of other generators, 64 bits each: int64 [n]."""
-        low, high = noise_words(self._keys(purpose), self._step, 2).unbind(1)
+        low, high = noise_words(self._keys(purpose), self.step, 2).unbind(1)
         return high << 32 | low
 
 

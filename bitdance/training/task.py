@@ -66,6 +66,10 @@ class Task(Protocol):
         """
         ...
 
+    def end_step(self, step: int) -> None:
+        """Called after the optimizer's step, for what else is trained; may be left out."""
+        ...
+
     def save_samples(self, path: Path) -> None:
         """Write an image of what the module, with averaged weights, generates."""
         ...

@@ -259,6 +259,8 @@ class Trainer:
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if hasattr(self.task, "end_step"):
+            self.task.end_step(self.step)
         self.step += 1
         averages, current = list(self._average.values()), list(self._parameters.values())
         torch._foreach_lerp_(

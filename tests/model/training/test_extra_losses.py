@@ -36,7 +36,7 @@ HERE = "tests.model.training.test_extra_losses"
 
 def _first_loss(run):
     task = AutoencoderTask(run)
-    return task.loss(task.load(np.arange(2)), Draws(0, 0, [0, 1]))
+    return task.loss(task.load(np.arange(2), 0), Draws(0, 0, [0, 1]))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_model_without_classes_trains_on_a_flat_folder(flat, tmp_path):
     )
     task = ClassConditionalTask(config)
     assert (task.size, task.classes) == (11, ("",))
-    loss, _ = task.loss(task.load(np.arange(4)), Draws(0, 0, range(4)))
+    loss, _ = task.loss(task.load(np.arange(4), 0), Draws(0, 0, range(4)))
     assert np.isfinite(float(loss.detach()))
     config = configured(model_config(flat, tmp_path / "autoencoder"), tmp_path)
     with pytest.raises(ValueError, match="num_classes must be the data's 1, got 3"):
