@@ -168,13 +168,14 @@ int bdk_gated_residual_backward_cpu(bdk_rows grad, const float* more_or_null, bd
 // weight, bias: [channels]; scale, shift: [images, channels]; all four may be null. `chunk` is the
 // number of positions of a channels-last map taken at a time, of halves at most 8192 values; n =
 // ceil(positions / chunk), and 1 for a contiguous map. Workspace: spreads [images, n, groups, 3],
-// coefficients [images, 5, channels].
+// coefficients [images, 5, channels]; null for images * n * groups <= 512, images * channels <=
+// 1024.
 int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t channels,
                             int64_t positions, int64_t groups, int channels_last, int64_t chunk,
                             const float* weight_or_null, const float* bias_or_null,
                             const float* scale_or_null, const float* shift_or_null, int silu,
-                            double eps, double* spreads, float* coefficients, int dtype,
-                            int threads);
+                            double eps, double* spreads_or_null, float* coefficients_or_null,
+                            int dtype, int threads);
 
 // The gradients of weight and bias, like those of scale and shift, are [images, channels]; the
 // caller sums them over the images. More workspace: sums [images, 2, channels] and, for a

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import group_norm_silu
+from bitdance_kernels._shared import native
 from bitdance_kernels.testing import Call, Invalid, cpu_isas
 
 X = torch.zeros(2, 8, 4, 4)
@@ -102,3 +103,15 @@ def test_the_largest_values_before_silu_are_open_or_closed(backend):
     torch.testing.assert_close(closed, torch.zeros_like(closed))
     assert (y[0, 3] > 0.9e38).all()
     torch.testing.assert_close(grad, torch.tensor([[0.0, 0.0, 9.0, 9.0]]))
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+def test_only_small_maps_need_no_workspace():
+    x = torch.randn(1, 1056, 2, 1)
+    sizes, nothing = (1, 1056, 2, 32, 0, 1), [None] * 4
+    with pytest.raises(RuntimeError, match=r"group_norm_silu: size or argument"):
+        native.cpu.group_norm_silu(
+            x, torch.empty_like(x), *sizes, *nothing, 1, 1e-6, None, None, native.FLOAT32, 1
+        )
+    expected = group_norm_silu(x.double(), 32, backend="reference").float()
+    torch.testing.assert_close(group_norm_silu(x, 32, backend="cpu"), expected)

@@ -9,6 +9,8 @@ from bitdance_kernels.attention._shared.heads import unit_channels
 
 _MAX_CHANNELS = 128  # kDecodeMaxChannels of csrc/cpu/block_decode_attention
 
+fills_results = True
+
 
 def unsupported(q: torch.Tensor, *_: object) -> str | None:
     reason = native.cpu_unsupported("block_decode_attention", q)

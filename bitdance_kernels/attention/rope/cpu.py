@@ -9,6 +9,8 @@ from bitdance_kernels.attention._shared.heads import unit_channels
 
 _MAX_CHANNELS = 1024  # kMaxHeadChannels of csrc/cpu/common/rotation.h
 
+fills_results = fills_results_backward = True
+
 
 def unsupported(x: torch.Tensor, freqs: torch.Tensor, interleaved: bool) -> str | None:
     reason = native.cpu_unsupported("rope", x, freqs) or native.dtype_unsupported(x.dtype)

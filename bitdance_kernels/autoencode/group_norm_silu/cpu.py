@@ -14,6 +14,9 @@ _MAX_CHANNELS = 4096  # kNormMaxChannels of csrc/cpu/group_norm_silu
 # of positions per chunk, for moments and for gradients, whose float32 sums lose digits beyond.
 _CHUNK, _MAX_POSITIONS, _MAX_GRADIENT_POSITIONS = 32768, 256, 16
 _HALF_CHUNK = 8192  # kNormHalves of csrc/cpu/group_norm_silu
+_SMALL_SPREADS, _SMALL_CHANNELS = 512, 1024  # kNormSmall* of csrc/cpu/group_norm_silu
+
+fills_results = True
 
 
 class _Map(NamedTuple):
@@ -33,6 +36,13 @@ class _Map(NamedTuple):
         sizes = (images, channels, positions, num_groups, int(last), chunk)
         chunks = -(-positions // chunk) if last else 1
         return cls(x.contiguous(memory_format=layout), sizes, chunks)
+
+    def small_workspace(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The workspace, or None twice where the C function needs none."""
+        images, channels, _, groups, *_ = self.sizes
+        if images * self.chunks * groups <= _SMALL_SPREADS and images * channels <= _SMALL_CHANNELS:
+            return None, None
+        return self.workspace()
 
     def workspace(self) -> tuple[torch.Tensor, torch.Tensor]:
         images, channels, _, groups, *_ = self.sizes
@@ -73,7 +83,7 @@ def run(
 ) -> torch.Tensor:
     feature_map = _Map.of(x, num_groups, _MAX_POSITIONS, x.dtype != torch.float32)
     y = torch.empty_like(x, memory_format=memory_format(x))
-    spreads, coefficients = feature_map.workspace()
+    spreads, coefficients = feature_map.small_workspace()
     native.cpu.group_norm_silu(
         feature_map.x,
         y,

@@ -275,17 +275,28 @@ int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t chan
                             int64_t positions, int64_t groups, int channels_last, int64_t chunk,
                             const float* weight_or_null, const float* bias_or_null,
                             const float* scale_or_null, const float* shift_or_null, int silu,
-                            double eps, double* spreads, float* coefficients, int dtype,
-                            int threads) {
+                            double eps, double* spreads_or_null, float* coefficients_or_null,
+                            int dtype, int threads) {
   using namespace bdk;
   if (!is_dtype(dtype)) return BDK_BAD_DTYPE;
   const FeatureMap map = {images, channels, positions, groups, channels_last != 0, chunk};
   const NormAffine affine = {weight_or_null, bias_or_null, scale_or_null, shift_or_null};
   if (!fits(map, dtype != kFloat32) || threads < 1) return BDK_BAD_SIZE;
   if (images == 0 || positions == 0) return BDK_OK;
+  Spread own_spreads[kNormSmallSpreads];
+  float own_coefficients[5 * kNormSmallChannels];
+  Spread* moments = reinterpret_cast<Spread*>(spreads_or_null);
+  float* coefficients = coefficients_or_null;
+  if (moments == nullptr || coefficients == nullptr) {
+    const int64_t chunks = map.last ? chunks_of(map) : 1;
+    if (images * chunks * groups > kNormSmallSpreads || images * channels > kNormSmallChannels) {
+      return BDK_BAD_SIZE;
+    }
+    moments = own_spreads;
+    coefficients = own_coefficients;
+  }
   const Values x_values(x, dtype), y_values(y, dtype);
   prefer_large_pages(y, element_size(dtype) * images * channels * positions);
-  Spread* moments = reinterpret_cast<Spread*>(spreads);
   find_moments(map, x_values, moments, threads);
   find_coefficients(map, affine, moments, eps, coefficients);
   const GroupNormLoops& loops = choose();

@@ -7,12 +7,15 @@
 
 #include "common/group_norm.h"
 #include "cpu/common/rows.h"
+#include "cpu/common/vectors.h"
 
 namespace bdk {
 
 constexpr int64_t kNormMaxChannels = 4096;  // of a channels-last map; their sums are on the stack
 constexpr int64_t kNormSpan = 4096;         // values whose moments are computed at a time
 constexpr int64_t kNormHalves = 8192;       // halves that are widened at a time, at most
+// Of a map whose workspace is on the stack: chunks times groups, and channels, of all images.
+constexpr int64_t kNormSmallSpreads = 512, kNormSmallChannels = 1024;
 
 // Coefficients: z = (x - mean) a + d, and the gradient of x is a grad_z - q - (x - mean) r.
 struct NormCoefficients {
@@ -113,9 +116,16 @@ inline void norm_moments_last(const float* x, int64_t positions, int64_t channel
 }
 
 // A piece of a span is summed by kSums sums in float32, each of few values whatever the instruction
-// set.
-constexpr int kSums = 16;
-constexpr int64_t kFloatValues = 256;
+// set; those of all pieces are added in double.
+constexpr int kSums = 32;
+constexpr int64_t kFloatValues = 512;
+using Doubles = double __attribute__((vector_size(8 * kLanes)));
+
+inline double total_of(const Doubles* sums) {
+  double total = 0.0;
+  for (int n = 0; n < kSums; ++n) total += sums[n / kLanes][n % kLanes];
+  return total;
+}
 
 // In one pass as well, from distances to the mean of a few values of each piece.
 inline Spread norm_moments_span(const float* x, int64_t count) {
@@ -126,23 +136,30 @@ inline Spread norm_moments_span(const float* x, int64_t count) {
     float samples = 0.0f;
     for (int64_t i = 0; i < kPivotSamples; ++i) samples += from[some * i / kPivotSamples];
     const float pivot = samples / static_cast<float>(kPivotSamples);
-    double sum = 0.0, squares = 0.0;
-    for (int64_t begin = 0; begin < some; begin += kFloatValues) {
-      const int64_t end = begin + kFloatValues < some ? begin + kFloatValues : some;
-      float sums[kSums] = {}, sums_of_squares[kSums] = {};
+    constexpr int kVectors = kSums / kLanes;
+    Doubles all_sums[kVectors] = {}, all_squares[kVectors] = {};
+    const int64_t whole_end = some / kSums * kSums;
+    for (int64_t begin = 0; begin < whole_end; begin += kFloatValues) {
+      const int64_t end = begin + kFloatValues < whole_end ? begin + kFloatValues : whole_end;
+      Vector sums[kVectors] = {}, sums_of_squares[kVectors] = {};
       for (int64_t i = begin; i < end; i += kSums) {
-        const int64_t number = end - i < kSums ? end - i : kSums;
-#pragma omp simd
-        for (int64_t n = 0; n < number; ++n) {
-          const float distance = from[i + n] - pivot;
+#pragma GCC unroll 8
+        for (int n = 0; n < kVectors; ++n) {
+          const Vector distance = load_vector(from + i + n * kLanes) - pivot;
           sums[n] += distance;
           sums_of_squares[n] += distance * distance;
         }
       }
-      for (int n = 0; n < kSums; ++n) {
-        sum += static_cast<double>(sums[n]);
-        squares += static_cast<double>(sums_of_squares[n]);
+      for (int n = 0; n < kVectors; ++n) {
+        all_sums[n] += __builtin_convertvector(sums[n], Doubles);
+        all_squares[n] += __builtin_convertvector(sums_of_squares[n], Doubles);
       }
+    }
+    double sum = total_of(all_sums), squares = total_of(all_squares);
+    for (int64_t i = whole_end; i < some; ++i) {
+      const double distance = static_cast<double>(from[i] - pivot);
+      sum += distance;
+      squares += distance * distance;
     }
     const double number = static_cast<double>(some), shift = sum / number;
     const double rest = squares - sum * shift;
