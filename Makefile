@@ -75,7 +75,7 @@ sanitize: venv
 	cd build/sanitize && BITDANCE_BUILD_CUDA=0 BITDANCE_BUILD_SANITIZE=1 \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/sanitize && $(SANITIZED) tests/test_contract.py -k "matches and $(WITHOUT)"
-	cd build/sanitize && for isa in scalar avx2 avx512; do \
+	cd build/sanitize && for isa in scalar avx2 avx512 amx; do \
 		BITDANCE_KERNELS_CPU_ISA=$$isa $(SANITIZED) tests/ops tests/test_numpy_front.py \
 		tests/test_native.py --ignore-glob='*_kernels.py' --ignore-glob='*_cuda.py' \
 		-k "$(WITHOUT)" || exit 1; done
