@@ -188,15 +188,18 @@ class LibraryProducts:
         """The stream [M, C] through all blocks, to the final layer's modulated norm [M, C]."""
         n = adaln_norm(x, *modulation.norms[0], *self._norms[0], eps=EPS)
         for i, kind in enumerate(self._activations):
-            h = self._first[i](n, out=self._h[kind])
-            h = self._second[i](self._activate(kind, h), out=self._branch)
+            h = self._second[i](self._activated(i, kind, n), out=self._branch)
             x, n = gated_residual_adaln(
                 x, h, modulation.gates[i], *modulation.norms[i + 1], *self._norms[i + 1], eps=EPS
             )
         return n
 
-    def _activate(self, kind: str, h: torch.Tensor) -> torch.Tensor:
-        """What is between the two products of a branch."""
+    def _activated(self, i: int, kind: str, n: torch.Tensor) -> torch.Tensor:
+        """What the second product of branch `i` takes, given the norm."""
+        first = self._first[i]
+        if kind == "swiglu" and isinstance(first, JoinedLinear) and first.has_gate:
+            return first.swiglu(n)
+        h = first(n, out=self._h[kind])
         if kind == "swiglu":
             return swiglu(h)
         if kind == "silu":

@@ -12,7 +12,7 @@ from torch import nn
 
 from bitdance.models.quantization import AnyLinear, Float8Linear, QuantizedLinear
 from bitdance.models.tracing import is_traced
-from bitdance_kernels import CpuGraph, default_backend, linear, pack_weight
+from bitdance_kernels import CpuGraph, default_backend, linear, linear_swiglu, pack_weight
 
 __all__ = ["JoinedLinear", "JoinedParameter", "PackedLinear", "QuantizedProduct", "takes_panels"]
 
@@ -80,6 +80,15 @@ class JoinedLinear:
     def __call__(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product [M, N] of `x` [M, K], written into `out` if that is given."""
         return linear(x, self.weight, self.bias, out=out)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether ``swiglu`` is one kernel: the halves are panels."""
+        return self.weight.dim() == 3 and len(self.weight) % 2 == 0
+
+    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
+        """The gated product [M, N / 2] of `x` [M, K], in new memory."""
+        return linear_swiglu(x, self.weight, self.bias)
 
 
 class QuantizedProduct:

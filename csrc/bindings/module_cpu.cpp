@@ -39,7 +39,9 @@ PYBIND11_MODULE(_cpu, module) {
   bind("limit_multiply_add", bdk_limit_multiply_add_cpu);
   bind("linear", bdk_linear_cpu);
   bind("linear_int8", bdk_linear_int8_cpu);
+  bind("linear_gated_residual", bdk_linear_gated_residual_cpu);
   bind("linear_panels", bdk_linear_panels_cpu);
+  bind("linear_swiglu", bdk_linear_swiglu_cpu);
   bind("pack_panels", bdk_pack_panels_cpu);
   bind("patch_attention", bdk_patch_attention_cpu);
   bind("patch_attention_backward", bdk_patch_attention_backward_cpu);

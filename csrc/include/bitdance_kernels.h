@@ -208,6 +208,14 @@ int bdk_pack_panels_cpu(bdk_rows weight, float* panels, int64_t features, int64_
 int bdk_linear_int8_cpu(bdk_rows x, const int8_t* weight, const float* bias_or_null, bdk_rows y,
                         int64_t rows, int64_t channels, int64_t features, int threads);
 
+// For float32 panels: y = silu(gate) value of the halves of x weight^T + bias, of `features` each;
+// y = residual + gate (x weight^T + bias), gate null for 1, residual and y [rows, features].
+int bdk_linear_swiglu_cpu(bdk_rows x, const float* weight, const float* bias_or_null, bdk_rows y,
+                          int64_t rows, int64_t channels, int64_t features, int threads);
+int bdk_linear_gated_residual_cpu(bdk_rows x, const float* weight, const float* bias_or_null,
+                                  const float* residual, bdk_rows gate, float* y, int64_t rows,
+                                  int64_t channels, int64_t features, int threads);
+
 // y = x / sqrt(mean(x^2) + eps) * weight of `rows` rows of `channels` values.
 int bdk_rms_norm_cpu(bdk_rows x, const float* weight_or_null, bdk_rows y, int64_t rows,
                      int64_t channels, double eps, int threads);

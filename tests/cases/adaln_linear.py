@@ -44,6 +44,9 @@ def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
             yield Call(f"packed, {dtype}", tuple(args))
             given = {"moments": moments.of(args[0])}
             yield Call(f"packed, with moments, {dtype}", tuple(args), given)
+            args = list(call("", 193, 48, dtype, 33, affine=True).args)
+            args[3] = pack_weight(args[3], "panels")
+            yield Call(f"panels, {dtype}", tuple(args))
         one = call("", 7, 3, torch.float32, 2, 3, affine=True).args
         yield Call("no bias, weight alone", (*one[:4], None, one[5]))
         yield call("one row", 7, 30, torch.float32, affine=False)

@@ -34,6 +34,22 @@ def samples(device: torch.device) -> Iterator[Call]:
         returned = {"return_moments": True}
         yield Call(f"with moments, {dtype}", (x, packed, bias, residual, gate), returned)
         yield Call(f"with moments, no gate, {dtype}", (x, weight, bias, residual, None), returned)
+    for rows, channels, width in ((8, 64, 48), (5, 70, 96), (13, 193, 16), (3, 700, 32)):
+        name = f"panels, {rows} rows, {channels} to {width}"
+        x, weight, bias, residual, gate = call("", channels, width, torch.float32, rows).args
+        panels = pack_weight(weight, "panels")
+        yield Call(name, (x, panels, bias, residual, gate))
+        yield Call(f"{name}, no bias, no gate", (x, panels, None, residual))
+    # The largest error of many moments, which says more than that of a few.
+    x, weight, bias, residual, gate = call("", 193, 96, torch.float32, 33).args
+    args = (x, pack_weight(weight, "panels"), bias, residual, gate)
+    yield Call("panels, moments", args, {"return_moments": True})
+    x, weight, bias, residual, gate = call("", 8, 16, torch.float32, 3, 4).args
+    panels, columns = pack_weight(weight, "panels"), residual.transpose(0, 1).contiguous()
+    strided = columns.transpose(0, 1)
+    yield Call("panels, strided", (x, panels, bias, strided, gate))
+    yield Call("panels, a gate for all tokens", (x, panels, bias, residual, gate[:, :1]))
+    yield Call("panels, a gate for all rows", (x, panels, bias, residual, gate[0, 0]))
     x, weight, _, residual, gate = call("", 8, 6, torch.float16, 3, 4).args
     yield Call("no bias, float32 stream", (x, weight, None, residual.float(), gate.float()))
     yield call("one row", 7, 30, torch.float32)

@@ -30,6 +30,16 @@ def samples(device: torch.device) -> Iterator[Call]:
         yield Call(f"packed, {dtype}", (make(6, 32, dtype=dtype), packed, bias))
         float8 = pack_weight(values, "swiglu", scales=scales)
         yield Call(f"packed, float8, {dtype}", (make(6, 32, dtype=dtype), float8, bias))
+    # Panels: every rest of rows and of sums.
+    for rows, channels, hidden in ((8, 64, 48), (5, 70, 16), (13, 193, 32), (2, 700, 16)):
+        weight, bias = layer(hidden, channels, torch.float32)
+        name = f"panels, {rows} rows, {channels} to {hidden}"
+        yield Call(name, (make(rows, channels), pack_weight(weight, "panels"), bias))
+    panels = pack_weight(layer(16, 8, torch.float32)[0], "panels")
+    yield Call("panels, no bias, strided", (make(3, 4, 12)[..., 2:10], panels))
+    yield Call("panels, no row", (make(0, 8), panels))
+    odd = pack_weight(layer(8, 8, torch.float32)[0], "panels")
+    yield Call("panels, a half of one", (make(5, 8), odd, make(16)))
     yield Call("no bias", (make(3, 4, 8), layer(6, 8, torch.float32)[0]))
     yield Call("one row", (make(7), *layer(30, 7, torch.float32)))
     yield Call("no row", (make(0, 8), *layer(3, 8, torch.float32)))

@@ -36,6 +36,8 @@ def _samples(halves: int) -> Callable[[torch.device], Iterator[Call]]:
             yield Call(f"packed, {dtype}", (x, packed, bias, norm.float()))
             given = {"moments": moments.of(x), "eps": 1e-5}
             yield Call(f"packed, no bias, with moments, {dtype}", (x, packed, None, norm), given)
+            x, weight, bias, norm = call("", 193, 48, dtype, 33).args
+            yield Call(f"panels, {dtype}", (x, pack_weight(weight, "panels"), bias, norm))
         yield Call("no bias, no weight of the norm", call("", 7, 3, torch.float32, 2, 3).args[:2])
         yield call("one row", 7, 30, torch.float32)
         yield call("no row", 8, 3, torch.float32, 0)

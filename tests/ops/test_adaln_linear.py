@@ -2,8 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import adaln_linear, adaln_linear_swiglu, adaln_norm, pack_weight, swiglu
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels import (
+    adaln_linear,
+    adaln_linear_swiglu,
+    adaln_norm,
+    linear,
+    linear_swiglu,
+    pack_weight,
+    swiglu,
+)
+from bitdance_kernels.testing import Call, Invalid, cpu_isas
 
 X, W = torch.zeros(3, 8), torch.zeros(6, 8)
 X2, P, M = torch.zeros(3, 32), pack_weight(torch.zeros(16, 32)), torch.zeros(3, 2, 2)
@@ -70,6 +78,18 @@ def test_a_large_mean_costs_no_accuracy():
     truth = adaln_norm(x.double(), zeros.double(), zeros.double())
     actual = adaln_linear(x, zeros, zeros, weight)
     assert (actual - truth).abs().max() < 1000 * 2**-20
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+def test_panels_give_the_bits_of_the_norm_and_the_product():
+    x, scale, shift = torch.randn(3, 9, 70)
+    weight, bias, norm = torch.randn(64, 70), torch.randn(64), torch.randn(2, 70)
+    panels = pack_weight(weight, "panels")
+    n = adaln_norm(x, scale, shift, *norm)
+    arguments = (x, scale, shift, panels, bias, *norm)
+    assert torch.equal(adaln_linear(*arguments, backend="cpu"), linear(n, panels, bias))
+    gated = adaln_linear_swiglu(*arguments, backend="cpu")
+    assert torch.equal(gated, linear_swiglu(n, panels, bias, backend="cpu"))
 
 
 def test_has_no_gradient():

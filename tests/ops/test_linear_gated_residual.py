@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import linear_gated_residual, pack_weight
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 X, W, B, R = torch.zeros(3, 8), torch.zeros(5, 8), torch.zeros(5), torch.zeros(3, 5)
 P = torch.zeros(3, 4, 16)
@@ -70,6 +70,40 @@ def test_small_integers_are_exact(rows, width, dtype):
     arguments = (t.to(dtype) for t in (x, weight, bias, residual, gate))
     actual = linear_gated_residual(*arguments)
     assert torch.equal(actual, exact.to(dtype))
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_small_integers_in_panels_are_exact(isa):
+    with cpu_isa(isa):
+        for rows in (1, 3, 8, 9, 70):
+            for channels, width in ((48, 16), (131, 96), (700, 32)):
+                x, weight = (
+                    torch.randint(-2, 3, (rows, channels)),
+                    torch.randint(-2, 3, (width, channels)),
+                )
+                residual, gate = torch.randint(-8, 9, (2, rows, width)).float()
+                x, weight = x.float(), weight.float()
+                panels = pack_weight(weight, "panels")
+                actual = linear_gated_residual(x, panels, None, residual, gate, backend="cpu")
+                assert torch.equal(actual, residual + gate * F.linear(x, weight))
+                actual = linear_gated_residual(x, panels, None, residual, backend="cpu")
+                assert torch.equal(actual, residual + F.linear(x, weight))
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_a_row_of_a_batch_is_the_row_alone(isa):
+    x, weight, bias = torch.randn(13, 600), torch.randn(80, 600) / 24, torch.randn(80)
+    residual, gate = torch.randn(13, 80), torch.randn(13, 240)[:, 80:160]
+    panels = pack_weight(weight, "panels")
+    with cpu_isa(isa):
+        whole = linear_gated_residual(x, panels, bias, residual, gate, backend="cpu")
+        for threads in (1, 2, 3):
+            with cpu_threads(threads):
+                again = linear_gated_residual(x, panels, bias, residual, gate, backend="cpu")
+                assert torch.equal(again, whole)
+                for i in range(13):
+                    alone = linear_gated_residual(x[i], panels, bias, residual[i], gate[i])
+                    assert torch.equal(alone, whole[i])
 
 
 def test_has_no_gradient():

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bitdance_kernels import linear_swiglu, pack_weight
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 
 X, W = torch.zeros(3, 8), torch.zeros(10, 8)
 INVALID = {
@@ -56,6 +56,33 @@ def test_a_packed_weight_gives_the_same_bits():
     x, weight, bias = torch.randn(5, 32), torch.randn(48, 32), torch.randn(48)
     packed = pack_weight(weight, "swiglu")
     assert torch.equal(linear_swiglu(x, packed, bias), linear_swiglu(x, weight, bias))
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_small_integers_in_panels_are_exact(isa):
+    with cpu_isa(isa):
+        for rows in (1, 2, 3, 7, 8, 9, 70):
+            for channels, hidden in ((48, 16), (131, 48)):
+                x = torch.randint(2, (rows, channels)) * 2.0 - 1
+                weight = torch.randint(-1, 2, (2 * hidden, channels)).float()
+                bias = torch.cat([torch.full((hidden,), 200), torch.randint(-8, 9, (hidden,))])
+                first, second = F.linear(x, weight, bias.float()).chunk(2, dim=-1)
+                panels = pack_weight(weight, "panels")
+                actual = linear_swiglu(x, panels, bias.float(), backend="cpu")
+                assert torch.equal(actual, first * second)
+
+
+@pytest.mark.parametrize("isa", cpu_isas())
+def test_a_row_of_a_batch_is_the_row_alone(isa):
+    x, weight, bias = torch.randn(13, 600), torch.randn(160, 600) / 24, torch.randn(160)
+    panels = pack_weight(weight, "panels")
+    with cpu_isa(isa):
+        whole = linear_swiglu(x, panels, bias, backend="cpu")
+        for threads in (1, 2, 3):
+            with cpu_threads(threads):
+                assert torch.equal(linear_swiglu(x, panels, bias, backend="cpu"), whole)
+                for row in range(13):
+                    assert torch.equal(linear_swiglu(x[row], panels, bias), whole[row])
 
 
 def test_has_no_gradient():

@@ -2,8 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitdance_kernels import pack_weight, rms_norm_linear, rms_norm_linear_swiglu, swiglu
-from bitdance_kernels.testing import Call, Invalid
+from bitdance_kernels import (
+    linear,
+    linear_swiglu,
+    pack_weight,
+    rms_norm,
+    rms_norm_linear,
+    rms_norm_linear_swiglu,
+    swiglu,
+)
+from bitdance_kernels.testing import Call, Invalid, cpu_isas
 
 X, W = torch.zeros(3, 8), torch.zeros(6, 8)
 X2, P, M = torch.zeros(3, 32), pack_weight(torch.zeros(16, 32)), torch.zeros(3, 2, 2)
@@ -47,6 +55,17 @@ def test_is_the_norm_and_the_product(affine):
         actual = op(x, weight, bias, norm, eps=1e-3)
         torch.testing.assert_close(actual, wanted)
         assert torch.equal(op(x, pack_weight(weight, layout), bias, norm, eps=1e-3), actual)
+
+
+@pytest.mark.skipif(not cpu_isas(), reason="the C++ module was not built here")
+def test_panels_give_the_bits_of_the_norm_and_the_product():
+    x, weight, bias, norm = (torch.randn(s) for s in ((9, 70), (64, 70), (64,), (70,)))
+    panels = pack_weight(weight, "panels")
+    n = rms_norm(x, norm, eps=1e-6)
+    arguments = (x, panels, bias, norm)
+    assert torch.equal(rms_norm_linear(*arguments, backend="cpu"), linear(n, panels, bias))
+    gated = rms_norm_linear_swiglu(*arguments, backend="cpu")
+    assert torch.equal(gated, linear_swiglu(n, panels, bias, backend="cpu"))
 
 
 def test_has_no_gradient():

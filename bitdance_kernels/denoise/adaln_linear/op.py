@@ -40,14 +40,15 @@ def adaln_linear(
         scale: of the shape of `x` or broadcast to it ([C], [B, 1, C]), any floating dtype; usually
             a strided chunk.
         shift: as `scale`.
-        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, in float8 too.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, with the layout
+            "rows", in float8 too, or "panels".
         bias: [F] of the dtype of `x`, or None for 0.
         norm_weight: [C] or None for 1, any floating dtype.
         norm_bias: [C] or None for 0, any floating dtype.
         moments: those of `x`, as ``linear_gated_residual`` returns them: float32 [..., C / 16, 2].
             They spare a pass over `x` and change nothing else.
         eps: added to the (biased) variance.
-        backend: "auto", "reference" or "cuda".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -65,9 +66,9 @@ def adaln_linear(
         a float32 `x` under it, call ``adaln_norm`` and ``linear``.
 
     Backends:
-        reference, which is two passes, and unpacks a packed weight; CUDA C++ for a packed
-        weight, up to 128 rows and float16 or bfloat16 (norms may differ), on cards of capability
-        9.0 or 10.x.
+        reference, which is two passes, and unpacks a packed weight; C++ on the CPU for
+        float32 in panels; CUDA C++ for a weight packed for tensor cores, up to 128 rows and float16
+        or bfloat16 (norms may differ), on cards of capability 9.0 or 10.x.
     """
     return _op.call(x, scale, shift, weight, bias, norm_weight, norm_bias, moments, eps, backend)
 
@@ -91,14 +92,14 @@ def adaln_linear_swiglu(
         x: as for ``adaln_linear``.
         scale: as for ``adaln_linear``.
         shift: as for ``adaln_linear``.
-        weight: [2F, C], the gate's half first, or what ``pack_weight(weight, "swiglu")`` makes of
-            it, in float8 too.
+        weight: [2F, C], the gate's half first, or what ``pack_weight`` makes of it,
+            with the layout "swiglu", in float8 too, or "panels".
         bias: [2F] or None for 0.
         norm_weight: as for ``adaln_linear``.
         norm_bias: as for ``adaln_linear``.
         moments: as for ``adaln_linear``.
         eps: as for ``adaln_linear``.
-        backend: "auto", "reference" or "cuda".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -131,7 +132,7 @@ def _check_both(
     norm_bias: torch.Tensor | None,
     moments: torch.Tensor | None,
 ) -> None:
-    linear_checks.check(op, x, weight, bias, swiglu=op == "adaln_linear_swiglu")
+    linear_checks.check(op, x, weight, bias, swiglu=op == "adaln_linear_swiglu", panels=True)
     modulated_norm.check(op, x, scale, shift, norm_weight, norm_bias, prefix="norm_")
     moments_of_parts.check(op, x, moments)
 
@@ -150,7 +151,7 @@ _SCHEMA = (
     "(Tensor x, Tensor scale, Tensor shift, Tensor weight, Tensor? bias, Tensor? norm_weight, "
     "Tensor? norm_bias, Tensor? moments, float eps) -> Tensor"
 )
-_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("reference",)}
+_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")}
 
 _CAST = ("x", "weight", "bias")
 

@@ -53,14 +53,15 @@ def linear_gated_residual(
 
     Args:
         x: [..., C], floating point, any strides.
-        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, in float8 too.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, with the layout
+            "rows", in float8 too, or "panels".
         bias: [F] of the dtype of `x`, or None for 0.
         residual: [..., F], any floating dtype.
         gate: [..., F] or broadcast to it ([F], [B, 1, F]), any floating dtype; usually a strided
             chunk of one [..., 6F] or [..., 3F]. None for 1.
         return_moments: whether to return the moments of y as well, for the norm that follows; F is
             a multiple of 16 then.
-        backend: "auto", "reference" or "cuda".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         y [..., F] of the dtype of `residual`, contiguous; with `return_moments` (y, moments), the
@@ -81,8 +82,8 @@ def linear_gated_residual(
 
     Backends:
         reference, which is PyTorch's product and a pass over its result, and unpacks a packed
-        weight; CUDA C++ for a packed weight, up to 128 rows and float16 or bfloat16 throughout, on
-        cards of capability 9.0 or 10.x.
+        weight; C++ on the CPU for float32 in panels; CUDA C++ for a weight packed for tensor cores,
+        up to 128 rows and float16 or bfloat16 throughout, on cards of capability 9.0 or 10.x.
     """
     returned = arguments.boolean("linear_gated_residual", "return_moments", return_moments)
     op = _moments_op if returned else _op
@@ -97,7 +98,7 @@ def _check(
     gate: torch.Tensor | None,
 ) -> None:
     op = "linear_gated_residual"
-    linear_checks.check(op, x, weight, bias)
+    linear_checks.check(op, x, weight, bias, panels=True)
     shape = (*x.shape[:-1], packed_weight.features(weight))
     checks.dtype(op, "residual", residual, checks.FLOATS)
     checks.shape(op, "residual", residual, shape, "[..., F]")
@@ -118,7 +119,7 @@ def _fake(
 
 
 _ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? gate)"
-_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("reference",)}
+_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")}
 _CAST = ("x", "weight", "bias")
 
 _op = KernelOp(

@@ -25,9 +25,9 @@ def linear_swiglu(
     Args:
         x: [..., C], floating point, any strides.
         weight: [2F, C] of the dtype of `x`, the gate's half first, or what
-            ``pack_weight(weight, "swiglu")`` makes of it, in float8 too.
+            ``pack_weight`` makes of it, with the layout "swiglu", in float8 too, or "panels".
         bias: [2F] of the dtype of `x`, or None for 0.
-        backend: "auto", "reference" or "cuda".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -44,14 +44,14 @@ def linear_swiglu(
 
     Backends:
         reference, which is PyTorch's product and a pass over its result, and unpacks a packed
-        weight; CUDA C++ for a packed weight, up to 128 rows and float16 or bfloat16 throughout, on
-        cards of capability 9.0 or 10.x.
+        weight; C++ on the CPU for float32 in panels; CUDA C++ for a weight packed for tensor cores,
+        up to 128 rows and float16 or bfloat16 throughout, on cards of capability 9.0 or 10.x.
     """
     return _op.call(x, weight, bias, backend)
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    linear_checks.check("linear_swiglu", x, weight, bias, swiglu=True)
+    linear_checks.check("linear_swiglu", x, weight, bias, swiglu=True, panels=True)
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -64,6 +64,6 @@ _op = KernelOp(
     package=__package__,
     check=_check,
     fake=_fake,
-    order={"cuda": ("cuda", "reference"), "cpu": ("reference",)},
+    order={"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
     autocast=("x", "weight", "bias"),
 )

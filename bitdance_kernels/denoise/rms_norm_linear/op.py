@@ -32,13 +32,14 @@ def rms_norm_linear(
 
     Args:
         x: [..., C], floating point, any strides.
-        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, in float8 too.
+        weight: [F, C] of the dtype of `x`, or what ``pack_weight`` makes of it, with the layout
+            "rows", in float8 too, or "panels".
         bias: [F] of the dtype of `x`, or None for 0.
         norm_weight: [C] or None for 1, any floating dtype.
         moments: those of `x`, as ``linear_gated_residual`` returns them: float32 [..., C / 16, 2].
             They spare a pass over `x` and change nothing else.
         eps: added to the mean square.
-        backend: "auto", "reference" or "cuda".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -55,9 +56,9 @@ def rms_norm_linear(
         Autocast casts `x`, `weight` and `bias` to its dtype first.
 
     Backends:
-        reference, which is two passes, and unpacks a packed weight; CUDA C++ for a packed
-        weight, up to 128 rows and float16 or bfloat16 (norms may differ), on cards of capability
-        9.0 or 10.x.
+        reference, which is two passes, and unpacks a packed weight; C++ on the CPU for
+        float32 in panels; CUDA C++ for a weight packed for tensor cores, up to 128 rows and float16
+        or bfloat16 (norms may differ), on cards of capability 9.0 or 10.x.
     """
     return _op.call(x, weight, bias, norm_weight, moments, eps, backend)
 
@@ -76,13 +77,13 @@ def rms_norm_linear_swiglu(
 
     Args:
         x: as for ``rms_norm_linear``.
-        weight: [2F, C], the gate's half first, or what ``pack_weight(weight, "swiglu")`` makes of
-            it, in float8 too.
+        weight: [2F, C], the gate's half first, or what ``pack_weight`` makes of it,
+            with the layout "swiglu", in float8 too, or "panels".
         bias: [2F] or None for 0.
         norm_weight: as for ``rms_norm_linear``.
         moments: as for ``rms_norm_linear``.
         eps: as for ``rms_norm_linear``.
-        backend: "auto", "reference" or "cuda".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         [..., F] of the dtype of `x`, contiguous.
@@ -110,7 +111,7 @@ def _check_both(
     norm_weight: torch.Tensor | None,
     moments: torch.Tensor | None,
 ) -> None:
-    linear_checks.check(op, x, weight, bias, swiglu=op == "rms_norm_linear_swiglu")
+    linear_checks.check(op, x, weight, bias, swiglu=op == "rms_norm_linear_swiglu", panels=True)
     rms_norm.check(op, x, norm_weight)
     moments_of_parts.check(op, x, moments)
 
@@ -127,7 +128,7 @@ _SCHEMA = (
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? moments, float eps) "
     "-> Tensor"
 )
-_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("reference",)}
+_ORDER = {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")}
 _CAST = ("x", "weight", "bias")
 
 _op = KernelOp(

@@ -20,7 +20,10 @@ struct PanelLinear {
   float* y;                   // [.., features], one row every `y_stride`
   int64_t y_stride;
   int64_t channels;
-  const float* addend_or_null;  // rows like those of y, added to the result
+  const float* addend_or_null;          // rows like those of y, added to the result
+  const float* gate_or_null = nullptr;  // [.., features], times the result before that
+  int64_t gate_stride = 0;
+  int64_t panel_stride = 0;  // from a panel to the next one; 0 where they are adjacent
 };
 
 struct PanelLinearLoops {
@@ -28,6 +31,9 @@ struct PanelLinearLoops {
   void (*panels)(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
                  int64_t row_end);
 };
+
+// All rows and features, on threads.
+void panel_product(const PanelLinear& linear, int64_t rows, int64_t features, int threads);
 
 extern const PanelLinearLoops kPanelLinearAvx2, kPanelLinearAvx512;
 
@@ -49,6 +55,9 @@ constexpr int64_t kSumChannels = 64;
 
 // Channels of a block: of a panel they take 16 KiB of the first-level cache.
 constexpr int64_t kBlockChannels = 4 * kSumChannels;
+
+// Floats of x that stay in the second-level cache: 1 MiB.
+constexpr int64_t kKeptFloats = 1 << 18;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -118,7 +127,9 @@ inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& 
 template <int kRows, int kPanels>
 inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t from, int64_t to) {
   constexpr int kVectors = kPanels * kPanelVectors;
-  const int64_t x_stride = linear.x_stride, panel_stride = linear.channels * kPanel;
+  const int64_t x_stride = linear.x_stride;
+  const int64_t panel_stride =
+      linear.panel_stride != 0 ? linear.panel_stride : linear.channels * kPanel;
   Spaced<const float, kRows> x(linear.x + row * x_stride + from, x_stride);
   Spaced<const float, kPanels> w(linear.weight + panel * panel_stride + from * kPanel,
                                  panel_stride);
@@ -141,6 +152,10 @@ inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t 
         if (begin > 0) add(of_row);
         if (end == linear.channels) {  // behind all sums, which may be much smaller
           if (linear.bias_or_null != nullptr) add(linear.bias_or_null + feature);
+          if (linear.gate_or_null != nullptr) {
+            const float* const gate = linear.gate_or_null + (row + r) * linear.gate_stride;
+            total *= load_vector(gate + feature + v * kLanes);
+          }
           if (linear.addend_or_null != nullptr) add(linear.addend_or_null + (of_row - linear.y));
         }
         memcpy(of_row + v * kLanes, &total, sizeof total);
@@ -184,11 +199,23 @@ inline void block_panels(const PanelLinear& linear, int64_t begin, int64_t end, 
   }
 }
 
+// Where there are several blocks of channels and the rows of x stay in the second-level cache, some
+// panels are done with before the next ones, so that their results stay there too between blocks.
 inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
                           int64_t row_end) {
-  for (int64_t from = 0; from < linear.channels; from += kBlockChannels) {
-    const int64_t to = least(from + kBlockChannels, linear.channels);
-    block_panels(linear, begin, end, row, row_end, from, to);
+  const int64_t rows = row_end - row;
+  int64_t panels = end - begin, channels = kBlockChannels;
+  if (rows <= kMaxTileRows || linear.channels <= kBlockChannels) {
+    channels = linear.channels;
+  } else if (rows * linear.channels <= kKeptFloats) {
+    panels = kMaxTilePanels;
+    channels = kBlockChannels / 2;
+  }
+  for (int64_t panel = begin; panel < end; panel += panels) {
+    for (int64_t from = 0; from < linear.channels; from += channels) {
+      block_panels(linear, panel, least(panel + panels, end), row, row_end, from,
+                   least(from + channels, linear.channels));
+    }
   }
 }
 

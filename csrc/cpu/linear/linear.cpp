@@ -3,20 +3,16 @@
 
 #include "bitdance_kernels.h"
 #include "cpu/common/isa.h"
-#include "cpu/common/panels.h"
-#include "cpu/common/parallel.h"
+#include "cpu/common/panel_threads.h"
 #include "cpu/common/wide_rows.h"
 #include "cpu/linear/int8.h"
 
 namespace bdk {
 namespace {
 
-// Multiply-adds a thread must have to be worth starting: about 3 us.
-constexpr int64_t kGrain = int64_t{1} << 17;
-// Floats to pack, likewise.
+// Floats to pack that a thread must have to be worth starting.
 constexpr int64_t kPackGrain = int64_t{1} << 13;
 constexpr LinearLoops kScalarLoops = {linear_features};
-constexpr PanelLinearLoops kScalarPanels = {linear_panels};
 constexpr Int8LinearLoops kScalarInt8 = {int8_panels};
 
 const Int8LinearLoops& choose_int8() {
@@ -27,36 +23,12 @@ const Int8LinearLoops& choose_int8() {
   return kScalarInt8;
 }
 
-const PanelLinearLoops& choose_panels() {
-#ifdef BDK_X86
-  if (active_isa() == kAvx512) return kPanelLinearAvx512;
-  if (active_isa() == kAvx2) return kPanelLinearAvx2;
-#endif
-  return kScalarPanels;
-}
-
 const LinearLoops& choose() {
 #ifdef BDK_X86
   if (active_isa() == kAvx512) return kLinearAvx512;
   if (active_isa() == kAvx2) return kLinearAvx2;
 #endif
   return kScalarLoops;
-}
-
-// use(panel, panel_end, row, row_end): threads take panels, so that each reads weights of its own,
-// or rows where there are more.
-template <class Use>
-void in_panels(int64_t rows, int64_t channels, int64_t features, int threads, const Use& use) {
-  const int64_t panels = features / kPanel;
-  if (panels >= rows) {
-    const int64_t grain = kGrain / (rows * channels * kPanel + 1) + 1;
-    parallel_for(panels, grain, 1, threads,
-                 [&](int64_t begin, int64_t end) { use(begin, end, int64_t{0}, rows); });
-  } else {
-    const int64_t grain = kGrain / (features * channels + 1) + 1;
-    parallel_for(rows, grain, 1, threads,
-                 [&](int64_t begin, int64_t end) { use(int64_t{0}, panels, begin, end); });
-  }
 }
 
 }  // namespace
@@ -77,7 +49,7 @@ int bdk_linear_cpu(bdk_rows x, bdk_rows weight, const float* bias_or_null, bdk_r
                          y.stride,
                          rows,
                          channels};
-  const int64_t grain = kGrain / (rows * channels + 1) + 1;
+  const int64_t grain = kProductGrain / (rows * channels + 1) + 1;
   parallel_for(features, grain, kBlockFeatures, threads,
                [&](int64_t begin, int64_t end) { loops.features(linear, begin, end); });
   return BDK_OK;
@@ -89,11 +61,9 @@ int bdk_linear_panels_cpu(bdk_rows x, const float* weight, const float* bias_or_
   if (!all_wide(x, y)) return BDK_BAD_DTYPE;
   if (rows < 0 || channels < 1 || features < 0 || threads < 1) return BDK_BAD_SIZE;
   if (features % kPanel != 0) return BDK_BAD_SIZE;
-  const PanelLinearLoops& loops = choose_panels();
-  const PanelLinear linear = {static_cast<const float*>(x.data), x.stride, weight,   bias_or_null,
-                              static_cast<float*>(y.data),       y.stride, channels, nullptr};
-  in_panels(rows, channels, features, threads,
-            [&](auto... range) { loops.panels(linear, range...); });
+  panel_product({static_cast<const float*>(x.data), x.stride, weight, bias_or_null,
+                 static_cast<float*>(y.data), y.stride, channels, nullptr},
+                rows, features, threads);
   return BDK_OK;
 }
 

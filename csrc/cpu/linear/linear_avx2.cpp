@@ -1,12 +1,10 @@
 // linear compiled for AVX2.
-#include "cpu/common/panels.h"
 #include "cpu/linear/int8.h"
 #include "cpu/linear/linear.h"
 
 namespace bdk {
 
 const LinearLoops kLinearAvx2 = {linear_features};
-const PanelLinearLoops kPanelLinearAvx2 = {linear_panels};
 const Int8LinearLoops kInt8LinearAvx2 = {int8_panels};
 
 }  // namespace bdk

@@ -1,12 +1,10 @@
 // linear compiled for AVX-512.
-#include "cpu/common/panels.h"
 #include "cpu/linear/int8.h"
 #include "cpu/linear/linear.h"
 
 namespace bdk {
 
 const LinearLoops kLinearAvx512 = {linear_features};
-const PanelLinearLoops kPanelLinearAvx512 = {linear_panels};
 const Int8LinearLoops kInt8LinearAvx512 = {int8_panels};
 
 }  // namespace bdk
