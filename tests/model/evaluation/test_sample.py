@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -118,6 +119,22 @@ def test_a_killed_process_loses_nothing_that_was_written(tmp_path, expected):
     assert result.generated == 22 - 12
     assert np.array_equal(_images(tmp_path), expected)
     assert not (tmp_path / "blocks").exists()
+
+
+def test_a_full_disk_ends_the_call_and_loses_nothing(tmp_path, expected):
+    """Of one whose files cannot be as long as a block, and as the result."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, blocks in ((900, 0), (1500, 6)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"(?i)cannot be written|file too large"):
+                draw(tiny_pipeline(), LABELS, tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert len(list((tmp_path / "blocks").iterdir())) == blocks
+        assert not (tmp_path / "samples.npz").exists()
+    assert draw(tiny_pipeline(), LABELS, tmp_path).generated == 0
+    assert np.array_equal(_images(tmp_path), expected)
 
 
 def test_a_damaged_block_is_made_again(tmp_path, expected, caplog):
