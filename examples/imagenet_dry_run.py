@@ -1,9 +1,10 @@
 """All that a run on ImageNet does, at a size for two CPU cores: images to metrics.
 
 ``python examples/imagenet_dry_run.py --out runs/dry`` draws 2,000 pictures of ten classes, trains a
-small autoencoder, encodes the middle and a random crop of each picture, trains the B-16x model at
-reduced width on two processes, samples 512 images on one process and on two, whose bits are equal,
-and measures them. Every step is the command that a full run takes, and is printed.
+small autoencoder, encodes the middle and a random crop of each picture and their mirror images,
+trains the B-16x recipe at reduced width on two processes, samples 512 images on one process and on
+two, whose bits are equal, and measures them. Every step is the command that a full run takes, and
+is printed.
 """
 
 from __future__ import annotations
@@ -39,24 +40,13 @@ warmup = 1
 batch_size = 16
 """
 
-MODEL = """
-num_inference_steps = 10
-[data]
-size = 64
-[model]
-preset = "B-16x"
-dim = 64
-n_layer = 3
-n_head = 2
-diff_layers = 2
-diff_dim = 64
-diff_adanln_layers = 1
-num_classes = 10
-cls_token_num = 16
-[optim]  # the published optimization has a batch of 1,024, 20,000 steps of warm-up and lr = 6e-4
-warmup = 1
-batch_size = 32
-lr = 1e-3
+RECIPE = Path(__file__).parent.parent / "recipes/imagenet/b-16x.toml"
+REDUCED = """
+num_inference_steps=10 data.size=64 data.crop_decay=[]
+model.dim=64 model.n_layer=3 model.n_head=2 model.diff_layers=2 model.diff_dim=64
+model.diff_adanln_layers=1 model.num_classes=10 model.cls_token_num=16
+optim.batch_size=32 optim.warmup=1 optim.decay_start=1 optim.lr=1e-3 optim.ema_decay=0.99
+optim.autocast=off optim.log_every=10 optim.save_every=100
 """
 
 
@@ -112,7 +102,6 @@ def main() -> None:
     if not pictures.exists():
         draw(pictures, options.images)
     (out / "autoencoder.toml").write_text(AUTOENCODER)
-    (out / "model.toml").write_text(MODEL)
 
     run(
         "train", "autoencoder", out / "autoencoder.toml", "--data", pictures, "--set", steps,
@@ -121,11 +110,11 @@ def main() -> None:
     if not (out / "codes").exists():
         run(
             "tokenize", pictures, "--autoencoder", out / "autoencoder", "--size", SIZE,
-            "--crops", 1, "--out", out / "codes", "--quiet",
+            "--crops", 1, "--flips", "--out", out / "codes", "--quiet",
         )  # fmt: skip
     run(
-        "train", "model", out / "model.toml", "--data", out / "codes", "--autoencoder",
-        out / "autoencoder", "--set", steps, "--out", out / "model", "--quiet", processes=2,
+        "train", "model", RECIPE, "--data", out / "codes", "--autoencoder", out / "autoencoder",
+        "--set", steps, *REDUCED.split(), "--out", out / "model", "--quiet", processes=2,
     )  # fmt: skip
 
     model = out / "model" / "model"

@@ -75,7 +75,7 @@ def test_imagenet_dry_run(run, tmp_path):
     """Images, codes, training and samples on two processes, metrics."""
     sizes = ("--images", 130, "--samples", 130, "--steps", 2)
     out = run("imagenet_dry_run.py", "--out", tmp_path / "dry", *sizes)
-    assert "130 images of 64 codes of 32 bits, each 2 times" in out
+    assert "130 images of 64 codes of 32 bits, each 4 times" in out
     assert "130 of 130 images have equal bits on one process and on two" in out
     assert (tmp_path / "dry/metrics/metrics.md").read_text() in out
     assert "| Fréchet distance (classifier, 128 features) |" in out
