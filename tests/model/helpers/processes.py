@@ -18,7 +18,7 @@ class Processes:
         timeout: BITDANCE_TIMEOUT of the processes.
     """
 
-    def __init__(self, function, *arguments, size=2, start=None, timeout=60):
+    def __init__(self, function, *arguments, size=2, start=None, timeout=120):
         self._pipes, self.processes = {}, {}
         port = free_port()
         for rank in range(size) if start is None else start:
@@ -34,7 +34,7 @@ class Processes:
             theirs.close()
             self._pipes[rank], self.processes[rank] = ours, process
 
-    def results(self, timeout=60):
+    def results(self, timeout=240):
         """By rank: what the functions returned, their exceptions as text, None of the killed."""
         found = []
         for pipe in self._pipes.values():

@@ -75,7 +75,7 @@ def ended(commands, **options):
     """(status, errors) of both processes, of the last of the commands."""
     faults, delays = options.pop("faults", None), options.pop("delays", ())
     with Processes(_main, commands, faults, delays, **options) as processes:
-        return [results[-1] for results in processes.results(timeout=90)]
+        return [results[-1] for results in processes.results()]
 
 
 def one_error(results):
@@ -189,7 +189,7 @@ def test_killed_at_random_moments(command, tmp_path):
                 time.sleep(0.002)
             time.sleep(moments.uniform(0, 0.1))
             processes.processes[victim].kill()
-            results = processes.results(timeout=30)
+            results = processes.results(timeout=60)  # before their own 120 seconds
         left = results[1 - victim]
         if results[victim] is not None or left[0][0] == 0:
             break  # it ended before

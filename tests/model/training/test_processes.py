@@ -155,14 +155,17 @@ def test_divided_weights_resume_with_any_strategy_on_any_number_of_processes(
         for name, parallel in STRATEGIES.items()
     }
     stops = [(runs["fsdp"], "stopped", 3), (runs["fsdp"], "stopped", 5), (runs["fsdp"], "stopped")]
+    half = {"strategy": "fsdp", "mixed_precision": "bfloat16"}
+    runs["half"] = model_run(data, folder / "autoencoder", half)
     whole = [(runs[name], name) for name in ("ddp", "fsdp")]
     mixed = [(runs["fsdp"], "mixed", 2)]
     alone = [(runs["ddp"], "alone", 2)]
-    values, _ = run_processes(
-        _train, *((c, tmp_path / name, *stop) for c, name, *stop in stops + whole + mixed + alone)
-    )
+    work = [*stops, *whole, *mixed, *alone, (runs["half"], "half", 2)]
+    values, _ = run_processes(_train, *((c, tmp_path / name, *stop) for c, name, *stop in work))
     for found in values[3:5]:
         assert relative(found, known) < 1e-6
+    rounded = relative(values[-1][:, 0], known[:2, 0])  # the gradient's norm
+    assert 1e-6 < rounded < 0.02
     resumed = np.concatenate(values[:3])
     assert np.array_equal(resumed, values[4])
     _assert_equal_bits(_state(tmp_path / "stopped"), _state(tmp_path / "fsdp"))
@@ -181,3 +184,29 @@ def test_divided_weights_resume_with_any_strategy_on_any_number_of_processes(
         assert len((tmp_path / name / "log.csv").read_text().splitlines()) == 1 + STEPS
     exported = BitDancePipeline.from_pretrained(tmp_path / "fsdp" / "model").model.state_dict()
     assert all(torch.equal(exported[k], value) for k, value in averages(tmp_path / "fsdp").items())
+
+
+def test_compiled_blocks_are_the_same_function(data, single, tmp_path):
+    """Without the compiler, which takes a minute."""
+    folder, _, known = single
+    config = model_run(data, folder / "autoencoder", {"compile": True})
+    task = ClassConditionalTask(config)
+    trainer = Recorded(task, config, tmp_path, progress=False)
+    assert all(block._compiled_call_impl is not None for block in task.blocks)
+    with torch.compiler.set_stance("force_eager"):
+        trainer.run(1)
+    assert np.array_equal(trainer.values[0].numpy(), known[0])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"strategy": "zero"}, "parallel.strategy must be 'ddp', 'fsdp' or 'hybrid', got 'zero'"),
+        ({"mixed_precision": "bfloat16"}, "mixed_precision must be 'off' with strategy 'ddp'"),
+        ({"compile": 1}, "parallel.compile must be true or false"),
+        ({"shards": 2}, "unknown key parallel.shards"),
+    ],
+)
+def test_settings_of_processes_that_do_not_fit(data, parallel, message):
+    with pytest.raises(ValueError, match=message):
+        autoencoder_run(data, parallel)
