@@ -268,6 +268,7 @@ class World:
     def close(self) -> None:
         """Leave the process group, if `from_env` made it; more calls do nothing."""
         if self._owned and dist.is_initialized():
+            self.group = None  # its threads end with the last reference
             dist.destroy_process_group()
         self._owned = False
 
