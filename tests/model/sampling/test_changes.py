@@ -7,7 +7,9 @@ from bitdance.sampling.changes import Changes
 
 
 def _module():
-    module = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.BatchNorm1d(48))
+    module = torch.nn.Sequential(
+        torch.nn.Linear(64, 48), torch.nn.BatchNorm1d(48), torch.nn.Linear(48, 37)
+    )
     module[0].weight = torch.nn.Parameter(torch.randn(64, 48).t())  # not contiguous
     return module.requires_grad_(False)
 
@@ -26,6 +28,10 @@ def _remembered(module):
         lambda m: m[0].weight[3].zero_(),
         lambda m: m[0].weight.data.mul_(-1),
         lambda m: m[0].bias.data.add_(1),
+        lambda m: m[2].weight.data[5, 7].add_(1e-3),
+        lambda m: m[2].weight.data[36, 47].add_(1e-3),  # the last one
+        lambda m: m[2].weight.data.copy_(m[2].weight.flip(1)),
+        lambda m: m[2].weight.data.copy_(m[2].weight.flip(0)),
         lambda m: setattr(m[1].weight, "data", torch.zeros(48)),
         lambda m: m[1].running_mean.add_(1),
         lambda m: setattr(m[1], "weight", torch.nn.Parameter(torch.ones(48))),
@@ -38,6 +44,15 @@ def test_finds_changes(change):
     changes = _remembered(module)
     change(module)
     assert changes.found()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_finds_a_change_of_an_element_in_any_dtype_and_under_autocast(dtype):
+    module = torch.nn.Linear(64, 48).to(dtype).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        changes = _remembered(module)
+        module.weight.data[3, 5] *= 1.01
+        assert changes.found()
 
 
 def test_what_counts_no_versions_or_lies_elsewhere_may_always_have_changed():
