@@ -83,7 +83,7 @@ def add(result: Result, bench: Bench, seconds: float, backends: Sequence[str] = 
     Each is timed as users call it, and by the names of `backends`.
     """
     result["limits"] = result["limits"] or limits.measure()
-    reasons = runnable(bench, next(iter(bench.samples(CPU))))
+    reasons = _reasons(bench)
     able = [name for name, why in reasons.items() if why is None]
     result["skipped"] |= {f"{bench.name}: {name}": why for name, why in reasons.items() if why}
     wrong = gate(bench, [name for name in able if name != "reference"])
@@ -91,6 +91,16 @@ def add(result: Result, bench: Bench, seconds: float, backends: Sequence[str] = 
     for shape in bench.timings if able and not wrong else ():
         if "cpu" in shape.devices:
             _add_shape(result, bench, shape, seconds, [b for b in backends if b in able])
+
+
+def _reasons(case: Case) -> dict[str, str | None]:
+    """For each backend of the op None if it can run a sample, or why not the first one."""
+    reasons: dict[str, str | None] = dict.fromkeys(case.kernel_op.backends, "")
+    for call in case.samples(CPU):
+        unable = [name for name, why in reasons.items() if why is not None]
+        for name, why in runnable(case, call, unable).items() if unable else ():
+            reasons[name] = why and (reasons[name] or why)
+    return reasons
 
 
 def _add_shape(

@@ -35,14 +35,15 @@ def matrix(weight: Tensor, layout: str = "rows") -> Tensor:
 
 def _product(
     kind: str, layout: str, *sizes: tuple[int, int, int], dtype: torch.dtype = BF16,
-    float8: bool = False,
+    float8: bool = False, gated: bool = False,
 ) -> list[Timing]:  # fmt: skip
-    """Products of [rows, channels] with a weight of `features`, or twice as many for "swiglu".
+    """Products of [rows, channels] with a weight of `features`, or twice as many if `gated`.
 
     With an "adaln" or "rms" norm before, or a "residual" behind. The weight is in `dtype`, or in
-    float8. In float32 it is a matrix, or panels.
+    float8. In float32 it is a matrix, or panels. The layout "swiglu" is `gated`.
     """
-    halves, is_packed = 2 if layout == "swiglu" else 1, dtype == BF16 or layout == "panels"
+    halves = 2 if gated or layout == "swiglu" else 1
+    is_packed = dtype == BF16 or layout == "panels"
 
     def one(rows: int, channels: int, features: int) -> Timing:
         def arguments(make: Make) -> list[Any]:
@@ -78,6 +79,10 @@ def _product(
     return [one(*size) for size in sizes]
 
 
+def _panels(kind: str, *sizes: tuple[int, int, int], gated: bool = False) -> list[Timing]:
+    return _product(kind, "panels", *sizes, dtype=F32, gated=gated)
+
+
 _WIDTHS = ((192, 576), (768, 2304), (5120, 5120))  # the bundled model, B-16x, 14B
 _ROWS = (1, 8, 32, 64, 256, 512)
 
@@ -92,6 +97,43 @@ def _of_matrix(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def swiglu_after_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return kernels.swiglu(F.linear(x, matrix(weight, "swiglu"), bias))
+
+
+def _gate(h: Tensor) -> Tensor:
+    """SwiGLU by PyTorch's ops."""
+    gate, value = h.chunk(2, dim=-1)
+    return F.silu(gate).mul_(value)
+
+
+def _normed(x: Tensor, scale: Tensor, shift: Tensor, norm: Tensor, bias: Tensor) -> Tensor:
+    """The modulated norm by PyTorch's ops."""
+    return torch.addcmul(shift, F.layer_norm(x, norm.shape, norm, bias, 1e-6), 1 + scale)
+
+
+def swiglu_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _gate(F.linear(x, matrix(weight), bias))
+
+
+def gated_residual_torch(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, gate: Tensor
+) -> Tensor:
+    return torch.addcmul(residual, gate, F.linear(x, matrix(weight), bias))
+
+
+def adaln_torch(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor
+) -> Tensor:
+    return F.linear(_normed(x, scale, shift, *norm), matrix(weight), bias)
+
+
+def adaln_swiglu_torch(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor
+) -> Tensor:
+    return _gate(adaln_torch(x, scale, shift, weight, bias, *norm))
+
+
+def rms_swiglu_torch(x: Tensor, weight: Tensor, bias: None, norm: Tensor) -> Tensor:
+    return _gate(linear_after_rms(x, weight, bias, norm))
 
 
 def _float8(rows: int, channels: int, features: int) -> Timing:
@@ -212,31 +254,43 @@ SHAPES: dict[str, tuple[Any, ...]] = {
         {"F.linear in bfloat16": linear_in_bfloat16},
     ),
     "linear_swiglu": (
-        _product("", "swiglu", (32, 768, 1152), (128, 5120, 7680)),
+        _product("", "swiglu", (32, 768, 1152), (128, 5120, 7680))
+        + _panels("", (8, 192, 288), (64, 192, 288), (32, 768, 1152), gated=True),
         {"F.linear, swiglu": swiglu_after_linear},
+        {"torch": swiglu_torch},
     ),
     "linear_gated_residual": (
-        _product("residual", "rows", (2, 1152, 768), (32, 1152, 768), (128, 7680, 5120)),
+        _product("residual", "rows", (2, 1152, 768), (32, 1152, 768), (128, 7680, 5120))
+        + _panels("residual", (8, 288, 192), (64, 288, 192), (32, 1152, 768)),
         {"F.linear, gated_residual": gated_residual_after_linear},
+        {"torch": gated_residual_torch},
     ),
     "adaln_linear": (
-        _product("adaln", "rows", (2, 768, 2304), (32, 768, 2304), (128, 5120, 15360)),
+        _product("adaln", "rows", (2, 768, 2304), (32, 768, 2304), (128, 5120, 15360))
+        + _panels("adaln", (8, 192, 576), (32, 768, 2304)),
         {"adaln_norm, F.linear": linear_after_adaln},
+        {"torch": adaln_torch},
     ),
     "adaln_linear_swiglu": (
         _product("adaln", "swiglu", (2, 768, 1152), (32, 768, 1152), (128, 5120, 7680))
-        + _product("adaln", "swiglu", (2, 1280, 1920), (128, 5120, 7680), float8=True),
+        + _product("adaln", "swiglu", (2, 1280, 1920), (128, 5120, 7680), float8=True)
+        + _panels("adaln", (8, 192, 288), (32, 768, 1152), gated=True),
         {"adaln_norm, F.linear, swiglu": swiglu_after_adaln},
+        {"torch": adaln_swiglu_torch},
     ),
     "rms_norm_linear": (
-        _product("rms", "rows", (2, 768, 2304), (128, 5120, 7168)),
+        _product("rms", "rows", (2, 768, 2304), (128, 5120, 7168))
+        + _panels("rms", (8, 192, 576), (32, 768, 2304)),
         {"rms_norm, F.linear": linear_after_rms},
+        {"torch": linear_after_rms},
     ),
     "rms_norm_linear_swiglu": (
         _product("rms", "swiglu", (2, 768, 2048), (32, 768, 2048), (128, 5120, 17408))
         + _product("rms", "swiglu", (2, 5120, 17408), float8=True)
-        + _product("rms", "swiglu", (2, 5120, 17408)),
+        + _product("rms", "swiglu", (2, 5120, 17408))
+        + _panels("rms", (8, 192, 512), (32, 768, 2048), gated=True),
         {"rms_norm, F.linear, swiglu": swiglu_after_rms},
+        {"torch": rms_swiglu_torch},
     ),
     "rms_norm_qkv": (
         [_qkv("ImageNet B-1x, 1 image", 2, 1), _qkv("ImageNet B-16x, 1 image", 2, 16)],
