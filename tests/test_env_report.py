@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitdance_kernels import BackendError, env_report, linear, testing
+from bitdance_kernels import BackendError, env_report, linear, pack_weight, testing
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import native
 from tests.cases import all_cases
@@ -188,7 +188,8 @@ def test_ops_name_the_native_functions_that_they_ask_for_and_call(monkeypatch):
                 seed = torch.Generator(device="cpu").manual_seed(n)
                 with contextlib.suppress(BackendError):  # it does not take every call
                     testing._outputs(case, call, "cpu", case.kernel_op.differentiable, seed)
-    for weight in (torch.ones(16, 8), torch.ones(1, 8, 16)):
+    int8 = pack_weight(torch.ones(16, 8, dtype=torch.int8), "panels", scales=torch.ones(16))
+    for weight in (torch.ones(16, 8), torch.ones(1, 8, 16), int8):
         linear(torch.ones(2, 8), weight, out=torch.empty(2, 16))
     for op in ops:
         assert asked[op.name, "cpu"] == set(op.backend("cpu").native_functions), op.name
