@@ -15,6 +15,8 @@ from tests.emulated import build, needs_compiler, plant
 from tests.launches import NVCC, recording
 from tests.offline_sm90 import ARCHS, code
 
+pytestmark = pytest.mark.slow
+
 NAME = "block_decode_attention_sm90"
 HEADER = f"cuda/block_decode_attention/{NAME}.cuh"
 needs_module = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from bitdance_kernels.testing import Call, compare
 from tests.cases.denoise_patch import head_call
 from tests.emulated import build, build_once, needs_compiler, plant
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 BLOCKS = 16
 RING, ATTENTION_RING, C, H, HEADS = 8, 10, 128, 256, 2

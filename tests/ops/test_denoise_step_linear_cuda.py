@@ -12,7 +12,7 @@ from bitdance_kernels.denoise.denoise_step_linear import reference
 from bitdance_kernels.testing import compare
 from tests.emulated import build, build_once, needs_compiler, plant
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 HEADER = "cuda/denoise_step_linear/denoise_step_linear_sm90.cuh"
 BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -18,7 +18,7 @@ from bitdance_kernels.denoise.rms_norm_linear import reference as rms_norm_linea
 from bitdance_kernels.testing import compare
 from tests.emulated import build, build_once, needs_compiler, plant
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 HEADER = "cuda/common/skinny_product_sm90.cuh"
 NORMS = {"none": 0, "layer": 1, "rms": 2}

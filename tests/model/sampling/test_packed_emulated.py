@@ -21,7 +21,7 @@ from tests.model.helpers import golden_head
 from tests.model.helpers.golden_cases import Case, case_names, kind_of
 from tests.model.helpers.tiny import PACKABLE, tiny_head, tiny_patch, tiny_sampler
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 QWEN = Qwen3Config(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -23,6 +23,8 @@ from tests.model.training.test_processes import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"weight": 0.5, "start": 2, "channels": 8, "layers": 1, "lr": 1e-3, "warmup": 2}
 
 

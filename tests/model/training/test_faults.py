@@ -21,6 +21,8 @@ from tests.model.helpers.processes import Processes
 from tests.model.helpers.tiny_images import write_data_set
 from tests.model.training.test_processes import _assert_equal_bits, _state, autoencoder_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

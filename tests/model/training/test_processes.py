@@ -15,6 +15,8 @@ from bitdance.training.trainer import Trainer
 from tests.model.helpers.processes import run_processes
 from tests.model.helpers.tiny_images import CLASSES, write_data_set
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 
