@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -36,7 +37,7 @@ def _check(context: Context, case: Case) -> None:
     """One record per backend, sample and kind of check; "wrong" is None or what was wrong."""
     calls = list(case.samples(context.device))
     if context.dry_run:  # the interpreter is slow, and the tests run all samples in it
-        calls = [next(call for call in calls if all(t.numel() for t in call.tensors()))]
+        calls = _few(case, calls)
     mine, processes = context.share
     for i, call in enumerate(calls):
         if i % processes != mine:
@@ -49,6 +50,17 @@ def _check(context: Context, case: Case) -> None:
             if why_not is None:
                 for kind, function in KINDS.items():
                     record(context, case, call, backend, kind, function)
+
+
+def _few(case: Case, calls: Sequence[Call]) -> list[Call]:
+    """The first sample that is not empty, and one for each backend that cannot run that."""
+    calls = [call for call in calls if all(t.numel() for t in call.tensors())]
+    few = calls[:1]
+    for backend, why_not in cpu.runnable(case, calls[0]).items():
+        if why_not is not None:
+            able = (c for c in calls if cpu.runnable(case, c, [backend])[backend] is None)
+            few += [call for call in itertools.islice(able, 1) if call not in few]
+    return few
 
 
 def record(

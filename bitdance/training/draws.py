@@ -55,7 +55,7 @@ class Draws:
     ) -> None:  # fmt: skip
         self._seed = seed - 2**64 if seed >= 2**63 else seed
         self.step = step
-        self._items = torch.as_tensor(np.asarray(items, np.int64)).to(device)
+        self._items = torch.tensor(np.asarray(items, np.int64), dtype=torch.int64, device=device)
 
     def _keys(self, purpose: Purpose) -> torch.Tensor:
         words = [torch.full_like(self._items, word) for word in (self._seed, _TOP - purpose)]

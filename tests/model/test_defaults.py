@@ -146,7 +146,7 @@ def test_an_evaluation_is_the_same(kind, data):
     parts = [open_images(data, 8, split=split) for split in ("train", "test")]
 
     def evaluated():
-        found, picture = evaluate(
+        found, picture, _ = evaluate(
             pipeline, *parts, samples=6, num_inference_steps=1, epochs=1, progress=False
         )
         return [repr(found), torch.from_numpy(np.array(picture))]

@@ -57,7 +57,7 @@ def test_the_preset_has_the_official_names_and_shapes():
     assert ours == official
 
 
-@pytest.mark.parametrize("preset", AUTOENCODER_PRESETS)
+@pytest.mark.parametrize("preset", sorted(AUTOENCODER_PRESETS.keys() - {"UniWeTok"}))
 def test_presets_are_named_by_pixels_and_bits_of_a_code(preset):
     config = AUTOENCODER_PRESETS[preset]
     assert preset == f"d{config.downsampling}c{config.z_channels}"

@@ -167,11 +167,13 @@ _MAX = {
 @pytest.mark.parametrize(("plan", "architecture"), _LAUNCHES)
 @TABLES
 @torch.no_grad()
-def test_launches_of_an_evaluation(plan, architecture, one_table):
+def test_launches_of_an_evaluation(plan, architecture, one_table, monkeypatch):
     """Six layers with guidance; a product of modulations an evaluation is three launches more.
 
     With packed weights there is no launch of PyTorch.
     """
+    # As on a card, which has no panels.
+    monkeypatch.setattr("bitdance.sampling.weights.takes_panels", lambda *_: False)
     network, patch = _head(architecture, depth_latent=6), tiny_patch(architecture)
     counts = []
     for steps in (3, 4):
