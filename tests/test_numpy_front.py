@@ -109,7 +109,7 @@ assert lfq_quantize is sys.modules["bitdance_kernels.binary.lfq_quantize.op"].lf
 
 
 def test_large_arrays_use_memory_again_after_the_last_view():
-    packed = np.random.default_rng(2).integers(256, size=(1 << 17, 4), dtype=np.uint8)  # 16 MiB
+    packed = np.random.default_rng(2).integers(256, size=(3 << 17, 4), dtype=np.uint8)  # 48 MiB
     first = front.unpack_signs(packed)
     address, view = first.ctypes.data, first[1:, ::2]
     kept = view.copy()
