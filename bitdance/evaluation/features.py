@@ -31,8 +31,8 @@ def load_extractor(
     Args:
         name: "inception", the InceptionV3 of torch-fidelity, whose weights are those of the
             published metrics; "classifier", the small network that ``bitdance evaluate`` trains;
-            or "module:function", of which the function is called with `weights` and `device` and
-            returns a ``FeatureExtractor``.
+            or "module:function", a function of `weights` and `device` that returns a
+            ``FeatureExtractor``.
         weights: file of the weights; nothing is downloaded.
         device: device of the network.
 

@@ -61,7 +61,7 @@ def given_config(config: AutoencoderConfig | str | Path | None) -> AutoencoderCo
     Raises:
         CheckpointError: the file is damaged.
         FileNotFoundError: there is no such file.
-        ValueError: it is none of these.
+        ValueError: the argument is not a configuration, a preset's name or a file.
     """
     if config is None or isinstance(config, AutoencoderConfig):
         return config

@@ -7,7 +7,7 @@ namespace bdk {
 
 constexpr int kTileRows = 64;          // maximum of queries at a time
 constexpr int kTileChannels = 128;     // maximum of a head
-constexpr int kTileChannelsUnit = 32;  // of which the channels of a head are a multiple
+constexpr int kTileChannelsUnit = 32;  // the channels of a head are a multiple of it
 
 // Keys and values of a head, one token every `*_stride`.
 struct TileHead {

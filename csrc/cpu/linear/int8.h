@@ -1,8 +1,8 @@
 // Linear layers with an int8 weight in panels, whose features have scales.
 //
-// Weights are widened in registers, in every tile anew: to keep them widened for the tiles that
-// follow gains nothing for hundreds of rows either, since it takes four times the cache. The sums
-// are those of panels of float32; the last of them is multiplied by the scale.
+// Every tile widens its weights in registers. Keeping them widened for the next tiles gains
+// nothing, even for hundreds of rows, since it takes four times the cache. The sums are those of
+// panels of float32; the last of them is multiplied by the scale.
 #pragma once
 
 #include "cpu/common/panels.h"
@@ -32,8 +32,8 @@ extern const Int8LinearLoops kInt8LinearAvx2, kInt8LinearAvx512;
 
 namespace {  // compiled anew for each instruction set
 
-// Bytes by which weights are prefetched: few panels are read at a time, of which the processor
-// itself fetches too little ahead.
+// Bytes by which weights are prefetched: the processor itself fetches too little ahead where few
+// panels are read at a time.
 constexpr int kInt8Ahead = 2048;
 
 template <int kRows, int kPanels>

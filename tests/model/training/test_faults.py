@@ -138,7 +138,7 @@ def test_a_missing_or_altered_shard(command, tmp_path):
     (run / "checkpoint-00000004" / "complete").unlink()
     with pytest.warns(UserWarning, match="is not complete"):
         assert checkpoint.newest(run)["step"] == 2
-    assert [status for status, _ in ended([begin])] == [0, 0]  # written anew
+    assert [status for status, _ in ended([begin])] == [0, 0]  # written again
     assert checkpoint.newest(run)["step"] == 4
     description = run / "checkpoint-00000004" / ".metadata"
     for name in ("os system", "torch load", "torch.serialization load"):
