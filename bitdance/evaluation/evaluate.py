@@ -124,7 +124,6 @@ def evaluate(
             f"must have too; got {samples} and {len(test.classes)} classes"
         )
     device = pipeline.device
-    pipeline.set_progress_bar_config(disable=not progress)
     error, codes, examples = reconstruct_images(pipeline.model.vae, test, progress=progress)
     classifier = train_classifier(
         train, count, epochs=epochs, seed=seed, device=device, progress=progress
@@ -132,11 +131,12 @@ def evaluate(
     real = torch.cat([classifier.features(x) for x in iterate_batches(test, device)])
 
     labels = np.repeat(np.arange(count), samples // count)
-    packed = pipeline(
-        labels.tolist(), num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale, seed=seed,
-        batch_size=_BATCH_SIZE, output_type="latent",
-    ).images  # fmt: skip
+    with pipeline.progress_bar_config(disable=not progress):
+        packed = pipeline(
+            labels.tolist(), num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, seed=seed,
+            batch_size=_BATCH_SIZE, output_type="latent",
+        ).images  # fmt: skip
     pixels = pipeline.decode(packed, seed=seed, batch_size=_BATCH_SIZE, output_type="uint8")
     generated = torch.cat(
         [classifier.features(to_float(part).to(device)) for part in pixels.split(_BATCH_SIZE)]

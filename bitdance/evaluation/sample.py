@@ -116,9 +116,11 @@ def sample_classes(
     side, bits = pipeline.config.resolution, pipeline.model.vae.config.z_channels
     codes = pipeline.config.tokens * pipeline.config.patch_size**2
     shape = (side, side, 3) if content == "npz" else (codes, -(-bits // 8))
-    pipeline.set_progress_bar_config(disable=True)
     generated = 0
-    with SampleFolder(Path(folder), wanted, shape, world) as samples:
+    with (
+        SampleFolder(Path(folder), wanted, shape, world) as samples,
+        pipeline.progress_bar_config(disable=True),
+    ):
         if world.broadcast(samples.result.exists()):
             return SampleResult(samples.result, 0)
         mine = samples.missing()[world.rank :: world.size]

@@ -113,9 +113,11 @@ def sample_prompts(
             missing = [i for i, p in enumerate(prompts) if not _is_there(folder, p, layout)]
     missing = world.broadcast(missing)
     mine = missing[world.rank :: world.size]
-    pipeline.set_progress_bar_config(disable=True)
     hidden = not (progress and world.is_main)
-    with tqdm(total=len(mine), unit="prompt", disable=hidden) as bar:
+    with (
+        tqdm(total=len(mine), unit="prompt", disable=hidden) as bar,
+        pipeline.progress_bar_config(disable=True),
+    ):
         for start in range(0, len(mine), size):
             items = mine[start : start + size]
             images = pipeline(

@@ -147,6 +147,16 @@ class BasePipeline(ABC):
         """Set arguments of the progress bar, such as ``disable=True``; see ``tqdm.tqdm``."""
         self._progress_bar_config = config
 
+    @contextmanager
+    def progress_bar_config(self, **config: Any) -> Iterator[None]:
+        """A context with other arguments of the progress bar."""
+        earlier = self._progress_bar_config
+        self.set_progress_bar_config(**config)
+        try:
+            yield
+        finally:
+            self._progress_bar_config = earlier
+
     @property
     def interrupt(self) -> bool:
         """Whether a running call is about to stop.

@@ -69,6 +69,13 @@ def test_images_are_those_of_the_pipeline_in_any_batches(tmp_path, expected):
     assert draw(tiny_pipeline(), LABELS, tmp_path / "3").generated == 0
 
 
+def test_the_progress_bar_is_the_callers_again(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.set_progress_bar_config(desc="mine")
+    draw(pipeline, LABELS[:2], tmp_path / "samples")
+    assert pipeline._progress_bar_config == {"desc": "mine"}
+
+
 class _StopError(Exception):
     pass
 
