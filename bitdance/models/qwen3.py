@@ -1,7 +1,8 @@
-"""The language model of the text-to-image models: Qwen3 (arXiv 2505.09388), as decoding needs it.
+"""The language model of the text-to-image models: Qwen3 (arXiv 2505.09388).
 
 Parameter names are those of Hugging Face's ``Qwen3ForCausalLM``, so its ``model.safetensors`` loads
-unchanged. A prompt runs causally, once for all rows that share it; from then on every call feeds P
+unchanged. In training a whole sequence runs under an interval mask. In decoding a prompt runs
+causally, once for all rows that share it; from then on every call feeds P
 tokens a row, which see the row's cache and each other. Rows have lengths of their own: conditional
 and unconditional ones, whose prompts differ in length, are one batch.
 """
@@ -9,7 +10,7 @@ and unconditional ones, whose prompts differ in length, are one batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bitdance.io.settings import Bool, Count, Depth, Positive, Size, invalid, parse, settings
 from bitdance.io.validation import brief
+from bitdance.models import rms_gradient
 from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance_kernels import (
@@ -26,10 +28,18 @@ from bitdance_kernels import (
     block_causal_attention,
     block_causal_ranges,
     block_decode_attention,
+    rope,
     rope_append,
 )
 
-__all__ = ["Qwen3Config", "Qwen3ForCausalLM", "Qwen3Model", "rope_frequencies", "rope_table"]
+__all__ = [
+    "Qwen3Config",
+    "Qwen3ForCausalLM",
+    "Qwen3Model",
+    "rope_frequencies",
+    "rope_table",
+    "rotations",
+]
 
 Memory = tuple[torch.Tensor, torch.Tensor]
 
@@ -156,13 +166,29 @@ def rope_table(tokens: int, frequencies: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 [T, D / 2, 2]: cosine and sine, on the device of `frequencies`.
     """
-    position = torch.arange(tokens, dtype=torch.float32, device=frequencies.device)
-    angles = position[:, None] * frequencies.float()
+    return rotations(
+        torch.arange(tokens, dtype=torch.float32, device=frequencies.device), frequencies
+    )
+
+
+def rotations(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Rotations of given positions.
+
+    Args:
+        positions: [T], of any dtype.
+        frequencies: as for ``rope_table``.
+
+    Returns:
+        float32 [T, D / 2, 2]: cosine and sine.
+    """
+    angles = positions.float()[:, None] * frequencies.float()
     return torch.stack([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm in the dtype of `x`, which under autocast differs from that of the weight."""
+    if rms_gradient.applies(x, weight):
+        return rms_gradient.rms_norm(x, weight, eps)
     return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
 
 
@@ -178,7 +204,18 @@ class _Attention(nn.Module):
         self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps, **factory)
         self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps, **factory)
 
-    def forward(
+    def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+        """A whole sequence [B, T, C] under an interval mask."""
+        D, eps = self.config.head_dim, self.config.rms_norm_eps
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, D))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q = rope(_rms_norm(q, self.q_norm.weight, eps), freqs, interleaved=False)
+        k = rope(_rms_norm(k, self.k_norm.weight, eps), freqs, interleaved=False)
+        return self.o_proj(block_causal_attention(q, k, v, ranges).flatten(2))
+
+    def decode(
         self,
         x: torch.Tensor,
         freqs: torch.Tensor,
@@ -234,7 +271,11 @@ class Qwen3Block(nn.Module):
             config.hidden_size, eps=config.rms_norm_eps, **factory
         )
 
-    def forward(
+    def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+        """A whole sequence [B, T, C] to [B, T, C], under an interval mask."""
+        return self._apply_parts(x, lambda h: self.self_attn(h, freqs, ranges))
+
+    def decode(
         self,
         x: torch.Tensor,
         freqs: torch.Tensor,
@@ -247,8 +288,13 @@ class Qwen3Block(nn.Module):
         `mask` is Ranges for the first tokens of an empty cache, which see each other by them; else
         int32 [B], lengths with the new tokens, all of which every new token sees.
         """
-        h = _rms_norm(x, self.input_layernorm.weight, self.eps)
-        x = x + self.self_attn(h, freqs, memory, lengths, mask)
+        attention = self.self_attn
+        return self._apply_parts(x, lambda h: attention.decode(h, freqs, memory, lengths, mask))
+
+    def _apply_parts(
+        self, x: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        x = x + attend(_rms_norm(x, self.input_layernorm.weight, self.eps))
         return x + self.mlp(_rms_norm(x, self.post_attention_layernorm.weight, self.eps))
 
 
@@ -276,6 +322,21 @@ class Qwen3Model(nn.Module):
             config.num_hidden_layers, rows, tokens, config.num_key_value_heads, config.head_dim,
             dtype=compute_dtype(self.layers), device=self.embed_tokens.weight.device,
         )  # fmt: skip
+
+    def forward(self, x: torch.Tensor, freqs: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+        """A whole sequence through all blocks, with gradients.
+
+        Args:
+            x: embedded, [B, T, C].
+            freqs: [T, D / 2, 2], see ``rotations``.
+            ranges: which tokens each token sees.
+
+        Returns:
+            Normalized outputs [B, T, C].
+        """
+        for block in self.layers:
+            x = block(x, freqs, ranges)
+        return _rms_norm(x, self.norm.weight, self.config.rms_norm_eps)
 
     @torch.no_grad()
     def prefill(
@@ -334,12 +395,12 @@ class Qwen3Model(nn.Module):
     ) -> torch.Tensor:
         blocks = cast(Iterable[Qwen3Block], self.layers)
         for block, memory in zip(blocks, cache.layers, strict=True):
-            x = block(x, freqs, memory, cache.lengths, mask)
+            x = block.decode(x, freqs, memory, cache.lengths, mask)
         return x
 
 
 class Qwen3ForCausalLM(nn.Module):
-    """A whole checkpoint: the trunk, and the projection to words, which images do not use.
+    """A whole checkpoint: the trunk, and the projection to words, which only training uses.
 
     Args:
         config: shape of the model.
@@ -353,3 +414,9 @@ class Qwen3ForCausalLM(nn.Module):
         self.lm_head: nn.Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """Weight of the projection to words, [vocabulary, C]; the input's where they are tied."""
+        layer = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return layer.weight

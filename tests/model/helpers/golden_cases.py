@@ -47,6 +47,7 @@ KINDS = {
     "head, text-to-image": r"flow_head_parallel_x\.py: DiffHead",
     "model, ImageNet": r"model(_parallel)?\.py: BitDance$",
     "pipeline, text-to-image": r"t2i_pipeline\.py: BitDanceT2IPipeline",
+    "training, text-to-image": r"mllm\.py: MLLModel\.forward_train",
     "utilities": r"modeling/utils\.py: ",
 }
 

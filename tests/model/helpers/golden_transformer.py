@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bitdance.models.class_conditional import perturb
 from bitdance.models.kv_cache import KVCache
+from bitdance.models.perturbation import perturb
 from bitdance.models.projectors import InputProjection, TextToImageProjection, position_embedding_2d
 from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from bitdance.models.transformer import TransformerBlock, cell_centers, rope_table_2d

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitdance.models.class_conditional import BitDanceModel, TrainingDraws, perturb
+from bitdance.models.class_conditional import BitDanceModel, TrainingDraws
 from bitdance.models.config import (
     AUTOENCODER_PRESETS,
     HEAD_PRESETS,
@@ -13,6 +13,7 @@ from bitdance.models.config import (
     ModelConfig,
 )
 from bitdance.models.diffusion_head import DiffusionHead
+from bitdance.models.perturbation import perturb
 from bitdance.models.projectors import TextToImageProjection, position_embedding_2d
 from bitdance.models.token_order import generation_order, latents_to_tokens, tokens_to_latents
 from tests.model.helpers.tiny import AUTOENCODER, tiny_config, tiny_model

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitdance.models.class_conditional import perturb
+from bitdance.models.perturbation import perturb
 from bitdance.training.draws import Draws, Purpose
 from bitdance_kernels import flip_signs
 
