@@ -5,8 +5,8 @@ import errno
 import io
 import os
 import pathlib
-import random
 import resource
+import shutil
 import signal
 import time
 
@@ -17,6 +17,7 @@ from bitdance.cli.main import main
 from bitdance.training import checkpoint, sharded_checkpoint
 from bitdance.training.config import run_to_dict
 from bitdance.training.log import Log
+from tests.model.helpers import kills
 from tests.model.helpers.processes import Processes
 from tests.model.helpers.tiny_images import write_data_set
 from tests.model.training.test_processes import _assert_equal_bits, _state, autoencoder_run
@@ -169,39 +170,37 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(command, tmp_path
     assert int(last.split(",")[0]) == state["step"]
 
 
-KILLS = 2
-
-
+@pytest.mark.timeout(120 + 10 * kills.COUNT)
 def test_killed_at_random_moments(command, tmp_path):
     """Each kill of one process ends the other soon, and changes nothing in the end."""
-    settings = ("--set", "optim.steps=24", "optim.save_every=2")
+    settings = ("--set", f"optim.steps={kills.STEPS}", "optim.save_every=2")
     whole = command(*settings)
     whole[4] = str(tmp_path / "whole")
     assert [status for status, _ in ended([whole])] == [0, 0]
-    moments = random.Random(1)
     run = tmp_path / "run"
-    kills = 0
-    while kills < KILLS:
-        before = set(run.glob("checkpoint-*[0-9]"))
-        with Processes(_main, [command(*settings)]) as processes:
-            victim = moments.randrange(2)
-            end = time.monotonic() + 90
-            while set(run.glob("checkpoint-*[0-9]")) == before:
-                assert time.monotonic() < end
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.1))
-            processes.processes[victim].kill()
-            results = processes.results(timeout=60)  # before their own 120 seconds
+
+    def assert_that_nothing_has_changed():
+        _assert_equal_bits(_state(run), _state(tmp_path / "whole"))
+        assert not list(run.glob("*.tmp"))
+        assert not (run / ".lock").exists()
+
+    killer, count, step = kills.Killer(run, seed=1), 0, 0
+    while count < kills.COUNT:
+        # Where one never comes, the other waits so long; a start takes a second.
+        with Processes(_main, [command(*settings)], timeout=15) as processes:
+            victim, moment = killer.kill(list(processes.processes.values()))
+            results = processes.results(timeout=60)
         left = results[1 - victim]
-        if results[victim] is not None or left[0][0] == 0:
-            break  # it ended before
-        kills += 1
-        assert one_error(left).startswith(
-            f"bitdance train: error: rank {1 - victim} of 2: another process ended or did not"
-        )
-        assert checkpoint.newest(run) is not None
-    assert kills > 0
+        if results[victim] is not None or left[0][0] == 0:  # it ended before
+            assert_that_nothing_has_changed()
+            shutil.rmtree(run)
+            step = 0
+            continue
+        count += 1
+        message = f"rank {1 - victim} of 2: another process ended or did not answer"
+        assert one_error(left).startswith(f"bitdance train: error: {message}"), moment
+        earlier, state = step, checkpoint.newest(run) if run.exists() else None
+        step = 0 if state is None else state["step"]
+        assert step >= earlier
     assert [status for status, _ in ended([command(*settings)])] == [0, 0]
-    _assert_equal_bits(_state(run), _state(tmp_path / "whole"))
-    assert not list(run.glob("*.tmp"))
-    assert not (run / ".lock").exists()
+    assert_that_nothing_has_changed()
