@@ -7,11 +7,8 @@ docs/packed_format.md.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import operator
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,31 +17,20 @@ import torch
 from pydantic import FailFast, Field
 from torch.utils.data import Dataset
 
-from bitdance.io import files
-from bitdance.io.files import one_line
-from bitdance.io.json_files import read_json
-from bitdance.io.settings import (
-    Bool,
-    Count,
-    Integer,
-    ListOrTuple,
-    Number,
-    Text,
-    invalid,
-    parse,
-    settings,
+from bitdance.data.packed_files import (
+    INDEX,
+    FileEntry,
+    PackedDatasetError,
+    index_digest,
+    map_array,
+    read_index,
 )
-from bitdance.io.validation import brief
+from bitdance.io.settings import Bool, Count, Integer, ListOrTuple, Number, Text, invalid, settings
 
 __all__ = ["PackedDataset", "PackedDatasetError", "Variants", "is_packed"]
 
 FORMAT, FORMAT_WITH_VARIANTS = "bitdance-packed-1", "bitdance-packed-2"
-INDEX = "index.json"
 LABEL_DTYPE = np.dtype("<i8")
-
-
-class PackedDatasetError(ValueError):
-    """A folder is not a complete data set of packed codes."""
 
 
 @settings
@@ -72,16 +58,10 @@ class Variants:
 
 
 @settings
-class _File:
-    file: Text
-    sha256: Text
-
-
-@settings
 class _Shard:
     images: Annotated[Integer, Field(ge=0, le=2**60)]
-    codes: _File
-    labels: _File
+    codes: FileEntry
+    labels: FileEntry
 
 
 @settings
@@ -131,7 +111,9 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         self._folder = Path(folder).absolute()
         if not is_packed(self._folder):
             raise FileNotFoundError(f"{folder} has no packed codes ({INDEX})")
-        index = self._read_index(verify)
+        formats = (FORMAT, FORMAT_WITH_VARIANTS)
+        index, content = read_index(self._folder, _Index, formats, verify=verify)
+        self.identity = index_digest({"shards": content["shards"]})
         self.tokens, self.channels = index.tokens, index.channels
         self.metadata: dict[str, Any] = index.metadata
         self.variants = index.variants
@@ -139,12 +121,13 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         if index.format != FORMAT:
             shape = (len(self.variants), *shape)
         self._shape = shape[-2:]
+        read = functools.partial(map_array, self._folder)
         shards = [
             (
-                self._map(shard.codes, (shard.images, *shape), np.uint8, verify).reshape(
+                read(shard.codes, (shard.images, *shape), np.uint8, verify=verify).reshape(
                     shard.images, len(self.variants), *self._shape
                 ),
-                self._map(shard.labels, (shard.images,), LABEL_DTYPE, verify),
+                read(shard.labels, (shard.images,), LABEL_DTYPE, verify=verify),
             )
             for shard in index.shards
         ]
@@ -152,43 +135,6 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
         parts = [labels for _, labels in shards]
         self.labels: np.ndarray = np.concatenate(parts) if len(parts) > 1 else parts[0]
         self._ends = np.cumsum([len(codes) for codes in self._codes])
-
-    def _read_index(self, verify: bool) -> _Index:
-        path = self._folder / INDEX
-        try:
-            content = read_json(path)
-            if content.get("format") not in (FORMAT, FORMAT_WITH_VARIANTS):
-                got = brief(content.get("format"))
-                expected = f"{FORMAT!r} or {FORMAT_WITH_VARIANTS!r}"
-                raise PackedDatasetError(f"{self._folder}: format must be {expected}, got {got}")
-            digest = content.pop("sha256", None)  # optional, for an index that was made elsewhere
-            if verify and digest not in (None, index_digest(content)):
-                raise PackedDatasetError(f"{path} is altered: its checksum differs")
-            index = parse(_Index, content, "its content")
-            self.identity = index_digest({"shards": content["shards"]})
-        except PackedDatasetError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise PackedDatasetError(f"{path} is damaged: {one_line(error)}") from error
-        return index
-
-    def _map(self, entry: _File, shape: tuple[int, ...], dtype: Any, verify: bool) -> np.ndarray:
-        path = self._folder / entry.file
-        if path.name != entry.file or not os.path.isfile(path):
-            raise PackedDatasetError(f"{self._folder}: there is no file {brief(entry.file)}")
-        if verify and files.sha256(path) != entry.sha256:
-            raise PackedDatasetError(f"{path} is altered: its checksum differs")
-        try:
-            # An empty file cannot be mapped.
-            array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
-        except Exception as error:  # NumPy reads the header as Python, which can fail in many ways
-            raise PackedDatasetError(f"{path} is damaged: {one_line(error)}") from error
-        if array.shape != shape or array.dtype != dtype:
-            raise PackedDatasetError(
-                f"{path} must be {np.dtype(dtype)} {list(shape)}, got {array.dtype} "
-                f"{list(array.shape)}"
-            )
-        return array
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -255,8 +201,3 @@ class PackedDataset(Dataset[tuple[torch.Tensor, int]]):
 def as_array(values: Any) -> np.ndarray:
     """A NumPy array of a tensor, array or sequence."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def index_digest(index: Mapping[str, Any]) -> str:
-    """Checksum of the content of an index, independent of its formatting."""
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

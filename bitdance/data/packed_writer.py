@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +14,11 @@ import torch
 from bitdance.data.packed_dataset import (
     FORMAT,
     FORMAT_WITH_VARIANTS,
-    INDEX,
     LABEL_DTYPE,
-    PackedDatasetError,
     Variants,
     as_array,
-    index_digest,
 )
-from bitdance.io import files
+from bitdance.data.packed_files import PackedDatasetError, copy_metadata, save_array, write_index
 from bitdance.io.staging import StagedFolder
 from bitdance.io.validation import exact_int
 
@@ -71,7 +66,7 @@ class PackedWriter:
         if self._variants != Variants():
             self._shape = (len(self._variants), *self._shape)
         self._channels, self._shard_size = sizes["channels"], sizes["shard_size"]
-        self._metadata = _copy_metadata(metadata)
+        self._metadata = copy_metadata(metadata, "PackedWriter")
         self._codes: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._pending = 0  # images that are not written yet
@@ -129,8 +124,7 @@ class PackedWriter:
                 content |= {
                     "format": FORMAT_WITH_VARIANTS, "variants": dataclasses.asdict(self._variants)
                 }  # fmt: skip
-            content["sha256"] = index_digest(content)
-            files.write_text(self._staged.path / INDEX, json.dumps(content, indent=1) + "\n")
+            write_index(self._staged.path, content)
             self._staged.commit()
             self._state = "closed"
         finally:
@@ -184,13 +178,8 @@ class PackedWriter:
         }
         shard: dict[str, Any] = {"images": self._pending}
         for kind, array in parts.items():
-            path = self._staged.path / f"{kind}-{number:05d}.npy"
             try:
-                with path.open("wb") as file:
-                    np.save(file, array)
-                    file.flush()
-                    os.fsync(file.fileno())
-                shard[kind] = {"file": path.name, "sha256": files.sha256(path)}
+                shard[kind] = save_array(self._staged.path, f"{kind}-{number:05d}.npy", array)
             except OSError as error:
                 # These images are lost: a data set without them must not appear.
                 self._state = "broken: a write failed"
@@ -206,12 +195,3 @@ def _are_integers(numbers: np.ndarray) -> bool:
     if numbers.dtype.kind != "f":
         return False
     return bool((numbers == np.rint(numbers)).all() and (np.abs(numbers) < 2**53).all())
-
-
-def _copy_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy as JSON returns it."""
-    try:
-        copy = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"PackedWriter: metadata must be JSON, got {error}") from None
-    return dict(copy)

@@ -74,9 +74,12 @@ class PackedBatch:
         Raises:
             ValueError: tokens have another number of bits.
         """
-        if self.packed.shape[1:] != (-(-bits // 8),):
+        if not len(self.packed):
+            return torch.empty(0, bits, dtype=torch.float32, device=self.packed.device)
+        width = -(-bits // 8)
+        if self.packed.shape[1:] != (width,):
             raise ValueError(
-                f"PackedBatch: packed must be [N, {-(-bits // 8)}] for tokens of {bits} bits, got "
+                f"PackedBatch: packed must be [N, {width}] for tokens of {bits} bits, got "
                 f"{list(self.packed.shape)}"
             )
         return unpack_signs(self.packed)[:, :bits]

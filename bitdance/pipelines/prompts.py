@@ -18,6 +18,7 @@ __all__ = [
     "check_transformers",
     "image_prefix",
     "load_tokenizer",
+    "special_ids",
     "token_ids",
 ]
 
@@ -106,6 +107,24 @@ def image_prefix(tokenizer: TextTokenizer, grid: tuple[int, int], parallel_num: 
         ValueError: there is no such token, since images of that size were not trained.
     """
     height, width = grid
+    names = ["<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>"]
+    names += [f"<|query_{i}|>" for i in range(1, parallel_num)]
+    purpose = f"for images of {height} x {width} tokens, {parallel_num} a step"
+    return special_ids(tokenizer, names, purpose)
+
+
+def special_ids(tokenizer: TextTokenizer, names: Sequence[str], purpose: str) -> list[int]:
+    """Ids of special tokens.
+
+    Args:
+        tokenizer: tokenizer with the special tokens.
+        names: the tokens.
+        purpose: what they are needed for, for errors.
+
+    Raises:
+        TypeError: `tokenizer` has no method that knows tokens.
+        ValueError: it lacks a token.
+    """
     # Tokenizers of the library of that name have the second.
     to_id = getattr(tokenizer, "convert_tokens_to_ids", None) or getattr(
         tokenizer, "token_to_id", None
@@ -115,14 +134,9 @@ def image_prefix(tokenizer: TextTokenizer, grid: tuple[int, int], parallel_num: 
             "tokenizer must be a tokenizer with convert_tokens_to_ids or token_to_id, got "
             f"{type(tokenizer).__name__}"
         )
-    names = ["<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>"]
-    names += [f"<|query_{i}|>" for i in range(1, parallel_num)]
     ids = {name: to_id(name) for name in names}
     unknown = (None, getattr(tokenizer, "unk_token_id", None))
     missing = [name for name in names if ids[name] in unknown]
     if missing:
-        raise ValueError(
-            f"tokenizer must have {', '.join(missing[:3])} for images of {height} x {width} "
-            f"tokens, {parallel_num} a step, got none"
-        )
+        raise ValueError(f"tokenizer must have {', '.join(missing[:3])} {purpose}, got none")
     return [id for name in names if (id := ids[name]) is not None]

@@ -15,7 +15,7 @@ import torch
 
 import bitdance.data.shuffle
 from benchmarks.model.packed_dataset import SHAPES, reading
-from bitdance.data import packed_writer
+from bitdance.data import packed_files
 from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError, is_packed
 from bitdance.data.packed_writer import PackedWriter
 from bitdance.data.shuffle import ShuffledBatches
@@ -240,9 +240,9 @@ def test_a_full_disk_leaves_no_files(tmp_path, monkeypatch, broken):
         raise FULL
 
     target, name = {
-        "save": (packed_writer.np, "save"),
-        "fsync": (packed_writer, "os"),
-        "index": (packed_writer.files, "write_text"),
+        "save": (packed_files.np, "save"),
+        "fsync": (packed_files, "os"),
+        "index": (packed_files.files, "write_text"),
         "commit": (Path, "replace"),
     }[broken]
     monkeypatch.setattr(target, name, SimpleNamespace(fsync=full) if name == "os" else full)
@@ -260,7 +260,7 @@ def test_a_writer_that_lost_images_stays_broken(tmp_path, monkeypatch):
 
     def lossy():
         with PackedWriter(tmp_path / "codes", tokens=1, channels=8, shard_size=2) as writer:
-            monkeypatch.setattr(packed_writer.np, "save", full)
+            monkeypatch.setattr(packed_files.np, "save", full)
             with pytest.raises(OSError, match=r"cannot write .*codes: No space left"):
                 writer.write(np.zeros((5, 1, 1), np.uint8), [0] * 5)
             monkeypatch.undo()
