@@ -57,6 +57,7 @@ _MODULES = {
     "denoise.rms_norm_linear.op": "rms_norm_linear rms_norm_linear_swiglu",
     "denoise.schedule": "denoise_schedule",
     "denoise.swiglu.op": "swiglu",
+    "fingerprint": "fingerprints",
     "philox": "noise noise_keys noise_words",
 }
 __all__ = sorted(name for names in _MODULES.values() for name in names.split())
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from bitdance_kernels.denoise.rms_norm_linear.op import *
     from bitdance_kernels.denoise.schedule import *
     from bitdance_kernels.denoise.swiglu.op import *
+    from bitdance_kernels.fingerprint import *
     from bitdance_kernels.philox import noise as noise
     from bitdance_kernels.philox import noise_keys as noise_keys
     from bitdance_kernels.philox import noise_words as noise_words

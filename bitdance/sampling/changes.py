@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import nn
 
 from bitdance.sampling import graphs
+from bitdance_kernels import CpuGraph, fingerprints
 
 __all__ = ["Changes"]
-
-_WIDTH = 256
-"""Elements that one product sums up, of tensors that have more."""
 
 
 class Changes:
     """Tells whether copies of a module's parameters and buffers are still up to date, on a CPU.
 
     Writes that PyTorch counts are found by address and version. It counts none through ``.data``;
-    so products of the elements with fixed numbers are compared too. Reading takes half as long as
-    a copy in another layout does. A change is missed only where it is lost in the rounding of a
-    sum of 256 products.
+    so hashes of the values are compared too, which takes a small part of the time of a copy.
 
     Args:
         module: the module.
@@ -30,20 +24,21 @@ class Changes:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._marks: list[tuple[int, int]] | None = None
-        self._digests: list[torch.Tensor] = []
+        self._hashes = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def found(self) -> bool:
         """Whether anything may have changed since ``remember``; True before it."""
         tensors = self._tensors()
         if self._marks is None or self._marks != _marks(tensors):
             return True
-        return not all(map(torch.equal, map(_digest, tensors), self._digests))
+        return not torch.equal(fingerprints(tensors), self._hashes)
 
     def remember(self) -> None:
         """Take the tensors as they are now for what is known."""
         tensors = self._tensors()
         self._marks = _marks(tensors)
-        self._digests = [] if self._marks is None else [_digest(tensor) for tensor in tensors]
+        if self._marks is not None:
+            self._hashes = fingerprints(tensors)
 
     def _tensors(self) -> list[torch.Tensor]:
         return [*graphs.parameters(self._module), *self._module.buffers()]
@@ -54,23 +49,6 @@ def _marks(tensors: list[torch.Tensor]) -> list[tuple[int, int]] | None:
     known = (torch.Tensor, nn.Parameter)
     if any(not t.is_cpu or t.is_inference() or type(t) not in known for t in tensors):
         return None
+    if CpuGraph.unavailable() is not None:  # nothing in C++, hashes neither
+        return None
     return [(t.data_ptr(), t._version) for t in tensors]
-
-
-@torch.no_grad()
-def _digest(tensor: torch.Tensor) -> torch.Tensor:
-    """Few numbers that depend on all elements; a copy of a small tensor."""
-    if tensor.numel() <= _WIDTH or not tensor.is_contiguous() or not tensor.is_floating_point():
-        return tensor.detach().clone()
-    flat = tensor.detach().view(-1)
-    rows = flat.numel() // _WIDTH
-    matrix, rest = flat[: rows * _WIDTH].view(rows, _WIDTH), flat[rows * _WIDTH :]
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return torch.cat([matrix.to(dtype).mv(_factors(dtype)), rest])
-
-
-@functools.cache
-def _factors(dtype: torch.dtype) -> torch.Tensor:
-    """Numbers no two of which are equal, so that elements that trade places are found."""
-    with torch.inference_mode(False):
-        return torch.linspace(1, 2, _WIDTH, dtype=dtype, device="cpu")

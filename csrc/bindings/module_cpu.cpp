@@ -28,6 +28,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind("conv3x3", bdk_conv3x3_cpu);
   bind("denoise_step", bdk_denoise_step_cpu);
   bind("finalize_bits", bdk_finalize_bits_cpu);
+  bind("fingerprint", bdk_fingerprint_cpu);
   bind("flip_bits", bdk_flip_bits_cpu);
   bind("flip_signs", bdk_flip_signs_cpu);
   bind("gated_residual", bdk_gated_residual_cpu);

@@ -33,6 +33,9 @@ int bdk_cpu_isa_detected(void);
 int bdk_cpu_isa(void);
 int bdk_cpu_set_isa_limit(int limit);
 
+// fingerprints[index]: a hash of memory, other bits for any change of a single word.
+int bdk_fingerprint_cpu(const void* memory, int64_t bytes, uint64_t* fingerprints, int64_t index);
+
 // Limits of this machine, to hold a kernel against. Memory: as many bytes read and written as asked
 // for, both together as a copy, the rest read in four streams or cleared; `words`: the XOR of the
 // 64-bit words that were read alone. Sizes in bytes, multiples of 256; addresses of 64.
