@@ -12,8 +12,15 @@ from bitdance.cli.errors import world_of
 from bitdance.distributed import World
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
-from bitdance.training.config import AutoencoderRun, ClassConditionalRun, RunConfig, read_config
+from bitdance.training.config import (
+    AutoencoderRun,
+    ClassConditionalRun,
+    RunConfig,
+    TextToImageRun,
+    read_config,
+)
 from bitdance.training.task import Task
+from bitdance.training.text_to_image import TextToImageTask
 from bitdance.training.trainer import Trainer
 
 __all__ = ["add_command"]
@@ -21,6 +28,7 @@ __all__ = ["add_command"]
 _KINDS = {
     "autoencoder": "the autoencoder that turns images into bits",
     "model": "the transformer and its diffusion head, on the codes of a trained autoencoder",
+    "text-to-image": "a language model and its diffusion head, on codes with captions",
 }
 
 
@@ -38,7 +46,7 @@ def add_command(commands: Any) -> None:
         parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file")
         parser.add_argument("--out", type=Path, required=True, help="folder of the run")
         parser.add_argument("--data", help="replaces data.path of the file")
-        if kind == "model":
+        if kind != "autoencoder":
             parser.add_argument("--autoencoder", help="replaces autoencoder_path of the file")
         parser.add_argument(
             "--set", dest="changes", nargs="+", action="extend", default=[],
@@ -62,7 +70,7 @@ def _run(options: argparse.Namespace, world: World) -> int:
     given = {
         "data.path": options.data,
         "init": options.init,
-        "autoencoder_path": options.autoencoder if options.kind == "model" else None,
+        "autoencoder_path": options.autoencoder if options.kind != "autoencoder" else None,
     }
     values = {name: value for name, value in given.items() if value is not None}
     with world.together():
@@ -87,4 +95,7 @@ def _task(options: argparse.Namespace, config: RunConfig, world: World) -> Task:
         return ClassConditionalTask(config, device=world.device)
     if options.kind == "autoencoder" and isinstance(config, AutoencoderRun):
         return AutoencoderTask(config, device=world.device)
-    raise ValueError(f"{options.config} has no section [{options.kind}]")
+    if options.kind == "text-to-image" and isinstance(config, TextToImageRun):
+        return TextToImageTask(config, device=world.device)
+    section = options.kind.replace("-", "_")
+    raise ValueError(f"{options.config} has no section [{section}]")

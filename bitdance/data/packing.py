@@ -14,10 +14,11 @@ __all__ = ["DocumentPacker"]
 class DocumentPacker:
     """Packs of at most `max_tokens` tokens; every epoch has every document once.
 
-    Lengths are placed longest first, each where it leaves the least room. So the lengths of a pack
-    are the same in all epochs, and there are as many packs in each; which documents of these
-    lengths it has is drawn from (seed, epoch). Any pack of any epoch is found without those before
-    it, so that a resumed run needs the number of its step alone.
+    Lengths are rounded up to five binary digits, and placed longest first, each where it leaves the
+    least room. So the rounded lengths of a pack are the same in all epochs, and there are as many
+    packs in each; which documents of these lengths it has is drawn from (seed, epoch). Any pack of
+    any epoch is found without those before it, so that a resumed run needs the number of its step
+    alone.
 
     Args:
         lengths: tokens of each document.
@@ -44,6 +45,7 @@ class DocumentPacker:
                 f"DocumentPacker: max_tokens must be at least {self._lengths[longest]}, the tokens "
                 f"of document {longest}, got {max_tokens}"
             )
+        self._lengths = np.minimum(_rounded(self._lengths), max_tokens)
         packs = _best_fit(np.sort(self._lengths)[::-1].tolist(), max_tokens)
         places = np.argsort(packs, kind="stable")  # in the order of lengths, pack by pack
         self._places = np.split(places, np.cumsum(np.bincount(packs))[:-1])
@@ -60,6 +62,12 @@ class DocumentPacker:
         """All documents, longest first, those of one length in random order."""
         drawn = np.random.default_rng([self._seed, epoch, 1]).permutation(len(self._lengths))
         return drawn[np.argsort(-self._lengths[drawn], kind="stable")]
+
+
+def _rounded(lengths: np.ndarray) -> np.ndarray:
+    """Lengths rounded up to five binary digits, so that many are equal."""
+    unit = 1 << np.maximum(np.log2(np.maximum(lengths, 1)).astype(np.int64) - 4, 0)
+    return -(-lengths // unit) * unit
 
 
 def _best_fit(lengths: Sequence[int], budget: int) -> np.ndarray:

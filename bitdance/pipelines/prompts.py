@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +17,10 @@ __all__ = [
     "NO_PROMPT",
     "PROMPT",
     "TextTokenizer",
-    "check_transformers",
+    "check_tokenizers",
     "image_prefix",
     "load_tokenizer",
+    "save_tokenizer",
     "special_ids",
     "token_ids",
 ]
@@ -39,29 +42,57 @@ class TextTokenizer(Protocol):
         """Id of a token; ``token_to_id`` serves too."""
 
 
-def check_transformers() -> None:
-    """Raise ImportError unless transformers is installed."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
+def check_tokenizers() -> None:
+    """Raise ImportError unless tokenizers or transformers is installed."""
+    if not any(importlib.util.find_spec(name) for name in ("tokenizers", "transformers")):
         raise ImportError(
-            "from_pretrained: tokenizer must be given, or transformers installed to load that of "
-            "the release: pip install transformers"
-        ) from error
+            "from_pretrained: tokenizer must be given, or tokenizers installed to load that of the "
+            "release: pip install tokenizers"
+        )
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
-    """The text tokenizer of a release.
+    """The text tokenizer of a release: its ``tokenizer.json``, or what transformers makes of it.
 
     Raises:
-        CheckpointError: the folder has no tokenizer that transformers can load.
+        CheckpointError: the folder has no tokenizer that the installed packages can load.
     """
-    from transformers import AutoTokenizer
+    path = folder / "tokenizer.json"
+    with contextlib.suppress(ImportError):
+        from tokenizers import Tokenizer
 
+        if path.is_file():
+            try:
+                return Tokenizer.from_file(str(path))
+            except Exception as error:  # it raises Exception itself
+                raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
     try:
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except ImportError as error:
+        needed = "tokenizers" if path.is_file() else "transformers"
+        raise CheckpointError(
+            f"{folder}: its text tokenizer needs {needed}: pip install {needed}"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no text tokenizer: {one_line(error)}") from error
+
+
+def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write a tokenizer for ``load_tokenizer``.
+
+    Raises:
+        TypeError: it has neither method of the two libraries.
+    """
+    for name, target in (("save_pretrained", folder), ("save", str(folder / "tokenizer.json"))):
+        if hasattr(tokenizer, name):
+            getattr(tokenizer, name)(target)
+            return
+    raise TypeError(
+        "tokenizer must be a tokenizer with save_pretrained or save, got "
+        f"{type(tokenizer).__name__}"
+    )
 
 
 def token_ids(tokenizer: TextTokenizer, text: str) -> list[int]:

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bitdance.io.staging import StagedFolder
 from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
+from bitdance.io.weights import is_finite
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.hub import locate, locate_release
-from bitdance.models.quantization import check_quantization, quantize_blocks
+from bitdance.models.quantization import check_quantization, quantization_of, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.arguments import (
     Generators,
@@ -31,12 +33,13 @@ from bitdance.pipelines.prompts import (
     NO_PROMPT,
     PROMPT,
     TextTokenizer,
-    check_transformers,
+    check_tokenizers,
     image_prefix,
     load_tokenizer,
+    save_tokenizer,
     token_ids,
 )
-from bitdance.pipelines.text_to_image_files import load_release
+from bitdance.pipelines.text_to_image_files import load_release, save_release
 from bitdance.sampling.ar_sampler import OnStep
 from bitdance.sampling.text_to_image import TextToImageSampler
 
@@ -114,7 +117,7 @@ class BitDanceT2IPipeline(BasePipeline):
             autoencoder: another image autoencoder, a source of
                 ``BinaryAutoencoder.from_pretrained``.
             tokenizer: tokenizer of texts; by default that of the release, which needs
-                ``pip install transformers``.
+                ``pip install tokenizers``, or transformers where it has no ``tokenizer.json``.
             dtype: dtype of the parameters or its name, by default float32.
             torch_dtype: the older name of `dtype`.
             quantization: "fp8_weight_only", "fp8" or "int8_weight_only" to round weights, see
@@ -126,14 +129,14 @@ class BitDanceT2IPipeline(BasePipeline):
         Raises:
             FileNotFoundError: there is no such folder or repository, or a file is missing.
             CheckpointError: a file is damaged, or does not fit the configuration.
-            ImportError: `tokenizer` is not given and transformers is not installed.
+            ImportError: `tokenizer` is not given, and there is no package that loads it.
             ValueError: the model cannot be quantized, see ``quantize``.
         """
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
         if quantization is not None:
             check_quantization("from_pretrained", quantization)
         if tokenizer is None:
-            check_transformers()  # before anything is downloaded
+            check_tokenizers()  # before anything is downloaded
         folder = locate_release(source, revision=revision, local_files_only=local_files_only)
         if tokenizer is None:
             tokenizer = load_tokenizer(folder)
@@ -146,6 +149,33 @@ class BitDanceT2IPipeline(BasePipeline):
         pipeline = cls(load_release(folder, parsed, "cpu", autoencoder=own), tokenizer)
         quantize_blocks("from_pretrained", pipeline._blocks, quantization)
         return pipeline.to(device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model and tokenizer to a folder that ``from_pretrained`` reads.
+
+        The folder appears completely or not at all, in the form of a release.
+
+        Args:
+            folder: must not exist, or be empty.
+
+        Raises:
+            FileExistsError: the folder is not empty.
+            OSError: the disk is full, or the folder cannot be written.
+            TypeError: the tokenizer cannot be saved.
+            ValueError: the model is quantized, or weights are not finite.
+        """
+        if quantization_of(self.model) is not None:
+            raise ValueError("save_pretrained: model must not be quantized, got one that is")
+        broken = [k for k, tensor in self.model.state_dict().items() if not is_finite(tensor)]
+        if broken:
+            raise ValueError(f"save_pretrained: weights must be finite, got others in {broken[0]}")
+        staged = StagedFolder(folder)
+        try:
+            save_release(self.model, staged.path)
+            save_tokenizer(self.tokenizer, staged.path)
+            staged.commit()
+        finally:
+            staged.discard()
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens of an image of that many pixels, vertically and horizontally.

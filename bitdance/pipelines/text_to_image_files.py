@@ -1,8 +1,9 @@
-"""From a released folder to a text-to-image model; either all of it is loaded or nothing."""
+"""Released folders of text-to-image models; either all of one is loaded or nothing."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from bitdance.io import weights
-from bitdance.io.files import CheckpointError, one_line
+from bitdance.io.files import CheckpointError, one_line, write_text
 from bitdance.io.json_files import read_json
 from bitdance.io.state_names import normalize_names
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
@@ -23,11 +24,11 @@ from bitdance.models.loading.meta_device import (
     check_block_counts,
     head_block_counts,
 )
-from bitdance.models.qwen3 import Qwen3ForCausalLM
+from bitdance.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 
-__all__ = ["load_release"]
+__all__ = ["load_release", "read_language_model", "read_release", "save_release"]
 
 
 def load_release(
@@ -41,7 +42,7 @@ def load_release(
     """
     config = _read_config(folder)
     # Mapped, not read: names and shapes are compared first, of all files.
-    files = {"language model": _read_language_model(folder, config)}
+    files = {"language model": read_language_model(folder, config.llm)}
     for name in ("vision_head.safetensors", "projector.safetensors"):
         files[name] = weights.read_weights(folder / name)
     if autoencoder is None:
@@ -77,6 +78,58 @@ def load_release(
     return model
 
 
+_PARTS = {
+    "vision_head.": "vision_head.safetensors",
+    "embed_vision_mlp.": "projector.safetensors",
+    "ae.": "ae.safetensors",
+}
+"""Files of a release, besides those of the language model, by prefix of the parameters in them."""
+
+
+def read_release(folder: Path) -> weights.Tensors:
+    """All tensors of a release by the names of the model, unchecked.
+
+    A language model alone is a release, too, that lacks the rest.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        CheckpointError: a file is damaged.
+    """
+    try:
+        config = Qwen3Config.from_dict(read_json(folder / "config.json"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: {one_line(error)}") from error
+    model = read_language_model(folder, config)
+    tensors = {f"llm_model.{name}": tensor for name, tensor in model.items()}
+    if not (folder / "vision_head_config.json").exists():
+        return tensors
+    for prefix, name in _PARTS.items():
+        part = weights.read_weights(folder / name)
+        tensors |= {f"{prefix}{key}": tensor for key, tensor in part.items()}
+    return tensors
+
+
+def save_release(model: TextToImageModel, folder: Path) -> None:
+    """Write a model in the form of a release into a folder that exists.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    config, head = model.config, dataclasses.asdict(model.config.head)
+    del head["architecture"]
+    configs = {
+        "config.json": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"],
+                        **config.llm.to_dict()},
+        "vision_head_config.json": {**head, "parallel_num": config.parallel_num},
+        "ae_config.json": config.autoencoder.to_dict(),
+    }  # fmt: skip
+    state = model.state_dict()
+    for prefix, name in {"llm_model.": "model.safetensors", **_PARTS}.items():
+        weights.write_tensors(folder / name, weights.split_prefix(state, prefix)[0])
+    for name, content in configs.items():
+        write_text(folder / name, json.dumps(content, indent=1) + "\n")
+
+
 def _read_config(folder: Path) -> TextToImageConfig:
     names = ("config.json", "vision_head_config.json", "ae_config.json")
     files = [read_json(folder / name) for name in names]
@@ -86,8 +139,13 @@ def _read_config(folder: Path) -> TextToImageConfig:
         raise CheckpointError(f"{folder}: {one_line(error)}") from error
 
 
-def _read_language_model(folder: Path, config: TextToImageConfig) -> weights.Tensors:
-    """All tensors, from one file or from the parts that an index names."""
+def read_language_model(folder: Path, config: Qwen3Config) -> weights.Tensors:
+    """All tensors of a language model, from one file or from the parts that an index names.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        CheckpointError: a file is damaged.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         tensors = weights.read_weights(folder / "model.safetensors")
@@ -105,6 +163,6 @@ def _read_language_model(folder: Path, config: TextToImageConfig) -> weights.Ten
                 raise CheckpointError(f"{folder / name} has {twice[0]}, which another part has too")
             stored |= part
         tensors = normalize_names(stored, "ema", str(index))
-    if config.llm.tie_word_embeddings:
+    if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # the input's once more
     return tensors

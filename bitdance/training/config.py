@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tomli_w
 from pydantic import BeforeValidator, Field
@@ -16,7 +15,6 @@ from bitdance.io.files import write_text
 from bitdance.io.image_files import parse_color
 from bitdance.io.settings import (
     Bool,
-    Count,
     Integer,
     ListOrTuple,
     NonNegative,
@@ -33,6 +31,8 @@ from bitdance.io.toml_files import read_toml
 from bitdance.io.validation import brief
 from bitdance.models.config import AutoencoderConfig, ModelConfig, ModelShape
 from bitdance.models.presets import expand_autoencoder, expand_shape
+from bitdance.training.optim_config import OptimConfig, ParallelConfig, Step
+from bitdance.training.text_to_image_config import TextToImageRun
 
 __all__ = [
     "AdversarialConfig",
@@ -43,6 +43,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "RunConfig",
+    "TextToImageRun",
     "parse_run",
     "read_config",
     "run_to_dict",
@@ -57,8 +58,6 @@ def _function_name(name: object) -> object:
     return name
 
 
-Step = Annotated[Integer, Field(ge=0, le=99_999_999)]  # names of files have eight digits
-BelowOne = Annotated[Number, Field(ge=0, lt=1)]
 FunctionName = Annotated[str, BeforeValidator(_function_name)]
 
 
@@ -135,114 +134,6 @@ class LossConfig:
     per_group: Bool = False
     commitment: NonNegative = 0.05
     extra: dict[FunctionName, Number] = dataclasses.field(default_factory=dict)
-
-
-@settings
-class OptimConfig:
-    """Optimization of a run; steps are optimizer steps.
-
-    Args:
-        steps: number of steps.
-        batch_size: images per step, on all processes together.
-        accumulate: number of parts of a process's share whose gradients are accumulated.
-        lr: peak learning rate of AdamW.
-        schedule: "cosine" down to `lr_end`, or "constant" after the warm-up.
-        lr_end: learning rate at the end of the cosine.
-        warmup: steps of linear warm-up.
-        decay_start: step at which the cosine begins, after a constant `lr`; 0: the end of the
-            warm-up.
-        betas: betas of AdamW.
-        weight_decay: weight decay of matrices and convolutions; vectors and a few embeddings have
-            none.
-        grad_clip: largest norm of the gradient.
-        ema_decay: decay of the averaged weights.
-        ema_warmup: let the decay rise to `ema_decay`, as (1 + step) / (10 + step).
-        autocast: "off", "bfloat16", or "auto": bfloat16 on CUDA, off on the CPU.
-        seed: seed of initial weights, order, augmentation and noise.
-        log_every: steps that a line of the log averages over.
-        save_every: steps between checkpoints.
-        sample_every: steps between sample images.
-        keep: number of checkpoints to keep.
-    """
-
-    steps: Annotated[Integer, Field(ge=1, le=99_999_999)]  # names of files have eight digits
-    batch_size: Size = 64
-    accumulate: Size = 1
-    lr: Positive = 6e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    lr_end: NonNegative = 1e-5
-    warmup: Annotated[Integer, Field(ge=0)] = 100
-    decay_start: Annotated[Integer, Field(ge=0)] = 0
-    betas: Annotated[tuple[BelowOne, BelowOne], ListOrTuple] = (0.9, 0.95)
-    weight_decay: NonNegative = 0.05
-    grad_clip: Positive = 1.0
-    ema_decay: BelowOne = 0.9999
-    ema_warmup: Bool = True
-    autocast: Literal["auto", "off", "bfloat16"] = "auto"
-    seed: Annotated[Integer, Field(ge=0, le=2**64 - 1)] = 0
-    log_every: Count = 20
-    save_every: Count = 200
-    sample_every: Count = 500
-    keep: Count = 2
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.accumulate != 0:
-            raise invalid(self, "accumulate", f"a divisor of batch_size = {self.batch_size}")
-        if self.warmup >= self.steps:
-            raise invalid(self, "warmup", f"less than steps = {self.steps}")
-        if self.schedule == "constant":
-            for name in ("lr_end", "decay_start"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise invalid(self, name, "left out (schedule 'constant' does not use it)")
-            return
-        if self.lr_end > self.lr:
-            raise invalid(self, "lr_end", f"at most lr = {self.lr:g}")
-        if self.decay_start and not self.warmup <= self.decay_start < self.steps:
-            expected = f"0, or from warmup = {self.warmup} to less than steps = {self.steps}"
-            raise invalid(self, "decay_start", expected)
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: linear warm-up, then what `schedule` says."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        start = self.decay_start or self.warmup
-        if self.schedule == "constant" or step < start:
-            return self.lr
-        done = (step - start) / (self.steps - start)
-        return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
-
-    def average_decay(self, step: int) -> float:
-        """Decay of the averaged weights after `step` steps."""
-        return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
-
-
-@settings
-class ParallelConfig:
-    """How a run uses its processes and their memory.
-
-    Args:
-        strategy: "ddp": every process has all weights; "fsdp": weights, averages and moments are
-            divided among the processes; "hybrid": divided within each machine. With one process
-            they are the same.
-        mixed_precision: "bfloat16": divided weights are put together, and used, in bfloat16, and
-            gradients are averaged in float32.
-        activation_checkpointing: keep the inputs of blocks alone for the backward pass, which
-            computes the rest again.
-        compile: compile the blocks with torch.compile.
-
-    Raises:
-        ValueError: `mixed_precision` without divided weights, where ``optim.autocast`` has its
-            effect.
-    """
-
-    strategy: Literal["ddp", "fsdp", "hybrid"] = "ddp"
-    mixed_precision: Literal["off", "bfloat16"] = "off"
-    activation_checkpointing: Bool = False
-    compile: Bool = False
-
-    def __post_init__(self) -> None:
-        if self.strategy == "ddp" and self.mixed_precision != "off":
-            raise invalid(self, "mixed_precision", "'off' with strategy 'ddp' (see optim.autocast)")
 
 
 @settings
@@ -360,32 +251,39 @@ class ClassConditionalRun:
         )
 
 
-RunConfig = AutoencoderRun | ClassConditionalRun
+RunConfig = AutoencoderRun | ClassConditionalRun | TextToImageRun
+
+_KINDS: dict[str, type[RunConfig]] = {
+    "autoencoder": AutoencoderRun,
+    "model": ClassConditionalRun,
+    "text_to_image": TextToImageRun,
+}
 
 
 def parse_run(content: Mapping[str, Any], source: str = "run") -> RunConfig:
     """The configuration in nested dicts.
 
     Args:
-        content: sections and their values; the section [autoencoder] or [model] tells the kind.
+        content: sections and their values; the section [autoencoder], [model] or [text_to_image]
+            tells the kind.
         source: name of the content in errors.
 
     Raises:
         ValueError: unknown or missing keys, values of the wrong type or out of range, or a key that
             has no effect on the run.
     """
-    if ("autoencoder" in content) == ("model" in content):
-        got = "both" if "model" in content else "neither"
+    found = [section for section in _KINDS if section in content]
+    if len(found) != 1:
         raise ValueError(
-            f"{source}: there must be either a section [autoencoder] or [model], got {got}"
+            f"{source}: there must be one section of [autoencoder], [model] and [text_to_image], "
+            f"got {' and '.join(found) or 'none'}"
         )
     content = _expand_presets(content, source)
     for section, key, reason in _unused_keys(content):
         if key in content[section]:
             got = brief(content[section][key])
             raise ValueError(f"{source}: {section}.{key} must be left out ({reason}), got {got}")
-    kind: type[RunConfig] = ClassConditionalRun if "model" in content else AutoencoderRun
-    return parse(kind, content, source)
+    return parse(_KINDS[found[0]], content, source)
 
 
 def _expand_presets(content: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -431,6 +329,8 @@ def run_to_dict(config: RunConfig) -> dict[str, Any]:
     content = dataclasses.asdict(config)
     if not config.init:
         del content["init"]
+    if isinstance(config, TextToImageRun) and config.llm is None:
+        del content["llm"]
     if isinstance(config, AutoencoderRun):
         content["autoencoder"] = config.autoencoder.to_dict()
     for section, key, _ in _unused_keys(content):
@@ -440,13 +340,15 @@ def run_to_dict(config: RunConfig) -> dict[str, Any]:
 
 def _unused_keys(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(section, key, reason) of keys that have no effect with the other values of their section."""
-    autoencoder, model = content.get("autoencoder"), content.get("model")
+    autoencoder = content.get("autoencoder")
     if isinstance(autoencoder, Mapping) and autoencoder.get("architecture", "conv") == "conv":
         for key in ("attn_blocks", "n_heads"):
             yield "autoencoder", key, "architecture 'conv' has no attention"
-    if isinstance(model, Mapping) and model.get("time_schedule") == "uniform":
-        for key in ("P_mean", "P_std"):
-            yield "model", key, "uniform times do not use it"
+    for section in ("model", "text_to_image"):
+        model = content.get(section)
+        if isinstance(model, Mapping) and model.get("time_schedule") == "uniform":
+            for key in ("P_mean", "P_std"):
+                yield section, key, "uniform times do not use it"
     adversarial = content.get("adversarial")
     if isinstance(adversarial, Mapping) and adversarial.get("weight", 0) == 0:
         for field in dataclasses.fields(AdversarialConfig):

@@ -11,12 +11,12 @@ from bitdance.data.idx import is_idx
 from bitdance.data.images import LabeledImages, open_images
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.io.validation import brief
-from bitdance.training.config import DataConfig, RunConfig
+from bitdance.training.config import AutoencoderRun, ClassConditionalRun, DataConfig
 
 __all__ = ["augmentation", "open_codes", "open_training_images"]
 
 
-def augmentation(config: RunConfig) -> Augmentation:
+def augmentation(config: AutoencoderRun | ClassConditionalRun) -> Augmentation:
     """The random changes of a run's items."""
     data = config.data
     return Augmentation(config.optim.seed, data.flip, data.shift, data.min_crop, data.crop_decay)

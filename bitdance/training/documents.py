@@ -20,7 +20,15 @@ from bitdance.pipelines.prompts import (
 )
 from bitdance_kernels import packed_document_ranges
 
-__all__ = ["Document", "DocumentMaker", "ImageSegment", "TextSegment", "pack_documents"]
+__all__ = [
+    "Document",
+    "DocumentMaker",
+    "ImageSegment",
+    "TextSegment",
+    "add_image_tokens",
+    "document_length",
+    "pack_documents",
+]
 
 _BEFORE_CAPTION = PROMPT.split("{}")[0]
 _ENDS = ("<|vision_end|>", "<|im_end|>")
@@ -161,6 +169,24 @@ class _Packer:
         )
 
 
+def add_image_tokens(
+    tokenizer: TextTokenizer, grids: Sequence[tuple[int, int]], parallel_num: int
+) -> None:
+    """Add the special tokens that documents need to a tokenizer that can learn them.
+
+    That is one of the library of that name; others have to have them.
+    """
+    if not hasattr(tokenizer, "token_to_id") or not hasattr(tokenizer, "add_special_tokens"):
+        return
+    sides = sorted({side for grid in grids for side in grid})
+    names = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+    names += [f"<|res_{side}|>" for side in sides]
+    names += [f"<|query_{i}|>" for i in range(1, parallel_num)]
+    missing = [name for name in names if tokenizer.token_to_id(name) is None]
+    if missing:
+        tokenizer.add_special_tokens(missing)
+
+
 class DocumentMaker:
     """Documents of one caption and one picture, in the form that pipelines prompt with.
 
@@ -183,6 +209,11 @@ class DocumentMaker:
         self._before = token_ids(tokenizer, _BEFORE_CAPTION)
         self._no_prompt = TextSegment(tuple(token_ids(tokenizer, NO_PROMPT)))
         self._prefixes: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids after an image."""
+        return self._ends.ids
 
     def caption(self, text: str) -> TextSegment:
         """The prompt of a caption.

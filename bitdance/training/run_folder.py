@@ -15,7 +15,8 @@ __all__ = ["check_same_run", "check_single_process", "rename_exports"]
 _CHANGEABLE = {
     "optim.steps", "optim.log_every", "optim.save_every", "optim.sample_every", "optim.keep",
     "data.path", "data.classes", "data.on_error",
-    "autoencoder_path", "num_inference_steps", "model.cfg_scale",
+    "autoencoder_path", "num_inference_steps", "model.cfg_scale", "prompts", "guidance_scale",
+    "tokenizer_path",
     "parallel.strategy", "parallel.activation_checkpointing", "parallel.compile",
 }  # fmt: skip
 """Settings that do not affect the weights. Data and autoencoder are compared by their content."""

@@ -27,6 +27,7 @@ class Task(Protocol):
         size: number of items in the data set.
         identity: checksum of the data, which a resumed run must have too, wherever they are; may be
             left out.
+        unit: what an item is, in the plural; may be left out, then "images".
         exports: names of the files and folders that `export` writes; may be left out.
         no_decay: prefixes of parameters without weight decay; vectors never have any.
     """

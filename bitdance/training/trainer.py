@@ -79,7 +79,8 @@ class Trainer:
         world.check_equal("the configuration", run_to_dict(config))
         world.check_equal("the data", (task.size, self._identity))
         self._batches = _batches(task.size, config, world)
-        self._columns = ("lr", "grad_norm", "loss", *task.columns, "images_per_s")
+        self._unit: str = getattr(task, "unit", "images")
+        self._columns = ("lr", "grad_norm", "loss", *task.columns, f"{self._unit}_per_s")
         self._sums = torch.zeros(len(self._columns) - 2, dtype=torch.float64, device="cpu")
         self._summed = 0  # steps in these sums
         self._signals = SignalRecorder()
@@ -298,7 +299,7 @@ class Trainer:
         with self.world.together():
             if self.world.is_main:
                 self._log.add(self.step, dict(zip(self._columns, values, strict=True)))
-        bar.set_postfix_str(f"loss {means[1]:.4f}, {rate:.0f} images/s")
+        bar.set_postfix_str(f"loss {means[1]:.4f}, {rate:.0f} {self._unit}/s")
 
     def _bar(self, last: int) -> Any:
         return tqdm(total=last, initial=self.step, disable=not self._progress, unit="step")
@@ -409,7 +410,7 @@ def _optimizer(
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=config.optim.lr, betas=config.optim.betas, fused=True,
+        lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps, fused=True,
     )  # fmt: skip
 
 

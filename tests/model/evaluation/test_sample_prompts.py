@@ -134,7 +134,7 @@ def test_the_command(lists, tmp_path, expected, monkeypatch, capsys):
     model = tmp_path / "model"
     model.mkdir()
     release(model, tiny())
-    monkeypatch.setattr(text_to_image, "check_transformers", lambda: None)
+    monkeypatch.setattr(text_to_image, "check_tokenizers", lambda: None)
     monkeypatch.setattr(text_to_image, "load_tokenizer", lambda folder: Words())
     given = [
         "sample", "--model", str(model), "--prompts", str(lists / "dpg"), "--layout", "dpg",

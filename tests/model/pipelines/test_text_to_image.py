@@ -5,6 +5,7 @@ import json
 import sys
 import types
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from bitdance import BitDanceT2IPipeline, GenerationCancelled
 from bitdance.io.files import CheckpointError
+from bitdance.pipelines import prompts
 from bitdance_kernels import unpack_signs
 from tests.model.models.test_text_to_image import CONFIG, tiny
 
@@ -252,10 +254,16 @@ def test_latents_that_a_callback_replaces_are_gone_on_with():
     assert torch.equal(unpack_signs(copied), plain)
 
 
-def test_the_tokenizer_of_a_release_is_loaded_by_transformers(tmp_path, monkeypatch):
+def test_the_tokenizer_of_a_release_is_loaded(tmp_path, monkeypatch):
+    """By tokenizers where there is its file, otherwise by transformers."""
     folder = release(tmp_path, tiny())
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match="tokenizer must be given, or transformers installed"):
+    for name in ("tokenizers", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(prompts.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="tokenizer must be given, or tokenizers installed"):
+        BitDanceT2IPipeline.from_pretrained(folder)
+    monkeypatch.setattr(prompts.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(CheckpointError, match="its text tokenizer needs transformers"):
         BitDanceT2IPipeline.from_pretrained(folder)
     asked = []
 
@@ -265,12 +273,49 @@ def test_the_tokenizer_of_a_release_is_loaded_by_transformers(tmp_path, monkeypa
             asked.append((folder, options))
             return Words()
 
+    class Tokenizer:
+        @staticmethod
+        def from_file(path):
+            asked.append(path)
+            if Path(path).read_text() != "{}":
+                raise Exception("no tokenizer")
+            return Words()
+
     module = types.SimpleNamespace(AutoTokenizer=AutoTokenizer)
     monkeypatch.setitem(sys.modules, "transformers", module)
     loaded = BitDanceT2IPipeline.from_pretrained(folder, dtype="bfloat16")
     assert isinstance(loaded.tokenizer, Words)
-    assert asked == [(folder, {"local_files_only": True})]
     assert loaded.dtype == torch.bfloat16
+    (folder / "tokenizer.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tokenizers", types.SimpleNamespace(Tokenizer=Tokenizer))
+    assert isinstance(BitDanceT2IPipeline.from_pretrained(folder).tokenizer, Words)
+    assert asked == [(folder, {"local_files_only": True}), str(folder / "tokenizer.json")]
+    (folder / "tokenizer.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is damaged: no tokenizer"):
+        BitDanceT2IPipeline.from_pretrained(folder)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    class Saved(Words):
+        def save(self, path):
+            Path(path).write_text("words")
+
+    made = BitDanceT2IPipeline(tiny(), Saved())
+    made.save_pretrained(tmp_path / "model")
+    loaded = BitDanceT2IPipeline.from_pretrained(tmp_path / "model", tokenizer=Words())
+    assert loaded.config == made.config
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+    assert (tmp_path / "model" / "tokenizer.json").read_text() == "words"
+    with pytest.raises(TypeError, match="tokenizer must be a tokenizer with save_pretrained or"):
+        BitDanceT2IPipeline(tiny(), Words()).save_pretrained(tmp_path / "none")
+    with pytest.raises(FileExistsError):
+        made.save_pretrained(tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    with torch.no_grad():
+        made.model.ae.decoder.conv_in.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"weights must be finite, got others in ae\.decoder"):
+        made.save_pretrained(tmp_path / "none")
 
 
 def test_another_autoencoder_takes_the_place_of_that_of_the_release(tmp_path):

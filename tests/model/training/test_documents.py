@@ -249,8 +249,8 @@ def test_packs_have_every_document_once_an_epoch_and_keep_the_budget():
     for packs in epochs:
         assert Counter(np.concatenate(packs).tolist()) == Counter(range(200))
         assert max(lengths[pack].sum() for pack in packs) <= 64
-    assert len(packer) <= 1.03 * lengths.sum() / 64 + 1
-    assert any(set(a) != set(b) for a, b in zip(*epochs[:2], strict=True))
+    assert len(packer) <= 1.08 * lengths.sum() / 64 + 1
+    assert sum(set(a) != set(b) for a, b in zip(*epochs[:2], strict=True)) > 0.9 * len(packer)
     again = DocumentPacker(lengths, 64, seed=5)
     assert np.array_equal(again.pack(2, 7), epochs[2][7])
     with pytest.raises(ValueError, match="max_tokens must be at least 39, the tokens of document"):
