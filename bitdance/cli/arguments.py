@@ -13,6 +13,7 @@ from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.quantization import QUANTIZATIONS
 from bitdance.pipelines.class_conditional import BitDancePipeline
+from bitdance.pipelines.text_to_image import BitDanceT2IPipeline
 
 __all__ = [
     "AUTOENCODER_HELP",
@@ -27,6 +28,7 @@ __all__ = [
     "check_device",
     "load_autoencoder",
     "load_pipeline",
+    "load_text_pipeline",
     "make_strict",
     "positive_int",
 ]
@@ -106,6 +108,17 @@ def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> Bi
         dtype=DTYPES[given.get("dtype", "float32")],
         quantization=given.get("quantization"),
         device=given.get("device", "cpu"),
+    )
+
+
+def load_text_pipeline(options: argparse.Namespace) -> BitDanceT2IPipeline:
+    """Load the text-to-image model that the arguments name."""
+    return BitDanceT2IPipeline.from_pretrained(
+        options.model,
+        autoencoder=options.autoencoder,
+        dtype=DTYPES[options.dtype],
+        quantization=options.quantization,
+        device=options.device,
     )
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.cli.arguments import (
-    DTYPES,
     add_model_arguments,
     add_quantization_argument,
     add_sampling_arguments,
     load_pipeline,
+    load_text_pipeline,
     positive_int,
 )
 from bitdance.cli.errors import world_of
@@ -20,7 +20,6 @@ from bitdance.evaluation.prompt_lists import LAYOUTS, read_prompts
 from bitdance.evaluation.sample import sample_classes
 from bitdance.evaluation.sample_prompts import IMAGES, sample_prompts
 from bitdance.io.outputs import check_folder
-from bitdance.pipelines.text_to_image import BitDanceT2IPipeline
 
 __all__ = ["add_command"]
 
@@ -103,10 +102,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _run_prompts(options: argparse.Namespace, world: World) -> None:
     prompts = read_prompts(options.prompts, options.layout)
-    pipeline = BitDanceT2IPipeline.from_pretrained(
-        options.model, autoencoder=options.autoencoder, dtype=DTYPES[options.dtype],
-        quantization=options.quantization, device=options.device,
-    )  # fmt: skip
+    pipeline = load_text_pipeline(options)
     given = {
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,

@@ -39,7 +39,12 @@ from bitdance.pipelines.prompts import (
     save_tokenizer,
     token_ids,
 )
-from bitdance.pipelines.text_to_image_files import load_release, save_release
+from bitdance.pipelines.text_to_image_files import (
+    SamplingConfig,
+    load_release,
+    read_sampling,
+    save_release,
+)
 from bitdance.sampling.ar_sampler import OnStep
 from bitdance.sampling.text_to_image import TextToImageSampler
 
@@ -56,17 +61,23 @@ class BitDanceT2IPipeline(BasePipeline):
     Args:
         model: the networks.
         tokenizer: tokenizer of texts, for example from ``transformers.AutoTokenizer``.
+        sampling: size of images, steps and guidance by default.
 
     Attributes:
         model: the networks, a ``torch.nn.Module`` with the official parameter names.
         config: configuration of the model.
         tokenizer: tokenizer of texts.
+        sampling: size of images, steps and guidance by default.
     """
 
     sampler: TextToImageSampler
 
-    def __init__(self, model: TextToImageModel, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, model: TextToImageModel, tokenizer: TextTokenizer,
+        sampling: SamplingConfig | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(TextToImageSampler(model))
+        self.sampling = sampling or SamplingConfig()
         self.config, self.tokenizer = model.config, tokenizer
         self._tokenizing = threading.Lock()
 
@@ -143,10 +154,11 @@ class BitDanceT2IPipeline(BasePipeline):
         own = None
         if autoencoder is not None:
             own = locate(autoencoder, local_files_only=local_files_only, autoencoder=True)
+        sampling = read_sampling(folder)
         if quantization is None:
-            return cls(load_release(folder, parsed, device, autoencoder=own), tokenizer)
+            return cls(load_release(folder, parsed, device, autoencoder=own), tokenizer, sampling)
         # Rounded before it is moved, so that the device never holds the whole weights.
-        pipeline = cls(load_release(folder, parsed, "cpu", autoencoder=own), tokenizer)
+        pipeline = cls(load_release(folder, parsed, "cpu", autoencoder=own), tokenizer, sampling)
         quantize_blocks("from_pretrained", pipeline._blocks, quantization)
         return pipeline.to(device)
 
@@ -171,7 +183,7 @@ class BitDanceT2IPipeline(BasePipeline):
             raise ValueError(f"save_pretrained: weights must be finite, got others in {broken[0]}")
         staged = StagedFolder(folder)
         try:
-            save_release(self.model, staged.path)
+            save_release(self.model, self.sampling, staged.path)
             save_tokenizer(self.tokenizer, staged.path)
             staged.commit()
         finally:
@@ -198,11 +210,11 @@ class BitDanceT2IPipeline(BasePipeline):
         self,
         prompt: str | Sequence[str],
         *,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        height: int = 1024,
-        width: int = 1024,
+        height: int | None = None,
+        width: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators | None = None,
         seed: Seeds | None = None,
@@ -220,7 +232,8 @@ class BitDanceT2IPipeline(BasePipeline):
 
         Args:
             prompt: text of what to draw, or several.
-            num_inference_steps: denoising steps per patch, before the final one.
+            num_inference_steps: denoising steps per patch, before the final one; by default the
+                model's own, as are the guidance scale and the size.
             guidance_scale: guidance scale of all AR steps; 1 or less turns guidance off.
             negative_prompt: text that guidance leads away from, one for all prompts or one per
                 prompt. By default, and if it is empty, the text that training put in place of a
@@ -260,7 +273,10 @@ class BitDanceT2IPipeline(BasePipeline):
         """
         function = "BitDanceT2IPipeline"
         prompts = _texts("prompt", prompt)
-        grid = self.grid(height, width)
+        own = self.sampling
+        grid = self._grid_or_default(height, width)
+        steps = own.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = own.guidance_scale if guidance_scale is None else guidance_scale
         negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
         if negative_prompt is None or isinstance(negative_prompt, str):
             negatives *= len(prompts)
@@ -269,8 +285,8 @@ class BitDanceT2IPipeline(BasePipeline):
                 f"{function}: negative_prompt must be one text, or one per prompt "
                 f"({len(prompts)}), got {len(negatives)}"
             )
-        steps = exact_int(function, "num_inference_steps", num_inference_steps, 1)
-        scale = finite_number(function, "guidance_scale", guidance_scale)
+        steps = exact_int(function, "num_inference_steps", steps, 1)
+        scale = finite_number(function, "guidance_scale", scale)
         with self._tokenizing:
             prefix = image_prefix(self.tokenizer, grid, self.config.parallel_num)
             encoded = [token_ids(self.tokenizer, PROMPT.format(text)) for text in prompts]
@@ -318,8 +334,8 @@ class BitDanceT2IPipeline(BasePipeline):
         self,
         packed_latents: torch.Tensor,
         *,
-        height: int = 1024,
-        width: int = 1024,
+        height: int | None = None,
+        width: int | None = None,
         generator: Generators | None = None,
         seed: Seeds | None = None,
         sample_ids: Sequence[int] | None = None,
@@ -330,8 +346,8 @@ class BitDanceT2IPipeline(BasePipeline):
 
         Args:
             packed_latents: uint8 [n, tokens, ceil(C / 8)] in generation order.
-            height: height in pixels.
-            width: width in pixels.
+            height: height in pixels, by default the model's own.
+            width: width in pixels, by default the model's own.
             generator: as for a call of the pipeline; used by a decoder that takes noise.
             seed: as for a call of the pipeline.
             sample_ids: as for a call of the pipeline.
@@ -343,11 +359,17 @@ class BitDanceT2IPipeline(BasePipeline):
             TypeError: `packed_latents` is no tensor.
             ValueError: `packed_latents` has another dtype, or is not of images of that size.
         """
-        shape = self._image_shape(self.grid(height, width))
+        shape = self._image_shape(self._grid_or_default(height, width))
         packed = check_packed_latents(packed_latents, shape)
         check_output_type("decode", output_type, ("pil", "np", "pt", "uint8"))
         seeds, ids = image_seeds("decode", seed, generator, sample_ids, len(packed))
         return self._decode(packed, shape, seeds, ids, batch_size, output_type, "decode")
+
+    def _grid_or_default(self, height: int | None, width: int | None) -> tuple[int, int]:
+        own = self.sampling
+        return self.grid(
+            own.height if height is None else height, own.width if width is None else width
+        )
 
     def _image_shape(self, grid: tuple[int, int]) -> ImageShape:
         config = self.config.autoencoder

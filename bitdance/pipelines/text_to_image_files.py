@@ -13,6 +13,7 @@ from torch import nn
 from bitdance.io import weights
 from bitdance.io.files import CheckpointError, one_line, write_text
 from bitdance.io.json_files import read_json
+from bitdance.io.settings import Count, Number, parse, settings
 from bitdance.io.state_names import normalize_names
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.diffusion_head import DiffusionHead
@@ -28,7 +29,48 @@ from bitdance.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 
-__all__ = ["load_release", "read_language_model", "read_release", "save_release"]
+__all__ = [
+    "SamplingConfig",
+    "load_release",
+    "read_language_model",
+    "read_release",
+    "read_sampling",
+    "save_release",
+]
+
+_SAMPLING = "sampling_config.json"
+
+
+@settings
+class SamplingConfig:
+    """Sampling by default; the authors' where a release says nothing.
+
+    Args:
+        height: pixels vertically.
+        width: pixels horizontally.
+        num_inference_steps: denoising steps per patch.
+        guidance_scale: guidance scale of all AR steps.
+    """
+
+    height: Count = 1024
+    width: Count = 1024
+    num_inference_steps: Count = 50
+    guidance_scale: Number = 7.5
+
+
+def read_sampling(folder: Path) -> SamplingConfig:
+    """What a folder says of sampling.
+
+    Raises:
+        CheckpointError: its file is damaged.
+    """
+    path = folder / _SAMPLING
+    if not path.exists():
+        return SamplingConfig()
+    try:
+        return parse(SamplingConfig, read_json(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {one_line(error)}") from error
 
 
 def load_release(
@@ -109,7 +151,7 @@ def read_release(folder: Path) -> weights.Tensors:
     return tensors
 
 
-def save_release(model: TextToImageModel, folder: Path) -> None:
+def save_release(model: TextToImageModel, sampling: SamplingConfig, folder: Path) -> None:
     """Write a model in the form of a release into a folder that exists.
 
     Raises:
@@ -122,6 +164,7 @@ def save_release(model: TextToImageModel, folder: Path) -> None:
                         **config.llm.to_dict()},
         "vision_head_config.json": {**head, "parallel_num": config.parallel_num},
         "ae_config.json": config.autoencoder.to_dict(),
+        _SAMPLING: dataclasses.asdict(sampling),
     }  # fmt: skip
     state = model.state_dict()
     for prefix, name in {"llm_model.": "model.safetensors", **_PARTS}.items():

@@ -27,6 +27,7 @@ from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.token_order import generation_order
 from bitdance.pipelines.prompts import TextTokenizer, load_tokenizer
 from bitdance.pipelines.text_to_image import BitDanceT2IPipeline
+from bitdance.pipelines.text_to_image_files import SamplingConfig
 from bitdance.training.documents import DocumentMaker, TextSegment, add_image_tokens, pack_documents
 from bitdance.training.draws import Draws, Purpose
 from bitdance.training.initial_weights import locate_init
@@ -197,16 +198,8 @@ class TextToImageTask:
         """Do nothing: all that is trained is in the module."""
 
     def save_samples(self, path: Path) -> None:
-        """Write a grid of images of prompts, on the grid that most images have."""
-        grids, counts = np.unique(self._data.grids, axis=0, return_counts=True)
-        height, width = (
-            grids[counts.argmax()] * self.module.config.autoencoder.downsampling
-        ).tolist()
-        images = self._pipeline()(
-            self._prompts(), height=height, width=width,
-            num_inference_steps=self._config.num_inference_steps,
-            guidance_scale=self._config.guidance_scale,
-        ).images  # fmt: skip
+        """Write a grid of images of prompts."""
+        images = self._pipeline()(self._prompts(), seed=0).images
         save_image(image_grid(images, min(len(images), _SAMPLES)), path)
 
     def _prompts(self) -> list[str]:
@@ -220,7 +213,13 @@ class TextToImageTask:
         self._pipeline().save_pretrained(folder / "model")
 
     def _pipeline(self) -> BitDanceT2IPipeline:
-        pipeline = BitDanceT2IPipeline(self.module, self._tokenizer)
+        # The size that most images have.
+        grids, counts = np.unique(self._data.grids, axis=0, return_counts=True)
+        factor = self.module.config.autoencoder.downsampling
+        height, width = (grids[counts.argmax()] * factor).tolist()
+        config = self._config
+        sampling = SamplingConfig(height, width, config.num_inference_steps, config.guidance_scale)
+        pipeline = BitDanceT2IPipeline(self.module, self._tokenizer, sampling)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -104,8 +104,8 @@ class TextToImageRun:
         parallel: use of several processes, and of memory.
         tokenizer_path: folder of the text tokenizer; by default `init`.
         prompts: prompts of the sample images; by default captions of the data.
-        num_inference_steps: denoising steps of the sample images.
-        guidance_scale: guidance of the sample images.
+        num_inference_steps: denoising steps of the sample images; the exported model's default.
+        guidance_scale: guidance of the sample images; the exported model's default.
         init: folder with the initial weights: a run's, what it exported, a release, or a language
             model alone. By default weights are drawn.
 

@@ -223,7 +223,9 @@ def test_numbers_in_any_notation(folder, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_hides_empty_defaults(capsys, command):
-    kinds = [[command, "autoencoder"], [command, "model"]] if command == "train" else [[command]]
+    kinds = [[command]]
+    if command == "train":
+        kinds = [[command, kind] for kind in ("autoencoder", "model", "text-to-image")]
     for arguments in kinds:
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, "--help"])
@@ -235,7 +237,7 @@ def test_help_hides_empty_defaults(capsys, command):
             assert "(default: cpu)" in text or command == "train"
     if command == "generate":
         assert "random seed, 0 to 2^64 - 1 (default: 0)" in " ".join(text.split())
-        assert text.count("default: the model's own") == 2
+        assert " ".join(text.split()).count("default: the model's own") == 4
 
 
 def test_every_argument_of_every_command_has_a_strict_type():
