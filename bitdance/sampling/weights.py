@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from bitdance.models import large_pages
 from bitdance.models.quantization import AnyLinear, Float8Linear, QuantizedLinear
 from bitdance.models.tracing import is_traced
 from bitdance_kernels import CpuGraph, default_backend, linear, linear_swiglu, pack_weight
@@ -75,7 +76,7 @@ class JoinedLinear:
 
     def empty(self, *rows: int) -> torch.Tensor:
         """An uninitialized result of that many rows."""
-        return self.weight.new_empty(*rows, self.features)
+        return _empty(self.weight, (*rows, self.features), self.weight.dtype)
 
     def __call__(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product [M, N] of `x` [M, K], written into `out` if that is given."""
@@ -144,7 +145,7 @@ class PackedLinear:
             shape = (features // 16, channels, 16)
         elif isinstance(layers[0], Float8Linear):
             shape, dtype = (features // 16, channels // 16 + 1, 32, 8), torch.uint8
-        self.weight = layers[0].weight.detach().new_empty(shape, dtype=dtype)
+        self.weight = _empty(layers[0].weight.detach(), shape, dtype)
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -169,6 +170,13 @@ class PackedLinear:
             )
         if self._bias is not None:
             self._bias.load()
+
+
+def _empty(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory on the device of a tensor."""
+    if like.is_cpu:
+        return large_pages.empty(shape, dtype)
+    return like.new_empty(shape, dtype=dtype)
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

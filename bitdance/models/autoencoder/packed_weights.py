@@ -12,6 +12,7 @@ import copy
 import torch
 from torch import nn
 
+from bitdance.models import large_pages
 from bitdance.models.autoencoder.blocks import Decoder, Upsample
 from bitdance_kernels import CpuGraph, conv3x3, linear, pack_weight
 
@@ -68,7 +69,8 @@ class PackedConvolution(nn.Module):
         self._whole = convolution.kernel_size == (3, 3)
         self._upscale_factor, self.bias = upscale_factor, convolution.bias
         rows = convolution.weight.detach().permute(0, 2, 3, 1).flatten(1)
-        self.register_buffer("weight", pack_weight(rows, "panels"), persistent=False)
+        memory = large_pages.empty((len(rows) // _PANEL, rows.shape[1], _PANEL), rows.dtype)
+        self.register_buffer("weight", pack_weight(rows, "panels", out=memory), persistent=False)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """The convolution of `x`; with 3 x 3 pixels added to `residual`, where one is given."""
