@@ -23,7 +23,7 @@ from bitdance.data.packed_files import (
 )
 from bitdance.io.settings import Count, Integer, ListOrTuple, Text, invalid, settings
 
-__all__ = ["CAPTIONED_FORMAT", "END_DTYPE", "CaptionedDataset", "is_captioned"]
+__all__ = ["CAPTIONED_FORMAT", "END_DTYPE", "CaptionedDataset"]
 
 CAPTIONED_FORMAT = "bitdance-captioned-1"
 END_DTYPE = np.dtype("<i8")
@@ -73,12 +73,6 @@ class _Texts:
     def text(self, number: int) -> str:
         start = self._ends[number - 1] if number else 0
         return self._texts[start : self._ends[number]].tobytes().decode("utf-8")
-
-
-def is_captioned(folder: str | Path) -> bool:
-    """Whether a folder has the index of a data set of packed codes with captions."""
-    path = Path(folder) / INDEX
-    return path.is_file() and CAPTIONED_FORMAT in path.read_text("utf-8", errors="replace")[:4096]
 
 
 class CaptionedDataset:

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from bitdance.data.captioned_dataset import CaptionedDataset, is_captioned
+from bitdance.data.captioned_dataset import CaptionedDataset
 from bitdance.data.captioned_writer import CaptionedWriter
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.data.packed_files import PackedDatasetError
@@ -34,7 +34,6 @@ def test_what_is_written_is_read(tmp_path, shard_size):
     written = write(tmp_path / "data", shard_size=shard_size)
     data = CaptionedDataset(tmp_path / "data")
     assert (len(data), data.channels, data.metadata) == (7, 12, {"a": 1})
-    assert is_captioned(tmp_path / "data")
     found = {data.id(i): i for i in range(len(data))}
     for name, grid, codes, captions in written:
         i = found[name]
