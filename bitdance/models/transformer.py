@@ -87,6 +87,17 @@ class _Attention(nn.Module):
         mask: Ranges | torch.Tensor,
     ) -> torch.Tensor:
         """New tokens [B, T, C] after `lengths` cached ones; see ``TransformerBlock.decode``."""
+        return self.wo(self.attend(x, freqs, cache, lengths, mask))
+
+    def attend(
+        self,
+        x: torch.Tensor,
+        freqs: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        lengths: torch.Tensor,
+        mask: Ranges | torch.Tensor,
+    ) -> torch.Tensor:
+        """All of ``decode`` but its last product."""
         keys, values = cache
         q = rope_append(self.wqkv(x), keys, values, lengths, freqs, num_heads=self.num_heads)
         if isinstance(mask, Ranges):
@@ -94,7 +105,7 @@ class _Attention(nn.Module):
             out = block_causal_attention(q, keys[:, :count], values[:, :count], mask)
         else:
             out = block_decode_attention(q, keys, values, mask)
-        return self.wo(out.flatten(2))
+        return out.flatten(2)
 
 
 class _FeedForward(nn.Module):

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from bitdance.models.kv_cache import KVCache
-from bitdance.models.transformer import Transformer
+from bitdance.models.transformer import Transformer, TransformerBlock
 from bitdance.sampling.changes import Changes
 from bitdance.sampling.weights import PackedLinear, takes_panels
-from bitdance_kernels import Ranges, linear
+from bitdance_kernels import Ranges, linear, linear_gated_residual, linear_swiglu
 
 __all__ = ["PanelTransformer", "panel_transformer"]
 
@@ -64,10 +64,42 @@ class _PanelLinear(nn.Module):
         """[..., in_features] to [..., out_features]."""
         return linear(x, self.packed.weight, self.packed.bias)
 
+    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
+        """The gated product [..., out_features / 2]."""
+        return linear_swiglu(x, self.packed.weight, self.packed.bias)
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The product, added to `residual`."""
+        return linear_gated_residual(x, self.packed.weight, self.packed.bias, residual)
+
+
+class _PanelBlock(TransformerBlock):
+    """A block whose gate and sums are parts of its products."""
+
+    def decode(
+        self,
+        x: torch.Tensor,
+        freqs: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        lengths: torch.Tensor,
+        mask: Ranges | torch.Tensor,
+    ) -> torch.Tensor:
+        """See ``TransformerBlock.decode``."""
+        w1, w2 = self.feed_forward.w1, self.feed_forward.w2
+        wo = self.attention.wo
+        assert isinstance(w1, _PanelLinear)
+        assert isinstance(w2, _PanelLinear)
+        assert isinstance(wo, _PanelLinear)
+        attended = self.attention.attend(self.attention_norm(x), freqs, cache, lengths, mask)
+        x = wo.added(attended, x)
+        return w2.added(w1.swiglu(self.ffn_norm(x)), x)
+
 
 def _with_panels(network: Network) -> Network:
     """A copy of a network that shares all but its linear layers."""
     shared = copy.copy(network)
+    if isinstance(shared, TransformerBlock):
+        object.__setattr__(shared, "__class__", _PanelBlock)
     shared._modules = {
         name: _PanelLinear(child) if isinstance(child, nn.Linear) else child and _with_panels(child)
         for name, child in network._modules.items()
