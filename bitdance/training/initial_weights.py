@@ -63,7 +63,7 @@ def locate_init(source: str, module: nn.Module | type[nn.Module]) -> Path:
     kind = module if isinstance(module, type) else type(module)
     try:
         if issubclass(kind, TextToImageModel):
-            return locate_release(source)
+            return locate_release(source, language_model=True)
         return locate(source, autoencoder=issubclass(kind, BinaryAutoencoder))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"init: {error}") from error

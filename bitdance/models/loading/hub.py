@@ -62,11 +62,18 @@ def _bundled(name: str) -> Path:
 
 
 def locate_release(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> Path:
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False,
+    language_model: bool = False,
+) -> Path:  # fmt: skip
     """The folder of a text-to-image release; a repository is downloaded.
 
     The configurations are fetched first, and the weights only if those of a release are among them.
+
+    Args:
+        source: folder, or the id "owner/name" of a repository.
+        revision: revision of the repository.
+        local_files_only: use only files that were downloaded before.
+        language_model: a language model alone is enough.
 
     Raises:
         FileNotFoundError: there is no such folder or repository.
@@ -77,7 +84,8 @@ def locate_release(
         return path
     fetch = _Repository(str(source), revision, local_files_only)
     folder = fetch("*.json", "*.txt", "*.jinja")
-    missing = [name for name in RELEASE_CONFIGS if not (folder / name).exists()]
+    needed = RELEASE_CONFIGS[:1] if language_model else RELEASE_CONFIGS
+    missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise CheckpointError(
             f"{str(source)!r} has no {missing[0]}: it is not a text-to-image release"

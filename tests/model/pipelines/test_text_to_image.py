@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from bitdance import BitDanceT2IPipeline, GenerationCancelled
 from bitdance.io.files import CheckpointError
+from bitdance.models.loading.hub import locate_release
 from bitdance.pipelines import prompts
 from bitdance_kernels import unpack_signs
 from tests.model.models.test_text_to_image import CONFIG, tiny
@@ -354,6 +355,10 @@ def test_a_release_is_downloaded_configurations_first(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"has no vision_head_config\.json: it is not a text"):
         load("owner/name")
     assert [weights for *_, weights in asked] == [False], "no weights of another model"
+    assert locate_release("owner/name", language_model=True) == folder
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        locate_release("owner/name", language_model=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The recipes for ImageNet: the published numbers, and a run of one at a small size."""
+"""The recipes: the published numbers, and a run of one for ImageNet at a small size."""
 
 import dataclasses
 import io
@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from bitdance.cli.main import main
-from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS
+from bitdance.models.config import AUTOENCODER_PRESETS, HEAD_PRESETS, PRESETS
+from bitdance.models.qwen3 import Qwen3Config
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training.config import read_config
 from tests.model.helpers.tiny import AUTOENCODER, tiny_model
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "imagenet"
+TEXT_RECIPES = RECIPES.with_name("text_to_image")
 EPOCH = 1_281_167 // 1024
 
 
@@ -41,6 +43,23 @@ def test_the_autoencoder_is_the_published_one():
     run = read_config(RECIPES / "autoencoder.toml")
     assert run.autoencoder == AUTOENCODER_PRESETS["d16c32"]
     assert run.init == read_config(RECIPES / "b-1x.toml").autoencoder_path
+
+
+@pytest.mark.parametrize("parallel_num", [16, 64])
+def test_recipes_for_text_have_the_published_numbers(parallel_num):
+    run = read_config(TEXT_RECIPES / f"14b-{parallel_num}x.toml")
+    llm = Qwen3Config(hidden_size=5120, num_hidden_layers=40, num_attention_heads=40,
+                      num_key_value_heads=8, intermediate_size=17408)  # fmt: skip
+    config = run.model_config(llm, AUTOENCODER_PRESETS["d16c32"])
+    assert config.head == HEAD_PRESETS["t2i-14b"]
+    assert config.parallel_num == parallel_num
+    optim, shape = run.optim, run.text_to_image
+    assert (optim.steps, optim.seed, optim.eps) == (1_000_000, 4396, 1e-15)
+    assert (optim.learning_rate(1999), optim.learning_rate(optim.steps - 1)) == (1e-5, 1e-5)
+    assert optim.learning_rate(999) == 5e-6
+    assert (optim.betas, optim.grad_clip) == ((0.9, 0.95), 1.0)
+    assert (shape.text_weight, shape.vision_weight, shape.diff_batch_mul) == (0.01, 1.0, 1)
+    assert (shape.perturb_rate, run.data.text_dropout, run.data.max_tokens) == (0.1, 0.1, 37_376)
 
 
 def archive(path):
