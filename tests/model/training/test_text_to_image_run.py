@@ -242,6 +242,21 @@ def test_two_processes_train_as_one(folder, data, tmp_path, strategy):
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
 
 
+def _begin_in_world(rank, config, path):
+    torch.set_num_threads(1)
+    with World.from_env() as world:
+        train(config, path, world, stop_at=3)
+
+
+@pytest.mark.slow
+def test_one_process_continues_what_two_began(folder, data, tmp_path):
+    _, alone = train(run_config(folder, data), tmp_path / "one")
+    config = run_config(folder, data, parallel={"strategy": "fsdp"})
+    run_processes(_begin_in_world, config, tmp_path / "two")
+    _, later = train(run_config(folder, data), tmp_path / "two")
+    np.testing.assert_allclose(later, alone[3:], rtol=1e-6)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_parts_of_a_batch_and_checkpointing_change_nothing(folder, data, tmp_path, accumulate):
     _, plain = train(run_config(folder, data, steps=3), tmp_path / "plain")
