@@ -40,8 +40,8 @@ def can_pack(decoder: Decoder) -> bool:
 def packed(decoder: Decoder) -> Decoder:
     """A copy of `decoder` with packed convolutions, which shares all its other parameters.
 
-    Those whose features are no multiple of 16 stay as they are. A later change of the weight of the
-    others is not seen.
+    Those whose features are no multiple of 16 stay as they are, but for the last one, whose few
+    features are filled up. A later change of the weights of the others is not seen.
     """
     shared = {id(parameter): parameter for parameter in decoder.parameters()}
     result = copy.deepcopy(decoder, shared)
@@ -51,6 +51,9 @@ def packed(decoder: Decoder) -> Decoder:
                 setattr(module, name, PackedConvolution(child))
             elif isinstance(child, Upsample) and child.conv1.in_channels % _PANEL == 0:
                 setattr(module, name, PackedConvolution(child.conv1, upscale_factor=2))
+    last: nn.Module = result.conv_out
+    if isinstance(last, nn.Conv2d):
+        result.add_module("conv_out", _FilledConvolution(last))
     return result
 
 
@@ -68,9 +71,7 @@ class PackedConvolution(nn.Module):
         super().__init__()
         self._whole = convolution.kernel_size == (3, 3)
         self._upscale_factor, self.bias = upscale_factor, convolution.bias
-        rows = convolution.weight.detach().permute(0, 2, 3, 1).flatten(1)
-        memory = large_pages.empty((len(rows) // _PANEL, rows.shape[1], _PANEL), rows.dtype)
-        self.register_buffer("weight", pack_weight(rows, "panels", out=memory), persistent=False)
+        self.register_buffer("weight", _panels(_rows(convolution)), persistent=False)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """The convolution of `x`; with 3 x 3 pixels added to `residual`, where one is given."""
@@ -78,3 +79,35 @@ class PackedConvolution(nn.Module):
             factor = self._upscale_factor
             return conv3x3(x, self.weight, self.bias, residual, upscale_factor=factor)
         return linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class _FilledConvolution(nn.Module):
+    """The same of a convolution of 3 x 3 pixels with few features, beside which there are zeros."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self._features = convolution.out_channels
+        filled = -self._features % _PANEL
+        rows = nn.functional.pad(_rows(convolution), (0, 0, 0, filled))
+        self.register_buffer("weight", _panels(rows), persistent=False)
+        bias = convolution.bias
+        bias = None if bias is None else nn.functional.pad(bias.detach(), (0, filled))
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution of `x`."""
+        return conv3x3(x, self.weight, self.bias)[:, : self._features]
+
+
+def _rows(convolution: nn.Conv2d) -> torch.Tensor:
+    """The weight as a matrix of features and what they are products of."""
+    return convolution.weight.detach().permute(0, 2, 3, 1).flatten(1)
+
+
+def _panels(rows: torch.Tensor) -> torch.Tensor:
+    """The matrix in panels."""
+    memory = large_pages.empty((len(rows) // _PANEL, rows.shape[1], _PANEL), rows.dtype)
+    return pack_weight(rows, "panels", out=memory)

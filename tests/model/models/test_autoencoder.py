@@ -457,9 +457,11 @@ def test_a_packed_decoder_shares_all_but_its_convolutions_weights():
     decoder = packed(model.decoder)
     plain = [m for m in model.decoder.modules() if isinstance(m, torch.nn.Conv2d)]
     left = [m for m in decoder.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert [m.out_channels % 16 == 0 for m in plain].count(False) == len(left) > 0
-    weights = {id(m.weight) for m in plain} - {id(m.weight) for m in left}
-    shared = {id(p) for p in model.decoder.parameters()} - weights
+    last = model.decoder.conv_out
+    assert [m for m in plain if m.out_channels % 16 != 0] == [last]
+    assert left == [], "the last one too"
+    copied = {id(m.weight) for m in plain} | {id(last.bias)}
+    shared = {id(p) for p in model.decoder.parameters()} - copied
     assert {id(p) for p in decoder.parameters()} == shared
     assert any(isinstance(m, PackedConvolution) for m in decoder.modules())
     torch.testing.assert_close(decoder(codes), model.decoder(codes))
