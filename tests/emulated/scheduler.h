@@ -10,7 +10,9 @@
 #pragma once
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
@@ -98,11 +100,12 @@ struct Machine {
   bool disturbed = false;  // by the adversaries
   const char* fault = nullptr;
   void* scheduler = nullptr;
-  std::unique_ptr<char[]> stacks;
+  std::unique_ptr<char[], void (*)(void*)> stacks{nullptr, std::free};
   size_t stack_count = 0;
   std::function<void()> kernel;
 };
 inline Machine machine;
+constexpr size_t kPage = 1 << 21;  // so that stacks of thousands of threads need few translations
 
 inline Thread& thread() { return machine.threads[machine.running]; }
 inline int block_of_cluster() { return machine.running / machine.block_threads; }
@@ -146,7 +149,7 @@ inline void run_as_thread(int) {}
 inline void run_as_scheduler() {}
 inline void before(void*) {}
 inline void after(void*) {}
-constexpr size_t kStack = (1 << 16) + 192;  // no power of two: the tops take different cache lines
+constexpr size_t kStack = (1 << 14) + 192;  // no power of two: the tops take different cache lines
 #endif
 
 // Saves the registers that a call keeps on this stack, its pointer in *from, and goes on on `to`.
@@ -396,6 +399,12 @@ inline const char* run_threads(bool backward) {
   return "hung";
 }
 
+// The word at the end of a thread's stack.
+constexpr uint64_t kUntouched = 0x0123456789ABCDEF;
+inline uint64_t* last_word(int t) {
+  return reinterpret_cast<uint64_t*>(machine.stacks.get() + t * kStack);
+}
+
 // Runs the blocks of one cluster, or one block.
 inline const char* run_cluster(int first, int cluster, int threads, size_t shared_bytes,
                                bool backward) {
@@ -423,7 +432,9 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
   }
   if (machine.stack_count < machine.threads.size()) {
     machine.stack_count = machine.threads.size();
-    machine.stacks.reset(new char[machine.stack_count * kStack]);
+    const size_t bytes = (machine.stack_count * kStack + kPage - 1) / kPage * kPage;
+    machine.stacks.reset(static_cast<char*>(std::aligned_alloc(kPage, bytes)));
+    madvise(machine.stacks.get(), bytes, MADV_HUGEPAGE);
   }
   begin_threads(machine.threads.size());
   for (int t = 0; t < all; ++t) {
@@ -432,6 +443,7 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
     std::fill(top, top + 8, nullptr);  // six registers, the address to go on at, none to return to
     top[6] = reinterpret_cast<void*>(run_fiber);
     machine.threads[t].stack_pointer = top;
+    *last_word(t) = kUntouched;
   }
   for (LateInput& input : late_inputs) {
     const auto bytes = static_cast<unsigned char*>(input.memory);
@@ -442,6 +454,9 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
   for (Block& block : machine.blocks) show(block, [](const Store&) { return true; });
   if (!machine.previous_ended) end_previous();
   after(&machine);
+  for (int t = 0; t < all; ++t) {
+    if (*last_word(t) != kUntouched) return "a thread needs a larger stack";
+  }
   return message;
 }
 

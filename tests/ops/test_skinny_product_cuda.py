@@ -155,7 +155,8 @@ def head_widths(head):
 @pytest.mark.parametrize(("norm", "epilogue", "channels", "features"), widths())
 def test_products_of_the_presets(library, norm, epilogue, channels, features):
     """By the launches chosen for them; features beyond two clusters are more of the same."""
-    for i, rows in enumerate((2, 27, 64, 101) if channels < 2048 else (3, 38)):
+    turn = widths().index((norm, epilogue, channels, features)) % 2
+    for i, rows in enumerate(((2, 64), (27, 101))[turn] if channels < 2048 else (3, 38)):
         launch = skinny_config.choose(rows, channels, features, torch.device("cpu"))
         few = min(features, 16 * launch.tiles * (2 if channels < 2048 else 1))
         dtype = (torch.bfloat16, torch.float16)[i % 2]
@@ -249,7 +250,7 @@ def test_float8_launches_of_every_shape(library, channels):
 
 
 CHAINED = {"norm": "layer", "epilogue": "swiglu", "launch": (3, 2, 4)}
-SEEDS = 200
+SEEDS = 100
 
 
 def test_every_order_of_threads_gives_the_same_bits(library):
