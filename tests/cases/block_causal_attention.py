@@ -52,7 +52,7 @@ def samples(device: torch.device) -> Iterator[Call]:
     )
     packed = Ranges(packed.start.to(device), packed.end.to(device))
     for dtype in (F32, BF16):
-        yield call(f"packed, grouped heads, {dtype}", 1, (4, 2), 64, packed, dtype=dtype)
+        yield call(f"packed, grouped heads, {dtype}", 2, (4, 2), 64, packed, dtype=dtype)
     # Every width of a head that has tiles of its own, whole and in part.
     for D in (32, 48, 80, 128):
         for dtype in (F32, BF16):
