@@ -4,7 +4,7 @@ import pytest
 
 from tests.emulated import needs_compiler, plant, races
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 KERNELS = (
     "patch_attention", "block_decode_attention", "group_norm_silu", "skinny_product",
