@@ -314,6 +314,8 @@ class Qwen3Model(nn.Module):
             Qwen3Block(config, **factory) for _ in range(config.num_hidden_layers)
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+        # As transformers draws them; where they are the output's too, others give large logits.
+        nn.init.normal_(self.embed_tokens.weight, std=0.02)
 
     def allocate(self, rows: int, tokens: int) -> KVCache:
         """An empty cache for `tokens` tokens of `rows` rows, in the dtype of the products."""

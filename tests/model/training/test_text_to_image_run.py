@@ -58,7 +58,7 @@ def test_four_captions_are_learnt_by_heart(folder, tmp_path):
     path = write_codes(tmp_path / "four", 4, captions=1)
     source = {"path": str(path), "max_tokens": 400, "text_dropout": 0.0}
     config = run_config(
-        folder, path, steps=120, batch_size=1, lr=4e-3, ema_decay=0.99, weight_decay=0.0,
+        folder, path, steps=150, batch_size=1, lr=3e-3, ema_decay=0.99, weight_decay=0.0,
         save_every=1000, log_every=100, sample_every=1000,
         shape={"diff_dim": 64, "diff_batch_mul": 4}, settings={"data": source},
     )  # fmt: skip
