@@ -110,6 +110,11 @@ def kernels(path: Path, arch: str) -> dict[str, list[Instruction]]:
     return parse(_printed("-sass", "-arch", arch, path))
 
 
+def names(path: Path, arch: str) -> set[str]:
+    """Mangled names of the kernels for `arch` in a file, without reading their code."""
+    return set(re.findall(r"Function (\w+):\n", _printed("-res-usage", "-arch", arch, path)))
+
+
 def resources(path: Path, arch: str) -> dict[str, Resources]:
     """Resources of all kernels for `arch` in a file, by mangled name."""
     printed = _printed("-elf", "-arch", arch, path)
