@@ -69,6 +69,18 @@ def test_size_changes_no_bit(isa, threads):
     assert torch.equal(whole, torch.cat(parts))
 
 
+@pytest.mark.parametrize("isa", cpu_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_follow_each_other_are_what_others_are(isa, threads, dtype):
+    apart = torch.randn(300, 3, 37).to(dtype)
+    with cpu_isa(isa), cpu_threads(threads):
+        expected = gated_residual(*apart.unbind(1))
+        assert torch.equal(gated_residual(*(t.contiguous() for t in apart.unbind(1))), expected)
+        repeated = gated_residual(apart[:, 0].contiguous(), apart[:, 1].contiguous(), apart[:1, 2])
+        assert torch.equal(repeated[5], gated_residual(*apart[5, :2], apart[0, 2]))
+
+
 @pytest.mark.parametrize("used", [0, 1])
 def test_gradients_when_only_one_result_is_used(used):
     arguments = _arguments(5)

@@ -12,6 +12,8 @@ namespace {
 
 // Elements a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
+// Elements that threads' parts of adjacent rows are multiples of: whole cache lines.
+constexpr int64_t kAlign = 32;
 constexpr GatedResidualRows kScalarRows = {
     gated_residual_row<false>,      nullptr,
     gated_residual_halves<Float16>, gated_residual_halves<Bfloat16>,
@@ -38,8 +40,28 @@ int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, in
   const bool streamed =
       kernel.stream != nullptr && streaming_pays(4 * rows * channels) && out.wide();
   const auto forward = streamed ? kernel.stream : kernel.forward;
+  const auto fence = [streamed] {
+    if (streamed) std::atomic_thread_fence(std::memory_order_seq_cst);
+  };
+  const auto follows = [channels](bdk_rows of) { return of.stride == channels && of.repeat == 1; };
+  const bool adjacent = follows(x) && follows(h) && follows(gate) && follows(y);
+  if (adjacent && all_wide(x, h, gate, y)) {  // one long row
+    parallel_for(rows * channels, kGrain, kAlign, threads, [&](int64_t begin, int64_t end) {
+      forward(in_x.place(0, begin, nullptr), in_h.place(0, begin, nullptr),
+              in_gate.place(0, begin, nullptr), out.place(0, begin, nullptr), end - begin);
+      fence();
+    });
+    return BDK_OK;
+  }
   if (!out.wide() && x.dtype == y.dtype && h.dtype == y.dtype && gate.dtype == y.dtype) {
     const auto halves = y.dtype == kFloat16 ? kernel.float16 : kernel.bfloat16;
+    if (adjacent) {
+      parallel_for(rows * channels, kGrain, kAlign, threads, [&](int64_t begin, int64_t end) {
+        halves(in_x.halves(0) + begin, in_h.halves(0) + begin, in_gate.halves(0) + begin,
+               out.halves(0) + begin, end - begin);
+      });
+      return BDK_OK;
+    }
     parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         halves(in_x.halves(r), in_h.halves(r), in_gate.halves(r), out.halves(r), channels);
@@ -54,7 +76,7 @@ int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, in
               in_gate.read(r, c, count, buffers[2]), out.place(r, c, buffers[3]), count);
       out.put(r, c, count, buffers[3]);
     });
-    if (streamed) std::atomic_thread_fence(std::memory_order_seq_cst);
+    fence();
   });
   return BDK_OK;
 }
