@@ -11,6 +11,7 @@ import mmap
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 __all__ = ["empty"]
@@ -61,6 +62,6 @@ def _chunk(size: int) -> torch.Tensor:
     """New memory that begins with a large page; what lies before it is never touched."""
     mapping = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(mapping, dtype=torch.uint8)
+    memory = torch.from_numpy(np.frombuffer(mapping, np.uint8))
     skipped = -memory.data_ptr() % _PAGE
     return memory[skipped : skipped + size]
