@@ -17,11 +17,12 @@ import torch
 
 from benchmarks import cpu, gpu, machine, plots, report
 from benchmarks.gpu import parts
-from benchmarks.model import packed_dataset, quantization
+from benchmarks.model import packed_dataset, processes, quantization
 from benchmarks.shapes import Bench, all_benches
 
 PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
     "packed_dataset": packed_dataset.measure,
+    "processes": processes.measure,
     "quantization": quantization.measure,
 }
 """What gives figures; the others compare."""

@@ -10,9 +10,10 @@ import contextlib
 import datetime
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 _TIMEOUT = "BITDANCE_TIMEOUT"
 _DEFAULT_TIMEOUT = 600.0  # seconds; longer than rank 0 takes for a picture
-_ERROR_KEY = "bitdance/error"
+_ERROR_KEY, _LEFT_KEY = "bitdance/error", "bitdance/left"
+_LINGER = 3.0  # seconds
 _LOST = re.compile(
     r"gloo|nccl|connection (closed|reset)|connection.*(refused|lost)|broken pipe|timed? ?out"
     r"|socket|store|rendezvous|clients joined", re.IGNORECASE,
@@ -117,6 +119,18 @@ class World:
             self._owned = True
         self.group = dist.group.WORLD
         self.barrier()
+
+    def aside(self) -> World:
+        """The same processes with connections of their own, for the CPU tensors of a thread.
+
+        So that what the thread exchanges does not meet what others exchange. All processes call it.
+        """
+        if self.size == 1:
+            return World()
+        group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self._timeout))
+        world = World(self.rank, self.size, local_rank=self.local_rank, group=group)
+        world._timeout = self._timeout
+        return world
 
     @property
     def is_main(self) -> bool:
@@ -281,9 +295,29 @@ class World:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        store = None
         if error is not None:
             self.tell(error)
+            if self._owned and dist.is_initialized():
+                store = dist.distributed_c10d._get_default_store()
         self.close()
+        if store is not None:
+            lost = isinstance(error, WorldError)  # nobody needs to hear of it
+            _leave(store, wait_for=self.size if self.is_main and not lost else 0)
+
+
+def _leave(store: Any, wait_for: int) -> None:
+    """Leave a world in which there was an error.
+
+    The store with the error ends with rank 0, where torchrun has none of its own. So rank 0 waits a
+    moment for those that have yet to see that the error is told.
+    """
+    end = time.monotonic() + _LINGER
+    with contextlib.suppress(RuntimeError):  # its process has ended
+        left = store.add(_LEFT_KEY, 1)
+        while left < wait_for and time.monotonic() < end:
+            time.sleep(0.01)
+            left = store.add(_LEFT_KEY, 0)
 
 
 def _difference(a: str, b: str) -> tuple[str, str]:

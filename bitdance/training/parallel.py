@@ -21,7 +21,7 @@ from bitdance.training.task import Task
 if TYPE_CHECKING:  # these imports take a second, which commands without divided weights save
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Parallel", "distribute_like", "local", "whole"]
+__all__ = ["Parallel", "distribute_like", "is_divided", "local", "whole"]
 
 
 class Parallel:
@@ -124,7 +124,7 @@ class Parallel:
 def distribute_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor, which all processes have, divided as another is."""
     value = value.to(like.device)
-    if not _is_divided(like):
+    if not is_divided(like):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -135,16 +135,17 @@ def distribute_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def local(value: torch.Tensor) -> torch.Tensor:
     """This process's part of a tensor."""
     part: Any = value.detach()
-    return part.to_local() if _is_divided(value) else part
+    return part.to_local() if is_divided(value) else part
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
     """A tensor put together; all processes call it."""
     part: Any = value.detach()
-    return part.full_tensor() if _is_divided(value) else part
+    return part.full_tensor() if is_divided(value) else part
 
 
-def _is_divided(value: torch.Tensor) -> bool:
+def is_divided(value: torch.Tensor) -> bool:
+    """Whether processes have parts of a tensor."""
     return hasattr(value, "full_tensor")
 
 

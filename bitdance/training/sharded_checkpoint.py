@@ -7,6 +7,7 @@ written and the folder is renamed. Any number of processes reads it.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -17,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.state_dict_saver import save
 
-from bitdance.distributed import World
+from bitdance.distributed import World, WorldError
 from bitdance.io.files import CheckpointError, one_line, sha256, sync
 from bitdance.io.weights import read_pickle
+from bitdance.training.checkpoint import remove_old
+from bitdance.training.parallel import is_divided, local
 
 __all__ = ["MARKER", "STATE", "ShardedWriter", "read_folder"]
 
@@ -36,92 +39,127 @@ MARKER, STATE, _METADATA = "complete", "state.pt", ".metadata"
 class ShardedWriter:
     """Writes one checkpoint after the other, each beside the steps that follow it.
 
-    All processes call its methods alike.
+    All processes call its methods alike. Steps wait for a copy of the tensors alone: files,
+    checksums and names are made in a thread, which has its own connections to the others.
 
     Args:
         folder: folder of the run.
         world: the processes.
+        keep: number of checkpoints to keep.
     """
 
-    def __init__(self, folder: Path, world: World) -> None:
-        self._folder, self._world = folder, world
-        # Its own connections, since its thread works beside the steps.
-        self._group = dist.new_group(backend="gloo")
+    def __init__(self, folder: Path, world: World, keep: int) -> None:
+        self._folder, self._world, self._keep = folder, world.aside(), keep
+        self._pinned = world.device.type == "cuda"
+        self._copies: dict[str, Any] = {}  # which stay: new memory takes longer than the copy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bitdance-checkpoint")
-        self._pending: tuple[Path, Future[dict[str, str]]] | None = None
+        self._pending: Future[None] | None = None
+        self._closed = False
 
     @property
     def ready(self) -> bool:
-        """Whether this process has written its share."""
-        return self._pending is not None and self._pending[1].done()
+        """Whether this process has nothing more to do for the last checkpoint."""
+        return self._pending is not None and self._pending.done()
 
     def begin(
         self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
     ) -> None:
-        """Begin to write a checkpoint; it returns when the tensors may change.
+        """Begin to write a checkpoint; it returns when tensors and state may change.
 
         Args:
             step: number of its step.
             tensors: tensors by name, whole or divided.
             state: everything else, as ``read_pickle`` reads it; rank 0 writes its own.
-
-        Raises:
-            OSError: the folder cannot be written.
         """
         assert self._pending is None, "finish the one before"
-        path = self._folder / f"checkpoint-{step:08d}.tmp"
-        with self._world.together():
-            if self._world.is_main:
+        content = io.BytesIO()
+        if self._world.is_main:
+            torch.save({**state, "step": step}, content)
+        self._copy(_own(tensors, self._world))
+        self._pending = self._thread.submit(self._write, step, content.getbuffer())
+
+    def _copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        if self._copies.keys() == tensors.keys():
+            copies = [local(self._copies[name]) for name in tensors]
+            torch._foreach_copy_(copies, [local(tensor) for tensor in tensors.values()])
+            return
+        stager = DefaultStager(StagingOptions(self._pinned, False, False, False))
+        found = stager.stage(dict(tensors))
+        assert isinstance(found, dict)
+        self._copies = found
+
+    def _write(self, step: int, state: memoryview) -> None:
+        """Write all shares, then name the checkpoint and remove old ones."""
+        world, final = self._world, self._folder / f"checkpoint-{step:08d}"
+        path = final.with_suffix(".tmp")
+        try:
+            with world.together():
+                if world.is_main:
+                    shutil.rmtree(path, ignore_errors=True)
+                    path.mkdir()
+                    (path / STATE).write_bytes(state)
+            sums: dict[str, str] = {}
+            with world.together():
+                _save(path, self._copies, world)
+                sums = _checksums(path, world)
+            shares = world.gather(sums)
+            with world.together():
+                if world.is_main and not self._closed:
+                    _publish(path, final, shares)
+                    remove_old(self._folder, step, keep=self._keep)
+        except Exception:
+            if world.is_main:
                 shutil.rmtree(path, ignore_errors=True)
-                path.mkdir()
-                torch.save({**state, "step": step}, path / STATE)
-        with self._world.watched("checkpoint"):
-            written = async_save(dict(tensors), checkpoint_id=str(path), process_group=self._group)
-        assert isinstance(written, Future)
-        self._pending = path, self._thread.submit(_checksums, path, written, self._world.rank)
+            raise
 
-    def finish(self) -> Path | None:
-        """Wait for the checkpoint that is being written, and give it its name.
-
-        Returns:
-            Its folder; None if none is being written.
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one.
 
         Raises:
             OSError: a process cannot write its share; the checkpoints before are untouched.
+            WorldError: a process is lost.
         """
-        if self._pending is None:
-            return None
-        (path, written), self._pending = self._pending, None
-        try:
-            with self._world.together():
-                sums = written.result()
-            shares = self._world.gather(sums)
-            final = path.with_suffix("")
-            with self._world.together():
-                if self._world.is_main:
-                    _publish(path, final, shares)
-        except Exception:
-            if self._world.is_main:
-                shutil.rmtree(path, ignore_errors=True)
-            raise
-        return final
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
-        """End the thread, whatever becomes of a checkpoint that is being written."""
+        """End the thread; a checkpoint that is being written gets no name any more."""
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _checksums(path: Path, written: Future[Any], rank: int) -> dict[str, str]:
-    """Wait until all shares are written; the checksums of this process's files."""
+def _own(tensors: Mapping[str, torch.Tensor], world: World) -> dict[str, torch.Tensor]:
+    """What this process writes: its parts of divided tensors, and its share of the others."""
+    own, sizes = {}, [0] * world.size
+    for name in sorted(tensors, key=lambda name: (-tensors[name].numel(), name)):
+        if not is_divided(tensors[name]):
+            least = min(range(world.size), key=sizes.__getitem__)
+            sizes[least] += tensors[name].numel()
+            if least != world.rank:
+                continue
+        own[name] = tensors[name]
+    return own
+
+
+def _save(path: Path, tensors: dict[str, Any], world: World) -> None:
+    """Write this process's share; all processes fail together."""
     try:
-        written.result()
+        with world.watched("checkpoint"):
+            save(tensors, checkpoint_id=str(path), process_group=world.group)
+    except WorldError:
+        raise
     except CheckpointException as error:  # which is no Exception
         causes = (one_line(cause) for cause, _ in error.failures.values())
         raise OSError(f"cannot write {path}: {'; '.join(sorted(set(causes)))}") from error
     except RuntimeError as error:  # torch's error for a failed write
         raise OSError(f"cannot write {path}: {one_line(error)}") from error
-    own = [*path.glob(f"__{rank}_*")]
-    if rank == 0:
+
+
+def _checksums(path: Path, world: World) -> dict[str, str]:
+    """Bring this process's files to the disk; their checksums."""
+    own = [*path.glob(f"__{world.rank}_*")]
+    if world.is_main:
         own += [path / STATE, path / _METADATA]
     for file in own:
         sync(file)

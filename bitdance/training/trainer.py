@@ -126,7 +126,7 @@ class Trainer:
         self._parameters = _trained(task)
         self._average = {k: p.detach().clone() for k, p in self._parameters.items()}
         self._optimizer = _optimizer(self._parameters, config, task.no_decay)
-        self._writer = _writer(folder, world)
+        self._writer = _writer(folder, world, config.optim.keep)
         if state is not None:
             self._resume(state)
         with world.together():
@@ -332,10 +332,9 @@ class Trainer:
         self._writer.begin(self.step, tensors, rest)
 
     def _finish_checkpoint(self) -> None:
-        """Wait for the shares of the last checkpoint, if there is one, and name it."""
-        path = self._writer.finish() if self._writer is not None else None
-        if path is not None and self.world.is_main:
-            checkpoint.remove_old(self.folder, self.step, keep=self.config.optim.keep)
+        """Wait for the last checkpoint, if there is one that is being written."""
+        if self._writer is not None:
+            self._writer.finish()
 
     def _check_content(self, state: Mapping[str, Any]) -> None:
         """Check that a checkpoint is of the same data and the same frozen weights."""
@@ -383,13 +382,13 @@ def _batches(size: int, config: RunConfig, world: World) -> ShuffledBatches:
     )  # fmt: skip
 
 
-def _writer(folder: Path, world: World) -> ShardedWriter | None:
+def _writer(folder: Path, world: World, keep: int) -> ShardedWriter | None:
     """What writes checkpoints of several processes."""
     if world.size == 1:
         return None
     from bitdance.training.sharded_checkpoint import ShardedWriter
 
-    return ShardedWriter(folder, world)
+    return ShardedWriter(folder, world, keep)
 
 
 def _trained(task: Task) -> dict[str, nn.Parameter]:
