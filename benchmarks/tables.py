@@ -193,9 +193,27 @@ def quantization(run: Run) -> str:
     return markdown({"way": ""} | dict.fromkeys(names, ">"), rows)
 
 
+def processes(run: Run) -> str:
+    """A row per comparison of two processes with one, and per share of what holds up a step."""
+    rows = []
+    for row in run["processes"]:
+        times = milliseconds(row["ms"]), milliseconds(row["of_ms"])
+        if "ratio" in row:
+            found, *spread = row["ratio"]
+            value = f"{found:.2f}x ({spread[0]:.2f}-{spread[1]:.2f})"
+            limit = f"at least {row['at_least']}x"
+        else:
+            value = f"{row['share']:.1%}"
+            limit = f"less than {row['less_than']:.0%}" if "less_than" in row else ""
+        processor = f"{row['processor_ratio']:.2f}x" if "processor_ratio" in row else ""
+        rows.append((row["what"], *times, value, processor, limit))
+    columns = dict.fromkeys(("ms", "of or against ms", "", "by processor time"), ">")
+    return markdown({"what": "", **columns, "target": ""}, rows)
+
+
 KINDS: dict[str, Callable[[Run], str]] = {
     "images": images, "models": models, "probes": probes, "ways": ways,
-    "training": training, "quantization": quantization,
+    "training": training, "quantization": quantization, "processes": processes,
 }  # fmt: skip
 """What a result may hold besides the rows of ops."""
 

@@ -133,7 +133,12 @@ def test_report_makes_tables_and_plots(small, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "page", ["README", "docs/benchmarks", "docs/cards", "benchmarks/results/README"]
+    "page",
+    [
+        "README",
+        *(f"docs/{name}" for name in ("benchmarks", "cards", "generation", "processes")),
+        "benchmarks/results/README",
+    ],
 )
 def test_committed_results_are_what_the_documents_say(page):
     runs = report.load(report.RESULTS)
