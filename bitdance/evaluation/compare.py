@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from bitdance.data.prefetch import Prefetcher
 from bitdance.distributed import World
 from bitdance.evaluation.distances import (
     InceptionScore,
@@ -177,15 +178,21 @@ class _Collected:
     def read(self, batch_size: int, device: torch.device | str, title: str, progress: bool) -> None:
         """Compute the features of all images."""
         world, count = self._world, len(self._source)
-        starts = range(0, count, batch_size)[world.rank :: world.size]
+        mine = range(0, count, batch_size)[world.rank :: world.size]
+        starts = mine or range(1)  # one batch is read at least, to know the number of features
+
+        def load(i: int) -> torch.Tensor:
+            return self._source.read(starts[i], min(starts[i] + batch_size, count))
+
         hidden = not (progress and world.is_main)
-        for start in tqdm(starts or range(1), desc=title, unit="batch", disable=hidden):
-            stop = min(start + batch_size, count)
-            x, logits = self._extractor(self._source.read(start, stop).to(device))
-            if start == (starts or range(1))[0]:
-                self._begin(x, logits)
-            if starts:  # a process without a batch has read one to know the number of features
-                self._add(start, stop, x, logits)
+        with Prefetcher(load, stop=len(starts)) as batches:
+            for i, start in enumerate(tqdm(starts, desc=title, unit="batch", disable=hidden)):
+                images = batches.get(i) if self._source.prefetch else load(i)
+                x, logits = self._extractor(images.to(device))
+                if i == 0:
+                    self._begin(x, logits)
+                if mine:
+                    self._add(start, start + len(x), x, logits)
         self.moments = self.moments.reduce(world)
         self.features = world.reduce_sum(self.features)
 

@@ -32,12 +32,15 @@ class ImageSource:
         count: number of images.
         size: height and width.
         read: from the first and the last but one to uint8 [n, 3, H, W], on the CPU.
+        prefetch: whether reading goes beside other work; packed samples are decoded where the
+            features are computed.
     """
 
     name: str
     count: int
     size: tuple[int, int]
     read: Callable[[int, int], torch.Tensor]
+    prefetch: bool = True
 
     def __len__(self) -> int:
         return self.count
@@ -119,7 +122,7 @@ def _packed(path: Path, pipeline: BitDancePipeline) -> ImageSource:
     def read(start: int, stop: int) -> torch.Tensor:
         return decode_codes(pipeline, data, range(start, stop))
 
-    return ImageSource(printable(path), len(data), (side, side), read)
+    return ImageSource(printable(path), len(data), (side, side), read, prefetch=False)
 
 
 def _folder(path: Path, size: int | None, split: Split) -> ImageSource:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import types
 
 import numpy as np
@@ -334,14 +335,17 @@ def test_the_inception_of_torch_fidelity(tmp_path, monkeypatch):
         load_extractor("inception", tmp_path / "weights.pth")
 
 
-def test_a_source_reads_each_image_once():
-    """Reading is by batches."""
-    asked = []
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_a_source_reads_each_image_once(prefetch):
+    """Reading is by batches, beside the features unless it computes itself."""
+    asked, beside = [], set()
 
     def read(start, stop):
         asked.append((start, stop))
+        beside.add(threading.current_thread() is not threading.main_thread())
         return torch.zeros(stop - start, 3, 8, 8, dtype=torch.uint8)
 
-    source = ImageSource("x", 20, (8, 8), read)
+    source = ImageSource("x", 20, (8, 8), read, prefetch)
     compare(source, source, _network(None, "cpu"), batch_size=8, progress=False)
     assert asked == 2 * [(0, 8), (8, 16), (16, 20)]
+    assert beside == {prefetch}
