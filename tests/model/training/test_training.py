@@ -165,7 +165,7 @@ def wait_for(path, seconds=120):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 10 * kills.COUNT)
+@pytest.mark.timeout(120 + 30 * kills.COUNT)
 def test_killed_at_random_moments(data, tmp_path, monkeypatch):
     """Each kill leaves a valid checkpoint, and changes nothing in the end."""
     monkeypatch.setattr(Log, "plot", lambda *_: None)  # it takes a second
