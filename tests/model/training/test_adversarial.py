@@ -121,17 +121,17 @@ def test_the_discriminator_learns_and_only_by_its_own_loss(data):
 
 def test_two_processes_resume_with_their_discriminator(data, tmp_path):
     config = run(data)
-    known = train(config, tmp_path / "alone")
+    known = train(config, tmp_path / "alone", stop_at=4)
     assert "adaptive_weight" in (tmp_path / "alone" / "log.csv").read_text().splitlines()[0]
-    runs = [(config, tmp_path / "whole"), (config, tmp_path / "parts", 3)]
+    runs = [(config, tmp_path / "whole", 4), (config, tmp_path / "parts", 3)]
     (whole, begun), _ = run_processes(_train, *runs)
-    (rest,), _ = run_processes(_train, (config, tmp_path / "parts"))
+    (rest,), _ = run_processes(_train, (config, tmp_path / "parts", 4))
     assert relative(whole[:, :2], known[:, :2]) < 1e-6
     assert (begun == whole[:3]).all()
     assert (rest == whole[3:]).all()
     _assert_equal_bits(_state(tmp_path / "parts"), _state(tmp_path / "whole"))
     own = checkpoint.newest(tmp_path / "whole")["extra"]
-    assert own["adversary"]["optimizer"]["state"][0]["step"] == 4
+    assert own["adversary"]["optimizer"]["state"][0]["step"] == 2
     alone = checkpoint.newest(tmp_path / "alone")["extra"]["adversary"]["network"]
     for name, value in own["adversary"]["network"].items():
         assert (value - alone[name]).abs().max() < 1e-5

@@ -97,7 +97,8 @@ def test_a_disk_that_is_full_for_rank_0_alone(command, tmp_path):
     assert checkpoint.newest(tmp_path / "run")["step"] == 2
     assert [path.name for path in tmp_path.glob("run/checkpoint*")] == ["checkpoint-00000002"]
     assert not list(tmp_path.glob("run/.lock"))
-    assert [status for status, _ in ended([command()])] == [0, 0]
+    assert [status for status, _ in ended([command("--stop-at", "3")])] == [0, 0]
+    assert checkpoint.newest(tmp_path / "run")["step"] == 3
 
 
 def test_a_disk_that_does_not_rename(command, tmp_path):
@@ -125,7 +126,7 @@ def test_unequal_configurations_and_too_few_items(command, tmp_path):
 
 
 def test_a_missing_or_altered_shard(command, tmp_path):
-    begin = command("--set", "optim.steps=4")
+    begin = command("--stop-at", "4")
     assert [status for status, _ in ended([begin])] == [0, 0]
     run = tmp_path / "run"
     (shard,) = run.glob("checkpoint-00000004/__1_*")
