@@ -12,7 +12,7 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from bitdance.distributed import World, WorldError
 from bitdance.io.files import CheckpointError, one_line, sha256, sync
 from bitdance.io.weights import read_pickle
-from bitdance.training.checkpoint import remove_old
 from bitdance.training.parallel import is_divided, local
 
 __all__ = ["MARKER", "STATE", "ShardedWriter", "read_folder"]
@@ -45,11 +44,11 @@ class ShardedWriter:
     Args:
         folder: folder of the run.
         world: the processes.
-        keep: number of checkpoints to keep.
+        published: called in rank 0 with the step of each checkpoint that is complete.
     """
 
-    def __init__(self, folder: Path, world: World, keep: int) -> None:
-        self._folder, self._world, self._keep = folder, world.aside(), keep
+    def __init__(self, folder: Path, world: World, published: Callable[[int], None]) -> None:
+        self._folder, self._world, self._published = folder, world.aside(), published
         self._pinned = world.device.type == "cuda"
         self._copies: dict[str, Any] = {}  # which stay: new memory takes longer than the copy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bitdance-checkpoint")
@@ -89,7 +88,7 @@ class ShardedWriter:
         self._copies = found
 
     def _write(self, step: int, state: memoryview) -> None:
-        """Write all shares, then name the checkpoint and remove old ones."""
+        """Write all shares, then name the checkpoint."""
         world, final = self._world, self._folder / f"checkpoint-{step:08d}"
         path = final.with_suffix(".tmp")
         try:
@@ -106,7 +105,7 @@ class ShardedWriter:
             with world.together():
                 if world.is_main and not self._closed:
                     _publish(path, final, shares)
-                    remove_old(self._folder, step, keep=self._keep)
+                    self._published(step)
         except Exception:
             if world.is_main:
                 shutil.rmtree(path, ignore_errors=True)

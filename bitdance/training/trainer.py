@@ -9,6 +9,7 @@ its share of each batch; rank 0 alone writes log, pictures and exports.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -388,7 +389,7 @@ def _writer(folder: Path, world: World, keep: int) -> ShardedWriter | None:
         return None
     from bitdance.training.sharded_checkpoint import ShardedWriter
 
-    return ShardedWriter(folder, world, keep)
+    return ShardedWriter(folder, world, functools.partial(checkpoint.remove_old, folder, keep=keep))
 
 
 def _trained(task: Task) -> dict[str, nn.Parameter]:
