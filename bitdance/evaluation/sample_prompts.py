@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,32 +107,32 @@ def sample_prompts(
     )  # fmt: skip
     size = max(1, exact_int(function, "batch_size", batch_size, 1) // IMAGES)
     world.check_equal(f"{function}: settings", wanted)
-    lock, missing = None, []
-    with world.together():
-        if world.is_main:
-            lock = _begin(folder, wanted)
-            missing = [i for i, p in enumerate(prompts) if not _is_there(folder, p, layout)]
-    missing = world.broadcast(missing)
-    mine = missing[world.rank :: world.size]
-    hidden = not (progress and world.is_main)
-    with (
-        tqdm(total=len(mine), unit="prompt", disable=hidden) as bar,
-        pipeline.progress_bar_config(disable=True),
-    ):
-        for start in range(0, len(mine), size):
-            items = mine[start : start + size]
-            images = pipeline(
-                [prompts[i].text for i in items], num_images_per_prompt=IMAGES, seed=seed,
-                sample_ids=[IMAGES * i + j for i in items for j in range(IMAGES)],
-                num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-                height=height, width=width, batch_size=IMAGES * size,
-            ).images  # fmt: skip
-            for n, i in enumerate(items):
-                _save(images[IMAGES * n : IMAGES * (n + 1)], folder, prompts[i], layout)
-            bar.update(len(items))
-    world.barrier()
-    if lock is not None:
-        lock.release()
+    missing: list[int] = []
+    with contextlib.ExitStack() as stack:
+        with world.together():
+            if world.is_main:
+                lock = _begin(folder, wanted)  # it is held as long as there is this name
+                stack.callback(lock.release)
+                missing = [i for i, p in enumerate(prompts) if not _is_there(folder, p, layout)]
+        missing = world.broadcast(missing)
+        mine = missing[world.rank :: world.size]
+        hidden = not (progress and world.is_main)
+        with (
+            tqdm(total=len(mine), unit="prompt", disable=hidden) as bar,
+            pipeline.progress_bar_config(disable=True),
+        ):
+            for start in range(0, len(mine), size):
+                items = mine[start : start + size]
+                images = pipeline(
+                    [prompts[i].text for i in items], num_images_per_prompt=IMAGES, seed=seed,
+                    sample_ids=[IMAGES * i + j for i in items for j in range(IMAGES)],
+                    num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+                    height=height, width=width, batch_size=IMAGES * size,
+                ).images  # fmt: skip
+                for n, i in enumerate(items):
+                    _save(images[IMAGES * n : IMAGES * (n + 1)], folder, prompts[i], layout)
+                bar.update(len(items))
+        world.barrier()
     return len(missing)
 
 

@@ -13,6 +13,7 @@ from bitdance.cli.main import main
 from bitdance.distributed import World
 from bitdance.evaluation.prompt_lists import Prompt, read_prompts
 from bitdance.evaluation.sample_prompts import sample_prompts
+from bitdance.io.folder_lock import FolderLock
 from bitdance.pipelines import text_to_image
 from tests.forked import READY
 from tests.model.models.test_text_to_image import tiny
@@ -95,6 +96,25 @@ def test_geneval(lists, tmp_path, expected):
         given = {"prompts": prompts, "layout": "geneval", **SETTINGS, **changes}
         with pytest.raises(ValueError, match=f"holds samples with other settings: .*{text}"):
             sample_prompts(pipeline(), folder=out, **given)
+
+
+def test_the_folder_is_locked_until_an_error(lists, tmp_path, monkeypatch):
+    prompts, out, pipe = (
+        read_prompts(lists / "geneval.jsonl", "geneval"),
+        tmp_path / "out",
+        pipeline(),
+    )
+
+    def fail(*_, **__):
+        with pytest.raises(OSError, match="in use"):
+            FolderLock(out)
+        raise MemoryError
+
+    monkeypatch.setattr(type(pipe), "__call__", fail)
+    with pytest.raises(MemoryError) as caught:
+        sample_prompts(pipe, prompts, out, layout="geneval", **SETTINGS)
+    FolderLock(out).release()
+    assert caught.tb is not None  # its frames have all that they had, the lock too
 
 
 def _tiles(path):
