@@ -53,9 +53,9 @@ class Amounts(NamedTuple):
         jpeg_steps: training steps on JPEG files.
     """
 
-    turns: int = 8
+    turns: int = 6
     steps: int = 3
-    samples: int = 128
+    samples: int = 256
     saves: int = 4
     interval: int = 6
     jpeg_steps: int = 30
