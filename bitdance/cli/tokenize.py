@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 from bitdance.cli.arguments import DATA_HELP, add_device_argument, add_image_arguments, positive_int
+from bitdance.data.buckets import aspect_sizes
+from bitdance.data.captioned_images import iterate_captioned_images
 from bitdance.data.images import IdxImages, open_images
 from bitdance.data.packed_dataset import Variants
 from bitdance.data.tokenize import tokenize
+from bitdance.data.tokenize_captions import tokenize_captions
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 
 __all__ = ["add_command"]
+
+# Arguments of one kind of data, and what they are where they are left out.
+_OF_LABELS = {
+    "split": "train", "classes": [], "crops": 0, "min_crop": 0.8, "flips": False, "seed": 0
+}  # fmt: skip
+_OF_CAPTIONS = dict.fromkeys(("sizes", "max_pixels", "max_ratio", "parallel_num"))
 
 
 def add_command(commands: Any) -> None:
@@ -23,11 +34,33 @@ def add_command(commands: Any) -> None:
         description="Encode a data set into checksummed shards of packed bits, which training "
         "reads instead of the images.",
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
+    parser.add_argument(
+        "data", type=Path, metavar="DATA",
+        help=f"{DATA_HELP}; with --captions a .jsonl, .parquet or .tar file, or a pattern of them",
+    )  # fmt: skip
     parser.add_argument(
         "--autoencoder", required=True, help="folder of its training run, file, or hub id"
     )
-    parser.add_argument("--size", type=positive_int, required=True, help="pixels a side")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--size", type=positive_int, help="pixels a side")
+    size.add_argument(
+        "--sizes", nargs="+", metavar="HEIGHTxWIDTH",
+        help="with --captions: sizes, the nearest of which an image gets, e.g. 512x512 384x640",
+    )  # fmt: skip
+    size.add_argument(
+        "--max-pixels", type=positive_int,
+        help="with --captions: pixels of an image, at most, whose sides are in its proportion",
+    )  # fmt: skip
+    parser.add_argument("--captions", action="store_true", help="encode images with captions")
+    parser.add_argument(
+        "--parallel-num", type=positive_int, metavar="P",
+        help="with --captions: tokens a step of the model to train, a square; sides are made of "
+        "whole patches (default: 16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-ratio", type=float,
+        help="with --max-pixels: ratio of the longer to the shorter side, at most (default: 2)",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("train", "test"), default="train", help="which part")
     parser.add_argument(
         "--classes", nargs="+", default=[],
@@ -55,7 +88,82 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    _check(options)
     autoencoder = BinaryAutoencoder.from_pretrained(options.autoencoder, device=options.device)
+    if options.captions:
+        _run_captions(options, autoencoder)
+    else:
+        _run_labels(options, autoencoder)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ValueError where an argument has no effect."""
+    when, unused = "without --captions", _OF_CAPTIONS
+    if options.captions:
+        when, unused = "with --captions", _OF_LABELS
+        if options.on_error == "check":
+            raise ValueError("--on-error must be raise or skip with --captions, got check")
+    for name, usual in unused.items():
+        if (value := getattr(options, name)) != usual:
+            raise ValueError(f"--{name.replace('_', '-')} must be left out {when}, got {value}")
+    if options.max_ratio is not None and options.max_pixels is None:
+        raise ValueError(
+            f"--max-ratio must be left out without --max-pixels, got {options.max_ratio}"
+        )
+
+
+def _sizes(options: argparse.Namespace, downsampling: int) -> list[tuple[int, int]]:
+    """Heights and widths to choose from, of whole patches.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    parallel_num = options.parallel_num or 16
+    side = math.isqrt(parallel_num)
+    if side**2 != parallel_num:
+        raise ValueError(f"--parallel-num must be a square number, got {parallel_num}")
+    multiple = side * downsampling
+    if options.max_pixels is not None:
+        if options.max_pixels < multiple**2:
+            raise ValueError(
+                f"--max-pixels must be at least {multiple**2}, a patch of {multiple} x {multiple}, "
+                f"got {options.max_pixels}"
+            )
+        ratio = 2.0 if options.max_ratio is None else options.max_ratio
+        if ratio < 1:
+            raise ValueError(f"--max-ratio must be at least 1, got {ratio}")
+        return aspect_sizes(options.max_pixels, multiple, ratio)
+    names = options.sizes or [f"{options.size}x{options.size}"]
+    sizes = []
+    for name in names:
+        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", name)
+        if match is None:
+            raise ValueError(f"--sizes must be HEIGHTxWIDTH, got {name!r}")
+        sizes.append((int(match[1]), int(match[2])))
+        if any(side % multiple for side in sizes[-1]):
+            raise ValueError(
+                f"--{'sizes' if options.sizes else 'size'} must be multiples of {multiple}, the "
+                f"pixels of a patch of {side} x {side} tokens, got {name}"
+            )
+    return sizes
+
+
+def _run_captions(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> None:
+    images = iterate_captioned_images(options.data)
+    sizes = _sizes(options, autoencoder.config.downsampling)
+    done = tokenize_captions(
+        images, autoencoder, options.out, sizes=sizes, background=options.background,
+        on_error=options.on_error, progress=not options.quiet,
+    )  # fmt: skip
+    counts = ", ".join(f"{h} x {w}: {count}" for (h, w), count in sorted(done.images.items()))
+    skipped = f", {done.skipped} skipped" if done.skipped else ""
+    print(
+        f"{sum(done.images.values())} images ({counts}) with {done.captions} captions{skipped}: "
+        f"{options.out}"
+    )
+
+
+def _run_labels(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> None:
     if options.size % autoencoder.config.downsampling:
         raise ValueError(
             f"--size must be a multiple of the autoencoder's {autoencoder.config.downsampling}, "

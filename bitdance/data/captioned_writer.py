@@ -26,6 +26,7 @@ class _Pending:
 
     codes: list[np.ndarray] = field(default_factory=list)
     texts: list[list[bytes]] = field(default_factory=list)
+    bytes: int = 0
 
 
 class CaptionedWriter:
@@ -36,6 +37,8 @@ class CaptionedWriter:
         channels: C, bits per code.
         metadata: any JSON object.
         shard_size: images per file.
+        max_bytes: codes and texts that wait in memory; beyond them, the grid with the most of them
+            is written though it has fewer images.
 
     Raises:
         FileExistsError: the folder is not empty.
@@ -56,11 +59,12 @@ class CaptionedWriter:
 
     def __init__(
         self, folder: str | Path, *, channels: int, metadata: Mapping[str, Any] | None = None,
-        shard_size: int = 65536,
+        shard_size: int = 65536, max_bytes: int = 2**28,
     ) -> None:  # fmt: skip
         name = "CaptionedWriter"
         self._channels = exact_int(name, "channels", channels, minimum=1)
         self._shard_size = exact_int(name, "shard_size", shard_size, minimum=1)
+        self._max_bytes = exact_int(name, "max_bytes", max_bytes, minimum=1)
         self._metadata = copy_metadata(metadata, name)
         self._pending: dict[tuple[int, int], _Pending] = {}
         self._shards: list[dict[str, Any]] = []
@@ -97,8 +101,11 @@ class CaptionedWriter:
         pending = self._pending.setdefault(grid, _Pending())
         pending.codes.append(codes.reshape(-1, width).copy())
         pending.texts.append(texts)
+        pending.bytes += codes.nbytes + sum(map(len, texts))
         if len(pending.codes) == self._shard_size:
             self._end_shard(grid)
+        elif sum(of_grid.bytes for of_grid in self._pending.values()) > self._max_bytes:
+            self._end_shard(max(self._pending, key=lambda grid: self._pending[grid].bytes))
 
     def close(self) -> None:
         """Move the complete data set to its folder.

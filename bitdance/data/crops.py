@@ -1,4 +1,4 @@
-"""Square crops of images, with the pixels of ADM's preprocessing, which ImageNet results share."""
+"""Crops of images, with the pixels of ADM's preprocessing, which ImageNet results share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from bitdance.io.image_files import crop_center, scaled
+from bitdance.io.image_files import crop_center
 
 __all__ = ["CropDraw", "center_crop", "random_crop"]
 
@@ -28,9 +28,9 @@ class CropDraw(NamedTuple):
     left: float
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image whose shorter side is resized to `size` pixels."""
-    return crop_center(_resize(image, size), size, size)
+def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The middle of an image that is resized until it just covers `height` x `width` pixels."""
+    return crop_center(_resize(image, height, width), width, height)
 
 
 def random_crop(image: Image.Image, size: int, draw: CropDraw) -> Image.Image:
@@ -40,19 +40,26 @@ def random_crop(image: Image.Image, size: int, draw: CropDraw) -> Image.Image:
     square has a share of it from 1 to ``min_crop``; its place is drawn too.
     """
     sides = math.ceil(size / draw.min_crop) - size + 1
-    resized = _resize(image, size + int(draw.scale * sides))
+    side = size + int(draw.scale * sides)
+    resized = _resize(image, side, side)
     top = int(draw.top * (resized.height - size + 1))
     left = int(draw.left * (resized.width - size + 1))
     return resized.crop((left, top, left + size, top + size))
 
 
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size`: halved by averages of 2 x 2, then bicubic."""
-    width, height = scaled(image.size, size)
-    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize to cover `height` x `width` pixels: halved by averages of 2 x 2, then bicubic."""
+    columns, rows = _covering(image.size, height, width)
+    if columns * rows > (Image.MAX_IMAGE_PIXELS or math.inf):
         # A long strip is cropped first: resized as a whole, it would have too many pixels.
-        side = 3 * min(image.size)
-        image = crop_center(image, side, side)
-    while min(image.size) >= 2 * size:
+        scale = 3 * min(image.width / width, image.height / height)
+        image = crop_center(image, math.ceil(scale * width), math.ceil(scale * height))
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    return image.resize(scaled(image.size, size), Image.Resampling.BICUBIC)
+    return image.resize(_covering(image.size, height, width), Image.Resampling.BICUBIC)
+
+
+def _covering(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Width and height of an image of `size` that is scaled to cover `height` x `width` pixels."""
+    scale = max(width / size[0], height / size[1])
+    return max(width, round(size[0] * scale)), max(height, round(size[1] * scale))

@@ -213,7 +213,9 @@ class FileImages:
     def _read(self, file: Path | Member, crop: CropDraw | None) -> torch.Tensor:
         image = _load(file, self._background)
         square = (
-            center_crop(image, self.size) if crop is None else random_crop(image, self.size, crop)
+            center_crop(image, self.size, self.size)
+            if crop is None
+            else random_crop(image, self.size, crop)
         )
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 

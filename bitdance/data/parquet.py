@@ -22,7 +22,7 @@ from bitdance.io import files
 from bitdance.io.files import one_line
 from bitdance.io.settings import Count, parse, settings
 
-__all__ = ["from_parquet", "to_parquet"]
+__all__ = ["convert_errors", "from_parquet", "import_pyarrow", "to_parquet"]
 
 FORMAT = "bitdance-parquet-1"
 _KEY = b"bitdance"
@@ -48,7 +48,7 @@ def to_parquet(
     Example:
         >>> to_parquet("runs/fashion-codes", "codes.parquet")  # doctest: +SKIP
     """
-    pa, pq = _pyarrow()
+    pa, pq = import_pyarrow()
     if row_group_size < 1:
         raise ValueError(f"to_parquet: row_group_size must be at least 1, got {row_group_size}")
     if not isinstance(data, PackedDataset):
@@ -71,7 +71,7 @@ def to_parquet(
     path = Path(path)
     with (
         files.replace_file(path) as temporary,
-        _convert_errors(pa, f"cannot write {path}", OSError),
+        convert_errors(pa, f"cannot write {path}", OSError),
         pq.ParquetWriter(
             temporary, schema, write_page_checksum=True,
             # Codes are like noise: neither a dictionary nor compression makes them smaller.
@@ -123,14 +123,14 @@ def from_parquet(
     Example:
         >>> data = from_parquet("codes.parquet", "runs/codes")  # doctest: +SKIP
     """
-    pa, pq = _pyarrow()
+    pa, pq = import_pyarrow()
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    with _convert_errors(pa, f"{path} is not a complete Parquet file", PackedDatasetError):
+    with convert_errors(pa, f"{path} is not a complete Parquet file", PackedDatasetError):
         file = pq.ParquetFile(path, page_checksum_verification=True)
     with file:
-        with _convert_errors(pa, f"{path} is damaged", PackedDatasetError):
+        with convert_errors(pa, f"{path} is damaged", PackedDatasetError):
             schema = file.schema_arrow
             _check_columns(pa, path, schema)
         sizes, metadata = _sizes(path, schema.metadata or {}, tokens, channels)
@@ -148,7 +148,7 @@ def from_parquet(
             shard_size=shard_size,
         ) as writer:
             for number in range(file.num_row_groups):
-                with _convert_errors(pa, f"{path} is damaged", PackedDatasetError):
+                with convert_errors(pa, f"{path} is damaged", PackedDatasetError):
                     rows = file.read_row_group(number, columns=["bits", "label"])
                 for batch in rows.to_batches():
                     codes = _read_bytes(path, batch.column("bits"), width)
@@ -157,7 +157,12 @@ def from_parquet(
     return PackedDataset(folder, verify=False)
 
 
-def _pyarrow() -> tuple[types.ModuleType, types.ModuleType]:
+def import_pyarrow() -> tuple[types.ModuleType, types.ModuleType]:
+    """Import pyarrow and pyarrow.parquet.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -169,7 +174,7 @@ def _pyarrow() -> tuple[types.ModuleType, types.ModuleType]:
 
 
 @contextlib.contextmanager
-def _convert_errors(pa: types.ModuleType, what: str, kind: type[Exception]) -> Iterator[None]:
+def convert_errors(pa: types.ModuleType, what: str, kind: type[Exception]) -> Iterator[None]:
     """Convert pyarrow's errors, some of which are OSErrors or ValueErrors, to one type."""
     try:
         yield

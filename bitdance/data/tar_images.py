@@ -20,7 +20,7 @@ from bitdance.data.tar_index import Archive, Member, expand_pattern
 from bitdance.io.image_files import ImageError, printable
 from bitdance.io.validation import brief
 
-__all__ = ["find_archived_images"]
+__all__ = ["find_archived_images", "sample_name"]
 
 _LABELS = (".cls", ".json")
 _MAX_LABEL_BYTES = 1 << 20
@@ -78,13 +78,13 @@ def _are_shards(members: Iterable[Member]) -> bool:
     """Whether images have labels beside them; JSON beside images in folders may be anything."""
     images = [m.name for m in members if _is_image(m.name)]
     names = {m.name for m in members}
-    if any(f"{_key(name)[0]}.cls" in names for name in images):
+    if any(f"{sample_name(name)[0]}.cls" in names for name in images):
         return True
     one_folder = len({PurePosixPath(name).parent for name in images}) == 1
-    return one_folder and any(f"{_key(name)[0]}.json" in names for name in images)
+    return one_folder and any(f"{sample_name(name)[0]}.json" in names for name in images)
 
 
-def _key(name: str) -> tuple[str, str]:
+def sample_name(name: str) -> tuple[str, str]:
     """Name and extension as webdataset divides them: at the first dot after the last slash."""
     folder, slash, file = name.rpartition("/")
     stem, dot, extension = file.partition(".")
@@ -153,7 +153,7 @@ def _of_shards(
     for members in shards:
         samples: dict[str, dict[str, Member]] = {}
         for member in members:
-            key, extension = _key(member.name)
+            key, extension = sample_name(member.name)
             samples.setdefault(key, {})[extension] = member
         for files in samples.values():
             images = [m for extension, m in files.items() if extension in IMAGE_SUFFIXES]

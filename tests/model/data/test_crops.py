@@ -34,7 +34,9 @@ def test_the_middle_has_the_pixels_of_adm(size):
     image, side = photo(size), 32
     whole = resized(image, side)
     top, left = ((n - side) // 2 for n in whole.shape[:2])
-    assert np.array_equal(center_crop(image, side), whole[top : top + side, left : left + side])
+    assert np.array_equal(
+        center_crop(image, side, side), whole[top : top + side, left : left + side]
+    )
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -65,7 +67,9 @@ def test_draws_at_their_limits_stay_inside():
 def test_a_long_strip_is_cropped_before_it_is_resized(monkeypatch):
     strip = photo((3000, 2))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
-    assert np.array_equal(center_crop(strip, 32), center_crop(strip.crop((1497, 0, 1503, 2)), 32))
+    middle = strip.crop((1497, 0, 1503, 2))
+    assert np.array_equal(center_crop(strip, 32, 32), center_crop(middle, 32, 32))
+    assert center_crop(strip, 32, 96).size == (96, 32)
     assert random_crop(strip, 32, CropDraw(0.8, 0.9, 0.9, 0.9)).size == (32, 32)
 
 
@@ -75,7 +79,7 @@ def test_a_folder_of_images_gives_them(tmp_path):
     images, draw = open_images(tmp_path, 32), CropDraw(0.8, 0.7, 0.2, 0.5)
     taken = images.take(np.array([1, 0, 1]), [None, draw, draw])
     expected = [
-        center_crop(photo(SIZES[1], 1), 32),
+        center_crop(photo(SIZES[1], 1), 32, 32),
         random_crop(photo(SIZES[0], 0), 32, draw),
         random_crop(photo(SIZES[1], 1), 32, draw),
     ]
