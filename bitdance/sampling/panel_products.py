@@ -96,10 +96,12 @@ class _PanelBlock(TransformerBlock):
 
 
 def _with_panels(network: Network) -> Network:
-    """A copy of a network that shares all but its linear layers."""
+    """A copy of a network that shares all but its linear layers; rounded ones it shares."""
     shared = copy.copy(network)
-    if isinstance(shared, TransformerBlock):
-        object.__setattr__(shared, "__class__", _PanelBlock)
+    if isinstance(network, TransformerBlock):
+        attention, feed_forward = network.attention, network.feed_forward
+        if all(isinstance(x, nn.Linear) for x in (attention.wo, feed_forward.w1, feed_forward.w2)):
+            object.__setattr__(shared, "__class__", _PanelBlock)
     shared._modules = {
         name: _PanelLinear(child) if isinstance(child, nn.Linear) else child and _with_panels(child)
         for name, child in network._modules.items()
@@ -121,7 +123,8 @@ def panel_transformer(
     parameters = list(layers.parameters())
     size = sum(layer.weight.nbytes for layer in linears)
     if (
-        rows < MIN_ROWS
+        not linears
+        or rows < MIN_ROWS
         or size > MAX_BYTES
         or any(parameter.dtype != dtype for parameter in parameters)
     ):

@@ -434,7 +434,7 @@ inline const char* run_cluster(int first, int cluster, int threads, size_t share
     machine.stack_count = machine.threads.size();
     const size_t bytes = (machine.stack_count * kStack + kPage - 1) / kPage * kPage;
     machine.stacks.reset(static_cast<char*>(std::aligned_alloc(kPage, bytes)));
-    madvise(machine.stacks.get(), bytes, MADV_HUGEPAGE);
+    if (kStack < kPage / 64) madvise(machine.stacks.get(), bytes, MADV_HUGEPAGE);
   }
   begin_threads(machine.threads.size());
   for (int t = 0; t < all; ++t) {

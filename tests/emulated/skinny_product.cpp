@@ -18,7 +18,7 @@ const char* launch(SkinnyParams params, uint32_t seed) {
 
 template <class T, int kTokens, bool kFloat8>
 const char* launch_tokens(const SkinnyParams& params, uint32_t seed) {
-#ifndef PLANTED
+#if !defined(PLANTED) || defined(SKINNY_PRODUCT)
   if (params.epilogue == kSkinnyRope) return launch<T, kTokens, true, true, kFloat8>(params, seed);
 #endif
   if (params.norm == kSkinnyNoNorm) return launch<T, kTokens, false, false, kFloat8>(params, seed);
@@ -27,7 +27,7 @@ const char* launch_tokens(const SkinnyParams& params, uint32_t seed) {
 
 template <class T, bool kFloat8>
 const char* launch_type(const SkinnyParams& params, uint32_t seed) {
-#ifndef PLANTED  // faults are shown with 9 to 32 rows
+#if !defined(PLANTED) || defined(SKINNY_PRODUCT)  // faults are shown with 9 to 32 rows
   if (params.rows <= 8) return launch_tokens<T, 8, kFloat8>(params, seed);
   if (params.rows > 64) return launch_tokens<T, 128, kFloat8>(params, seed);
   if (params.rows > 32) return launch_tokens<T, 64, kFloat8>(params, seed);
