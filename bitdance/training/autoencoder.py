@@ -24,7 +24,7 @@ from bitdance.training.adversarial import Adversary
 from bitdance.training.config import AutoencoderRun
 from bitdance.training.datasets import augmentation, open_training_images
 from bitdance.training.draws import Draws, Purpose
-from bitdance.training.losses import ExtraLoss, call_loss, import_loss
+from bitdance.training.losses import ExtraLoss, call_loss, chroma_error, import_loss
 
 __all__ = ["CONFIG", "WEIGHTS", "AutoencoderTask"]
 
@@ -35,9 +35,9 @@ _EXAMPLES, _COLUMNS = 32, 8
 class AutoencoderTask:
     """Train a ``BinaryAutoencoder`` on images.
 
-    The loss is l1 |x - y| + l2 (x - y)^2 + entropy (sample_entropy E[H] - codebook_entropy H[E]) +
-    commitment |f - q|^2 plus the extra and adversarial terms, each with its weight; see
-    ``LossConfig`` and ``AdversarialConfig``.
+    The loss is l1 |x - y| + l2 (x - y)^2 + chroma (Cb, Cr of x - y)^2 + entropy
+    (sample_entropy E[H] - codebook_entropy H[E]) + commitment |f - q|^2 plus the extra and
+    adversarial terms, each with its weight; see ``LossConfig`` and ``AdversarialConfig``.
 
     Args:
         config: configuration of the run.
@@ -85,7 +85,8 @@ class AutoencoderTask:
         adversarial = config.adversarial.weight > 0
         self._adversary = Adversary(config, last, self._device) if adversarial else None
         self.columns = (
-            "l1", "l2", "sample_entropy", "codebook_entropy", "commitment", *self._extra,
+            "l1", "l2", *(("chroma",) if config.loss.chroma else ()), "sample_entropy",
+            "codebook_entropy", "commitment", *self._extra,
             *(self._adversary.columns if self._adversary else ()),
         )  # fmt: skip
         self.blocks: Sequence[nn.Module] = [
@@ -119,6 +120,9 @@ class AutoencoderTask:
             "commitment": losses.commitment,
         }
         reconstruction = weight.l1 * terms["l1"] + weight.l2 * terms["l2"]
+        if weight.chroma:
+            terms["chroma"] = chroma_error(error)
+            reconstruction = reconstruction + weight.chroma * terms["chroma"]
         for name, (function, factor) in self._extra.items():
             terms[name] = call_loss(name, function, x, y)
             reconstruction = reconstruction + factor * terms[name]

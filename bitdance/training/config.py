@@ -15,6 +15,7 @@ from bitdance.io.files import write_text
 from bitdance.io.image_files import parse_color
 from bitdance.io.settings import (
     Bool,
+    Fraction,
     Integer,
     ListOrTuple,
     NonNegative,
@@ -76,6 +77,9 @@ class DataConfig:
         crop_decay: steps between which the share of random crops falls from 1 to 0.
         classes: for IDX files, names of the classes; for image files, the class folders to use, in
             this order.
+        balance: from 0 to 1, how far images of small classes are repeated: at 1 an epoch has as
+            many images of each class as of the largest; see ``repeat_classes``. Training an
+            autoencoder, it needs classes.
         background: color behind transparent pixels of image files.
         on_error: "raise" when an image file that cannot be read is used, "check" all files before
             the first step, or "skip" those that cannot be read.
@@ -88,6 +92,7 @@ class DataConfig:
     min_crop: Annotated[Number, Field(ge=0.1, le=1)] = 1.0
     crop_decay: Annotated[tuple[Step, ...], ListOrTuple] = ()
     classes: Annotated[tuple[Text, ...], ListOrTuple] = ()
+    balance: Fraction = 0.0
     background: Text = "white"
     on_error: OnError = "raise"
 
@@ -112,6 +117,8 @@ class LossConfig:
     Args:
         l1: mean absolute error of the pixels.
         l2: mean squared error of the pixels.
+        chroma: mean squared error of the two color differences of the pixels, without which rare
+            colors turn grey.
         entropy: group-wise entropy term, see ``BinaryQuantizer``.
         sample_entropy: per-sample entropy within that term.
         codebook_entropy: codebook entropy within that term.
@@ -127,6 +134,7 @@ class LossConfig:
 
     l1: NonNegative = 0.0
     l2: NonNegative = 1.0
+    chroma: NonNegative = 0.0
     entropy: NonNegative = 0.02
     sample_entropy: NonNegative = 1.0
     codebook_entropy: NonNegative = 1.0

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bitdance.data.augmentation import Augmentation
+from bitdance.data.balance import BalancedImages
 from bitdance.data.idx import is_idx
 from bitdance.data.images import LabeledImages, open_images
 from bitdance.data.packed_dataset import PackedDataset
@@ -30,11 +31,17 @@ def open_training_images(data: DataConfig, *, labeled: bool = True) -> LabeledIm
         ValueError: a file is damaged, names and labels do not fit, or a setting has no effect.
     """
     if is_idx(Path(data.path)):
-        _refuse_unused(data, ("path", "size", "flip", "shift", "classes"), "IDX files")
-    return open_images(
-        data.path, data.size, classes=data.classes, labeled=labeled, background=data.background,
-        on_error=data.on_error,
+        used = ("path", "size", "flip", "shift", "classes", "balance")
+        _refuse_unused(data, used, "IDX files")
+    images = open_images(
+        data.path, data.size, classes=data.classes, labeled=labeled or data.balance > 0,
+        background=data.background, on_error=data.on_error,
     )  # fmt: skip
+    if data.balance == 0:
+        return images
+    if len(images.classes) == 1:
+        raise ValueError(f"data.balance must be 0 without classes, got {data.balance:g}")
+    return BalancedImages(images, data.balance)
 
 
 def open_codes(data: DataConfig) -> tuple[PackedDataset, Sequence[str]]:

@@ -1,4 +1,4 @@
-"""Loss terms of the user's own, named "module:function" in the section [loss.extra]."""
+"""Loss terms of colors, and of the user's own: "module:function" in the section [loss.extra]."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ import torch
 
 from bitdance.io.validation import brief
 
-__all__ = ["ExtraLoss", "call_loss", "import_loss"]
+__all__ = ["ExtraLoss", "call_loss", "chroma_error", "import_loss"]
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as are the factors of the color differences
+_CB, _CR = 0.5 / (1 - _LUMA[2]), 0.5 / (1 - _LUMA[0])
 
 ExtraLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A scalar for images and reconstructions [B, 3, H, W] in [-1, 1]."""
+
+
+def chroma_error(error: torch.Tensor) -> torch.Tensor:
+    """Mean square of the color differences Cb and Cr of an error [B, 3, H, W]; 0 of a grey one."""
+    red, green, blue = error.unbind(1)
+    luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return 0.5 * ((_CB * (blue - luma)).square().mean() + (_CR * (red - luma)).square().mean())
 
 
 def import_loss(name: str) -> ExtraLoss:

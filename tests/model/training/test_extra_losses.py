@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.draws import Draws
+from bitdance.training.losses import chroma_error
 from tests.model.helpers.tiny_images import write_data_set
 from tests.model.training.test_runs import config
 
@@ -57,3 +59,24 @@ def test_invalid_extra_losses_are_refused(tmp_path, name, message):
     run = dataclasses.replace(run, loss=dataclasses.replace(run.loss, extra={name: 1.0}))
     with pytest.raises(ValueError, match=rf"^loss\.extra: '{name}' .*{message}"):
         _first_loss(run)
+
+
+def test_the_chroma_term_is_that_of_the_color_differences(tmp_path):
+    error = torch.randn(2, 3, 5, 4)
+    # Full-range Y'CbCr of ITU-R BT.601, as JPEG has it.
+    cb = -0.168736 * error[:, 0] - 0.331264 * error[:, 1] + 0.5 * error[:, 2]
+    cr = 0.5 * error[:, 0] - 0.418688 * error[:, 1] - 0.081312 * error[:, 2]
+    expected = 0.5 * (cb.square().mean() + cr.square().mean())
+    torch.testing.assert_close(chroma_error(error), expected, rtol=1e-4, atol=0)
+    assert float(chroma_error(error[:, :1].expand(2, 3, 5, 4))) < 1e-12
+
+
+def test_the_chroma_term_has_its_weight(tmp_path):
+    run = config(str(write_data_set(tmp_path)))
+    plain, terms = _first_loss(run)
+    assert "chroma" not in terms
+    weighed = dataclasses.replace(run, loss=dataclasses.replace(run.loss, chroma=3.0))
+    loss, with_chroma = _first_loss(weighed)
+    assert with_chroma["chroma"] > 0
+    torch.testing.assert_close(loss, plain + 3 * with_chroma["chroma"])
+    assert AutoencoderTask(weighed).columns[:3] == ("l1", "l2", "chroma")
