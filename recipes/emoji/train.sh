@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Everything from the packages to the model, in runs/emoji. Whatever was stopped goes on where it was, with
+# the same bits. BITDANCE names the command, and arguments are passed to both trainings (--device cuda).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+bitdance=${BITDANCE:-bitdance}
+python=${PYTHON:-python}
+runs=runs/emoji
+mkdir -p $runs/packages
+# Each step writes a new name, which is moved when it is complete.
+if [ ! -e $runs/packages/complete ]; then
+    (cd $runs/packages && npm pack --silent \
+        emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 emojibase-data@17.0.0)
+    touch $runs/packages/complete
+fi
+if [ ! -e $runs/data ]; then
+    rm -rf $runs/data.part
+    $python recipes/emoji/dataset.py --packages $runs/packages --out $runs/data.part
+    mv $runs/data.part $runs/data
+fi
+if [ ! -e $runs/text ]; then
+    rm -rf $runs/text.part
+    $python recipes/emoji/text_tokenizer.py $runs/data/train.jsonl --out $runs/text.part
+    mv $runs/text.part $runs/text
+fi
+$bitdance train autoencoder recipes/emoji/autoencoder.toml --out $runs/autoencoder "$@"
+if [ ! -e $runs/codes ]; then
+    $bitdance tokenize $runs/data/train.jsonl --captions --autoencoder $runs/autoencoder --size 64 \
+        --parallel-num 4 --out $runs/codes
+fi
+$bitdance train text-to-image recipes/emoji/model.toml --out $runs/model "$@"
