@@ -24,7 +24,8 @@ from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 
 __all__ = ["Tokenized", "tokenize_captions"]
 
-_BATCH_PIXELS = 1 << 24  # 256 images of 256 x 256
+_BATCH_SIZE = 256
+_BATCH_PIXELS = 1 << 24  # of the images that wait, so that large ones have smaller batches
 _WINDOW = 64  # images that are read at a time
 _MAX_REASONS = 8
 _LOG = logging.getLogger(__name__)
@@ -117,7 +118,9 @@ def tokenize_captions(
                     errors.append(str(image))
                 continue
             waiting.setdefault(image.size, []).append(image)
-            if sum(len(batch) * h * w for (h, w), batch in waiting.items()) >= _BATCH_PIXELS:
+            if len(waiting[image.size]) == _BATCH_SIZE:
+                encode(waiting.pop(image.size))
+            elif sum(len(batch) * h * w for (h, w), batch in waiting.items()) >= _BATCH_PIXELS:
                 most = max(waiting, key=lambda size: len(waiting[size]) * size[0] * size[1])
                 encode(waiting.pop(most))
         for size in sorted(waiting):

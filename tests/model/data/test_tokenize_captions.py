@@ -43,9 +43,11 @@ def run(source, out, *options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("batch", [1, 2**24])
-def test_codes_are_those_of_the_cropped_images(tmp_path, source, capsys, monkeypatch, batch):
-    monkeypatch.setattr(module, "_BATCH_PIXELS", batch)
+@pytest.mark.parametrize(("batch", "limit"), [(1, "PIXELS"), (1, "SIZE"), (256, "SIZE")])
+def test_codes_are_those_of_the_cropped_images(
+    tmp_path, source, capsys, monkeypatch, batch, limit
+):  # fmt: skip
+    monkeypatch.setattr(module, f"_BATCH_{limit}", batch)
     monkeypatch.setattr(module, "_WINDOW", 2)
     assert run(source, tmp_path / "out", "--parallel-num", "4", "--sizes", *BUCKETS) == 0
     assert "5 images (8 x 16: 2, 16 x 8: 1, 16 x 16: 2) with 10 captions" in capsys.readouterr().out
@@ -55,7 +57,7 @@ def test_codes_are_those_of_the_cropped_images(tmp_path, source, capsys, monkeyp
     found = {data.id(i): i for i in range(len(data))}
     for size in set(EXPECTED):
         images = [i for i in range(5) if EXPECTED[i] == size]
-        for part in [images] if batch > 2**20 else [[i] for i in images]:
+        for part in [images] if batch > 1 else [[i] for i in images]:
             crops = [np.array(center_crop(Image.open(tmp_path / f"{i}.png"), *size)) for i in part]
             x = to_float(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous())
             with torch.no_grad():
