@@ -4,6 +4,11 @@ import pytest
 import torch
 
 from bitdance.sampling.changes import Changes
+from bitdance_kernels import CpuGraph
+
+needs_module = pytest.mark.skipif(
+    CpuGraph.unavailable() is not None, reason=str(CpuGraph.unavailable())
+)
 
 
 def _module():
@@ -22,6 +27,7 @@ def _remembered(module):
     return changes
 
 
+@needs_module
 @pytest.mark.parametrize(
     "change",
     [
@@ -46,6 +52,7 @@ def test_finds_changes(change):
     assert changes.found()
 
 
+@needs_module
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_finds_a_change_of_an_element_in_any_dtype_and_under_autocast(dtype):
     module = torch.nn.Linear(64, 48).to(dtype).requires_grad_(False)
@@ -53,6 +60,13 @@ def test_finds_a_change_of_an_element_in_any_dtype_and_under_autocast(dtype):
         changes = _remembered(module)
         module.weight.data[3, 5] *= 1.01
         assert changes.found()
+
+
+def test_without_the_module_all_may_always_have_changed(monkeypatch):
+    monkeypatch.setattr(CpuGraph, "unavailable", staticmethod(lambda: "not built"))
+    changes = Changes(_module())
+    changes.remember()
+    assert changes.found()
 
 
 def test_what_counts_no_versions_or_lies_elsewhere_may_always_have_changed():
