@@ -103,7 +103,8 @@ bench: venv
 # Tables and plots of the documents, from benchmarks/results.
 report: venv
 	$(BIN)/python -m benchmarks report --plots docs/plots \
-		--into README.md docs/benchmarks.md docs/cards.md docs/generation.md benchmarks/results/README.md
+		--into README.md docs/benchmarks.md docs/cards.md docs/generation.md docs/processes.md \
+		benchmarks/results/README.md
 
 # The drawings, and the site, in site/.
 docs: venv

@@ -136,7 +136,7 @@ def test_report_makes_tables_and_plots(small, tmp_path, monkeypatch, capsys):
     "page",
     [
         "README",
-        *(f"docs/{name}" for name in ("benchmarks", "cards", "generation")),
+        *(f"docs/{name}" for name in ("benchmarks", "cards", "generation", "processes")),
         "benchmarks/results/README",
     ],
 )
