@@ -51,9 +51,9 @@ def test_another_for_a_change_of_any_word_and_for_words_that_trade_places():
 
 def test_reads_a_matrix_in_its_own_order_and_what_requires_grad():
     x = torch.randn(6, 8, requires_grad=True)
-    of_x, of_transposed, of_copy = fingerprints([x, x.t(), x.t().contiguous()])
-    assert of_x != of_transposed
-    assert of_transposed == of_copy
+    original, transposed, copied = fingerprints([x, x.t(), x.t().contiguous()])
+    assert original != transposed
+    assert transposed == copied
 
 
 def test_refuses_what_has_no_memory_here():

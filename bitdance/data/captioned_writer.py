@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 
 from bitdance.data.captioned_dataset import CAPTIONED_FORMAT, END_DTYPE
 from bitdance.data.packed_dataset import as_array
-from bitdance.data.packed_files import PackedDatasetError, copy_metadata, save_array, write_index
-from bitdance.io.staging import StagedFolder
+from bitdance.data.packed_files import PackedDatasetError, copy_metadata
+from bitdance.data.shard_writer import ShardWriter, check_padding
 from bitdance.io.validation import brief, exact_int
 
 __all__ = ["CaptionedWriter"]
@@ -29,7 +28,7 @@ class _Pending:
     bytes: int = 0
 
 
-class CaptionedWriter:
+class CaptionedWriter(ShardWriter):
     """Write a data set; the folder appears completely or not at all.
 
     Args:
@@ -67,9 +66,7 @@ class CaptionedWriter:
         self._max_bytes = exact_int(name, "max_bytes", max_bytes, minimum=1)
         self._metadata = copy_metadata(metadata, name)
         self._pending: dict[tuple[int, int], _Pending] = {}
-        self._shards: list[dict[str, Any]] = []
-        self._state = ""  # why nothing more can be written
-        self._staged = StagedFolder(folder)
+        super().__init__(folder)
 
     def write(self, id: str, packed: np.ndarray | torch.Tensor, captions: Sequence[str]) -> None:
         """Add an image.
@@ -92,10 +89,7 @@ class CaptionedWriter:
             raise TypeError(f"write: packed must be uint8, got {codes.dtype}")
         if codes.ndim != 3 or codes.shape[2] != width or not codes.size:
             raise ValueError(f"write: packed must be ['h', 'w', {width}], got {list(codes.shape)}")
-        if self._channels % 8 and (codes[..., -1] >> self._channels % 8).any():
-            raise ValueError(
-                f"write: packed must have 0 in the bits after channel {self._channels}, got 1"
-            )
+        check_padding(codes, self._channels)
         texts = [_utf8("id", id), *_captions(id, captions)]
         grid = codes.shape[0], codes.shape[1]
         pending = self._pending.setdefault(grid, _Pending())
@@ -107,54 +101,18 @@ class CaptionedWriter:
         elif sum(of_grid.bytes for of_grid in self._pending.values()) > self._max_bytes:
             self._end_shard(max(self._pending, key=lambda grid: self._pending[grid].bytes))
 
-    def close(self) -> None:
-        """Move the complete data set to its folder.
-
-        Raises:
-            OSError: the disk is full.
-            PackedDatasetError: there are no images, or the writer is closed, or has failed before.
-        """
-        self._check_open()
-        try:
-            for grid in sorted(self._pending):
-                self._end_shard(grid)
-            if not self._shards:
-                raise PackedDatasetError(f"{self._staged.folder}: there are no images to write")
-            write_index(
-                self._staged.path,
-                {
-                    "format": CAPTIONED_FORMAT,
-                    "channels": self._channels,
-                    "images": sum(shard["images"] for shard in self._shards),
-                    "shards": self._shards,
-                    "metadata": self._metadata,
-                },
-            )
-            self._staged.commit()
-            self._state = "closed"
-        finally:
-            self._state = self._state or "broken: a write failed"
-            self._staged.discard()
-
-    def __enter__(self) -> CaptionedWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self._state = self._state or "closed"
-            self._staged.discard()
-
-    def _check_open(self) -> None:
-        if self._state:
-            raise PackedDatasetError(
-                f"the writer of {self._staged.folder} is {self._state}; nothing more can be written"
-            )
+    def _index(self) -> dict[str, Any]:
+        for grid in sorted(self._pending):
+            self._end_shard(grid)
+        if not self._shards:
+            raise PackedDatasetError(f"{self._staged.folder}: there are no images to write")
+        return {
+            "format": CAPTIONED_FORMAT,
+            "channels": self._channels,
+            "images": sum(shard["images"] for shard in self._shards),
+            "shards": self._shards,
+            "metadata": self._metadata,
+        }
 
     def _end_shard(self, grid: tuple[int, int]) -> None:
         pending = self._pending.pop(grid)
@@ -165,18 +123,7 @@ class CaptionedWriter:
             "ends": np.cumsum([len(text) for text in texts], dtype=END_DTYPE),
             "firsts": np.cumsum([0, *map(len, pending.texts)], dtype=END_DTYPE),
         }
-        number = len(self._shards)
-        shard: dict[str, Any] = {"grid": list(grid), "images": len(pending.codes)}
-        for name, array in arrays.items():
-            try:
-                shard[name] = save_array(self._staged.path, f"{name}-{number:05d}.npy", array)
-            except OSError as error:
-                # These images are lost: a data set without them must not appear.
-                self._state = "broken: a write failed"
-                raise OSError(
-                    error.errno, f"cannot write {self._staged.folder}: {error.strerror}"
-                ) from error
-        self._shards.append(shard)
+        self._write_shard({"grid": list(grid), "images": len(pending.codes)}, arrays)
 
 
 def _captions(id: str, captions: Sequence[str]) -> list[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,14 @@ from bitdance.data.packed_dataset import (
     Variants,
     as_array,
 )
-from bitdance.data.packed_files import PackedDatasetError, copy_metadata, save_array, write_index
-from bitdance.io.staging import StagedFolder
+from bitdance.data.packed_files import copy_metadata
+from bitdance.data.shard_writer import ShardWriter, check_padding
 from bitdance.io.validation import exact_int
 
 __all__ = ["PackedWriter"]
 
 
-class PackedWriter:
+class PackedWriter(ShardWriter):
     """Write a data set; the folder appears completely or not at all.
 
     Args:
@@ -70,9 +69,7 @@ class PackedWriter:
         self._codes: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._pending = 0  # images that are not written yet
-        self._shards: list[dict[str, Any]] = []
-        self._state = ""  # why nothing more can be written
-        self._staged = StagedFolder(folder)
+        super().__init__(folder)
 
     def write(self, packed: np.ndarray | torch.Tensor, labels: Any) -> None:
         """Add images.
@@ -101,55 +98,22 @@ class PackedWriter:
             if self._pending == self._shard_size:
                 self._end_shard()
 
-    def close(self) -> None:
-        """Move the complete data set to its folder.
-
-        Raises:
-            OSError: the disk is full.
-            PackedDatasetError: the writer is closed, or has failed to write before.
-        """
-        self._check_open()
-        try:
-            if self._pending or not self._shards:
-                self._end_shard()
-            content: dict[str, Any] = {
-                "format": FORMAT,
-                "tokens": self._tokens,
-                "channels": self._channels,
-                "images": sum(shard["images"] for shard in self._shards),
-                "shards": self._shards,
-                "metadata": self._metadata,
-            }
-            if self._variants != Variants():
-                content |= {
-                    "format": FORMAT_WITH_VARIANTS, "variants": dataclasses.asdict(self._variants)
-                }  # fmt: skip
-            write_index(self._staged.path, content)
-            self._staged.commit()
-            self._state = "closed"
-        finally:
-            self._state = self._state or "broken: a write failed"
-            self._staged.discard()
-
-    def __enter__(self) -> PackedWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self._state = self._state or "closed"
-            self._staged.discard()
-
-    def _check_open(self) -> None:
-        if self._state:
-            raise PackedDatasetError(
-                f"the writer of {self._staged.folder} is {self._state}; nothing more can be written"
-            )
+    def _index(self) -> dict[str, Any]:
+        if self._pending or not self._shards:
+            self._end_shard()
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "tokens": self._tokens,
+            "channels": self._channels,
+            "images": sum(shard["images"] for shard in self._shards),
+            "shards": self._shards,
+            "metadata": self._metadata,
+        }
+        if self._variants != Variants():
+            content |= {
+                "format": FORMAT_WITH_VARIANTS, "variants": dataclasses.asdict(self._variants)
+            }  # fmt: skip
+        return content
 
     def _check(self, codes: np.ndarray, numbers: np.ndarray) -> None:
         if codes.dtype != np.uint8 or not np.issubdtype(numbers.dtype, np.integer):
@@ -164,29 +128,15 @@ class PackedWriter:
             )
         if numbers.dtype == np.uint64 and (numbers > np.iinfo(np.int64).max).any():
             raise ValueError(f"write: labels must fit int64, got {numbers.max()}")
-        if self._channels % 8 and (codes[..., -1] >> self._channels % 8).any():
-            raise ValueError(
-                f"write: packed must have 0 in the bits after channel {self._channels}, got 1"
-            )
+        check_padding(codes, self._channels)
 
     def _end_shard(self) -> None:
-        number = len(self._shards)
         none = np.empty((0, *self._shape), np.uint8)
-        parts = {
+        arrays = {
             "codes": np.concatenate(self._codes or [none]),
             "labels": np.concatenate(self._labels or [np.empty(0, LABEL_DTYPE)]),
         }
-        shard: dict[str, Any] = {"images": self._pending}
-        for kind, array in parts.items():
-            try:
-                shard[kind] = save_array(self._staged.path, f"{kind}-{number:05d}.npy", array)
-            except OSError as error:
-                # These images are lost: a data set without them must not appear.
-                self._state = "broken: a write failed"
-                raise OSError(
-                    error.errno, f"cannot write {self._staged.folder}: {error.strerror}"
-                ) from error
-        self._shards.append(shard)
+        self._write_shard({"images": self._pending}, arrays)
         self._codes, self._labels, self._pending = [], [], 0
 
 

@@ -168,13 +168,12 @@ class TextToImageModel(nn.Module):
         repeats: int = 1,
     ) -> Conditions:
         """What the head is trained on; arguments as for ``losses``."""
-        config, trunk = self.config, self.llm_model.model
+        config, trunk, draws = self.config, self.llm_model.model, draws or PackedDraws()
         tokens = batch.tokens(config.autoencoder.z_channels)
         positions = self._positions_of(batch.grids, tokens.device)
         fed = tokens
         if self.training and perturb_rate > 0 and len(batch.loss_tokens):
-            flips = None if draws is None else draws.flips
-            flipped = perturb(tokens[batch.loss_tokens], perturb_rate, flips)
+            flipped = perturb(tokens[batch.loss_tokens], perturb_rate, draws.flips)
             fed = tokens.index_copy(0, batch.loss_tokens, flipped)
         x = trunk.embed_tokens(batch.token_ids)
         embedded = self.embed(fed).to(x.dtype) + positions.to(x.dtype)

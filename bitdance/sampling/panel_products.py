@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -97,16 +97,16 @@ class _PanelBlock(TransformerBlock):
 
 def _with_panels(network: Network) -> Network:
     """A copy of a network that shares all but its linear layers; rounded ones it shares."""
-    shared = copy.copy(network)
+    shared: nn.Module = copy.copy(network)
     if isinstance(network, TransformerBlock):
         attention, feed_forward = network.attention, network.feed_forward
         if all(isinstance(x, nn.Linear) for x in (attention.wo, feed_forward.w1, feed_forward.w2)):
-            object.__setattr__(shared, "__class__", _PanelBlock)
+            shared.__class__ = _PanelBlock
     shared._modules = {
         name: _PanelLinear(child) if isinstance(child, nn.Linear) else child and _with_panels(child)
         for name, child in network._modules.items()
     }
-    return shared
+    return cast(Network, shared)
 
 
 def panel_transformer(

@@ -11,7 +11,7 @@ from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.training.config import parse_run
 from bitdance.training.log import Log
 from bitdance.training.text_to_image import TextToImageTask
-from bitdance.training.trainer import Trainer
+from tests.model.helpers.recorded import Recorded
 from tests.model.helpers.tiny import AUTOENCODER
 from tests.model.helpers.words import VOCABULARY, Letters
 
@@ -53,15 +53,6 @@ def run_config(folder, data, *, llm=True, shape=None, parallel=None, settings=No
         "tokenizer_path": str(folder), "parallel": parallel or {},
         **({"llm": LLM} if llm else {}), **(settings or {}),
     })  # fmt: skip
-
-
-class Recorded(Trainer):
-    """A trainer that keeps the norm of the gradient, the loss and its terms of every step."""
-
-    def _one_step(self, batches):
-        values = super()._one_step(batches)
-        self.values = [*getattr(self, "values", ()), values]
-        return values
 
 
 def train(config, folder, world=None, stop_at=None):

@@ -11,8 +11,8 @@ from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import AutoencoderRun, parse_run
 from bitdance.training.log import Log
-from bitdance.training.trainer import Trainer
 from tests.model.helpers.processes import run_processes
+from tests.model.helpers.recorded import Recorded
 from tests.model.helpers.tiny_images import CLASSES, write_data_set
 
 pytestmark = pytest.mark.slow
@@ -55,15 +55,6 @@ def model_run(data, autoencoder, parallel=None, **optim):
                   "cls_token_num": 2, "perturb_rate": 0.1, "class_dropout_prob": 0.2},
         "optim": optim, "parallel": parallel or {},
     })  # fmt: skip
-
-
-class Recorded(Trainer):
-    """A trainer that keeps the norm of the gradient, the loss and its terms of every step."""
-
-    def _one_step(self, batches):
-        values = super()._one_step(batches)
-        self.values = [*getattr(self, "values", ()), values]
-        return values
 
 
 def train(config, folder, world=None, stop_at=None):
