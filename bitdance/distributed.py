@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 import re
 import time
@@ -113,8 +114,9 @@ class World:
             # Small things go by gloo, so that they never wait for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             timeout = datetime.timedelta(seconds=seconds)
+            store = _new_store(self.rank, self.size, timeout)
             dist.init_process_group(
-                backend, rank=self.rank, world_size=self.size, timeout=timeout
+                backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout
             )  # fmt: skip
             self._owned = True
         self.group = dist.group.WORLD
@@ -304,6 +306,25 @@ class World:
         if store is not None:
             lost = isinstance(error, WorldError)  # nobody needs to hear of it
             _leave(store, wait_for=self.size if self.is_main and not lost else 0)
+
+
+_stores: dict[tuple[str, str], tuple[dist.Store, itertools.count[int]]] = {}
+"""By address: the connection that all worlds of this process use, and their numbers."""
+
+
+def _new_store(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
+    """The key-value store of a new world, which the processes find each other by.
+
+    A store of its own would have the address of the one before, which may live for a moment: a
+    process that is quick would read addresses there that nobody listens to. So all have one.
+    """
+    address = (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    if address not in _stores:
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+        _stores[address] = (store, itertools.count())
+    store, numbers = _stores[address]
+    store.set_timeout(timeout)
+    return dist.PrefixStore(f"bitdance/{next(numbers)}", store)
 
 
 def _leave(store: Any, wait_for: int) -> None:

@@ -1,6 +1,7 @@
 """The world of processes: two on gloo, and what they say when one of them is missing."""
 
 import os
+import time
 
 import pytest
 import torch
@@ -99,6 +100,30 @@ def test_two_processes_exchange():
     assert (first["share"], second["share"]) == ([0, 1], [2, 3, 4])
     assert first["together"] == "ValueError: no room"
     assert second["together"] == "WorldError: rank 0: no room"
+
+
+def _worlds(rank, count):
+    """World after world, with an error in every other one; process 1 is early in each."""
+    errors = []
+    for i in range(count):
+        try:
+            with World.from_env() as world:
+                assert world.gather(i) == [i, i]
+                assert world.aside().gather(rank) == [0, 1]
+                if i % 2 and rank == 0:
+                    raise OSError(f"error {i}")
+                world.barrier()
+                time.sleep(0.2 if rank == 0 else 0)
+        except (OSError, WorldError) as error:
+            errors.append(error)
+    assert not dist.is_initialized()
+    return [str(error) for error in errors]
+
+
+def test_a_process_has_one_world_after_the_other():
+    first, second = run_processes(_worlds, 8, timeout=15)
+    assert first == ["error 1", "error 3", "error 5", "error 7"]
+    assert second == [f"rank 0: {error}" for error in first]
 
 
 def _one_fails(rank, how):
