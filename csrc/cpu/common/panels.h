@@ -56,6 +56,10 @@ constexpr int64_t kSumChannels = 64;
 // Channels of a block: of a panel they take 16 KiB of the first-level cache.
 constexpr int64_t kBlockChannels = 4 * kSumChannels;
 
+// The same where the rows of x stay in the second-level cache; shorter runs of a panel are read more
+// slowly, and with AVX-512 the results of more panels take room beside them.
+constexpr int64_t kKeptChannels = kLanes == 16 ? 2 * kSumChannels : 4 * kSumChannels;
+
 // Floats of x that stay in the second-level cache: 1 MiB.
 constexpr int64_t kKeptFloats = 1 << 18;
 
@@ -88,7 +92,8 @@ struct Spaced {
 template <int kRows, int kPanels>
 using Sums = Vector[kRows][kPanels * kPanelVectors];
 
-// Adds to the sums the products of `count` channels; x and w then are at the channels after them.
+// The sums of the products of `count` channels, at least one; x and w then are at the channels after
+// them.
 // kAhead: weights of a panel, those of many channels, by which they are prefetched; 0 for none.
 template <int kRows, int kPanels, int kAhead, class T>
 inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& x, int64_t x_stride,
@@ -97,7 +102,14 @@ inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& 
                                                     Sums<kRows, kPanels>& sum) {
   constexpr int kVectors = kPanels * kPanelVectors;
   int64_t x_three = 3 * x_stride, panel_three = 3 * panel_stride;
-  for (int64_t c = 0; c < count; ++c) {
+// One by one: GCC would set the array in memory, and keep the sums there.
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 24
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = Vector{};
+  }
+  int64_t c = 0;
+  do {
     // Opaque, or the compiler keeps an address for each row, more than there are registers.
     __asm__("" : "+r"(x_stride), "+r"(x_three), "+r"(panel_stride), "+r"(panel_three));
     Vector weight[kVectors];
@@ -120,7 +132,7 @@ inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& 
     }
     x.advance(1);
     w.advance(kPanel);
-  }
+  } while (++c < count);
 }
 
 // kRows rows of kPanels panels, channels [from, to).
@@ -136,7 +148,7 @@ inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t 
   const int64_t feature = panel * kPanel;
   float* const y = linear.y + row * linear.y_stride + feature;
   for (int64_t begin = from; begin < to; begin += kSumChannels) {
-    Sums<kRows, kPanels> sum = {};
+    Sums<kRows, kPanels> sum;
     const int64_t end = least(begin + kSumChannels, to);
     multiply<kRows, kPanels, 0>(x, x_stride, w, panel_stride, end - begin, sum);
 #pragma GCC unroll 8
@@ -209,7 +221,7 @@ inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end,
     channels = linear.channels;
   } else if (rows * linear.channels <= kKeptFloats) {
     panels = kMaxTilePanels;
-    channels = kBlockChannels / 2;
+    channels = kKeptChannels;
   }
   for (int64_t panel = begin; panel < end; panel += panels) {
     for (int64_t from = 0; from < linear.channels; from += channels) {

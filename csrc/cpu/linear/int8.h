@@ -46,7 +46,7 @@ inline void int8_tile(const Int8Linear& linear, int64_t row, int64_t panel) {
   Spaced<const int8_t, kPanels> w(weight, panel_stride);
   float* const y = linear.y + row * linear.y_stride + feature;
   for (int64_t begin = 0; begin < channels; begin += kSumChannels) {
-    Sums<kRows, kPanels> sum = {};
+    Sums<kRows, kPanels> sum;
     const int64_t count = least(kSumChannels, channels - begin);
     multiply<kRows, kPanels, kInt8Ahead>(x, x_stride, w, panel_stride, count, sum);
 #pragma GCC unroll 8
