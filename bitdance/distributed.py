@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
 
 from bitdance.io.files import one_line
 from bitdance.io.validation import brief
@@ -267,7 +269,7 @@ class World:
         if not isinstance(error, WorldError):  # which says whose it is
             text = f"rank {self.rank}: {text}"
         try:
-            store = dist.distributed_c10d._get_default_store()
+            store = c10d._get_default_store()
             author = f"{self.rank} "
             return store.compare_set(_ERROR_KEY, "", author + text).decode().startswith(author)
         except Exception:  # the store ended with its process
@@ -275,7 +277,7 @@ class World:
 
     def _told(self) -> str:
         try:
-            store = dist.distributed_c10d._get_default_store()
+            store = c10d._get_default_store()
             told = store.get(_ERROR_KEY).decode() if store.check([_ERROR_KEY]) else ""
             return told.partition(" ")[2]
         except Exception:
@@ -301,18 +303,18 @@ class World:
         if error is not None:
             self.tell(error)
             if self._owned and dist.is_initialized():
-                store = dist.distributed_c10d._get_default_store()
+                store = c10d._get_default_store()
         self.close()
         if store is not None:
             lost = isinstance(error, WorldError)  # nobody needs to hear of it
             _leave(store, wait_for=self.size if self.is_main and not lost else 0)
 
 
-_stores: dict[tuple[str, str], tuple[dist.Store, itertools.count[int]]] = {}
+_stores: dict[tuple[str, str], tuple[c10d.Store, itertools.count[int]]] = {}
 """By address: the connection that all worlds of this process use, and their numbers."""
 
 
-def _new_store(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
+def _new_store(rank: int, size: int, timeout: datetime.timedelta) -> c10d.Store:
     """The key-value store of a new world, which the processes find each other by.
 
     A store of its own would have the address of the one before, which may live for a moment: a
@@ -320,11 +322,11 @@ def _new_store(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
     """
     address = (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     if address not in _stores:
-        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
         _stores[address] = (store, itertools.count())
     store, numbers = _stores[address]
     store.set_timeout(timeout)
-    return dist.PrefixStore(f"bitdance/{next(numbers)}", store)
+    return c10d.PrefixStore(f"bitdance/{next(numbers)}", store)
 
 
 def _leave(store: Any, wait_for: int) -> None:
