@@ -58,6 +58,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--negative-prompt", help="with prompts: text that guidance leads away from"
     )
+    parser.add_argument(
+        "--tokenizer",
+        help="with prompts: folder or hub id of a text tokenizer (default: the model's own)",
+    )
     for side in ("height", "width"):
         parser.add_argument(
             f"--{side}", type=positive_int, help="with prompts: pixels (default: the model's own)"
@@ -105,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _of_classes(options: argparse.Namespace, as_grid: bool) -> tuple[list[Image], list[str]]:
     """Images of classes, and ends of the names of their files."""
-    _refuse(options, ("negative_prompt", "height", "width"), "--class")
+    _refuse(options, ("negative_prompt", "tokenizer", "height", "width"), "--class")
     pipeline = load_pipeline(options)
     pipeline.set_progress_bar_config(disable=options.quiet)
     classes = options.classes

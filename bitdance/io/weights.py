@@ -31,6 +31,7 @@ from bitdance.io.files import (
     temporary_file,
     write_text,
 )
+from bitdance.io.scaled_weights import rescale
 from bitdance.io.state_names import normalize_names, select_state_dict
 
 __all__ = [
@@ -314,24 +315,30 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
 
 
-def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None:
+def load_weights(
+    module: torch.nn.Module,
+    tensors: Tensors,
+    source: str,
+    scales: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Load `tensors` into `module`, all or none, cast to the dtypes of the module.
 
     Args:
         module: the model; on the meta device, it gets new memory.
         tensors: its complete state.
         source: their origin, for errors.
+        scales: factors of some of the tensors, by name, of ``split_scales``.
 
     Raises:
         CheckpointError: they do not fit; the module is unchanged.
     """
     check_weights(module, tensors, source)
     state = module.state_dict()
-    on_meta = any(tensor.is_meta for tensor in state.values())
-    if on_meta:
+    on_meta, scales = any(tensor.is_meta for tensor in state.values()), scales or {}
+    if on_meta or scales:
         # Copied, since tensors of a memory-mapped file may be unaligned: matrix products would be
         # slower, and rounded differently from those of the same weights in another file.
-        tensors = {k: tensors[k].to(tensor.dtype, copy=True) for k, tensor in state.items()}
+        tensors = {k: rescale(tensors[k], scales.get(k), t.dtype) for k, t in state.items()}
     module.load_state_dict(tensors, strict=True, assign=on_meta)
 
 

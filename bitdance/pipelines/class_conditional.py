@@ -105,6 +105,7 @@ class BitDancePipeline(BasePipeline):
         quantization: str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        subfolder: str | None = None,
         local_files_only: bool = False,
     ) -> BitDancePipeline:
         """Load a model; either all of it is loaded or nothing.
@@ -128,6 +129,7 @@ class BitDancePipeline(BasePipeline):
                 ``quantize``; None for none.
             device: device of the model.
             revision: revision of a Hugging Face repository.
+            subfolder: folder of the model in `source`.
             local_files_only: use only files that were downloaded before.
 
         Raises:
@@ -140,7 +142,9 @@ class BitDancePipeline(BasePipeline):
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
         if quantization is not None:
             check_quantization("from_pretrained", quantization)
-        path = locate(source, revision=revision, local_files_only=local_files_only)
+        path = locate(
+            source, revision=revision, local_files_only=local_files_only, subfolder=subfolder
+        )
         if path.is_dir():
             for name, value in (("autoencoder", autoencoder), ("config", config)):
                 if value is not None:

@@ -18,6 +18,7 @@ __all__ = [
     "PROMPT",
     "TextTokenizer",
     "check_tokenizers",
+    "count_queries",
     "image_prefix",
     "load_tokenizer",
     "save_tokenizer",
@@ -27,6 +28,8 @@ __all__ = [
 
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """The conditional text, around what a user asks for."""
+
+_MAX_QUERIES = 1 << 16
 
 NO_PROMPT = "<|im_start|>assistant\n"
 """The unconditional text."""
@@ -54,9 +57,14 @@ def check_tokenizers() -> None:
 def load_tokenizer(folder: Path) -> TextTokenizer:
     """The text tokenizer of a release: its ``tokenizer.json``, or what transformers makes of it.
 
+    Args:
+        folder: folder of the tokenizer, or of a model with a folder "tokenizer".
+
     Raises:
         CheckpointError: the folder has no tokenizer that the installed packages can load.
     """
+    if (folder / "tokenizer").is_dir():
+        folder /= "tokenizer"
     path = folder / "tokenizer.json"
     with contextlib.suppress(ImportError):
         from tokenizers import Tokenizer
@@ -142,6 +150,16 @@ def image_prefix(tokenizer: TextTokenizer, grid: tuple[int, int], parallel_num: 
     names += [f"<|query_{i}|>" for i in range(1, parallel_num)]
     purpose = f"for images of {height} x {width} tokens, {parallel_num} a step"
     return special_ids(tokenizer, names, purpose)
+
+
+def count_queries(tokenizer: TextTokenizer) -> int:
+    """Number of query tokens that a tokenizer knows, one less than the tokens per step."""
+    number = 0
+    with contextlib.suppress(ValueError):
+        while number < _MAX_QUERIES:
+            special_ids(tokenizer, [f"<|query_{number + 1}|>"], "")
+            number += 1
+    return number
 
 
 def special_ids(tokenizer: TextTokenizer, names: Sequence[str], purpose: str) -> list[int]:

@@ -15,7 +15,7 @@ from bitdance.io.staging import StagedFolder
 from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
 from bitdance.io.weights import is_finite
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.models.loading.hub import locate, locate_release
+from bitdance.models.loading.hub import locate
 from bitdance.models.quantization import check_quantization, quantization_of, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.arguments import (
@@ -34,17 +34,14 @@ from bitdance.pipelines.prompts import (
     PROMPT,
     TextTokenizer,
     check_tokenizers,
+    count_queries,
     image_prefix,
     load_tokenizer,
     save_tokenizer,
     token_ids,
 )
-from bitdance.pipelines.text_to_image_files import (
-    SamplingConfig,
-    load_release,
-    read_sampling,
-    save_release,
-)
+from bitdance.pipelines.release import Release, locate_tokenizer
+from bitdance.pipelines.text_to_image_files import SamplingConfig, save_release
 from bitdance.sampling.ar_sampler import OnStep
 from bitdance.sampling.text_to_image import TextToImageSampler
 
@@ -107,59 +104,69 @@ class BitDanceT2IPipeline(BasePipeline):
         source: str | Path,
         *,
         autoencoder: str | Path | None = None,
-        tokenizer: TextTokenizer | None = None,
+        tokenizer: TextTokenizer | str | Path | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         quantization: str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        subfolder: str | None = None,
         local_files_only: bool = False,
     ) -> BitDanceT2IPipeline:
-        """Load a released model; either all of it is loaded or nothing.
+        """Load a published model; either all of it is loaded or nothing.
 
-        The files of a release are those of a Hugging Face language model (``config.json`` and
-        ``model.safetensors``, or its parts with ``model.safetensors.index.json``) and
-        ``ae_config.json``, ``ae.safetensors``, ``vision_head_config.json``,
-        ``vision_head.safetensors`` and ``projector.safetensors``.
+        Any layout of docs/checkpoints.md will do: the authors', a folder of diffusers, or the three
+        files for ComfyUI. Of a repository the configuration and the text tokenizer are downloaded
+        and judged first, then the weights that are needed.
 
         Args:
-            source: folder with these files, or the id "owner/name" of a Hugging Face repository
-                (needs ``pip install 'bitdance[hub]'``).
+            source: folder, or the id "owner/name" of a Hugging Face repository (needs
+                ``pip install 'bitdance[hub]'``).
             autoencoder: another image autoencoder, a source of
                 ``BinaryAutoencoder.from_pretrained``.
-            tokenizer: tokenizer of texts; by default that of the release, which needs
-                ``pip install tokenizers``, or transformers where it has no ``tokenizer.json``.
+            tokenizer: tokenizer of texts, or the folder or repository of a model that has one; by
+                default that of the model. To load it needs ``pip install tokenizers``, or
+                transformers where it has no ``tokenizer.json``.
             dtype: dtype of the parameters or its name, by default float32.
             torch_dtype: the older name of `dtype`.
             quantization: "fp8_weight_only", "fp8" or "int8_weight_only" to round weights, see
                 ``quantize``; None for none.
             device: device of the model.
             revision: revision of a Hugging Face repository.
+            subfolder: folder of the model in `source`.
             local_files_only: use only files that were downloaded before.
 
         Raises:
             FileNotFoundError: there is no such folder or repository, or a file is missing.
             CheckpointError: a file is damaged, or does not fit the configuration.
-            ImportError: `tokenizer` is not given, and there is no package that loads it.
+            ImportError: `tokenizer` is no tokenizer, and there is no package that loads it.
             ValueError: the model cannot be quantized, see ``quantize``.
         """
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
         if quantization is not None:
             check_quantization("from_pretrained", quantization)
-        if tokenizer is None:
+        if tokenizer is None or isinstance(tokenizer, str | Path):
             check_tokenizers()  # before anything is downloaded
-        folder = locate_release(source, revision=revision, local_files_only=local_files_only)
+        release = Release.open(
+            source, revision=revision, local_files_only=local_files_only, subfolder=subfolder,
+            with_tokenizer=tokenizer is None,
+        )  # fmt: skip
         if tokenizer is None:
-            tokenizer = load_tokenizer(folder)
+            text = load_tokenizer(release.tokenizer_folder)
+        elif isinstance(tokenizer, str | Path):
+            text = load_tokenizer(locate_tokenizer(tokenizer, local_files_only=local_files_only))
+        else:
+            text = tokenizer
+        config, sampling = release.config(lambda: count_queries(text)), release.sampling
         own = None
         if autoencoder is not None:
             own = locate(autoencoder, local_files_only=local_files_only, autoencoder=True)
-        sampling = read_sampling(folder)
-        if quantization is None:
-            return cls(load_release(folder, parsed, device, autoencoder=own), tokenizer, sampling)
         # Rounded before it is moved, so that the device never holds the whole weights.
-        pipeline = cls(load_release(folder, parsed, "cpu", autoencoder=own), tokenizer, sampling)
-        quantize_blocks("from_pretrained", pipeline._blocks, quantization)
+        loaded_on = device if quantization is None else "cpu"
+        model = release.load(config, parsed, loaded_on, autoencoder=own)
+        pipeline = cls(model, text, sampling)
+        if quantization is not None:
+            quantize_blocks("from_pretrained", pipeline._blocks, quantization)
         return pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:

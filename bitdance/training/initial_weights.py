@@ -13,10 +13,10 @@ from bitdance.io import weights
 from bitdance.io.files import CheckpointError
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.autoencoder_files import autoencoder_tensors, read_autoencoder
-from bitdance.models.loading.hub import locate, locate_release
+from bitdance.models.loading.hub import locate
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.class_conditional import BitDancePipeline
-from bitdance.pipelines.text_to_image_files import read_release
+from bitdance.pipelines.release import locate_release, read_release
 from bitdance.training import checkpoint
 from bitdance.training.autoencoder import CONFIG
 
@@ -63,7 +63,7 @@ def locate_init(source: str, module: nn.Module | type[nn.Module]) -> Path:
     kind = module if isinstance(module, type) else type(module)
     try:
         if issubclass(kind, TextToImageModel):
-            return locate_release(source, language_model=True)
+            return locate_release(source)
         return locate(source, autoencoder=issubclass(kind, BinaryAutoencoder))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"init: {error}") from error

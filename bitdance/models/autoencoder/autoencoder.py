@@ -85,6 +85,7 @@ class BinaryAutoencoder(nn.Module):
         torch_dtype: torch.dtype | str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        subfolder: str | None = None,
         local_files_only: bool = False,
     ) -> BinaryAutoencoder:
         """Load an autoencoder; either all of it is loaded or nothing.
@@ -104,6 +105,7 @@ class BinaryAutoencoder(nn.Module):
             torch_dtype: the older name of `dtype`.
             device: device of the autoencoder.
             revision: revision of a Hugging Face repository.
+            subfolder: folder of the autoencoder in `source`.
             local_files_only: use only files that were downloaded before.
 
         Returns:
@@ -116,8 +118,9 @@ class BinaryAutoencoder(nn.Module):
         """
         parsed = parse_dtype("from_pretrained", dtype, torch_dtype)
         path = locate(
-            source, revision=revision, local_files_only=local_files_only, autoencoder=True
-        )
+            source, revision=revision, local_files_only=local_files_only, autoencoder=True,
+            subfolder=subfolder,
+        )  # fmt: skip
         shape, tensors = read_autoencoder(path, prefer=weights, config=config)
         check_block_counts(tensors, autoencoder_block_counts(shape), cls.__name__, str(source))
         model = build_on_meta(lambda: cls(shape, dtype=parsed, device="meta"), str(source))

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bitdance.io import files, weights
 from bitdance.io.files import CheckpointError, one_line
 from bitdance.io.json_files import read_json
+from bitdance.io.scaled_weights import rescale
 from bitdance.io.validation import brief
 from bitdance.models.config import AUTOENCODER_PRESETS, AutoencoderConfig
 from bitdance.models.loading.checkpoint_config import infer_autoencoder_config, read_section
-from bitdance.models.loading.hub import AUTOENCODER_FILES
+from bitdance.models.loading.model_files import Folder
 from bitdance.models.loading.model_folder import open_folder, read_consistently
+from bitdance.models.loading.part_files import read_part
+from bitdance.models.loading.release_layout import Part, autoencoder_part
 from bitdance.models.presets import expand_autoencoder
 
 __all__ = ["autoencoder_tensors", "given_config", "read_autoencoder"]
@@ -41,13 +46,13 @@ def read_autoencoder(
     given = given_config(config)
     if not path.is_dir():
         return _read_file(path, prefer, given)
-    for file, settings in AUTOENCODER_FILES:
-        if (path / settings).exists():
-            return _read_file(path / file, prefer, given, path / settings)
+    part = autoencoder_part(Folder(path).names, str(path))
+    if part is not None:
+        return _read_part(path, part, prefer, given)
     if (path / "config.json").exists():
         found, tensors = read_consistently(path, lambda: _read_model(path))
         return _agreed(found, given, path / "config.json"), tensors
-    known = " or ".join(settings for _, settings in (*AUTOENCODER_FILES, ("", "config.json")))
+    known = "autoencoder.json, ae_config.json, autoencoder/config.json or config.json"
     raise FileNotFoundError(f"{path} has no trained autoencoder ({known})")
 
 
@@ -83,14 +88,27 @@ def autoencoder_tensors(tensors: weights.Tensors) -> weights.Tensors:
 
 
 def _read_file(
-    path: Path, prefer: str, given: AutoencoderConfig | None, config: Path | None = None
+    path: Path, prefer: str, given: AutoencoderConfig | None
 ) -> tuple[AutoencoderConfig, weights.Tensors]:
     tensors = autoencoder_tensors(weights.read_weights(path, prefer=prefer))
-    candidates = [path.with_name(f"{path.stem}{end}") for end in ("_config.json", ".json")]
-    for settings in [config] if config is not None else candidates:
+    for end in ("_config.json", ".json"):
+        settings = path.with_name(f"{path.stem}{end}")
         if settings.exists():
             return _agreed(_parse(read_json(settings), settings), given, settings), tensors
     return given or infer_autoencoder_config(tensors, path), tensors
+
+
+def _read_part(
+    folder: Path, part: Part, prefer: str, given: AutoencoderConfig | None
+) -> tuple[AutoencoderConfig, weights.Tensors]:
+    tensors, scales = read_part(folder, part, prefer=prefer)
+    # The published autoencoders have no scales, so that these copies are none of large weights.
+    tensors |= {name: rescale(tensors[name], scales[name], torch.float32) for name in scales}
+    tensors = autoencoder_tensors(tensors)
+    if part.config is None:
+        return given or infer_autoencoder_config(tensors, folder / part.weights), tensors
+    settings = folder / part.config
+    return _agreed(_parse(read_json(settings), settings), given, settings), tensors
 
 
 def _parse(content: dict[str, Any], path: Path) -> AutoencoderConfig:

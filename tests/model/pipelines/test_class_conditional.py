@@ -1,7 +1,5 @@
 import argparse
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 from bitdance.io.files import CheckpointError
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.class_conditional import BitDancePipeline
+from tests.model.helpers.hub import Hub
 from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
@@ -371,48 +370,34 @@ def test_bits_decode_to_the_generated_images(pipeline):
             pipeline.decode(wrong)
 
 
-def test_hub_repositories_are_downloaded_once_asked(pipeline, saved, monkeypatch):
-    """The client library stands aside: what it is asked for, and what its errors become."""
-    asked = []
-
-    def snapshot_download(repository, **options):
-        asked.append((repository, options))
-        if repository != "somebody/model":
-            raise OSError("404 Client Error")
-        return str(saved)
-
-    client = types.ModuleType("huggingface_hub")
-    client.snapshot_download = snapshot_download
-    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-    loaded = BitDancePipeline.from_pretrained(
-        "somebody/model", revision="v1", local_files_only=True
-    )
+def test_hub_repositories_are_downloaded_once_asked(pipeline, saved, tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "cache", **{"somebody/model": saved}).install(monkeypatch)
+    loaded = BitDancePipeline.from_pretrained("somebody/model", revision="v1")
     assert torch.equal(_latent(loaded), _latent(pipeline))
-    _, options = asked[0]
-    assert (options["revision"], options["local_files_only"]) == ("v1", True)
+    assert set(hub.options) == {("v1", False)}
+    loaded = BitDancePipeline.from_pretrained("somebody/model", local_files_only=True)
+    assert torch.equal(_latent(loaded), _latent(pipeline))
+    assert hub.options[-1] == (None, True)
     with pytest.raises(FileNotFoundError, match="'somebody/else' was not found on the hub: 404"):
         BitDancePipeline.from_pretrained("somebody/else")
+    hub.repositories["somebody/models"] = saved.parent
+    loaded = BitDancePipeline.from_pretrained("somebody/models", subfolder=saved.name)
+    assert torch.equal(_latent(loaded), _latent(pipeline))
 
 
 def test_weights_of_another_model_are_not_downloaded(saved, tmp_path, monkeypatch):
     """The configuration is judged before files of gigabytes are asked for."""
-    asked = []
-
-    def snapshot_download(repository, *, allow_patterns, **_):
-        asked.append(allow_patterns)
-        return str(saved if repository == "somebody/model" else tmp_path / repository)
-
-    client = types.ModuleType("huggingface_hub")
-    client.snapshot_download = snapshot_download
-    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    hub = Hub(tmp_path / "cache", **{"somebody/model": saved}).install(monkeypatch)
     (file,) = saved.glob("model-*.safetensors")
+    (saved / "other.safetensors").write_bytes(b"0")
     BitDancePipeline.from_pretrained("somebody/model")
-    assert asked == [["config.json"], ["config.json", file.name]]
+    assert hub.downloaded("") == ["config.json", file.name]
     for name, text in (("text", '{"model_type": "qwen3"}'), ("broken", "{"), ("none", None)):
-        (tmp_path / "other" / name).mkdir(parents=True)
+        folder = hub.repositories[f"other/{name}"] = tmp_path / "other" / name
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"0")
         if text is not None:
-            (tmp_path / "other" / name / "config.json").write_text(text)
-        asked.clear()
+            (folder / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"config\.json"):
             BitDancePipeline.from_pretrained(f"other/{name}")
-        assert asked == [["config.json"]]
+    assert hub.downloaded(".safetensors") == [file.name]

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from bitdance import BitDanceT2IPipeline, GenerationCancelled
 from bitdance.io.files import CheckpointError
-from bitdance.models.loading.hub import locate_release
 from bitdance.pipelines import prompts
 from bitdance_kernels import unpack_signs
 from tests.model.models.test_text_to_image import CONFIG, tiny
@@ -335,30 +334,6 @@ def test_another_autoencoder_takes_the_place_of_that_of_the_release(tmp_path):
     )
     with pytest.raises(CheckpointError):
         load(autoencoder=other)
-
-
-def test_a_release_is_downloaded_configurations_first(tmp_path, monkeypatch):
-    folder, asked = release(tmp_path, tiny()), []
-
-    def snapshot_download(source, *, allow_patterns, **options):
-        asked.append((source, options, "*.safetensors" in allow_patterns))
-        return str(folder)
-
-    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    load = partial(BitDanceT2IPipeline.from_pretrained, tokenizer=Words())
-    load("owner/name", revision="v1")
-    options = {"revision": "v1", "local_files_only": False}
-    assert asked == [("owner/name", options, False), ("owner/name", options, True)]
-    asked.clear()
-    (folder / "vision_head_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"has no vision_head_config\.json: it is not a text"):
-        load("owner/name")
-    assert [weights for *_, weights in asked] == [False], "no weights of another model"
-    assert locate_release("owner/name", language_model=True) == folder
-    (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
-        locate_release("owner/name", language_model=True)
 
 
 @pytest.mark.parametrize(
