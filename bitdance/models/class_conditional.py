@@ -66,7 +66,8 @@ class BitDanceModel(nn.Module):
         if config.parallel_num > 1:
             queries = (1, config.parallel_num - 1, dim)
             made = torch.empty(queries, dtype=factory.get("dtype"), device=factory.get("device"))
-            self.query_token = nn.Parameter(nn.init.normal_(made, std=0.02))
+            self.query_token = nn.Parameter(made)
+            nn.init.normal_(self.query_token, std=0.02)
         self.cls_embedding = nn.Embedding(
             config.num_classes + 1, dim * config.cls_token_num, **factory
         )

@@ -40,7 +40,12 @@ from bitdance.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.pipelines.release_shapes import infer_release_config
-from bitdance.pipelines.text_to_image_files import SAMPLING_FILE, SamplingConfig, read_sampling
+from bitdance.pipelines.text_to_image_files import (
+    SAMPLING_FILE,
+    SamplingConfig,
+    parse_sampling,
+    read_sampling,
+)
 
 __all__ = ["Release", "locate_release", "locate_tokenizer", "read_release"]
 
@@ -101,6 +106,10 @@ class Release:
         Raises:
             CheckpointError: its file is damaged.
         """
+        if self.layout.kind == "diffusers":
+            path = self.folder / MODEL_INDEX
+            if (given := read_json(path).get("sampling")) is not None:
+                return parse_sampling(given, path)
         return read_sampling(self.folder)
 
     def config(self, count_queries: Callable[[], int]) -> TextToImageConfig:

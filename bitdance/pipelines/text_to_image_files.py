@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from bitdance.io import weights
 from bitdance.io.files import CheckpointError, one_line, write_text
@@ -12,7 +13,7 @@ from bitdance.io.json_files import read_json
 from bitdance.io.settings import Count, Number, parse, settings
 from bitdance.models.text_to_image import TextToImageModel
 
-__all__ = ["SAMPLING_FILE", "SamplingConfig", "read_sampling", "save_release"]
+__all__ = ["SAMPLING_FILE", "SamplingConfig", "parse_sampling", "read_sampling", "save_release"]
 
 SAMPLING_FILE = "sampling_config.json"
 
@@ -41,11 +42,22 @@ def read_sampling(folder: Path) -> SamplingConfig:
         CheckpointError: its file is damaged.
     """
     path = folder / SAMPLING_FILE
-    if not path.exists():
-        return SamplingConfig()
+    return parse_sampling(read_json(path), path) if path.exists() else SamplingConfig()
+
+
+def parse_sampling(content: Any, path: Path) -> SamplingConfig:
+    """The sampling that a section of a file describes.
+
+    Args:
+        content: the section.
+        path: the file, for errors.
+
+    Raises:
+        CheckpointError: the section is damaged.
+    """
     try:
-        return parse(SamplingConfig, read_json(path))
-    except ValueError as error:
+        return parse(SamplingConfig, content)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {one_line(error)}") from error
 
 

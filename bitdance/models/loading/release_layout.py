@@ -111,9 +111,11 @@ def release_layout(names: Collection[str], source: str) -> ReleaseLayout | None:
         CheckpointError: several files may be the same one of three.
     """
     if MODEL_INDEX in names:
+        llm = _component(names, "text_encoder", "model.safetensors")  # as transformers saves it
+        own = _component(names, "text_encoder")
         return ReleaseLayout(
             "diffusers",
-            _component(names, "text_encoder", "model.safetensors"),
+            own if own.weights in names else llm,
             _component(names, "diffusion_head"),
             _component(names, "projector"),
             _component(names, "autoencoder"),
@@ -170,8 +172,8 @@ def autoencoder_part(names: Collection[str], source: str) -> Part | None:
         return _component(names, "autoencoder")
     if "config.json" in names:
         return None
-    weights = _three_files(names, source).get("autoencoder")
-    return None if weights is None else _autoencoder_file(weights)
+    alone = _three_files(names, source).get("autoencoder")
+    return None if alone is None else _autoencoder_file(alone)
 
 
 def tokenizer_files(names: Collection[str], folder: str) -> list[str]:

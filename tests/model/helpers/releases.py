@@ -31,7 +31,7 @@ def write_flat(folder, model, shards=1):
     for name, part in _parts(model).items():
         files = {"diffusion_head": "vision_head", "autoencoder": "ae", "projector": "projector"}
         if name in files:
-            save_file(part.state_dict(), folder / f"{files[name]}.safetensors")
+            _write(folder / f"{files[name]}.safetensors", part.state_dict(), 1)
     _write(folder / "model.safetensors", model.llm_model.state_dict(), shards)
     _write_tokenizer(folder)
     return folder
@@ -145,6 +145,7 @@ def _write_tokenizer(folder):
 
 
 def _write(path, state, shards):
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     if shards == 1:
         save_file(state, path)
         return
