@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from bitdance.cli.arguments import AUTOENCODER_HELP, CONFIG_HELP, load_autoencoder, load_pipeline
+from bitdance.cli.memory import add_memory_arguments, describe_memory, read_text_to_image_config
 from bitdance.io import files
 from bitdance.io.files import NoModelError
 from bitdance.io.image_files import printable
 from bitdance.models.loading.hub import locate
+from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.pipelines.class_conditional_files import digest
 
 __all__ = ["add_command"]
@@ -24,12 +28,16 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
         help="show what a checkpoint contains",
-        description="Configuration, parameters and bits per image of a checkpoint. "
-        "Without one: the environment.",
+        description="Configuration, parameters and bits per image of a checkpoint, and the memory "
+        "that generating needs. Without one: the environment.",
     )
     parser.add_argument("model", nargs="?", help="folder, file or hub id")
     parser.add_argument("--autoencoder", help=AUTOENCODER_HELP)
     parser.add_argument("--config", help=CONFIG_HELP)
+    parser.add_argument(
+        "--tokenizer", help="folder or hub id of a text tokenizer (default: the model's own)"
+    )
+    add_memory_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -41,13 +49,18 @@ def run(options: argparse.Namespace) -> None:
 
         env_report.main(["--json"] if options.json else [])
         return
-    path = locate(options.model, autoencoder=True)
     title = printable(options.model)
-    try:
-        report, lines = _describe_model(options, path)
-    except NoModelError:
-        report, lines = _describe_autoencoder(path, options.config)
-        title = f"{title}: an autoencoder"
+    config = read_text_to_image_config(options)
+    if config is not None:
+        report, lines = _describe_text_to_image(options, config)
+        title = f"{title}: a text-to-image model"
+    else:
+        path = locate(options.model, autoencoder=True)
+        try:
+            report, lines = _describe_model(options, path)
+        except NoModelError:
+            report, lines = _describe_autoencoder(path, options.config)
+            title = f"{title}: an autoencoder"
     if options.json:
         print(json.dumps(report, indent=2))
         return
@@ -71,6 +84,8 @@ def _describe_model(
         "bits_per_image": config.tokens * config.token_bits,
         "sha256": digest(path),
     }
+    memory, memory_lines = describe_memory(options, config)
+    report |= memory
     lines = [
         ("parameters", f"{counts['all']:,}"),
         *((f"  {name}", f"{count:,}") for name, count in counts.items() if name != "all"),
@@ -79,8 +94,30 @@ def _describe_model(
         ("AR steps", f"{config.ar_steps}, {config.tokens // config.ar_steps} tokens a step"),
         ("classes", f"{config.num_classes}"),
         ("SHA-256", f"{report['sha256']}"),
+        *memory_lines,
     ]
     return report, lines
+
+
+def _describe_text_to_image(
+    options: argparse.Namespace, config: TextToImageConfig
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What the configuration says; no weights are read or downloaded."""
+    ae = config.autoencoder
+    side = ae.downsampling * math.isqrt(config.parallel_num)
+    report = {
+        "llm": config.llm.to_dict(), "head": dataclasses.asdict(config.head),
+        "autoencoder": ae.to_dict(), "parallel_num": config.parallel_num,
+    }  # fmt: skip
+    memory, memory_lines = describe_memory(options, config)
+    lines = [
+        ("language model", f"{config.llm.num_hidden_layers} x {config.llm.hidden_size}"),
+        ("head", f"{config.head.depth_latent} x {config.head.ch_latent}"),
+        ("one code", f"{ae.z_channels} bits for {ae.downsampling} x {ae.downsampling} pixels"),
+        ("AR step", f"{config.parallel_num} tokens, {side} x {side} pixels"),
+        *memory_lines,
+    ]
+    return {**report, **memory}, lines
 
 
 def _describe_autoencoder(

@@ -16,7 +16,7 @@ from bitdance.sampling.ar_sampler import ARSampler, OnStep, Run, guidance_at
 from bitdance.sampling.trunk_products import packed_qwen3
 from bitdance.sampling.workspace import Workspace
 
-__all__ = ["TextToImageSampler"]
+__all__ = ["TextToImageSampler", "cache_tokens"]
 
 MAX_RUNS = 2
 """Kinds of batches whose buffers and graphs a workspace keeps."""
@@ -78,6 +78,18 @@ class _TextSequence:
 
     def append(self, tokens: torch.Tensor, step: torch.Tensor) -> None:
         self.block.copy_(self.model.embed(tokens) + self.positions.index_select(0, step))
+
+
+def cache_tokens(longest: int, grid: tuple[int, int], parallel_num: int) -> tuple[int, int]:
+    """Tokens that a row of the cache needs, and those that it gets.
+
+    Args:
+        longest: tokens of the longest row up to the first patch.
+        grid: tokens of the image, vertically and horizontally.
+        parallel_num: P, tokens per step.
+    """
+    tokens = longest + grid[0] * grid[1] - parallel_num  # the last patch is not fed back
+    return tokens, -(-tokens // _CACHE_STEP) * _CACHE_STEP
 
 
 class TextToImageSampler(ARSampler[_TextSequence]):
@@ -184,9 +196,7 @@ class TextToImageSampler(ARSampler[_TextSequence]):
         grid: tuple[int, int],
     ) -> KVCache:
         trunk = self.model.llm_model.model
-        # The last patch is not fed back.
-        tokens = longest + grid[0] * grid[1] - self.model.config.parallel_num
-        rounded = -(-tokens // _CACHE_STEP) * _CACHE_STEP
+        tokens, rounded = cache_tokens(longest, grid, self.model.config.parallel_num)
         return workspace.reserve(
             rows, tokens, compute_dtype(trunk.layers), trunk.norm.weight.device,
             lambda: trunk.allocate(rows, rounded),

@@ -1,0 +1,94 @@
+"""The memory that a model needs, for ``bitdance info``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bitdance.cli.arguments import DTYPES, add_quantization_argument, positive_int
+from bitdance.models.config import ModelConfig
+from bitdance.models.loading.hub import BUNDLED
+from bitdance.models.loading.model_files import open_files
+from bitdance.models.loading.release_layout import release_layout
+from bitdance.models.text_to_image_config import TextToImageConfig
+from bitdance.pipelines.memory import CARDS, MemoryEstimate, estimate_memory
+from bitdance.pipelines.prompts import count_queries, load_tokenizer
+from bitdance.pipelines.release import Release, locate_tokenizer
+
+__all__ = ["add_memory_arguments", "describe_memory", "read_text_to_image_config"]
+
+_PIXELS = 1024
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the memory depends on."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="bfloat16",
+        help="dtype of the parameters, for the memory",
+    )
+    add_quantization_argument(parser)
+    parser.add_argument("--batch-size", type=positive_int, default=1, help="images at a time")
+    for side in ("height", "width"):
+        parser.add_argument(
+            f"--{side}", type=positive_int, default=_PIXELS,
+            help="pixels of images of a text-to-image model",
+        )  # fmt: skip
+
+
+def read_text_to_image_config(options: argparse.Namespace) -> TextToImageConfig | None:
+    """The configuration of a text-to-image model; None if the model is another.
+
+    Of a repository only small files are downloaded.
+
+    Raises:
+        CheckpointError: files are damaged.
+        FileNotFoundError: there is no such model.
+    """
+    path = Path(options.model)
+    if not path.is_dir() and (path.exists() or options.model in BUNDLED or len(path.parts) != 2):
+        return None  # a file here or in a repository
+    files = open_files(options.model)
+    if release_layout(files.names, files.source) is None:
+        return None
+    release = Release(files)
+
+    def queries() -> int:
+        source = options.tokenizer
+        folder = release.tokenizer_folder if source is None else locate_tokenizer(source)
+        return count_queries(load_tokenizer(folder))
+
+    return release.config(queries)
+
+
+def describe_memory(
+    options: argparse.Namespace, config: TextToImageConfig | ModelConfig
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The memory for what the options say, as a report and as lines."""
+    estimate = estimate_memory(
+        config,
+        dtype=DTYPES[options.dtype],
+        quantization=options.quantization,
+        batch_size=options.batch_size,
+        height=options.height,
+        width=options.width,
+    )
+    return {"memory": estimate.to_dict()}, _lines(options, estimate)
+
+
+def _lines(options: argparse.Namespace, estimate: MemoryEstimate) -> list[tuple[str, str]]:
+    kind = options.dtype if options.quantization is None else options.quantization
+    named = {**estimate.weights, "cache": estimate.cache, "decoding": estimate.decoding}
+    ways = {"resident": "fits", "offloaded": "fits with model offload", None: "does not fit"}
+    return [
+        ("memory", f"{_text(estimate.resident)}: {kind}, batch of {options.batch_size}"),
+        *((f"  {name}", _text(size)) for name, size in named.items()),
+        ("  with offload", _text(estimate.offloaded)),
+        *((f"  card of {gib} GiB", ways[estimate.fits(gib)]) for gib in CARDS),
+    ]
+
+
+def _text(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.1f} MiB"

@@ -1,0 +1,57 @@
+"""Memory of the tensors that operators make, counted while they run."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["LiveMemory"]
+
+
+class LiveMemory(TorchDispatchMode):
+    """Inside, counts the bytes of tensors that were made there and still exist.
+
+    On the meta device, too, where tensors have sizes and no memory: a model runs there to find out
+    what it needs elsewhere. What kernels and libraries use inside of an operator is not seen.
+
+    Attributes:
+        peak: largest number of bytes so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._made: dict[int, weakref.ref[Any]] = {}
+        self._given: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._given |= {id for id, _ in _storages((args, kwargs)) if id not in self._made}
+        results = func(*args, **kwargs)
+        for id, storage in _storages(results):
+            if id not in self._made and id not in self._given:
+                self._count(id, storage)
+        return results
+
+    def _count(self, id: int, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self._live -= size
+            del self._made[id]
+
+        self._made[id] = weakref.ref(storage, freed)
+        self._live += size
+        self.peak = max(self.peak, self._live)
+
+
+def _storages(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage]]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+            storage = leaf.untyped_storage()
+            yield storage._cdata, storage
