@@ -237,7 +237,7 @@ def test_help_hides_empty_defaults(capsys, command):
             assert "(default: cpu)" in text or command == "train"
     if command == "generate":
         assert "random seed, 0 to 2^64 - 1 (default: 0)" in " ".join(text.split())
-        assert " ".join(text.split()).count("default: the model's own") == 4
+        assert " ".join(text.split()).count("default: the model's own") == 5
 
 
 def test_every_argument_of_every_command_has_a_strict_type():
