@@ -61,22 +61,35 @@ def check_output_type(
         )
 
 
-def check_packed_latents(packed_latents: object, shape: ImageShape) -> torch.Tensor:
+def check_packed_latents(
+    packed_latents: object, shape: ImageShape, *, complete: bool = True
+) -> torch.Tensor:
     """`packed_latents`, if it is uint8 [n, N, ceil(C / 8)].
+
+    Args:
+        packed_latents: argument of ``decode``, or of ``preview``.
+        shape: shape of the images.
+        complete: whether all N tokens are needed, as ``decode`` does, or the first suffice.
 
     Raises:
         TypeError: it is no tensor.
         ValueError: it has another dtype or shape.
     """
-    size = packed_shape(shape)
-    expected = f"uint8 {['n', *size]}"
+    tokens, size = packed_shape(shape)
+    name = "decode: packed_latents" if complete else "preview: generated_latents"
+    expected = f"uint8 {['n', tokens, size]}"
+    if not complete:
+        expected += " or fewer tokens"
     if not isinstance(packed_latents, torch.Tensor):
-        raise TypeError(f"decode: packed_latents must be {expected}, got {brief(packed_latents)}")
+        raise TypeError(f"{name} must be {expected}, got {brief(packed_latents)}")
     got = packed_latents.shape
-    if packed_latents.dtype != torch.uint8 or len(got) != 3 or got[1:] != size:
-        raise ValueError(
-            f"decode: packed_latents must be {expected}, got {packed_latents.dtype} {list(got)}"
-        )
+    fits = len(got) == 3 and got[2] == size
+    if (
+        packed_latents.dtype != torch.uint8
+        or not fits
+        or (got[1] != tokens if complete else got[1] > tokens)
+    ):
+        raise ValueError(f"{name} must be {expected}, got {packed_latents.dtype} {list(got)}")
     return packed_latents
 
 

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
@@ -33,6 +35,9 @@ from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance_kernels import noise, noise_keys, unpack_signs
 
 __all__ = ["BasePipeline", "Callback", "GenerationCancelled", "ImagePipelineOutput"]
+
+_GENERATED = "generated_latents"
+_GRAY = 128  # pixels of a preview that are not generated yet
 
 Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], "Mapping[str, torch.Tensor] | None"]
 
@@ -78,7 +83,7 @@ class BasePipeline(ABC):
         sampler: sampler of the model.
     """
 
-    _callback_tensor_inputs: ClassVar = ["latents", "packed_latents"]
+    _callback_tensor_inputs: ClassVar = ["latents", "packed_latents", _GENERATED]
 
     def __init__(self, sampler: ARSampler[Any]) -> None:
         self.sampler = sampler
@@ -264,29 +269,58 @@ class BasePipeline(ABC):
         function: str,
         call: _Call | None = None,
     ) -> Any:
-        """Images of packed tokens, batch by batch.
+        """Images of packed tokens, batch by batch."""
+        pixels = [torch.empty((0, *shape.pixels), dtype=torch.uint8, device="cpu")]
+        for batch in batch_slices(function, len(packed_latents), batch_size):
+            tokens = unpack_signs(packed_latents[batch].to(self.device))[..., : shape.bits]
+            with numbered_images(function, batch):
+                decoded = self._pixels(tokens, shape, seeds[batch], sample_ids[batch])
+            pixels.append(decoded.cpu())
+            if call is not None:
+                call.check(f"decoding image {batch.stop} of {len(packed_latents)}")
+        return to_output(torch.cat(pixels), output_type)
+
+    @torch.no_grad()
+    def _pixels(
+        self,
+        tokens: torch.Tensor,
+        shape: ImageShape,
+        seeds: Sequence[int],
+        sample_ids: Sequence[int],
+    ) -> torch.Tensor:
+        """Images uint8 [n, C, H, W] of tokens, on their device.
 
         A decoder that takes noise gets that of the AR step after the last, so that an image depends
         on its seed and sample id alone.
         """
-        device, autoencoder = self.device, self._autoencoder
+        autoencoder = self._autoencoder
         if self._decode_images.autoencoder is not autoencoder:  # replaced in the model
             self._decode_images = ImageDecoder(autoencoder)
-        pixels = [torch.empty((0, *shape.pixels), dtype=torch.uint8, device="cpu")]
-        with torch.no_grad():
-            for batch in batch_slices(function, len(packed_latents), batch_size):
-                tokens = unpack_signs(packed_latents[batch].to(device))[..., : shape.bits]
-                latents, drawn = shape.to_latents(tokens), None
-                if autoencoder.config.gan_decoder:
-                    keys = noise_keys(
-                        seeds[batch], sample_ids[batch], ar_step=shape.ar_steps, device=device
-                    )
-                    drawn = noise(keys, 0, latents[0].numel(), backend="auto").view(latents.shape)
-                with numbered_images(function, batch):
-                    pixels.append(self._decode_images(latents, noise=drawn).cpu())
-                if call is not None:
-                    call.check(f"decoding image {batch.stop} of {len(packed_latents)}")
-        return to_output(torch.cat(pixels), output_type)
+        latents, drawn = shape.to_latents(tokens), None
+        if autoencoder.config.gan_decoder:
+            keys = noise_keys(seeds, sample_ids, ar_step=shape.ar_steps, device=tokens.device)
+            drawn = noise(keys, 0, latents[0].numel(), backend="auto").view(latents.shape)
+        return self._decode_images(latents, noise=drawn)
+
+    def _preview(
+        self,
+        generated_latents: torch.Tensor,
+        shape: ImageShape,
+        seeds: Sequence[int],
+        sample_ids: Sequence[int],
+        output_type: str,
+    ) -> Any:
+        """Images of the first tokens of each; pixels of the others are gray."""
+        count, bits, drawn = len(generated_latents), shape.bits, generated_latents.shape[1]
+        zeros = partial(torch.zeros, dtype=torch.float32, device=self.device)
+        tokens = zeros(count, shape.tokens, bits)
+        tokens[:, :drawn] = unpack_signs(generated_latents.to(self.device))[..., :bits]
+        pixels = self._pixels(tokens, shape, seeds, sample_ids)
+        mask = zeros(1, shape.tokens, bits)
+        mask[:, :drawn] = 1
+        cells = shape.to_latents(mask)[:, :1]
+        pixels.masked_fill_(F.interpolate(cells, shape.pixels[1:]) == 0, _GRAY)
+        return to_output(pixels.cpu(), output_type)
 
     @contextmanager
     def _call(self) -> Iterator[_Call]:
@@ -308,6 +342,8 @@ def _call_back(
     """Call a callback after an AR step; returns the latents to continue from, if it changed any."""
     function = f"{type(pipeline).__name__}: callback_on_step_end"
     originals = {"latents": result.tokens, "packed_latents": result.packed}
+    if _GENERATED in names:
+        originals[_GENERATED] = binarize(result.generated)[1]
     given = {name: originals[name].clone() for name in names}
     returned = callback(pipeline, result.step, ar_steps - 1 - result.step, given)
     if returned is not None and not isinstance(returned, Mapping):
@@ -317,6 +353,10 @@ def _call_back(
         )
     for name, original in originals.items():
         tensor = (given | dict(returned or {})).get(name, original)
+        if name == _GENERATED:
+            if not isinstance(tensor, torch.Tensor) or not torch.equal(tensor, original):
+                raise ValueError(f"{function} must leave {name} unchanged, got {brief(tensor)}")
+            continue
         rows, *rest = original.shape
         shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else None
         if shape is None or shape not in ([rows, *rest], [rows // 2, *rest]):

@@ -254,8 +254,10 @@ class BitDancePipeline(BasePipeline):
                 `callback_on_step_end_tensor_inputs`. It returns that dict; sampling continues from
                 the latents in it.
             callback_on_step_end_tensor_inputs: names among "latents", float32 [rows, P, C] of +1
-                and -1, and "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits. With
-                guidance conditional rows come first; latents of these alone serve both halves.
+                and -1; "packed_latents", uint8 [rows, P, ceil(C / 8)], the same as bits; and
+                "generated_latents", uint8 [n, tokens so far, ceil(C / 8)] of the batch's images,
+                which ``preview`` takes and a callback must not change. With guidance conditional
+                rows come first; latents of these alone serve both halves.
             use_kernels: False runs reference ops and the head as published, for comparison.
 
         Returns:
@@ -343,6 +345,39 @@ class BitDancePipeline(BasePipeline):
         check_output_type("decode", output_type, ("pil", "np", "pt", "uint8"))
         seeds, ids = image_seeds("decode", seed, generator, sample_ids, len(packed))
         return self._decode(packed, shape, seeds, ids, batch_size, output_type, "decode")
+
+    def preview(
+        self,
+        generated_latents: torch.Tensor,
+        *,
+        generator: Generators | None = None,
+        seed: Seeds | None = None,
+        sample_ids: Sequence[int] | None = None,
+        output_type: Literal["pil", "np", "pt", "uint8"] = "pil",
+    ) -> Any:
+        """Decode the tokens that a running call has generated so far.
+
+        Patches that are not generated yet are gray, and decoded as zeros, which colors the pixels
+        next to them. The preview of the last step is the image.
+
+        Args:
+            generated_latents: uint8 [n, tokens so far, ceil(C / 8)], as a callback gets them.
+            generator: as for a call of the pipeline; used by a decoder that takes noise.
+            seed: as for a call of the pipeline.
+            sample_ids: as for a call of the pipeline; by default those of a call's first batch.
+            output_type: as for a call of the pipeline.
+
+        Raises:
+            NotFiniteError: the decoder computes NaN or infinity; names the images.
+            TypeError: `generated_latents` is no tensor.
+            ValueError: `generated_latents` has another dtype, more tokens than an image, or other
+                bits.
+        """
+        shape = self._image_shape
+        check_output_type("preview", output_type, ("pil", "np", "pt", "uint8"))
+        latents = check_packed_latents(generated_latents, shape, complete=False)
+        seeds, ids = image_seeds("preview", seed, generator, sample_ids, len(latents))
+        return self._preview(latents, shape, seeds, ids, output_type)
 
     @property
     def _image_shape(self) -> ImageShape:

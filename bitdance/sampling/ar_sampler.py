@@ -47,6 +47,8 @@ class StepResult(NamedTuple):
     """[rows, P, C] of +1 and -1."""
     packed: torch.Tensor
     """uint8 [rows, P, ceil(C / 8)], the same as bits."""
+    generated: torch.Tensor
+    """[B, (step + 1) P, C] of +1 and -1: the tokens of all steps so far, in generation order."""
 
 
 OnStep = Callable[[StepResult], "torch.Tensor | None"]
@@ -158,7 +160,7 @@ class Run(Generic[S]):
         self.head.load()
 
     def advance(self, first: bool, noise: Sequence[torch.Tensor] | None = None) -> Tensors:
-        """Results of the next AR step, ``StepResult`` from `hidden` on; valid until the next."""
+        """``hidden`` to ``packed`` of the next AR step's ``StepResult``; valid until the next."""
         step = self._first if first else self._next
         if noise is not None:
             return step(noise)  # at another address in every step
@@ -306,7 +308,8 @@ class ARSampler(ABC, Generic[S]):
                 patch.copy_(results[2][:count])
                 if on_step is not None:
                     # Copies: the next step overwrites the results of a replayed one.
-                    changed = on_step(StepResult(i, scale, *(x.clone() for x in results)))
+                    own = (x.clone() for x in (*results, tokens[:, : (i + 1) * P]))
+                    changed = on_step(StepResult(i, scale, *own))
                     if changed is not None:
                         run.replace(changed)
                         patch.copy_(changed[:count])

@@ -37,7 +37,7 @@ def test_callback_has_the_contract_of_diffusers(pipeline):
     options = {"callback_on_step_end": record, "callback_on_step_end_tensor_inputs": names}
     _latent(pipeline, **options)
     assert steps[-1] == (3, 0, {"packed_latents": (4, 4, 1), "latents": (4, 4, 8)})
-    with pytest.raises(ValueError, match="must be of latents, packed_latents, got 'prompt_embeds'"):
+    with pytest.raises(ValueError, match="of latents, packed_latents, generated_latents, got"):
         _latent(pipeline, callback_on_step_end_tensor_inputs=["prompt_embeds"])
     for returned, message in (
         (False, "must return its callback_kwargs"),
