@@ -7,6 +7,7 @@ and so do the loops in C that bound it. On one thread the clock is the processor
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import limits, machine, products, tables, timing
-from benchmarks.model import Comparison, decode, int8, paths, quantizer, start, training
+from benchmarks.model import Comparison, decode, int8, paths, quantizer, recipes, start, training
 from benchmarks.shapes import Bench, Timing
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.sampling import graphs
@@ -30,7 +31,7 @@ MODELS: dict[str, Callable[[], Iterator[Comparison]]] = {
     "decoder": decode.comparisons,
     "int8": int8.comparisons,
     "quantizer": quantizer.comparisons,
-    "training": training.comparisons,
+    "training": lambda: itertools.chain(training.comparisons(), recipes.comparisons()),
 }
 PARTS = ("start", "images", *MODELS, "ops")
 
@@ -123,13 +124,15 @@ def _add_shape(
 
 def compare(result: Result, comparison: Comparison, seconds: float, threads: int = 1) -> None:
     """Add the rows of a comparison on so many threads, each held against its limit."""
-    what, shape, ways, flops, weight = comparison
+    what, shape, ways, flops, weight, memory = comparison
     bound = None
     if flops and limits.unavailable() is None:
         bound = limits.multiply_adds(flops / threads)
         if weight is not None:
             bound = limits.of(weight.nbytes, 0, flops / threads, [weight])
     rows, failed = timing.compare(ways, seconds, bound=bound, threads=threads)
+    for row in rows if memory else ():
+        row["peak_mb"] = timing.peak_bytes(ways[row["name"]]) / 1e6
     shape += f", {threads} threads" * (threads > 1)
     common = {"op": what, "shape": shape, "device": "cpu", "threads": threads}
     rates = {"gb_s": 0.0 if weight is None else weight.nbytes, "gflop_s": flops}

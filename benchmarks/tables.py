@@ -41,9 +41,13 @@ def compared(run: Run, kind: str = "rows") -> str:
     """A row per op and shape: time, share of the bound, ratios to the others.
 
     A ratio is the median of the rounds, and in brackets their range where they took turns; those of
-    what is more than 3% faster are bold.
+    what is more than 3% faster are bold. Where the memory was measured, there is a column for it.
     """
     rows, count, slower = [], 0, 0
+    peaks = {
+        (row["op"], row["shape"], row["name"]): f"{row['peak_mb']:.0f}"
+        for row in run.get(kind, ()) if "peak_mb" in row
+    }  # fmt: skip
     for best, others in shapes(run, kind):
         cells = []
         for name, (found, *spread) in others.items():
@@ -57,10 +61,17 @@ def compared(run: Run, kind: str = "rows") -> str:
             least = 1e6 * bound.seconds
             held = f"{time(least)}, {bound.by}", f"{100 * least / best['median_us']:.0f}%"
         what = best["op"], best["shape"], best["name"]
-        rows.append((*what, *_clocks(best), *held, "; ".join(cells)))
+        memory = [peaks.get(what, "")] if peaks else []
+        memory += [
+            f"{name}: {peaks[key]}" for name in others if (key := (*what[:2], name)) in peaks
+        ]
+        of_memory = ["; ".join(memory)] if peaks else []
+        rows.append((*what, *_clocks(best), *held, *of_memory, "; ".join(cells)))
     clocks = ("processor", "elapsed") if run["machine"]["device"] == "cpu" else ("median",)
     columns = dict.fromkeys(("op", "shape", "backend"), "")
-    columns |= {**dict.fromkeys((*clocks, "bound", "reached"), ">"), "times as fast as": ""}
+    columns |= dict.fromkeys((*clocks, "bound", "reached"), ">")
+    columns |= {"MB at the peak": ""} if peaks else {}
+    columns |= {"times as fast as": ""}
     end = f"{slower} of {count} comparisons are lost by more than 3%.\n" if count else ""
     return f"{markdown(columns, rows)}\n{end}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -153,6 +154,18 @@ def compare(
             row["share"] = bound.scale * _ratio(times[_BOUND], times[ours])[0]
         rows.append(row)
     return rows, failed
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Bytes on the CPU that a call holds at its peak beyond those from before it."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        function()
+    events: Any = profile.profiler
+    found = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(found, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(sizes), default=0)
 
 
 def _ratio(times: Sequence[float], ours: Sequence[float]) -> list[float]:

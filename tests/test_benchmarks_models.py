@@ -6,11 +6,13 @@ import importlib.util
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cpu, limits, plots, products, tables
-from benchmarks.model import decode, paths, training
+from benchmarks import cpu, limits, plots, products, tables, timing
+from benchmarks.model import decode, paths, recipes, training
 from benchmarks.model.published import Published
 from bitdance.sampling.class_conditional import ClassConditionalSampler
+from bitdance.training.config import parse_run
 from bitdance_kernels import swiglu
 
 
@@ -124,3 +126,92 @@ def test_training_steps_are_compared():
         losses.append(comparison.ways[way]())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert comparison.flops > 0
+
+
+AUTOENCODER = {
+    "data": {"path": "none", "size": 16},
+    "autoencoder": {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 16,
+                    "num_codebooks": 2},
+    "loss": {"l2": 1.0, "chroma": 1.0, "entropy": 0.5, "temperature": 0.5, "commitment": 0.1},
+}  # fmt: skip
+MODEL = {
+    "autoencoder_path": "none", "tokenizer_path": "none",
+    "data": {"path": "none", "max_tokens": 300},
+    "llm": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "vocab_size": 40},
+    "text_to_image": {"parallel_num": 4, "diff_dim": 128, "diff_layers": 2,
+                      "diff_adanln_layers": 1, "diff_batch_mul": 2, "perturb_rate": 0.2},
+}  # fmt: skip
+
+
+def configured(values, **loss):
+    optim = {"steps": 2, "batch_size": 2, "warmup": 1, "lr": 1e-3}
+    return parse_run(values | {"optim": optim} | ({"loss": values["loss"] | loss} if loss else {}))
+
+
+def gradients(weights, way):
+    """Loss and gradients of a way."""
+    for weight in weights:
+        weight.grad = None
+    return [torch.tensor(way()), *(w.grad for w in weights if w.grad is not None)]
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+def test_an_autoencoders_step_is_the_same_every_way(monkeypatch, per_group):
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    tasks = []
+    task_of = recipes.AutoencoderTask
+    monkeypatch.setattr(
+        recipes, "AutoencoderTask", lambda *a, **k: tasks.append(task_of(*a, **k)) or tasks[-1]
+    )
+    comparison = recipes.of_autoencoder(configured(AUTOENCODER, per_group=per_group), 3)
+    assert list(comparison.ways) == ["bitdance", "PyTorch", "torch.compile"]
+    weights = list(tasks[0].module.parameters())
+    results = [gradients(weights, way) for way in comparison.ways.values()]
+    assert len(results[0]) == len(weights) + 1
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-5)
+    assert comparison.flops > 0
+
+
+def test_a_text_to_image_step_is_the_same_every_way(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    models = []
+    model_of = recipes.TextToImageModel
+    monkeypatch.setattr(
+        recipes, "TextToImageModel", lambda *a, **k: models.append(model_of(*a, **k)) or models[-1]
+    )
+    comparison = recipes.of_model(configured(MODEL), configured(AUTOENCODER), 300)
+    with torch.no_grad():
+        for parameter in models[0].parameters():  # some begin as zeros
+            parameter.normal_(std=0.1)
+    weights = [w for w in models[0].parameters() if w.requires_grad]
+    results = [gradients(weights, way) for way in comparison.ways.values()]
+    assert len(results[0]) == len(weights) + 1
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-5)
+    with FlopCounterMode(display=False) as counter:
+        comparison.ways["PyTorch"]()
+    # Dense attention computes pairs that no token sees, and nobody needs the first gradients.
+    assert comparison.flops == pytest.approx(counter.get_total_flops(), rel=0.25)
+
+
+def test_the_peak_of_the_memory_is_in_the_table():
+    def work():
+        half = torch.ones(250, 1000, dtype=torch.float32, device="cpu") * 2  # twice a megabyte
+        return half.sum()
+
+    assert timing.peak_bytes(work) == pytest.approx(2e6, rel=0.01)
+    result = cpu.new_result()
+    way = recipes.Comparison("training step", "small", {"bitdance": work, "x": work}, memory=True)
+    cpu.compare(result, way, 0.0)
+    text = tables.models(result)
+    assert "| MB at the peak | times as fast as |" in text
+    assert "| 2; x: 2 |" in text
+
+
+def test_the_emoji_recipe_is_compared(monkeypatch):
+    """With its own sizes; the rest is as at small ones."""
+    monkeypatch.setattr(recipes, "of_autoencoder", lambda run, batch: (run.data.size, batch))
+    monkeypatch.setattr(recipes, "of_model", lambda run, _, tokens: (run.llm.hidden_size, tokens))
+    assert list(recipes.comparisons()) == [(64, 48), (256, 2560)]

@@ -17,6 +17,7 @@ class Comparison(NamedTuple):
         ways: by name.
         flops: of the products and convolutions that the work needs.
         weight: what the work must read, where that may take longer than the products.
+        memory: whether the peak of the memory is measured too.
     """
 
     what: str
@@ -24,3 +25,4 @@ class Comparison(NamedTuple):
     ways: Mapping[str, Callable[[], object]]
     flops: float = 0.0
     weight: Tensor | None = None
+    memory: bool = False

@@ -19,6 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
+from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.models.packed_batch import PackedBatch
+from bitdance.models.text_to_image import TextToImageModel
 
 _BYTES = 2  # bfloat16
 _EVALUATIONS = 101
@@ -64,20 +67,39 @@ def training_flops(model: BitDanceModel, batch: int) -> float:
     all, since its backward pass computes the scores again.
     """
     config, net = model.config, model.head.net
-    ranges, P = model.ranges(), config.parallel_num
-
-    def weights(*modules: nn.Module) -> int:
-        parameters = (p for module in modules for p in module.parameters())
-        return sum(p.numel() for p in parameters if p.dim() == 2)
-
-    tokens, pairs = len(ranges.end), int((ranges.end - ranges.start).sum())
+    ranges = model.ranges()
+    pairs = int((ranges.end - ranges.start).sum())
     rows = config.diff_batch_mul * config.tokens
-    products = tokens * weights(model.layers) + rows * weights(net)
-    products -= (rows - rows // P) * weights(net.time_embed)  # one time for all of a patch
-    attention = config.n_layer * config.dim * pairs
-    if P > 1:
-        attention += len(net.res_blocks) * net.config.ch_latent * rows * P
-    return batch * (6.0 * products + 14.0 * attention)
+    trunk = 6.0 * len(ranges.end) * _weights(model.layers)
+    trunk += 14.0 * config.n_layer * config.dim * pairs
+    return batch * (trunk + _head_flops(net, rows, config.parallel_num))
+
+
+def text_to_image_flops(model: TextToImageModel, batch: PackedBatch, repeats: int) -> float:
+    """The same of a step of a text-to-image model, whose head sees each patch `repeats` times."""
+    config, trunk = model.config.llm, model.llm_model.model
+    pairs = int((batch.ranges.end - batch.ranges.start).sum())
+    flops = 6.0 * len(batch.token_ids) * _weights(trunk.layers)
+    flops += 6.0 * len(batch.fed_rows) * _weights(model.embed_vision_mlp)
+    # The logits of the words are computed again for the gradient.
+    flops += 8.0 * len(batch.text_rows) * config.vocab_size * config.hidden_size
+    width = config.num_attention_heads * config.head_dim
+    flops += 14.0 * config.num_hidden_layers * width * pairs
+    rows = repeats * len(batch.loss_tokens)
+    return flops + _head_flops(model.vision_head.net, rows, model.config.parallel_num)
+
+
+def _weights(*modules: nn.Module) -> int:
+    parameters = (p for module in modules for p in module.parameters())
+    return sum(p.numel() for p in parameters if p.dim() == 2)
+
+
+def _head_flops(net: HeadNetwork, rows: int, patch: int) -> float:
+    """Operations of a training step of the head, of `rows` tokens in patches."""
+    products = rows * _weights(net)
+    products -= (rows - rows // patch) * _weights(net.time_embed)  # one time for all of a patch
+    attention = len(net.res_blocks) * net.config.ch_latent * rows * patch if patch > 1 else 0
+    return 6.0 * products + 14.0 * attention
 
 
 def seconds(config: ModelConfig, batch: int, limits: Limits) -> dict[str, float]:

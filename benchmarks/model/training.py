@@ -3,7 +3,7 @@
 Loss and gradients three ways that take turns: as the library does it ("fast"), the same with
 reference ops ("plain"), and as published, with a dense mask for the transformer and the head op by
 op ("published"; the mask goes to ``scaled_dot_product_attention``, the fastest way there is to use
-one on a CPU). Also the peak memory of a step of the head alone beyond its weights.
+one on a CPU).
 
 On a card there is a fourth way: "published, flex", with FlexAttention in place of the mask.
 """
@@ -41,7 +41,7 @@ def going(way: str, model: BitDanceModel, *, compiled: bool = False) -> Iterator
         yield
         return
     parts = _parts(way, model, compiled=compiled) if way.startswith("published") else ()
-    with _with_parts(model, parts):
+    with with_parts((model.layers, model.head.net), parts):
         yield
 
 
@@ -57,10 +57,11 @@ def _parts(way: str, model: BitDanceModel, *, compiled: bool) -> Sequence[Any]:
 
 
 @contextlib.contextmanager
-def _with_parts(model: BitDanceModel, parts: Sequence[Any]) -> Iterator[None]:
+def with_parts(modules: Sequence[nn.Module], parts: Sequence[Any]) -> Iterator[None]:
+    """Inside, ops are reference ops, and `parts`, if any, are the forward functions of modules."""
     with use_backend("reference"), contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(RMSNorm, "forward", nn.RMSNorm.forward))
-        for module, part in zip((model.layers, model.head.net), parts, strict=bool(parts)):
+        for module, part in zip(modules, parts, strict=bool(parts)):
             stack.enter_context(mock.patch.object(module, "forward", part))
         yield
 
@@ -124,7 +125,7 @@ def training(model: BitDanceModel, batch: int) -> Comparison:
         if not compiled:
             compiled.extend(_parts("published", model, compiled=True))
         model.zero_grad(set_to_none=True)
-        with _with_parts(model, compiled):
+        with with_parts((model.layers, model.head.net), compiled):
             model(tokens, labels).backward()
 
     ways: dict[str, Callable[[], object]] = {
