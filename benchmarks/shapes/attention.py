@@ -53,6 +53,21 @@ def text_to_image(device: torch.device | str) -> Ranges:
     return packed_document_ranges(lengths, segments, patch_tokens=P, device=device)
 
 
+def texts(device: torch.device | str) -> Ranges:
+    """Documents of text alone: 16k tokens of 64, 256 and 1024 a document in turn."""
+    lengths = [64, 256, 1024] * 12
+    segments = [(length, "causal") for length in lengths]
+    return packed_document_ranges(lengths, segments, patch_tokens=1, device=device)
+
+
+def pictures(device: torch.device | str) -> Ranges:
+    """Images without words, in patches of 16 tokens: eleven of 256, 512 and 1024 pixels a side."""
+    images = [256, 1024, 4096, *[1024] * 8]
+    segments = [(2 + tokens, "parallel") for tokens in images]
+    lengths = [length for length, _ in segments]
+    return packed_document_ranges(lengths, segments, patch_tokens=16, device=device)
+
+
 def _causal_timings() -> list[Timing]:
     imagenet, serial, bundled, first, causal = (
         functools.partial(block_causal_ranges, *sizes)
@@ -68,6 +83,8 @@ def _causal_timings() -> list[Timing]:
         ("ImageNet B, 64 images", 64, B, 64, imagenet),
         ("ImageNet H, 64 images", 64, (20, 20), 64, imagenet),
         ("packed 14B, 16k tokens", 1, large, 128, text_to_image),
+        ("packed 14B, 16k tokens of text", 1, large, 128, texts),
+        ("packed 14B-16x, 14k tokens of images", 1, large, 128, pictures),
         ("causal 8k", 1, large, 128, causal),
     )
     timings = [
@@ -261,8 +278,8 @@ SHAPES: dict[str, tuple[Any, ...]] = {
                    BOTH if B == 1 else CUDA)
            for P, B, length in ((1, 1, 319), (16, 1, 200), (1, 64, 319), (16, 64, 319),
                                 (1, 384, 319))]
-        + [_decode(f"14B-64x, {_images(B)}", (2 * B, 64, 40, 128), (4352, 8), 4352, BF16)
-           for B in (1, 16, 64)],
+        + [_decode(f"14B-{P}x, {_images(B)}", (2 * B, P, 40, 128), (4352, 8), 4352, BF16)
+           for P, B in ((16, 1), (16, 4), (64, 1), (64, 4), (64, 16), (64, 64))],
         {"sdpa mask": sdpa_mask, "flash_attn_with_kvcache": flash_attention},
         {"sdpa mask": sdpa_mask, "sdpa of slices": sdpa_slices},
     ),
@@ -281,8 +298,8 @@ SHAPES: dict[str, tuple[Any, ...]] = {
         [_append("ImageNet B-16x, 1 image", 2, 16, _B, 319, F32, BOTH)]
         + [_append(f"ImageNet B-{P}x, {_images(B)}", 2 * B, P, _B, 319, BF16)
            for P in (1, 16) for B in (1, 64)]
-        + [_append(f"14B-64x, {_images(B)}", 2 * B, 64, _14B, 4352, BF16, **_T2I)
-           for B in (1, 16)],
+        + [_append(f"14B-{P}x, {_images(B)}", 2 * B, P, _14B, 4352, BF16, **_T2I)
+           for P, B in ((16, 1), (16, 4), (64, 1), (64, 16))],
         {"torch": append_steps},
     ),
 }  # fmt: skip

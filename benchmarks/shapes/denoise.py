@@ -236,7 +236,8 @@ SHAPES: dict[str, tuple[Any, ...]] = {
            for size in ((2, 4, 192, 6), (16, 4, 192, 6), (128, 16, 768, 12), (2, 64, 5120, 40))
            if dtype != F32 or size[2] == 192]
         + [_patches(*size, BF16, **CUDA)
-           for size in ((768, 16, 768, 12), (768, 4, 768, 12), (128, 64, 5120, 40))],
+           for size in ((768, 16, 768, 12), (768, 4, 768, 12), (2, 16, 5120, 40),
+                        (2, 64, 5120, 40), (128, 64, 5120, 40))],
         {"sdpa": patch_sdpa, "eight launches": eight_launches},
         {"sdpa": patch_sdpa},
     ),

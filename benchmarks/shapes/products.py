@@ -254,38 +254,42 @@ SHAPES: dict[str, tuple[Any, ...]] = {
         {"F.linear in bfloat16": linear_in_bfloat16},
     ),
     "linear_swiglu": (
-        _product("", "swiglu", (32, 768, 1152), (128, 5120, 7680))
+        _product("", "swiglu", (32, 768, 1152), (32, 5120, 7680), (128, 5120, 7680))
         + _panels("", (8, 192, 288), (64, 192, 288), (32, 768, 1152), gated=True),
         {"F.linear, swiglu": swiglu_after_linear},
         {"torch": swiglu_torch},
     ),
     "linear_gated_residual": (
-        _product("residual", "rows", (2, 1152, 768), (32, 1152, 768), (128, 7680, 5120))
+        _product("residual", "rows", (2, 1152, 768), (32, 1152, 768), (32, 7680, 5120),
+                 (128, 7680, 5120))
         + _panels("residual", (8, 288, 192), (64, 288, 192), (32, 1152, 768)),
         {"F.linear, gated_residual": gated_residual_after_linear},
         {"torch": gated_residual_torch},
     ),
     "adaln_linear": (
-        _product("adaln", "rows", (2, 768, 2304), (32, 768, 2304), (128, 5120, 15360))
+        _product("adaln", "rows", (2, 768, 2304), (32, 768, 2304), (32, 5120, 15360),
+                 (128, 5120, 15360))
         + _panels("adaln", (8, 192, 576), (32, 768, 2304)),
         {"adaln_norm, F.linear": linear_after_adaln},
         {"torch": adaln_torch},
     ),
     "adaln_linear_swiglu": (
-        _product("adaln", "swiglu", (2, 768, 1152), (32, 768, 1152), (128, 5120, 7680))
+        _product("adaln", "swiglu", (2, 768, 1152), (32, 768, 1152), (32, 5120, 7680),
+                 (128, 5120, 7680))
         + _product("adaln", "swiglu", (2, 1280, 1920), (128, 5120, 7680), float8=True)
         + _panels("adaln", (8, 192, 288), (32, 768, 1152), gated=True),
         {"adaln_norm, F.linear, swiglu": swiglu_after_adaln},
         {"torch": adaln_swiglu_torch},
     ),
     "rms_norm_linear": (
-        _product("rms", "rows", (2, 768, 2304), (128, 5120, 7168))
+        _product("rms", "rows", (2, 768, 2304), (32, 5120, 7168), (128, 5120, 7168))
         + _panels("rms", (8, 192, 576), (32, 768, 2304)),
         {"rms_norm, F.linear": linear_after_rms},
         {"torch": linear_after_rms},
     ),
     "rms_norm_linear_swiglu": (
-        _product("rms", "swiglu", (2, 768, 2048), (32, 768, 2048), (128, 5120, 17408))
+        _product("rms", "swiglu", (2, 768, 2048), (32, 768, 2048), (32, 5120, 17408),
+                 (128, 5120, 17408))
         + _product("rms", "swiglu", (2, 5120, 17408), float8=True)
         + _product("rms", "swiglu", (2, 5120, 17408))
         + _panels("rms", (8, 192, 512), (32, 768, 2048), gated=True),
@@ -300,6 +304,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {
         [
             _step("B-1x, batch 1", (1, 32), 768),
             _step("B-16x, batch 1", (1, 16, 32), 768),
+            _step("T2I, 1 image, 16 tokens", (1, 16, 32), 5120),
             _step("T2I, 1 image of 64", (1, 64, 32), 5120),
         ],
         {"library": step_library},
