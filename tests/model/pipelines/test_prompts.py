@@ -109,6 +109,12 @@ def test_a_tokenizer_may_name_tokens_as_either_library_does(model):
         draw(model, "a fox", Other())
 
 
+@pytest.mark.parametrize("text", ["", "ثعلب أحمر", "🦊", "<|no such token|>", "a\n\tb", "é\u0301"])
+def test_any_text_is_a_prompt(model, text):
+    """An empty one has no words; what the tokenizer does not know as a token is spelled."""
+    assert draw(model, text).shape == draw(model, "a fox").shape
+
+
 @pytest.mark.parametrize("ids", [None, "12", b"12", 5, [1.5], ["1"], [[1], [2]], [True], {}, 1j])
 def test_a_tokenizer_that_returns_something_else_is_refused(ids):
     class Other(Words):

@@ -1,6 +1,7 @@
 """Training of the text-to-image model, in one process and in two."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from bitdance.data.captioned_dataset import CaptionedDataset
 from bitdance.data.captioned_writer import CaptionedWriter
+from bitdance.data.packed_files import PackedDatasetError
 from bitdance.distributed import World
 from bitdance.io.files import CheckpointError
 from bitdance.io.weights import write_tensors
@@ -200,6 +202,13 @@ def test_what_does_not_fit_is_refused(folder, data, tmp_path):
         writer.write("name", np.zeros((8, 2, 1), np.uint8), ["a"])
     with pytest.raises(ValueError, match=r"tokenizer must have <\|res_8\|> for images of 8 x 2"):
         task(source=tmp_path / "big")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(data, damaged)
+    shard = next(damaged.glob("codes-*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(PackedDatasetError, match=rf"{shard.name} is (altered|damaged)"):
+        task(source=damaged)
     with pytest.raises(CheckpointError, match="tokenizer"):
         TextToImageTask(run_config(folder, data))
     for broken, message in (
