@@ -36,7 +36,7 @@ __all__ = [
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODEL_HELP = (
     "a folder that save_pretrained wrote, or of a published model; an official .pt file; a hub id "
-    "owner/name or owner/name/file; or 'fashion', the model of bitdance-models"
+    "owner/name or owner/name/file; or 'fashion', or 'emoji' for prompts, models of bitdance-models"
 )
 AUTOENCODER_HELP = (
     "file, folder or hub id of the autoencoder, where the model's file does not contain it"
@@ -118,7 +118,7 @@ def load_text_pipeline(options: argparse.Namespace) -> BitDanceT2IPipeline:
         autoencoder=options.autoencoder,
         tokenizer=vars(options).get("tokenizer"),
         dtype=DTYPES[options.dtype],
-        quantization=options.quantization,
+        quantization=vars(options).get("quantization"),
         device=options.device,
     )
 

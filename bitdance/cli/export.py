@@ -6,12 +6,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitdance.cli.arguments import DTYPES, add_model_arguments, load_autoencoder, load_pipeline
+from bitdance.cli.arguments import (
+    DTYPES,
+    add_model_arguments,
+    load_autoencoder,
+    load_pipeline,
+    load_text_pipeline,
+)
 from bitdance.integrations.official.export import write_official
 from bitdance.io.files import NoModelError
 from bitdance.io.outputs import check_folder
 from bitdance.models.loading import model_folder
 from bitdance.models.loading.hub import locate
+from bitdance.models.loading.model_files import Folder
+from bitdance.models.loading.release_layout import release_layout
 
 __all__ = ["add_command"]
 
@@ -39,6 +47,14 @@ def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     if options.format == "official":
         _export_official(options)
+        return
+    path = Path(options.model)
+    if path.is_dir() and release_layout(Folder(path).names, str(path)) is not None:
+        if options.config is not None:
+            raise ValueError("--config must be left out for a text-to-image model")
+        load_text_pipeline(options).save_pretrained(options.out)
+        size = sum(file.stat().st_size for file in options.out.iterdir())
+        print(f"{size:,} bytes: {options.out}/")
         return
     model_folder.check_replaceable(options.out)
     pipeline = load_pipeline(options)

@@ -29,7 +29,7 @@ from bitdance.io.outputs import (
     save_array,
     save_image,
 )
-from bitdance.models.loading.hub import BUNDLED
+from bitdance.models.loading.bundled import BUNDLED, BUNDLED_TEXT
 
 __all__ = ["add_command"]
 
@@ -45,6 +45,7 @@ def add_command(commands: Any) -> None:
         "same in any batch.",
     )
     add_model_arguments(parser)
+    parser.set_defaults(model=None)
     add_quantization_argument(parser)
     subjects = parser.add_mutually_exclusive_group(required=True)
     subjects.add_argument(
@@ -83,6 +84,10 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--zoom", type=positive_int, default=1, help="enlarge the pixels of a grid")
     parser.add_argument(
+        "--columns", type=positive_int,
+        help="images in a row of a grid (default: those of a class or prompt)",
+    )  # fmt: skip
+    parser.add_argument(
         "--bits", type=Path, help="also write the packed bits: .npy, uint8 [n, tokens, C / 8]"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -91,6 +96,7 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    options.model = options.model or (BUNDLED if options.classes else BUNDLED_TEXT)
     as_grid = options.out.suffix.lower() in IMAGE_SUFFIXES
     (check_file if as_grid else check_folder)(options.out)
     if options.bits is not None:
@@ -135,7 +141,7 @@ def _of_classes(options: argparse.Namespace, as_grid: bool) -> tuple[list[Image]
 def _of_prompts(options: argparse.Namespace, as_grid: bool) -> tuple[list[Image], list[str]]:
     """Images of prompts, and ends of the names of their files."""
     _refuse(options, ("config", "guidance_schedule"), "--prompt")
-    if options.model in BUNDLED:
+    if options.model == BUNDLED:
         raise ValueError(f"--model must be a text-to-image model, got {options.model}")
     prompts = options.prompt or _read_prompts(options.prompts)
     pipeline = load_text_pipeline(options)
@@ -185,7 +191,9 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], subject: str) -> 
 
 
 def _columns(options: argparse.Namespace, count: int) -> int:
-    """Images in a row of the grid: those of a class or prompt."""
+    """Images in a row of the grid: by default those of a class or prompt."""
+    if options.columns is not None:
+        return min(count, int(options.columns))
     alone = count == options.num_images
     return math.ceil(math.sqrt(count)) if alone else int(options.num_images)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitdance.cli.arguments import DTYPES, add_quantization_argument, positive_int
 from bitdance.models.config import ModelConfig
-from bitdance.models.loading.hub import BUNDLED
+from bitdance.models.loading.bundled import BUNDLED_TEXT
 from bitdance.models.loading.model_files import open_files
 from bitdance.models.loading.release_layout import release_layout
 from bitdance.models.text_to_image_config import TextToImageConfig
@@ -48,7 +48,8 @@ def read_text_to_image_config(options: argparse.Namespace) -> TextToImageConfig 
         FileNotFoundError: there is no such model.
     """
     path = Path(options.model)
-    if not path.is_dir() and (path.exists() or options.model in BUNDLED or len(path.parts) != 2):
+    known = path.is_dir() or options.model == BUNDLED_TEXT
+    if not known and (path.exists() or len(path.parts) != 2):
         return None  # a file here or in a repository
     files = open_files(options.model)
     if release_layout(files.names, files.source) is None:

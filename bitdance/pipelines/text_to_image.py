@@ -120,8 +120,8 @@ class BitDanceT2IPipeline(BasePipeline):
         and judged first, then the weights that are needed.
 
         Args:
-            source: folder, or the id "owner/name" of a Hugging Face repository (needs
-                ``pip install 'bitdance[hub]'``).
+            source: folder; "emoji", where the package ``bitdance-models`` has it; or the id
+                "owner/name" of a Hugging Face repository (needs ``pip install 'bitdance[hub]'``).
             autoencoder: another image autoencoder, a source of
                 ``BinaryAutoencoder.from_pretrained``.
             tokenizer: tokenizer of texts, or the folder or repository of a model that has one; by

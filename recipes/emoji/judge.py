@@ -200,10 +200,9 @@ class Judge:
     def accuracy(self, *, spoiled: bool) -> dict[str, float | None]:
         """Shares of real pictures that are recognized, as they are or with blur and noise."""
         pictures, everything = self._pictures, np.arange(len(self._pictures))
-        batches = [to_float(x) for x in pictures.pixels.split(_BATCH_SIZE)]
-        if spoiled:
-            torch.manual_seed(1)
-            batches = [spoil(x) for x in batches]
+        torch.manual_seed(1)
+        change = spoil if spoiled else torch.nn.Identity()
+        batches = (change(to_float(x)) for x in pictures.pixels.split(_BATCH_SIZE))
         features = torch.cat([self._classifier.features(x) for x in batches])
         verdict = self.judge_features(features, everything)
         where = np.ones(len(everything), bool)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from bitdance.io.files import NoModelError
 from bitdance.models.loading import model_folder
+from bitdance.models.loading.bundled import bundled_folder
 from bitdance.models.loading.model_files import ModelFiles, Repository
 from bitdance.models.loading.part_files import weight_files
 from bitdance.models.loading.release_layout import autoencoder_part, release_layout
 
-__all__ = ["BUNDLED", "download", "locate"]
-
-BUNDLED = ("fashion",)
-"""Models of the package ``bitdance_models``."""
+__all__ = ["download", "locate"]
 
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _MAX_NAMES = 6  # files listed in an error
@@ -45,21 +42,10 @@ def locate(
         if not path.exists():
             raise FileNotFoundError(f"no such folder: {path}")
         return path
-    if str(source) in BUNDLED:
-        return _bundled(str(source))
+    bundled = bundled_folder(source)
+    if bundled is not None:
+        return bundled
     return download(str(source), revision, local_files_only, autoencoder, subfolder)
-
-
-def _bundled(name: str) -> Path:
-    """The folder of a bundled model."""
-    found = importlib.util.find_spec("bitdance_models")
-    for parent in (found and found.submodule_search_locations) or ():
-        if (folder := Path(parent, name)).is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"{name!r} is a model of the package bitdance_models, which was not found: "
-        "pip install bitdance-models"
-    )
 
 
 def download(

@@ -13,6 +13,7 @@ import torch
 
 from bitdance.io.files import one_line
 from bitdance.io.weights import Tensors, read_tensors
+from bitdance.models.loading.bundled import bundled_folder
 
 __all__ = ["Folder", "ModelFiles", "Repository", "open_files"]
 
@@ -188,17 +189,20 @@ def open_files(
     """The files of a model in a folder or a repository.
 
     Args:
-        source: folder, or the id "owner/name" of a repository.
+        source: folder, the name of a bundled model, or the id "owner/name" of a repository.
         revision: revision of the repository.
         local_files_only: use only files that were downloaded before.
         subfolder: folder of the model in there.
 
     Raises:
-        FileNotFoundError: `source` is neither, or has no such subfolder.
+        FileNotFoundError: `source` is none of them, or has no such subfolder.
     """
     path = Path(source)
     if not path.exists():
-        return Repository(str(source), revision, local_files_only, subfolder)
+        bundled = bundled_folder(source)
+        if bundled is None:
+            return Repository(str(source), revision, local_files_only, subfolder)
+        path = bundled
     if subfolder is not None:
         path /= subfolder
     if not path.is_dir():

@@ -1,7 +1,10 @@
 """Images of prompts from the command line."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bitdance.cli.main import main
@@ -48,6 +51,9 @@ def test_a_grid_has_a_row_per_prompt(model, tmp_path):
     for i, image in enumerate(images):
         y, x = i // 2 * 10, i % 2 * 14
         assert np.array_equal(grid[y : y + 8, x : x + 12], image)
+    wide = tmp_path / "wide.png"
+    assert main([*command, "--prompt", *PROMPTS, "--columns", "3", "--out", str(wide)]) == 0
+    assert Image.open(wide).size == (3 * 14 - 2, 2 * 10 - 2)
     (tmp_path / "prompts.txt").write_text("a red fox\n\n  an owl\n", encoding="utf-8")
     command += ["--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "folder")]
     assert main([*command, "--bits", str(tmp_path / "bits.npy")]) == 0
@@ -68,6 +74,37 @@ def test_options_of_prompts(model, tmp_path):
     [image] = expected(model, ["a red fox"], **settings)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), image)
     assert not np.array_equal(image, expected(model, ["a red fox"])[0])
+
+
+def test_the_bundled_model_draws_prompts_where_none_is_named(model, tmp_path, monkeypatch, capsys):
+    class Package:
+        submodule_search_locations = (str(tmp_path / "package"),)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: Package)
+    command = ["generate", "--prompt", "an owl", "--seed", "3", "--quiet"]
+    command += ["--out", str(tmp_path / "one.png")]
+    assert main(command) == 1
+    assert "'emoji' is a model of the package bitdance_models, which" in capsys.readouterr().err
+    shutil.copytree(model, tmp_path / "package" / "emoji")
+    assert main(command) == 0
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "one.png")), expected(model, "an owl")[0]
+    )
+
+
+def test_a_model_is_exported_in_half_precision(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(text_to_image, "load_tokenizer", lambda folder: Saved())
+    command = ["export", "--model", str(model), "--out", str(tmp_path / "half")]
+    assert main([*command, "--config", "B-16x"]) == 1
+    assert "--config must be left out for a text-to-image model" in capsys.readouterr().err
+    assert main([*command, "--dtype", "float16"]) == 0
+    total = sum(file.stat().st_size for file in (tmp_path / "half").iterdir())
+    assert capsys.readouterr().out == f"{total:,} bytes: {tmp_path / 'half'}/\n"
+    half = BitDanceT2IPipeline.from_pretrained(tmp_path / "half", tokenizer=Words())
+    full = BitDanceT2IPipeline.from_pretrained(model, tokenizer=Words())
+    assert half.sampling == full.sampling
+    for name, weight in half.model.state_dict().items():
+        assert torch.equal(weight, full.model.state_dict()[name].half().float())
 
 
 @pytest.mark.parametrize(
