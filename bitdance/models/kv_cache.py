@@ -69,8 +69,19 @@ class KVCache:
 
     def first(self, rows: int) -> KVCache:
         """The first `rows` rows, in the same memory."""
-        layers = tuple((keys[:rows], values[:rows]) for keys, values in self.layers)
-        return KVCache(layers, self.lengths[:rows])
+        return self.part(slice(0, rows))
+
+    def part(self, rows: slice) -> KVCache:
+        """The rows of a slice, in the same memory."""
+        layers = tuple((keys[rows], values[rows]) for keys, values in self.layers)
+        return KVCache(layers, self.lengths[rows])
+
+    def copy_(self, other: KVCache, tokens: int) -> None:
+        """Take the lengths, and the first `tokens` tokens, of a cache of as many rows."""
+        for mine, others in zip(self.layers, other.layers, strict=True):
+            for tensor, source in zip(mine, others, strict=True):
+                tensor[:, :tokens].copy_(source[:, :tokens])
+        self.lengths.copy_(other.lengths)
 
     def reset(self) -> None:
         """Discard all tokens; the memory is kept."""

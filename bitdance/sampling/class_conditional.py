@@ -15,13 +15,13 @@ from bitdance.sampling.panel_products import PanelTransformer, panel_transformer
 from bitdance.sampling.trunk_products import PackedTransformer, packed_transformer
 from bitdance.sampling.workspace import Workspace
 
-__all__ = ["ClassConditionalSampler"]
+__all__ = ["ClassConditionalSampler", "ClassSequence"]
 
 MAX_RUNS = 4
 """Kinds of batches whose buffers and graphs a workspace keeps."""
 
 
-class _ClassSequence:
+class ClassSequence:
     """Class tokens, query tokens and patches; see ``PatchSequence``.
 
     Args:
@@ -50,6 +50,10 @@ class _ClassSequence:
     def begin(self, labels: torch.Tensor) -> None:
         """Start with the labels of the conditional rows; the others keep "no class"."""
         self.labels[: len(labels)] = labels
+        self.load()
+
+    def load(self) -> None:
+        """Refresh what depends on the parameters."""
         if self.trunk is not None:
             self.trunk.load()
 
@@ -77,7 +81,7 @@ class _ClassSequence:
         self.tokens.copy_(tokens)
 
 
-class ClassConditionalSampler(ARSampler[_ClassSequence]):
+class ClassConditionalSampler(ARSampler[ClassSequence]):
     """Samples images of classes.
 
     With guidance the batch holds 2 B rows, conditional first. Where the guidance of a step is 1
@@ -154,11 +158,11 @@ class ClassConditionalSampler(ARSampler[_ClassSequence]):
             use_kernels=use_kernels,
             reserve=self.reserve_cache,
             kind=None,
-            make=lambda cache: _ClassSequence(model, cache, use_kernels),
+            make=lambda cache: ClassSequence(model, cache, use_kernels),
             begin=lambda sequence: sequence.begin(labels),
         )
 
-    def reserve_cache(self, workspace: Workspace[Run[_ClassSequence]], rows: int) -> KVCache:
+    def reserve_cache(self, workspace: Workspace[Run[ClassSequence]], rows: int) -> KVCache:
         """An empty cache of `rows` rows in a workspace, for sequences of the model's length."""
         freqs, layers = self.model.freqs, self.model.layers
         tokens, dtype = len(freqs), compute_dtype(layers)

@@ -16,7 +16,7 @@ from bitdance.sampling.ar_sampler import ARSampler, OnStep, Run, guidance_at
 from bitdance.sampling.trunk_products import packed_qwen3
 from bitdance.sampling.workspace import Workspace
 
-__all__ = ["TextToImageSampler", "cache_tokens"]
+__all__ = ["TextSequence", "TextToImageSampler", "cache_tokens"]
 
 MAX_RUNS = 2
 """Kinds of batches whose buffers and graphs a workspace keeps."""
@@ -24,7 +24,7 @@ MAX_RUNS = 2
 _CACHE_STEP = 256  # tokens by which the cache grows, so that prompts of similar length share one
 
 
-class _TextSequence:
+class TextSequence:
     """A prompt and the patches of an image; see ``PatchSequence``.
 
     The last P tokens of the prompt are the first block, so that all steps are alike.
@@ -52,8 +52,16 @@ class _TextSequence:
 
     def begin(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
         """Start with the token ids of all rows; returns the outputs of the different prompts."""
+        self.load()
+        return self.prefill(rows)
+
+    def load(self) -> None:
+        """Refresh what depends on the parameters."""
         if self.trunk is not None:
             self.trunk.load()
+
+    def prefill(self, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """``begin`` with parameters that have not changed since ``load``."""
         trunk, device, P = self.model.llm_model.model, self.block.device, self.patch_shape[0]
         prompts = list(dict.fromkeys(rows))
         index = {prompt: i for i, prompt in enumerate(prompts)}
@@ -92,7 +100,7 @@ def cache_tokens(longest: int, grid: tuple[int, int], parallel_num: int) -> tupl
     return tokens, -(-tokens // _CACHE_STEP) * _CACHE_STEP
 
 
-class TextToImageSampler(ARSampler[_TextSequence]):
+class TextToImageSampler(ARSampler[TextSequence]):
     """Samples images of prompts.
 
     With guidance the batch holds 2 B rows, conditional ones first. Both halves get the same tokens.
@@ -166,7 +174,7 @@ class TextToImageSampler(ARSampler[_TextSequence]):
             shape = (0, grid[0] * grid[1], config.autoencoder.z_channels)
             return torch.empty(shape, dtype=torch.float32, device=device)
 
-        def begin(sequence: _TextSequence) -> None:
+        def begin(sequence: TextSequence) -> None:
             outputs = sequence.begin(rows)
             if on_prefill is not None:
                 on_prefill(outputs)
@@ -184,13 +192,13 @@ class TextToImageSampler(ARSampler[_TextSequence]):
             use_kernels=True,
             reserve=lambda workspace, count: self._reserve(workspace, count, longest, grid),
             kind=grid,
-            make=lambda cache: _TextSequence(self.model, cache, grid),
+            make=lambda cache: TextSequence(self.model, cache, grid),
             begin=begin,
         )
 
     def _reserve(
         self,
-        workspace: Workspace[Run[_TextSequence]],
+        workspace: Workspace[Run[TextSequence]],
         rows: int,
         longest: int,
         grid: tuple[int, int],
