@@ -19,6 +19,7 @@ from bitdance.cli import (
     metrics,
     reconstruct,
     sample,
+    serve,
     tokenize,
     train,
 )
@@ -28,7 +29,9 @@ from bitdance_kernels import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = (generate, sample, reconstruct, info, export, train, tokenize, evaluate, metrics, bench)
+_COMMANDS = (
+    generate, sample, serve, reconstruct, info, export, train, tokenize, evaluate, metrics, bench,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

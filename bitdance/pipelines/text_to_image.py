@@ -213,6 +213,33 @@ class BitDanceT2IPipeline(BasePipeline):
             sides.append(pixels // factor)
         return sides[0], sides[1]
 
+    def token_ids(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], grid: tuple[int, int]
+    ) -> tuple[list[int], list[list[int]], list[list[int]]]:
+        """Token ids before an image, as the sampler takes them.
+
+        Args:
+            prompts: texts of what to draw.
+            negative_prompts: texts that guidance leads away from; an empty one is the text that
+                training put in place of a prompt.
+            grid: tokens of the image, vertically and horizontally.
+
+        Returns:
+            Ids of the image's prefix, of every prompt and of every negative prompt.
+
+        Raises:
+            TypeError: the tokenizer returns something else than ids.
+            ValueError: the tokenizer does not know images of that size.
+        """
+        with self._tokenizing:
+            prefix = image_prefix(self.tokenizer, grid, self.config.parallel_num)
+            encoded = [token_ids(self.tokenizer, PROMPT.format(text)) for text in prompts]
+            avoided = [
+                token_ids(self.tokenizer, PROMPT.format(text) if text else NO_PROMPT)
+                for text in negative_prompts
+            ]
+        return prefix, encoded, avoided
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -296,14 +323,7 @@ class BitDanceT2IPipeline(BasePipeline):
             )
         steps = exact_int(function, "num_inference_steps", steps, 1)
         scale = finite_number(function, "guidance_scale", scale)
-        with self._tokenizing:
-            prefix = image_prefix(self.tokenizer, grid, self.config.parallel_num)
-            encoded = [token_ids(self.tokenizer, PROMPT.format(text)) for text in prompts]
-            avoided = [
-                token_ids(self.tokenizer, PROMPT.format(text) if text else NO_PROMPT)
-                for text in negatives
-            ]
-
+        prefix, encoded, avoided = self.token_ids(prompts, negatives, grid)
         encoded, avoided = (
             repeated(function, ids, num_images_per_prompt) for ids in (encoded, avoided)
         )

@@ -58,6 +58,7 @@ class ClassSequence:
             self.trunk.load()
 
     def first(self) -> torch.Tensor:
+        """See ``PatchSequence``."""
         model, x = self.model, self.model.prefix(self.labels)
         if not isinstance(self.trunk, PanelTransformer):
             return model.decode_step(x, self.cache, self.mask)
@@ -65,6 +66,7 @@ class ClassSequence:
         return model.norm(x)
 
     def next(self) -> torch.Tensor:
+        """See ``PatchSequence``."""
         # From here on a step sees the whole cache.
         model, x = self.model, self.model.embed(self.tokens)
         if self.trunk is None:
@@ -72,12 +74,14 @@ class ClassSequence:
         return model.norm(self.trunk.decode(model.emb_norm(x), model.freqs, self.cache))
 
     def condition(self, hidden: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """See ``PatchSequence``."""
         P = self.patch_shape[0]
         positions = self.model.pos_for_diff.weight.unflatten(0, (-1, P))
         cond = hidden[:, -P:] + positions.index_select(0, step)
         return cond if P > 1 else cond.squeeze(1)
 
     def append(self, tokens: torch.Tensor, step: torch.Tensor) -> None:
+        """See ``PatchSequence``."""
         self.tokens.copy_(tokens)
 
 

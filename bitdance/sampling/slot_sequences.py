@@ -280,4 +280,3 @@ class TextSlots:
         sequence = TextSequence(self.model, cache, (self._side, self._side))
         sequence.load()
         return sequence
-

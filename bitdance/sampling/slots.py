@@ -63,7 +63,9 @@ class Slot(Generic[Start]):
         error: why sampling has ended early, or None.
     """
 
-    def __init__(self, image: SlotImage[Start], ar_steps: int, patch_shape: tuple[int, int]) -> None:
+    def __init__(
+        self, image: SlotImage[Start], ar_steps: int, patch_shape: tuple[int, int]
+    ) -> None:
         P, bits = patch_shape
         self.image, self.ar_steps, self.step = image, ar_steps, 0
         size = (ar_steps * P, -(-bits // 8))
@@ -235,12 +237,7 @@ class SlotDecoder(Generic[Start]):
     """
 
     def __init__(
-        self,
-        sequence: SlotSequence[Start],
-        *,
-        guided: bool,
-        num_inference_steps: int,
-        slots: int,
+        self, sequence: SlotSequence[Start], *, guided: bool, num_inference_steps: int, slots: int
     ) -> None:
         if slots < 1:
             raise ValueError(f"SlotDecoder: slots must be at least 1, got {slots}")

@@ -73,18 +73,22 @@ class TextSequence:
         return outputs
 
     def first(self) -> torch.Tensor:
+        """See ``PatchSequence``."""
         return self.next()
 
     def next(self) -> torch.Tensor:
+        """See ``PatchSequence``."""
         trunk = self.model.llm_model.model
         if self.trunk is None:
             return trunk.decode(self.block, self.freqs, self.cache)
         return trunk.norm(self.trunk.decode(self.block, self.freqs, self.cache))
 
     def condition(self, hidden: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """See ``PatchSequence``."""
         return hidden + self.positions.index_select(0, step)
 
     def append(self, tokens: torch.Tensor, step: torch.Tensor) -> None:
+        """See ``PatchSequence``."""
         self.block.copy_(self.model.embed(tokens) + self.positions.index_select(0, step))
 
 

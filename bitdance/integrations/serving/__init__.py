@@ -1,0 +1,1 @@
+"""A server of images: requests share a batch that they enter and leave between AR steps."""
