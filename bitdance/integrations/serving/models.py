@@ -216,7 +216,7 @@ class _TextModel(ServedModel):
 
     def __init__(self, pipeline: BitDanceT2IPipeline, name: str, limits: Limits) -> None:
         own, config = pipeline.sampling, pipeline.config
-        pixels = limits.max_pixels or own.height * own.width
+        self._max_pixels = pixels = limits.max_pixels or own.height * own.width
         around = config.parallel_num + 2  # size, start and queries
         sequence = TextSlots(
             pipeline.model,
@@ -231,6 +231,11 @@ class _TextModel(ServedModel):
         pipeline, own = self.pipeline, self.pipeline.sampling
         size = parse_size(request.size) or (own.height, own.width)
         grid = pipeline.grid(*size)
+        if size[0] * size[1] > self._max_pixels:
+            raise ApiError(
+                f"size must be of at most {self._max_pixels} pixels, got {size[1]}x{size[0]}",
+                param="size", code="invalid_value",
+            )  # fmt: skip
         steps = request.num_inference_steps or own.num_inference_steps
         scale = own.guidance_scale if request.guidance_scale is None else request.guidance_scale
         guided = scale > 1

@@ -25,3 +25,16 @@ class Letters:
 
     def save_pretrained(self, folder):
         (folder / "letters.json").write_text(json.dumps(SPECIAL))
+
+
+class SizedWords:
+    """Spells texts with 30 ids, and knows images of up to 6 x 6 tokens, of 46 ids in all."""
+
+    def encode(self, text):
+        return [ord(letter) % 30 for letter in text]
+
+    def convert_tokens_to_ids(self, token):
+        size = re.fullmatch(r"<\|res_([1-6])\|>", token)
+        if size:
+            return 35 + int(size[1])
+        return {"<|vision_start|>": 30, **{f"<|query_{i}|>": 30 + i for i in (1, 2, 3)}}.get(token)
