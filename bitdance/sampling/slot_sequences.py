@@ -202,7 +202,8 @@ class TextSlots:
         config = model.config
         P = config.parallel_num
         self.model, self.network = model, model.vision_head.net
-        self.patch_shape, self.head_patch = (P, config.autoencoder.z_channels), P
+        self.patch_shape = P, config.autoencoder.z_channels
+        self.head_patch: int | None = P
         self.width, self.max_ar_steps = config.llm.hidden_size, max_image_tokens // P
         self.max_prompt_tokens, self.max_image_tokens = max_prompt_tokens, max_image_tokens
         self._side = math.isqrt(P)
