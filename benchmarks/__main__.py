@@ -17,13 +17,14 @@ import torch
 
 from benchmarks import cpu, gpu, machine, plots, report
 from benchmarks.gpu import parts
-from benchmarks.model import packed_dataset, processes, quantization
+from benchmarks.model import packed_dataset, processes, quantization, serving
 from benchmarks.shapes import Bench, all_benches
 
 PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
     "packed_dataset": packed_dataset.measure,
     "processes": processes.measure,
     "quantization": quantization.measure,
+    "serving": serving.measure,
 }
 """What gives figures; the others compare."""
 

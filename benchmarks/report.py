@@ -55,7 +55,7 @@ def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
     A table stands between the lines ``<!-- results: WHAT -->`` and ``<!-- end of results -->``.
     WHAT is the name of a file (the speed-ups of its ops), ``images FILE``, ``summary FILE``,
     ``model FILE``, ``probes FILE``, ``ways FILE``, ``training FILE``, ``processes FILE``,
-    ``targets`` or ``cards``.
+    ``serving FILE``, ``targets`` or ``cards``.
 
     Raises:
         ValueError: there is no such file, or a table does not end.

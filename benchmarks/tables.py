@@ -222,9 +222,22 @@ def processes(run: Run) -> str:
     return markdown({"what": "", **columns, "target": ""}, rows)
 
 
+def serving(run: Run) -> str:
+    """A row per load: mean latencies with slots, and of one batch after the other."""
+    rows = []
+    for row in run["serving"]["rows"]:
+        times = milliseconds(row["slots_ms"]), milliseconds(row["batches_ms"])
+        found, least, greatest = row["ratio"]
+        value = f"{found:.2f} ({least:.2f}-{greatest:.2f})"
+        rows.append((row["what"], *times, value, f"at most {row['at_most']}"))
+    columns = dict.fromkeys(("slots, ms", "batches, ms", "ratio"), ">")
+    return markdown({"what": "", **columns, "target": ""}, rows)
+
+
 KINDS: dict[str, Callable[[Run], str]] = {
     "images": images, "models": models, "probes": probes, "ways": ways,
     "training": training, "quantization": quantization, "processes": processes,
+    "serving": serving,
 }  # fmt: skip
 """What a result may hold besides the rows of ops."""
 
