@@ -4,9 +4,9 @@ A ``SlotDecoder`` has a fixed number of slots, each with a row of the cache for 
 with guidance. ``add`` runs what comes before the first patch, alone, and copies it into a slot;
 ``advance`` samples the next patch of all images at once, whatever the number of its step; an image
 that is complete leaves. Step, guidance, size and noise keys of the slots are vectors on the device,
-so that one captured graph serves all steps of all images. There is one for each bucket, a number of
-slots that is computed: the smallest that holds all images. Slots of it without an image compute
-something that nobody reads.
+so that captured graphs serve all steps of all images. Each bucket, a number of slots, has one that
+samples a patch and one that feeds it to the transformer. A step computes the smallest bucket that
+holds all images; slots of it without an image compute something that nobody reads.
 
 An image has the bits that it has alone: its rows are computed by the same functions, and its noise
 is that of its seed, its sample id and its step.
@@ -129,7 +129,7 @@ class _State:
 
 
 class _Bucket:
-    """The step of the first slots, as a function without arguments.
+    """A step of the first slots, as functions without arguments.
 
     Args:
         state: buffers of all slots.
@@ -154,10 +154,14 @@ class _Bucket:
         ) = vectors  # fmt: skip
         self._head = make_head(sequence.network, schedule, rows, sequence.head_patch)
         self._head.load()
-        self._feed = sequence.feed(cache)
-        self._runner = graphs.make_runner(cache.lengths.device)
+        self._forward = sequence.feed(cache)
+        with torch.inference_mode(False):
+            self._tokens = torch.zeros(
+                self._rows_shape, dtype=torch.float32, device=cache.lengths.device
+            )
+        self.runners = [graphs.make_runner(cache.lengths.device) for _ in range(2)]
 
-    def advance(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample a patch of each slot.
 
         Returns:
@@ -165,31 +169,43 @@ class _Bucket:
             peaks: float32 [slots], largest magnitude of the predictions, NaN if there is one.
             Both are overwritten by the next call.
         """
-        return self._runner(self._advance)
+        return self.runners[0](self._sample)
+
+    def feed(self) -> None:
+        """Run the transformer on the patches that ``sample`` has sampled."""
+        self.runners[1](self._feed)
 
     def check(self) -> None:
         """See ``Head.check``."""
         self._head.check()
 
-    def _advance(self) -> tuple[torch.Tensor, torch.Tensor]:
-        positions = self._sequence.positions(self._step, self._columns)[:, None]
-        cond = (self._hidden + positions).flatten(0, 1)
+    def _positions(self) -> torch.Tensor:
+        """Position embeddings of the patches, [slots, 1, P, dim]."""
+        return self._sequence.positions(self._step, self._columns)[:, None]
+
+    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        cond = (self._hidden + self._positions()).flatten(0, 1)
         if self._sequence.head_patch is None:
             cond = cond.squeeze(1)
         prediction = self._denoise(cond).view(self._rows_shape)
         tokens, packed = binarize(prediction)
+        self._tokens.copy_(tokens)
         peaks = largest(prediction).view(self._shape).amax(1)
+        return packed.view(*self._shape, *packed.shape[1:])[:, 0], peaks
+
+    def _feed(self) -> tuple[torch.Tensor]:
         # Other slots have nothing to feed; what they write at the start of their rows is not read.
         going = self._step + 1 < self._ar_steps
         self._lengths.mul_(going[:, None])
+        positions = self._positions()
         positions = positions.expand(*self._shape, *positions.shape[2:]).flatten(0, 1)
-        self._hidden.copy_(self._feed(tokens, positions).view(self._hidden.shape))
+        self._hidden.copy_(self._forward(self._tokens, positions).view(self._hidden.shape))
         self._step.add_(1).mul_(going)
         # From now on both rows share their noise; that of the next AR step, see ``noise_keys``.
         self._keys.copy_(self._keys[:, :1].expand_as(self._keys).contiguous())
         self._keys[..., 1] += 2
         self._apart.zero_()
-        return packed.view(*self._shape, *packed.shape[1:])[:, 0], peaks
+        return (self._hidden,)
 
     def _denoise(self, cond: torch.Tensor) -> torch.Tensor:
         """The predictions of all rows, [rows, (P,) C]; ``denoise`` with guidance of each slot."""
@@ -224,7 +240,7 @@ class SlotDecoder(Generic[Start]):
     """Samples images that enter and leave between AR steps.
 
     A decoder serves one thread at a time, and its model keeps its parameters. Caches and buffers
-    for all slots are allocated at once; a bucket's graph is captured when it is first used.
+    for all slots are allocated at once; a bucket's graphs are captured when it is first used.
 
     Args:
         sequence: the model, as slots see it.
@@ -328,7 +344,10 @@ class SlotDecoder(Generic[Start]):
             with torch.inference_mode(False):
                 self._buckets[size] = _Bucket(self._state, self._sequence, self._schedule, size)
         bucket = self._buckets[size]
-        packed, peaks = (result.cpu() for result in bucket.advance())
+        results = bucket.sample()
+        if any(slot.step + 1 < slot.ar_steps for slot in active):
+            bucket.feed()  # before the host waits for the patches
+        packed, peaks = (result.cpu() for result in results)
         bucket.check()
         P = self._sequence.patch_shape[0]
         for index, (slot, peak) in enumerate(zip(active, peaks.tolist(), strict=False)):
