@@ -44,7 +44,7 @@ class Amounts(NamedTuple):
 
     requests: int = 64
     loads: tuple[float, ...] = (0.5, 0.8)
-    slots: int = 4
+    slots: int = 2
     batch: int = 8
     turns: int = 3
 

@@ -17,7 +17,7 @@ from bitdance.cli.arguments import (
 __all__ = ["add_command"]
 
 _NEEDED = ("starlette", "uvicorn", "prometheus_client")
-_SLOTS = {"cpu": 4, "cuda": 32}
+_SLOTS = {"cpu": 2, "cuda": 32}
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,7 +39,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument(
         "--slots", type=positive_int,
-        help="images of a kind at a time (default: 4 on the CPU, 32 on a card)",
+        help="images of a kind at a time (default: 2 on the CPU, 32 on a card)",
     )  # fmt: skip
     parser.add_argument(
         "--max-waiting", type=positive_int, default=256,
