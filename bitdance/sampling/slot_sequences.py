@@ -53,10 +53,10 @@ class Prefilled:
     ar_steps: int
 
 
-StartIn = TypeVar("StartIn", contravariant=True)
+Given = TypeVar("Given", contravariant=True)
 
 
-class SlotSequence(Protocol[StartIn]):
+class SlotSequence(Protocol[Given]):
     """What slots need of a model."""
 
     network: HeadNetwork
@@ -70,7 +70,7 @@ class SlotSequence(Protocol[StartIn]):
     max_ar_steps: int
     """Maximum number of patches of an image."""
 
-    def ar_steps(self, start: StartIn) -> int:
+    def ar_steps(self, start: Given) -> int:
         """Patches of an image.
 
         Raises:
@@ -80,7 +80,7 @@ class SlotSequence(Protocol[StartIn]):
     def allocate(self, rows: int) -> KVCache:
         """An empty cache for images of any size up to the maximum."""
 
-    def prefill(self, start: StartIn, rows: int) -> Prefilled:
+    def prefill(self, start: Given, rows: int) -> Prefilled:
         """Run what comes before the first patch; valid until the next call.
 
         Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 __all__ = ["Metrics"]
@@ -28,7 +30,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        of = {"registry": self.registry}
+        of: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("bitdance_requests", "Requests that have ended", ["status"], **of)
         self.images = Counter("bitdance_images", "Images delivered", **of)
         self.cancelled_images = Counter("bitdance_cancelled_images", "Images given up", **of)
