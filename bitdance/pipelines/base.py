@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -312,11 +311,11 @@ class BasePipeline(ABC):
     ) -> Any:
         """Images of the first tokens of each; pixels of the others are gray."""
         count, bits, drawn = len(generated_latents), shape.bits, generated_latents.shape[1]
-        zeros = partial(torch.zeros, dtype=torch.float32, device=self.device)
-        tokens = zeros(count, shape.tokens, bits)
+        size = (shape.tokens, bits)
+        tokens = torch.zeros(count, *size, dtype=torch.float32, device=self.device)
         tokens[:, :drawn] = unpack_signs(generated_latents.to(self.device))[..., :bits]
         pixels = self._pixels(tokens, shape, seeds, sample_ids)
-        mask = zeros(1, shape.tokens, bits)
+        mask = torch.zeros(1, *size, dtype=torch.float32, device=self.device)
         mask[:, :drawn] = 1
         cells = shape.to_latents(mask)[:, :1]
         pixels.masked_fill_(F.interpolate(cells, shape.pixels[1:]) == 0, _GRAY)

@@ -27,7 +27,7 @@ class BaseDiffusionPipeline(DiffusionPipeline):
     bits are those of the other pipeline, ``native``. One call runs at a time.
     """
 
-    _callback_tensor_inputs: ClassVar = ["latents", "packed_latents"]
+    _callback_tensor_inputs: ClassVar = [*BasePipeline._callback_tensor_inputs]
     _sampled: ClassVar[tuple[str, ...]] = ()  # components that sampling uses, all at once
     _made: tuple[tuple[Any, ...], BasePipeline] | None = None
     _interrupt = False

@@ -213,7 +213,8 @@ def test_a_callback_sees_the_pipeline_and_changes_latents(pipe, kind):
     names = []
     draw(pipe, kind, callback_on_step_end=lambda p, i, t, kw: names.append(set(kw)) or kw, **inputs)
     assert names == [set(pipe._callback_tensor_inputs)] * steps
-    with pytest.raises(ValueError, match="must be of latents, packed_latents, got 'other'"):
+    known = "latents, packed_latents, generated_latents"
+    with pytest.raises(ValueError, match=f"must be of {known}, got 'other'"):
         draw(pipe, kind, callback_on_step_end_tensor_inputs=["other"])
     with pytest.raises(TypeError, match="callback_on_step_end must be a function, got int"):
         draw(pipe, kind, callback_on_step_end=3)

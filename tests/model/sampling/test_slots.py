@@ -179,18 +179,3 @@ def test_slots_that_are_refused():
         text.ar_steps(Prompt(((1,) * 9,), (4, 4)))
     with pytest.raises(ValueError, match="images must have at most 16 tokens, got 4 x 6"):
         text.ar_steps(Prompt(((1,),), (4, 6)))
-
-
-def test_a_preview_shows_what_is_sampled():
-    pipeline = tiny_pipeline()
-    (packed,) = pipeline([1], num_inference_steps=2, output_type="latent").images
-    whole = pipeline.decode(packed[None], output_type="uint8")
-    assert torch.equal(pipeline.decode(packed[None], output_type="uint8", num_tokens=16), whole)
-    half = pipeline.decode(packed[None], output_type="uint8", num_tokens=8)
-    assert not torch.equal(half, whole)
-    other = packed.clone()
-    other[8:] ^= 255  # what is not sampled yet does not show
-    assert torch.equal(pipeline.decode(other[None], output_type="uint8", num_tokens=8), half)
-    for wrong in (-1, 17):
-        with pytest.raises(ValueError, match="num_tokens must be an integer from 0 to 16"):
-            pipeline.decode(packed[None], num_tokens=wrong)

@@ -23,8 +23,8 @@ from bitdance.training.class_conditional import ClassConditionalTask
 from bitdance.training.config import parse_run, read_config
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
+from tests.model.helpers.hub import Hub
 from tests.model.helpers.tiny_images import write_data_set
-from tests.model.models.test_autoencoder_files import hub
 
 SHAPE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "num_codebooks": 2}
 
@@ -283,8 +283,10 @@ def test_an_autoencoder_begins_with_the_weights_of_init(autoencoder, model, tmp_
         model / "model",
         "a/b/c.pt",
     ]
-    hub(monkeypatch, tmp_path)
-    shutil.copy(official, tmp_path / "c.pt")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    shutil.copy(official, repository / "c.pt")
+    Hub(tmp_path / "cache", **{"a/b": repository}).install(monkeypatch)
     for number, source in enumerate(sources):
         changed = config(str(data), init=str(source))
         state = _begun(AutoencoderTask(changed), changed, tmp_path / str(number))
