@@ -13,6 +13,7 @@ from PIL import Image
 
 from bitdance import BitDancePipeline
 from bitdance.cli.main import main
+from bitdance.evaluation.compare import Metrics
 from bitdance.evaluation.evaluate import Evaluation
 from bitdance.io.json_files import read_json
 from bitdance.models.loading.hub import locate
@@ -105,6 +106,17 @@ def test_the_documents_have_the_evaluation():
     assert np.abs(real - made).max() <= 0.02
     # docs/training.md says why two channels of the autoencoder are constant.
     assert sorted(np.minimum(real, 1 - real))[2] >= 0.05
+
+
+def test_the_documents_have_the_metrics():
+    """Of the samples of the evaluation, whose distance they find again."""
+    found = Metrics(**read_json(ROOT / "recipes/fashion/metrics.json"))
+    assert found.table() == (ROOT / "recipes/fashion/metrics.md").read_text()
+    assert found.table() in (ROOT / "docs/metrics.md").read_text()
+    assert f"| fashion | 4 | 5.5 M | {found.frechet:.1f} " in (ROOT / "README.md").read_text()
+    evaluation = Evaluation(**read_json(ROOT / "recipes/fashion/evaluation.json"))
+    assert found.samples == evaluation.samples
+    assert found.frechet == pytest.approx(evaluation.frechet, rel=1e-6)
 
 
 def test_loading_and_generating_import_no_compiler_and_draw_no_random_numbers():
