@@ -56,8 +56,8 @@ constexpr int64_t kSumChannels = 64;
 // Channels of a block: of a panel they take 16 KiB of the first-level cache.
 constexpr int64_t kBlockChannels = 4 * kSumChannels;
 
-// The same where the rows of x stay in the second-level cache; shorter runs of a panel are read more
-// slowly, and with AVX-512 the results of more panels take room beside them.
+// The same where the rows of x stay in the second-level cache; shorter runs of a panel are read
+// more slowly, and with AVX-512 the results of more panels take room beside them.
 constexpr int64_t kKeptChannels = kLanes == 16 ? 2 * kSumChannels : 4 * kSumChannels;
 
 // Floats of x that stay in the second-level cache: 1 MiB.
@@ -92,9 +92,9 @@ struct Spaced {
 template <int kRows, int kPanels>
 using Sums = Vector[kRows][kPanels * kPanelVectors];
 
-// The sums of the products of `count` channels, at least one; x and w then are at the channels after
-// them.
-// kAhead: weights of a panel, those of many channels, by which they are prefetched; 0 for none.
+// The sums of the products of `count` channels, at least one; x and w then are at the channels
+// after them. kAhead: weights of a panel, those of many channels, by which they are prefetched; 0
+// for none.
 template <int kRows, int kPanels, int kAhead, class T>
 inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& x, int64_t x_stride,
                                                     Spaced<const T, kPanels>& w,
