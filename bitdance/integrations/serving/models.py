@@ -168,7 +168,7 @@ class ServedModel(ABC):
 
     @abstractmethod
     def _decode(self, plan: Plan, slot: Slot[Any], packed: torch.Tensor, tokens: int) -> Any:
-        """The image of packed latents [N, ceil(C / 8)], of which the first `tokens` are known."""
+        """The image of packed latents [N, ceil(C / 8)]; the first `tokens` are sampled."""
 
 
 class _ClassModel(ServedModel):

@@ -195,7 +195,7 @@ def open_files(
         subfolder: folder of the model in there.
 
     Raises:
-        FileNotFoundError: `source` is none of them, or has no such subfolder.
+        FileNotFoundError: there is no such folder, subfolder, model or repository.
     """
     path = Path(source)
     if not path.exists():
