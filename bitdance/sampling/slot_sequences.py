@@ -43,14 +43,12 @@ class Prefilled:
         cache: cache of its rows.
         tokens: tokens in the longest row.
         columns: patches side by side in the image.
-        ar_steps: patches of the image.
     """
 
     hidden: torch.Tensor
     cache: KVCache
     tokens: int
     columns: int
-    ar_steps: int
 
 
 Given = TypeVar("Given", contravariant=True)
@@ -147,7 +145,7 @@ class ClassSlots:
             return (sequence.first()[:, -P:],)
 
         (hidden,) = run(first)
-        return Prefilled(hidden, sequence.cache, tokens, self._columns, self.max_ar_steps)
+        return Prefilled(hidden, sequence.cache, tokens, self._columns)
 
     def positions(self, step: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """See ``SlotSequence``."""
@@ -254,8 +252,7 @@ class TextSlots:
             self._prompts[rows] = sequence
         sequence.prefill(start.rows)
         hidden = sequence.next()
-        ar_steps = start.grid[0] * start.grid[1] // self.patch_shape[0]
-        return Prefilled(hidden, sequence.cache, tokens, start.grid[1] // self._side, ar_steps)
+        return Prefilled(hidden, sequence.cache, tokens, start.grid[1] // self._side)
 
     def positions(self, step: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """See ``SlotSequence``."""

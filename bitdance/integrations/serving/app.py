@@ -134,9 +134,7 @@ class _Images:
 
         try:
             await asyncio.wait_for(read(), self.limits.body_seconds)
-        except TimeoutError:
-            raise ApiError("the body took too long", status=408, code="timeout") from None
-        except asyncio.TimeoutError:  # of Python 3.10
+        except (TimeoutError, asyncio.TimeoutError):  # two in Python 3.10
             raise ApiError("the body took too long", status=408, code="timeout") from None
         return b"".join(parts)
 
