@@ -227,7 +227,7 @@ def evaluate(
     pictures: Pictures, judge: Judge, autoencoder: BinaryAutoencoder,
     generate: Callable[[list[str]], torch.Tensor] | None = None, *, prompts: int = 400,
 ) -> tuple[Figures, Any]:  # fmt: skip
-    """All figures, and the sheet of some held-out pictures.
+    """All figures but the judge's own, and the sheet of some held-out pictures.
 
     Args:
         pictures: the data set.
@@ -236,11 +236,7 @@ def evaluate(
         generate: from prompts to pictures uint8 [n, 3, H, W].
         prompts: training prompts to draw, besides all that are held out.
     """
-    figures: Figures = {
-        "classifier": {
-            "real": judge.accuracy(spoiled=False), "spoiled": judge.accuracy(spoiled=True)
-        }
-    }  # fmt: skip
+    figures: Figures = {}
     figures["autoencoder"], reconstructed = of_autoencoder(autoencoder, judge, pictures)
     held = np.array([i for i, emoji in enumerate(pictures.emoji) if emoji.held_out])
     random = np.random.default_rng(0)
@@ -281,7 +277,8 @@ def main() -> None:
     else:
         judge = Judge.train(pictures)
         judge.save(options.classifier)
-    accuracy = judge.accuracy(spoiled=True)["top-1"] or 0.0
+    of_judge = {name: judge.accuracy(spoiled=name == "spoiled") for name in ("real", "spoiled")}
+    accuracy = of_judge["spoiled"]["top-1"] or 0.0
     if accuracy < MIN_ACCURACY:
         parser.error(
             f"{options.classifier} recognizes {accuracy:.1%} of real pictures under blur and "
@@ -301,6 +298,7 @@ def main() -> None:
     else:
         autoencoder = BinaryAutoencoder.from_pretrained(options.autoencoder)
     figures, image = evaluate(pictures, judge, autoencoder, generate, prompts=options.prompts)
+    figures["classifier"] = of_judge
     text = table(figures)
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "evaluation.json", json.dumps(figures, indent=2) + "\n")
