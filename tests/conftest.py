@@ -20,9 +20,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
-from tests.interpreter import quicken
+from tests.interpreter import quicken, refuse_negative_coordinates
 
 quicken()
+refuse_negative_coordinates()
 
 
 @pytest.fixture(autouse=True)

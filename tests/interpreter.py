@@ -1,4 +1,4 @@
-"""Triton's interpreter with the same results in half the time."""
+"""Triton's interpreter with the same results in half the time, and with a rule of the cards."""
 
 import functools
 import importlib.util
@@ -56,3 +56,22 @@ def quicken():
     interpreter.InterpretedFunction.__call__ = call
     interpreter.ReduceOps.apply_impl = apply
     interpreter._get_np_dtype = dtype_of
+
+
+def refuse_negative_coordinates():
+    """Raise where a descriptor is asked for a tile before the first row, as a card does.
+
+    An H200 ends such a kernel with "an illegal instruction was encountered".
+    """
+    if importlib.util.find_spec("triton") is None:
+        return
+    from triton.runtime import interpreter
+
+    pointers = interpreter.TensorDescHandle.materialize_pointers
+
+    def checked(self, offsets):
+        if any((offset.data < 0).any() for offset in offsets):
+            raise ValueError(f"a descriptor got negative coordinates {[o.data for o in offsets]}")
+        return pointers(self, offsets)
+
+    interpreter.TensorDescHandle.materialize_pointers = checked

@@ -64,7 +64,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # A pointer plus a 32-bit offset wraps around at 2^31 elements.
 NARROW_OFFSET = re.compile(r"tt\.addptr [^:]*: .*(?:xi32>|, i32)$")
 
-TILE_OF_POINTERS = re.compile(r"tensor<\d+x\d+x!tt\.ptr<\w+>>")
+# Stores happen once, and may be of fewer rows than a descriptor would write.
+LOADED_BY_POINTERS = re.compile(r"tt\.load [^:]*: (tensor<\d+x\d+x!tt\.ptr<\w+>>)")
 
 
 class PretendedCard:
@@ -100,7 +101,7 @@ def without_units(compiled: Any, capability: int) -> list[str]:
     found = ["no TMA"] if "cp.async.bulk.tensor" not in ptx else []
     if capability == 90 and "tt.dot" in ttir and "wgmma.mma_async" not in ptx:
         found.append("no wgmma")
-    return found + [f"addresses of a tile: {line}" for line in TILE_OF_POINTERS.findall(ttir)]
+    return found + [f"loads by addresses: {kind}" for kind in LOADED_BY_POINTERS.findall(ttir)]
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -15,8 +15,8 @@ from benchmarks.gpu.decide import (
     calls,
     check,
     common,
+    decoder,
     exchange,
-    others,
     plans,
     stages,
     tables,
@@ -64,6 +64,16 @@ def test_a_plan_may_differ_as_pytorch_does(different, of_pytorch, agrees):
     records = [
         _plan("library", 2, 100.0),
         _plan("packed", 2, 50.0, different=different, of_pytorch=of_pytorch),
+    ]
+    assert (tables.plan(records) == "packed") is agrees
+
+
+@pytest.mark.parametrize(("rows", "bits", "agrees"), [(8, 2, True), (8, 3, False), (512, 9, False)])
+def test_single_bits_of_few_are_no_difference(rows, bits, agrees):
+    of = {"different": bits / (rows // 2 * 32), "of_pytorch": 0.0}
+    records = [
+        {"model": "B-1x", **record}
+        for record in (_plan("library", rows, 100.0), _plan("packed", rows, 50.0, **of))
     ]
     assert (tables.plan(records) == "packed") is agrees
 
@@ -122,25 +132,6 @@ def test_one_table_is_given_up_only_for_a_gain():
     assert tables.max_table_rows(table((64, (10.0, 9.0)), (128, (1.0, 10.0)))) == 0
 
 
-def test_projections_are_in_turn_where_that_has_won():
-    def turns(*us, different=0.0):
-        return [
-            {"what": "turn", "rows": rows, "in_turn": turn, "all_us": [value],
-             "different": different}
-            for rows, pair in us
-            for turn, value in zip((True, False), pair, strict=True)
-        ]  # fmt: skip
-
-    gain, loss = (9.0, 10.0), (9.8, 10.0)
-    assert tables.min_turn_rows([]) is None
-    assert tables.min_turn_rows(turns((256, loss), (2048, gain), (12288, gain))) == 2048
-    assert tables.min_turn_rows(turns((256, gain), (2048, loss), (12288, gain))) == 12288
-    assert tables.min_turn_rows(turns((256, gain), (2048, gain), (12288, loss))) is None
-    assert tables.min_turn_rows(turns((256, gain), different=0.5)) is None
-    assert tables.of_plans(turns((256, gain))) == {"min_turn_rows": 256}
-    assert tables.of_plans(turns((256, loss))) == {}
-
-
 def _stage(launch, us, *, rows=2, row_class=8, product="wo", shape=(768, 768)):
     return {
         "what": "stage", "product": product, "rows": rows, "row_class": row_class,
@@ -193,16 +184,24 @@ def test_nothing_that_uses_the_kernels_is_timed_after_a_wrong_one(tmp_path, monk
     steps = [
         common.unless_wrong(context, "right, linear", find(None)),
         common.unless_wrong(context, "right, adaln_linear", find("3 of 4 elements differ")),
-        common.unless_wrong(context, "right, denoise_patch", lambda: ran.append("checked")),
         ("exchange, words", lambda: ran.append("exchange")),
         common.unless_wrong(context, "w1, 2 rows", lambda: ran.append("timed")),
     ]
     assert work(context, {"decide": lambda _: steps}) == 0
     assert ran == ["exchange"]
     why = "linear is wrong: 3 of 4 elements differ"
-    assert context.result["not run"] == {
-        "decide: right, denoise_patch": why, "decide: w1, 2 rows": why
-    }  # fmt: skip
+    assert context.result["not run"] == {"decide: w1, 2 rows": why}
+    assert "persistent" in common.plans(context)
+
+
+def test_a_wrong_persistent_kernel_stops_its_plan_alone(tmp_path):
+    context = _context(tmp_path)
+    what = {"op": "denoise_patch", "sample": "x", "backend": "cuda", "check": "graph"}
+    step = f"{common.CHECK}, denoise_patch"
+    context.add("checks", {"step": step, **what, "wrong": "a bit differs"})
+    assert common.wrong(context) is None
+    assert "persistent" not in common.plans(context)
+    assert "packed" in common.plans(context)
 
 
 def test_a_check_that_ends_its_process_stops_the_rest_too(tmp_path):
@@ -269,7 +268,7 @@ def test_dry_run_goes_through_every_step(dry_run):
     assert result["failed"] == {}
     assert result["not run"] == {}
     assert {record["what"] for record in result["ways"]} == {
-        "stage", "plan", "table", "turn", "decoder", "row kernel", "image", "decode attention"
+        "stage", "plan", "table", "decoder", "image", "decode attention"
     }  # fmt: skip
     plans_of = {
         "head": {"library", "packed", "persistent"},
@@ -332,14 +331,12 @@ def test_plans_are_measured_and_written_where_the_library_reads_them(pretended):
     plans._head(pretended, "tiny", 2)
     plans._trunk(pretended, "tiny", 2)
     plans._table(pretended, "tiny", 2)
-    plans._turn(pretended, "tiny", 2)
     plans._images(pretended, "tiny", 1, 1)
     records = pretended.result["ways"]
     assert all(r["repeatable"] for r in records if r["what"] == "plan")
     for part, expected in (("head", set(config.PLANS)), ("trunk", {"library", "packed"})):
         assert {r["plan"] for r in records if r.get("part") == part} == expected
     assert {r["plan"] for r in records if r["what"] == "image"} == set(config.PLANS)
-    assert {r["different"] for r in records if r["what"] == "turn"} == {0.0}
     entry = tables.of_plans(records)
     assert json.loads(config.FILE.read_text()) == {"a card": entry}
     assert config.tables(config.FILE)["a card"].max_table_rows == entry["max_table_rows"]
@@ -398,7 +395,7 @@ def test_decoding_is_timed_with_a_graph_and_without(pretended, monkeypatch):
     asked = []
     inner = graphs.make_call_runner
     monkeypatch.setattr(graphs, "make_call_runner", lambda d: asked.append(d) or inner(d))
-    others._decoder(pretended)
+    decoder._decoder(pretended)
     ways = [(r["batch"], r["way"]) for r in pretended.result["ways"]]
     assert ways == [(batch, way) for batch in (1, 2, 4, 8) for way in ("graph", "plain")]
     assert len(asked) == 4, "the plain way has no runner"

@@ -32,7 +32,7 @@ from bitdance_kernels._shared import native
 DRY_RUN = 3600.0
 """Seconds of a part on the CPU, where nobody waits for the figures: each goes to its end."""
 
-_PATIENCE = 90.0  # in a part with kernels whose blocks wait for each other, perhaps for ever
+_PATIENCE = 45.0  # in a part with kernels whose blocks wait for each other, perhaps for ever
 _POLL = 0.5
 _CHECKERS = 12
 """Processes that share the checks, where there are so many cores; each takes 2 GB of the card."""

@@ -32,16 +32,3 @@ def chain_kernel(x_ptr, BLOCK: tl.constexpr, PDL: tl.constexpr):
         gdc_launch_dependents()
         gdc_wait()
     tl.store(x_ptr + offsets, tl.load(x_ptr + offsets) + 1)
-
-
-@triton.jit
-def row_kernel(x_ptr, y_ptr, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """A pass over rows between two products: each row normalized by its root mean square."""
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    offsets = tl.program_id(0).to(tl.int64) * width + tl.arange(0, BLOCK)
-    there = tl.arange(0, BLOCK) < width
-    x = tl.load(x_ptr + offsets, there, other=0.0).to(tl.float32)
-    y = x / tl.sqrt(tl.sum(x * x) / width + 1e-6)
-    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), there)

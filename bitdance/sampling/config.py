@@ -4,8 +4,7 @@
 it. Each of its entries may be left out:
 
     {"NVIDIA H200": {"head": {"mlp": [[1, "packed"], [65, "library"]], "transformer": [...]},
-                     "trunk": [[1, "packed"]], "t2i_trunk": [...], "max_table_rows": 64,
-                     "min_turn_rows": 2048}}
+                     "trunk": [[1, "packed"]], "t2i_trunk": [...], "max_table_rows": 64}}
 
 A list has pairs of a number of rows (tokens of a batch) and the plan from there on, in ascending
 order. ``PLANS`` has the plans: "library" runs the library's products with elementwise ops between
@@ -37,7 +36,6 @@ __all__ = [
     "forced_plans",
     "max_table_rows",
     "measured",
-    "min_turn_rows",
     "tables",
     "use_plans",
 ]
@@ -70,10 +68,6 @@ For few rows the time goes into reading weights, which are then read once. For m
 per evaluation is better, since its result is still in the cache when it is used.
 """
 
-MIN_TURN_ROWS = 2**31
-"""Rows from which the adaLN projections of an evaluation are products of their own, in the same
-memory, by default: never."""
-
 FILE = Path(__file__).with_name("measured.json")
 
 _OF_LIBRARY = {"fp8": "inputs in float8", "int8_weight_only": "weights in int8"}
@@ -91,12 +85,10 @@ class Measured:
     Attributes:
         plans: pairs (min_rows, plan), by the part or, for a head, by its architecture.
         max_table_rows: see ``MAX_TABLE_ROWS``.
-        min_turn_rows: see ``MIN_TURN_ROWS``.
     """
 
     plans: Mapping[str, Steps] = field(default_factory=dict)
     max_table_rows: int = MAX_TABLE_ROWS
-    min_turn_rows: int = MIN_TURN_ROWS
 
     def plan(self, name: str, rows: int) -> str:
         """The plan for that many rows; "library" where nothing is known."""
@@ -204,21 +196,17 @@ class _Forced:
 
     plans: tuple[tuple[str, str], ...] = ()
     max_table_rows: int | None = None
-    min_turn_rows: int | None = None
 
 
 _FORCED: ContextVar[_Forced] = ContextVar("plans", default=_Forced())  # noqa: B039
 
 
 @contextlib.contextmanager
-def use_plans(
-    *, max_table_rows: int | None = None, min_turn_rows: int | None = None, **plans: str
-) -> Iterator[None]:
+def use_plans(*, max_table_rows: int | None = None, **plans: str) -> Iterator[None]:
     """A context in which "auto" is the plan given for a part, on any card and for any dtype.
 
     Args:
         max_table_rows: what to take for the table's; None to leave it.
-        min_turn_rows: the same.
         **plans: plans by the names in ``PARTS``.
 
     Raises:
@@ -231,8 +219,7 @@ def use_plans(
     before = _FORCED.get()
     merged = tuple(sorted({**dict(before.plans), **plans}.items()))
     rows = before.max_table_rows if max_table_rows is None else max_table_rows
-    turn = before.min_turn_rows if min_turn_rows is None else min_turn_rows
-    token = _FORCED.set(_Forced(merged, rows, turn))
+    token = _FORCED.set(_Forced(merged, rows))
     try:
         yield
     finally:
@@ -248,12 +235,6 @@ def max_table_rows(device: torch.device) -> int:
     """Rows up to which the modulations of all evaluations of an AR step are one product."""
     forced = _FORCED.get().max_table_rows
     return measured(device).max_table_rows if forced is None else forced
-
-
-def min_turn_rows(device: torch.device) -> int:
-    """Rows from which adaLN projections are computed in turn, in the same memory."""
-    forced = _FORCED.get().min_turn_rows
-    return measured(device).min_turn_rows if forced is None else forced
 
 
 def measured(device: torch.device) -> Measured:
@@ -279,15 +260,13 @@ def tables(path: Path) -> Mapping[str, Measured]:
 
 
 def _measured(where: str, content: Any) -> Measured:
-    defaults = {"max_table_rows": MAX_TABLE_ROWS, "min_turn_rows": MIN_TURN_ROWS}
-    fields = _object(where, content, (*PARTS, *defaults))
-    numbers = {name: fields.pop(name, default) for name, default in defaults.items()}
-    for name, rows in numbers.items():
-        if type(rows) is not int or rows < 0:
-            raise _wrong(f"{where}: {name}", "a number of rows", rows)
+    fields = _object(where, content, (*PARTS, "max_table_rows"))
+    most = fields.pop("max_table_rows", MAX_TABLE_ROWS)
+    if type(most) is not int or most < 0:
+        raise _wrong(f"{where}: max_table_rows", "a number of rows", most)
     heads = _object(f"{where}: head", fields.pop("head", {}), ARCHITECTURES)
     lists = {**heads, **fields}
-    return Measured({name: _steps(f"{where}: {name}", lists[name]) for name in lists}, **numbers)
+    return Measured({name: _steps(f"{where}: {name}", lists[name]) for name in lists}, most)
 
 
 def _object(where: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:

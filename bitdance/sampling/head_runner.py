@@ -23,16 +23,9 @@ from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.quantization import quantization_of
 from bitdance.sampling import packed_products
 from bitdance.sampling.changes import Changes
-from bitdance.sampling.config import choose_plan, max_table_rows, min_turn_rows
-from bitdance.sampling.head_products import (
-    HeadProducts,
-    LibraryProducts,
-    Modulation,
-    Step,
-    branches,
-)
+from bitdance.sampling.config import choose_plan, max_table_rows
+from bitdance.sampling.head_products import HeadProducts, LibraryProducts, Modulation, Step
 from bitdance.sampling.patch_products import PatchProducts
-from bitdance.sampling.projections_in_turn import ProjectionsInTurn
 from bitdance.sampling.weights import JoinedLinear
 from bitdance_kernels import overlapping_launches
 
@@ -194,17 +187,9 @@ class HeadRunner:
             self.one_table = self.plan == "persistent" or max_table_rows(device) >= M
             kept = evaluations if self.one_table else 1
             self._y = empty(kept, M, width)
-            self.in_turn = (
-                self.plan == "library" and not self.one_table and min_turn_rows(device) <= M
-            )
-            self.ada_ln: JoinedLinear | ProjectionsInTurn
-            if self.in_turn:
-                count = len(branches(network))
-                self.ada_ln = ProjectionsInTurn(used, config, count, M, dtype)
-            else:
-                self.ada_ln = JoinedLinear(used, dtype)
-                self._table = self.ada_ln.empty(kept, M)
-                self._modulations = [self._views(row) for row in self._table]
+            self.ada_ln = JoinedLinear(used, dtype)
+            self._table = self.ada_ln.empty(kept, M)
+            self._modulations = [self._views(row) for row in self._table]
 
     def load(self) -> None:
         """See ``Head``."""
@@ -271,21 +256,14 @@ class HeadRunner:
 
     def _modulation(self, i: int) -> Modulation:
         """Modulations of evaluation `i`, which are computed here if they are not in a table."""
-        if isinstance(self.ada_ln, ProjectionsInTurn):
-            return self.ada_ln.of(self._condition(self._time[i : i + 1])[0])
         if not self.one_table:
             self._modulate(self._time[i : i + 1])
         return self._modulations[i if self.one_table else 0]
 
     def _modulate(self, time: torch.Tensor) -> None:
         """Fill the table with the modulations of embedded times."""
-        assert isinstance(self.ada_ln, JoinedLinear)
-        y = self._condition(time)
+        y = F.silu(torch.add(time, self._cond, out=self._y), inplace=True)
         self.ada_ln(y.flatten(0, -2), out=self._table.flatten(0, 1))
-
-    def _condition(self, time: torch.Tensor) -> torch.Tensor:
-        """What the projections take, of embedded times."""
-        return F.silu(torch.add(time, self._cond, out=self._y), inplace=True)
 
     def _views(self, row: torch.Tensor) -> Modulation:
         """Views of one evaluation's modulations [M, ...], whose projections are concatenated."""

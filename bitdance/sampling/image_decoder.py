@@ -19,7 +19,7 @@ from bitdance_kernels import default_backend
 
 __all__ = ["MAX_CAPTURED_PIXELS", "ImageDecoder"]
 
-MAX_CAPTURED_PIXELS = {"cpu": 2**14, "cuda": 2**18}
+MAX_CAPTURED_PIXELS = {"cpu": 2**14, "cuda": 2**19}
 """Pixels of a batch up to which decoding is captured as a graph, by the type of device.
 
 On the CPU a graph has a copy of the decoder's weights that is packed for its convolutions. On CUDA

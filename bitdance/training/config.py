@@ -83,6 +83,7 @@ class DataConfig:
         background: color behind transparent pixels of image files.
         on_error: "raise" when an image file that cannot be read is used, "check" all files before
             the first step, or "skip" those that cannot be read.
+        cache: read all image files before the first step and keep them in memory, resized.
     """
 
     path: Annotated[PathText, Field(min_length=1)]
@@ -95,6 +96,7 @@ class DataConfig:
     balance: Fraction = 0.0
     background: Text = "white"
     on_error: OnError = "raise"
+    cache: Bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -108,6 +110,8 @@ class DataConfig:
                 raise invalid(self, "crop_decay", "two steps, the first before the second")
             if self.min_crop == 1:
                 raise invalid(self, "crop_decay", "left out without random crops (min_crop = 1)")
+        if self.cache and self.min_crop < 1:
+            raise invalid(self, "cache", "false with random crops (min_crop below 1)")
 
 
 @settings

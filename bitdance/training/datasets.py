@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitdance.data.augmentation import Augmentation
 from bitdance.data.balance import BalancedImages
+from bitdance.data.cached_images import CachedImages
 from bitdance.data.idx import is_idx
 from bitdance.data.images import LabeledImages, open_images
 from bitdance.data.packed_dataset import PackedDataset
@@ -37,6 +38,8 @@ def open_training_images(data: DataConfig, *, labeled: bool = True) -> LabeledIm
         data.path, data.size, classes=data.classes, labeled=labeled or data.balance > 0,
         background=data.background, on_error=data.on_error,
     )  # fmt: skip
+    if data.cache:
+        images = CachedImages(images)
     if data.balance == 0:
         return images
     if len(images.classes) == 1:

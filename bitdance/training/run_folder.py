@@ -14,7 +14,7 @@ __all__ = ["check_same_run", "check_single_process", "rename_exports"]
 
 _CHANGEABLE = {
     "optim.steps", "optim.log_every", "optim.save_every", "optim.sample_every", "optim.keep",
-    "data.path", "data.classes", "data.on_error",
+    "data.path", "data.classes", "data.on_error", "data.cache",
     "autoencoder_path", "num_inference_steps", "model.cfg_scale", "prompts", "guidance_scale",
     "tokenizer_path",
     "parallel.strategy", "parallel.activation_checkpointing", "parallel.compile",

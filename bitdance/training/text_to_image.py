@@ -36,7 +36,7 @@ from bitdance.training.text_to_image_config import TextToImageRun
 __all__ = ["TextToImageTask"]
 
 _SAMPLES = 8  # images while training, where the run has no prompts
-_CAPTIONS = 65536  # captions whose token ids are kept
+_CAPTIONS = 2**18  # captions whose token ids are kept
 
 Batch = list[tuple[PackedBatch, np.ndarray]]
 

@@ -2,7 +2,7 @@
 
 The choice depends on shapes and the card alone, so that a captured graph stays valid. Shapes that
 ``python -m benchmarks gpu --only decide`` has timed on a card of this name are in
-``skinny_measured.json``; a rule, which no card has confirmed, chooses for all others.
+``skinny_measured.json``; a rule chooses for all others.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.gpu.decide import check, exchange, others, plans, stages, trunks
+from benchmarks.gpu.decide import check, decoder, exchange, plans, stages, trunks
 from benchmarks.gpu.worker import Context, Step
 
 
@@ -23,7 +23,7 @@ def steps(context: Context) -> Sequence[Step]:
         plans.trunk_steps,
         trunks.steps,
         plans.table_steps,
-        others.steps,
+        decoder.steps,
         plans.image_steps,
     )
     return [step for steps in parts for step in steps(context)]

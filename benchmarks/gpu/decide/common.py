@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,11 +12,12 @@ import torch
 from benchmarks.gpu import checks
 from benchmarks.gpu.worker import Context
 from benchmarks.model.paths import Clock
-from bitdance.sampling import graphs
+from bitdance.sampling import config, graphs
 
 K = TypeVar("K", bound=Hashable)
 
 CHECK = "decide: right"
+_PERSISTENT = f"{CHECK}, denoise_patch"
 """Begin of the keys of the steps that hold the new kernels against the reference."""
 ROUNDS = 5
 
@@ -82,8 +83,14 @@ def records(context: Context, what: str) -> Iterator[dict[str, Any]]:
 
 
 def wrong(context: Context) -> str | None:
-    """Which check of a new kernel has failed, if one has."""
-    return checks.wrong(context, lambda key: key.startswith(CHECK))
+    """Which check of a new kernel has failed, if one has; see `plans` for the persistent one."""
+    return checks.wrong(context, lambda key: key.startswith(CHECK) and key != _PERSISTENT)
+
+
+def plans(context: Context) -> Sequence[str]:
+    """The plans to measure: "persistent" only while its kernel was not found wrong."""
+    why = checks.wrong(context, lambda key: key == _PERSISTENT)
+    return [plan for plan in config.PLANS if why is None or plan != "persistent"]
 
 
 def unless_wrong(

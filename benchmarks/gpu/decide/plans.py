@@ -27,8 +27,6 @@ _TRUNKS = {"B-1x": (1, 8, 32, 64), "B-16x": (1, 2, 4)}
 _IMAGES = (("B-16x", 1), ("B-1x", 1), ("B-16x", 8), ("B-1x", 8), ("B-1x", 64), ("B-16x", 64))
 _TABLES = (32, 64, 128)
 """Batches of B-1x with 64, 128 and 256 rows."""
-_TURNS = (8, 64, 384)
-"""Batches of B-16x with 256, 2048 and 12288 rows."""
 _EVALUATIONS = 101
 _STEPS_OF_TRUNK = 20
 _REPEATS = 20
@@ -51,8 +49,7 @@ def trunk_steps(context: Context) -> Sequence[Step]:
 
 def table_steps(context: Context) -> Sequence[Step]:
     """A step per number of rows."""
-    tables_of = _steps(context, {"B-1x": _TABLES}, "modulations", _table)
-    return [*tables_of, *_steps(context, {"B-16x": _TURNS}, "projections", _turn)]
+    return _steps(context, {"B-1x": _TABLES}, "modulations", _table)
 
 
 def image_steps(context: Context) -> Sequence[Step]:
@@ -142,7 +139,7 @@ def _head(context: Context, name: str, batch: int) -> None:
     with common.no_grad():
         evaluations = _Evaluations(context, name, batch)
         plans: dict[str, Callable[[], Tensor]] = {}
-        for plan in config.PLANS:
+        for plan in common.plans(context):
             with config.use_plans(head=plan):
                 run = _available(evaluations.predictions)
                 if run is not None:
@@ -159,7 +156,7 @@ def _trunk(context: Context, name: str, batch: int) -> None:
     whole = model(context, name)
     with common.no_grad():
         plans: dict[str, Callable[[], Tensor]] = {}
-        for plan in config.PLANS:
+        for plan in common.plans(context):
             with config.use_plans(trunk=plan):
                 torch.manual_seed(1)  # of the step's input
                 step = _available(lambda: paths.trunk_step(whole, batch))
@@ -223,33 +220,13 @@ def _table(context: Context, name: str, batch: int) -> None:
     tables.save(context)
 
 
-def _turn(context: Context, name: str, batch: int) -> None:
-    """Microseconds of an evaluation, with its adaLN projections as one product or in turn."""
-    with common.no_grad():
-        evaluations = _Evaluations(context, name, batch)
-        ways, found = {}, {}
-        for in_turn, rows in ((True, 0), (False, config.MIN_TURN_ROWS)):
-            with config.use_plans(head="library", max_table_rows=0, min_turn_rows=rows):
-                run = evaluations.predictions()
-                found[in_turn] = run().clone()
-                ways[in_turn] = common.captured(context, run)
-        same = difference(found[True], found[False], bits=True)
-        for in_turn, us in common.microseconds(context, ways).items():
-            us = [value / evaluations.count for value in us]
-            common.add(
-                context, "turn", model=name, rows=evaluations.rows, in_turn=in_turn,
-                us=statistics.median(us), all_us=us, different=same,
-            )  # fmt: skip
-    tables.save(context)
-
-
 def _images(context: Context, name: str, batch: int, share: int) -> None:
     """Milliseconds an image with every plan for head and trunk, and the share of equal bits."""
     whole, denoising = model(context, name), 2 if context.dry_run else _EVALUATIONS - 1
     end = time.monotonic() + max(context.left("decide"), 0.0) / max(share, 2)
     labels = torch.arange(batch, device=whole.freqs.device) % whole.config.num_classes
     clock, ways = paths.Clock(context.device), {}
-    for plan in config.PLANS:
+    for plan in common.plans(context):
         way = paths.library(whole, denoising)
         run = functools.partial(_sample, way, labels, plan)
         if _available(run) is not None:  # the first call compiles and allocates

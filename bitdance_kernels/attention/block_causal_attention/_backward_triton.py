@@ -50,8 +50,9 @@ def block_causal_of_queries_kernel(
 ):  # fmt: skip
     """Computes dQ = scale dS K, and delta = rowsum(dO * O), which the other kernel reads too."""
     tile, b, h = place(tl.cdiv(T, QUERIES), H)
-    row = T - (tile + 1) * QUERIES  # see the forward kernel
-    inside = row + tl.arange(0, QUERIES) >= 0
+    past = T - tile * QUERIES  # see the forward kernel
+    row = tl.maximum(past - QUERIES, 0)
+    inside = row + tl.arange(0, QUERIES) < past
     kv_h = h // group
     if not DESCRIBED:
         grad_ptr += b * grad_b + h * grad_h
@@ -59,11 +60,11 @@ def block_causal_of_queries_kernel(
         k_ptr += b * k_b + kv_h * k_h
         v_ptr += b * v_b + kv_h * v_h
         out_ptr += (b * T * H + h) * D
-        dq_ptr += (b * T * H + h) * D
+    dq_ptr += (b * T * H + h) * D
     start_ptr += b * start_b
     end_ptr += b * end_b
     start, end, low, high, whole_from, whole_to, gaps = intervals(
-        start_ptr, end_ptr, row, T, Tk, QUERIES
+        start_ptr, end_ptr, row, past, Tk, QUERIES
     )
     sighted = start < end
     q = load_rows(q_ptr, b, h, row, q_t, sighted, D, WIDTH, DESCRIBED)
@@ -78,7 +79,9 @@ def block_causal_of_queries_kernel(
     begin, stop, before, borders = stretches(low, high, whole_from, whole_to, KEYS, DESCRIBED)
     for i in range(borders):
         first = at_border(i, low, stop, before, KEYS)
-        seen = is_seen(start_ptr, end_ptr, row, T, first + tl.arange(0, KEYS), high, gaps, QUERIES)
+        seen = is_seen(
+            start_ptr, end_ptr, row, past, first + tl.arange(0, KEYS), high, gaps, QUERIES
+        )
         k = cleared(
             load_rows(k_ptr, b, kv_h, first, k_t, seen, D, WIDTH, DESCRIBED), seen, DESCRIBED
         )
@@ -99,7 +102,7 @@ def block_causal_of_queries_kernel(
             )  # fmt: skip
     # The scale is that of the scores; a query that sees nothing contributes nothing.
     dq = tl.where(sighted[:, None], dq * scale, 0.0)
-    store_rows(dq_ptr, dq, b, h, row, H * D, inside, D, WIDTH, DESCRIBED)
+    store_rows(dq_ptr, dq, b, h, row, H * D, inside, D, WIDTH, DESCRIBED=False)
 
 
 @triton.jit(do_not_specialize=CHANGING)

@@ -53,18 +53,20 @@ def block_causal_forward_kernel(
     # The last tile ends with the last query. So the one that lacks rows is the first, which sees
     # the fewest keys; and tiles of whole patches begin with one, as a sequence ends with one.
     # Under a causal mask the last tiles see the most keys; starting with them balances the load.
-    row = T - (tile + 1) * QUERIES
-    inside = row + tl.arange(0, QUERIES) >= 0
+    # A tile has the rows up to `past`; a descriptor must not be asked for rows before the first.
+    past = T - tile * QUERIES
+    row = tl.maximum(past - QUERIES, 0)
+    inside = row + tl.arange(0, QUERIES) < past
     kv_h = h // group
     if not DESCRIBED:
         q_ptr += b * q_b + h * q_h
         k_ptr += b * k_b + kv_h * k_h
         v_ptr += b * v_b + kv_h * v_h
-        out_ptr += (b * T * H + h) * D
+    out_ptr += (b * T * H + h) * D
     start_ptr += b * start_b
     end_ptr += b * end_b
     start, end, low, high, whole_from, whole_to, gaps = intervals(
-        start_ptr, end_ptr, row, T, Tk, QUERIES
+        start_ptr, end_ptr, row, past, Tk, QUERIES
     )
     q = load_rows(q_ptr, b, h, row, q_t, inside, D, WIDTH, DESCRIBED)
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -75,7 +77,9 @@ def block_causal_forward_kernel(
     # Those at the borders, mostly one, come first: what waits for masks overlaps with no product.
     for i in range(borders):
         first = at_border(i, low, stop, before, KEYS)
-        seen = is_seen(start_ptr, end_ptr, row, T, first + tl.arange(0, KEYS), high, gaps, QUERIES)
+        seen = is_seen(
+            start_ptr, end_ptr, row, past, first + tl.arange(0, KEYS), high, gaps, QUERIES
+        )
         k = load_rows(k_ptr, b, kv_h, first, k_t, seen, D, WIDTH, DESCRIBED)
         v = load_rows(v_ptr, b, kv_h, first, v_t, seen, D, WIDTH, DESCRIBED)
         v = cleared(v, seen, DESCRIBED)  # a key's own scores are masked
@@ -99,5 +103,6 @@ def block_causal_forward_kernel(
     else:
         lse = (peak * factor + tl.log2(total)) * 0.6931471805599453
     lse = tl.where(blind, float("-inf"), lse)
-    store_rows(out_ptr, out, b, h, row, H * D, inside, D, WIDTH, DESCRIBED)
+    # By pointers: a descriptor would also store the rows of the next tile.
+    store_rows(out_ptr, out, b, h, row, H * D, inside, D, WIDTH, DESCRIBED=False)
     tl.store(lse_ptr + ((b * H + h) * T + row + tl.arange(0, QUERIES)), lse, mask=inside)

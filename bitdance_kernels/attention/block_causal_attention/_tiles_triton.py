@@ -82,22 +82,22 @@ def store_rows(
 
 @triton.jit
 def intervals(start_ptr, end_ptr, first, count, others, ROWS: tl.constexpr):
-    """What ROWS rows see of `others`, [start, end); nothing for rows outside of [0, count).
+    """What ROWS rows from `first` on see of `others`, [start, end); nothing for those past `count`.
 
     Then what some of them see, [low, high), and what all see, [whole_from, whole_to); and whether
     there are gaps: others between low and high that none of them sees.
     """
-    row = first.to(tl.int64) + tl.arange(0, ROWS)
-    head = tl.maximum(first, 0).to(tl.int64)
-    last = tl.minimum(first.to(tl.int64) + ROWS, count) - 1
-    there = (row >= 0) & (row <= last)
+    head = first.to(tl.int64)
+    row = head + tl.arange(0, ROWS)
+    last = tl.minimum(head + ROWS, count) - 1
+    there = row <= last
     start = tl.load(start_ptr + row, mask=there, other=0)
     end = tl.minimum(tl.load(end_ptr + row, mask=there, other=0), others)
     low = tl.maximum(tl.load(start_ptr + head), 0)
     high = tl.minimum(tl.load(end_ptr + last), others)
     whole_from = tl.load(start_ptr + last)
     whole_to = tl.minimum(tl.load(end_ptr + head), others)
-    followed = (row >= 0) & (row < last)
+    followed = row < last
     following = tl.load(start_ptr + (row + 1), mask=followed, other=0)
     gaps = tl.max(((following > end) & followed).to(tl.int32), axis=0) > 0
     return start, end, low, high, whole_from, whole_to, gaps
@@ -124,10 +124,9 @@ def is_seen(start_ptr, end_ptr, first, count, other, high, gaps, ROWS: tl.conste
     if gaps:  # rare; a search needs fewer registers than comparing every pair
         TRIPS: tl.constexpr = 8
         tl.static_assert(ROWS < 2**TRIPS)
-        head = tl.maximum(first, 0)
-        rows = tl.minimum(count - head, first + ROWS - head)
-        begun = count_up_to(start_ptr + head.to(tl.int64), rows, other, TRIPS)
-        over = count_up_to(end_ptr + head.to(tl.int64), rows, other, TRIPS)
+        rows = tl.minimum(count - first, ROWS)
+        begun = count_up_to(start_ptr + first.to(tl.int64), rows, other, TRIPS)
+        over = count_up_to(end_ptr + first.to(tl.int64), rows, other, TRIPS)
         seen = seen & (over < begun)
     return seen
 

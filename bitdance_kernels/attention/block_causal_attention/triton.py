@@ -62,10 +62,10 @@ def run(
     if out.numel() == 0:
         return out, lse
     with triton_support.on_device(q):
-        tile = config.forward(_shape(k, q, v, out))
+        tile = config.forward(_shape(k, q, v))
         of_queries, of_keys = _ways(tile)
         block_causal_forward_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
-            of_queries(q), of_keys(k), of_keys(v), start, end, of_queries(out), lse, T, Tk, H,
+            of_queries(q), of_keys(k), of_keys(v), start, end, out, lse, T, Tk, H,
             H // Hkv, _factor(scale, q), *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             start.stride(0), end.stride(0), **_options(tile, D),
         )  # fmt: skip
@@ -100,13 +100,13 @@ def run_backward(
         *k.stride()[:3], *v.stride()[:3],
     )  # fmt: skip
     with triton_support.on_device(q):
-        shape = _shape(k, grad, q, v, out, dq, dk, dv)
+        shape = _shape(k, grad, q, v, out, dk, dv)
         if dq.numel():
             tile = config.query_tile(shape)
             of_queries, of_keys = _ways(tile)
             block_causal_of_queries_kernel[(triton.cdiv(T, tile.queries) * B * H,)](
                 of_queries(grad), of_queries(q), of_keys(k), of_keys(v), of_queries(out), lse,
-                start, end, of_queries(dq), delta, *numbers, start.stride(0), end.stride(0),
+                start, end, dq, delta, *numbers, start.stride(0), end.stride(0),
                 **_options(tile, D),
             )  # fmt: skip
         if dk.numel():

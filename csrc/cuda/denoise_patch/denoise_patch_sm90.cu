@@ -39,8 +39,6 @@ cudaError_t launch(DenoisePatchParams params, int multiprocessors, cudaStream_t 
   const size_t bytes = sizeof(T) * ring_stages(kAttention) * params.rows * Head::Block::kWidest;
   status = cudaMemsetAsync(params.words, 0xFF, bytes, stream);
   if (status != cudaSuccess) return status;
-  status = cudaMemsetAsync(params.status, 0, sizeof *params.status, stream);
-  if (status != cudaSuccess) return status;
   const unsigned int blocks = multiprocessors < kH / 8 ? multiprocessors : kH / 8;
   void* arguments[] = {&params};
   return cudaLaunchCooperativeKernel(kernel, blocks, kPatchThreads, arguments, kSharedBytes,
@@ -111,8 +109,7 @@ int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* 
       max_polls < 1) {
     return BDK_BAD_SIZE;
   }
-  if (rows == 0) return BDK_OK;
-  if (noise_or_null == nullptr && keys_or_null == nullptr) return BDK_BAD_SIZE;
+  if (rows > 0 && noise_or_null == nullptr && keys_or_null == nullptr) return BDK_BAD_SIZE;
   for (const void* read : {modulation, in_weight, norm_weight, norm_bias, weight1, weight2,
                            out_weight, attention_norm_weight_or_null, qkv_weight_or_null,
                            wo_weight_or_null, static_cast<const void*>(words)}) {
@@ -120,6 +117,9 @@ int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* 
   }
   const DeviceGuard guard(device);
   if (guard.status() != cudaSuccess) return guard.status();
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  const cudaError_t cleared = cudaMemsetAsync(status, 0, sizeof *status, on);
+  if (cleared != cudaSuccess || rows == 0) return cleared;
   int multiprocessors = 0;
   const cudaError_t counted = count_multiprocessors(device, &multiprocessors);
   if (counted != cudaSuccess) return counted;
@@ -163,7 +163,6 @@ int bdk_denoise_patch_cuda(const float* x, const void* modulation, const float* 
   params.max_polls = max_polls;
   params.eps = eps;
   params.squash = squash != 0;
-  const cudaStream_t on = static_cast<cudaStream_t>(stream);
   if (dtype == kFloat16) return launch_widths<__half>(params, channels, multiprocessors, on);
   return launch_widths<__nv_bfloat16>(params, channels, multiprocessors, on);
 }

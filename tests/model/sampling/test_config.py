@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from bitdance.sampling import config
-from bitdance.sampling.config import (
-    Measured,
-    choose_plan,
-    max_table_rows,
-    min_turn_rows,
-    tables,
-    use_plans,
-)
+from bitdance.sampling.config import Measured, choose_plan, max_table_rows, tables, use_plans
 from bitdance_kernels._shared import native
 
 CARD = torch.device("cuda")
@@ -23,7 +16,6 @@ TABLE = {
         "head": {"mlp": [[1, "packed"], [65, "library"], [100, "packed"]], "t2i": []},
         "trunk": [[3, "packed"]],
         "max_table_rows": 128,
-        "min_turn_rows": 2048,
     },
     "NVIDIA H100": {},
 }
@@ -52,7 +44,6 @@ def test_the_table_decides_by_architecture_and_rows(card):
     assert trunk == ["library", "packed"]
     assert choose_plan("t2i_trunk", 3, (16,), torch.float16, CARD) == "library"
     assert max_table_rows(CARD) == 128
-    assert min_turn_rows(CARD) == 2048
 
 
 def test_what_the_kernels_cannot_run_is_the_librarys(card):
@@ -70,7 +61,6 @@ def test_cards_without_a_table_take_the_library(card):
         card.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
         assert _head(8) == "library"
         assert max_table_rows(CARD) == config.MAX_TABLE_ROWS
-        assert min_turn_rows(CARD) == config.MIN_TURN_ROWS
     assert max_table_rows(torch.device("cpu")) == config.MAX_TABLE_ROWS
 
 
@@ -161,7 +151,6 @@ def test_the_file_that_ships_is_read():
         ({"Card": {"trunk": [[4, "packed"], [4, "library"]]}}, "trunk must be .* rows that ascend"),
         ({"Card": {"head": {"mlp": [[True, "packed"]]}}}, "Card: mlp must be a list of .* got"),
         ({"Card": {"max_table_rows": "64"}}, "Card: max_table_rows must be a number of rows, got"),
-        ({"Card": {"min_turn_rows": -1}}, "Card: min_turn_rows must be a number of rows"),
         ({"Card": {"max_table_rows": True}}, "Card: max_table_rows must be a number of rows, got"),
     ],
 )
