@@ -242,15 +242,25 @@ KINDS: dict[str, Callable[[Run], str]] = {
 """What a result may hold besides the rows of ops."""
 
 
-def shapes(run: Run, kind: str = "rows") -> Iterator[tuple[dict[str, Any], dict[str, list[float]]]]:
+def shapes(
+    run: Run, kind: str = "rows", only: tuple[str, str] | None = None
+) -> Iterator[tuple[dict[str, Any], dict[str, list[float]]]]:
     """For each op and shape the fastest backend's row, and how many times as long others take.
 
     That is the median, and where they took turns the least and the most. Where no backend was
     timed, the fastest baseline stands for it.
+
+    Args:
+        run: a result.
+        kind: "rows" or "models".
+        only: an op and a shape, to leave out the others.
     """
-    found = run.get(kind, ())
-    for what in dict.fromkeys((row["op"], row["shape"]) for row in found):
-        rows = [row for row in found if (row["op"], row["shape"]) == what]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in run.get(kind, ()):
+        what = row["op"], row["shape"]
+        if only is None or what == only:
+            groups.setdefault(what, []).append(row)
+    for rows in groups.values():
         backends = [row for row in rows if row["kind"] == "backend"]
         best = min(backends or rows, key=lambda row: row["median_us"])
         others = (row for row in rows if row is not best)

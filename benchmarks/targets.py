@@ -152,9 +152,7 @@ def _best(
 ) -> Iterator[tuple[dict[str, Any], dict[str, list[float]]]]:
     """Best backend and ratios of the others at the shape, if it was timed."""
     for kind in ("rows", "models"):
-        for best, others in tables.shapes(run, kind):
-            if (best["op"], best["shape"]) == (given["op"], shape):
-                yield best, others
+        yield from tables.shapes(run, kind, (given["op"], shape))
 
 
 def _share(given: Given, shape: str, run: Run) -> float | None:

@@ -214,4 +214,4 @@ def test_the_emoji_recipe_is_compared(monkeypatch):
     """With its own sizes; the rest is as at small ones."""
     monkeypatch.setattr(recipes, "of_autoencoder", lambda run, batch: (run.data.size, batch))
     monkeypatch.setattr(recipes, "of_model", lambda run, _, tokens: (run.llm.hidden_size, tokens))
-    assert list(recipes.comparisons()) == [(64, 48), (256, 2560)]
+    assert list(recipes.comparisons()) == [(64, 64), (256, 2560)]

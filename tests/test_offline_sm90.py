@@ -8,7 +8,15 @@ import torch
 from bitdance_kernels._shared import native
 from tests import offline_sm90, sass
 from tests.launches import NVCC, Launch
-from tests.offline_sm90 import ARCHS, RECORD, blocks_per_multiprocessor, code, kernels, launches
+from tests.offline_sm90 import (
+    ARCHS,
+    CODE,
+    RECORD,
+    blocks_per_multiprocessor,
+    code,
+    kernels,
+    launches,
+)
 
 needs_module = pytest.mark.skipif(
     NVCC is None or native.cuda.unavailable() is not None or torch.cuda.is_available(),
@@ -33,10 +41,9 @@ def test_no_kernel_spills(arch):
 
 
 @needs_module
-@pytest.mark.parametrize("arch", ARCHS)
-def test_weights_are_fetched_before_the_wait_and_nothing_is_stored(arch):
+def test_weights_are_fetched_before_the_wait_and_nothing_is_stored():
     checked = 0
-    for name, instructions in code(arch).items():
+    for name, instructions in code().items():
         if any(i.name == sass.WAIT for i in instructions):
             weights = 0 if "decode_cluster" in name else 1  # which has none
             assert sass.faults(instructions, weights) == [], sass.short_name(name)
@@ -45,14 +52,13 @@ def test_weights_are_fetched_before_the_wait_and_nothing_is_stored(arch):
 
 
 @needs_module
-@pytest.mark.parametrize("arch", ARCHS)
-def test_blocks_that_run_at_once_exchange_whole_words(arch):
+def test_blocks_that_run_at_once_exchange_whole_words():
     """A word that is its own flag is stored and read at once, and wiped behind a fence."""
     every = [launch for launched in launches().values() for launch in launched]
     together = {launch.kernel for launch in every if launch.cooperative}
     assert together
     for name in together:
-        opcodes = [i.opcode for i in code(arch)[name]]
+        opcodes = [i.opcode for i in code()[name]]
         strong = {opcode for opcode in opcodes if ".STRONG." in opcode}
         assert strong == {"LDG.E.128.STRONG.GPU", "STG.E.128.STRONG.GPU"}, sass.short_name(name)
         assert any(opcode.startswith("MEMBAR.") for opcode in opcodes), sass.short_name(name)
@@ -67,7 +73,7 @@ def test_only_kernels_that_wait_begin_early():
             assert early == [False, False], label
         else:
             assert early == [False, True], label
-            assert all(kernels(ARCHS[0])[launch.kernel]["waits"] for launch in launched), label
+            assert all(kernels(CODE)[launch.kernel]["waits"] for launch in launched), label
 
 
 @needs_module

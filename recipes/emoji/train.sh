@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything from the packages to the model, in runs/emoji. Whatever was stopped goes on where it was, with
-# the same bits. BITDANCE names the command, and arguments are passed to both trainings (--device cuda).
+# the same bits. BITDANCE names the command, and arguments are passed to all trainings (--device cuda).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bitdance=${BITDANCE:-bitdance}
@@ -23,9 +23,15 @@ if [ ! -e $runs/text ]; then
     $python recipes/emoji/text_tokenizer.py $runs/data/train.jsonl --out $runs/text.part
     mv $runs/text.part $runs/text
 fi
-$bitdance train autoencoder recipes/emoji/autoencoder.toml --out $runs/autoencoder "$@"
+$bitdance train autoencoder recipes/emoji/autoencoder.toml --out $runs/autoencoder-first \
+    --set optim.batch_size=32 optim.warmup=150 "$@"
+$bitdance train autoencoder recipes/emoji/autoencoder.toml --init $runs/autoencoder-first \
+    --out $runs/autoencoder "$@"
 if [ ! -e $runs/codes ]; then
     $bitdance tokenize $runs/data/train.jsonl --captions --autoencoder $runs/autoencoder --size 64 \
         --parallel-num 4 --out $runs/codes
 fi
-$bitdance train text-to-image recipes/emoji/model.toml --out $runs/model "$@"
+$bitdance train text-to-image recipes/emoji/model.toml --out $runs/model-first \
+    --set data.max_tokens=5120 optim.steps=3000 optim.lr=1e-3 optim.lr_end=2e-5 optim.warmup=400 \
+    optim.ema_decay=0.999 optim.seed=0 "$@"
+$bitdance train text-to-image recipes/emoji/model.toml --init $runs/model-first --out $runs/model "$@"

@@ -12,8 +12,8 @@ from bitdance_kernels.attention.block_decode_attention import reference
 from bitdance_kernels.testing import compare
 from tests import sass
 from tests.emulated import build, needs_compiler, plant
-from tests.launches import NVCC, recording
-from tests.offline_sm90 import ARCHS, code
+from tests.launches import NVCC, objects, recording
+from tests.offline_sm90 import CODE
 
 pytestmark = pytest.mark.slow
 
@@ -115,9 +115,9 @@ def test_a_planted_fault_is_found(library, tmp_path, fault):
 
 
 @needs_module
-@pytest.mark.parametrize("arch", ARCHS)
-def test_nothing_is_read_or_stored_before_the_wait(arch):
-    kernels = {n: c for n, c in code(arch).items() if "decode_cluster" in n}
+def test_nothing_is_read_or_stored_before_the_wait():
+    (path,) = objects(f"csrc/**/{NAME}.cu.o")
+    kernels = sass.kernels(path, CODE)
     assert len(kernels) == 16
     for name, instructions in kernels.items():
         assert sass.faults(instructions, 0) == [], sass.short_name(name)
