@@ -153,10 +153,32 @@ class CaptionedDataset:
         Raises:
             IndexError: there is no such image.
         """
+        texts, numbers = self._of_captions(index)
+        return [texts.text(number) for number in numbers]
+
+    def caption_count(self, index: int) -> int:
+        """How many captions an image has.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        return len(self._of_captions(index)[1])
+
+    def caption(self, index: int, number: int) -> str:
+        """One of the captions of an image.
+
+        Raises:
+            IndexError: there is no such image, or caption.
+        """
+        texts, numbers = self._of_captions(index)
+        return texts.text(numbers[number])
+
+    def _of_captions(self, index: int) -> tuple[_Texts, range]:
+        """Texts of a shard, and the numbers of an image's captions among them."""
         shard, number = self._locate(index)
         texts = self._texts[shard]
         first, end = (int(texts.firsts[number + i]) for i in (0, 1))
-        return [texts.text(text) for text in range(first + 1, end)]
+        return texts, range(first + 1, end)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Shard of an image, and its number there."""

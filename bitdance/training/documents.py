@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -135,14 +136,13 @@ class _Packer:
                 f"pack_documents: codes must be {count} of an image of {part.grid[0]} x "
                 f"{part.grid[1]}, got {part.codes.shape[0]}"
             )
-        order = generation_order(part.grid, P, "patch")
         first = len(self._ids) + len(part.prefix)
         if part.generated:
             number = len(self._fed)
             self._loss_tokens += range(number, number + count)
             self._loss_rows += range(first - P, first - P + count)
         self._fed += range(first, first + count)
-        self._packed.append(np.asarray(part.codes)[order.numpy()])
+        self._packed.append(np.asarray(part.codes)[_order(part.grid, P)])
         self._grids.append(part.grid)
         self._ids += [*part.prefix, *[0] * count]
         kind = "parallel" if part.generated else "causal"
@@ -150,7 +150,7 @@ class _Packer:
 
     def batch(self) -> PackedBatch:
         def tensor(values: Sequence[int]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int64, device="cpu")
+            return torch.from_numpy(np.array(values, np.int64))  # torch.tensor takes longer
 
         packed = np.concatenate(self._packed) if self._packed else np.empty((0, 1), np.uint8)
         return PackedBatch(
@@ -167,6 +167,12 @@ class _Packer:
             text_rows=tensor(self._text_rows),
             text_labels=tensor(self._labels),
         )
+
+
+@functools.cache
+def _order(grid: tuple[int, int], parallel_num: int) -> np.ndarray:
+    """Raster index of the k-th token of an image."""
+    return generation_order(grid, parallel_num, "patch").numpy()
 
 
 def add_image_tokens(

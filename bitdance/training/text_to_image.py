@@ -36,7 +36,7 @@ from bitdance.training.text_to_image_config import TextToImageRun
 __all__ = ["TextToImageTask"]
 
 _SAMPLES = 8  # images while training, where the run has no prompts
-_CAPTIONS = 2**18  # captions whose token ids are kept
+_CAPTIONS = 2**18  # different captions whose token ids are kept
 
 Batch = list[tuple[PackedBatch, np.ndarray]]
 
@@ -86,7 +86,7 @@ class TextToImageTask:
         self._tokenizer = tokenizer
         text_loss = shape.text_weight > 0
         self._documents = DocumentMaker(tokenizer, shape.parallel_num, text_loss=text_loss)
-        self._caption = lru_cache(_CAPTIONS)(self._encode_caption)
+        self._segment = lru_cache(_CAPTIONS)(self._documents.caption)
         lengths, vocabulary = self._measure()
         self._packer = DocumentPacker(
             lengths, config.data.max_tokens, seed=config.optim.seed % 2**63
@@ -109,9 +109,9 @@ class TextToImageTask:
             (embeddings,) if text_loss else (embeddings, "llm_model.lm_head.")
         )
 
-    def _encode_caption(self, image: int, number: int) -> TextSegment:
+    def _caption(self, image: int, text: str) -> TextSegment:
         try:
-            return self._documents.caption(self._data.captions(image)[number])
+            return self._segment(text)
         except ValueError as error:
             name = brief(self._data.id(image))
             raise ValueError(f"{self._config.data.path}: image {name}: {error}") from error
@@ -125,7 +125,7 @@ class TextToImageTask:
         lengths, largest, budget = [], 0, self._config.data.max_tokens
         for image in range(len(self._data)):
             grid = self._grid(image)
-            texts = [self._caption(image, i) for i in range(len(self._data.captions(image)))]
+            texts = [self._caption(image, text) for text in self._data.captions(image)]
             lengths.append(max(self._documents.length(text, grid) for text in texts))
             largest = max(largest, *(max(text.ids) for text in texts))
             largest = max(largest, *self._documents.prefix(grid))
@@ -151,8 +151,9 @@ class TextToImageTask:
         for image, (drop, choice) in zip(images.tolist(), drawn, strict=True):
             text = None
             if drop >= self._config.data.text_dropout:
-                count = len(self._data.captions(image))
-                text = self._caption(image, min(int(choice * count), count - 1))
+                count = self._data.caption_count(image)
+                chosen = self._data.caption(image, min(int(choice * count), count - 1))
+                text = self._caption(image, chosen)
             grid, codes = self._grid(image), self._data.codes(image)
             documents.append(self._documents.document(text, grid, codes, image))
         return pack_documents(documents, self._shape.parallel_num)

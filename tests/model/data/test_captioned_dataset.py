@@ -40,6 +40,9 @@ def test_what_is_written_is_read(tmp_path, shard_size):
         assert tuple(data.grids[i]) == grid
         assert np.array_equal(data.codes(i), codes.reshape(-1, codes.shape[2]))
         assert data.captions(i) == captions
+        assert [data.caption(i, n) for n in range(data.caption_count(i))] == captions
+        with pytest.raises(IndexError):
+            data.caption(i, len(captions))
     copy = pickle.loads(pickle.dumps(data))
     assert (copy.captions(3), copy.identity) == (data.captions(3), data.identity)
     with pytest.raises(IndexError):
