@@ -174,7 +174,7 @@ def _way(what: str, record: Mapping[str, Any]) -> str:
         return "library" if launch is None else "tiles {}, parts {}, split {}".format(*launch)
     if what == "table":
         return "one table" if record["one_table"] else "a table for each evaluation"
-    if what == "turn":
+    if what == "turn":  # only in results up to 2026-11-29
         return "adaLN projections in turn" if record["in_turn"] else "as one product"
     return str(record.get("plan") or record["way"])
 

@@ -1,6 +1,7 @@
 """What the kernels for sm_90 take of a card: registers, shared memory, blocks of a multiprocessor.
 
-The machine code is read as it is for CODE; to print that of the other card too takes half a minute.
+Tests read the machine code for CODE alone, the command that of the other card too: to print it
+takes half a minute.
 
 ``python -m tests.offline_sm90`` builds the CUDA module and writes RECORD, which a test compares
 with what is built: a kernel that takes more than before is seen, whether it spills or not. The
@@ -55,12 +56,22 @@ def nvcc_version() -> str:
 
 
 @functools.cache
-def code() -> dict[str, list[sass.Instruction]]:
-    """The instructions of every kernel for sm_90, by mangled name."""
+def code(arch: str = CODE) -> dict[str, list[sass.Instruction]]:
+    """The instructions of every kernel compiled for `arch`, by mangled name."""
     found: dict[str, list[sass.Instruction]] = {}
     for path in objects("csrc/**/*_sm90.cu.o"):
-        found |= sass.kernels(path, CODE)
+        found |= sass.kernels(path, arch)
     return found
+
+
+def faults(arch: str = CODE) -> dict[str, list[str]]:
+    """Of every kernel that waits: stores before, and whether it loads its weights there."""
+    return {
+        # Decode attention in clusters has no weights.
+        sass.short_name(name): sass.faults(instructions, 0 if "decode_cluster" in name else 1)
+        for name, instructions in code(arch).items()
+        if any(i.name == sass.WAIT for i in instructions)
+    }
 
 
 @functools.cache
@@ -241,7 +252,9 @@ def main() -> int:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=ROOT, check=True)
     RECORD.write_text(json.dumps(record(), indent=0, sort_keys=True) + "\n")
-    return 0
+    wrong = [f"{a}, {name}: {found}" for a in ARCHS for name, found in faults(a).items() if found]
+    print("\n".join(wrong))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

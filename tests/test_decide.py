@@ -69,13 +69,21 @@ def test_a_plan_may_differ_as_pytorch_does(different, of_pytorch, agrees):
 
 
 @pytest.mark.parametrize(("rows", "bits", "agrees"), [(8, 2, True), (8, 3, False), (512, 9, False)])
-def test_single_bits_of_few_are_no_difference(rows, bits, agrees):
+def test_two_bits_may_differ(rows, bits, agrees):
     of = {"different": bits / (rows // 2 * 32), "of_pytorch": 0.0}
     records = [
         {"model": "B-1x", **record}
         for record in (_plan("library", rows, 100.0), _plan("packed", rows, 50.0, **of))
     ]
     assert (tables.plan(records) == "packed") is agrees
+
+
+def test_the_tables_are_those_of_the_results():
+    result = json.loads((ROOT / "benchmarks/results/gpu-decide.json").read_text())
+    card = result["machine"]["cuda"]["devices"][0]["name"]
+    assert json.loads(config.FILE.read_text())[card] == tables.of_plans(result["ways"])
+    launches = json.loads(skinny_config.MEASURED.read_text())[card]
+    assert launches == tables.of_launches(result["ways"])
 
 
 def test_a_plan_whose_bits_change_from_run_to_run_never_wins():

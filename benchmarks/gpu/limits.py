@@ -57,9 +57,12 @@ def _clock(context: Context) -> None:
 
 
 def _copy(context: Context) -> None:
+    """The faster of a copy node of a graph and of a kernel that copies."""
     x = torch.randn(2**10 if context.dry_run else 2**28, device=context.device)
     y = torch.empty_like(x)
-    context.add("limits", 2e-9 * x.nbytes / seconds_of(context, lambda: y.copy_(x)), "copy_gb_s")
+    ways = (lambda: y.copy_(x)), (lambda: torch.mul(x, 1, out=y))
+    seconds = min(seconds_of(context, way) for way in ways)
+    context.add("limits", 2e-9 * x.nbytes / seconds, "copy_gb_s")
 
 
 def _matrix_rate(context: Context) -> None:

@@ -18,8 +18,8 @@ _AT_ONCE = 1024  # images of a call while they are read
 class CachedImages:
     """A data set of images, read when it is made and kept in memory: 3 size^2 bytes an image.
 
-    A small data set of compressed files is read a thousand times by a training; a card waits for
-    their decoding. Random crops are of the files, so there is none of these.
+    Decoding small files in every epoch keeps a card waiting. Each process keeps its own copy.
+    Random crops need the files, so they are refused.
 
     Args:
         images: the data set.
@@ -29,7 +29,7 @@ class CachedImages:
     """
 
     def __init__(self, images: LabeledImages) -> None:
-        self._images = images
+        self._identity = images.identity()
         self.labels: np.ndarray = images.labels
         self.classes, self.size, self.source = images.classes, images.size, images.source
         shape = len(images), 3, images.size, images.size
@@ -38,11 +38,11 @@ class CachedImages:
             self._pixels[items[0] : items[-1] + 1] = images.take(items)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._pixels)
 
     def identity(self) -> str:
         """A checksum of the images."""
-        return self._images.identity()
+        return self._identity
 
     def take(
         self, indices: np.ndarray, crops: Sequence[CropDraw | None] | None = None

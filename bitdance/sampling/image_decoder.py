@@ -23,10 +23,9 @@ MAX_CAPTURED_PIXELS = {"cpu": 2**14, "cuda": 2**19}
 """Pixels of a batch up to which decoding is captured as a graph, by the type of device.
 
 On the CPU a graph has a copy of the decoder's weights that is packed for its convolutions. On CUDA
-it keeps the memory of all maps between two calls, about 2 KB a pixel: half a gigabyte for four
-images of 256 x 256. The kernels of one such image take 3.6 ms and the host takes 12 to 18 ms to
-launch them (``benchmarks/results/h100-profiles.txt``), so that from some five images on the card
-is busy without a graph.
+it keeps the memory of all maps between two calls, about 2 KB a pixel: a gigabyte for eight images
+of 256 x 256. On an H200 one such image takes 4.4 ms as a graph and 24.9 without, eight take 22.8
+and 32.4; larger batches were not timed (``benchmarks/results/gpu-decide.json``).
 """
 
 

@@ -14,6 +14,9 @@ from bitdance_kernels.testing import Call, check_backend
 from tests.cases import all_cases
 
 triton_backend = pytest.importorskip("bitdance_kernels.attention.block_causal_attention.triton")
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+TensorDescriptor = pytest.importorskip("triton.tools.tensor_descriptor").TensorDescriptor
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
 CASE = all_cases()["block_causal_attention"]
@@ -233,3 +236,18 @@ def test_a_table_that_is_not_as_it_must_be(measured, content):
     measured(content)
     with pytest.raises(ValueError, match=r"measured.json: card must be a list of objects"):
         config.forward(config.Shape(64, 2, 4096, 90, True, "card"))
+
+
+@triton.jit
+def _load_kernel(x, out, row):
+    tl.store(out + tl.arange(0, 16), tl.sum(x.load([row, 0]), axis=1))
+
+
+def test_the_tests_refuse_a_tile_before_the_first_row():
+    """As a card does, and the interpreter would not."""
+    x, out = torch.randn(40, 16), torch.empty(16)
+    described = TensorDescriptor(x, [40, 16], [16, 1], [16, 16])
+    _load_kernel[(1,)](described, out, 30)  # past the last row a tile is 0
+    torch.testing.assert_close(out[:10], x[30:].sum(1))
+    with pytest.raises(interpreter.InterpreterError, match="negative coordinates"):
+        _load_kernel[(1,)](described, out, -1)

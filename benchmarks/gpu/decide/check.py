@@ -29,7 +29,7 @@ _KINDS = ("reference", "repeated", "graph")
 
 
 def steps(context: Context) -> Sequence[Step]:
-    """A step per op, whatever the others were."""
+    """A step per op; none depends on another."""
     return [
         (f"right, {bench.name}", functools.partial(_check, context, bench))
         for bench in context.benches

@@ -17,8 +17,8 @@ from bitdance.sampling import config, graphs
 K = TypeVar("K", bound=Hashable)
 
 CHECK = "decide: right"
-_PERSISTENT = f"{CHECK}, denoise_patch"
 """Begin of the keys of the steps that hold the new kernels against the reference."""
+_PERSISTENT = f"{CHECK}, denoise_patch"
 ROUNDS = 5
 
 

@@ -1,4 +1,4 @@
-"""What costs little to change: the decoder as a graph."""
+"""Decoding as a graph, and without."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DECODED = (1, 2, 4, 8)
 
 
 def steps(context: Context) -> Sequence[Step]:
-    """The decoder."""
+    """One step."""
     return [("decoder", functools.partial(_decoder, context))]
 
 

@@ -1,7 +1,7 @@
 """What an exchange between blocks costs, inside a kernel and from a kernel to the next.
 
-The persistent head is worth it only if words that are their own flag are faster than a launch that
-overlaps the one before, and a split over a cluster only if the cluster's barrier is.
+The persistent head exchanges by words that are their own flag, where other plans have a launch that
+overlaps the one before; a split over a cluster has the cluster's barrier.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ DIFFERENCE = 2.0
 SLACK = 1e-3
 """Share of differing bits, or relative difference, that is allowed in any case."""
 BITS = 2
-"""Differing bits that are: of the 128 of four images one is more than any share that means much."""
+"""Differing bits that are allowed in any case: of few bits one is already a large share."""
 
 Record = Mapping[str, Any]
 
@@ -57,8 +57,8 @@ def plan(records: Iterable[Record]) -> str:
 
 def _bits(record: Record) -> int | None:
     """Bits of an AR step of a guided head: half of its rows are unconditional."""
-    config = PRESETS.get(record.get("model", ""))
-    return record["rows"] // 2 * config.latent_dim if config and record["part"] == "head" else None
+    preset = PRESETS.get(record.get("model", ""))
+    return record["rows"] // 2 * preset.latent_dim if preset and record["part"] == "head" else None
 
 
 def ranges(winners: Mapping[int, str]) -> list[list[Any]]:

@@ -1,8 +1,9 @@
 """Tiles of queries and keys: where they are, what they see, their loads, stores and scores.
 
 A head's rows are read in one of two ways. ``described``: by TMA descriptors of [B, H, T, D], where
-the card loads and stores whole tiles by itself, gives 0 outside of the tensor, and a thread holds
-no addresses. Otherwise by pointers, each with an offset in int64.
+the card loads whole tiles by itself, gives 0 outside of the tensor, and a thread holds no
+addresses; gradients of keys and values are stored so too. Otherwise by pointers, each with an
+offset in int64.
 """
 
 from __future__ import annotations

@@ -13,7 +13,11 @@ _FEW_ROWS = 16
 _PROGRAMS_OF_FEW_ROWS, _PROGRAMS_OF_MANY_ROWS = 4, 2
 _MAX_SPLITS = 64
 MAX_UNSPLIT_KEYS = 384
-"""Rows of a cache up to which it is not split: one launch, where splits need another to combine."""
+"""Rows of a cache up to which it is not split: one launch, where splits need another to combine.
+
+On an H200 a chain of them takes 5.2 us each with one launch and 4.9 with splits for one image of
+single tokens, and 5.3 with either for one of 16; one launch leaves more room to overlap.
+"""
 MAX_CLUSTER = 8
 """Splits that one cluster of blocks combines in one launch, on cards that have clusters."""
 MAX_CLUSTER_KEYS = 4096

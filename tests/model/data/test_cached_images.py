@@ -57,7 +57,7 @@ def test_a_damaged_file_ends_it_before_the_first_step(folder):
         open_training_images(DataConfig(folder, 8, cache=True))
 
 
-def test_where_it_cannot_be(tmp_path):
+def test_settings_that_exclude_it(tmp_path):
     with pytest.raises(ValueError, match="cache"):
         DataConfig(tmp_path, 8, cache=True, min_crop=0.5)
     write_data_set(tmp_path)

@@ -272,7 +272,8 @@ def test_the_limits_are_those_of_the_device(monkeypatch):
     )
     decode = ImageDecoder(model)
     for device, size, captured in (
-        ("cuda", 4, True), ("cuda", 2**9, False), ("cpu", 4, True), ("meta", 4, False)
+        ("cuda", 4, True), ("cuda", 362, True), ("cuda", 363, False), ("cpu", 4, True),
+        ("meta", 4, False),
     ):  # fmt: skip
         asked.clear()
         with decode._graphs.lease() as kept:
