@@ -41,6 +41,7 @@ $(VENV)/.built: $(VENV)/.made $(NATIVE)
 
 demo: venv
 	$(Q)$(BIN)/bitdance generate --class all --num-images 8 --seed 0 --batch-size 80 --zoom 2 --out out/demo.png
+	$(Q)$(BIN)/bitdance generate --prompts recipes/emoji/prompts.txt --columns 4 --seed 0 --zoom 2 --out out/emoji.png
 
 # Two workers, which take a file at a time in the order of tests/conftest.py.
 SHARED = -n 2 --dist loadfile --no-loadscope-reorder
