@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from bitdance.data.crops import CropDraw, center_crop, random_crop
 from bitdance.data.idx import IdxImages, is_idx
@@ -27,6 +26,7 @@ from bitdance.data.image_folders import (
 from bitdance.data.tar_images import find_archived_images
 from bitdance.data.tar_index import Member, is_archive
 from bitdance.io.image_files import ImageError, decode_image, parse_color, printable, read_image
+from bitdance.io.progress import progress_bar
 from bitdance.io.validation import exact_int
 
 __all__ = ["FileImages", "IdxImages", "LabeledImages", "iterate_batches", "open_images", "to_float"]
@@ -262,5 +262,5 @@ def iterate_batches(
     """
     items = np.arange(len(images)) if items is None else items
     parts = np.array_split(items, -(-len(items) // batch_size))
-    for part in tqdm(parts, desc=desc, disable=not progress):
+    for part in progress_bar(parts, desc=desc, disable=not progress):
         yield to_float(images.take(part)).to(device)

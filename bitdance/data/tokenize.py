@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from bitdance.data.augmentation import Augmentation
 from bitdance.data.images import LabeledImages, to_float
 from bitdance.data.packed_dataset import Variants
 from bitdance.data.packed_writer import PackedWriter
+from bitdance.io.progress import progress_bar
 from bitdance.io.validation import exact_int
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 
@@ -63,7 +63,7 @@ def tokenize(
     writer = PackedWriter(
         folder, tokens=tokens, channels=config.z_channels, metadata=metadata, variants=variants
     )
-    with writer, tqdm(total=count, disable=not progress, unit="image") as bar:
+    with writer, progress_bar(total=count, disable=not progress, unit="image") as bar:
         for items in np.array_split(np.arange(count), -(-count // _BATCH_SIZE)):
             codes = []
             for crop in range(1 + variants.crops):

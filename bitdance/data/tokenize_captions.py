@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from bitdance.data.buckets import nearest_size
 from bitdance.data.captioned_images import CaptionedImage
@@ -20,6 +19,7 @@ from bitdance.data.captioned_writer import CaptionedWriter
 from bitdance.data.crops import center_crop
 from bitdance.data.images import to_float
 from bitdance.io.image_files import ImageError
+from bitdance.io.progress import progress_bar
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 
 __all__ = ["Tokenized", "tokenize_captions"]
@@ -108,7 +108,7 @@ def tokenize_captions(
         done.images[batch[0].size] = done.images.get(batch[0].size, 0) + len(batch)
         bar.update(len(batch))
 
-    with writer, tqdm(disable=not progress, unit="image") as bar:
+    with writer, progress_bar(disable=not progress, unit="image") as bar:
         for image in _crop_all(images, sizes, background):
             if isinstance(image, ImageError):
                 if on_error == "raise":

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from bitdance.data.images import LabeledImages, to_float
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.io.files import CheckpointError, replace_file
+from bitdance.io.progress import progress_bar
 from bitdance.io.weights import load_weights, read_tensors, save_tensors
 
 __all__ = ["Classifier", "load_classifier", "save_classifier", "train_classifier"]
@@ -104,7 +104,7 @@ def train_classifier(
     steps = epochs * batches.per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    for step in tqdm(range(steps), desc="classifier", disable=not progress):
+    for step in progress_bar(range(steps), desc="classifier", disable=not progress):
         items = batches.batch(step)
         logits = model(augment(to_float(images.take(items)).to(device))).split(heads, 1)
         optimizer.zero_grad()

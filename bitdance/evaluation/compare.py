@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from bitdance.data.prefetch import Prefetcher
 from bitdance.distributed import World
@@ -21,6 +20,7 @@ from bitdance.evaluation.distances import (
 from bitdance.evaluation.features import FeatureExtractor
 from bitdance.evaluation.image_sources import ImageSource
 from bitdance.io.files import write_text
+from bitdance.io.progress import progress_bar
 from bitdance.io.validation import exact_int
 
 __all__ = ["Metrics", "compare", "write_metrics"]
@@ -186,7 +186,8 @@ class _Collected:
 
         hidden = not (progress and world.is_main)
         with Prefetcher(load, stop=len(starts)) as batches:
-            for i, start in enumerate(tqdm(starts, desc=title, unit="batch", disable=hidden)):
+            bar = progress_bar(starts, desc=title, unit="batch", disable=hidden)
+            for i, start in enumerate(bar):
                 images = batches.get(i) if self._source.prefetch else load(i)
                 x, logits = self._extractor(images.to(device))
                 if i == 0:

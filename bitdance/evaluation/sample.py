@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from bitdance.data.packed_dataset import PackedDataset
 from bitdance.data.packed_writer import PackedWriter
@@ -19,6 +18,7 @@ from bitdance.distributed import World
 from bitdance.evaluation.sample_folder import OUTPUTS, Content, SampleFolder, SampleSettings
 from bitdance.evaluation.sample_settings import fingerprint
 from bitdance.io.npz import write_images
+from bitdance.io.progress import progress_bar
 from bitdance.io.validation import exact_int, finite_number
 from bitdance.models.autoencoder.quantizer import pack_latents, unpack_latents
 from bitdance.models.quantization import quantization_of
@@ -125,7 +125,7 @@ def sample_classes(
             return SampleResult(samples.result, 0)
         mine = samples.missing()[world.rank :: world.size]
         total, hidden = sum(map(len, mine)), not (progress and world.is_main)
-        with tqdm(total=total, unit="image", disable=hidden) as bar:
+        with progress_bar(total=total, unit="image", disable=hidden) as bar:
             for items in mine:
                 samples.write(items, _generate(pipeline, numbers, items, samples.settings, batch))
                 generated += len(items)

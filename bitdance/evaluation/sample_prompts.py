@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from bitdance.distributed import World
 from bitdance.evaluation.prompt_lists import LAYOUTS, Layout, Prompt
@@ -17,6 +16,7 @@ from bitdance.io import files
 from bitdance.io.folder_lock import FolderLock
 from bitdance.io.image_grid import grid
 from bitdance.io.outputs import check_folder, save_image
+from bitdance.io.progress import progress_bar
 from bitdance.io.settings import Count, Integer, Number, Text, settings
 from bitdance.io.validation import brief, exact_int, finite_number
 from bitdance.models.quantization import quantization_of
@@ -118,7 +118,7 @@ def sample_prompts(
         mine = missing[world.rank :: world.size]
         hidden = not (progress and world.is_main)
         with (
-            tqdm(total=len(mine), unit="prompt", disable=hidden) as bar,
+            progress_bar(total=len(mine), unit="prompt", disable=hidden) as bar,
             pipeline.progress_bar_config(disable=True),
         ):
             for start in range(0, len(mine), size):

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from bitdance.io.progress import progress_bar
 from bitdance.io.validation import as_list, brief
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.quantization import quantize_blocks
@@ -234,7 +234,7 @@ class BasePipeline(ABC):
         packed = [torch.empty((0, *packed_shape(shape)), dtype=torch.uint8, device="cpu")]
         with torch.no_grad(), self._call() as call:
             progress = {"total": shape.ar_steps * len(batches), "unit": "step"}
-            with tqdm(**progress | self._progress_bar_config) as bar:
+            with progress_bar(**progress | self._progress_bar_config) as bar:
 
                 def on_step(result: StepResult) -> torch.Tensor | None:
                     bar.update()

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from bitdance.data.prefetch import Prefetcher
 from bitdance.data.shuffle import ShuffledBatches
 from bitdance.distributed import World
 from bitdance.io.files import CheckpointError, remove_leftovers
 from bitdance.io.folder_lock import FolderLock
+from bitdance.io.progress import progress_bar
 from bitdance.io.validation import exact_int
 from bitdance.training import checkpoint
 from bitdance.training.config import RunConfig, run_to_dict, write_config
@@ -300,10 +300,10 @@ class Trainer:
         with self.world.together():
             if self.world.is_main:
                 self._log.add(self.step, dict(zip(self._columns, values, strict=True)))
-        bar.set_postfix_str(f"loss {means[1]:.4f}, {rate:.0f} {self._unit}/s")
+        bar.set_postfix_str(f"loss {means[1]:.4f}, {rate:.0f} {self._unit}/s", refresh=False)
 
     def _bar(self, last: int) -> Any:
-        return tqdm(total=last, initial=self.step, disable=not self._progress, unit="step")
+        return progress_bar(total=last, initial=self.step, disable=not self._progress, unit="step")
 
     def _check_finite(self) -> None:
         """Check the weights, so that a run that has diverged keeps its last good checkpoint."""

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from bitdance.integrations.official.matching import (
     PatchError,
@@ -26,6 +25,7 @@ from bitdance.integrations.official.matching import (
     require_value,
     same_layer,
 )
+from bitdance.io.progress import progress_bar
 from bitdance.models.qwen3 import Qwen3Config, Qwen3Model, rope_table
 from bitdance.pipelines.prompts import image_prefix
 
@@ -100,7 +100,7 @@ class PipelineMethods:
         trunk.prefill([x[:-P] for x in embedded], rows, freqs, cache)
         block = torch.stack([x[-P:] for x in embedded])[rows]
         made = []
-        for i in tqdm(range(steps), desc="Decoding Steps", disable=not show_progress):
+        for i in progress_bar(range(steps), desc="Decoding Steps", disable=not show_progress):
             here = position[:, i * P : (i + 1) * P]
             hidden = trunk.decode(block, freqs, cache)
             prediction = theirs.vision_head.sample(

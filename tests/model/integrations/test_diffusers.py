@@ -8,6 +8,7 @@ whole images: there are no initial latents, prompt embeddings or attention proce
 import copy
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from bitdance.integrations.diffusers import (  # noqa: E402
 from bitdance.pipelines.text_to_image_files import SamplingConfig  # noqa: E402
 from bitdance_kernels import unpack_signs  # noqa: E402
 from tests.model.helpers.releases import qwen_model, write_diffusers, write_flat  # noqa: E402
+from tests.model.helpers.terminal import Terminal  # noqa: E402
 from tests.model.helpers.tiny import tiny_pipeline  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
@@ -184,14 +186,16 @@ def test_components_make_another_pipeline(pipe, kind):
     assert before.unique().numel() > 1
 
 
-def test_a_progress_bar_is_shown_and_hidden(pipe, kind, capsys):
+def test_a_progress_bar_is_shown_and_hidden(pipe, kind, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
     pipe.set_progress_bar_config(disable=None)
     pipe.set_progress_bar_config(disable=False)
     draw(pipe, kind)
-    assert re.search(r"\d+/\d+", capsys.readouterr().err)
+    assert re.search(r"\d+/\d+", sys.stderr.getvalue())
+    monkeypatch.setattr(sys, "stderr", Terminal())
     pipe.set_progress_bar_config(disable=True)
     draw(pipe, kind)
-    assert capsys.readouterr().err == ""
+    assert sys.stderr.getvalue() == ""
 
 
 def test_a_callback_sees_the_pipeline_and_changes_latents(pipe, kind):

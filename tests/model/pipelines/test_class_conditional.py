@@ -1,5 +1,6 @@
 import argparse
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from bitdance.io.files import CheckpointError
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from tests.model.helpers.hub import Hub
+from tests.model.helpers.terminal import Terminal
 from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
 
@@ -221,17 +223,17 @@ def test_to_moves_and_casts(saved):
     assert pipeline.to("meta").device.type == "meta"
 
 
-def test_progress_bar_counts_steps(pipeline, capsys):
+def test_progress_bar_counts_steps(pipeline, monkeypatch):
+    def shown(labels, **config):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        pipeline.set_progress_bar_config(**config)
+        pipeline(labels, num_inference_steps=1, batch_size=2)
+        return sys.stderr.getvalue()
+
     try:
-        pipeline.set_progress_bar_config()
-        pipeline([0, 1, 2], num_inference_steps=1, batch_size=2)
-        assert "8/8" in capsys.readouterr().err
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline([0, 1, 2], num_inference_steps=1, batch_size=2)
-        assert capsys.readouterr().err == ""
-        pipeline.set_progress_bar_config(desc="drawing")
-        pipeline([0], num_inference_steps=1)
-        assert "drawing" in capsys.readouterr().err
+        assert "8/8" in shown([0, 1, 2])
+        assert shown([0, 1, 2], disable=True) == ""
+        assert "drawing" in shown([0], desc="drawing")
     finally:
         pipeline.set_progress_bar_config(disable=True)
 
