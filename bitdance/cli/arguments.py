@@ -30,6 +30,7 @@ __all__ = [
     "load_pipeline",
     "load_text_pipeline",
     "make_strict",
+    "nonempty_path",
     "positive_int",
 ]
 
@@ -195,7 +196,7 @@ def _nonempty_text(text: str) -> str:
     return text
 
 
-def _path(text: str) -> Path:
+def nonempty_path(text: str) -> Path:
     """A path; an empty one would be the working folder."""
     return Path(_nonempty_text(text))
 
@@ -214,7 +215,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-_STRICT_TYPES = {int: _integer, float: _finite_float, Path: _path, None: _nonempty_text}
+_STRICT_TYPES = {int: _integer, float: _finite_float, Path: nonempty_path, None: _nonempty_text}
 
 
 def make_strict(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import platform
 import statistics
 import time
@@ -20,6 +21,7 @@ from bitdance.cli.arguments import (
     load_pipeline,
     positive_int,
 )
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.io.files import replace_file
 from bitdance.io.outputs import check_file
 from bitdance.pipelines.class_conditional import BitDancePipeline
@@ -64,20 +66,27 @@ def add_command(commands: Any) -> None:
     add_sampling_arguments(parser, guidance=False)
     parser.add_argument("--rounds", type=positive_int, default=5, help="runs to take medians of")
     parser.add_argument("--out", type=Path, default=Path("bench.svg"), help="file of the plot")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     check_drawing(options.out)
     pipeline = load_pipeline(options)
+    pipeline.set_progress_bar_config(disable=True)  # a bar takes time
     speeds = measure(
         pipeline, options.num_images, rounds=options.rounds, steps=options.num_inference_steps
     )
-    print(f"{options.model} on {device_name(pipeline.device)}, PyTorch {torch.__version__}")
-    print(table(speeds))
     draw(speeds, options.out)
-    print(options.out)
+    device, version = device_name(pipeline.device), str(torch.__version__)
+    values = {
+        "model": options.model, "device": device, "torch": version,
+        "operations": [dataclasses.asdict(speed) | {"rate": speed.rate} for speed in speeds],
+        "plot": options.out,
+    }  # fmt: skip
+    title = f"{options.model} on {device}, PyTorch {version}"
+    return Report(values, f"{title}\n{table(speeds)}\n{options.out}")
 
 
 def measure(

@@ -18,6 +18,7 @@ from bitdance.cli.arguments import (
     add_sampling_arguments,
     positive_int,
 )
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.data.idx import is_idx
 from bitdance.data.image_folders import class_names
 from bitdance.data.images import open_images
@@ -52,10 +53,11 @@ def add_command(commands: Any) -> None:
     add_quantization_argument(parser)
     add_device_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     check_folder(options.out)
     pipeline = BitDancePipeline.from_pretrained(
@@ -77,8 +79,10 @@ def run(options: argparse.Namespace) -> None:
     )  # fmt: skip
     evaluation = dataclasses.replace(evaluation, split=options.split)
     write(evaluation, samples, classifier, options.out)
-    print(evaluation.table(), end="")
-    print(f"{options.out}/evaluation.json, .md, .png, classifier.safetensors")
+    names = "evaluation.json", "evaluation.md", "evaluation.png", "classifier.safetensors"
+    values = dataclasses.asdict(evaluation) | {"files": [options.out / name for name in names]}
+    where = f"{options.out}/evaluation.json, .md, .png, classifier.safetensors"
+    return Report(values, f"{evaluation.table()}{where}")
 
 
 def _match_classes(data: Path, pipeline: BitDancePipeline) -> tuple[str, ...]:

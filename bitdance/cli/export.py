@@ -13,6 +13,7 @@ from bitdance.cli.arguments import (
     load_pipeline,
     load_text_pipeline,
 )
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.integrations.official.export import write_official
 from bitdance.io.files import NoModelError
 from bitdance.io.outputs import check_folder
@@ -39,39 +40,41 @@ def add_command(commands: Any) -> None:
         "an autoencoder alone",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     check_folder(options.out)
+    files = (_export_official if options.format == "official" else _export_folder)(options)
+    sizes = {file: file.stat().st_size for file in files}
     if options.format == "official":
-        _export_official(options)
-        return
+        text = "\n".join(f"{size:,} bytes: {file}" for file, size in sizes.items())
+    else:
+        text = f"{sum(sizes.values()):,} bytes: {options.out}/"
+    return Report({"files": [{"file": f, "bytes": n} for f, n in sizes.items()]}, text)
+
+
+def _export_folder(options: argparse.Namespace) -> list[Path]:
     path = Path(options.model)
     if path.is_dir() and release_layout(Folder(path).names, str(path)) is not None:
         if options.config is not None:
             raise ValueError("--config must be left out for a text-to-image model")
         load_text_pipeline(options).save_pretrained(options.out)
-        size = sum(file.stat().st_size for file in options.out.iterdir())
-        print(f"{size:,} bytes: {options.out}/")
-        return
+        return sorted(file for file in options.out.rglob("*") if file.is_file())
     model_folder.check_replaceable(options.out)
-    pipeline = load_pipeline(options)
-    pipeline.save_pretrained(options.out)
-    size = model_folder.open_folder(options.out).file.stat().st_size
-    print(f"{size:,} bytes: {options.out}/")
+    load_pipeline(options).save_pretrained(options.out)
+    return [options.out / "config.json", model_folder.open_folder(options.out).file]
 
 
-def _export_official(options: argparse.Namespace) -> None:
+def _export_official(options: argparse.Namespace) -> list[Path]:
     try:
         model = load_pipeline(options).model
-        files = write_official(options.out, model.vae, model)
+        return write_official(options.out, model.vae, model)
     except NoModelError:
         path = locate(options.model, autoencoder=True)
         dtype = DTYPES[options.dtype]
-        files = write_official(
+        return write_official(
             options.out, load_autoencoder(path, config=options.config, dtype=dtype)
         )
-    for file in files:
-        print(f"{file.stat().st_size:,} bytes: {file}")

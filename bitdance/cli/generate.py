@@ -19,6 +19,7 @@ from bitdance.cli.arguments import (
     load_text_pipeline,
     positive_int,
 )
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.io.image_files import printable
 from bitdance.io.image_grid import grid, grid_size
 from bitdance.io.outputs import (
@@ -91,10 +92,11 @@ def add_command(commands: Any) -> None:
         "--bits", type=Path, help="also write the packed bits: .npy, uint8 [n, tokens, C / 8]"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     options.model = options.model or (BUNDLED if options.classes else BUNDLED_TEXT)
     as_grid = options.out.suffix.lower() in IMAGE_SUFFIXES
@@ -105,12 +107,18 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--bits must be another file than --out, got {options.bits}")
     make = _of_classes if options.classes else _of_prompts
     images, names = make(options, as_grid)
+    files = [options.out]
     if as_grid:
         save_image(grid(images, _columns(options, len(images)), options.zoom), options.out)
     else:
-        for i, (image, name) in enumerate(zip(images, names, strict=True)):
-            save_image(image, options.out / f"{i:05d}{name}.png")
-    print(f"{len(images)} images, seed {options.seed}: {options.out}{'' if as_grid else '/'}")
+        files = [options.out / f"{i:05d}{name}.png" for i, name in enumerate(names)]
+        for image, file in zip(images, files, strict=True):
+            save_image(image, file)
+    values = {
+        "images": len(images), "seed": options.seed, "files": files, "bits": options.bits
+    }  # fmt: skip
+    where = f"{options.out}{'' if as_grid else '/'}"
+    return Report(values, f"{len(images)} images, seed {options.seed}: {where}")
 
 
 def _of_classes(options: argparse.Namespace, as_grid: bool) -> tuple[list[Image], list[str]]:

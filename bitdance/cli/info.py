@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from bitdance.cli.arguments import AUTOENCODER_HELP, CONFIG_HELP, load_autoencoder, load_pipeline
 from bitdance.cli.memory import add_memory_arguments, describe_memory, read_text_to_image_config
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.io import files
 from bitdance.io.files import NoModelError
 from bitdance.io.image_files import printable
@@ -38,17 +38,17 @@ def add_command(commands: Any) -> None:
         "--tokenizer", help="folder or hub id of a text tokenizer (default: the model's own)"
     )
     add_memory_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     if options.model is None:
         from bitdance_kernels import env_report
 
-        env_report.main(["--json"] if options.json else [])
-        return
+        environment = env_report.collect()
+        return Report(environment, env_report.text(environment))
     title = printable(options.model)
     config = read_text_to_image_config(options)
     if config is not None:
@@ -61,12 +61,7 @@ def run(options: argparse.Namespace) -> None:
         except NoModelError:
             report, lines = _describe_autoencoder(path, options.config)
             title = f"{title}: an autoencoder"
-    if options.json:
-        print(json.dumps(report, indent=2))
-        return
-    print(title)
-    for name, value in lines:
-        print(f"  {name:<16} {value}")
+    return Report(report, "\n".join([title, *(f"  {name:<16} {value}" for name, value in lines)]))
 
 
 def _describe_model(

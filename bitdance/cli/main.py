@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from bitdance.cli import (
     bench,
+    completion,
     evaluate,
     export,
     generate,
@@ -25,6 +26,7 @@ from bitdance.cli import (
 )
 from bitdance.cli.arguments import check_device, make_strict
 from bitdance.cli.errors import run_command
+from bitdance.cli.report import run_and_print
 from bitdance_kernels import __version__
 
 __all__ = ["main"]
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"bitdance {options.command}"
         if "device" in options:
             check_device(options.device)
-        return options.run(options) or 0
+        return run_and_print(options.run, options)
 
     return run_command(lambda: name, command)
 
@@ -60,5 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_command(commands)
+    completion.add_command(commands, parser)
     make_strict(parser)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bitdance.cli.arguments import (
     positive_int,
 )
 from bitdance.cli.errors import world_of
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.evaluation.compare import compare, write_metrics
 from bitdance.evaluation.features import load_extractor
 from bitdance.evaluation.image_sources import ImageSource, open_source, read_statistics
@@ -58,11 +60,12 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--out", type=Path, help="folder for metrics.json and metrics.md")
     add_device_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_json_argument(parser)
     parser.set_defaults(run=run, autoencoder=None)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the command."""
+def run(options: argparse.Namespace) -> Report | None:
+    """Run the command; returns None in all processes but the first."""
     if options.out is not None:
         check_folder(options.out)
     with world_of(options.device) as world:
@@ -88,8 +91,10 @@ def run(options: argparse.Namespace) -> None:
             progress=not options.quiet,
         )  # fmt: skip
         if not world.is_main:
-            return
-        print(metrics.table(), end="")
+            return None
+        files, text = [], metrics.table().rstrip("\n")
         if options.out is not None:
             write_metrics(metrics, options.out)
-            print(f"{options.out}/metrics.json, .md")
+            files = [options.out / "metrics.json", options.out / "metrics.md"]
+            text += f"\n{options.out}/metrics.json, .md"
+        return Report(dataclasses.asdict(metrics) | {"files": files}, text)

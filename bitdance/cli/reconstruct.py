@@ -17,6 +17,7 @@ from bitdance.cli.arguments import (
     load_pipeline,
     positive_int,
 )
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.data.image_folders import find_images
 from bitdance.evaluation.reconstruction import reconstruct_image
 from bitdance.io.files import NoModelError
@@ -48,13 +49,14 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--size", type=positive_int, help="resize the shorter side to this")
     add_image_arguments(parser, with_check=False)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     check_folder(options.out)
-    sizes = _read_sizes(options)
+    sizes, skipped = _read_sizes(options)
     pipeline: BitDancePipeline | None = None
     try:
         pipeline = load_pipeline(options)
@@ -70,12 +72,16 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"{printable(path)} is smaller than {factor} pixels; use --size")
     if pipeline is not None:
         _warn_about_sizes(sizes, pipeline)
+    done = []
     for path, target in output_paths(list(sizes), options.out, "-reconstructed.png").items():
         image = _read(path, options)
         width, height = image.size
         original = crop_center(image, width // factor * factor, height // factor * factor)
         result = reconstruct_image(autoencoder, original)
         save_image(grid([original, result.image], 2), target)
+        done.append(
+            {"image": path, "out": target, "bytes": result.num_bytes, "psnr_db": result.psnr_db}
+        )
         print(
             f"{printable(path)}: {result.num_bytes} bytes of bits, {result.psnr_db:.2f} dB: "
             f"{printable(target)}"
@@ -83,10 +89,14 @@ def run(options: argparse.Namespace) -> None:
         if result.psnr_db < _POOR_DB:
             purpose = "" if pipeline is None else f"; the model is made for {_purpose(pipeline)}"
             _warn(f"{printable(path)} is reconstructed poorly{purpose}")
+    return Report({"images": done, "skipped": skipped}, "")
 
 
-def _read_sizes(options: argparse.Namespace) -> dict[Path, Size]:
-    """Width and height of each image: all are read once before anything is written."""
+def _read_sizes(options: argparse.Namespace) -> tuple[dict[Path, Size], int]:
+    """Width and height of each image, and the number of those that cannot be read.
+
+    All are read once before anything is written.
+    """
     paths: list[Path] = []
     errors: list[ImageError] = []
     for path in options.images:
@@ -113,7 +123,7 @@ def _read_sizes(options: argparse.Namespace) -> dict[Path, Size]:
         _warn(f"skipped: {reason}")
     if not sizes:
         raise ValueError(f"{', '.join(map(printable, options.images))}: there are no images")
-    return sizes
+    return sizes, len(errors)
 
 
 def _read(path: Path, options: argparse.Namespace) -> Image.Image:

@@ -15,6 +15,7 @@ from bitdance.cli.arguments import (
     positive_int,
 )
 from bitdance.cli.errors import world_of
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.distributed import World
 from bitdance.evaluation.prompt_lists import LAYOUTS, read_prompts
 from bitdance.evaluation.sample import sample_classes
@@ -63,19 +64,19 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to continue")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the command."""
+def run(options: argparse.Namespace) -> Report | None:
+    """Run the command; returns None in all processes but the first."""
     check_folder(options.out)
     if (options.prompts is None) != (options.layout is None):
         raise ValueError("--prompts and --layout must be given together, got one of them")
     with world_of(options.device) as world:
         options.device = str(world.device)
         if options.prompts is not None:
-            _run_prompts(options, world)
-            return
+            return _run_prompts(options, world)
         pipeline = load_pipeline(options)
         classes = options.classes
         if classes == ["all"]:
@@ -94,13 +95,18 @@ def run(options: argparse.Namespace) -> None:
             world=world,
             progress=not options.quiet,
         )
-        if world.is_main:
-            before = len(labels) - result.generated
-            there = f", {before} of them there before" if before else ""
-            print(f"{len(labels)} images, seed {options.seed}{there}: {result.path}")
+        if not world.is_main:
+            return None
+        values = {
+            "images": len(labels), "generated": result.generated, "seed": options.seed,
+            "out": result.path,
+        }  # fmt: skip
+        before = len(labels) - result.generated
+        there = f", {before} of them there before" if before else ""
+        return Report(values, f"{len(labels)} images, seed {options.seed}{there}: {result.path}")
 
 
-def _run_prompts(options: argparse.Namespace, world: World) -> None:
+def _run_prompts(options: argparse.Namespace, world: World) -> Report | None:
     prompts = read_prompts(options.prompts, options.layout)
     pipeline = load_text_pipeline(options)
     given = {
@@ -112,9 +118,13 @@ def _run_prompts(options: argparse.Namespace, world: World) -> None:
         height=options.height, width=options.width, batch_size=options.batch_size, world=world,
         progress=not options.quiet, **{k: v for k, v in given.items() if v is not None},
     )  # fmt: skip
-    if world.is_main:
-        before = len(prompts) - generated
-        there = f", those of {before} prompts there before" if before else ""
-        print(
-            f"{IMAGES} images of {len(prompts)} prompts, seed {options.seed}{there}: {options.out}"
-        )
+    if not world.is_main:
+        return None
+    values = {
+        "images": IMAGES * len(prompts), "generated": IMAGES * generated, "seed": options.seed,
+        "out": options.out,
+    }  # fmt: skip
+    before = len(prompts) - generated
+    there = f", those of {before} prompts there before" if before else ""
+    text = f"{IMAGES} images of {len(prompts)} prompts, seed {options.seed}{there}: {options.out}"
+    return Report(values, text)

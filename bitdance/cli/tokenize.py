@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.cli.arguments import DATA_HELP, add_device_argument, add_image_arguments, positive_int
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.data.buckets import aspect_sizes
 from bitdance.data.captioned_images import iterate_captioned_images
 from bitdance.data.images import IdxImages, open_images
@@ -83,17 +84,15 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     add_device_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     _check(options)
     autoencoder = BinaryAutoencoder.from_pretrained(options.autoencoder, device=options.device)
-    if options.captions:
-        _run_captions(options, autoencoder)
-    else:
-        _run_labels(options, autoencoder)
+    return (_run_captions if options.captions else _run_labels)(options, autoencoder)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -148,22 +147,27 @@ def _sizes(options: argparse.Namespace, downsampling: int) -> list[tuple[int, in
     return sizes
 
 
-def _run_captions(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> None:
+def _run_captions(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> Report:
     images = iterate_captioned_images(options.data)
     sizes = _sizes(options, autoencoder.config.downsampling)
     done = tokenize_captions(
         images, autoencoder, options.out, sizes=sizes, background=options.background,
         on_error=options.on_error, progress=not options.quiet,
     )  # fmt: skip
-    counts = ", ".join(f"{h} x {w}: {count}" for (h, w), count in sorted(done.images.items()))
+    found, images_by_size = sum(done.images.values()), sorted(done.images.items())
+    values = {
+        "images": found, "captions": done.captions, "skipped": done.skipped,
+        "bits_per_code": autoencoder.config.z_channels,
+        "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in images_by_size],
+        "out": options.out,
+    }  # fmt: skip
+    counts = ", ".join(f"{h} x {w}: {count}" for (h, w), count in images_by_size)
     skipped = f", {done.skipped} skipped" if done.skipped else ""
-    print(
-        f"{sum(done.images.values())} images ({counts}) with {done.captions} captions{skipped}: "
-        f"{options.out}"
-    )
+    text = f"{found} images ({counts}) with {done.captions} captions{skipped}: {options.out}"
+    return Report(values, text)
 
 
-def _run_labels(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> None:
+def _run_labels(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> Report:
     if options.size % autoencoder.config.downsampling:
         raise ValueError(
             f"--size must be a multiple of the autoencoder's {autoencoder.config.downsampling}, "
@@ -187,4 +191,9 @@ def _run_labels(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> 
     )  # fmt: skip
     bits = autoencoder.config.z_channels
     times = f", each {len(variants)} times" if len(variants) > 1 else ""
-    print(f"{len(images)} images of {tokens} codes of {bits} bits{times}: {options.out}")
+    values = {
+        "images": len(images), "variants": len(variants), "codes_per_image": tokens,
+        "bits_per_code": bits, "out": options.out,
+    }  # fmt: skip
+    text = f"{len(images)} images of {tokens} codes of {bits} bits{times}: {options.out}"
+    return Report(values, text)

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitdance.cli.arguments import add_device_argument, positive_int
 from bitdance.cli.errors import world_of
+from bitdance.cli.report import Report, add_json_argument
 from bitdance.distributed import World
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.class_conditional import ClassConditionalTask
@@ -57,16 +58,17 @@ def add_command(commands: Any) -> None:
         parser.add_argument("--stop-at", type=positive_int, help="stop after this step, resumable")
         add_device_argument(parser)
         parser.add_argument("--quiet", action="store_true", help="no progress bar")
+        add_json_argument(parser)
         parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command; returns its exit status."""
+def run(options: argparse.Namespace) -> Report | int:
+    """Run the command; returns a report in the first process, and the exit status in others."""
     with world_of(options.device) as world:
         return _run(options, world)
 
 
-def _run(options: argparse.Namespace, world: World) -> int:
+def _run(options: argparse.Namespace, world: World) -> Report | int:
     given = {
         "data.path": options.data,
         "init": options.init,
@@ -82,12 +84,18 @@ def _run(options: argparse.Namespace, world: World) -> int:
     if trainer.step and not options.quiet and world.is_main:
         print(f"resuming {options.out} after step {trainer.step}", file=sys.stderr)
     stopped = trainer.run(options.stop_at)
-    if world.is_main:
-        if stopped:
-            print(f"stopped after step {trainer.step}: {options.out}", file=sys.stderr)
-        else:
-            print(f"step {trainer.step} of {config.optim.steps}: {options.out}")
-    return 128 + stopped if stopped else 0
+    status = 128 + stopped if stopped else 0
+    if not world.is_main:
+        return status
+    values = {
+        "step": trainer.step, "steps": config.optim.steps, "signal": stopped or None,
+        "out": options.out,
+    }  # fmt: skip
+    text = f"step {trainer.step} of {config.optim.steps}: {options.out}"
+    if stopped:
+        print(f"stopped after step {trainer.step}: {options.out}", file=sys.stderr)
+        text = ""
+    return Report(values, text, status)
 
 
 def _task(options: argparse.Namespace, config: RunConfig, world: World) -> Task:

@@ -38,7 +38,7 @@ class _Lines:
         return False
 
 
-def progress_bar(items: Iterable[Any] | None = None, **settings: Any) -> Any:
+def progress_bar(items: Iterable[Any] | None = None, /, **settings: Any) -> Any:
     """A progress bar on stderr.
 
     Where stderr is no terminal, a line is written every 30 seconds, and nothing by a shorter run.
