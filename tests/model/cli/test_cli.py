@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from bitdance.cli.main import main
 from bitdance.io.image_grid import grid
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.class_conditional import BitDancePipeline
+from tests.model.helpers.terminal import read_rest
 from tests.model.helpers.tiny import tiny_model, tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -144,21 +146,23 @@ def test_info(saved, capsys):
 def test_ctrl_c_leaves_nothing_half_written(saved, tmp_path):
     out = tmp_path / "x.png"
     command = [sys.executable, "-m", "bitdance.cli", "generate", "--model", str(saved)]
+    terminal, stderr = pty.openpty()
     running = subprocess.Popen(
         [*command, "--class", "0", "--num-images", "64", "--num-inference-steps", "5000",
          "--out", str(out)],
-        cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        cwd=ROOT, stderr=stderr, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         # As in a terminal: a shell makes what it puts into the background ignore the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    os.close(stderr)
     seen = b""
     while b"/32" not in seen:  # the progress bar: generation has begun
-        seen += running.stderr.read1(100)
+        seen += os.read(terminal, 100)
     time.sleep(0.2)
     running.send_signal(signal.SIGINT)
-    _, rest = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert rest.endswith(b"stopped\n")
+    rest = read_rest(terminal)
+    assert running.wait(60) == 130
+    assert rest.endswith(b"stopped\r\n")
     assert b"Traceback" not in seen + rest
     assert list(tmp_path.iterdir()) == []
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bitdance.cli.main import main
+from tests.model.helpers.terminal import read_rest
 
 pytest.importorskip("shtab")
 
@@ -114,14 +115,8 @@ def terminal(command, typed, folder):
     )  # fmt: skip
     os.close(shell_end)
     os.write(main_end, f"{typed}exit\n".encode())
-    shown = b""
-    try:
-        while part := os.read(main_end, 4096):
-            shown += part
-    except OSError:  # the end of a terminal on Linux
-        pass
+    shown = read_rest(main_end)
     process.wait(60)
-    os.close(main_end)
     return shown.decode(errors="replace")
 
 
