@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from bitdance.cli.main import main
 from bitdance.io.image_grid import grid
 from bitdance.models.config import PRESETS
 from bitdance.pipelines.class_conditional import BitDancePipeline
-from tests.model.helpers.terminal import read_rest
+from tests.model.helpers.terminal import open_terminal, read_rest
 from tests.model.helpers.tiny import tiny_model, tiny_pipeline
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -146,7 +145,7 @@ def test_info(saved, capsys):
 def test_ctrl_c_leaves_nothing_half_written(saved, tmp_path):
     out = tmp_path / "x.png"
     command = [sys.executable, "-m", "bitdance.cli", "generate", "--model", str(saved)]
-    terminal, stderr = pty.openpty()
+    terminal, stderr = open_terminal()
     running = subprocess.Popen(
         [*command, "--class", "0", "--num-images", "64", "--num-inference-steps", "5000",
          "--out", str(out)],

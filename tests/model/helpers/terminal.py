@@ -1,7 +1,11 @@
 """Terminals to look at."""
 
+import fcntl
 import io
 import os
+import pty
+import struct
+import termios
 
 
 class Terminal(io.StringIO):
@@ -9,6 +13,13 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
+
+
+def open_terminal():
+    """Both ends of a terminal: what reads what it shows, and what programs write to."""
+    shown, written = pty.openpty()
+    fcntl.ioctl(shown, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # not 0 x 0
+    return shown, written
 
 
 def read_rest(descriptor):
