@@ -274,7 +274,7 @@ def test_distribution_of_the_models(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == _files("bitdance_models") - {"bitdance_models/pyproject.toml"}
-    assert f'models = ["bitdance-models=={version}"]' in (ROOT / "pyproject.toml").read_text()
+    assert f'models = ["bitdance-models=={version}", ' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_citation_names_this_version():
