@@ -56,7 +56,7 @@ def nvcc_version() -> str:
 
 
 @functools.cache
-def code(arch: str = CODE) -> dict[str, list[sass.Instruction]]:
+def code(arch: str) -> dict[str, list[sass.Instruction]]:
     """The instructions of every kernel compiled for `arch`, by mangled name."""
     found: dict[str, list[sass.Instruction]] = {}
     for path in objects("csrc/**/*_sm90.cu.o"):
@@ -85,8 +85,8 @@ def kernels(arch: str) -> dict[str, dict[str, int]]:
 
 
 def _waiting(name: str) -> dict[str, int]:
-    waits = any(i.name == sass.WAIT for i in code()[name])
-    early = sass.instructions_before_wait(code()[name]) if waits else []
+    waits = any(i.name == sass.WAIT for i in code(CODE)[name])
+    early = sass.instructions_before_wait(code(CODE)[name]) if waits else []
     return {"waits": int(waits), "early_weights": sum(i.is_weight_load for i in early)}
 
 

@@ -55,7 +55,7 @@ def test_blocks_that_run_at_once_exchange_whole_words():
     together = {launch.kernel for launch in every if launch.cooperative}
     assert together
     for name in together:
-        opcodes = [i.opcode for i in code()[name]]
+        opcodes = [i.opcode for i in code(CODE)[name]]
         strong = {opcode for opcode in opcodes if ".STRONG." in opcode}
         assert strong == {"LDG.E.128.STRONG.GPU", "STG.E.128.STRONG.GPU"}, sass.short_name(name)
         assert any(opcode.startswith("MEMBAR.") for opcode in opcodes), sass.short_name(name)
