@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -235,12 +236,16 @@ def _backend(folder, call):
     return folder / done.stdout.splitlines()[-1]
 
 
+_MADE = ("__pycache__", "build", "*.egg-info")  # in a checkout that was installed from
+
+
 def _files(*folders):
     return {
         path.relative_to(ROOT).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in (".pyc", ".so")
+        if not any(fnmatch(part, made) for part in path.relative_to(ROOT).parts for made in _MADE)
     }
 
 
@@ -267,7 +272,7 @@ def test_distributions_of_the_kernels_and_the_model_layer(checkout):
 def test_distribution_of_the_models(tmp_path):
     """Pure, complete and of the version that the library's extra asks for."""
     folder = tmp_path / "bitdance_models"
-    shutil.copytree(ROOT / "bitdance_models", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "bitdance_models", folder, ignore=shutil.ignore_patterns(*_MADE))
     wheel = _backend(folder, "build_wheel('.')")
     version = bitdance_kernels.__version__
     assert wheel.name == f"bitdance_models-{version}-py3-none-any.whl"
