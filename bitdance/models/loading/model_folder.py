@@ -6,7 +6,6 @@ replaced last. So the folder is valid at any moment, even if processes are kille
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -142,23 +141,18 @@ def is_weights_of(folder: Path, file: str) -> bool:
 
 
 def read_consistently(folder: Path, read: Callable[[], T]) -> T:
-    """Read a folder, again if another process has replaced the model meanwhile."""
-    for _ in range(9):
-        version = _version(folder / _CONFIG)
-        try:
-            return read()
-        except (CheckpointError, FileNotFoundError):
-            if _version(folder / _CONFIG) == version:
-                raise
-    return read()
+    """Read a folder whose model other processes may replace meanwhile.
 
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """A value that differs for every file that replaces `path`."""
-    with contextlib.suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns
-    return None
+    What fails is read once more while no writer may replace it, so that a reader meets at most one
+    writer, however many there are.
+    """
+    try:
+        return read()
+    except (CheckpointError, FileNotFoundError):
+        if not folder.is_dir():
+            raise
+    with locked(folder):
+        return read()
 
 
 def check_replaceable(folder: Path) -> _Content | None:

@@ -17,6 +17,7 @@ from bitdance import BitDancePipeline
 from bitdance.cli.main import main
 from bitdance.io import files, weights
 from bitdance.io.files import CheckpointError
+from bitdance.models.loading import model_folder
 from tests.forked import READY
 from tests.model.helpers.tiny import tiny_config, tiny_pipeline
 
@@ -161,6 +162,26 @@ def test_saves_at_once_all_succeed_and_leave_one_model(tmp_path):
     assert set(loaded) <= {0.0, 1.0, 2.0, 3.0, 9.0}
     assert value_of(tmp_path) in range(4)
     assert len(content(tmp_path)) == 2
+
+
+def test_a_reader_whom_a_writer_overtakes_reads_again_without_writers(tmp_path):
+    filled(1.0).save_pretrained(tmp_path)
+    free = []
+
+    def read():
+        found = model_folder.open_folder(tmp_path)
+        if not free:
+            filled(2.0).save_pretrained(tmp_path)  # removes what was found
+        descriptor = files.lock(tmp_path, wait=False)
+        free.append(descriptor is not None)
+        files.unlock(descriptor)
+        files.require_file(found.file)
+
+    model_folder.read_consistently(tmp_path, read)
+    assert free == [True, False], "writers can lock the folder; only the second time they wait"
+    files.unlock(again := files.lock(tmp_path, wait=False))
+    assert again is not None, "they can again"
+    assert value_of(tmp_path) == 2.0
 
 
 def kill(calls, last, event, arguments):
