@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils.dlpack import from_dlpack
 
 from bitdance_kernels._dispatch.arguments import span
-from bitdance_kernels._dispatch.op import NAMESPACE, REGISTRY, KernelOp
+from bitdance_kernels._dispatch.namespace import NAMESPACE
+from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
 from bitdance_kernels._shared import native_modules
 
 __all__ = ["CaptureError", "CpuGraph"]

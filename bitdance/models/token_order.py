@@ -53,8 +53,8 @@ def latents_to_tokens(latents: torch.Tensor, patch_size: int, order: torch.Tenso
     cells = latents.reshape(
         batch, channels, height // patch_size, patch_size, width // patch_size, patch_size
     )
-    tokens = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch_size**2)
-    return tokens[:, order]
+    tokens = cells.permute(0, 2, 4, 1, 3, 5)
+    return tokens.reshape(batch, len(order), channels * patch_size**2)[:, order]
 
 
 def tokens_to_latents(

@@ -280,6 +280,28 @@ class BasePipeline(ABC):
         return to_output(torch.cat(pixels), output_type)
 
     @torch.no_grad()
+    def _encode(
+        self, images: torch.Tensor, to_tokens: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Packed tokens of images, the inverse of ``_decode``.
+
+        Args:
+            images: argument of ``encode``.
+            to_tokens: images [n, C, H, W] in [-1, 1] to tokens [n, N, C], on the model's device.
+        """
+        if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, torch.Tensor) else brief(images)
+            raise TypeError(
+                f"encode: images must be floating point [n, 3, H, W] in [0, 1], got {got}"
+            )
+        if images.dim() != 4:
+            raise ValueError(f"encode: images must be [n, 3, H, W], got {list(images.shape)}")
+        if not bool(images.isfinite().all()):
+            raise ValueError("encode: images must be finite, got NaN or infinity")
+        scaled = images.to(self.device, torch.float32) * 2 - 1
+        return binarize(to_tokens(scaled))[1].cpu()
+
+    @torch.no_grad()
     def _pixels(
         self,
         tokens: torch.Tensor,

@@ -346,6 +346,21 @@ class BitDancePipeline(BasePipeline):
         seeds, ids = image_seeds("decode", seed, generator, sample_ids, len(packed))
         return self._decode(packed, shape, seeds, ids, batch_size, output_type, "decode")
 
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images to packed latents, which ``decode`` takes.
+
+        Args:
+            images: floating point [n, 3, H, W] in [0, 1], of the model's resolution.
+
+        Returns:
+            uint8 [n, tokens, ceil(C / 8)] in generation order, on the CPU.
+
+        Raises:
+            TypeError: `images` is no floating-point tensor.
+            ValueError: `images` has another shape, or is not finite.
+        """
+        return self._encode(images, self.model.encode)
+
     def preview(
         self,
         generated_latents: torch.Tensor,

@@ -18,6 +18,7 @@ from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.hub import locate
 from bitdance.models.quantization import check_quantization, quantization_of, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
+from bitdance.models.token_order import latents_to_tokens
 from bitdance.pipelines.arguments import (
     Generators,
     ImageShape,
@@ -393,6 +394,27 @@ class BitDanceT2IPipeline(BasePipeline):
         check_output_type("decode", output_type, ("pil", "np", "pt", "uint8"))
         seeds, ids = image_seeds("decode", seed, generator, sample_ids, len(packed))
         return self._decode(packed, shape, seeds, ids, batch_size, output_type, "decode")
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images to packed latents, which ``decode`` takes.
+
+        Args:
+            images: floating point [n, 3, H, W] in [0, 1], of whole patches.
+
+        Returns:
+            uint8 [n, tokens, ceil(C / 8)] in generation order, on the CPU.
+
+        Raises:
+            TypeError: `images` is no floating-point tensor.
+            ValueError: `images` has another shape, or is not finite.
+        """
+
+        def to_tokens(scaled: torch.Tensor) -> torch.Tensor:
+            grid = self.grid(*scaled.shape[2:])
+            latents = self.model.ae.encode(scaled)
+            return latents_to_tokens(latents, 1, self.model.order(grid))
+
+        return self._encode(images, to_tokens)
 
     def preview(
         self,

@@ -18,6 +18,7 @@ _INT64 = range(-(2**63), 2**63)
 # Allocations lie above, except the heap of a Python that is not position-independent. The address
 # of a tensor whose storage was freed is the offset of its view.
 _LOW_ADDRESS = 1 << 40
+_PACKAGE = __name__.rpartition("._dispatch.")[0]  # a copy may have another name
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def tensor(op: str, argument: str, value: Any) -> Any:
     name = "None" if value is None else f"{kind.__module__}.{kind.__qualname__}"
     message = f"{op}: {argument} must be a torch.Tensor, got {name.removeprefix('builtins.')}"
     if kind.__module__.partition(".")[0] == "numpy":
-        front = importlib.import_module("bitdance_kernels.binary.numpy")
+        front = importlib.import_module(f"{_PACKAGE}.binary.numpy")
         if op in front.__all__:
             message += f"; bitdance_kernels.binary.numpy.{op} takes arrays"
         else:

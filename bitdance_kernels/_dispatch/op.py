@@ -22,10 +22,10 @@ import torch
 from bitdance_kernels._dispatch import arguments, fast_path, gradient, overlap, transforms
 from bitdance_kernels._dispatch.backends import DEFAULT, Backend, check_name
 from bitdance_kernels._dispatch.fast_path import are_plain, is_autocast, needs_dispatcher
+from bitdance_kernels._dispatch.namespace import NAMESPACE
 from bitdance_kernels._dispatch.selection import Backends
 from bitdance_kernels._shared import native, pool
 
-NAMESPACE = "bitdance"
 REGISTRY: dict[str, KernelOp] = {}
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")

@@ -15,6 +15,7 @@ from typing import Any
 ISAS = ("scalar", "avx2", "avx512", "amx")
 # Codes of csrc/common/dtype.h.
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = 0, 1, 2, 3
+_PACKAGE = __name__.rpartition("._shared.")[0]  # a copy may have another name
 
 
 class NativeModule:
@@ -61,7 +62,7 @@ class NativeModule:
 
     def _load(self) -> None:
         try:
-            module = importlib.import_module(f"bitdance_kernels.{self.name}")
+            module = importlib.import_module(f"{_PACKAGE}.{self.name}")
         except ModuleNotFoundError:
             self._reason = self._missing
             return

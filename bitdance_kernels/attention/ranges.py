@@ -106,7 +106,7 @@ pytree.register_pytree_node(
     Ranges,
     lambda ranges: ([ranges.start, ranges.end], None),
     _unflatten,
-    serialized_type_name="bitdance_kernels.Ranges",
+    serialized_type_name=f"{__name__}.Ranges",
 )
 
 
