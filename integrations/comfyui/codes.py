@@ -37,7 +37,7 @@ class Codes:
     sample_ids: tuple[int, ...]
 
 
-def size_options(pipeline: Pipeline, height: int, width: int) -> dict[str, int]:
+def size_options(pipeline: Pipeline, height: int, width: int) -> dict[str, Any]:
     """Arguments that tell a pipeline the size of images.
 
     Raises:

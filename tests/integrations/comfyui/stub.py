@@ -87,7 +87,11 @@ class ComfyUI:
         spec.loader.exec_module(module)
         self.nodes.update(module.NODE_CLASS_MAPPINGS)
         self.names.update(module.NODE_DISPLAY_NAME_MAPPINGS)
-        return module
+        self._imported = name
+
+    def module(self, name):
+        """A module of the folder of nodes."""
+        return sys.modules[f"{self._imported}.{name}"]
 
     def run(self, prompt):
         """The outcome of a workflow; ``progress`` is that of this run."""
