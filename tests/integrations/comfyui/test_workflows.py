@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from bitdance import BitDancePipeline, BitDanceT2IPipeline
+from bitdance.models.loading.bundled import bundled_folder
 from bitdance.models.quantization import quantization_of
 from tests.integrations.comfyui.executor import PromptError
 from tests.integrations.comfyui.stub import FOLDER, ComfyUI
@@ -114,14 +115,15 @@ def test_the_second_example_saves_the_bits_of_what_it_draws(comfy):
     assert torch.equal(again.outputs["6"][0], decoded)
 
 
-def test_negative_prompt_size_and_guidance_reach_the_pipeline(comfy):
+def test_negative_prompt_size_and_guidance_reach_a_model_of_ones_own(comfy):
     pytest.importorskip("tokenizers")
     settings = {
         "prompt": "red apple, twemoji style", "negative_prompt": "noto style", "steps": 1,
         "guidance": 2.5, "batch_size": 1, "width": 0, "height": 0, "seed": 2**64 - 1,
         "previews": 0,
     }  # fmt: skip
-    prompt = example("emoji.json", node2=settings)
+    (comfy.base / "models/bitdance/mine").symlink_to(bundled_folder("emoji"))
+    prompt = example("emoji.json", node1={"model": "mine"}, node2=settings)
     codes = succeeded(comfy, prompt).outputs["2"][0]
     pipe = BitDanceT2IPipeline.from_pretrained("emoji")
     expected = pipe(
@@ -382,9 +384,10 @@ def test_folders_of_models(comfy, tmp_path):
         kind: comfy.nodes[f"BitDanceLoad{kind}Model"].INPUT_TYPES()["required"]["model"][0]
         for kind in ("Class", "Text")
     }
-    assert types["Text"] == ["emoji", "broken", "owner/text", "text", "three"]
-    found = [name for name in types["Class"] if name != "changing"]
-    assert found == ["fashion", "BitDance_B_1x.pt", "owner/tiny"]
+    of_other_tests = {"changing", "mine"}
+    found = {k: [name for name in v if name not in of_other_tests] for k, v in types.items()}
+    assert found["Text"] == ["emoji", "broken", "owner/text", "text", "three"]
+    assert found["Class"] == ["fashion", "BitDance_B_1x.pt", "owner/tiny"]
     outcome = comfy.run(classes(node1={"model": "BitDance_B_1x.pt"}))
     assert (outcome.status, outcome.node) == ("error", "1")
     assert "BitDance_B_1x.pt" in str(outcome.error)
