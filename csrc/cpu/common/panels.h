@@ -63,6 +63,12 @@ constexpr int64_t kKeptChannels = kLanes == 16 ? 2 * kSumChannels : 4 * kSumChan
 // Floats of x that stay in the second-level cache: 1 MiB.
 constexpr int64_t kKeptFloats = 1 << 18;
 
+// Floats of weights that stay in caches from one product to the next: 512 KiB.
+constexpr int64_t kCachedFloats = 1 << 17;
+
+// Tiles that share the prefetching of the next block of weights.
+constexpr int64_t kPrefetchingTiles = 8;
+
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 constexpr int tile_panels(int rows) {
@@ -93,13 +99,13 @@ template <int kRows, int kPanels>
 using Sums = Vector[kRows][kPanels * kPanelVectors];
 
 // The sums of the products of `count` channels, at least one; x and w then are at the channels
-// after them. kAhead: weights of a panel, those of many channels, by which they are prefetched; 0
-// for none.
-template <int kRows, int kPanels, int kAhead, class T>
+// after them. `prefetch` is called with the number of each channel.
+template <int kRows, int kPanels, class T, class Prefetch>
 inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& x, int64_t x_stride,
                                                     Spaced<const T, kPanels>& w,
                                                     int64_t panel_stride, int64_t count,
-                                                    Sums<kRows, kPanels>& sum) {
+                                                    Sums<kRows, kPanels>& sum,
+                                                    const Prefetch& prefetch) {
   constexpr int kVectors = kPanels * kPanelVectors;
   int64_t x_three = 3 * x_stride, panel_three = 3 * panel_stride;
 // One by one: GCC would set the array in memory, and keep the sums there.
@@ -113,12 +119,7 @@ inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& 
     // Opaque, or the compiler keeps an address for each row, more than there are registers.
     __asm__("" : "+r"(x_stride), "+r"(x_three), "+r"(panel_stride), "+r"(panel_three));
     Vector weight[kVectors];
-    if (kAhead > 0 && c % (64 / (kPanel * sizeof(T))) == 0) {
-#pragma GCC unroll 6
-      for (int i = 0; i < kPanels; ++i) {
-        __builtin_prefetch(w.at(i, panel_stride, panel_three) + kAhead);
-      }
-    }
+    prefetch(c);
 #pragma GCC unroll 24
     for (int v = 0; v < kVectors; ++v) {
       const T* of = w.at(v / kPanelVectors, panel_stride, panel_three);
@@ -135,22 +136,45 @@ inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& 
   } while (++c < count);
 }
 
+// Weights that a tile prefetches: one address a channel, `step` floats apart; 0 for none.
+struct Ahead {
+  const float* weight = nullptr;
+  int64_t step = 0;
+};
+
+inline int64_t distance_of_panels(const PanelLinear& linear) {
+  return linear.panel_stride != 0 ? linear.panel_stride : linear.channels * kPanel;
+}
+
+inline const float* block(const PanelLinear& linear, int64_t panel, int64_t channel) {
+  return linear.weight + panel * distance_of_panels(linear) + channel * kPanel;
+}
+
 // kRows rows of kPanels panels, channels [from, to).
 template <int kRows, int kPanels>
-inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t from, int64_t to) {
+inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t from, int64_t to,
+                 Ahead ahead = {}) {
   constexpr int kVectors = kPanels * kPanelVectors;
   const int64_t x_stride = linear.x_stride;
-  const int64_t panel_stride =
-      linear.panel_stride != 0 ? linear.panel_stride : linear.channels * kPanel;
+  const int64_t panel_stride = distance_of_panels(linear);
   Spaced<const float, kRows> x(linear.x + row * x_stride + from, x_stride);
-  Spaced<const float, kPanels> w(linear.weight + panel * panel_stride + from * kPanel,
-                                 panel_stride);
+  Spaced<const float, kPanels> w(block(linear, panel, from), panel_stride);
   const int64_t feature = panel * kPanel;
   float* const y = linear.y + row * linear.y_stride + feature;
+  if (from > 0) {  // sums of earlier channels, which may have left the caches
+    for (int r = 0; r < kRows; ++r) __builtin_prefetch(y + r * linear.y_stride, 1);
+  }
   for (int64_t begin = from; begin < to; begin += kSumChannels) {
     Sums<kRows, kPanels> sum;
     const int64_t end = least(begin + kSumChannels, to);
-    multiply<kRows, kPanels, 0>(x, x_stride, w, panel_stride, end - begin, sum);
+    if (kPanels == 1 && ahead.step > 0) {
+      multiply<kRows, kPanels>(x, x_stride, w, panel_stride, end - begin, sum, [&](int64_t) {
+        __builtin_prefetch(ahead.weight);
+        ahead.weight += ahead.step;
+      });
+    } else {
+      multiply<kRows, kPanels>(x, x_stride, w, panel_stride, end - begin, sum, [](int64_t) {});
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       float* const of_row = y + r * linear.y_stride;
@@ -179,14 +203,14 @@ inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t 
 // kRows rows of panels [begin, end).
 template <int kRows, int kPanels = tile_panels(kRows)>
 inline void tiles(const PanelLinear& linear, int64_t row, int64_t begin, int64_t end, int64_t from,
-                  int64_t to) {
+                  int64_t to, Ahead ahead) {
   for (; begin + kPanels <= end; begin += kPanels) {
-    tile<kRows, kPanels>(linear, row, begin, from, to);
+    tile<kRows, kPanels>(linear, row, begin, from, to, ahead);
   }
-  if constexpr (kPanels > 1) tiles<kRows, kPanels - 1>(linear, row, begin, end, from, to);
+  if constexpr (kPanels > 1) tiles<kRows, kPanels - 1>(linear, row, begin, end, from, to, ahead);
 }
 
-using Tiles = void (*)(const PanelLinear&, int64_t, int64_t, int64_t, int64_t, int64_t);
+using Tiles = void (*)(const PanelLinear&, int64_t, int64_t, int64_t, int64_t, int64_t, Ahead);
 
 template <int... kRows>
 inline Tiles tiles_of(int64_t rows, std::integer_sequence<int, kRows...>) {
@@ -195,18 +219,26 @@ inline Tiles tiles_of(int64_t rows, std::integer_sequence<int, kRows...>) {
 }
 
 // Panels [begin, end) of rows [row, row_end), channels [from, to), in tiles of about equal height.
+//
+// A block of one panel is read by all tiles before the next block, which lies elsewhere: the
+// processor does not foresee it, so the first tiles prefetch it, each a part. `next` is the block
+// behind the last one, null where nothing is to be prefetched.
 inline void block_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
-                         int64_t row_end, int64_t from, int64_t to) {
+                         int64_t row_end, int64_t from, int64_t to, const float* next = nullptr) {
   const int64_t rows = row_end - row;
   const int64_t count = (rows + kMaxTileRows - 1) / kMaxTileRows;
   if (count == 0) return;
   const int64_t group = tile_panels(static_cast<int>((rows + count - 1) / count));
+  const int64_t prefetching = group == 1 && next != nullptr ? least(count, kPrefetchingTiles) : 0;
   for (int64_t panel = begin; panel < end; panel += group) {
     const int64_t panel_end = least(panel + group, end);
+    const float* const following = panel_end < end ? block(linear, panel_end, from) : next;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t top = row + rows * i / count, bottom = row + rows * (i + 1) / count;
-      tiles_of(bottom - top, std::make_integer_sequence<int, kMaxTileRows>())(linear, top, panel,
-                                                                              panel_end, from, to);
+      const int64_t step = i < prefetching ? kPanel / prefetching : 0;
+      const Ahead ahead = {following + i * (to - from) * step, step};
+      tiles_of(bottom - top, std::make_integer_sequence<int, kMaxTileRows>())(
+          linear, top, panel, panel_end, from, to, ahead);
     }
   }
 }
@@ -223,10 +255,14 @@ inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end,
     panels = kMaxTilePanels;
     channels = kKeptChannels;
   }
+  const bool cached = (end - begin) * linear.channels * kPanel <= kCachedFloats;
   for (int64_t panel = begin; panel < end; panel += panels) {
+    const int64_t panel_end = least(panel + panels, end);
     for (int64_t from = 0; from < linear.channels; from += channels) {
-      block_panels(linear, panel, least(panel + panels, end), row, row_end, from,
-                   least(from + channels, linear.channels));
+      const int64_t to = least(from + channels, linear.channels);
+      const float* const next =  // no weights behind the last block: prefetching does no harm
+          to < linear.channels ? block(linear, panel, to) : block(linear, panel_end, 0);
+      block_panels(linear, panel, panel_end, row, row_end, from, to, cached ? nullptr : next);
     }
   }
 }

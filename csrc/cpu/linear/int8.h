@@ -48,7 +48,13 @@ inline void int8_tile(const Int8Linear& linear, int64_t row, int64_t panel) {
   for (int64_t begin = 0; begin < channels; begin += kSumChannels) {
     Sums<kRows, kPanels> sum;
     const int64_t count = least(kSumChannels, channels - begin);
-    multiply<kRows, kPanels, kInt8Ahead>(x, x_stride, w, panel_stride, count, sum);
+    multiply<kRows, kPanels>(x, x_stride, w, panel_stride, count, sum, [&](int64_t c) {
+      if (c % (64 / kPanel) != 0) return;  // a cache line holds so many channels
+#pragma GCC unroll 6
+      for (int i = 0; i < kPanels; ++i) {
+        __builtin_prefetch(w.at(i, panel_stride, 3 * panel_stride) + kInt8Ahead);
+      }
+    });
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       float* const of_row = y + r * linear.y_stride;
