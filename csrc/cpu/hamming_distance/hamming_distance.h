@@ -220,6 +220,44 @@ static inline void distances_of_words(const uint8_t* a, const uint8_t* codes, in
   }
 }
 
+#ifdef __AVX2__
+// Codes of 32 bytes: set bits of half bytes are looked up, and their sums are those of four codes
+// in a vector. GCC makes vectors of the loop over words too, but counts out of their lanes, which
+// takes twice the time.
+static inline void distances_of_vectors(const uint8_t* a, const uint8_t* codes, int64_t stride,
+                                        int64_t count, int32_t* out) {
+  const auto load = [](const uint8_t* at) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  };
+  const __m256i query = load(a), low = _mm256_set1_epi8(15);
+  const __m256i set_bits =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+  // In each 64-bit lane the bits of 8 bytes.
+  const auto count_bits = [&](const uint8_t* code) {
+    const __m256i different = _mm256_xor_si256(query, load(code));
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(different, 4), low);
+    const __m256i bits =
+        _mm256_add_epi8(_mm256_shuffle_epi8(set_bits, _mm256_and_si256(different, low)),
+                        _mm256_shuffle_epi8(set_bits, high));
+    return _mm256_sad_epu8(bits, _mm256_setzero_si256());
+  };
+  // Two codes side by side in the halves of 64-bit lanes.
+  const auto count_two = [&](const uint8_t* code) {
+    return _mm256_or_si256(count_bits(code), _mm256_slli_epi64(count_bits(code + stride), 32));
+  };
+  int64_t m = 0;
+  for (; m + 4 <= count; m += 4, codes += 4 * stride) {
+    const __m256i first = count_two(codes), second = count_two(codes + 2 * stride);
+    const __m256i sum = _mm256_add_epi32(_mm256_unpacklo_epi64(first, second),
+                                         _mm256_unpackhi_epi64(first, second));
+    const __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + m), four);
+  }
+  distances_of_words<4>(a, codes, stride, count - m, out + m);
+}
+#endif
+
 // The last bytes of a code, fewer than a word, are read as a whole one, except where it would end
 // beyond the last code.
 static inline void distances_of_bytes(const uint8_t* a, const uint8_t* codes, int64_t stride,
@@ -250,7 +288,11 @@ static inline void distances_as_they_lie(const uint8_t* a, const uint8_t* codes,
                                          int64_t bytes, int64_t count, int32_t* out) {
   if (bytes == 8) return distances_of_words<1>(a, codes, stride, count, out);
   if (bytes == 16) return distances_of_words<2>(a, codes, stride, count, out);
+#ifdef __AVX2__
+  if (bytes == 32) return distances_of_vectors(a, codes, stride, count, out);
+#else
   if (bytes == 32) return distances_of_words<4>(a, codes, stride, count, out);
+#endif
   distances_of_bytes(a, codes, stride, bytes, count, out);
 }
 
