@@ -63,9 +63,6 @@ constexpr int64_t kKeptChannels = kLanes == 16 ? 2 * kSumChannels : 4 * kSumChan
 // Floats of x that stay in the second-level cache: 1 MiB.
 constexpr int64_t kKeptFloats = 1 << 18;
 
-// Floats of weights that stay in caches from one product to the next: 512 KiB.
-constexpr int64_t kCachedFloats = 1 << 17;
-
 // Tiles that share the prefetching of the next block of weights.
 constexpr int64_t kPrefetchingTiles = 8;
 
@@ -255,14 +252,13 @@ inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end,
     panels = kMaxTilePanels;
     channels = kKeptChannels;
   }
-  const bool cached = (end - begin) * linear.channels * kPanel <= kCachedFloats;
   for (int64_t panel = begin; panel < end; panel += panels) {
     const int64_t panel_end = least(panel + panels, end);
     for (int64_t from = 0; from < linear.channels; from += channels) {
       const int64_t to = least(from + channels, linear.channels);
       const float* const next =  // no weights behind the last block: prefetching does no harm
           to < linear.channels ? block(linear, panel, to) : block(linear, panel_end, 0);
-      block_panels(linear, panel, panel_end, row, row_end, from, to, cached ? nullptr : next);
+      block_panels(linear, panel, panel_end, row, row_end, from, to, next);
     }
   }
 }
