@@ -41,8 +41,9 @@ class Pictures:
     Attributes:
         emoji: what they show, those held out last.
         pixels: uint8 [N, 3, H, W].
-        labels: int64 [N, 3]: which emoji, which style and which skin tones. Emoji with equal
-            pictures in a style are one; where these have several skin tones, theirs are UNKNOWN.
+        labels: int64 [N, 2]: which emoji in which style, as ``len(STYLES)`` times the one plus the
+            other, and which skin tones. Emoji with equal pictures in a style are one; where these
+            have several skin tones, theirs are UNKNOWN.
         heads: number of classes of each.
         roles: for each emoji the roles that it may be, without skin tone and gender.
         genders: for each emoji the genders that it may have.
@@ -77,12 +78,11 @@ class Pictures:
             tones[picture].add(emoji.tone_text())
         names = sorted({name(base) for base in same})
         of_tone = sorted({emoji.tone_text() for emoji in self.emoji})
-        self.heads = (len(names), len(STYLES), len(of_tone))
+        self.heads = (len(names) * len(STYLES), len(of_tone))
         self.labels = np.array(
             [
                 (
-                    names.index(name(emoji.base)),
-                    STYLES.index(emoji.style),
+                    names.index(name(emoji.base)) * len(STYLES) + STYLES.index(emoji.style),
                     of_tone.index(emoji.tone_text())
                     if len(tones[emoji.style, content]) == 1
                     else UNKNOWN,
@@ -93,7 +93,7 @@ class Pictures:
         )
         self.roles: list[set[str]] = [set() for _ in names]
         self.genders: list[set[str]] = [set() for _ in names]
-        for emoji, (number, _, _) in zip(self.emoji, self.labels, strict=True):
+        for emoji, number in zip(self.emoji, self.labels[:, 0] // len(STYLES), strict=True):
             self.roles[number].add(emoji.family)
             self.genders[number].add(emoji.gender)
 
@@ -184,16 +184,21 @@ class Judge:
         emoji, wanted = [pictures.emoji[i] for i in items], pictures.labels[items]
         logits = self._classifier.logits(features).split(pictures.heads, 1)
         found = torch.stack([of_head.argmax(1) for of_head in logits], 1).cpu().numpy()
-        right = dict(zip(("top-1", "style", "tone"), (found == wanted).T, strict=True))
+        shown, asked_for = found[:, 0], wanted[:, 0]
+        right = {
+            "top-1": shown // len(STYLES) == asked_for // len(STYLES),
+            "style": shown % len(STYLES) == asked_for % len(STYLES),
+            "tone": found[:, 1] == wanted[:, 1],
+        }
         for name, of_class in (("role", pictures.roles), ("gender", pictures.genders)):
             attribute = "family" if name == "role" else name
             right[name] = np.array([
                 getattr(one, attribute) in of_class[number]
-                for one, number in zip(emoji, found[:, 0], strict=True)
+                for one, number in zip(emoji, shown // len(STYLES), strict=True)
             ])  # fmt: skip
         always = np.ones(len(emoji), bool)
         person = np.array([one.gender != "none" for one in emoji])
-        toned = np.array([bool(one.tones) for one in emoji]) & (wanted[:, 2] != UNKNOWN)
+        toned = np.array([bool(one.tones) for one in emoji]) & (wanted[:, 1] != UNKNOWN)
         asked = {"top-1": always, "style": always, "tone": toned, "role": always, "gender": person}
         return Verdict(right, asked)
 
