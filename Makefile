@@ -112,6 +112,7 @@ docs: venv
 	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/build_drawings.py
 	$(BIN)/python docs/make_mask_plot.py
+	$(BIN)/python docs/memory_plan.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:

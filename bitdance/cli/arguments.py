@@ -20,12 +20,17 @@ __all__ = [
     "CONFIG_HELP",
     "DATA_HELP",
     "DTYPES",
+    "TILE_SIZE",
+    "add_decoding_arguments",
     "add_device_argument",
     "add_image_arguments",
     "add_model_arguments",
+    "add_offload_argument",
     "add_quantization_argument",
     "add_sampling_arguments",
+    "check_decoding",
     "check_device",
+    "configure_decoding",
     "load_autoencoder",
     "load_pipeline",
     "load_text_pipeline",
@@ -50,6 +55,7 @@ DATA_HELP = (
     "folder of images or of IDX files, a .tar archive of images, or a pattern of webdataset shards "
     "such as 'train-{0000..0127}.tar'"
 )
+TILE_SIZE = 512
 _MAX_COUNT = 99_999_999  # more is a mistake that would only be noticed when memory runs out
 
 
@@ -69,6 +75,30 @@ def add_quantization_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization", choices=QUANTIZATIONS,
         help="round weights of transformer and head to float8 or int8, with fp8 their inputs too",
+    )  # fmt: skip
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser, *, slicing: bool = True) -> None:
+    """Add how images are decoded where memory is short; `slicing` is for batches."""
+    parser.add_argument(
+        "--tiling", action="store_true",
+        help="decode images larger than a tile in tiles: less memory, more time",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tile-size", type=positive_int, metavar="PIXELS",
+        help=f"with --tiling: side of a tile (default: {TILE_SIZE})",
+    )  # fmt: skip
+    if slicing:
+        parser.add_argument(
+            "--slicing", action="store_true", help="decode the images of a batch one by one"
+        )
+
+
+def add_offload_argument(parser: argparse.ArgumentParser) -> None:
+    """Add whether parts of the model are on the card in turns."""
+    parser.add_argument(
+        "--offload", action="store_true",
+        help="with a card: keep the weights on the host, and on the card those in use",
     )  # fmt: skip
 
 
@@ -102,26 +132,60 @@ def add_image_arguments(parser: argparse.ArgumentParser, *, with_check: bool) ->
 def load_pipeline(options: argparse.Namespace, source: Path | None = None) -> BitDancePipeline:
     """Load the model that the arguments name; `source` replaces ``--model``."""
     given = vars(options)
-    return BitDancePipeline.from_pretrained(
+    check_decoding(options)
+    pipeline = BitDancePipeline.from_pretrained(
         source or options.model,
         autoencoder=options.autoencoder,
         config=options.config,
         dtype=DTYPES[given.get("dtype", "float32")],
         quantization=given.get("quantization"),
-        device=given.get("device", "cpu"),
+        device="cpu" if given.get("offload") else given.get("device", "cpu"),
     )
+    configure_decoding(options, pipeline.model.vae)
+    return pipeline.enable_model_cpu_offload(options.device) if given.get("offload") else pipeline
 
 
 def load_text_pipeline(options: argparse.Namespace) -> BitDanceT2IPipeline:
     """Load the text-to-image model that the arguments name."""
-    return BitDanceT2IPipeline.from_pretrained(
+    given = vars(options)
+    check_decoding(options)
+    pipeline = BitDanceT2IPipeline.from_pretrained(
         options.model,
         autoencoder=options.autoencoder,
-        tokenizer=vars(options).get("tokenizer"),
+        tokenizer=given.get("tokenizer"),
         dtype=DTYPES[options.dtype],
-        quantization=vars(options).get("quantization"),
-        device=options.device,
+        quantization=given.get("quantization"),
+        device="cpu" if given.get("offload") else options.device,
     )
+    configure_decoding(options, pipeline.model.ae)
+    return pipeline.enable_model_cpu_offload(options.device) if given.get("offload") else pipeline
+
+
+def check_decoding(options: argparse.Namespace) -> None:
+    """Check how memory is saved, before a model is loaded.
+
+    Raises:
+        ValueError: there is a tile size, but no tiling; or parts are to leave a card, but there is
+            none.
+    """
+    given = vars(options)
+    if given.get("tile_size") is not None and not options.tiling:
+        raise ValueError(f"--tile-size must be left out without --tiling, got {options.tile_size}")
+    if given.get("offload") and options.device == "cpu":
+        raise ValueError("--offload must be left out with --device cpu, which holds the weights")
+
+
+def configure_decoding(options: argparse.Namespace, autoencoder: BinaryAutoencoder) -> None:
+    """Make an autoencoder decode as ``add_decoding_arguments`` offers it.
+
+    Raises:
+        ValueError: a tile is smaller than a code.
+    """
+    given = vars(options)
+    if given.get("tiling"):
+        autoencoder.enable_tiling(options.tile_size or TILE_SIZE)
+    if given.get("slicing"):
+        autoencoder.enable_slicing()
 
 
 def load_autoencoder(

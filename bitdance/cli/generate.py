@@ -12,7 +12,9 @@ import torch
 from PIL.Image import Image
 
 from bitdance.cli.arguments import (
+    add_decoding_arguments,
     add_model_arguments,
+    add_offload_argument,
     add_quantization_argument,
     add_sampling_arguments,
     load_pipeline,
@@ -48,6 +50,8 @@ def add_command(commands: Any) -> None:
     add_model_arguments(parser)
     parser.set_defaults(model=None)
     add_quantization_argument(parser)
+    add_decoding_arguments(parser)
+    add_offload_argument(parser)
     subjects = parser.add_mutually_exclusive_group(required=True)
     subjects.add_argument(
         "--class", dest="classes", nargs="+", metavar="CLASS",

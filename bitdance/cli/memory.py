@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitdance.cli.arguments import DTYPES, add_quantization_argument, positive_int
+from bitdance.cli.arguments import (
+    DTYPES,
+    TILE_SIZE,
+    add_decoding_arguments,
+    add_quantization_argument,
+    check_decoding,
+    positive_int,
+)
 from bitdance.models.config import ModelConfig
 from bitdance.models.loading.bundled import BUNDLED_TEXT
 from bitdance.models.loading.model_files import open_files
@@ -30,7 +37,11 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype of the parameters, for the memory",
     )
     add_quantization_argument(parser)
+    add_decoding_arguments(parser)
     parser.add_argument("--batch-size", type=positive_int, default=1, help="images at a time")
+    parser.add_argument(
+        "--num-inference-steps", type=positive_int, default=50, help="denoising steps per patch"
+    )
     for side in ("height", "width"):
         parser.add_argument(
             f"--{side}", type=positive_int, default=_PIXELS,
@@ -67,7 +78,12 @@ def read_text_to_image_config(options: argparse.Namespace) -> TextToImageConfig 
 def describe_memory(
     options: argparse.Namespace, config: TextToImageConfig | ModelConfig
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The memory for what the options say, as a report and as lines."""
+    """The memory for what the options say, as a report and as lines.
+
+    Raises:
+        ValueError: the options contradict each other or the model.
+    """
+    check_decoding(options)
     estimate = estimate_memory(
         config,
         dtype=DTYPES[options.dtype],
@@ -75,18 +91,25 @@ def describe_memory(
         batch_size=options.batch_size,
         height=options.height,
         width=options.width,
+        num_inference_steps=options.num_inference_steps,
+        tile_size=(options.tile_size or TILE_SIZE) if options.tiling else None,
+        slicing=options.slicing,
     )
     return {"memory": estimate.to_dict()}, _lines(options, estimate)
 
 
 def _lines(options: argparse.Namespace, estimate: MemoryEstimate) -> list[tuple[str, str]]:
     kind = options.dtype if options.quantization is None else options.quantization
-    named = {**estimate.weights, "cache": estimate.cache, "decoding": estimate.decoding}
+    named = {
+        **estimate.weights, "cache": estimate.cache, "buffers": estimate.buffers,
+        "sampling": estimate.sampling, "decoding": estimate.decoding,
+    }  # fmt: skip
     ways = {"resident": "fits", "offloaded": "fits with model offload", None: "does not fit"}
     return [
         ("memory", f"{_text(estimate.resident)}: {kind}, batch of {options.batch_size}"),
         *((f"  {name}", _text(size)) for name, size in named.items()),
         ("  with offload", _text(estimate.offloaded)),
+        ("  on a CPU", _text(estimate.on_cpu)),
         *((f"  card of {gib} GiB", ways[estimate.fits(gib)]) for gib in CARDS),
     ]
 

@@ -11,8 +11,11 @@ from PIL import Image
 
 from bitdance.cli.arguments import (
     DTYPES,
+    add_decoding_arguments,
     add_image_arguments,
     add_model_arguments,
+    check_decoding,
+    configure_decoding,
     load_autoencoder,
     load_pipeline,
     positive_int,
@@ -48,6 +51,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--size", type=positive_int, help="resize the shorter side to this")
     add_image_arguments(parser, with_check=False)
+    add_decoding_arguments(parser, slicing=False)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     add_json_argument(parser)
     parser.set_defaults(run=run)
@@ -56,6 +60,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Run the command."""
     check_folder(options.out)
+    check_decoding(options)
     sizes, skipped = _read_sizes(options)
     pipeline: BitDancePipeline | None = None
     try:
@@ -66,6 +71,7 @@ def run(options: argparse.Namespace) -> Report:
             locate(options.model, autoencoder=True), config=options.config,
             dtype=DTYPES[options.dtype], device=options.device,
         )  # fmt: skip
+        configure_decoding(options, autoencoder)
     factor = autoencoder.config.downsampling
     for path, size in sizes.items():
         if min(size) < factor:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.cli.arguments import (
+    add_decoding_arguments,
     add_model_arguments,
+    add_offload_argument,
     add_quantization_argument,
     add_sampling_arguments,
     load_pipeline,
@@ -38,6 +40,8 @@ def add_command(commands: Any) -> None:
     )
     add_model_arguments(parser)
     add_quantization_argument(parser)
+    add_decoding_arguments(parser)
+    add_offload_argument(parser)
     parser.add_argument(
         "--class", dest="classes", nargs="+", default=["all"], metavar="CLASS",
         help="class names or numbers, or 'all' (default: all)",

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from bitdance.cli.arguments import (
+    add_decoding_arguments,
     add_model_arguments,
     add_quantization_argument,
     load_pipeline,
@@ -31,6 +32,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add_model_arguments(parser)
     add_quantization_argument(parser)
+    add_decoding_arguments(parser)
     parser.add_argument(
         "--text", action="store_true", help="the model draws texts; without it, classes"
     )

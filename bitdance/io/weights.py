@@ -31,7 +31,6 @@ from bitdance.io.files import (
     temporary_file,
     write_text,
 )
-from bitdance.io.scaled_weights import rescale
 from bitdance.io.state_names import normalize_names, select_state_dict
 
 __all__ = [
@@ -315,30 +314,24 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
 
 
-def load_weights(
-    module: torch.nn.Module,
-    tensors: Tensors,
-    source: str,
-    scales: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+def load_weights(module: torch.nn.Module, tensors: Tensors, source: str) -> None:
     """Load `tensors` into `module`, all or none, cast to the dtypes of the module.
 
     Args:
         module: the model; on the meta device, it gets new memory.
         tensors: its complete state.
         source: their origin, for errors.
-        scales: factors of some of the tensors, by name, of ``split_scales``.
 
     Raises:
         CheckpointError: they do not fit; the module is unchanged.
     """
     check_weights(module, tensors, source)
     state = module.state_dict()
-    on_meta, scales = any(tensor.is_meta for tensor in state.values()), scales or {}
-    if on_meta or scales:
+    on_meta = any(tensor.is_meta for tensor in state.values())
+    if on_meta:
         # Copied, since tensors of a memory-mapped file may be unaligned: matrix products would be
         # slower, and rounded differently from those of the same weights in another file.
-        tensors = {k: rescale(tensors[k], scales.get(k), t.dtype) for k, t in state.items()}
+        tensors = {k: tensors[k].to(t.dtype, copy=True) for k, t in state.items()}
     module.load_state_dict(tensors, strict=True, assign=on_meta)
 
 

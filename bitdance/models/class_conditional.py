@@ -83,6 +83,11 @@ class BitDanceModel(nn.Module):
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
+    def blocks(self) -> tuple[nn.Module, nn.Module]:
+        """Blocks of the transformer, and of the head."""
+        return self.layers, self.head.net.res_blocks
+
+    @property
     def order(self) -> torch.Tensor:
         """Raster index of the k-th token that is generated, int64 [N]."""
         return self._order_and_freqs()[0]

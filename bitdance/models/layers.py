@@ -8,7 +8,7 @@ from torch import nn
 from bitdance.models import rms_gradient
 from bitdance_kernels import linear, rms_norm
 
-__all__ = ["Linear", "RMSNorm", "compute_dtype"]
+__all__ = ["Linear", "RMSNorm", "compute_dtype", "is_autocast_enabled"]
 
 
 class Linear(nn.Linear):
@@ -47,4 +47,9 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
     """Dtype of a module's matrix products: autocast's where it is on, else the parameters'."""
     weight = next(module.parameters())
     kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return torch.get_autocast_dtype(kind) if is_autocast_enabled(kind) else weight.dtype
+
+
+def is_autocast_enabled(kind: str) -> bool:
+    """``torch.is_autocast_enabled`` of a device type, also of the meta device, which has none."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)

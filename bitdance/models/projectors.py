@@ -71,11 +71,12 @@ def position_embedding_2d(order: torch.Tensor, width: int, dim: int) -> torch.Te
     if dim % 4 != 0:
         raise ValueError(f"position_embedding_2d: dim must be a multiple of 4, got {dim}")
     quarter = dim // 4
+    raster = order if order.is_meta else order.cpu()  # so that all devices have the same angles
     frequencies = 1.0 / 10000 ** (
-        torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter
+        torch.arange(quarter, dtype=torch.float64, device=raster.device) / quarter
     )
     halves = []
-    for position in (order % width, order // width):
-        angles = position.double().cpu()[:, None] * frequencies
+    for position in (raster % width, raster // width):
+        angles = position.double()[:, None] * frequencies
         halves += [torch.sin(angles), torch.cos(angles)]
     return torch.cat(halves, dim=-1).float().to(order.device)

@@ -84,6 +84,11 @@ class TextToImageModel(nn.Module):
             config.autoencoder.z_channels, config.llm.hidden_size, **factory
         )
 
+    @property
+    def blocks(self) -> tuple[nn.Module, nn.Module]:
+        """Blocks of the language model, and of the head."""
+        return self.llm_model.model.layers, self.vision_head.net.res_blocks
+
     def order(self, grid: tuple[int, int]) -> torch.Tensor:
         """Raster index of the k-th token of an image of `grid` tokens (height, width)."""
         device = self.llm_model.model.norm.weight.device

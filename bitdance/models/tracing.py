@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from bitdance.models.live_memory import LiveMemory
 from bitdance_kernels import CpuGraph
 
 __all__ = ["is_traced"]
@@ -19,4 +20,5 @@ def is_traced() -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True
-    return bool(_get_current_dispatch_mode_stack()) and not CpuGraph.capturing()
+    modes = _get_current_dispatch_mode_stack()
+    return bool(modes) and not CpuGraph.capturing() and not LiveMemory.counts_alone(modes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from typing_extensions import Self
 
 from bitdance.io.progress import progress_bar
 from bitdance.io.validation import as_list, brief
-from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
-from bitdance.models.quantization import quantize_blocks
 from bitdance.pipelines.arguments import (
     Generators,
     ImageShape,
@@ -27,6 +24,7 @@ from bitdance.pipelines.arguments import (
     packed_shape,
     to_output,
 )
+from bitdance.pipelines.memory_options import DECODING, SAMPLING, MemoryOptions
 from bitdance.sampling.ar_sampler import ARSampler, OnStep, StepResult
 from bitdance.sampling.finite import NotFiniteError
 from bitdance.sampling.flow_sampler import binarize
@@ -72,7 +70,7 @@ class _Call:
             raise GenerationCancelled(f"stopped after {after}")
 
 
-class BasePipeline(ABC):
+class BasePipeline(MemoryOptions):
     """A model with what a call of it needs.
 
     Any number of threads may use one pipeline at a time, and a callback may call it too: each call
@@ -100,13 +98,10 @@ class BasePipeline(ABC):
         return self.sampler.model
 
     @property
-    @abstractmethod
-    def _autoencoder(self) -> BinaryAutoencoder:
-        """The part of the model that decodes images."""
-
-    @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """Device of the parameters; of offloaded ones, the device where they work."""
+        if self._offload is not None:
+            return self._offload.device
         return next(self.model.parameters()).device
 
     @property
@@ -115,36 +110,13 @@ class BasePipeline(ABC):
         return next(self.model.parameters()).dtype
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the model, as ``torch.nn.Module.to`` does; returns the pipeline."""
-        self.model.to(*args, **kwargs)
-        return self
-
-    @property
-    @abstractmethod
-    def _blocks(self) -> Sequence[nn.Module]:
-        """Blocks of the transformer and of the head."""
-
-    def quantize(self, quantization: str) -> Self:
-        """Round the weights of the transformer's and the head's blocks to float8 or int8.
-
-        Their layers are replaced: a weight takes a byte an element, and each of its rows has a
-        scale. Other layers, the autoencoder among them, stay as they are. Images change,
-        docs/generation.md says how much. No other option does this.
-
-        Args:
-            quantization: "fp8_weight_only", for little memory; "fp8", where the layers' inputs are
-                rounded too, with a scale for each token, for batches of many tokens; or
-                "int8_weight_only", for little memory and for few tokens on a CPU.
-
-        Returns:
-            The pipeline.
+        """Move or cast the model, as ``torch.nn.Module.to`` does; returns the pipeline.
 
         Raises:
-            ValueError: there is no such quantization, widths of the model are no multiples of 16,
-                it is quantized already, or a weight is not finite and to be in int8; nothing is
-                changed.
+            RuntimeError: the model is offloaded.
         """
-        quantize_blocks("quantize", self._blocks, quantization)
+        self._refuse_offloaded("to")
+        self.model.to(*args, **kwargs)
         return self
 
     def set_progress_bar_config(self, **config: Any) -> None:
@@ -179,7 +151,8 @@ class BasePipeline(ABC):
     _interrupt = interrupt
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_running": set()}  # a copy has no calls
+        # A copy has no calls, and weights of its own.
+        return {**vars(self), "_running": set(), "_offload": None}
 
     def _generate(
         self,
@@ -246,10 +219,11 @@ class BasePipeline(ABC):
                     call.check(f"AR step {result.step + 1} of {shape.ar_steps}")
                     return changed
 
-                for batch in batches:
-                    with numbered_images(function, batch):
-                        tokens = sample(batch, seeds[batch], ids[batch], on_step)
-                        packed.append(binarize(tokens)[1].cpu())
+                with self._turn(SAMPLING):
+                    for batch in batches:
+                        with numbered_images(function, batch):
+                            tokens = sample(batch, seeds[batch], ids[batch], on_step)
+                            packed.append(binarize(tokens)[1].cpu())
             images: Any = torch.cat(packed)
             if output_type != "latent":
                 images = self._decode(
@@ -270,13 +244,14 @@ class BasePipeline(ABC):
     ) -> Any:
         """Images of packed tokens, batch by batch."""
         pixels = [torch.empty((0, *shape.pixels), dtype=torch.uint8, device="cpu")]
-        for batch in batch_slices(function, len(packed_latents), batch_size):
-            tokens = unpack_signs(packed_latents[batch].to(self.device))[..., : shape.bits]
-            with numbered_images(function, batch):
-                decoded = self._pixels(tokens, shape, seeds[batch], sample_ids[batch])
-            pixels.append(decoded.cpu())
-            if call is not None:
-                call.check(f"decoding image {batch.stop} of {len(packed_latents)}")
+        with self._turn(DECODING):
+            for batch in batch_slices(function, len(packed_latents), batch_size):
+                tokens = unpack_signs(packed_latents[batch].to(self.device))[..., : shape.bits]
+                with numbered_images(function, batch):
+                    decoded = self._pixels(tokens, shape, seeds[batch], sample_ids[batch])
+                pixels.append(decoded.cpu())
+                if call is not None:
+                    call.check(f"decoding image {batch.stop} of {len(packed_latents)}")
         return to_output(torch.cat(pixels), output_type)
 
     @torch.no_grad()
@@ -336,7 +311,8 @@ class BasePipeline(ABC):
         size = (shape.tokens, bits)
         tokens = torch.zeros(count, *size, dtype=torch.float32, device=self.device)
         tokens[:, :drawn] = unpack_signs(generated_latents.to(self.device))[..., :bits]
-        pixels = self._pixels(tokens, shape, seeds, sample_ids)
+        with self._turn(DECODING):
+            pixels = self._pixels(tokens, shape, seeds, sample_ids)
         mask = torch.zeros(1, *size, dtype=torch.float32, device=self.device)
         mask[:, :drawn] = 1
         cells = shape.to_latents(mask)[:, :1]

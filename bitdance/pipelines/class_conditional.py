@@ -16,7 +16,7 @@ from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
 from bitdance.models.loading.hub import locate
 from bitdance.models.loading.model_folder import MAX_STEPS, write_folder
-from bitdance.models.quantization import check_quantization, is_quantized, quantize_blocks
+from bitdance.models.quantization import check_quantization, is_quantized
 from bitdance.pipelines.arguments import (
     Generators,
     ImageShape,
@@ -90,7 +90,7 @@ class BitDancePipeline(BasePipeline):
 
     @property
     def _blocks(self) -> Sequence[nn.Module]:
-        return self.model.layers, self.model.head.net.res_blocks
+        return self.model.blocks
 
     @classmethod
     def from_pretrained(
@@ -109,6 +109,9 @@ class BitDancePipeline(BasePipeline):
         local_files_only: bool = False,
     ) -> BitDancePipeline:
         """Load a model; either all of it is loaded or nothing.
+
+        Weights go to the device one at a time, and are rounded on the way if `quantization` says
+        so; there is no second copy of the model.
 
         Args:
             source: "fashion", the small model of the package ``bitdance-models``; a folder written
@@ -152,16 +155,16 @@ class BitDancePipeline(BasePipeline):
                         f"from_pretrained: {name} must be left out if source is a folder, which "
                         f"has its own, got {brief(value)}"
                     )
-            model, extra = load_folder(path, parsed)
+            model, extra = load_folder(path, parsed, device=device, quantization=quantization)
         else:
             own = None
             if autoencoder is not None:
                 own = locate(autoencoder, local_files_only=local_files_only, autoencoder=True)
-            model, extra = load_file(path, parsed, autoencoder=own, config=config, prefer=weights)
-        pipeline = cls(model, **extra)
-        if quantization is not None:
-            quantize_blocks("from_pretrained", pipeline._blocks, quantization)
-        return pipeline.to(device)
+            model, extra = load_file(
+                path, parsed, autoencoder=own, config=config, prefer=weights, device=device,
+                quantization=quantization,
+            )  # fmt: skip
+        return cls(model, **extra).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and the weights (safetensors) into `folder`.

@@ -25,6 +25,8 @@ from bitdance.models.loading.meta_device import (
     model_block_counts,
 )
 from bitdance.models.loading.model_folder import is_weights_of, open_folder, read_consistently
+from bitdance.models.loading.streamed_weights import stream_weights
+from bitdance.models.quantization import check_blocks
 
 __all__ = ["digest", "load_file", "load_folder"]
 
@@ -37,22 +39,26 @@ def digest(path: Path) -> str:
     return open_folder(path).digest if path.is_dir() else files.sha256(path)
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> Loaded:
-    """Load what ``save_pretrained`` wrote.
+def load_folder(
+    folder: Path, dtype: torch.dtype, *, device: torch.device | str = "cpu",
+    quantization: str | None = None,
+) -> Loaded:  # fmt: skip
+    """Load what ``save_pretrained`` wrote; see ``BitDancePipeline.from_pretrained``.
 
     Raises:
         CheckpointError: the files are damaged or do not fit.
+        ValueError: the model cannot be quantized.
     """
 
     def load() -> Loaded:
         found = open_folder(folder)
         tensors = weights.read_tensors(found.file)
-        model = _structure(found.config, tensors, dtype, str(folder))
+        model = _structure(found.config, tensors, dtype, str(folder), quantization)
         if files.sha256(found.file) != found.digest:
             raise CheckpointError(
                 f"{found.file} is altered: its checksum differs from {folder}/config.json"
             )
-        weights.load_weights(model, tensors, str(folder))
+        _load(model, tensors, str(folder), device, quantization)
         return model, found.extra
 
     return read_consistently(folder, load)
@@ -65,17 +71,20 @@ def load_file(
     autoencoder: Path | None = None,
     config: ModelConfig | str | Path | None = None,
     prefer: str = "ema",
+    device: torch.device | str = "cpu",
+    quantization: str | None = None,
 ) -> Loaded:
     """Load a file of weights; see ``BitDancePipeline.from_pretrained``.
 
     Raises:
         CheckpointError: the files are damaged, do not fit, or do not say what they are.
         FileNotFoundError: there is no such file.
-        ValueError: `config` is neither the name of a preset nor a file.
+        ValueError: `config` is neither the name of a preset nor a file, or the model cannot be
+            quantized.
     """
     given = _given(path, config)
     if autoencoder is None and given is None and is_weights_of(path.parent, path.name):
-        return load_folder(path.parent, dtype)
+        return load_folder(path.parent, dtype, device=device, quantization=quantization)
     stored = weights.read_checkpoint(path, prefer=prefer)
     tensors = stored.tensors
     said = [*claims_of_arguments(stored.arguments), *_beside(path), *([given] if given else [])]
@@ -89,18 +98,33 @@ def load_file(
     source = str(path)
     if not any(name.startswith("vae.") for name in tensors):
         source = f"{path}, which has no autoencoder (give autoencoder=...),"
-    model = _structure(found, tensors, dtype, source)
-    weights.load_weights(model, tensors, source)
+    model = _structure(found, tensors, dtype, source, quantization)
+    _load(model, tensors, source, device, quantization)
     return model, {}
 
 
+def _load(
+    model: BitDanceModel, tensors: weights.Tensors, source: str, device: torch.device | str,
+    quantization: str | None,
+) -> None:  # fmt: skip
+    stream_weights(
+        model, tensors, source, device=device, quantization=quantization, blocks=model.blocks
+    )
+
+
 def _structure(
-    config: ModelConfig, tensors: weights.Tensors, dtype: torch.dtype, source: str
+    config: ModelConfig,
+    tensors: weights.Tensors,
+    dtype: torch.dtype,
+    source: str,
+    quantization: str | None,
 ) -> BitDanceModel:
     """The model without memory, once it is clear that `tensors` are its state."""
     check_block_counts(tensors, model_block_counts(config), BitDanceModel.__name__, source)
     model = build_on_meta(lambda: BitDanceModel(config, dtype=dtype, device="meta"), source)
     weights.check_weights(model, tensors, source, values=False)
+    if quantization is not None:
+        check_blocks("from_pretrained", model.blocks, quantization)
     return model
 
 

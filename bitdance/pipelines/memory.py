@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,18 @@ from bitdance.io.validation import exact_int
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
+from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.loading.meta_device import build_on_meta
-from bitdance.models.quantization import check_quantization
+from bitdance.models.quantization import check_quantization, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
-from bitdance.pipelines.live_memory import LiveMemory
+from bitdance.models.transformer import Transformer
+from bitdance.models.live_memory import LiveMemory
+from bitdance.sampling.ar_sampler import ARSampler, StepResult
+from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.image_decoder import ImageDecoder
-from bitdance.sampling.text_to_image import cache_tokens
+from bitdance.sampling.panel_memory import panel_bytes
+from bitdance.sampling.text_to_image import TextToImageSampler
 
 __all__ = ["CARDS", "RESERVED", "MemoryEstimate", "estimate_memory"]
 
@@ -29,8 +35,7 @@ CARDS = (24, 48, 80)
 RESERVED = GIB
 """Bytes of a card that CUDA and its libraries take."""
 
-_PREFIX = 3  # <|vision_start|>, height and width; P - 1 queries follow
-_ACTIVATIONS = 32  # buffers of an AR step that exist at a time, of the width of the trunk
+_SCALE = 2.0  # any guidance scale that makes rows without a prompt or class
 
 
 @dataclass(frozen=True)
@@ -40,27 +45,36 @@ class MemoryEstimate:
     Attributes:
         weights: parameters and buffers by part of the model, "autoencoder" among them.
         cache: keys and values.
-        sampling: buffers of an AR step, roughly.
-        decoding: maps of the decoder: the largest number of bytes at a time.
+        buffers: what sampling keeps from step to step, copies of weights in another form included.
+        sampling: the largest number of bytes of other tensors at a time while sampling.
+        decoding: the same while decoding.
+        panels: copies of weights in float32 that products on a CPU read.
     """
 
     weights: Mapping[str, int]
     cache: int
+    buffers: int
     sampling: int
     decoding: int
+    panels: int
 
     @property
     def resident(self) -> int:
-        """Bytes with all parts on one device."""
+        """Bytes with all parts on one card."""
         work = max(self.sampling, self.decoding)
-        return sum(self.weights.values()) + self.cache + work
+        return sum(self.weights.values()) + self.cache + self.buffers + work
+
+    @property
+    def on_cpu(self) -> int:
+        """Bytes on a CPU."""
+        return self.resident + self.panels
 
     @property
     def offloaded(self) -> int:
         """Bytes on the device if the autoencoder and all else are there in turns."""
         own = self.weights["autoencoder"]
-        others = sum(self.weights.values()) - own
-        return self.cache + max(others + self.sampling, own + self.decoding)
+        others = sum(self.weights.values()) - own + self.cache + self.buffers
+        return max(others + self.sampling, own + self.decoding)
 
     def fits(self, gib: float) -> str | None:
         """How a model fits on a card: "resident", "offloaded", or None if it does not.
@@ -76,8 +90,9 @@ class MemoryEstimate:
     def to_dict(self) -> dict[str, Any]:
         """All numbers as JSON can hold them, in bytes."""
         return {
-            "weights": dict(self.weights), "cache": self.cache, "sampling": self.sampling,
-            "decoding": self.decoding, "resident": self.resident, "offloaded": self.offloaded,
+            "weights": dict(self.weights), "cache": self.cache, "buffers": self.buffers,
+            "sampling": self.sampling, "decoding": self.decoding, "panels": self.panels,
+            "resident": self.resident, "offloaded": self.offloaded, "on_cpu": self.on_cpu,
             "cards": {str(gib): self.fits(gib) for gib in CARDS},
         }  # fmt: skip
 
@@ -92,12 +107,15 @@ def estimate_memory(
     width: int = 1024,
     guided: bool = True,
     prompt_tokens: int = 256,
+    num_inference_steps: int = 50,
+    tile_size: int | None = None,
+    slicing: bool = False,
 ) -> MemoryEstimate:
     """The memory that generating needs on a device.
 
-    Weights and cache are exact. The decoder runs on the meta device, where its maps are counted;
-    what a convolution of a library needs inside is not known. Buffers of an AR step are estimated
-    from the widths, and are small beside all else.
+    An AR step and the decoder run on the meta device, where tensors have sizes and no memory, and
+    what exists at a time is counted. What kernels and libraries use inside of an operator is not
+    known, nor are the copies that plans other than "library" make of weights.
 
     Args:
         config: configuration of the model.
@@ -107,117 +125,156 @@ def estimate_memory(
         height: pixels vertically, of a text-to-image model.
         width: pixels horizontally.
         guided: whether rows without a prompt or class are needed too.
-        prompt_tokens: tokens of the longest prompt.
+        prompt_tokens: tokens of each prompt.
+        num_inference_steps: denoising steps per patch.
+        tile_size: as ``enable_vae_tiling`` takes it; None for no tiles.
+        slicing: whether images are decoded one by one, as with ``enable_vae_slicing``.
 
     Raises:
         TypeError, ValueError: an argument is out of range.
     """
     function = "estimate_memory"
     images = exact_int(function, "batch_size", batch_size, 1)
+    steps = exact_int(function, "num_inference_steps", num_inference_steps, 1)
     if quantization is not None:
         check_quantization(function, quantization)
     if isinstance(config, ModelConfig):
-        cost = _class_conditional(config, dtype)
+        model = _class_conditional(config, dtype, guided)
     else:
         sides = [
             exact_int(function, name, pixels, config.autoencoder.downsampling)
             for name, pixels in (("height", height), ("width", width))
         ]
         longest = exact_int(function, "prompt_tokens", prompt_tokens, 1)
-        cost = _text_to_image(config, dtype, (sides[0], sides[1]), longest)
-    weights = {name: _bytes(part) for name, part in cost.parts.items()}
+        model = _text_to_image(config, dtype, (sides[0], sides[1]), longest, guided)
     if quantization is not None:
-        for name, blocks in cost.blocks.items():
-            weights[name] -= _saved(blocks)
-    rows = 2 * images if guided else images
-    decoder, bits = cost.parts["autoencoder"], config.autoencoder.z_channels
+        quantize_blocks(function, model.blocks, quantization)
+    autoencoder = model.parts["autoencoder"]
+    assert isinstance(autoencoder, BinaryAutoencoder)
+    if tile_size is not None:  # one pass has the maps of many
+        autoencoder.enable_tiling(tile_size, exact=False)
+    autoencoder.use_slicing = slicing
+    cache, buffers, sampling = _sampling(model, images, steps)
+    rows = images * (2 if guided else 1) * model.patch
     return MemoryEstimate(
-        weights,
-        cache=rows * cost.cached * dtype.itemsize,
-        sampling=rows * cost.width * _ACTIVATIONS * dtype.itemsize,
-        decoding=_decoding(decoder, (images, bits, *cost.grid)),
+        {name: _bytes(part) for name, part in model.parts.items()},
+        cache,
+        buffers,
+        sampling,
+        decoding=_decoding(autoencoder, (images, config.autoencoder.z_channels, *model.grid)),
+        panels=panel_bytes(model.network, model.layers, rows, dtype),
     )
 
 
 @dataclass(frozen=True)
-class _Cost:
-    """What an image needs.
+class _Model:
+    """A model on the meta device.
 
     Attributes:
-        parts: parts of the model, on the meta device.
-        blocks: what is quantized of some parts.
+        parts: parts of the model that have weights, once each.
+        blocks: what is quantized.
+        network: network of the head.
+        layers: the transformer of a class-conditional model.
+        sampler: its sampler.
+        sample: begins to sample so many images with so many steps.
         grid: cells of the latent map.
-        cached: elements of keys and values of a row.
-        width: elements of a row in an AR step: tokens times channels.
+        patch: tokens of an AR step.
     """
 
     parts: Mapping[str, nn.Module]
-    blocks: Mapping[str, nn.Module]
+    blocks: tuple[nn.Module, nn.Module]
+    network: HeadNetwork
+    layers: Transformer | None
+    sampler: ARSampler[Any]
+    sample: Callable[[int, int], Any]
     grid: tuple[int, int]
-    cached: int
-    width: int
+    patch: int
 
 
-def _class_conditional(config: ModelConfig, dtype: torch.dtype) -> _Cost:
+def _class_conditional(config: ModelConfig, dtype: torch.dtype, guided: bool) -> _Model:
     model = build_on_meta(
         lambda: BitDanceModel(config, dtype=dtype, device="meta"), "estimate_memory"
     )
-    side = config.resolution // config.autoencoder.downsampling
-    autoencoder, head, layers = model.vae, model.head, model.layers
-    del model.vae, model.head
-    return _Cost(
-        {"transformer": model, "head": head, "autoencoder": autoencoder},
-        {"transformer": layers, "head": head.net.res_blocks},
-        (side, side),
-        len(layers) * len(model.freqs) * 2 * config.dim,
-        config.parallel_num * max(config.dim, config.diff_dim),
+    sampler, side = ClassConditionalSampler(model.eval()), config.grid
+
+    def sample(images: int, steps: int) -> None:
+        sampler.sample(
+            torch.zeros(images, dtype=torch.int64, device="cpu"), num_inference_steps=steps,
+            guidance_scale=_SCALE if guided else 1.0, seeds=range(images), on_step=_stop,
+        )  # fmt: skip
+
+    rest = nn.ModuleList(
+        child for name, child in model.named_children() if name not in ("vae", "head")
     )
+    rest.extra = nn.ParameterList(model.parameters(recurse=False))
+    return _Model(
+        {"transformer": rest, "head": model.head, "autoencoder": model.vae},
+        model.blocks, model.head.net, model.layers, sampler, sample, (side, side),
+        config.parallel_num,
+    )  # fmt: skip
 
 
 def _text_to_image(
-    config: TextToImageConfig, dtype: torch.dtype, pixels: tuple[int, int], prompt_tokens: int
-) -> _Cost:
+    config: TextToImageConfig,
+    dtype: torch.dtype,
+    pixels: tuple[int, int],
+    prompt_tokens: int,
+    guided: bool,
+) -> _Model:
     model = build_on_meta(
         lambda: TextToImageModel(config, dtype=dtype, device="meta"), "estimate_memory"
     )
-    P, llm, factor = config.parallel_num, config.llm, config.autoencoder.downsampling
+    P, factor = config.parallel_num, config.autoencoder.downsampling
     grid = (pixels[0] // factor, pixels[1] // factor)
-    _, tokens = cache_tokens(prompt_tokens + _PREFIX + P - 1, grid, P)
-    return _Cost(
+    sampler = TextToImageSampler(model.eval())
+
+    def sample(images: int, steps: int) -> None:
+        # Prompts that differ, since equal ones are computed once.
+        prompts = [[*[0] * (prompt_tokens - 1), i % config.llm.vocab_size] for i in range(images)]
+        sampler.sample(
+            prompts, [0] * (P + 2), grid=grid, negative_prompts=[1] * prompt_tokens,
+            num_inference_steps=steps, guidance_scale=_SCALE if guided else 1.0,
+            seeds=range(images), on_step=_stop,
+        )  # fmt: skip
+
+    return _Model(
         {
             "language model": model.llm_model, "head": model.vision_head,
             "projector": model.embed_vision_mlp, "autoencoder": model.ae,
         },
-        {
-            "language model": model.llm_model.model.layers,
-            "head": model.vision_head.net.res_blocks,
-        },
-        grid,
-        llm.num_hidden_layers * tokens * 2 * llm.num_key_value_heads * llm.head_dim,
-        P * max(llm.hidden_size, config.head.ch_latent),
+        model.blocks, model.vision_head.net, None, sampler, sample, grid, P,
     )  # fmt: skip
 
 
-def _bytes(module: nn.Module) -> int:
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+class _Enough(Exception):  # noqa: N818  (ends a run on the meta device, is never seen outside)
+    pass
 
 
-def _saved(blocks: nn.Module) -> int:
-    """Bytes by which quantization makes layers smaller: an element takes a byte, a row a scale."""
-    layers = [layer for layer in blocks.modules() if isinstance(layer, nn.Linear)]
-    return sum(
-        layer.weight.numel() * (layer.weight.element_size() - 1) - 4 * layer.out_features
-        for layer in layers
-    )
+def _stop(result: StepResult) -> None:
+    """No later AR step needs more than the first, by whose end all buffers exist."""
+    raise _Enough
 
 
-def _decoding(autoencoder: nn.Module, shape: tuple[int, int, int, int]) -> int:
+def _sampling(model: _Model, images: int, steps: int) -> tuple[int, int, int]:
+    """Bytes of the cache, of buffers that stay, and of the largest other tensors at a time."""
+    with torch.no_grad(), LiveMemory() as memory, contextlib.suppress(_Enough):
+        model.sample(images, steps)
+    (workspace,) = model.sampler.workspaces.idle
+    assert workspace.cache is not None
+    cache = sum(tensor.nbytes for pair in workspace.cache.layers for tensor in pair)
+    return cache, memory.live - cache, memory.peak - memory.live
+
+
+def _decoding(autoencoder: BinaryAutoencoder, shape: tuple[int, int, int, int]) -> int:
     """Largest number of bytes of the maps that exist at a time."""
-    assert isinstance(autoencoder, BinaryAutoencoder)
     decode = ImageDecoder(autoencoder.eval())
     latents = torch.empty(shape, dtype=torch.float32, device="meta")
     noise = torch.empty_like(latents) if autoencoder.config.gan_decoder else None
     with LiveMemory() as memory:
         decode(latents, noise=noise)
     return memory.peak
+
+
+def _bytes(module: nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.nbytes for tensor in tensors)

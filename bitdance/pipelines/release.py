@@ -36,6 +36,8 @@ from bitdance.models.loading.release_layout import (
     release_layout,
     tokenizer_files,
 )
+from bitdance.models.loading.streamed_weights import stream_weights
+from bitdance.models.quantization import check_blocks
 from bitdance.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
@@ -167,6 +169,7 @@ class Release:
         device: torch.device | str,
         *,
         autoencoder: Path | None = None,
+        quantization: str | None = None,
     ) -> TextToImageModel:
         """Fetch the weights and load the model.
 
@@ -175,10 +178,12 @@ class Release:
             dtype: dtype of the parameters.
             device: device of the model.
             autoencoder: file or folder of another autoencoder.
+            quantization: see ``BitDanceT2IPipeline.from_pretrained``.
 
         Raises:
             FileNotFoundError: a file is missing.
             CheckpointError: a file is damaged, or does not fit the configuration.
+            ValueError: the model cannot be quantized.
         """
         source, layout = self._files.source, self.layout
         if autoencoder is not None:
@@ -219,10 +224,16 @@ class Release:
         }
         for name, part in parts.items():
             weights.check_weights(part, files[name][0], places[name], values=False)
-        for name, part in parts.items():  # one at a time, so that there is memory for it
+        if quantization is not None:
+            check_blocks("from_pretrained", model.blocks, quantization)
+        trunk, branches = model.blocks
+        blocks = {llm: [trunk], head: [branches]}
+        for name, part in parts.items():
             own, scales = files.pop(name)
-            weights.load_weights(part, own, places[name], scales)
-            part.to(device)
+            stream_weights(
+                part, own, places[name], scales=scales, device=device,
+                quantization=quantization, blocks=blocks.get(name, ()),
+            )  # fmt: skip
         return model
 
 

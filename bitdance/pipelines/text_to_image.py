@@ -16,7 +16,7 @@ from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_
 from bitdance.io.weights import is_finite
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.loading.hub import locate
-from bitdance.models.quantization import check_quantization, quantization_of, quantize_blocks
+from bitdance.models.quantization import check_quantization, quantization_of
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.token_order import latents_to_tokens
 from bitdance.pipelines.arguments import (
@@ -96,8 +96,7 @@ class BitDanceT2IPipeline(BasePipeline):
 
     @property
     def _blocks(self) -> Sequence[nn.Module]:
-        model = self.model
-        return model.llm_model.model.layers, model.vision_head.net.res_blocks
+        return self.model.blocks
 
     @classmethod
     def from_pretrained(
@@ -118,7 +117,9 @@ class BitDanceT2IPipeline(BasePipeline):
 
         Any layout of docs/checkpoints.md will do: the authors', a folder of diffusers, or the three
         files for ComfyUI. Of a repository the configuration and the text tokenizer are downloaded
-        and judged first, then the weights that are needed.
+        and judged first, then the weights that are needed. Weights go to the device one at a time,
+        and are rounded on the way if `quantization` says so; there is no second copy of the model.
+        Float8 weights of files stay as they are where `quantization` is float8 too.
 
         Args:
             source: folder; "emoji", where the package ``bitdance-models`` has it; or the id
@@ -162,13 +163,8 @@ class BitDanceT2IPipeline(BasePipeline):
         own = None
         if autoencoder is not None:
             own = locate(autoencoder, local_files_only=local_files_only, autoencoder=True)
-        # Rounded before it is moved, so that the device never holds the whole weights.
-        loaded_on = device if quantization is None else "cpu"
-        model = release.load(config, parsed, loaded_on, autoencoder=own)
-        pipeline = cls(model, text, sampling)
-        if quantization is not None:
-            quantize_blocks("from_pretrained", pipeline._blocks, quantization)
-        return pipeline.to(device)
+        model = release.load(config, parsed, device, autoencoder=own, quantization=quantization)
+        return cls(model, text, sampling).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer to a folder that ``from_pretrained`` reads.

@@ -270,7 +270,8 @@ class ARSampler(ABC, Generic[S]):
         if noise is not None and len(noise) != ar_steps:
             raise ValueError(f"sample: noise must be of {ar_steps} AR steps, got {len(noise)}")
         shared = guided and guidance[0] > 1
-        network, device = self._network, next(self.model.parameters()).device
+        network = self._network
+        device = next(network.parameters()).device  # the autoencoder may be elsewhere
         keys = None
         if seeds is not None:
             # Halves that sample step 0 independently have a stream each.

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.models.layers import is_autocast_enabled
 from bitdance.models.quantization import quantization_of
 from bitdance.sampling import packed_products
 from bitdance.sampling.changes import Changes
@@ -205,7 +206,7 @@ class HeadRunner:
         kind = self.times.device.type
         return (
             torch.autocast(kind, enabled=False)
-            if torch.is_autocast_enabled(kind)
+            if is_autocast_enabled(kind)
             else nullcontext()
         )
 

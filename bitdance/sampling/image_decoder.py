@@ -1,4 +1,4 @@
-"""Decoding to 8-bit images, from a captured graph if maps are small."""
+"""Decoding to 8-bit images: from a captured graph if maps are small, in tiles if they are large."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder, to_uint8
 from bitdance.models.autoencoder.blocks import Decoder
 from bitdance.models.autoencoder.packed_weights import can_pack, packed
+from bitdance.models.autoencoder.tiling import decode_tiles
 from bitdance.models.tracing import is_traced
 from bitdance.sampling import graphs
 from bitdance.sampling.finite import NotFiniteError, largest
@@ -30,9 +31,10 @@ and 32.4; larger batches were not timed (``benchmarks/results/gpu-decide.json``)
 
 
 class ImageDecoder:
-    """Decodes to 8-bit images, without gradients.
+    """Decodes to 8-bit images, without gradients, as the autoencoder's settings say.
 
-    Any number of threads may use one object at a time.
+    These are its ``tiling`` and its ``use_slicing``. Any number of threads may use one object at
+    a time.
 
     Args:
         autoencoder: the autoencoder whose decoder is used.
@@ -75,7 +77,11 @@ class ImageDecoder:
                 latents, noise = autoencoder.decoder_inputs(
                     latents, noise=noise, generator=generator
                 )
-                pixels, peaks = self._decoding(kept, latents)(latents, noise)
+                levels = self._tiled_levels(latents)
+                if len(latents) and (levels or autoencoder.use_slicing):
+                    pixels, peaks = self._one_by_one(kept, latents, noise, levels)
+                else:
+                    pixels, peaks = self._decoding(kept, latents)(latents, noise)
             # An ordinary tensor of its own memory. Made before the host waits for the peaks, since
             # the next call, perhaps on another stream, overwrites what a graph has written.
             pixels = pixels.clone()
@@ -84,6 +90,49 @@ class ImageDecoder:
                 if faults:
                     raise NotFiniteError("decode", dict.fromkeys(faults))
             return pixels
+
+    def clear(self) -> None:
+        """Drop the graphs that no call uses, and their memory."""
+        self._graphs.clear()
+
+    def _tiled_levels(self, latents: torch.Tensor) -> int:
+        """Levels of the decoder that run in tiles; 0 for images that are decoded whole."""
+        config, tiling = self.autoencoder.config, self.autoencoder.tiling
+        if tiling is None:
+            return 0
+        height, width = (side * config.downsampling for side in latents.shape[2:])
+        return tiling.levels(height, width, len(config.ch_mult))
+
+    def _one_by_one(
+        self,
+        kept: LRUCache[_Decoding],
+        latents: torch.Tensor,
+        noise: torch.Tensor | None,
+        levels: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As a ``_Decoding``, in the memory of one image, with so many levels in tiles."""
+        noises = [None] * len(latents) if noise is None else noise.split(1)
+        pixels, peaks = [], []
+        for one, drawn in zip(latents.split(1), noises, strict=True):
+            if levels:
+                image, peak = self._decode_tiles(one, drawn, levels)
+            else:
+                image, peak = self._decoding(kept, one)(one, drawn)
+            pixels.append(image.clone())  # the next call overwrites what a graph has written
+            peaks.append(peak.clone())
+        return torch.cat(pixels), torch.cat(peaks)
+
+    def _decode_tiles(
+        self, latents: torch.Tensor, noise: torch.Tensor | None, levels: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        tiling = self.autoencoder.tiling
+        assert tiling is not None
+        images = decode_tiles(
+            self.autoencoder.decoder, latents, noise, tile_size=tiling.tile_size,
+            tiled_levels=levels, exact=tiling.exact,
+        )  # fmt: skip
+        pixels = to_uint8(images).contiguous(memory_format=torch.channels_last)
+        return pixels, largest(images)
 
     def _decoding(self, kept: LRUCache[_Decoding], latents: torch.Tensor) -> _Decoding:
         """How to decode such latents: from a graph if maps are small, where the host would lag."""

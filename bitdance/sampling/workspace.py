@@ -56,6 +56,10 @@ class Pool(Generic[T]):
             if len(self.idle) < MAX_IDLE:
                 self.idle.append(item)
 
+    def clear(self) -> None:
+        """Drop the objects that no call uses, and their memory."""
+        self.idle.clear()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Pool[T]:
         return Pool(self._make)
 

@@ -167,6 +167,9 @@ class BaseDiffusionPipeline(DiffusionPipeline):
         native.execution_device = self._execution_device
 
         def before_decoding() -> None:
+            if any(hasattr(module, "_hf_hook") for module in sampled):
+                # What it keeps for the next call refers to weights that leave the device.
+                native.sampler.workspaces.clear()
             _offload(sampled)
             _onload([self.components["autoencoder"]])
 

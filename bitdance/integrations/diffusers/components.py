@@ -188,6 +188,22 @@ class BitDanceAutoencoder(Component):
             )
         )
 
+    def enable_tiling(self, tile_size: int = 512, *, exact: bool = True) -> None:
+        """Decode large images in tiles, see ``bitdance.BinaryAutoencoder.enable_tiling``."""
+        self.native.enable_tiling(tile_size, exact=exact)
+
+    def disable_tiling(self) -> None:
+        """Decode every image whole."""
+        self.native.disable_tiling()
+
+    def enable_slicing(self) -> None:
+        """Decode the images of a batch one after the other."""
+        self.native.enable_slicing()
+
+    def disable_slicing(self) -> None:
+        """Decode all images of a batch at a time."""
+        self.native.disable_slicing()
+
 
 class BitDanceTransformer(Component):
     """A class-conditional model without its autoencoder.

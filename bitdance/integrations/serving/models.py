@@ -266,7 +266,11 @@ def serve_model(
         pipeline: the pipeline; its weights must stay as they are while it is served.
         name: name of the model in answers.
         limits: what a request may ask for.
+
+    Raises:
+        RuntimeError: the pipeline is offloaded: slots sample and decode in every step.
     """
+    pipeline._refuse_offloaded("serve_model")
     limits = limits or Limits()
     if isinstance(pipeline, BitDancePipeline):
         return _ClassModel(pipeline, name, limits)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitdance.io.validation import parse_dtype
+from bitdance.io.validation import exact_int, parse_dtype
 from bitdance.io.weights import load_weights
 from bitdance.models.autoencoder.blocks import Decoder, Encoder
 from bitdance.models.autoencoder.quantizer import (
@@ -19,7 +19,7 @@ from bitdance.models.autoencoder.quantizer import (
     pack_latents,
     unpack_latents,
 )
-from bitdance.models.autoencoder.tiling import decode_tiles
+from bitdance.models.autoencoder.tiling import Tiling, decode_tiles
 from bitdance.models.config import AutoencoderConfig
 from bitdance.models.loading.autoencoder_files import read_autoencoder
 from bitdance.models.loading.hub import locate
@@ -53,6 +53,12 @@ class BinaryAutoencoder(nn.Module):
         quantizer: the quantizer with the weights of its losses, by default one as `config` says.
         **factory: ``dtype`` and ``device`` as torch.nn's layers take them.
 
+    Attributes:
+        tiling: how images larger than a tile are decoded to 8 bits, None for whole; see
+            ``enable_tiling``.
+        use_slicing: whether the images of a batch are decoded to 8 bits one after the other; see
+            ``enable_slicing``.
+
     Example:
         >>> import torch
         >>> from bitdance.models.config import AutoencoderConfig
@@ -73,6 +79,8 @@ class BinaryAutoencoder(nn.Module):
         self.encoder = Encoder(config, **factory)
         self.decoder = Decoder(config, **factory)
         self.quantizer = quantizer or BinaryQuantizer(config.z_channels, config.num_codebooks)
+        self.tiling: Tiling | None = None
+        self.use_slicing = False
 
     @classmethod
     def from_pretrained(
@@ -294,6 +302,40 @@ class BinaryAutoencoder(nn.Module):
         """
         latents = self._unpacked(latents)
         return latents, self._noise(latents, noise, generator)
+
+    def enable_tiling(self, tile_size: int = 512, *, exact: bool = True) -> None:
+        """Decode images with more pixels than a tile as ``decode_tiled`` does.
+
+        It is what pipelines, ``bitdance serve`` and ``reconstruct`` do from then on; ``decode``
+        itself, which training uses, stays as it is. As many levels run in tiles as it takes for no
+        map of the others to be larger than a tile: then memory depends on `tile_size`, and beside
+        it only on the image and its latents.
+
+        Args:
+            tile_size: side of a tile in pixels, at least ``downsampling``.
+            exact: as for ``decode_tiled``.
+
+        Raises:
+            TypeError: an argument has another type.
+            ValueError: `tile_size` is out of range.
+        """
+        side = exact_int("enable_tiling", "tile_size", tile_size, self.config.downsampling)
+        self.tiling = Tiling(side, bool(exact))
+
+    def disable_tiling(self) -> None:
+        """Decode every image whole."""
+        self.tiling = None
+
+    def enable_slicing(self) -> None:
+        """Decode the images of a batch one after the other, in the memory of one.
+
+        It is what pipelines and ``bitdance serve`` do from then on; images have the same bits.
+        """
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode all images of a batch at a time."""
+        self.use_slicing = False
 
     def decode_tiled(
         self,

@@ -13,6 +13,7 @@ seam shows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,36 @@ import torch.nn.functional as F
 from bitdance.models.autoencoder.blocks import Decoder, Modulation
 from bitdance.models.tracing import is_traced
 
-__all__ = ["decode_tiles"]
+__all__ = ["Tiling", "decode_tiles"]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How large images are decoded.
+
+    Attributes:
+        tile_size: side of a tile in pixels. An image with no more pixels than a tile has is decoded
+            whole.
+        exact: see ``BinaryAutoencoder.decode_tiled``.
+    """
+
+    tile_size: int
+    exact: bool
+
+    def levels(self, height: int, width: int, count: int) -> int:
+        """Finest levels that run in tiles; 0 for an image that is decoded whole.
+
+        As many as it takes for the maps of the coarser levels to be no larger than a tile.
+
+        Args:
+            height: pixels of the image vertically.
+            width: pixels of the image horizontally.
+            count: levels of the decoder.
+        """
+        levels = 0
+        while levels < count and (height >> levels) * (width >> levels) > self.tile_size**2:
+            levels += 1
+        return levels
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from bitdance.models.config import AUTOENCODER_PRESETS, HEAD_PRESETS, Autoencode
 from bitdance.models.quantization import quantize_blocks
 from bitdance.models.qwen3 import Qwen3Config
 from bitdance.models.text_to_image_config import TextToImageConfig
-from bitdance.pipelines.live_memory import LiveMemory
+from bitdance.models.live_memory import LiveMemory
 from bitdance.pipelines.memory import GIB, estimate_memory
 from bitdance.sampling.image_decoder import ImageDecoder
 from tests.model.helpers.releases import qwen_model, write_flat

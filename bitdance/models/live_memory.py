@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,19 @@ class LiveMemory(TorchDispatchMode):
 
     Attributes:
         peak: largest number of bytes so far.
+        live: number of bytes now.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._live = 0
+        self.peak = self.live = 0
         self._made: dict[int, weakref.ref[Any]] = {}
         self._given: set[int] = set()
+
+    @classmethod
+    def counts_alone(cls, modes: Sequence[TorchDispatchMode]) -> bool:
+        """Whether modes are of this class, which record nothing."""
+        return all(isinstance(mode, cls) for mode in modes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -42,12 +48,12 @@ class LiveMemory(TorchDispatchMode):
         size = storage.nbytes()
 
         def freed(_: Any) -> None:
-            self._live -= size
+            self.live -= size
             del self._made[id]
 
         self._made[id] = weakref.ref(storage, freed)
-        self._live += size
-        self.peak = max(self.peak, self._live)
+        self.live += size
+        self.peak = max(self.peak, self.live)
 
 
 def _storages(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage]]:

@@ -1,0 +1,142 @@
+"""Images of 8 bits in bounded memory: in tiles, and one by one."""
+
+import pytest
+import torch
+
+from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.autoencoder.tiling import Tiling
+from bitdance.models.config import AutoencoderConfig
+from bitdance.models.live_memory import LiveMemory
+from bitdance.sampling.finite import NotFiniteError
+from bitdance.sampling.image_decoder import ImageDecoder
+from tests.model.helpers.tiny import tiny_pipeline
+from tests.model.models.test_text_to_image import tiny
+from tests.model.pipelines.test_text_to_image import SIZE, Words
+
+SHAPE = AutoencoderConfig(ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, z_channels=8, num_codebooks=1)
+
+
+def decoder(**changes):
+    torch.manual_seed(0)
+    values = {**SHAPE.to_dict(), **changes}
+    return ImageDecoder(BinaryAutoencoder(AutoencoderConfig.from_dict(values)).eval())
+
+
+def latents(batch, height, width, device="cpu"):
+    made = torch.randn(
+        batch, 8, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float32
+    )
+    return torch.where(made > 0, 1.0, -1.0).to(device)
+
+
+@pytest.mark.parametrize("gan_decoder", [False, True])
+@torch.no_grad()
+def test_tiles_are_those_of_the_whole_image_but_for_rounding(gan_decoder):
+    """A level of 255 at most, where a value is near the next one; estimates differ by more."""
+    decode, bits = decoder(gan_decoder=gan_decoder), latents(2, 12, 20)
+    noise = torch.randn_like(bits) if gan_decoder else None
+    whole = decode(bits, noise=noise).int()
+    decode.autoencoder.enable_tiling(16)
+    tiled = decode(bits, noise=noise)
+    assert tiled.dtype == torch.uint8
+    assert tiled.is_contiguous(memory_format=torch.channels_last)
+    assert not tiled.is_inference()
+    difference = (tiled.int() - whole).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).double().mean() < 0.01
+    decode.autoencoder.enable_tiling(16, exact=False)
+    estimated = (decode(bits, noise=noise).int() - whole).double()
+    assert 0 < estimated.square().mean() < whole.double().var() / 100
+    decode.autoencoder.disable_tiling()
+    assert torch.equal(decode(bits, noise=noise).int(), whole)
+
+
+@torch.no_grad()
+def test_slices_have_the_bits_of_a_batch():
+    decode, bits = decoder(), latents(3, 4, 4)
+    together = decode(bits)
+    decode.autoencoder.enable_slicing()
+    for _ in range(3):  # captured after some calls
+        assert torch.equal(decode(bits), together)
+    assert decode(bits).is_contiguous(memory_format=torch.channels_last)
+    assert decode(bits[:0]).shape == (0, 3, 16, 16)
+    decode.autoencoder.disable_slicing()
+    assert torch.equal(decode(bits), together)
+
+
+def peak(side, batch=1, **settings):
+    """Bytes of maps at a time, counted on the meta device."""
+    decode = ImageDecoder(BinaryAutoencoder(SHAPE, device="meta").eval())
+    if settings.get("tile_size"):
+        decode.autoencoder.enable_tiling(settings["tile_size"], exact=False)
+    decode.autoencoder.use_slicing = settings.get("slicing", False)
+    with LiveMemory() as memory:
+        decode(latents(batch, side // 4, side // 4, "meta"))
+    return memory.peak
+
+
+def test_memory_depends_on_the_tile_and_on_the_image_itself():
+    image = 3 * 4 * 512**2 * 4  # its pixels as they are before and while they are rounded
+    assert peak(512) > 3.9 * peak(256) > 15 * peak(128)
+    assert peak(512, tile_size=128) - image < 1.5 * peak(256, tile_size=128)
+    assert peak(512, tile_size=128) < peak(512) / 4
+    assert peak(128, tile_size=128) == peak(128), "no more pixels than a tile: decoded whole"
+    assert peak(128, batch=4) > 3.9 * peak(128)
+    assert peak(128, batch=4, slicing=True) < 1.2 * peak(128)
+    assert peak(256, batch=4, tile_size=128) < 1.3 * peak(256, tile_size=128)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "levels"),
+    [(512, 512, 0), (256, 1024, 0), (512, 528, 1), (1024, 1024, 1), (1024, 1040, 2),
+     (4096, 4096, 3), (10**5, 10**5, 5)],
+)  # fmt: skip
+def test_levels_follow_from_the_size(height, width, levels):
+    assert Tiling(512, exact=True).levels(height, width, 5) == levels
+
+
+def test_an_image_that_is_not_finite_is_named():
+    decode, bits = decoder(), latents(3, 8, 8)
+    bits[1] = torch.nan
+    for enable in (decode.autoencoder.enable_slicing, lambda: decode.autoencoder.enable_tiling(8)):
+        enable()
+        with pytest.raises(NotFiniteError) as caught:
+            decode(bits)
+        assert list(caught.value.images) == [1]
+
+
+def test_bad_arguments_are_refused():
+    autoencoder = decoder().autoencoder
+    for size, kind in ((3, ValueError), (0, ValueError), ("a", TypeError), (8.5, TypeError)):
+        with pytest.raises(kind, match="enable_tiling: tile_size must be an integer of at least 4"):
+            autoencoder.enable_tiling(size)
+    assert autoencoder.tiling is None
+
+
+def _pipelines():
+    from bitdance import BitDanceT2IPipeline
+
+    text = BitDanceT2IPipeline(tiny(), Words())
+    text.set_progress_bar_config(disable=True)
+    return ((tiny_pipeline(), ([0, 1],), {}), (text, (["a fox", "an owl"],), SIZE))
+
+
+def test_both_pipelines_decode_so():
+    for pipeline, arguments, settings in _pipelines():
+        call = {**settings, "num_inference_steps": 1, "seed": 2, "output_type": "uint8"}
+        expected = pipeline(*arguments, **call).images
+        pipeline.enable_vae_slicing()
+        assert torch.equal(pipeline(*arguments, **call).images, expected)
+        pipeline.enable_vae_tiling(4)
+        with_tiles = pipeline(*arguments, **call).images
+        assert (with_tiles.int() - expected.int()).abs().max() <= 1
+        assert pipeline.model.get_submodule(
+            "ae" if hasattr(pipeline.model, "ae") else "vae"
+        ).tiling == Tiling(4, exact=True)
+        bits = pipeline(*arguments, **call | {"output_type": "latent"}).images
+        assert torch.equal(
+            pipeline.decode(bits, **settings, seed=2, output_type="uint8"), with_tiles
+        )
+        pipeline.disable_vae_tiling()
+        pipeline.disable_vae_slicing()
+        assert torch.equal(pipeline(*arguments, **call).images, expected)
