@@ -24,6 +24,7 @@ PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
     "packed_dataset": packed_dataset.measure,
     "processes": processes.measure,
     "quantization": quantization.measure,
+    "quantization_emoji": quantization.measure_emoji,
     "serving": serving.measure,
 }
 """What gives figures; the others compare."""

@@ -1,10 +1,11 @@
-"""What float8 and int8 change in the bundled model.
+"""What float8 and int8 change in the bundled models.
 
 Every way samples the same images, with the same noise, and is compared with float32. Bits of a step
 are those that it gives after the patches that float32 has given, so that a difference is counted
 once; bits of an image are those at its end. The Fréchet distances are those of
 ``bitdance evaluate``, in the features of one classifier for all ways. Times are of single images on
-one thread, in turns.
+one thread, in turns. The distance of pixels is the root of the mean squared difference, of 255
+levels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitdance import BitDancePipeline
+from bitdance import BitDancePipeline, BitDanceT2IPipeline
 from bitdance.data.images import LabeledImages, iterate_batches, open_images, to_float
 from bitdance.evaluation.classifier import Classifier, train_classifier
 from bitdance.evaluation.distances import frechet_distance
@@ -26,7 +27,10 @@ from bitdance_kernels import unpack_signs
 from bitdance_kernels.testing import cpu_threads
 
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
+PROMPTS = Path(__file__).parents[2] / "recipes" / "emoji" / "prompts.txt"
 _BATCH = 250
+
+Pipeline = BitDancePipeline | BitDanceT2IPipeline
 
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -39,8 +43,15 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def pipeline_of(way: str) -> BitDancePipeline:
-    """The bundled model."""
+    """The bundled model of classes."""
     pipeline = BitDancePipeline.from_pretrained("fashion", **WAYS[way])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def text_pipeline_of(way: str) -> BitDanceT2IPipeline:
+    """The bundled model of prompts."""
+    pipeline = BitDanceT2IPipeline.from_pretrained("emoji", **WAYS[way])
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -50,8 +61,16 @@ def labels_of(pipeline: BitDancePipeline, count: int) -> list[int]:
     return [i % pipeline.config.num_classes for i in range(count)]
 
 
+def subjects_of(pipeline: Pipeline, count: int) -> list[int] | list[str]:
+    """Classes or prompts of `count` images."""
+    if isinstance(pipeline, BitDancePipeline):
+        return labels_of(pipeline, count)
+    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    return [prompts[i % len(prompts)] for i in range(count)]
+
+
 def tokens_of_steps(
-    pipeline: BitDancePipeline, count: int, forced: list[Tensor] | None = None
+    pipeline: Pipeline, count: int, forced: list[Tensor] | None = None
 ) -> list[Tensor]:
     """Tokens of each AR step, each step after those that are `forced` in place of them."""
     found: list[Tensor] = []
@@ -60,11 +79,12 @@ def tokens_of_steps(
         found.append(given["latents"])
         return given if forced is None else {"latents": forced[step]}
 
-    pipeline(labels_of(pipeline, count), seed=1, output_type="latent", callback_on_step_end=keep)
+    subjects: Any = subjects_of(pipeline, count)
+    pipeline(subjects, seed=1, output_type="latent", callback_on_step_end=keep)
     return found
 
 
-def equal_bits(pipeline: BitDancePipeline, steps: list[Tensor], image: Tensor) -> dict[str, object]:
+def equal_bits(pipeline: Pipeline, steps: list[Tensor], image: Tensor) -> dict[str, object]:
     """Shares of bits equal to those of `steps` and of the whole `image`."""
     count = len(image)
     forced = tokens_of_steps(pipeline, count, steps)
@@ -81,10 +101,10 @@ def equal_bits(pipeline: BitDancePipeline, steps: list[Tensor], image: Tensor) -
     }
 
 
-def sampled(pipeline: BitDancePipeline, count: int, seed: int) -> Tensor:
+def sampled(pipeline: Pipeline, count: int, seed: int) -> Tensor:
     """Packed tokens of `count` images."""
-    labels = labels_of(pipeline, count)
-    return pipeline(labels, seed=seed, batch_size=_BATCH, output_type="latent").images
+    subjects: Any = subjects_of(pipeline, count)
+    return pipeline(subjects, seed=seed, batch_size=_BATCH, output_type="latent").images
 
 
 def judged(
@@ -101,7 +121,7 @@ def judged(
     }
 
 
-def megabytes(pipeline: BitDancePipeline) -> float:
+def megabytes(pipeline: Pipeline) -> float:
     """Memory of the blocks of transformer and head, without the autoencoder."""
     tensors = [t for block in pipeline._blocks for t in block.state_dict().values()]
     return sum(t.nbytes for t in tensors) / 1e6
@@ -168,3 +188,26 @@ def measure(
     counts = {"images": images, "samples": samples, "epochs": epochs, "rounds": rounds}
     nothing: dict[str, object] = {"rows": [], "images": [], "limits": {}}  # what other results have
     return {**nothing, "quantization": {**counts, "ways": ways}}
+
+
+def measure_emoji(images: int = 16) -> dict[str, object]:
+    """Figures by way, of the bundled model of prompts.
+
+    Args:
+        images: images whose bits and pixels are compared.
+    """
+    original = text_pipeline_of("float32")
+    steps, image = tokens_of_steps(original, images), sampled(original, images, seed=1)
+    pixels = original.decode(image, seed=1, output_type="uint8").double()
+    ways: dict[str, dict[str, object]] = {}
+    for way in WAYS:
+        pipeline = text_pipeline_of(way)
+        found = original.decode(sampled(pipeline, images, seed=1), seed=1, output_type="uint8")
+        distance = (found.double() - pixels).square().mean().sqrt()
+        ways[way] = {
+            "MB of blocks": megabytes(pipeline),
+            **equal_bits(pipeline, steps, image),
+            "distance of pixels": float(distance),
+        }
+    nothing: dict[str, object] = {"rows": [], "images": [], "limits": {}}  # what other results have
+    return {**nothing, "quantization": {"images": images, "ways": ways}}

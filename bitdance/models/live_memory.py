@@ -27,8 +27,9 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = self.live = 0
-        self._made: dict[int, weakref.ref[Any]] = {}
-        self._given: set[int] = set()
+        # Addresses of storages; those that are freed are forgotten, since others come in their
+        # place.
+        self._known: dict[int, weakref.ref[Any]] = {}
 
     @classmethod
     def counts_alone(cls, modes: Sequence[TorchDispatchMode]) -> bool:
@@ -37,21 +38,21 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._given |= {id for id, _ in _storages((args, kwargs)) if id not in self._made}
+        for id, storage in _storages((args, kwargs)):
+            if id not in self._known:  # it was there before
+                self._remember(id, storage, 0)
         results = func(*args, **kwargs)
         for id, storage in _storages(results):
-            if id not in self._made and id not in self._given:
-                self._count(id, storage)
+            if id not in self._known:
+                self._remember(id, storage, storage.nbytes())
         return results
 
-    def _count(self, id: int, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-
+    def _remember(self, id: int, storage: torch.UntypedStorage, size: int) -> None:
         def freed(_: Any) -> None:
             self.live -= size
-            del self._made[id]
+            del self._known[id]
 
-        self._made[id] = weakref.ref(storage, freed)
+        self._known[id] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
 

@@ -15,12 +15,12 @@ from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import ModelConfig
 from bitdance.models.diffusion_head import HeadNetwork
+from bitdance.models.live_memory import LiveMemory
 from bitdance.models.loading.meta_device import build_on_meta
 from bitdance.models.quantization import check_quantization, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.models.transformer import Transformer
-from bitdance.models.live_memory import LiveMemory
 from bitdance.sampling.ar_sampler import ARSampler, StepResult
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.image_decoder import ImageDecoder

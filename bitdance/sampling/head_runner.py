@@ -204,11 +204,7 @@ class HeadRunner:
     def precision(self) -> AbstractContextManager[object]:
         """See ``Head``; autocast is off, since everything has the dtype of the products."""
         kind = self.times.device.type
-        return (
-            torch.autocast(kind, enabled=False)
-            if is_autocast_enabled(kind)
-            else nullcontext()
-        )
+        return torch.autocast(kind, enabled=False) if is_autocast_enabled(kind) else nullcontext()
 
     def begin(self, cond: torch.Tensor) -> None:
         """See ``Head``."""

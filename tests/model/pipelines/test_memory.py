@@ -1,23 +1,41 @@
 """Estimates of memory against what models have and make."""
 
+import ctypes
 import dataclasses
+import gc
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bitdance import BitDancePipeline, BitDanceT2IPipeline
 from bitdance.cli.main import main
-from bitdance.models.config import AUTOENCODER_PRESETS, HEAD_PRESETS, AutoencoderConfig
+from bitdance.models.class_conditional import BitDanceModel
+from bitdance.models.config import (
+    AUTOENCODER_PRESETS,
+    HEAD_PRESETS,
+    AutoencoderConfig,
+    HeadConfig,
+    ModelConfig,
+)
+from bitdance.models.live_memory import LiveMemory
 from bitdance.models.quantization import quantize_blocks
 from bitdance.models.qwen3 import Qwen3Config
+from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
-from bitdance.models.live_memory import LiveMemory
 from bitdance.pipelines.memory import GIB, estimate_memory
+from bitdance.pipelines.prompts import PROMPT
 from bitdance.sampling.image_decoder import ImageDecoder
+from tests.forked import READY
 from tests.model.helpers.releases import qwen_model, write_flat
 from tests.model.helpers.tiny import PACKABLE, tiny_pipeline
 from tests.model.models.test_text_to_image import CONFIG, tiny
+from tests.model.pipelines.test_text_to_image import Words
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 QWEN_14B = Qwen3Config(
     hidden_size=5120, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=8,
@@ -132,22 +150,93 @@ def test_info_tells_of_a_text_to_image_model_without_its_weights(tmp_path, capsy
 
 
 def test_the_table_of_the_documents_is_what_is_computed():
-    """Rows: quantization, images and pixels; columns: bytes of each part, and what fits."""
-    ways = {"resident": "fits", "offloaded": "with offload", None: "no"}
-    rows = []
-    for quantization in (None, "fp8_weight_only"):
-        for images, side in ((1, 512), (1, 1024), (4, 1024)):
-            found = estimate_memory(
-                MODEL_14B, dtype=torch.bfloat16, quantization=quantization, batch_size=images,
-                height=side, width=side,
-            )  # fmt: skip
-            parts = [found.weights[name] for name in ("language model", "head", "autoencoder")]
-            numbers = [*parts, found.cache, found.decoding, found.resident, found.offloaded]
-            cells = [
-                quantization or "none", f"{images} of {side} x {side}",
-                *(f"{number / GIB:.1f}" for number in numbers),
-                *(ways[found.fits(gib)] for gib in (24, 48, 80)),
-            ]  # fmt: skip
-            rows.append(f"| {' | '.join(cells)} |\n")
-    page = (Path(__file__).parents[3] / "docs" / "text_to_image.md").read_text()
-    assert "".join(rows) in page, "".join(rows)
+    sys.path.insert(0, str(DOCS))
+    try:
+        import memory_plan
+    finally:
+        sys.path.remove(str(DOCS))
+    assert memory_plan.MODEL == MODEL_14B
+    assert memory_plan.table() in (DOCS / "memory.md").read_text(), "run `make docs`"
+
+
+class Names(Words):
+    """Knows every special token."""
+
+    def convert_tokens_to_ids(self, token):
+        return 100 + sum(token.encode()) % 3000
+
+
+AUTOENCODER = AutoencoderConfig(
+    ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=16, num_codebooks=1
+)
+MEASURED = {
+    "classes": ModelConfig(
+        dim=512, n_layer=12, n_head=8, diff_layers=4, diff_dim=512, diff_adanln_layers=2,
+        parallel_num=16, latent_dim=16, down_size=4, resolution=64, num_classes=5,
+        cls_token_num=16, cfg_scale=2.0, autoencoder=AUTOENCODER,
+    ),
+    "prompts": TextToImageConfig(
+        Qwen3Config(
+            hidden_size=512, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=4,
+            intermediate_size=1536, vocab_size=4096, head_dim=64,
+        ),
+        HeadConfig(
+            ch_target=16, ch_cond=512, ch_latent=512, depth_latent=4, depth_adanln=2,
+            architecture="t2i",
+        ),
+        AUTOENCODER, parallel_num=64,
+    ),
+}  # fmt: skip
+"""Models whose weights are some 200 MB."""
+CALL = {"num_inference_steps": 2, "output_type": "uint8"}
+SIZE = {"height": 128, "width": 128}
+WORDS = ("a red fox", "an owl")
+
+
+def generate(kind, config):
+    if kind == "classes":
+        pipeline, arguments = BitDancePipeline(BitDanceModel(config), ("",) * 5), ([0, 1],)
+    else:
+        pipeline = BitDanceT2IPipeline(TextToImageModel(config), Names())
+        arguments = (WORDS,)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(*arguments, **CALL, **(SIZE if kind == "prompts" else {}))
+
+
+def status(name):
+    """A figure of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _measure(kind, answer):
+    """Bytes by which a process grows at most while it makes a model and two images."""
+    torch.set_num_threads(1)
+    small = {"classes": {"dim": 64, "n_layer": 1}, "prompts": {}}[kind]
+    config = dataclasses.replace(MEASURED[kind], **small)
+    if kind == "prompts":
+        llm = dataclasses.replace(config.llm, num_hidden_layers=1)
+        config = dataclasses.replace(config, llm=llm)
+    generate(kind, config)  # what PyTorch and its libraries make at their first use
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+    generate(kind, MEASURED[kind])
+    answer.put(status("VmHWM") - before)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", MEASURED)
+def test_a_process_grows_by_what_is_estimated(kind):
+    """Within a tenth, weights, cache, buffers and maps together."""
+    answer = READY.Queue()
+    process = READY.Process(target=_measure, args=(kind, answer))
+    process.start()
+    measured = answer.get(timeout=300)
+    process.join()
+    tokens = max(len(PROMPT.format(words)) for words in WORDS)
+    found = estimate_memory(
+        MEASURED[kind], batch_size=2, num_inference_steps=2, prompt_tokens=tokens, **SIZE
+    )
+    assert abs(found.on_cpu - measured) < measured / 10, (found.to_dict(), measured)

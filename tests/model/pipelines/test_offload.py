@@ -32,7 +32,7 @@ def class_pipeline(**changes):
 EVERY = pytest.mark.parametrize(
     "make", [text_pipeline, class_pipeline, partial(class_pipeline, parallel_num=1)]
 )
-SETTINGS = {"num_inference_steps": 2, "seed": 3, "output_type": "uint8"}
+SETTINGS = {"num_inference_steps": 1, "seed": 3, "output_type": "uint8"}
 
 
 def state(pipeline):
