@@ -190,7 +190,7 @@ def measure(
     return {**nothing, "quantization": {**counts, "ways": ways}}
 
 
-def measure_emoji(images: int = 16) -> dict[str, object]:
+def measure_emoji(images: int = 8) -> dict[str, object]:
     """Figures by way, of the bundled model of prompts.
 
     Args:

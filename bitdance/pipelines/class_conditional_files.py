@@ -25,8 +25,8 @@ from bitdance.models.loading.meta_device import (
     model_block_counts,
 )
 from bitdance.models.loading.model_folder import is_weights_of, open_folder, read_consistently
-from bitdance.models.loading.streamed_weights import stream_weights
 from bitdance.models.quantization import check_blocks
+from bitdance.models.streamed_weights import stream_weights
 
 __all__ = ["digest", "load_file", "load_folder"]
 

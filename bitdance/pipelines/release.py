@@ -36,9 +36,9 @@ from bitdance.models.loading.release_layout import (
     release_layout,
     tokenizer_files,
 )
-from bitdance.models.loading.streamed_weights import stream_weights
 from bitdance.models.quantization import check_blocks
 from bitdance.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
+from bitdance.models.streamed_weights import stream_weights
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.pipelines.release_shapes import infer_release_config

@@ -13,13 +13,13 @@ from bitdance.io import weights
 from bitdance.io.files import CheckpointError
 from bitdance.models.live_memory import LiveMemory
 from bitdance.models.loading.meta_device import build_on_meta
-from bitdance.models.loading.streamed_weights import stream_weights
 from bitdance.models.quantization import (
     QUANTIZATIONS,
     Float8Linear,
     quantization_of,
     quantized_from_file,
 )
+from bitdance.models.streamed_weights import stream_weights
 from bitdance_kernels import dequantize_rows
 from tests.model.helpers.releases import LLM, write_diffusers, write_flat, write_three_files
 from tests.model.helpers.tiny import PACKABLE, tiny_model, tiny_pipeline

@@ -203,6 +203,9 @@ def generate(kind, config):
     pipeline(*arguments, **CALL, **(SIZE if kind == "prompts" else {}))
 
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+
+
 def status(name):
     """A figure of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -212,6 +215,8 @@ def status(name):
 def _measure(kind, answer):
     """Bytes by which a process grows at most while it makes a model and two images."""
     torch.set_num_threads(1)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back to the system
     small = {"classes": {"dim": 64, "n_layer": 1}, "prompts": {}}[kind]
     config = dataclasses.replace(MEASURED[kind], **small)
     if kind == "prompts":
@@ -219,7 +224,7 @@ def _measure(kind, answer):
         config = dataclasses.replace(config, llm=llm)
     generate(kind, config)  # what PyTorch and its libraries make at their first use
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc.malloc_trim(0)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
     generate(kind, MEASURED[kind])
