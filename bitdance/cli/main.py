@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from bitdance.cli import (
     bench,
     completion,
+    demo,
     evaluate,
     export,
     generate,
@@ -32,7 +33,8 @@ from bitdance_kernels import __version__
 __all__ = ["main"]
 
 _COMMANDS = (
-    generate, sample, serve, reconstruct, info, export, train, tokenize, evaluate, metrics, bench,
+    generate, sample, demo, serve, reconstruct, info, export, train, tokenize, evaluate, metrics,
+    bench,
 )  # fmt: skip
 
 

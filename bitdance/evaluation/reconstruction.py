@@ -24,13 +24,18 @@ class Reconstruction:
 
     Attributes:
         image: the reconstruction.
-        num_bytes: size of its packed codes.
+        packed: its packed codes, uint8 [h, w, ceil(C / 8)], on the CPU.
         psnr_db: peak signal-to-noise ratio in dB; infinity where no pixel differs.
     """
 
     image: Image.Image
-    num_bytes: int
+    packed: torch.Tensor
     psnr_db: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the packed codes."""
+        return self.packed.numel()
 
 
 @torch.inference_mode()
@@ -42,7 +47,7 @@ def reconstruct_image(autoencoder: BinaryAutoencoder, image: Image.Image) -> Rec
     decoded = ImageDecoder(autoencoder)(packed).cpu()
     error = float((decoded.double() - pixels.double()).square().mean())
     result = Image.fromarray(decoded[0].permute(1, 2, 0).contiguous().numpy())
-    return Reconstruction(result, packed.numel(), psnr(error, peak=255))
+    return Reconstruction(result, packed[0].cpu(), psnr(error, peak=255))
 
 
 @torch.no_grad()

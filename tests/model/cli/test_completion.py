@@ -40,7 +40,7 @@ def script(request, folder, capsys):
 
 
 CASES = [  # words with the beginning of the last, and what completes it
-    ([""], "bench completion evaluate export generate info metrics reconstruct sample serve "
+    ([""], "bench completion demo evaluate export generate info metrics reconstruct sample serve "
      "tokenize train"),
     (["gen"], "generate"),
     (["train", ""], "autoencoder model text-to-image"),

@@ -213,4 +213,4 @@ def test_every_command_that_ends_has_it():
     parser = bitdance.cli.main._parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     without = [name for name, p in commands.choices.items() if "--json" not in p.format_help()]
-    assert without == ["serve", "train", "completion"]  # train has kinds, which have it
+    assert without == ["demo", "serve", "train", "completion"]  # train has kinds, which have it

@@ -1,0 +1,558 @@
+"""The page's answers without Gradio: settings, runs, visitors, bits, messages."""
+
+import base64
+import io
+import re
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bitdance import BitDanceT2IPipeline, GenerationCancelled
+from bitdance.integrations.demo import reconstruction
+from bitdance.integrations.demo.bit_map import bit_map, npy_file, unpack_bits
+from bitdance.integrations.demo.models import InputError, Limits, Picture, demo_model
+from bitdance.integrations.demo.reconstruction import read_picture, rebuild, sides
+from bitdance.integrations.demo.runner import Progress, Run, Runner
+from bitdance.integrations.demo.studio import Studio, reconstruct
+from bitdance.integrations.demo.visits import Visits
+from bitdance.models.autoencoder.autoencoder import to_uint8
+from bitdance.pipelines.text_to_image_files import SamplingConfig
+from tests.model.helpers.tiny import tiny_pipeline
+from tests.model.helpers.words import SizedWords
+from tests.model.models.test_text_to_image import tiny as tiny_text_to_image
+
+SECONDS = 60  # after which a test has failed
+CLASSES = {"subject": "boot", "seed": "7", "num_inference_steps": 2, "num_images": 2}
+TEXTS = {"subject": "a cat", "negative_prompt": "dogs", "seed": "7", "num_images": 2}
+
+
+def text_pipeline():
+    sampling = SamplingConfig(height=8, width=12, num_inference_steps=2, guidance_scale=3.0)
+    return BitDanceT2IPipeline(tiny_text_to_image(), SizedWords(), sampling)
+
+
+@pytest.fixture(scope="module")
+def classes():
+    return demo_model(tiny_pipeline(), "tiny", Limits(max_images=4))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return demo_model(text_pipeline(), "words")
+
+
+@pytest.fixture(scope="module")
+def patches():
+    """A model whose tokens have the bits of several places."""
+    return demo_model(tiny_pipeline(patch_size=2, resolution=16), "patches")
+
+
+@pytest.fixture
+def runner():
+    made = Runner()
+    yield made
+    made.close()
+
+
+class Ticks:
+    """A clock that goes on by a second each time that it is read."""
+
+    def __init__(self):
+        self.now = 0
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+def gated(model, monkeypatch):
+    """Events: the model has drawn a patch; it may go on."""
+    reached, go_on = threading.Event(), threading.Event()
+    sample = model.sample
+
+    def held(settings, callback):
+        def on_step(*given):
+            reached.set()
+            assert go_on.wait(SECONDS)
+            return callback(*given)
+
+        return sample(settings, on_step)
+
+    monkeypatch.setattr(model, "sample", held)
+    return reached, go_on
+
+
+def pixels_of(html):
+    """Arrays of the PNG images in a part of the page, in their order."""
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subject": "zebra"}, "no class 'zebra'"),
+        ({"subject": ""}, "Choose a class"),
+        ({"subject": None}, "Choose a class"),
+        ({"subject": ["boot"]}, "class must be text"),
+        ({"negative_prompt": "dogs"}, "takes no negative prompt"),
+        ({"seed": "-1"}, "seed must be a whole number from 0 to 18446744073709551615"),
+        ({"seed": str(2**64)}, "seed must be"),
+        ({"seed": "9" * 5000}, "seed must be"),
+        ({"seed": "1e3"}, "seed must be"),
+        ({"seed": "seven"}, "or empty for a random one, got 'seven'"),
+        ({"seed": "\u0663"}, "seed must be"),
+        ({"guidance_scale": float("nan")}, "guidance must be from 0 to 20"),
+        ({"guidance_scale": 1e9}, "guidance must be"),
+        ({"guidance_scale": "high"}, "guidance must be"),
+        ({"num_inference_steps": 0}, "number of steps must be a whole number from 1 to 250"),
+        ({"num_inference_steps": 10**9}, "number of steps must be"),
+        ({"num_images": 5}, "number of images must be a whole number from 1 to 4"),
+        ({"num_images": 1.5}, "number of images must be"),
+        ({"height": 16}, "height must be of 8 pixels, got 16"),
+    ],
+)
+def test_what_classes_refuse(classes, changes, message):
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        classes.settings(**{**CLASSES, **changes})
+    assert error.value.field in changes
+    assert len(str(error.value)) < 300
+    assert str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subject": "  "}, "prompt is empty"),
+        ({"subject": "a" * 2001}, "prompt has 2,001 characters; at most 2,000"),
+        ({"negative_prompt": "a" * 2001}, "negative prompt has 2,001 characters"),
+        ({"height": 10}, "height must be of 4, 8, 12 pixels, got 10"),
+        ({"height": 12, "width": 12}, "12 x 12 pixels are too many; at most 96"),
+        ({"width": "wide"}, "width must be of"),
+    ],
+)
+def test_what_texts_refuse(texts, changes, message):
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        texts.settings(**{**TEXTS, **changes})
+    assert error.value.field in changes
+
+
+def test_a_prompt_longer_than_the_models_positions(monkeypatch):
+    import dataclasses
+
+    from tests.model.models.test_text_to_image import QWEN
+
+    llm = dataclasses.replace(QWEN, max_position_embeddings=100)
+    pipeline = BitDanceT2IPipeline(
+        tiny_text_to_image(llm=llm), SizedWords(), SamplingConfig(height=8, width=8)
+    )
+    model = demo_model(pipeline, "short")
+    with pytest.raises(InputError, match=r"prompt is too long: it has \d+ tokens, .* room for 82"):
+        model.settings("a" * 80)
+    with pytest.raises(InputError, match="negative prompt is too long"):
+        model.settings("a", negative_prompt="b" * 80)
+    assert model.settings("a").size == (8, 8)
+
+
+def test_an_empty_seed_is_random(classes):
+    seeds = {classes.settings("boot", seed=empty).seed for empty in ("", " ", None)}
+    assert len(seeds) == 3
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert classes.settings("boot", seed=f" {2**64 - 1} ").seed == 2**64 - 1
+
+
+def test_defaults_are_the_models(classes, texts):
+    settings = classes.settings("boot")
+    assert (settings.guidance_scale, settings.num_inference_steps) == (2.0, 100)
+    assert (settings.size, settings.num_images) == ((8, 8), 1)
+    settings = texts.settings("a cat")
+    assert (settings.guidance_scale, settings.num_inference_steps) == (3.0, 2)
+    assert settings.size == (8, 12)
+
+
+def test_sizes_are_those_that_the_tokenizer_knows():
+    model = demo_model(text_pipeline(), "words", Limits(max_pixels=40))
+    assert model.heights == (4, 8)
+    assert model.size == (4, 4)  # the model's own has too many pixels
+    with pytest.raises(ValueError, match="max_pixels must be of an image"):
+        demo_model(text_pipeline(), "words", Limits(max_pixels=9))
+
+
+@pytest.mark.parametrize("kind", ["classes", "texts"])
+def test_pictures_are_those_of_the_pipeline(kind, request, runner):
+    model = request.getfixturevalue(kind)
+    entries = CLASSES if kind == "classes" else TEXTS
+    settings = model.settings(**entries)
+    *progress, pictures = runner.draw(model, settings, Run())
+    if kind == "classes":
+        call = {"num_inference_steps": 2}
+    else:
+        call = {"negative_prompt": "dogs", "height": 8, "width": 12}
+    call |= {"num_images_per_prompt": 2, "seed": 7}
+    expected = model.pipeline(entries["subject"], **call).images
+    latents = model.pipeline(entries["subject"], **call, output_type="latent").images
+    assert [p.sample_id for p in pictures] == [0, 1]
+    for picture, image, packed in zip(pictures, expected, latents, strict=True):
+        assert np.array_equal(picture.image, image)
+        assert np.array_equal(picture.packed, packed)
+    assert [p.step for p in progress] == sorted({p.step for p in progress})
+    assert progress[-1].step == progress[-1].ar_steps
+
+
+@pytest.mark.parametrize("kind", ["classes", "patches", "texts"])
+def test_bits_lie_where_the_decoder_takes_them(kind, request, runner):
+    model = request.getfixturevalue(kind)
+    settings = model.settings(**(TEXTS if kind == "texts" else CLASSES))
+    *_, (picture, _) = runner.draw(model, settings, Run())
+    bits = model.bits(picture)
+    packed = np.packbits(bits, axis=-1, bitorder="little")
+    assert np.array_equal(unpack_bits(packed, bits.shape[-1]), bits)
+    with torch.no_grad():
+        decoded = to_uint8(model.autoencoder.decode(torch.from_numpy(packed)[None]))
+    assert np.array_equal(decoded[0].permute(1, 2, 0), picture.image)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8, 32])
+def test_a_map_has_a_pixel_for_each_bit(channels):
+    bits = np.random.default_rng(0).integers(0, 2, (3, 5, channels), np.uint8)
+    image = np.asarray(bit_map(bits))
+    inside = image[image != 128]
+    assert inside.size == bits.size
+    assert set(np.unique(inside)) <= {0, 255}
+    height = {1: 1, 7: 1, 8: 2, 32: 4}[channels]
+    width = channels // height
+    assert image.shape == (3 * (height + 1) - 1, 5 * (width + 1) - 1)
+    cell = image[2 * (height + 1) :, 4 * (width + 1) :]
+    assert np.array_equal(cell.flatten() == 255, bits[2, 4] == 1)
+
+
+def test_a_preview_follows_each_patch_that_leaves_time_for_it(classes):
+    settings = classes.settings(**CLASSES)
+    seen = []
+
+    class EveryPatch(Run):
+        def publish(self, progress):
+            seen.append(progress)
+            super().publish(progress)
+
+    def previews(clock):
+        runner = Runner(clock)
+        try:
+            seen.clear()
+            list(runner.draw(classes, settings, EveryPatch()))
+        finally:
+            runner.close()
+        return [progress.previews is not None for progress in seen]
+
+    assert previews(Ticks()) == [True, False, False, False]  # a preview takes a tick of four
+    moments = iter([0, 0, 0, 1, 1, 1, 2, 2, 2])  # a preview takes no time
+    assert previews(lambda: next(moments)) == [True, True, True, False]
+    assert len(seen) == 4
+    first = seen[0].previews
+    gray = np.asarray(first[0]) == 128
+    assert 0.5 < gray.mean() < 1  # a quarter is drawn
+
+
+def test_a_slow_reader_gets_the_newest(classes):
+    run, image = Run(), Image.new("RGB", (1, 1))
+    run.publish(Progress(1, 4, [image]))
+    run.publish(Progress(2, 4, None))
+    reader = run.read()
+    assert next(reader) == Progress(2, 4, [image])
+    run.publish(Progress(3, 4, None))
+    assert next(reader) == Progress(3, 4, None)
+    run.end()
+    assert list(reader) == []
+
+
+def test_cancelled_after_a_patch(classes, runner, monkeypatch):
+    settings, run = classes.settings(**CLASSES), Run()
+    with monkeypatch.context() as patch:
+        reached, go_on = gated(classes, patch)
+        reader = runner.draw(classes, settings, run)
+        with ThreadPoolExecutor(1) as pool:
+            read = pool.submit(list, reader)
+            assert reached.wait(SECONDS)
+            run.cancel()
+            go_on.set()
+            with pytest.raises(GenerationCancelled, match="stopped after patch 1 of 4"):
+                read.result(SECONDS)
+    *_, pictures = runner.draw(classes, settings, Run())  # nothing is left behind
+    expected = classes.pipeline("boot", num_inference_steps=2, seed=7).images[0]
+    assert np.array_equal(pictures[0].image, expected)
+
+
+def test_cancelled_while_it_waits(classes, runner, monkeypatch):
+    settings, run = classes.settings(**CLASSES), Run()
+    reached, go_on = gated(classes, monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(list, runner.draw(classes, settings, Run()))
+        assert reached.wait(SECONDS)
+        second = pool.submit(list, runner.draw(classes, settings, run))
+        run.cancel()
+        go_on.set()
+        assert len(first.result(SECONDS)[-1]) == 2
+        with pytest.raises(GenerationCancelled, match="stopped before the first patch"):
+            second.result(SECONDS)
+
+
+def test_a_reader_that_leaves_stops_the_run(classes, runner):
+    run = Run()
+    reader = runner.draw(classes, classes.settings(**CLASSES), run)
+    next(reader)
+    reader.close()
+    assert run.cancelled
+
+
+def test_a_runner_that_closes_ends_all_runs(classes, monkeypatch):
+    runner, settings = Runner(), classes.settings(**CLASSES)
+    reached, go_on = gated(classes, monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(list, runner.draw(classes, settings, Run()))
+        assert reached.wait(SECONDS)
+        second = pool.submit(list, runner.draw(classes, settings, Run()))
+        while not runner._executor._work_queue.qsize():
+            assert not second.done()
+        runner.close()
+        go_on.set()
+        for read in (first, second):
+            with pytest.raises(GenerationCancelled):
+                read.result(SECONDS)
+
+
+def test_two_visitors_get_their_own_pictures(classes, runner):
+    studio = Studio(classes, runner)
+
+    def visit(number):
+        visitor, drawn = f"visitor {number}", []
+        for seed in range(3):
+            entries = {"subject": ("boot", "bag")[number], "seed": str(10 * number + seed)}
+            *_, last = studio.draw(visitor, {**entries, "num_inference_steps": 1})
+            drawn.append(last)
+        return drawn
+
+    with ThreadPoolExecutor(2) as pool:
+        visits = list(pool.map(visit, range(2)))
+    for number, drawn in enumerate(visits):
+        for seed, view in enumerate(drawn):
+            name = ("boot", "bag")[number]
+            expected = classes.pipeline(name, num_inference_steps=1, seed=10 * number + seed)
+            (shown,) = pixels_of(view.grid)
+            assert np.array_equal(shown, expected.images[0])
+            assert len(view.pictures) == seed + 1  # the newest first, none of the other visitor
+            assert {p.settings.subject for p in view.pictures} == {name}
+            assert view.pictures[0].settings.seed == 10 * number + seed
+
+
+def picture_of(classes, side):
+    settings = classes.settings(**CLASSES)
+    return Picture(settings, 0, Image.new("RGB", (side, side)), np.zeros((4, 1), np.uint8))
+
+
+def test_memory_of_visits_is_bounded(classes):
+    picture = picture_of(classes, 10)
+    assert picture.num_bytes == 304
+    visits = Visits(max_pictures=3, max_visits=2, max_bytes=5 * 304)
+    for visitor, count in (("a", 3), ("b", 4)):
+        visits.finish(visitor, visits.begin(visitor), [picture] * count)
+    assert [len(visits.pictures(v)) for v in "ab"] == [2, 3]  # of who was away for longer
+    run = visits.begin("a")
+    visits.begin("c")
+    assert len(visits) == 2
+    assert visits.pictures("b") == []  # forgotten
+    visits.begin("d")
+    assert run.cancelled
+    assert visits.finish("a", run, [picture]) == []
+
+
+def test_what_is_cancelled_or_left_is_not_remembered(classes):
+    visits, picture = Visits(), picture_of(classes, 1)
+    first, second = visits.begin("a"), visits.begin("a")
+    assert first.cancelled
+    assert visits.finish("a", first, [picture]) == []
+    assert not second.cancelled
+    assert visits.cancel("a")
+    assert second.cancelled
+    assert not visits.cancel("a")
+    assert visits.finish("a", second, [picture]) == []
+    third = visits.begin("a")
+    visits.leave("a")
+    assert third.cancelled
+    assert visits.finish("a", third, [picture]) == []
+    assert len(visits) == 0
+    assert not visits.cancel("nobody")
+
+
+def test_a_run_on_the_page(classes, runner):
+    studio = Studio(classes, runner)
+    begun, *views, last = studio.draw("a", {**CLASSES, "seed": "3"})
+    assert begun.grid.count("bd-cell") == 2
+    assert "patch 4 of 4" in views[-1].status
+    assert "Seed 3." in last.status
+    shown, bits = pixels_of(last.details)
+    assert np.array_equal(shown, last.pictures[0].image)
+    assert np.array_equal(bits, bit_map(classes.bits(last.pictures[0])))
+    file = re.search(r'download="tiny-3-0.npy" href="data:[^,]+,([^"]+)"', last.details)[1]
+    saved = np.load(io.BytesIO(base64.b64decode(file)))
+    decoded = classes.pipeline.decode(torch.from_numpy(saved), seed=3)[0]
+    assert np.array_equal(decoded, last.pictures[0].image)
+    assert np.array_equal(pixels_of(studio.select("a", 1))[0], last.pictures[1].image)
+    for number in (-1, 2):
+        assert "not kept any more" in studio.select("a", number)
+    assert "not kept any more" in studio.select("b", 0)
+
+
+def test_a_visitor_stops_a_run(classes, runner, monkeypatch):
+    studio = Studio(classes, runner)
+    reached, go_on = gated(classes, monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(lambda: list(studio.draw("a", CLASSES)))
+        assert reached.wait(SECONDS)
+        assert "Stopped." in studio.stop("a")
+        go_on.set()
+        *_, last = read.result(SECONDS)
+    assert "Stopped after patch 1 of 4." in last.status
+    assert studio.visits.pictures("a") == []
+
+
+def test_a_page_that_reads_no_further_stops_a_run(classes, runner, monkeypatch):
+    studio, runs = Studio(classes, runner), []
+    begin = studio.visits.begin
+    monkeypatch.setattr(
+        studio.visits, "begin", lambda visitor: runs.append(begin(visitor)) or runs[-1]
+    )
+    views = studio.draw("a", CLASSES)
+    next(views)
+    next(views)
+    views.close()
+    assert runs[0].cancelled
+    assert not studio.visits.cancel("a")  # it is over
+
+
+def test_messages_have_no_trace(classes, runner, monkeypatch, caplog):
+    studio = Studio(classes, runner)
+    entries = {**CLASSES, "seed": "<script>alert(1)</script>"}
+    assert studio.check(entries).field == "seed"
+    assert studio.check(CLASSES) is None
+    (view,) = studio.draw("a", entries)
+    assert 'role="alert"' in view.status
+    assert "<script>" not in view.status
+
+    def failing(error):
+        def sample(settings, callback):
+            raise error
+
+        monkeypatch.setattr(classes, "sample", sample)
+        *_, view = studio.draw("a", CLASSES)
+        assert "Traceback" not in view.status
+        return view.status
+
+    assert "not enough memory" in failing(MemoryError())
+    assert "not enough memory" in failing(RuntimeError("DefaultCPUAllocator: not enough memory"))
+    assert not caplog.records
+    secret = failing(KeyError("/secret/path"))
+    assert "failed (KeyError)" in secret
+    assert "/secret/path" not in secret
+    assert "/secret/path" in caplog.text
+
+
+def test_nan_of_a_model_is_a_message(runner):
+    pipeline = tiny_pipeline()
+    model = demo_model(pipeline, "broken")
+    with torch.no_grad():
+        next(pipeline.model.vae.decoder.parameters()).fill_(float("nan"))
+    *_, view = Studio(model, runner).draw("a", CLASSES)
+    assert "The model has failed" in view.status
+    assert "NaN or infinity" in view.status
+
+
+def test_what_a_visitor_writes_is_text_on_the_page(texts, runner):
+    evil = '<img src=x onerror="alert(1)">\'"&'
+    entries = {**TEXTS, "subject": evil, "negative_prompt": evil}
+    *_, view = Studio(texts, runner).draw("a", entries)
+    for part in (view.grid, view.details):
+        assert "onerror=&quot;" in part
+        assert 'onerror="' not in part
+        assert "src=x" not in re.sub(r'alt="[^"]*"|<dd>[^<]*</dd>', "", part)
+
+
+def png(width, height, body=b""):
+    """The beginning of a PNG file, or with a body all of it."""
+
+    def chunk(name, content):
+        crc = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + crc
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a.png is not a complete image: no known image format"),
+        (b"hello", "a.png is not a complete image: no known image format"),
+        (png(8, 8, b"damaged"), "a.png is not a complete image"),
+        (png(8000, 8000), "a.png has too many pixels; pictures of at most 50 million"),
+        (png(100_000, 100_000), "a.png has too many pixels"),
+        (b"\0" * 3000, "a.png is too large; files of at most"),
+    ],
+    ids=["empty", "text", "damaged", "large", "bomb", "file"],
+)
+def test_pictures_that_cannot_be_read(content, message, monkeypatch):
+    monkeypatch.setattr(reconstruction, "MAX_FILE_BYTES", 2000)
+    with pytest.raises(InputError, match=message) as error:
+        read_picture(io.BytesIO(content), "a.png")
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("size", [(8, 8), (37, 21), (1, 300), (400, 5), (3, 3)])
+def test_a_picture_of_any_size_is_rebuilt(classes, size):
+    draw = np.random.default_rng(0)
+    picture = Image.fromarray(draw.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    assert sides(classes) == (8, 16, 32)
+    for side in sides(classes):
+        rebuilt = rebuild(classes, picture, side)
+        assert rebuilt.image.size == rebuilt.original.size
+        width, height = rebuilt.original.size
+        assert min(width, height) == side
+        assert max(width, height) <= 2 * side
+        assert rebuilt.bits.shape == (height // 2, width // 2, 8)
+        assert rebuilt.packed.shape == (height // 2, width // 2, 1)
+        error = np.square(np.subtract(rebuilt.image, rebuilt.original, dtype=float)).mean()
+        assert rebuilt.psnr_db == pytest.approx(10 * np.log10(255**2 / error))
+        assert 0 < rebuilt.kept <= 1
+
+
+def test_bits_of_a_rebuilt_picture_decode_to_it(classes):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    rebuilt = rebuild(classes, picture, 8)
+    saved = np.load(io.BytesIO(npy_file(rebuilt.packed[None])))
+    with torch.no_grad():
+        decoded = to_uint8(classes.autoencoder.decode(torch.from_numpy(saved)))
+        again = classes.autoencoder.encode(decoded / 127.5 - 1, packed=True)
+    assert np.array_equal(decoded[0].permute(1, 2, 0), rebuilt.image)
+    same = unpack_bits(again[0].numpy(), 8) == rebuilt.bits
+    assert rebuilt.kept == same.mean()
+
+
+def test_a_picture_of_a_visitor_on_the_page(classes, runner, tmp_path):
+    path = tmp_path / "<b>.png"
+    Image.new("RGB", (20, 10), "red").save(path)
+    shown = reconstruct(classes, runner, str(path), 16)
+    assert "&lt;b&gt;.png, 32 x 16 pixels" in shown
+    assert "<b>" not in shown
+    assert "8 x 16 codes of 8 bits = 128 bytes, 8.33% of the 1,536 bytes" in shown
+    original, rebuilt, bits = pixels_of(shown)
+    assert original.shape == rebuilt.shape == (16, 32, 3)
+    assert bits.shape == (8 * 3 - 1, 16 * 5 - 1)
+    assert "Choose a picture first" in reconstruct(classes, runner, None, 16)
+    assert "Choose one of the sizes" in reconstruct(classes, runner, str(path), 10**6)
+    path.write_text("not a picture")
+    assert "not a complete image" in reconstruct(classes, runner, str(path), 16)
