@@ -40,7 +40,8 @@ CSS = """
 .bd-cell { background: repeating-linear-gradient(45deg, #8882 0 8px, #8881 8px 16px); }
 .bd-crisp { image-rendering: pixelated; }
 .bd-line { display: flex; gap: 12px; align-items: center; min-height: 28px; }
-.bd-line progress { flex: 1; height: 10px; accent-color: var(--color-accent); }
+.bd-bar { flex: 1; height: 8px; border-radius: 4px; background: var(--border-color-primary); }
+.bd-bar div { height: 100%; border-radius: 4px; background: var(--color-accent); }
 .bd-error { padding: 8px 12px; border-left: 4px solid #c62828; background: #c6282818;
   border-radius: 4px; overflow-wrap: anywhere; }
 .bd-parts { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; }
@@ -55,6 +56,7 @@ CSS = """
 .bd-facts dt { font-weight: 600; }
 .bd-links { display: flex; flex-wrap: wrap; gap: 16px; }
 .bd-history img { image-rendering: pixelated; }
+.bd-history .grid-wrap { min-height: 0; }
 """
 
 
@@ -76,7 +78,7 @@ def picture_grid(images: Sequence[Image.Image], settings: Settings, *, finished:
 def progress(step: int, ar_steps: int) -> str:
     """How many of the patches are drawn."""
     return _line(
-        f'<progress max="{ar_steps}" value="{step}"></progress>'
+        f'<div class="bd-bar"><div style="width: {step / ar_steps:.1%}"></div></div>'
         f"<span>patch {step} of {ar_steps}</span>"
     )
 
@@ -163,7 +165,8 @@ def _parts(
     """Images, all shown with the proportions of `size` (height, width), beside facts and links."""
     style = f"aspect-ratio: {size[1]} / {size[0]}"
     figures = (
-        f"<figure>{_image(image, text, style=style)}<figcaption>{escape(text)}</figcaption></figure>"
+        f"<figure>{_image(image, text, style=style)}"
+        f"<figcaption>{escape(text)}</figcaption></figure>"
         for image, text in images
     )
     terms = (

@@ -94,7 +94,7 @@ def _drawing(studio: Studio) -> None:
         triggers.append(fields["subject"].submit)
     drawing = gr.on(
         triggers, draw, list(fields.values()), [status, grid, gallery, details],
-        validator=check, show_progress="minimal", show_progress_on=status,
+        validator=check, show_progress="full", show_progress_on=status,
         **_ONE_AT_A_TIME, **_PRIVATE,
     )  # fmt: skip
     stop_button.click(stop, None, status, cancels=drawing, queue=False, **_PRIVATE)

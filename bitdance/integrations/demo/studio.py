@@ -1,6 +1,7 @@
 """What the page answers when a visitor does something, without Gradio.
 
-No function raises: a visitor sees a message, and what is not their mistake is logged with its trace.
+No function raises: a visitor sees a message, and an error that is not theirs is logged with its
+trace.
 """
 
 from __future__ import annotations

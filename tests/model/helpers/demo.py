@@ -1,0 +1,143 @@
+"""The page of `bitdance demo` on the loopback in a thread, and what a browser sends to it."""
+
+import base64
+import contextlib
+import io
+import json
+import re
+import threading
+from http.client import HTTPConnection
+
+import numpy as np
+from PIL import Image
+
+from tests.model.helpers.serving import SECONDS, wait_for
+
+API = "/gradio_api"
+
+
+@contextlib.contextmanager
+def served(models, **options):
+    """The runner and the port of a page."""
+    from bitdance.integrations.demo.runner import Runner
+    from bitdance.integrations.demo.server import create_app, temporary_files
+    from bitdance.integrations.serving.server import make_server
+
+    runner = Runner()
+    with temporary_files():
+        app = create_app(models, runner, **options)
+        server = make_server(app, host="127.0.0.1", port=0, log_level="critical")
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        wait_for(lambda: server.started or not thread.is_alive())
+        try:
+            yield runner, server.servers[0].sockets[0].getsockname()[1]
+        finally:
+            runner.close()
+            server.should_exit = server.force_exit = True
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+
+
+def get(port, path):
+    """Status, headers in lower case and body of an answer."""
+    return _send(port, "GET", path)
+
+
+def post(port, path, content, headers=None):
+    """The same for a body in JSON, or in bytes."""
+    if not isinstance(content, bytes):
+        headers, content = {"content-type": "application/json"}, json.dumps(content)
+    return _send(port, "POST", path, content, headers or {})
+
+
+def _send(port, *request):
+    connection = HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    try:
+        connection.request(*request)
+        answer = connection.getresponse()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, headers, answer.read()
+    finally:
+        connection.close()
+
+
+class Visitor:
+    """A page that is open in a browser.
+
+    Args:
+        port: port of the server.
+        name: what tells it from others.
+    """
+
+    def __init__(self, port, name):
+        self.port, self.name = port, name
+        self.config = json.loads(get(port, "/config")[2])
+        self.tabs = [
+            dependency["id"]
+            for dependency in self.config["dependencies"]
+            if dependency["types"]["generator"]
+        ]
+
+    def function(self, event, number=0):
+        """Number of the function of the event with this name."""
+        found = [
+            dependency["id"]
+            for dependency in self.config["dependencies"]
+            if event in [name for _, name in dependency["targets"]]
+        ]
+        return found[number]
+
+    def join(self, function, values):
+        """Status and content of the answer to an event."""
+        body = {"data": values, "fn_index": function, "session_hash": self.name}
+        status, _, answer = post(self.port, f"{API}/queue/join", body)
+        return status, json.loads(answer)
+
+    def messages(self):
+        """Messages to the page until nothing of it is in the queue."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        try:
+            connection.request("GET", f"{API}/queue/data?session_hash={self.name}")
+            for line in connection.getresponse():
+                if line.startswith(b"data: "):
+                    message = json.loads(line[6:])
+                    if message["msg"] == "close_stream":
+                        return
+                    yield message
+        finally:
+            connection.close()
+
+    def draw(self, *values, tab=0):
+        """All that the page shows of a run: status, grid, gallery and details, in their order."""
+        assert self.join(self.tabs[tab], list(values))[0] == 200
+        shown = [None] * 4
+        views = []
+        for message in self.messages():
+            if message["msg"] in ("process_generating", "process_completed"):
+                assert message["success"], message
+                shown = _updated(shown, message["output"]["data"])
+                views.append(list(shown))
+        return views
+
+
+def _updated(shown, data):
+    """Values of outputs after a message, which may hold differences or leave values as they are."""
+    new = []
+    for old, part in zip(shown, data or [[]] * len(shown), strict=True):
+        if isinstance(part, list) and all(isinstance(step, list) for step in part):
+            for action, path, value in part:
+                assert not path, "a value that is replaced as a whole"
+                old = old + value if action == "append" else value
+            new.append(old)
+        elif isinstance(part, dict) and part.get("__type__") == "update":
+            new.append(part.get("value", old))
+        else:
+            new.append(part)
+    return new
+
+
+def pixels_of(html):
+    """Arrays of the PNG images in a part of the page, in their order."""
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
