@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 from http.client import HTTPConnection
 
 import numpy as np
@@ -97,6 +98,7 @@ class Visitor:
     def messages(self):
         """Messages to the page until nothing of it is in the queue."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        end = time.monotonic() + SECONDS
         try:
             connection.request("GET", f"{API}/queue/data?session_hash={self.name}")
             for line in connection.getresponse():
@@ -104,40 +106,39 @@ class Visitor:
                     message = json.loads(line[6:])
                     if message["msg"] == "close_stream":
                         return
-                    yield message
+                    assert time.monotonic() < end, "waited in vain"
+                    if message["msg"] != "heartbeat":
+                        yield message
         finally:
             connection.close()
 
     def draw(self, *values, tab=0):
-        """All that the page shows of a run: status, grid, gallery and details, in their order."""
+        """Status, grid, gallery and details at the end of a run."""
         assert self.join(self.tabs[tab], list(values))[0] == 200
-        shown = [None] * 4
-        views = []
-        for message in self.messages():
-            if message["msg"] in ("process_generating", "process_completed"):
-                assert message["success"], message
-                shown = _updated(shown, message["output"]["data"])
-                views.append(list(shown))
-        return views
-
-
-def _updated(shown, data):
-    """Values of outputs after a message, which may hold differences or leave values as they are."""
-    new = []
-    for old, part in zip(shown, data or [[]] * len(shown), strict=True):
-        if isinstance(part, list) and all(isinstance(step, list) for step in part):
-            for action, path, value in part:
-                assert not path, "a value that is replaced as a whole"
-                old = old + value if action == "append" else value
-            new.append(old)
-        elif isinstance(part, dict) and part.get("__type__") == "update":
-            new.append(part.get("value", old))
-        else:
-            new.append(part)
-    return new
+        *_, last = self.messages()
+        assert last["msg"] == "process_completed"
+        assert last["success"], last
+        return last["output"]["data"]
 
 
 def pixels_of(html):
     """Arrays of the PNG images in a part of the page, in their order."""
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+
+
+def gated(model, monkeypatch):
+    """Events: the model has drawn a patch; it may go on."""
+    reached, go_on = threading.Event(), threading.Event()
+    sample = model.sample
+
+    def held(settings, callback):
+        def on_step(*given):
+            reached.set()
+            assert go_on.wait(SECONDS)
+            return callback(*given)
+
+        return sample(settings, on_step)
+
+    monkeypatch.setattr(model, "sample", held)
+    return reached, go_on

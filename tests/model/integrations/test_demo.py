@@ -4,7 +4,6 @@ import base64
 import io
 import re
 import struct
-import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,11 +22,12 @@ from bitdance.integrations.demo.studio import Studio, reconstruct
 from bitdance.integrations.demo.visits import Visits
 from bitdance.models.autoencoder.autoencoder import to_uint8
 from bitdance.pipelines.text_to_image_files import SamplingConfig
+from tests.model.helpers.demo import gated, pixels_of
+from tests.model.helpers.serving import SECONDS
 from tests.model.helpers.tiny import tiny_pipeline
 from tests.model.helpers.words import SizedWords
 from tests.model.models.test_text_to_image import tiny as tiny_text_to_image
 
-SECONDS = 60  # after which a test has failed
 CLASSES = {"subject": "boot", "seed": "7", "num_inference_steps": 2, "num_images": 2}
 TEXTS = {"subject": "a cat", "negative_prompt": "dogs", "seed": "7", "num_images": 2}
 
@@ -69,29 +69,6 @@ class Ticks:
     def __call__(self):
         self.now += 1
         return self.now
-
-
-def gated(model, monkeypatch):
-    """Events: the model has drawn a patch; it may go on."""
-    reached, go_on = threading.Event(), threading.Event()
-    sample = model.sample
-
-    def held(settings, callback):
-        def on_step(*given):
-            reached.set()
-            assert go_on.wait(SECONDS)
-            return callback(*given)
-
-        return sample(settings, on_step)
-
-    monkeypatch.setattr(model, "sample", held)
-    return reached, go_on
-
-
-def pixels_of(html):
-    """Arrays of the PNG images in a part of the page, in their order."""
-    found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
 
 
 @pytest.mark.parametrize(
