@@ -127,16 +127,17 @@ def pixels_of(html):
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
 
 
-def gated(model, monkeypatch):
-    """Events: the model has drawn a patch; it may go on."""
+def gated(model, monkeypatch, after=0):
+    """Events: a run has drawn another patch after so many; it may go on."""
     reached, go_on = threading.Event(), threading.Event()
     sample = model.sample
 
     def held(settings, callback):
-        def on_step(*given):
-            reached.set()
-            assert go_on.wait(SECONDS)
-            return callback(*given)
+        def on_step(pipeline, step, *given):
+            if step >= after:
+                reached.set()
+                assert go_on.wait(SECONDS)
+            return callback(pipeline, step, *given)
 
         return sample(settings, on_step)
 
