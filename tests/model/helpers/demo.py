@@ -12,9 +12,23 @@ from http.client import HTTPConnection
 import numpy as np
 from PIL import Image
 
+from bitdance import BitDanceT2IPipeline
+from bitdance.pipelines.text_to_image_files import SamplingConfig
 from tests.model.helpers.serving import SECONDS, wait_for
+from tests.model.helpers.words import SizedWords
+from tests.model.models.test_text_to_image import tiny as tiny_text_to_image
 
 API = "/gradio_api"
+
+
+CLASSES = {"subject": "boot", "seed": "7", "num_inference_steps": 2, "num_images": 2}
+TEXTS = {"subject": "a cat", "negative_prompt": "dogs", "seed": "7", "num_images": 2}
+
+
+def text_pipeline():
+    """A pipeline of prompts whose images have 8 x 12 pixels."""
+    sampling = SamplingConfig(height=8, width=12, num_inference_steps=2, guidance_scale=3.0)
+    return BitDanceT2IPipeline(tiny_text_to_image(), SizedWords(), sampling)
 
 
 @contextlib.contextmanager
