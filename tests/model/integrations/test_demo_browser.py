@@ -57,7 +57,7 @@ def page(browser, port):
 
 
 def test_a_visitor_draws_looks_and_saves(model, page, tmp_path):
-    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Seed").first.fill("7")
     page.get_by_role("button", name="Draw").click()
     page.locator(".bd-facts").wait_for()
     images = model.pipeline("boot", num_inference_steps=2, num_images_per_prompt=4, seed=7).images
@@ -93,10 +93,12 @@ def test_a_visitor_sees_patches_and_stops(model, page, monkeypatch):
 
 
 def test_a_visitor_makes_a_mistake(page):
-    seed = page.get_by_label("Seed")
+    seed = page.get_by_label("Seed").first
     seed.fill("seven")
     page.get_by_role("button", name="Draw").click()
-    page.get_by_text("The seed must be a whole number from 0 to 18446744073709551615").wait_for()
+    page.get_by_text(
+        "The seed must be a whole number from 0 to 18446744073709551615"
+    ).first.wait_for()
     seed.fill("8")
     page.get_by_role("button", name="Draw").click()
     page.get_by_text("Seed 8.").wait_for()
