@@ -58,7 +58,7 @@ class Visits:
         """Cancel a visitor's run; returns whether there was one."""
         with self._lock:
             visit = self._visits.get(visitor)
-            run = visit and visit.run
+            run = None if visit is None else visit.run
             if visit is None or run is None:
                 return False
             run.cancel()
