@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,11 +29,11 @@ PICTURES = ((1, 512), (1, 1024), (4, 1024))
 SHORT_OF_MEMORY = {"tile_size": 512, "slicing": True}
 
 
-def rows() -> list[list[str]]:
+def rows(pictures: Sequence[tuple[int, int]] = PICTURES) -> list[list[str]]:
     """A row for each way to hold the weights, to decode, and number and size of pictures."""
     found = []
     for quantization in (None, "fp8_weight_only"):
-        for images, side in PICTURES:
+        for images, side in pictures:
             for saving in ({}, SHORT_OF_MEMORY):
                 if saving and side <= SHORT_OF_MEMORY["tile_size"]:
                     continue  # decoded whole
@@ -51,16 +52,20 @@ def rows() -> list[list[str]]:
     return found
 
 
+def line(cells: Sequence[str]) -> str:
+    """A row in Markdown."""
+    return f"| {' | '.join(cells)} |\n".replace("|  |", "| |")
+
+
 def table() -> str:
-    """The rows in Markdown."""
+    """All rows in Markdown, with their names."""
     names = [
         "`quantization`", "images", "tiles, slices", "language model", "head", "autoencoder",
         "cache", "sampling", "decoding", "all", "with offload",
     ]  # fmt: skip
     names += [f"{gib} GiB" for gib in CARDS]
     rule = ["---"] * 3 + ["---:"] * (len(names) - 3 - len(CARDS)) + ["---"] * len(CARDS)
-    lines = [names, rule, *rows()]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines).replace("|  |", "| |")
+    return "".join(map(line, [names, rule, *rows()]))
 
 
 def main() -> None:

