@@ -97,9 +97,8 @@ inline void conv3x3_some_rows(const Conv3x3& conv, const BorderedRows& bordered,
         const int64_t from = of_filter * channels + c;
         const int64_t to = of_filter * channels + least(c + kBlockChannels, channels);
         for (int64_t row = bordered.begin; row < end; ++row) {
-          const PanelLinear layer = layer_of(conv, bordered, row, of_filter, spread);
-          block_panels(layer, spread * panels, (spread + 1) * panels, 0, conv.width, from, to,
-                       block(layer, spread * panels, to));
+          block_panels(layer_of(conv, bordered, row, of_filter, spread), spread * panels,
+                       (spread + 1) * panels, 0, conv.width, from, to);
         }
       }
     }
