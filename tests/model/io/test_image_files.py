@@ -282,7 +282,8 @@ def test_values_outside_of_colors(tmp_path):
     ],
 )
 def test_color_models_become_rgb(tmp_path, image, name, expected):
-    image.save(tmp_path / name)
+    # Pillow 12 does not read the YCbCr that it writes without compression.
+    image.save(tmp_path / name, **({"compression": "tiff_lzw"} if image.mode == "YCbCr" else {}))
     assert abs(read(tmp_path / name)[4, 4].astype(int) - expected).max() <= 2
 
 
