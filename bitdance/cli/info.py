@@ -19,6 +19,7 @@ from bitdance.io.image_files import printable
 from bitdance.models.loading.hub import locate
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.pipelines.class_conditional_files import digest
+from bitdance.pipelines.text_to_image_files import SamplingConfig
 
 __all__ = ["add_command"]
 
@@ -50,9 +51,9 @@ def run(options: argparse.Namespace) -> Report:
         environment = env_report.collect()
         return Report(environment, env_report.text(environment))
     title = printable(options.model)
-    config = read_text_to_image_config(options)
-    if config is not None:
-        report, lines = _describe_text_to_image(options, config)
+    found = read_text_to_image_config(options)
+    if found is not None:
+        report, lines = _describe_text_to_image(options, *found)
         title = f"{title}: a text-to-image model"
     else:
         path = locate(options.model, autoencoder=True)
@@ -95,7 +96,7 @@ def _describe_model(
 
 
 def _describe_text_to_image(
-    options: argparse.Namespace, config: TextToImageConfig
+    options: argparse.Namespace, config: TextToImageConfig, sampling: SamplingConfig
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """What the configuration says; no weights are read or downloaded."""
     ae = config.autoencoder
@@ -104,7 +105,7 @@ def _describe_text_to_image(
         "llm": config.llm.to_dict(), "head": dataclasses.asdict(config.head),
         "autoencoder": ae.to_dict(), "parallel_num": config.parallel_num,
     }  # fmt: skip
-    memory, memory_lines = describe_memory(options, config)
+    memory, memory_lines = describe_memory(options, config, sampling)
     lines = [
         ("language model", f"{config.llm.num_hidden_layers} x {config.llm.hidden_size}"),
         ("head", f"{config.head.depth_latent} x {config.head.ch_latent}"),

@@ -22,10 +22,9 @@ from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.pipelines.memory import CARDS, MemoryEstimate, estimate_memory
 from bitdance.pipelines.prompts import count_queries, load_tokenizer
 from bitdance.pipelines.release import Release, locate_tokenizer
+from bitdance.pipelines.text_to_image_files import SamplingConfig
 
 __all__ = ["add_memory_arguments", "describe_memory", "read_text_to_image_config"]
-
-_PIXELS = 1024
 
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +43,15 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for side in ("height", "width"):
         parser.add_argument(
-            f"--{side}", type=positive_int, default=_PIXELS,
-            help="pixels of images of a text-to-image model",
+            f"--{side}", type=positive_int,
+            help="pixels of images of a text-to-image model (default: its own)",
         )  # fmt: skip
 
 
-def read_text_to_image_config(options: argparse.Namespace) -> TextToImageConfig | None:
-    """The configuration of a text-to-image model; None if the model is another.
+def read_text_to_image_config(
+    options: argparse.Namespace,
+) -> tuple[TextToImageConfig, SamplingConfig] | None:
+    """The configurations of a text-to-image model; None if the model is another.
 
     Of a repository only small files are downloaded.
 
@@ -72,25 +73,34 @@ def read_text_to_image_config(options: argparse.Namespace) -> TextToImageConfig 
         folder = release.tokenizer_folder if source is None else locate_tokenizer(source)
         return count_queries(load_tokenizer(folder))
 
-    return release.config(queries)
+    return release.config(queries), release.sampling
 
 
 def describe_memory(
-    options: argparse.Namespace, config: TextToImageConfig | ModelConfig
+    options: argparse.Namespace,
+    config: TextToImageConfig | ModelConfig,
+    sampling: SamplingConfig | None = None,
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The memory for what the options say, as a report and as lines.
+
+    Args:
+        options: arguments of the command.
+        config: configuration of the model.
+        sampling: of a text-to-image model, whose size counts where the options have none.
 
     Raises:
         ValueError: the options contradict each other or the model.
     """
     check_decoding(options)
+    size: dict[str, Any] = {} if sampling is None else {
+        "height": options.height or sampling.height, "width": options.width or sampling.width
+    }  # fmt: skip
     estimate = estimate_memory(
         config,
         dtype=DTYPES[options.dtype],
         quantization=options.quantization,
         batch_size=options.batch_size,
-        height=options.height,
-        width=options.width,
+        **size,
         num_inference_steps=options.num_inference_steps,
         tile_size=(options.tile_size or TILE_SIZE) if options.tiling else None,
         slicing=options.slicing,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ CARDS = (24, 48, 80)
 RESERVED = GIB
 """Bytes of a card that CUDA and its libraries take."""
 
+_PROMPT_TOKENS = 256
+_PREFIX = 2  # tokens between a prompt and an image, beside the queries of its first patch
 _SCALE = 2.0  # any guidance scale that makes rows without a prompt or class
 
 
@@ -106,7 +109,7 @@ def estimate_memory(
     height: int = 1024,
     width: int = 1024,
     guided: bool = True,
-    prompt_tokens: int = 256,
+    prompt_tokens: int | None = None,
     num_inference_steps: int = 50,
     tile_size: int | None = None,
     slicing: bool = False,
@@ -125,7 +128,7 @@ def estimate_memory(
         height: pixels vertically, of a text-to-image model.
         width: pixels horizontally.
         guided: whether rows without a prompt or class are needed too.
-        prompt_tokens: tokens of each prompt.
+        prompt_tokens: tokens of each prompt; by default 256, or what the model has room for.
         num_inference_steps: denoising steps per patch.
         tile_size: as ``enable_vae_tiling`` takes it; None for no tiles.
         slicing: whether images are decoded one by one, as with ``enable_vae_slicing``.
@@ -145,7 +148,7 @@ def estimate_memory(
             exact_int(function, name, pixels, config.autoencoder.downsampling)
             for name, pixels in (("height", height), ("width", width))
         ]
-        longest = exact_int(function, "prompt_tokens", prompt_tokens, 1)
+        longest = _prompt_tokens(config, sides, prompt_tokens)
         model = _text_to_image(config, dtype, (sides[0], sides[1]), longest, guided)
     if quantization is not None:
         quantize_blocks(function, model.blocks, quantization)
@@ -164,6 +167,28 @@ def estimate_memory(
         decoding=_decoding(autoencoder, (images, config.autoencoder.z_channels, *model.grid)),
         panels=panel_bytes(model.network, model.layers, rows, dtype),
     )
+
+
+def _prompt_tokens(config: TextToImageConfig, sides: Sequence[int], given: int | None) -> int:
+    """Tokens of a prompt, once it is clear that the model has positions for them and the image."""
+    height, width = sides
+    tokens = math.prod(side // config.autoencoder.downsampling for side in sides)
+    P, positions = config.parallel_num, config.llm.max_position_embeddings
+    room = positions - (tokens - P) - (P + _PREFIX)
+    if room < 1:
+        raise ValueError(
+            f"estimate_memory: height and width must be those of an image that {positions} "
+            f"positions have room for, got {height} x {width} pixels, which are {tokens} tokens"
+        )
+    if given is None:
+        return min(_PROMPT_TOKENS, room)
+    longest = exact_int("estimate_memory", "prompt_tokens", given, 1)
+    if longest > room:
+        raise ValueError(
+            f"estimate_memory: prompt_tokens must be at most {room} beside an image of {height} x "
+            f"{width} pixels, got {longest}"
+        )
+    return longest
 
 
 @dataclass(frozen=True)
@@ -232,7 +257,7 @@ def _text_to_image(
         # Prompts that differ, since equal ones are computed once.
         prompts = [[*[0] * (prompt_tokens - 1), i % config.llm.vocab_size] for i in range(images)]
         sampler.sample(
-            prompts, [0] * (P + 2), grid=grid, negative_prompts=[1] * prompt_tokens,
+            prompts, [0] * (P + _PREFIX), grid=grid, negative_prompts=[1] * prompt_tokens,
             num_inference_steps=steps, guidance_scale=_SCALE if guided else 1.0,
             seeds=range(images), on_step=_stop,
         )  # fmt: skip

@@ -130,6 +130,22 @@ def test_arguments_that_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             estimate_memory(CONFIG, **changes)
+    room = CONFIG.llm.max_position_embeddings - 8 * 8 // CONFIG.autoencoder.downsampling**2 - 2
+    small = {"height": 8, "width": 8}
+    estimate_memory(CONFIG, **small, prompt_tokens=room)
+    with pytest.raises(ValueError, match=f"estimate_memory: prompt_tokens must be at most {room}"):
+        estimate_memory(CONFIG, **small, prompt_tokens=room + 1)
+
+
+def test_the_size_is_by_default_the_models_own(capsys):
+    """One of 1024 x 1024 pixels is more than the positions of the bundled model."""
+    pytest.importorskip("tokenizers")
+    assert main(["info", "emoji", "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)["memory"]
+    assert main(["info", "emoji", "--height", "64", "--width", "64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"] == own
+    assert main(["info", "emoji", "--height", "1024", "--width", "1024"]) == 1
+    assert "256 positions have room for, got 1024 x 1024 pixels" in capsys.readouterr().err
 
 
 def test_info_tells_of_a_text_to_image_model_without_its_weights(tmp_path, capsys):
