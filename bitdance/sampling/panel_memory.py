@@ -11,6 +11,7 @@ from bitdance.models.diffusion_head import HeadNetwork
 from bitdance.models.transformer import Transformer
 from bitdance.sampling.head_products import branches
 from bitdance.sampling.panel_products import MAX_BYTES, MIN_ROWS
+from bitdance_kernels import CpuGraph
 
 __all__ = ["panel_bytes"]
 
@@ -20,7 +21,8 @@ def panel_bytes(
 ) -> int:
     """Bytes of the panels of a head, and of the transformer of a class-conditional model.
 
-    Projections that are joined are not among them: those are copies on every device.
+    There are none where the C++ kernels are not built. Projections that are joined are not among
+    them: those are copies on every device.
 
     Args:
         network: the head's network, perhaps on the meta device.
@@ -28,7 +30,7 @@ def panel_bytes(
         rows: tokens of an AR step.
         dtype: dtype of the products.
     """
-    if dtype != torch.float32:
+    if dtype != torch.float32 or CpuGraph.unavailable() is not None:
         return 0
     products = [layer for branch in branches(network) for layer in (branch.fc1, branch.fc2)]
     alone = [*products, network.cond_embed, network.input_proj, network.final_layer.linear]
