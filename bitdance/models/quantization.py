@@ -213,7 +213,7 @@ def quantized_from_file(
     cast to the dtype of the layer, then rounded.
 
     Args:
-        layer: the layer, perhaps on the meta device, of which the bias is taken as it is.
+        layer: the layer, perhaps on the meta device; its bias is kept.
         weight: [out_features, in_features] of any floating dtype.
         scale: factor of the weight or of each of its rows, of ``split_scales``, or None.
         quantization: one of ``QUANTIZATIONS``.

@@ -274,7 +274,8 @@ class BasePipeline(MemoryOptions):
         if not bool(images.isfinite().all()):
             raise ValueError("encode: images must be finite, got NaN or infinity")
         scaled = images.to(self.device, torch.float32) * 2 - 1
-        return binarize(to_tokens(scaled))[1].cpu()
+        with self._turn(DECODING):  # which has the autoencoder
+            return binarize(to_tokens(scaled))[1].cpu()
 
     @torch.no_grad()
     def _pixels(

@@ -26,7 +26,7 @@ from bitdance.sampling.ar_sampler import ARSampler, StepResult
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.image_decoder import ImageDecoder
 from bitdance.sampling.panel_memory import panel_bytes
-from bitdance.sampling.text_to_image import TextToImageSampler
+from bitdance.sampling.text_to_image import TextToImageSampler, room_for_prompts
 
 __all__ = ["CARDS", "RESERVED", "MemoryEstimate", "estimate_memory"]
 
@@ -172,13 +172,13 @@ def estimate_memory(
 def _prompt_tokens(config: TextToImageConfig, sides: Sequence[int], given: int | None) -> int:
     """Tokens of a prompt, once it is clear that the model has positions for them and the image."""
     height, width = sides
-    tokens = math.prod(side // config.autoencoder.downsampling for side in sides)
-    P, positions = config.parallel_num, config.llm.max_position_embeddings
-    room = positions - (tokens - P) - (P + _PREFIX)
+    grid = (height // config.autoencoder.downsampling, width // config.autoencoder.downsampling)
+    room = room_for_prompts(config, grid)
     if room < 1:
         raise ValueError(
-            f"estimate_memory: height and width must be those of an image that {positions} "
-            f"positions have room for, got {height} x {width} pixels, which are {tokens} tokens"
+            "estimate_memory: height and width must be those of an image that "
+            f"{config.llm.max_position_embeddings} positions have room for, got {height} x {width} "
+            f"pixels, which are {math.prod(grid)} tokens"
         )
     if given is None:
         return min(_PROMPT_TOKENS, room)

@@ -12,11 +12,12 @@ from bitdance.models.kv_cache import KVCache
 from bitdance.models.layers import compute_dtype
 from bitdance.models.qwen3 import rope_frequencies, rope_table
 from bitdance.models.text_to_image import TextToImageModel
+from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.sampling.ar_sampler import ARSampler, OnStep, Run, guidance_at
 from bitdance.sampling.trunk_products import packed_qwen3
 from bitdance.sampling.workspace import Workspace
 
-__all__ = ["TextSequence", "TextToImageSampler", "cache_tokens"]
+__all__ = ["TextSequence", "TextToImageSampler", "cache_tokens", "room_for_prompts"]
 
 MAX_RUNS = 2
 """Kinds of batches whose buffers and graphs a workspace keeps."""
@@ -102,6 +103,18 @@ def cache_tokens(longest: int, grid: tuple[int, int], parallel_num: int) -> tupl
     """
     tokens = longest + grid[0] * grid[1] - parallel_num  # the last patch is not fed back
     return tokens, -(-tokens // _CACHE_STEP) * _CACHE_STEP
+
+
+def room_for_prompts(config: TextToImageConfig, grid: tuple[int, int]) -> int:
+    """Most tokens of a prompt that the positions of a model leave beside an image.
+
+    Before the image are its P + 2 ids, and its last patch, of P tokens, is not fed.
+
+    Args:
+        config: configuration of the model.
+        grid: tokens vertically and horizontally.
+    """
+    return config.llm.max_position_embeddings - grid[0] * grid[1] - 2
 
 
 class TextToImageSampler(ARSampler[TextSequence]):
@@ -254,8 +267,7 @@ class TextToImageSampler(ARSampler[TextSequence]):
         if wrong is not None:
             raise ValueError(f"sample: token ids must be 0 to {vocabulary - 1}, got {wrong}")
         positions = self.model.config.llm.max_position_embeddings
-        # The last patch of an image is not fed.
-        room = positions - (grid[0] * grid[1] - P) - len(image_prefix)
+        room = room_for_prompts(self.model.config, grid)
         longest = max((len(row) for row in rows), default=0)
         if longest > room:
             raise ValueError(

@@ -36,7 +36,7 @@ def model_path(kind: str, name: str) -> Path:
     """Path of a model that ``model_names`` lists.
 
     Raises:
-        FileNotFoundError: there is none of this name.
+        FileNotFoundError: no model has this name.
     """
     for found_name, found, path in _models():
         if (found_name, found) == (name, kind):

@@ -66,7 +66,7 @@ def _input_problems(entry):
         if not all(isinstance(choice, str | int | float) for choice in choices):
             found.append("choices must be text or numbers")
         if "default" in options and default not in choices:
-            found.append(f"its default {default!r} is none of its choices")
+            found.append(f"its default {default!r} must be one of its choices")
     elif kind in KINDS:
         if type(default) is not KINDS[kind]:
             found.append(f"its default must be of type {KINDS[kind].__name__}, got {default!r}")

@@ -128,6 +128,24 @@ def test_a_preview_in_a_callback_brings_the_autoencoder_beside_the_rest(make, mo
     assert state(pipeline) == homes
 
 
+@EVERY
+def test_encoding_brings_the_autoencoder(make, monkeypatch):
+    pipeline, call = make()
+    images = call(**SETTINGS | {"output_type": "pt"}).images
+    expected = pipeline.encode(images)
+    pipeline.enable_model_cpu_offload("cpu")
+    homes, seen, encode = state(pipeline), [], type(pipeline._autoencoder).encode
+
+    def look(self, *args, **options):
+        seen.append(away(pipeline, homes))
+        return encode(self, *args, **options)
+
+    monkeypatch.setattr(type(pipeline._autoencoder), "encode", look)
+    assert torch.equal(pipeline.encode(images), expected)
+    assert seen == [(True, False)]
+    assert state(pipeline) == homes
+
+
 def test_calls_of_threads_take_turns():
     pipeline, call = class_pipeline()
     expected = [call(**SETTINGS | {"seed": seed}).images for seed in range(4)]
