@@ -37,14 +37,14 @@ class Amounts(NamedTuple):
     Attributes:
         requests: requests of a turn.
         loads: arrivals, of the images that a batch of one draws in the same time.
-        slots: slots of the decoder.
+        slots: slots of the decoders.
         batch: maximum number of images of a batch.
         turns: turns of both ways, with other arrivals each.
     """
 
     requests: int = 64
-    loads: tuple[float, ...] = (0.5, 0.8)
-    slots: int = 2
+    loads: tuple[float, ...] = (0.5, 0.8, 2.0)
+    slots: tuple[int, ...] = (2, 8)
     batch: int = 8
     turns: int = 3
 
@@ -121,7 +121,7 @@ def slots(
 
 
 def measure(amounts: Amounts | None = None) -> dict[str, Any]:
-    """A row for each load.
+    """A row for each load and number of slots.
 
     Raises:
         AssertionError: slots give an image other bits than it has alone.
@@ -133,20 +133,25 @@ def measure(amounts: Amounts | None = None) -> dict[str, Any]:
     # Buffers and graphs of batches of all sizes are kept, as those of slots are.
     pipeline.sampler.workspaces = Pool(partial(Workspace, amounts.batch))
     steps = pipeline.num_inference_steps
-    decoder = SlotDecoder(
-        ClassSlots(pipeline.model), guided=True, num_inference_steps=steps, slots=amounts.slots
-    )
 
-    def with_slots(requests: Sequence[Request]) -> Latencies:
+    def with_slots(decoder: SlotDecoder[int], requests: Sequence[Request]) -> Latencies:
         latencies, bits = slots(pipeline, decoder, requests)
         for number in sorted(bits)[:4]:
             alone = pipeline([number % 10], seed=number, output_type="latent").images[0]
             assert torch.equal(bits[number], alone), number
         return latencies
 
-    ways: dict[str, Callable[[Sequence[Request]], Latencies]] = {
-        "slots": with_slots,
-        "batches": lambda requests: batches(pipeline, requests, amounts.batch),
+    ways: dict[int | None, Callable[[Sequence[Request]], Latencies]] = {
+        None: lambda requests: batches(pipeline, requests, amounts.batch),
+        **{
+            count: partial(
+                with_slots,
+                SlotDecoder(
+                    ClassSlots(pipeline.model), guided=True, num_inference_steps=steps, slots=count
+                ),
+            )
+            for count in amounts.slots
+        },
     }
     with mock.patch.object(graphs, "CALLS_BEFORE_CAPTURE", 0):  # which are captured here
         for size in (*range(1, amounts.batch + 1), *range(1, amounts.batch + 1)):
@@ -155,20 +160,25 @@ def measure(amounts: Amounts | None = None) -> dict[str, Any]:
     alone = statistics.median(batches(pipeline, [Request(0.0, n)], 1)[n] for n in range(12))
     rows = []
     for load in amounts.loads:
-        means: dict[str, list[float]] = {name: [] for name in ways}
+        means: dict[int | None, list[float]] = {count: [] for count in ways}
         for turn in range(amounts.turns):
             requests = arrivals(amounts.requests, alone / load, seed=turn)
-            for name, way in ways.items():
-                means[name].append(statistics.mean(way(requests).values()))
-        pairs = zip(means["slots"], means["batches"], strict=True)
-        ratios = sorted(one / other for one, other in pairs)
-        rows.append({
-            "what": f"{amounts.requests} requests, load {load}",
-            "slots_ms": 1e3 * statistics.median(means["slots"]),
-            "batches_ms": 1e3 * statistics.median(means["batches"]),
-            "ratio": (statistics.median(ratios), ratios[0], ratios[-1]),
-            "at_most": AT_MOST,
-        })  # fmt: skip
+            for count, way in ways.items():
+                means[count].append(statistics.mean(way(requests).values()))
+        for count in amounts.slots:
+            rows.append({
+                "what": f"{amounts.requests} requests, load {load}, slots: {count}",
+                "slots_ms": 1e3 * statistics.median(means[count]),
+                "batches_ms": 1e3 * statistics.median(means[None]),
+                "ratio": _ratio(means[count], means[None]),
+                "at_most": AT_MOST,
+            })  # fmt: skip
     nothing: dict[str, Any] = {"rows": [], "images": [], "limits": {}}  # what other results have
     settings = {"alone_ms": 1e3 * alone, **amounts._asdict()}
     return {**nothing, "serving": {"settings": settings, "rows": rows}}
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
+    """Median, minimum and maximum of the ratios of pairs."""
+    ratios = sorted(one / other for one, other in zip(ours, others, strict=True))
+    return statistics.median(ratios), ratios[0], ratios[-1]

@@ -16,6 +16,7 @@ from bitdance.integrations.diffusers.components import (
     BitDanceTextEncoder,
     BitDanceTransformer,
 )
+from bitdance.integrations.diffusers.scheduler import BitDanceScheduler
 from bitdance.integrations.diffusers.text_to_image import BitDanceT2IDiffusionPipeline
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "BitDanceClassDiffusionPipeline",
     "BitDanceDiffusionHead",
     "BitDanceProjector",
+    "BitDanceScheduler",
     "BitDanceT2IDiffusionPipeline",
     "BitDanceTextEncoder",
     "BitDanceTransformer",

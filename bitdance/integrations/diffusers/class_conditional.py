@@ -11,6 +11,7 @@ from typing_extensions import Self
 from bitdance.integrations.diffusers.base import BaseDiffusionPipeline, refuse_quantized
 from bitdance.integrations.diffusers.components import BitDanceAutoencoder, BitDanceTransformer
 from bitdance.integrations.diffusers.native import MovedClassPipeline
+from bitdance.integrations.diffusers.scheduler import BitDanceScheduler, with_time_shift
 from bitdance.models.quantization import quantization_of
 from bitdance.pipelines.class_conditional import BitDancePipeline
 
@@ -25,8 +26,10 @@ class BitDanceClassDiffusionPipeline(BaseDiffusionPipeline):
         autoencoder: the image autoencoder.
         classes: names of the classes, "" for a class without one.
         num_inference_steps: denoising steps per patch that a call takes by default.
+        scheduler: times of the denoising steps; by default those of the model.
     """
 
+    _optional_components: ClassVar = ["scheduler"]
     model_cpu_offload_seq = "transformer->autoencoder"
     _sampled: ClassVar = ("transformer",)
 
@@ -36,9 +39,11 @@ class BitDanceClassDiffusionPipeline(BaseDiffusionPipeline):
         autoencoder: BitDanceAutoencoder,
         classes: Sequence[str] | None = None,
         num_inference_steps: int = 100,
+        scheduler: BitDanceScheduler | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, autoencoder=autoencoder)
+        scheduler = scheduler or BitDanceScheduler(transformer.native.config.time_shift)
+        self.register_modules(transformer=transformer, autoencoder=autoencoder, scheduler=scheduler)
         self.register_to_config(
             classes=None if classes is None else list(classes),
             num_inference_steps=num_inference_steps,
@@ -70,6 +75,8 @@ class BitDanceClassDiffusionPipeline(BaseDiffusionPipeline):
     def _make_native(self) -> MovedClassPipeline:
         model = self.transformer.native
         model.vae = self.autoencoder.native
+        model = with_time_shift(model, "head.net", self.scheduler.config.time_shift)
+        self.transformer.register_to_config(model=model.config.to_dict())
         config = self.config
         steps = config.num_inference_steps
         return MovedClassPipeline(model, config.classes, num_inference_steps=steps)

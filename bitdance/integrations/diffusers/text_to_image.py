@@ -17,6 +17,7 @@ from bitdance.integrations.diffusers.components import (
     BitDanceTextEncoder,
 )
 from bitdance.integrations.diffusers.native import MovedT2IPipeline
+from bitdance.integrations.diffusers.scheduler import BitDanceScheduler, with_time_shift
 from bitdance.models.loading.meta_device import build_on_meta
 from bitdance.models.quantization import quantization_of
 from bitdance.models.text_to_image import TextToImageModel
@@ -40,8 +41,10 @@ class BitDanceT2IDiffusionPipeline(BaseDiffusionPipeline):
         diffusion_head: the diffusion head.
         autoencoder: the image autoencoder.
         sampling: size of images, steps and guidance by default: fields of ``SamplingConfig``.
+        scheduler: times of the denoising steps; by default those of the diffusion head.
     """
 
+    _optional_components: ClassVar = ["scheduler"]
     model_cpu_offload_seq = "text_encoder->autoencoder"
     _sampled: ClassVar = ("text_encoder", "projector", "diffusion_head")
 
@@ -53,11 +56,13 @@ class BitDanceT2IDiffusionPipeline(BaseDiffusionPipeline):
         diffusion_head: BitDanceDiffusionHead,
         autoencoder: BitDanceAutoencoder,
         sampling: dict[str, Any] | None = None,
+        scheduler: BitDanceScheduler | None = None,
     ) -> None:
         super().__init__()
+        scheduler = scheduler or BitDanceScheduler(diffusion_head.native.config.time_shift)
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, projector=projector,
-            diffusion_head=diffusion_head, autoencoder=autoencoder,
+            diffusion_head=diffusion_head, autoencoder=autoencoder, scheduler=scheduler,
         )  # fmt: skip
         self.register_to_config(sampling=dataclasses.asdict(SamplingConfig(**(sampling or {}))))
 
@@ -93,7 +98,9 @@ class BitDanceT2IDiffusionPipeline(BaseDiffusionPipeline):
         return BitDanceT2IPipeline.from_pretrained(source, **options)
 
     def _make_native(self) -> MovedT2IPipeline:
-        llm, head = self.text_encoder.native, self.diffusion_head.native
+        llm, shift = self.text_encoder.native, self.scheduler.config.time_shift
+        head = with_time_shift(self.diffusion_head.native, "net", shift)
+        self.diffusion_head.register_to_config(time_shift=shift)
         config = TextToImageConfig(
             llm.config, head.config, self.autoencoder.native.config,
             self.diffusion_head.config.parallel_num,

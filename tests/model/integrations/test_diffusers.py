@@ -6,7 +6,9 @@ whole images: there are no initial latents, prompt embeddings or attention proce
 """
 
 import copy
+import dataclasses
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -25,10 +27,11 @@ from diffusers.callbacks import PipelineCallback  # noqa: E402
 from bitdance import BitDanceT2IPipeline, GenerationCancelled  # noqa: E402
 from bitdance.integrations.diffusers import (  # noqa: E402
     BitDanceClassDiffusionPipeline,
+    BitDanceScheduler,
     BitDanceT2IDiffusionPipeline,
 )
 from bitdance.pipelines.text_to_image_files import SamplingConfig  # noqa: E402
-from bitdance_kernels import unpack_signs  # noqa: E402
+from bitdance_kernels import denoise_schedule, unpack_signs  # noqa: E402
 from tests.model.helpers.releases import qwen_model, write_diffusers, write_flat  # noqa: E402
 from tests.model.helpers.terminal import Terminal  # noqa: E402
 from tests.model.helpers.tiny import tiny_pipeline  # noqa: E402
@@ -36,8 +39,15 @@ from tests.model.helpers.tiny import tiny_pipeline  # noqa: E402
 ROOT = Path(__file__).parents[3]
 SAMPLING = SamplingConfig(height=8, width=12, num_inference_steps=2, guidance_scale=3.0)
 COMPONENTS = {
-    "text": ("tokenizer", "text_encoder", "projector", "diffusion_head", "autoencoder"),
-    "class": ("transformer", "autoencoder"),
+    "text": (
+        "tokenizer",
+        "text_encoder",
+        "projector",
+        "diffusion_head",
+        "autoencoder",
+        "scheduler",
+    ),
+    "class": ("transformer", "autoencoder", "scheduler"),
 }
 
 
@@ -270,7 +280,9 @@ def test_components_are_on_the_device_in_their_turn(pipe, kind, monkeypatch):
     monkeypatch.setattr(hook, "pre_forward", pre_forward)
     monkeypatch.setattr(hook, "init_hook", init_hook)
     assert torch.equal(draw(pipe, kind), wanted)
-    sampled = [name for name in COMPONENTS[kind] if name not in ("tokenizer", "autoencoder")]
+    sampled = [
+        name for name in COMPONENTS[kind] if name not in ("tokenizer", "autoencoder", "scheduler")
+    ]
     first = [("to", name) for name in sampled] + [("from", name) for name in sampled]
     assert moves[: len(first) + 1] == [*first, ("to", "autoencoder")]
     assert ("from", "autoencoder") in moves
@@ -301,6 +313,76 @@ def test_models_in_other_layouts_become_pipelines(natives, tmp_path):
             torch.equal(part, model.state_dict()[name])
             for name, part in made.native.model.state_dict().items()
         )
+
+
+def test_the_scheduler_is_that_of_the_model(pipe, native, kind):
+    scheduler = pipe.scheduler
+    assert isinstance(scheduler, diffusers.SchedulerMixin)
+    head = native.model.vision_head if kind == "text" else native.model.head
+    assert scheduler.config.time_shift == head.config.time_shift
+    scheduler.set_timesteps(2)
+    table, times = denoise_schedule(2, time_shift=head.config.time_shift)
+    assert torch.equal(scheduler.timesteps, times)
+    assert len(scheduler) == 3
+    state, draws, generator = torch.ones(4, 8), *seeded(0, 0)
+    for i, (a, b, s) in enumerate(table.tolist()):
+        noise = torch.randn(4, 8, generator=draws) if s else torch.zeros(4, 8)
+        wanted = a * state + b * state.sign() + s * noise
+        (state,) = scheduler.step(state.sign(), times[i], state, generator, return_dict=False)
+        torch.testing.assert_close(state, wanted)
+    with pytest.raises(ValueError, match="all 3 steps are done"):
+        scheduler.step(state, times[2], state)
+
+
+def test_another_scheduler_shifts_the_times(pipe, native, kind, tmp_path):
+    before = draw(pipe, kind, output_type="latent")
+    pipe.scheduler = BitDanceScheduler.from_config(pipe.scheduler.config, time_shift=3.0)
+    after = draw(pipe, kind, output_type="latent")
+    head = native.model.vision_head if kind == "text" else native.model.head
+    assert head.config.time_shift == head.net.config.time_shift == 1.0, "it is not changed"
+    other = copy.deepcopy(native)
+    head = other.model.vision_head if kind == "text" else other.model.head
+    head.net.config = dataclasses.replace(head.config, time_shift=3.0)
+    wanted = other(SUBJECTS[kind], num_inference_steps=2, output_type="latent", seed=0).images
+    assert np.array_equal(np.asarray(after), np.asarray(wanted))
+    assert not np.array_equal(np.asarray(after), np.asarray(before))
+    pipe.save_pretrained(tmp_path)
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.scheduler.config.time_shift == 3.0
+    assert np.array_equal(np.asarray(draw(loaded, kind, output_type="latent")), np.asarray(after))
+    if kind == "text":  # this library reads the folder too, and what it says of the head
+        assert BitDanceT2IPipeline.from_pretrained(tmp_path).config.head.time_shift == 3.0
+
+
+def test_a_folder_without_scheduler_is_loaded(pipe, kind, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    del index["scheduler"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    assert loaded.scheduler.config.time_shift == pipe.scheduler.config.time_shift
+
+
+@pytest.mark.parametrize("time_shift", [0, -1.0, float("inf"), "1", True])
+def test_what_is_no_time_shift_is_refused(time_shift):
+    with pytest.raises((ValueError, TypeError), match="time_shift must be"):
+        BitDanceScheduler(time_shift)
+
+
+def test_steps_of_the_scheduler_are_in_order():
+    scheduler, x = BitDanceScheduler(), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="set_timesteps must be called first"):
+        scheduler.step(x, 0.0, x)
+    scheduler.set_timesteps(2)
+    with pytest.raises(
+        ValueError, match=r"timestep must be 0\.0, the next of timesteps, got 0\.95"
+    ):
+        scheduler.step(x, 0.95, x)
+    with pytest.raises(ValueError, match=r"model_output must have the sample's shape \[2, 3\]"):
+        scheduler.step(x[:1], 0.0, x)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        scheduler.set_timesteps(0)
 
 
 def test_quantized_pipelines_are_refused(natives):
