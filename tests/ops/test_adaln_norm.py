@@ -77,6 +77,26 @@ def test_a_large_mean_costs_no_accuracy():
 
 
 @pytest.mark.skipif(native.cpu.unavailable("adaln_norm") is not None, reason="no C++ module")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [5, 16, 37, 768])
+def test_a_first_value_far_from_the_others_costs_no_accuracy(dtype, channels):
+    """Sums are of distances to the first value of a row."""
+    x = torch.randn(4, channels).to(dtype)
+    x[:, 0] = torch.tensor([3e4, -3e4, 7.0, 0.0])
+    scale, shift = torch.randn(2, 4, channels).to(dtype)
+    wanted = _literal(x.double(), scale.double(), shift.double())
+    made = adaln_norm(x, scale, shift)
+    bounds = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # a few roundings
+    torch.testing.assert_close(made.double(), wanted, rtol=bounds[dtype], atol=bounds[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_row_of_equal_values_has_no_variance(dtype):
+    x = torch.tensor([1.1, -300.0, 0.0, 2e-3]).to(dtype)[:, None].expand(4, 50).contiguous()
+    zero = torch.zeros_like(x)
+    assert not adaln_norm(x, zero, zero).any()
+
+
 def test_long_rows_of_halves_are_not_for_the_cpu_backend():
     """Rows of halves are widened whole, in buffers on the stack; float32 rows have no limit."""
     x = torch.randn(2, 8200)

@@ -10,8 +10,7 @@ namespace {
 
 // Elements a thread must have to be worth starting: about 2 us.
 constexpr int64_t kGrain = 4096;
-constexpr AdalnNormRows kScalarRows = {adaln_norm_row, adaln_norm_backward_row,
-                                       adaln_norm_add_affine};
+constexpr AdalnNormRows kScalarRows = kAdalnNormHere;
 
 const AdalnNormRows& choose() {
 #ifdef BDK_X86
@@ -33,6 +32,18 @@ int bdk_adaln_norm_cpu(bdk_rows x, bdk_rows scale, bdk_rows shift, const float* 
   if (channels > kMaxHalves && !all_wide(x, scale, shift, y)) return BDK_BAD_SIZE;
   const AdalnNormRows& kernel = choose();
   const WideRows in(x), in_scale(scale), in_shift(shift), out(y);
+  const bool pair = (weight_or_null == nullptr) == (bias_or_null == nullptr);
+  if (pair && all_halves(x, scale, shift, y)) {
+    const auto forward = y.dtype == kFloat16 ? kernel.float16 : kernel.bfloat16;
+    parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
+      alignas(64) float buffer[kMaxHalves];
+      for (int64_t r = begin; r < end; ++r) {
+        forward(in.halves(r), in_scale.halves(r), in_shift.halves(r), weight_or_null, bias_or_null,
+                out.halves(r), buffer, channels, eps);
+      }
+    });
+    return BDK_OK;
+  }
   parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[4][kMaxHalves];
     for (int64_t r = begin; r < end; ++r) {

@@ -1,13 +1,20 @@
 // The row functions of adaln_norm, one set per instruction set.
 #pragma once
 
-#include "cpu/common/rows.h"
+#include "cpu/common/half_rows.h"
 
 namespace bdk {
 
 struct AdalnNormRows {
   void (*forward)(const float* x, const float* scale, const float* shift, const float* weight,
                   const float* bias, float* y, int64_t channels, float eps);
+  // The same of halves, with a buffer of `channels` values; weight and bias are both given or null.
+  void (*float16)(const uint16_t* x, const uint16_t* scale, const uint16_t* shift,
+                  const float* weight, const float* bias, uint16_t* y, float* buffer,
+                  int64_t channels, float eps);
+  void (*bfloat16)(const uint16_t* x, const uint16_t* scale, const uint16_t* shift,
+                   const float* weight, const float* bias, uint16_t* y, float* buffer,
+                   int64_t channels, float eps);
   // Gradients of a row's x, scale and shift, and the row's moments, which the gradients of weight
   // and bias need.
   Moments (*backward)(const float* grad, const float* x, const float* scale, const float* weight,
@@ -24,6 +31,15 @@ static inline void adaln_norm_row(const float* x, const float* scale, const floa
                                   const float* weight, const float* bias, float* y,
                                   int64_t channels, float eps) {
   row_modulate(x, row_moments(x, channels, eps), scale, shift, weight, bias, y, channels);
+}
+
+template <class Half>
+static inline void adaln_norm_halves(const uint16_t* x, const uint16_t* scale,
+                                     const uint16_t* shift, const float* weight, const float* bias,
+                                     uint16_t* y, float* buffer, int64_t channels, float eps) {
+  const Moments m = moments_of(WidenedRow<Half>{as_halves<Half>(x), buffer}, channels, eps);
+  modulate_halves(buffer, m, as_halves<Half>(scale), as_halves<Half>(shift), weight, bias,
+                  as_halves<Half>(y), channels);
 }
 
 // The weight and bias of a row: both, or one of the two. Asking in the loop would keep it from
@@ -100,4 +116,9 @@ static inline void adaln_norm_add_affine(const float* grad, const float* x, Mome
   }
 }
 
+namespace {
+constexpr AdalnNormRows kAdalnNormHere = {adaln_norm_row, adaln_norm_halves<Float16>,
+                                          adaln_norm_halves<Bfloat16>, adaln_norm_backward_row,
+                                          adaln_norm_add_affine};
+}  // namespace
 }  // namespace bdk

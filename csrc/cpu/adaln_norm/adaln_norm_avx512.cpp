@@ -3,7 +3,6 @@
 
 namespace bdk {
 
-const AdalnNormRows kAdalnNormAvx512 = {adaln_norm_row, adaln_norm_backward_row,
-                                        adaln_norm_add_affine};
+const AdalnNormRows kAdalnNormAvx512 = kAdalnNormHere;
 
 }  // namespace bdk

@@ -7,8 +7,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <type_traits>
-
 #include "cpu/common/vectors.h"
 
 namespace bdk {
@@ -153,15 +151,29 @@ inline Vector load_vector(const Bfloat16* from) {
 }
 
 // to[0 .. kLanes) = the vector, rounded.
-template <class Half>
-inline void store_vector(Half* to, Vector v) {
-  float values[kLanes];
-  memcpy(values, &v, sizeof v);
-  if constexpr (std::is_same_v<Half, Float16>) {
-    narrow_float16(values, &to->bits, kLanes);
-  } else {
-    narrow_bfloat16(values, &to->bits, kLanes);
-  }
+inline void store_vector(Float16* to, Vector v) {
+#ifdef __AVX512F__
+  const __m256i halves = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+#elif defined(__F16C__)
+  const __m128i halves = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
+#else
+  for (int i = 0; i < kLanes; ++i) to[i] = Float16::of(v[i]);
+#endif
+}
+
+inline void store_vector(Bfloat16* to, Vector v) {
+  using Signed = int32_t __attribute__((vector_size(sizeof(Vector))));
+  using Unsigned = uint32_t __attribute__((vector_size(sizeof(Vector))));
+  const Unsigned bits = (Unsigned)v;
+  const Unsigned rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  const auto nan =
+      (Unsigned)((Signed)(bits & 0x7FFFFFFFu) > 0x7F800000);  // see narrow_bfloat16_one
+  const Unsigned kept = (nan & (bits | 0x400000u)) | (~nan & rounded);
+  using Upper = uint16_t __attribute__((vector_size(sizeof(Vector) / 2)));
+  const Upper upper = __builtin_convertvector(kept >> 16, Upper);
+  memcpy(to, &upper, sizeof upper);
 }
 
 constexpr Halves kHalvesHere = {{widen_float16, narrow_float16}, {widen_bfloat16, narrow_bfloat16}};

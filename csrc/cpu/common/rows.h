@@ -1,5 +1,5 @@
 // Functions that the row kernels of the denoising head share. Every file that includes this
-// compiles its own copy for its instruction set: the loops are plain, and the compiler vectorises
+// compiles its own copy for its instruction set: most loops are plain, and the compiler vectorises
 // them.
 #pragma once
 
@@ -7,9 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include "cpu/common/vectors.h"
 
 namespace bdk {
 
@@ -39,22 +37,52 @@ struct Moments {
   float mean, rstd;
 };
 
-// Mean and 1 / sqrt(variance + eps) in two passes, so that a large mean costs no accuracy, and in
-// double, since an error here is common to the whole row.
-static inline Moments row_moments(const float* x, int64_t channels, float eps) {
-  double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < channels; ++c) sum += static_cast<double>(x[c]);
-  const double mean = sum / static_cast<double>(channels);
-  const float center = static_cast<float>(mean);
-  double squares = 0.0;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t c = 0; c < channels; ++c) {
-    const double distance = static_cast<double>(x[c]) - mean;
-    squares += distance * distance;
+namespace {  // vectors differ between the files that include this
+
+// A row of float32.
+struct PlainRow {
+  const float* x;
+  Vector vector(int64_t c) const { return load_vector(x + c); }
+  float value(int64_t c) const { return x[c]; }
+};
+
+// Mean and 1 / sqrt(variance + eps), in double, since an error here is common to the whole row. The
+// sums are of distances to the first value: where that lies far from the mean, the variance is
+// large too, so a large mean costs no accuracy. Values are asked for in order, the first one once
+// more before all others.
+template <class Row>
+inline Moments moments_of(const Row& row, int64_t channels, float eps) {
+  const double first = static_cast<double>(row.value(0));
+  DoubleSum sums, squares_of;
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const WideVector x(row.vector(c + i * kLanes));
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const DoubleVector distance = x.halves[half] - first;
+        sums.add(2 * i + half, distance);
+        squares_of.add(2 * i + half, distance * distance);
+      }
+    }
   }
-  const double variance = squares / static_cast<double>(channels);
-  return {center, static_cast<float>(1.0 / sqrt(variance + static_cast<double>(eps)))};
+  double sum = sums.total(), square = squares_of.total();
+  for (; c < channels; ++c) {
+    const double distance = static_cast<double>(row.value(c)) - first;
+    sum += distance;
+    square += distance * distance;
+  }
+  const double mean = sum / static_cast<double>(channels);
+  const double variance = square / static_cast<double>(channels) - mean * mean;
+  return {static_cast<float>(first + mean),
+          static_cast<float>(1.0 / sqrt(variance + static_cast<double>(eps)))};
+}
+
+}  // namespace
+
+static inline Moments row_moments(const float* x, int64_t channels, float eps) {
+  return moments_of(PlainRow{x}, channels, eps);
 }
 
 // y = (w (x - mean) rstd + b) (1 + scale) + shift; weight and bias may be null.

@@ -27,6 +27,43 @@ inline Vector load_vector(const float* from) {
   return v;
 }
 
+// Half as many values of double.
+using DoubleVector = double __attribute__((vector_size(sizeof(Vector))));
+
+// The values of a vector as doubles, the first half and the second.
+struct WideVector {
+  DoubleVector halves[2];
+  explicit WideVector(Vector v) {
+#if defined(__AVX512F__)
+    halves[0] = (DoubleVector)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    halves[1] = (DoubleVector)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+    halves[0] = (DoubleVector)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+    halves[1] = (DoubleVector)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#else
+    for (int i = 0; i < kLanes; ++i) halves[2 * i / kLanes][i % (kLanes / 2)] = v[i];
+#endif
+  }
+};
+
+// A sum in double of what vectors give, in chains, since the additions of a chain wait for each
+// other.
+class DoubleSum {
+ public:
+  static constexpr int kChains = 4;
+  void add(int chain, DoubleVector values) { chains_[chain] += values; }
+  double total() const {
+    double sum = 0.0;
+    for (int i = 0; i < kLanes / 2; ++i) {
+      sum += (chains_[0][i] + chains_[1][i]) + (chains_[2][i] + chains_[3][i]);
+    }
+    return sum;
+  }
+
+ private:
+  DoubleVector chains_[kChains] = {};
+};
+
 // kLanes values, widened.
 inline Vector load_vector(const int8_t* from) {
 #if defined(__AVX512F__)

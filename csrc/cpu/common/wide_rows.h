@@ -81,6 +81,12 @@ bool all_wide(const Rows&... rows) {
   return ((rows.dtype == kFloat32) && ...);
 }
 
+// Whether all are of one dtype, float16 or bfloat16.
+template <class... Rows>
+bool all_halves(const bdk_rows& first, const Rows&... rows) {
+  return first.dtype != kFloat32 && ((rows.dtype == first.dtype) && ...);
+}
+
 // for_tiles(begin, end, channels, use): use(row, first channel, channels of the tile).
 template <class Use>
 void for_tiles(int64_t begin, int64_t end, int64_t channels, const Use& use) {

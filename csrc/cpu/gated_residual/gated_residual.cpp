@@ -14,10 +14,7 @@ namespace {
 constexpr int64_t kGrain = 4096;
 // Elements that threads' parts of adjacent rows are multiples of: whole cache lines.
 constexpr int64_t kAlign = 32;
-constexpr GatedResidualRows kScalarRows = {
-    gated_residual_row<false>,      nullptr,
-    gated_residual_halves<Float16>, gated_residual_halves<Bfloat16>,
-    gated_residual_norm_row,        gated_residual_backward_row};
+constexpr GatedResidualRows kScalarRows = gated_residual_rows(nullptr);
 
 const GatedResidualRows& choose() {
 #ifdef BDK_X86
@@ -53,7 +50,7 @@ int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, in
     });
     return BDK_OK;
   }
-  if (!out.wide() && x.dtype == y.dtype && h.dtype == y.dtype && gate.dtype == y.dtype) {
+  if (all_halves(x, h, gate, y)) {
     const auto halves = y.dtype == kFloat16 ? kernel.float16 : kernel.bfloat16;
     if (adjacent) {
       parallel_for(rows * channels, kGrain, kAlign, threads, [&](int64_t begin, int64_t end) {
@@ -91,6 +88,19 @@ int bdk_gated_residual_adaln_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows
   if (channels > kMaxHalves && !all_wide(x, h, gate, scale, shift, y, z)) return BDK_BAD_SIZE;
   const GatedResidualRows& kernel = choose();
   const WideRows in_x(x), in_h(h), in_gate(gate), in_scale(scale), in_shift(shift), sum(y), out(z);
+  const bool pair = (weight_or_null == nullptr) == (bias_or_null == nullptr);
+  if (pair && all_halves(x, h, gate, scale, shift, y, z)) {
+    const auto forward = z.dtype == kFloat16 ? kernel.float16_norm : kernel.bfloat16_norm;
+    parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
+      alignas(64) float buffer[kMaxHalves];
+      for (int64_t r = begin; r < end; ++r) {
+        forward(in_x.halves(r), in_h.halves(r), in_gate.halves(r), sum.halves(r),
+                in_scale.halves(r), in_shift.halves(r), weight_or_null, bias_or_null, out.halves(r),
+                buffer, channels, eps);
+      }
+    });
+    return BDK_OK;
+  }
   parallel_for(rows, kGrain / channels + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[4][kMaxHalves];
     for (int64_t r = begin; r < end; ++r) {

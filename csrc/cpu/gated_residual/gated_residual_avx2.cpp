@@ -3,8 +3,6 @@
 
 namespace bdk {
 
-const GatedResidualRows kGatedResidualAvx2 = {
-    gated_residual_row<false>,       gated_residual_row<true>, gated_residual_halves<Float16>,
-    gated_residual_halves<Bfloat16>, gated_residual_norm_row,  gated_residual_backward_row};
+const GatedResidualRows kGatedResidualAvx2 = gated_residual_rows(gated_residual_row<true>);
 
 }  // namespace bdk

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "cpu/common/vectors.h"
+
 namespace bdk {
 
 struct RmsNormRows {
@@ -17,9 +19,18 @@ extern const RmsNormRows kRmsNormAvx2, kRmsNormAvx512;
 namespace {  // compiled anew for each instruction set
 
 inline double rms_norm_squares(const float* x, int64_t count) {
-  double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  DoubleSum squares;
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      const WideVector value(load_vector(x + i + k * kLanes));
+      squares.add(2 * k, value.halves[0] * value.halves[0]);
+      squares.add(2 * k + 1, value.halves[1] * value.halves[1]);
+    }
+  }
+  double sum = squares.total();
+  for (; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   return sum;
 }
 
