@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     card.add_argument(
         "--budget", nargs="+", type=_budget, default=[], metavar="PART=SECONDS",
-        help=f"seconds for a part (default: {parts.SECONDS:.0f})",
+        help="seconds for a part (default: "
+        + ", ".join(f"{name} {part.seconds:.0f}" for name, part in parts.PARTS.items()) + ")",
     )  # fmt: skip
     card.add_argument("--dry-run", action="store_true", help="the same code on the CPU")
     card.add_argument("--worker", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
@@ -143,11 +144,14 @@ def _gpu(options: argparse.Namespace) -> int:
         why = "this machine has no CUDA device that PyTorch can use"
         print(f"gpu: {why}; --dry-run goes through the same code on the CPU", file=sys.stderr)
         return 2
-    usual = gpu.DRY_RUN if options.dry_run else parts.SECONDS
     due = parts.PARTS if options.dry_run else parts.due(options.out, report.RESULTS)[:1]
     only = options.only or due
     budget = dict(options.budget)
-    chosen = {part: budget.get(part, usual) for part in parts.PARTS if part in only}
+    chosen = {
+        name: budget.get(name, gpu.DRY_RUN if options.dry_run else part.seconds)
+        for name, part in parts.PARTS.items()
+        if name in only
+    }
     benches = options.ops or list(all_benches().values())
     worker = tuple(options.worker) if options.worker else None
     return gpu.main(benches, options.out, chosen, dry_run=options.dry_run, worker=worker)

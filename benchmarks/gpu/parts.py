@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.gpu import attention, checks, decide, images, limits, small, timings, training
+from benchmarks.gpu import (
+    attack,
+    attention,
+    checks,
+    decide,
+    images,
+    limits,
+    small,
+    timings,
+    training,
+)
 from benchmarks.gpu.worker import Context, Step
 
 Steps = Callable[[Context], Sequence[Step]]
@@ -31,15 +41,24 @@ class Part(NamedTuple):
         proves: what is known after it, for a table.
         limits: whether the card's limits are measured first, since figures are held against them.
         shared: whether several processes share its steps.
+        seconds: that it takes, with the build, unless others are given.
     """
 
     steps: Steps
     proves: str
     limits: bool = False
     shared: bool = False
+    seconds: float = SECONDS
 
 
 PARTS: Mapping[str, Part] = {
+    "attack": Part(
+        attack.steps,
+        "random calls between guard bands, failing allocations, compute-sanitizer, and replays "
+        "beside a full stream",
+        shared=True,
+        seconds=300.0,
+    ),
     "decide": Part(
         decide.steps,
         "kernels for few rows (compute capability 9.0 and later), and the plans that use them",

@@ -1,12 +1,16 @@
 """Device code of CUDA kernels as C++ on the CPU: see card.h."""
 
+import contextlib
 import ctypes
 import fcntl
+import functools
+import hashlib
 import os
 import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,10 @@ needs_compiler = pytest.mark.skipif(
 
 
 CSRC = HERE.parents[1] / "csrc"
+MADE = HERE.parents[1] / "build" / "emulated"
+"""Compiled programs by the digest of what they are made of; a later run compiles nothing again."""
+_KEPT = 400
+_SOURCES = (".cpp", ".cu", ".cuh", ".h")
 FLAGS = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
 
 
@@ -88,5 +96,47 @@ def _first(changed: Path | None) -> list[str]:
 
 
 def _compile(arguments: list[str | Path], output: Path) -> None:
+    """Compile, or copy what an earlier run has made of the same arguments and sources."""
     folders = [f"-I{folder}" for folder in (HERE, CSRC, CSRC / "include")]
-    subprocess.run([CXX, *FLAGS, *arguments, *folders, "-o", output], check=True)
+    made = MADE / _digest(arguments)
+    if not made.exists():
+        subprocess.run([CXX, *FLAGS, *arguments, *folders, "-o", output], check=True)
+        MADE.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=MADE, delete=False) as file:
+            file.write(output.read_bytes())
+        os.chmod(file.name, 0o755)
+        os.replace(file.name, made)
+        _forget(MADE, _KEPT)
+        return
+    made.touch()  # it is in use
+    shutil.copy(made, output)  # no link: a library that is loaded twice has its state twice
+
+
+def _digest(arguments: list[str | Path]) -> str:
+    """Of the compiler, the arguments, and every source that they can include."""
+    digest = hashlib.sha256(f"{_version()} {platform.machine()} {FLAGS}".encode())
+    folders = [HERE, CSRC]
+    for argument in map(str, arguments):
+        path = Path(argument.removeprefix("-I"))
+        if argument.startswith("-I") and path != HERE:
+            folders.append(path)  # of changed headers, whose place does not matter
+        else:
+            digest.update(argument.replace(str(HERE), "").encode())
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in _SOURCES):
+            digest.update(f"{path.relative_to(folder)} ".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _version() -> str:
+    done = subprocess.run([CXX, "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.partition("\n")[0]
+
+
+def _forget(folder: Path, kept: int) -> None:
+    """Delete all but the files that were used last."""
+    with contextlib.suppress(FileNotFoundError):  # another worker may do the same
+        for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-kept]:
+            path.unlink()
