@@ -25,6 +25,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALVES = DTYPES[1:]
 # Sides of the borders of tiles, of warps and of vectors.
 _COUNTS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 200, 257)
+LARGEST = _COUNTS[-1]
+FEW = 9
+"""As the largest count: what an interpreter can do in a second."""
 
 
 class Draw:
@@ -34,9 +37,11 @@ class Draw:
         dtype: the main one of the call.
         sizes: source of sizes and choices.
         values: source of values.
+        largest: bound of every count.
     """
 
-    def __init__(self, op: str, seed: int, repeat: int = 0) -> None:
+    def __init__(self, op: str, seed: int, repeat: int = 0, largest: int = LARGEST) -> None:
+        self.largest = largest
         self.sizes = random.Random(f"{op} {seed}")
         source = zlib.crc32(f"{op} {seed} {repeat}".encode())
         self.values = torch.Generator(device=CPU).manual_seed(source)
@@ -48,6 +53,7 @@ class Draw:
 
     def count(self, most: int, least: int = 1) -> int:
         """A number near a border."""
+        most = max(min(most, self.largest), least)
         return int(self.pick(*(n for n in _COUNTS if least <= n <= most)))
 
     def rows(self, most: int = 257) -> tuple[int, ...]:
@@ -298,7 +304,7 @@ def _block_causal_attention(draw: Draw) -> Arguments:
 
 def _block_decode_attention(draw: Draw) -> Arguments:
     (H, Hkv), D = _heads(draw), 8 * draw.count(16)
-    rows, new, capacity = draw.count(3), draw.count(17), draw.pick(draw.count(129), 400)
+    rows, new, capacity = draw.count(3), draw.count(17), draw.count(257) + draw.count(129)
     lengths = _positions(draw, rows, capacity)
     caches = [draw.randn(rows, capacity, Hkv, D) for _ in range(2)]
     for row, length in enumerate(lengths.tolist()):
@@ -362,7 +368,7 @@ def _denoise_patch(draw: Draw) -> Arguments:
 def _group_norm_silu(draw: Draw) -> Arguments:
     groups = draw.count(9)
     channels = groups * draw.pick(4, 8, 12)
-    x = draw.randn(draw.count(3), channels, draw.count(17, 5), draw.count(33, 7))
+    x = draw.randn(draw.count(3), channels, draw.count(17, 5), draw.count(17, 7))
     if draw.pick(True, True, False):
         x = x.contiguous(memory_format=torch.channels_last)
     vectors = [draw.randn(channels, dtype=torch.float32) for _ in range(2)]
@@ -409,7 +415,7 @@ DRAWS: Mapping[str, Callable[[Draw], Arguments]] = {
 """By op; every op with a backend in Triton or CUDA C++ has its row."""
 
 
-def call_of(op: str, seed: int, repeat: int = 0) -> Call:
-    """The call of an op by its seed, on the CPU; repeats have other values."""
-    args, kwargs = DRAWS[op](Draw(op, seed, repeat))
+def call_of(op: str, seed: int, repeat: int = 0, largest: int = LARGEST) -> Call:
+    """The call of an op by its seed, on the CPU; repeats have other values, or equal ones."""
+    args, kwargs = DRAWS[op](Draw(op, seed, repeat, largest))
     return Call(f"seed {seed}", args, kwargs)

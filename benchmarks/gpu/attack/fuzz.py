@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import random
 from collections.abc import Sequence
 
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from benchmarks import cpu
 from benchmarks.gpu.attack.guarded import Guards, backends_in, guarding
 from benchmarks.gpu.worker import Context, Step
 from benchmarks.shapes import Bench
+from bitdance_kernels import BackendError, explain
 from bitdance_kernels.testing import Call, Case, Outputs, compare
 from tests import draws
 
@@ -28,7 +30,7 @@ def steps(context: Context) -> list[Step]:
     """A step per round and op; each process has ops of its own, so that none compiles twice."""
     mine, processes = context.share
     benches = [b for b in context.benches if b.name in draws.DRAWS][mine::processes]
-    rounds, seeds = (1, 1) if context.dry_run else (ROUNDS, SEEDS)
+    rounds, seeds = (1, 4) if context.dry_run else (ROUNDS, SEEDS)
     return [
         (
             f"fuzz, {bench.name}, seeds from {seeds * i}",
@@ -42,15 +44,22 @@ def steps(context: Context) -> list[Step]:
 def _attack(context: Context, bench: Bench, seeds: Sequence[int]) -> None:
     """A record per seed and backend."""
     for seed in seeds:
-        for backend in card_backends(bench, seed, context.device):
+        for backend in card_backends(bench, seed, context.device, _largest(context)):
             record(context, bench, backend, seed)
 
 
-def card_backends(case: Case, seed: int, device: torch.device) -> list[str]:
-    """The backends for cards that take the call of a seed."""
-    call = draws.call_of(case.name, seed).map(lambda t: t.to(device))
-    wanted = [name for name in case.kernel_op.backends if name in ("triton", "cuda")]
-    return [name for name, why_not in cpu.runnable(case, call, wanted).items() if why_not is None]
+def _largest(context: Context) -> int:
+    return draws.FEW if context.dry_run else draws.LARGEST
+
+
+def card_backends(
+    case: Case, seed: int, device: torch.device, largest: int = draws.LARGEST
+) -> list[str]:
+    """The backends for cards that take the call of a seed; nothing runs."""
+    call = draws.call_of(case.name, seed, largest=largest).map(lambda t: t.to(device))
+    with contextlib.redirect_stdout(io.StringIO()):
+        reasons = explain(case.op, *call.args, **call.kwargs)
+    return [name for name in ("triton", "cuda") if reasons.get(name, "none") is None]
 
 
 def record(context: Context, case: Case, backend: str, seed: int) -> None:
@@ -61,8 +70,10 @@ def record(context: Context, case: Case, backend: str, seed: int) -> None:
     """
     wrong = None
     try:
-        check(case, backend, seed, context.device)
+        check(case, backend, seed, context.device, _largest(context))
         probe(context.device)
+    except BackendError:  # it takes the call, but not in this layout
+        return
     except AssertionError as error:
         wrong = str(error)
     except Exception as error:
@@ -89,7 +100,9 @@ def probe(device: torch.device) -> None:
         raise RuntimeError(f"the numbers below 1000 sum up to {total}")
 
 
-def check(case: Case, backend: str, seed: int, device: torch.device) -> None:
+def check(
+    case: Case, backend: str, seed: int, device: torch.device, largest: int = draws.LARGEST
+) -> None:
     """One random call, its results and its gradients.
 
     Everything that the backend reads and writes lies between guard bands: arguments in random
@@ -101,13 +114,20 @@ def check(case: Case, backend: str, seed: int, device: torch.device) -> None:
         backend: "triton" or "cuda"; it takes the call.
         seed: of the call and of its layouts.
         device: where to run.
+        largest: bound of the sizes.
 
     Raises:
+        BackendError: the backend does not take the layout.
         AssertionError: memory was written that must not be, or a result breaks the rules of
             ``bitdance_kernels.testing``.
     """
     where = f"{case.name} {backend} seed {seed}"
-    actual, placed = _guarded(case, backend, seed, 0, device, where)
+
+    def guarded(repeat: int) -> tuple[Outputs, Call]:
+        call = draws.call_of(case.name, seed, repeat, largest)
+        return _guarded(case, call, backend, seed, device, where)
+
+    actual, placed = guarded(0)
     found = [_compared(case, placed, actual, seed)]
     for name in found[0]:
         rule = "staged" if name.startswith("gradient") else case.rule
@@ -120,18 +140,17 @@ def check(case: Case, backend: str, seed: int, device: torch.device) -> None:
             # Of few elements the errors of PyTorch may be small by chance, so more values decide.
             # A fault stays: no repeat takes an error away.
             while len(found) <= _REPEATS:
-                actual, placed = _guarded(case, backend, seed, len(found), device, where)
+                actual, placed = guarded(len(found))
                 found.append(_compared(case, placed, actual, seed))
             pooled = (torch.cat([f[name][i].flatten() for f in found]) for i in range(3))
             compare(rule, *pooled, f"{where}: {name}, of {len(found)} repeats")
 
 
 def _guarded(
-    case: Case, backend: str, seed: int, repeat: int, device: torch.device, where: str
+    case: Case, call: Call, backend: str, seed: int, device: torch.device, where: str
 ) -> tuple[Outputs, Call]:
     """Results between guard bands, as copies, and the arguments as they were."""
     guards = Guards(device)
-    call = draws.call_of(case.name, seed, repeat)
     placed = guards.place(case, call, random.Random(f"{case.name} {seed} layouts"))
     before = placed.map(lambda t: t.detach().clone())
     with backends_in(case, lambda: guarding(guards)):
