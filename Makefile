@@ -9,7 +9,8 @@ NATIVE = setup.py $(shell find csrc -type f)
 Q = $(if $(filter 1,$(V)),,@)
 PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-without-nvcc test-without-compiler sanitize check format bench report docs clean
+.PHONY: venv demo test test-without-nvcc test-without-compiler sanitize sanitize-contract \
+	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx check format bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
@@ -49,8 +50,9 @@ test: export BITDANCE_BUILD_STRICT = 1
 test: venv
 	$(BIN)/python -m pytest $(SHARED) tests
 
-# The suite on a machine without a tool: a copy of the checkout, built with the tool hidden. Slow tests
-# are left out, since their results do not depend on it.
+# On a machine without a tool, a copy of the checkout that is built with the tool hidden, the tests that
+# can end otherwise there (tests/hidden_tools.py). Slow tests are left out, since their results do not
+# depend on it.
 HIDE_nvcc = NVCC=/hidden/nvcc
 HIDE_compiler = NVCC=/hidden/nvcc CXX=/hidden/c++
 test-without-nvcc test-without-compiler: test-without-%: venv
@@ -59,16 +61,19 @@ test-without-nvcc test-without-compiler: test-without-%: venv
 	cd build/without-$* && $(HIDE_$*) $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m bitdance_kernels
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
-		$(SHARED) -m 'not slow' tests
+		$(SHARED) -m 'not slow' --without $* tests
 
 # The C++ kernels under AddressSanitizer and UBSan: samples and own tests of every op, scalar, AVX2 and
 # AVX-512, and attention with AMX, without the tests of Triton kernels and of ops that only Triton has.
 # Without leak detection: the kernels allocate nothing, and Python does not free everything. libstdc++
-# is preloaded too, since the sanitizer needs it to throw.
+# is preloaded too, since the sanitizer needs it to throw. Two processes at once, of a thread each where
+# no test asks for more.
+ISA = $(patsubst sanitize-%,%,$@)
 COMPILER = $${CXX:-c++}
 RUNTIME = $$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libstdc++.so)
-SANITIZED = LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. TRITON_INTERPRET=0 \
-	$(abspath $(BIN))/python -m pytest -p no:xdist -m "not slow"
+SANITIZED = cd build/sanitize && LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
+	TRITON_INTERPRET=0 OMP_NUM_THREADS=1 BITDANCE_KERNELS_CPU_ISA=$(ISA) \
+	$(abspath $(BIN))/python -m pytest -p no:xdist -p no:cacheprovider -m "not slow"
 WITHOUT = not triton and not packed_linear
 ON_CPU = --ignore-glob='*_kernels.py' --ignore-glob='*_cuda.py'
 sanitize: venv
@@ -76,12 +81,17 @@ sanitize: venv
 	git ls-files -z | xargs -0 cp --parents -t build/sanitize
 	cd build/sanitize && BITDANCE_BUILD_CUDA=0 BITDANCE_BUILD_SANITIZE=1 \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd build/sanitize && $(SANITIZED) tests/test_contract.py -k "matches and $(WITHOUT)"
-	cd build/sanitize && for isa in scalar avx2 avx512; do \
-		BITDANCE_KERNELS_CPU_ISA=$$isa $(SANITIZED) tests/ops tests/test_numpy_front.py \
-		tests/test_native.py $(ON_CPU) -k "$(WITHOUT)" || exit 1; done
-	cd build/sanitize && BITDANCE_KERNELS_CPU_ISA=amx $(SANITIZED) tests/ops $(ON_CPU) \
-		-k "attention and $(WITHOUT)"
+	@$(MAKE) --no-print-directory --output-sync=target -j2 \
+		sanitize-contract sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx
+
+# All instruction sets that there are, one after the other, in each test.
+sanitize-contract: ISA =
+sanitize-contract:
+	$(SANITIZED) tests/test_contract.py -k "matches and $(WITHOUT)"
+sanitize-scalar sanitize-avx2 sanitize-avx512: sanitize-%:
+	$(SANITIZED) tests/ops tests/test_numpy_front.py tests/test_native.py $(ON_CPU) -k "$(WITHOUT)"
+sanitize-amx:
+	$(SANITIZED) tests/ops $(ON_CPU) -k "attention and $(WITHOUT)"
 
 check: venv
 	$(BIN)/ruff check .

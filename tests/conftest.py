@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+from tests import hidden_tools
 from tests.interpreter import quicken, refuse_negative_coordinates
 
 quicken()
@@ -31,8 +32,24 @@ def _seed():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    help = "run what can end otherwise where this tool is hidden"
+    parser.addoption("--without", choices=hidden_tools.TOOLS, help=help)
+
+
+def pytest_ignore_collect(collection_path, config):
+    tool = config.getoption("--without", None)
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if tool and is_test and hidden_tools.leaves_out(tool, collection_path) else None
+
+
+def pytest_collection_modifyitems(config, items):
     """Files with slow tests begin, then those with many, so that none is left over at the end."""
+    if config.getoption("--without", None):
+        same = [item for item in items if hidden_tools.is_of_triton(item.nodeid)]
+        config.hook.pytest_deselected(items=same)
+        left_out = set(same)
+        items[:] = [item for item in items if item not in left_out]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     count = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
