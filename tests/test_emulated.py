@@ -2,10 +2,12 @@
 
 import ctypes
 import math
+import os
 
 import pytest
 import torch
 
+from tests import emulated
 from tests.emulated import build, needs_compiler
 
 pytestmark = needs_compiler
@@ -82,3 +84,54 @@ def test_a_seed_repeats_its_order(launch):
 
     assert bits(1) == bits(1)
     assert len({tuple(bits(seed)) for seed in SEEDS}) > len(SEEDS) / 2
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """A program in place of the compiler, and the list of what it has compiled."""
+    log = tmp_path / "log"
+    script = tmp_path / "c++"
+    script.write_text(
+        f"""#!/bin/sh
+if [ "$1" = --version ]; then echo "some compiler 1"; exit; fi
+echo "$@" >> {log}
+for output; do :; done
+echo "made by $$" > "$output"
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(emulated, "CXX", str(script))
+    monkeypatch.setattr(emulated, "MADE", tmp_path / "made")
+    emulated._version.cache_clear()
+    yield lambda: log.read_text().splitlines() if log.exists() else []
+    emulated._version.cache_clear()
+
+
+def test_a_program_is_compiled_again_only_after_a_change(tmp_path, compiler):
+    program = emulated.HERE / "exchange.cpp"
+    header = "cuda/flip_bits/flip_bits_config.h"
+    outputs = []
+    for i, changed in enumerate((None, None, "first", "first", "second")):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        if changed:  # the folder of a planted fault is another one each time
+            (folder / header).parent.mkdir(parents=True)
+            (folder / header).write_text(changed)
+        emulated._compile(["-shared", *emulated._first(folder if changed else None), program],
+                          folder / "x.so")  # fmt: skip
+        outputs.append((folder / "x.so").read_text())
+    assert len(compiler()) == 3
+    assert outputs[0] == outputs[1]
+    assert outputs[2] == outputs[3]
+    assert len(set(outputs)) == 3
+    emulated._compile(["-shared", "-g", program], tmp_path / "y.so")
+    assert len(compiler()) == 4  # other arguments
+
+
+def test_programs_of_old_are_forgotten(tmp_path):
+    for i in range(5):
+        path = tmp_path / str(i)
+        path.touch()
+        os.utime(path, (i, i))
+    emulated._forget(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "4"}
