@@ -142,8 +142,10 @@ def check(
             while len(found) <= _REPEATS:
                 actual, placed = guarded(len(found))
                 found.append(_compared(case, placed, actual, seed))
-            pooled = (torch.cat([f[name][i].flatten() for f in found]) for i in range(3))
-            compare(rule, *pooled, f"{where}: {name}, of {len(found)} repeats")
+            pooled, eager, truth = (
+                torch.cat([f[name][i].flatten() for f in found]) for i in range(3)
+            )
+            compare(rule, pooled, eager, truth, f"{where}: {name}, of {len(found)} repeats")
 
 
 def _guarded(
