@@ -228,7 +228,9 @@ def test_a_card_that_breaks_is_named_with_its_seed(tmp_path, monkeypatch):
     fuzz.record(context, case, "triton", seed)  # the card answers after it
     assert "illegal memory access" in context.result["checks"][-1]["wrong"]
     monkeypatch.setattr(fuzz, "probe", broken)
-    with pytest.raises(RuntimeError, match=f"swiglu, triton, seed {seed}: the card no longer ans"):
+    with pytest.raises(
+        RuntimeError, match=f"swiglu, triton, seed {seed}: the card no longer answers"
+    ):
         fuzz.record(context, case, "triton", seed)
 
 
