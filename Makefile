@@ -11,6 +11,7 @@ PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check
 
 .PHONY: venv demo test test-without-nvcc test-without-compiler sanitize sanitize-contract \
 	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx check format bench report docs clean
+.PHONY: venv demo test test-without-nvcc test-without-compiler sanitize nightly check format bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
@@ -93,6 +94,12 @@ sanitize-scalar sanitize-avx2 sanitize-avx512: sanitize-%:
 sanitize-amx:
 	$(SANITIZED) tests/ops $(ON_CPU) -k "attention and $(WITHOUT)"
 
+# Every suite of tests/reliability at full size, at most three hours on two cores; SUITES='properties
+# files' takes some. The figures go to benchmarks/results/reliability.json; see docs/reliability.md.
+SUITES ?=
+nightly: venv
+	$(BIN)/python -m tests.reliability $(SUITES)
+
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -111,11 +118,12 @@ BENCH ?=
 bench: venv
 	$(BIN)/python -m benchmarks cpu --out out/cpu.json $(BENCH)
 
-# Tables and plots of the documents, from benchmarks/results.
+# Tables and plots of the documents, from benchmarks/results; the promises are those of the suites.
 report: venv
 	$(BIN)/python -m benchmarks report --plots docs/plots \
 		--into README.md docs/benchmarks.md docs/cards.md docs/generation.md docs/processes.md \
 		benchmarks/results/README.md
+	$(BIN)/python -m tests.reliability --table
 
 # The drawings, and the site, in site/.
 docs: venv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ BEGIN, END = "<!-- results: ", "<!-- end of results -->"
 def load(folder: Path) -> dict[str, dict[str, Any]]:
     """Every run in `folder` by file name, without rows of what there is no more.
 
+    Figures of ``python -m tests.reliability`` are no run.
+
     Raises:
         ValueError: a file is no result of these commands.
     """
     runs = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
+        if isinstance(content, dict) and content.keys() == {"suites"}:
+            continue
         if not isinstance(content, dict) or not {"machine", "rows"} <= content.keys():
             raise ValueError(f"{path} is no result of `python -m benchmarks`")
         runs[path.name] = _current(content)
@@ -60,13 +65,22 @@ def filled(text: str, runs: dict[str, dict[str, Any]]) -> str:
     Raises:
         ValueError: there is no such file, or a table does not end.
     """
+    return replaced(text, lambda what: _table(what, runs))
+
+
+def replaced(text: str, table: Callable[[str], str]) -> str:
+    """`text` with ``table(WHAT)`` between each line ``<!-- results: WHAT -->`` and its end.
+
+    Raises:
+        ValueError: a table does not end.
+    """
     parts = text.split(BEGIN)
     for i, part in enumerate(parts[1:], 1):
         what, _, rest = part.partition(" -->")
         _, end, after = rest.partition(END)
         if not end:
             raise ValueError(f"the table of {what!r} has no end")
-        parts[i] = f"{what} -->\n\n{_table(what, runs)}\n{end}{after}"
+        parts[i] = f"{what} -->\n\n{table(what)}\n{end}{after}"
     return BEGIN.join(parts)
 
 
