@@ -12,6 +12,7 @@ PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check
 .PHONY: venv demo test test-without-nvcc test-without-compiler sanitize sanitize-contract \
 	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx check format bench report docs clean
 .PHONY: venv demo test test-without-nvcc test-without-compiler sanitize nightly check format bench report docs clean
+.PHONY: venv demo test test-without-nvcc test-without-compiler sanitize coverage nightly check format bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
@@ -93,6 +94,11 @@ sanitize-scalar sanitize-avx2 sanitize-avx512: sanitize-%:
 	$(SANITIZED) tests/ops tests/test_numpy_front.py tests/test_native.py $(ON_CPU) -k "$(WITHOUT)"
 sanitize-amx:
 	$(SANITIZED) tests/ops $(ON_CPU) -k "attention and $(WITHOUT)"
+
+# The suite once more, with lines counted: of Python by coverage.py, of the C++ kernels by gcov. What
+# no test runs is listed in build/coverage/uncovered.txt.
+coverage: venv
+	$(BIN)/python -m tests.reliability line_coverage
 
 # Every suite of tests/reliability at full size, at most three hours on two cores; SUITES='properties
 # files' takes some. The figures go to benchmarks/results/reliability.json; see docs/reliability.md.

@@ -5,6 +5,7 @@ Metadata is in pyproject.toml. Environment:
 * BITDANCE_BUILD_CUDA: auto (default: when nvcc is found), 0 or 1 (fail without nvcc)
 * BITDANCE_CUDA_ARCHS: compute capabilities, default "80 90 100"; the PTX of the last is kept too
 * BITDANCE_BUILD_SANITIZE: 1: the CPU module with AddressSanitizer and UBSan, see `make sanitize`
+* BITDANCE_BUILD_COVERAGE: 1: the CPU module counts the lines that run, see `make coverage`
 * BITDANCE_BUILD_STRICT: 1: warnings are errors, and so is a module that fails to build (for
   developers)
 * CXX, NVCC: the compilers, default c++ / g++ / clang++ and nvcc on the PATH
@@ -40,6 +41,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
+# The counters are atomic, since kernels have threads; -O1 keeps lines apart.
+COVERAGE = ["--coverage", "-fprofile-update=atomic", "-O1"]
+COVERAGE *= os.environ.get("BITDANCE_BUILD_COVERAGE") == "1"
 # GCC vectorizes the loops only with the last three. Nobody reads the floating-point exception flags
 # or errno, but while they count, a loop with a comparison or a square root stays scalar; and the
 # branch of a clamped value must not be threaded away, so that both values are computed and blended.
@@ -125,7 +129,7 @@ def flags(source: str) -> list[str]:
         return NVCC_FLAGS + [flag for target in gencode for flag in ("-gencode", target)]
     suffix = next(filter(path.stem.endswith, ISA_FLAGS), "")
     isa = ISA_FLAGS.get(suffix, [])
-    return [*CXX_FLAGS, *isa, *WARNINGS, *SANITIZE, *["-DBDK_X86"] * X86]
+    return [*CXX_FLAGS, *isa, *WARNINGS, *SANITIZE, *COVERAGE, *["-DBDK_X86"] * X86]
 
 
 class BuildNative(build_ext):
@@ -168,7 +172,7 @@ class BuildNative(build_ext):
         output.parent.mkdir(parents=True, exist_ok=True)
         # nvcc links its runtime statically, so that the module loads, and can say what is missing,
         # without a CUDA installation.
-        link = [nvcc] if ext.name.endswith("_cuda") else [cxx, *openmp, *SANITIZE]
+        link = [nvcc] if ext.name.endswith("_cuda") else [cxx, *openmp, *SANITIZE, *COVERAGE]
         link += ["-undefined", "dynamic_lookup"] * (sys.platform == "darwin")
         run([*link, "-shared", *(f"{build / source}.o" for source in ext.sources), "-o", output])
         what = f"{compiled} of {len(ext.sources)} files compiled"

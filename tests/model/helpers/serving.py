@@ -93,6 +93,18 @@ def begin(port, **fields):
     return connection
 
 
+def traffic(engine, port, count):
+    """`count` requests that are answered, with one each that is refused, and some that are left."""
+    for i in range(count):
+        stream = {"stream": True, "partial_images": 1} if i % 3 == 0 else {}
+        request = {"prompt": "bag", "seed": i, "num_inference_steps": 1} | stream
+        assert call(port, request)[0] == 200
+        assert call(port, {"prompt": "?" * 1000})[0] == 400
+        if i % 5 == 0:
+            begin(port, **request).close()
+    wait_for(lambda: engine.accepted == 0)
+
+
 def error_of(answer):
     """Status and error of an answer that has the shape of an error of OpenAI's API."""
     status, _, body = answer

@@ -22,6 +22,7 @@ from tests.model.helpers.serving import (
     events_of,
     pixels,
     served,
+    traffic,
     wait_for,
 )
 from tests.model.helpers.tiny import tiny_pipeline
@@ -317,20 +318,9 @@ def test_memory_does_not_grow_with_requests(pipeline):
         return pages * resource.getpagesize()
 
     with served(pipeline) as (engine, port):
-
-        def serve(count):
-            for i in range(count):
-                stream = {"stream": True, "partial_images": 1} if i % 3 == 0 else {}
-                request = {"prompt": "bag", "seed": i, "num_inference_steps": 1} | stream
-                assert call(port, request)[0] == 200
-                assert call(port, {"prompt": "?" * 1000})[0] == 400
-                if i % 5 == 0:
-                    begin(port, **request).close()
-            wait_for(lambda: engine.accepted == 0)
-
-        serve(20)
+        traffic(engine, port, 20)
         before = resident()
-        serve(REQUESTS)
+        traffic(engine, port, REQUESTS)
         assert resident() - before < 12 * 2**20
 
 
