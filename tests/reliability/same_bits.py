@@ -142,6 +142,11 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def compare_batches(images: int, seed: int = 0) -> int:
     """Compare images that are drawn alone with those in batches; returns how many."""
+    with cpu_threads(1):
+        return _compare_batches(images, seed)
+
+
+def _compare_batches(images: int, seed: int) -> int:
     draws, done = random.Random(seed), 0
     kinds = [_classes(), _texts()]
     alone: list[dict[tuple[int, int, int], torch.Tensor]] = [{} for _ in kinds]
@@ -198,9 +203,10 @@ def compare_processes(images: int, sizes: Sequence[int]) -> int:
     from tests.model.helpers.tiny import tiny_pipeline
 
     labels = [i % 5 for i in range(images)]
-    drawn = tiny_pipeline()(
-        labels, seed=3, num_inference_steps=2, batch_size=7, output_type="uint8"
-    ).images  # fmt: skip
+    with cpu_threads(1):  # as in the processes
+        drawn = tiny_pipeline()(
+            labels, seed=3, num_inference_steps=2, batch_size=7, output_type="uint8"
+        ).images
     expected = drawn.permute(0, 2, 3, 1).numpy()
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:

@@ -1,19 +1,19 @@
 """What a process holds, and whether it grows with the number of calls.
 
 A point is taken after garbage collection and after malloc has returned what it does not use. The
-growth of a run is the Theil-Sen slope of its points, the median over all pairs, times its calls: a
-buffer that grows once moves few pairs, and a leak moves all.
+growth of a run is the sum of what its intervals add but for the largest: a buffer that grows once
+is in one interval, and a leak is in all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import itertools
 import os
-import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Usage:
             has loaded the same library.)
         heap: bytes that malloc has given out, to the byte.
         blocks: memory blocks of Python's own allocator.
-        objects: objects that the garbage collector knows.
+        objects: objects that the garbage collector knows, but for those it has set aside.
         files: open file descriptors.
         threads: threads of the system.
     """
@@ -96,8 +96,19 @@ def _anonymous() -> int:
     return 1024 * (sizes["Anonymous:"] + sizes["Swap:"])
 
 
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """A context for points: objects from before are set aside, so that collections take little."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 class Watch:
-    """Points of a run.
+    """Points of a run, three at least.
 
     Args:
         what: the run, for messages.
@@ -113,12 +124,11 @@ class Watch:
 
     def growth(self) -> Usage:
         """The growth over the calls between the first point and the last."""
-        calls = self.points[-1][0] - self.points[0][0]
-        pairs = list(itertools.combinations(self.points, 2))
+        usages = [usage for _, usage in self.points]
 
         def grown(name: str) -> float:
-            slopes = [(getattr(b, name) - getattr(a, name)) / (j - i) for (i, a), (j, b) in pairs]
-            return calls * statistics.median(slopes)
+            added = [getattr(b, name) - getattr(a, name) for a, b in itertools.pairwise(usages)]
+            return (sum(added) - max(added)) * len(added) / (len(added) - 1)
 
         return Usage(**{name: grown(name) for name in asdict(ALLOWED)})
 
@@ -164,10 +174,11 @@ def flat(
     watch = Watch(what)
     for i in range(warm_up):
         action(i)
-    watch.take(0)
-    for point in range(1, points):
-        for i in range(calls * (point - 1) // (points - 1), calls * point // (points - 1)):
-            action(warm_up + i)
-        watch.take(calls * point // (points - 1))
+    with settled():
+        watch.take(0)
+        for point in range(1, points):
+            for i in range(calls * (point - 1) // (points - 1), calls * point // (points - 1)):
+                action(warm_up + i)
+            watch.take(calls * point // (points - 1))
     watch.check()
     return calls

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,20 +16,21 @@ from tests.cases import all_cases
 BACKENDS = ("cpu", "reference")
 
 
-def every_call(backends: Sequence[str] = BACKENDS) -> list[Callable[[], object]]:
-    """Functions that make one call each, in a fixed order."""
-    return list(itertools.chain.from_iterable(_calls(case, backends) for case in _cases()))
+def every_call(ops: Sequence[str] = ()) -> list[Callable[[], object]]:
+    """Functions that make one call each, in a fixed order.
+
+    Args:
+        ops: names of ops, all by default.
+    """
+    cases = all_cases()
+    return [call for name in ops or cases for call in _calls(cases[name])]
 
 
-def _cases() -> list[Case]:
-    return list(all_cases().values())
-
-
-def _calls(case: Case, backends: Sequence[str]) -> Iterator[Callable[[], object]]:
+def _calls(case: Case) -> Iterator[Callable[[], object]]:
     for call in case.samples(torch.device("cpu")):
         with contextlib.redirect_stdout(None):
             reasons = explain(case.op, *call.args, **call.kwargs)
-        for backend in backends:
+        for backend in BACKENDS:
             if reasons.get(backend, "no such backend") is None:
                 yield _plain(case, call, backend)
                 if case.kernel_op.differentiable and all(t.numel() for t in call.tensors()):

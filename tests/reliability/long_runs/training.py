@@ -18,7 +18,7 @@ from tests.model.helpers.text_to_image_run import run_config, write_autoencoder,
 from tests.model.helpers.tiny_images import write_data_set
 from tests.model.helpers.words import Letters
 from tests.model.training.test_processes import autoencoder_run, model_run
-from tests.reliability.long_runs.growth import Watch
+from tests.reliability.long_runs.growth import Watch, settled
 
 KINDS = ("autoencoder", "adversarial autoencoder", "model", "model in parts", "text to image")
 WARM_UP, POINTS = 30, 9
@@ -64,7 +64,8 @@ def watch_training(folder: Path, steps: int) -> int:
         trainer = _Watched(task(), config, folder / name, progress=False)
         trainer.watch = Watch(f"training, {name}")
         trainer.ends = [WARM_UP + share * i // (POINTS - 1) for i in range(POINTS)]
-        trainer.run()
+        with settled():
+            trainer.run()
         trainer.watch.check()
 
     autoencoder = autoencoder_run(images, **optim)
