@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -33,6 +34,50 @@ def test_percentages_are_rounded_down() -> None:
 def test_line_numbers_as_text() -> None:
     assert line_coverage.ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     assert line_coverage.ranges([]) == ""
+
+
+MODULE = """
+import triton
+
+@triton.jit
+def kernel(x):
+    return x + 1
+
+def here():
+    return 1
+
+def in_a_process():
+    return 2
+
+def never():
+    return 3
+"""
+TEST = """
+import subprocess, sys
+from bitdance import module
+
+def test():
+    assert module.here() == 1
+    code = "from bitdance.module import in_a_process; in_a_process()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert False
+"""
+
+
+def test_lines_of_a_package_that_a_failing_test_has_run(tmp_path: Path) -> None:
+    """Also in processes that it starts; kernels of Triton are not counted."""
+    pytest.importorskip("coverage")
+    shutil.copy(line_coverage.ROOT / "pyproject.toml", tmp_path)
+    files = {
+        "bitdance/__init__.py": "", "bitdance/module.py": MODULE, "test_it.py": TEST,
+        "bitdance_kernels/__init__.py": "", "triton.py": "jit = lambda function: function",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert not line_coverage.run_piece(["test_it.py"], tmp_path)
+    found = {lines.file: lines for lines in line_coverage.python_lines(tmp_path)}
+    assert found["bitdance/module.py"] == Lines("bitdance/module.py", 7, (15,))
 
 
 PROGRAM = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bitdance_kernels.testing import cpu_isas
+from bitdance_kernels.testing import check_backend, cpu_isas
 from tests.reliability import same_bits
 
 
@@ -23,10 +23,10 @@ def test_calls_have_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not cpu_isas(), reason="no C++ kernels")
 def test_a_result_that_depends_on_the_threads_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    check, counter = same_bits.check_backend, itertools.count()
+    counter = itertools.count()
 
     def altered(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
-        outputs = check(*arguments, **options)
+        outputs = check_backend(*arguments, **options)
         if next(counter) == 2:  # on 3 threads
             name = next(iter(outputs))
             outputs[name] = outputs[name].clone()

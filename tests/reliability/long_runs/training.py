@@ -71,7 +71,7 @@ def watch_training(folder: Path, steps: int) -> int:
     autoencoder = autoencoder_run(images, **optim)
     content = run_to_dict(autoencoder)
     content["adversarial"] = {"weight": 0.5, "start": 2, "channels": 8, "layers": 1}
-    adversarial = parse_run(content)
+    adversarial: Any = parse_run(content)
     trained(KINDS[0], autoencoder, lambda: AutoencoderTask(autoencoder))
     trained(KINDS[1], adversarial, lambda: AutoencoderTask(adversarial))
     model = model_run(images, folder / KINDS[0], **optim)
