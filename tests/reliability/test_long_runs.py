@@ -76,14 +76,6 @@ def test_images_and_op_calls_leave_nothing_behind() -> None:
     assert long_runs.watch_ops(0, OPS) % 8 == 0
 
 
-@WATCHED
-def test_requests_leave_nothing_behind() -> None:
-    pytest.importorskip("uvicorn")
-    pytest.importorskip("starlette")
-    pytest.importorskip("prometheus_client")
-    assert long_runs.watch_requests(40) == 40
-
-
 @pytest.mark.skipif(CpuGraph.unavailable() is not None, reason=str(CpuGraph.unavailable()))
 def test_threads_forks_and_workers_mix() -> None:
     found = mixed.run_mixed(3, 2, 1)

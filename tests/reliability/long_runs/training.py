@@ -21,7 +21,7 @@ from tests.model.training.test_processes import autoencoder_run, model_run
 from tests.reliability.long_runs.growth import Watch, settled
 
 KINDS = ("autoencoder", "adversarial autoencoder", "model", "model in parts", "text to image")
-WARM_UP, POINTS = 30, 9
+WARM_UP, POINTS = 80, 9
 
 
 class _Watched(Trainer):
