@@ -13,6 +13,8 @@ PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check
 .PHONY: venv demo test test-without-nvcc test-without-compiler sanitize sanitize-contract \
 	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx coverage nightly check format bench report \
 	docs clean
+	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx mutants check format bench report docs \
+	clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
@@ -105,6 +107,11 @@ coverage: venv
 SUITES ?=
 nightly: venv
 	$(BIN)/python -m tests.reliability $(SUITES)
+# Faults planted one at a time, two side by side: each must fail the tests that are named for it. About
+# an hour; MUTANTS='cpu sampling/*' takes a part.
+MUTANTS ?=
+mutants: venv
+	$(BIN)/python -m tests.mutants --workers 2 $(MUTANTS)
 
 check: venv
 	$(BIN)/ruff check .

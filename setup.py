@@ -154,12 +154,15 @@ class BuildNative(build_ext):
         begin = time.monotonic()
         cxx, nvcc = find_compiler(), find_nvcc()
         openmp = openmp_flags(cxx)
-        include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
+        include = [
+            "-Icsrc",
+            "-Icsrc/include",
+        ]  # as the sources: a copy of a checkout has its objects
         binding = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
         binding += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
         # Not self.build_temp: that of pip is new each time, and nothing would be reused.
         tag = f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
-        build = ROOT / "build" / tag / ext.name
+        build = Path("build") / tag / ext.name
 
         def compile_one(source: str) -> bool:
             command = [nvcc] if source.endswith(".cu") else [cxx, *openmp]

@@ -1,5 +1,7 @@
 """The C interface: statuses become errors, and the CUDA module works without a card."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -166,6 +168,17 @@ def test_cuda_row_functions_check_before_they_launch():
         native.cuda.adaln_norm_backward(
             *(row,) * 3, affine, none, *(row,) * 3, affine, none, 0, 1, 8, 0, 1e-6, 0, 0
         )
+
+
+def test_kernels_are_launched_on_the_current_stream_of_the_device(monkeypatch):
+    """Whatever the current device is, and not on the default stream."""
+    streams = {0: 11, 1: 22}
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=streams[index])
+    )
+    assert native.stream(torch.device("cuda", 0)) == (0, 11)
+    assert native.stream(torch.device("cuda")) == (1, 22)
 
 
 @pytest.fixture

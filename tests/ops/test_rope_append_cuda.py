@@ -64,6 +64,39 @@ def test_against_the_reference(rope_append, call):
         assert not beside.any(), "written beside the cache"
 
 
+class _LastRows:
+    """Stands for a tensor of which the last rows alone exist.
+
+    Args:
+        rows: these rows, [..., T, .., D], each D elements behind the one before.
+        missing: number of rows before them.
+    """
+
+    def __init__(self, rows, missing):
+        self._rows, self._missing = rows, missing
+        self.dtype, self.shape = rows.dtype, rows.shape
+
+    def stride(self):
+        return self._rows.stride()
+
+    def data_ptr(self):
+        row = self._rows.shape[-1] * self._rows.element_size()
+        return self._rows.data_ptr() - self._missing * row
+
+
+def test_rows_past_2_to_the_31_elements(rope_append):
+    """Of the caches and of the table of angles."""
+    missing, D = 2**27, 64
+    qkv, freqs = torch.randn(1, 2, 3 * D), torch.randn(2, D)
+    position, heads = torch.zeros(1, dtype=torch.int32), {"num_heads": 1, "num_kv_heads": 1}
+    k, v, k_wanted, v_wanted = torch.zeros(4, 1, 2, 1, D)
+    wanted = rope_append(qkv, k_wanted, v_wanted, position, freqs, **heads)
+    k_wide, v_wide, freqs_wide = (_LastRows(rows, missing) for rows in (k, v, freqs))
+    out = rope_append(qkv, k_wide, v_wide, position + missing, freqs_wide, **heads)
+    for actual, expected in zip((out, k, v), (wanted, k_wanted, v_wanted), strict=True):
+        assert torch.equal(actual, expected)
+
+
 @pytest.mark.skipif(
     native.cuda.unavailable("rope_append") is not None, reason="the CUDA module was not built here"
 )

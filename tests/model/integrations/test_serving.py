@@ -152,6 +152,29 @@ def test_a_stream_of_progress_previews_and_images(pipeline, server):
     assert pixels(partial[0]["b64_json"]).shape == (8, 8, 3)
 
 
+def test_a_preview_shows_what_was_sampled_until_its_step(pipeline):
+    """Even if it is decoded when the image is complete."""
+    seen = {}
+    with served(pipeline, slots=1) as (engine, port):
+        encode = engine.model.encode
+
+        def late(plan, slot, packed, step):
+            wait_for(lambda: slot.finished)
+            seen[step] = packed.clone()
+            return encode(plan, slot, packed, step)
+
+        engine.model.encode = late
+        request = {"prompt": "bag", "stream": True, "partial_images": 3, "num_inference_steps": 2}
+        assert call(port, request)[0] == 200
+    complete = seen.pop(4)
+    assert sorted(seen) == [1, 2, 3]
+    for step, packed in seen.items():
+        tokens = step * len(packed) // 4
+        assert torch.equal(packed[:tokens], complete[:tokens])
+        assert not packed[tokens:].any()
+        assert complete[tokens:].any()
+
+
 BAD = {
     "no JSON": (b"{", "body must be JSON"),
     "no text": (b"\xff", "body must be JSON"),

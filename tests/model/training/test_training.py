@@ -25,6 +25,7 @@ from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.training import checkpoint
 from bitdance.training.autoencoder import AutoencoderTask
 from bitdance.training.config import LossConfig, OptimConfig, parse_run, read_config, run_to_dict
+from bitdance.training.draws import Draws
 from bitdance.training.log import Log
 from bitdance.training.trainer import Trainer
 from tests.forked import READY
@@ -143,6 +144,33 @@ def test_accumulation_averages_parts(data, tmp_path):
         first.append(dict(zip(names.split(","), map(float, values.split(",")), strict=True)))
     for name in ("grad_norm", "loss", "l1", "l2", "commitment"):
         assert first[0][name] == pytest.approx(first[1][name], rel=1e-4)
+
+
+def test_every_part_of_every_step_has_draws_of_its_own(data, tmp_path, monkeypatch):
+    made = []
+
+    class Noted(Draws):
+        def __init__(self, seed, step, items, device):
+            made.append((seed, step, sorted(items)))
+            super().__init__(seed, step, items, device)
+
+    monkeypatch.setattr("bitdance.training.trainer.Draws", Noted)
+    run = trainer(autoencoder_config(data, steps=3, accumulate=2, seed=5), tmp_path)
+    run.run()
+    assert [draws[:2] for draws in made] == [(5, step) for step in (0, 0, 1, 1, 2, 2)]
+    assert len({tuple(items) for *_, items in made}) == 6
+
+
+def test_gradients_are_clipped(data, tmp_path):
+    """After one step the first moments are a tenth of the gradients."""
+    norms = {}
+    for clip in (1e-3, 1e3):
+        folder = tmp_path / str(clip)
+        trainer(autoencoder_config(data, grad_clip=clip), folder).run(1)
+        moments = final(folder)["optimizer"]["state"].values()
+        norms[clip] = 10 * torch.stack([m["exp_avg"].norm() for m in moments]).norm().item()
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert norms[1e3] > 1e-2
 
 
 def command(*arguments):
