@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +23,18 @@ __all__ = ["BuildError", "Copy", "TestRun"]
 _LEFT_OUT = {".git", "build", "dist", "out", "runs", "site"}
 _CACHES = ("__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 _REPORT = "mutants-report.xml"
+_SERVER = Path(__file__).with_name("server.py")
+
+PRELOADED = (
+    # First, since it sets what PyTorch and Triton read from the environment.
+    "tests.conftest",
+    "hypothesis",
+    "torch.testing",
+    "PIL.Image",
+    "pydantic",
+    "safetensors.torch",
+)
+"""Modules that take most of the time of a small test to import."""
 
 
 class BuildError(RuntimeError):
@@ -54,23 +66,28 @@ class Copy:
     Args:
         root: root of the checkout.
         folder: where to make the temporary folder.
+        preloaded: modules that are imported once for all runs of tests; none of the library, and
+            none that a fault changes. Those that do not exist are left out.
 
     Attributes:
         path: root of the copy.
     """
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, folder: Path, *, preloaded: Sequence[str] = PRELOADED) -> None:
+        self.root, self._preloaded = root, preloaded
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix="mutants-", dir=folder))
         self.path = self._folder / "checkout"
         shutil.copytree(root, self.path, ignore=_unneeded, symlinks=True)
         self._kept: dict[str, Path] = {}
+        self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Copy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.communicate()  # the end of its input ends it
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -155,36 +172,32 @@ class Copy:
             limit: seconds after which they and all their processes are killed.
             first_failure: stop at the first failure.
         """
-        report = self._folder / _REPORT
+        report, log = self._folder / _REPORT, self._folder / "log.txt"
         report.unlink(missing_ok=True)
-        command = [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
-            "--tb=short", f"--junit-xml={report}", f"--basetemp={self._folder / 'tests'}",
+        arguments = [
+            "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short",
+            f"--junit-xml={report}", f"--basetemp={self._folder / 'tests'}",
             *(["-x"] if first_failure else []), *tests,
         ]  # fmt: skip
-        # Into a file: what a killed run leaves behind may hold a pipe open for ever.
-        log = self._folder / "log.txt"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, cwd=self.path, env=self._environment(), stdin=subprocess.DEVNULL,
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        if self._server is None:
+            self._server = subprocess.Popen(
+                [sys.executable, str(_SERVER), *self._preloaded],
+                cwd=self.path, env=self._environment(), stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
-            status: int | None
-            try:
-                status = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                status = None
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        run = {"arguments": arguments, "log": str(log), "limit": limit}
+        print(json.dumps(run), file=self._server.stdin, flush=True)
+        status: int | None = json.loads(self._server.stdout.readline())
         ran, failed = _read_report(report)
         return TestRun(status, ran, failed, log.read_text(errors="replace")[-4000:])
 
     def _environment(self) -> dict[str, str]:
         """That of this process without what pytest and its plugins have set, for the copy."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
-        # Beside the copy stands what the checkout may have installed in its own place.
+        unwanted = ("PYTEST_", "COV_", "PYTHONDONTWRITEBYTECODE")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
+        # The path comes before the checkout, which may be installed in its own place.
         return {"OMP_NUM_THREADS": "1", **kept, "PYTHONPATH": str(self.path)}
 
 

@@ -1,5 +1,6 @@
 """The runner of planted faults tells what became of each, and leaves no trace."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -43,8 +44,12 @@ def test_skipped():
 
 @pytest.fixture
 def root(tmp_path):
+    return make_root(tmp_path)
+
+
+def make_root(folder):
     """A checkout of one module and its tests, beside things that a copy does not need."""
-    root = tmp_path / "root"
+    root = folder / "root"
     (root / "tests").mkdir(parents=True)
     (root / "package.py").write_text(SOURCE)
     (root / "tests" / "test_it.py").write_text(TESTS)
@@ -55,10 +60,20 @@ def root(tmp_path):
     return root
 
 
-@pytest.fixture
-def copy(root, tmp_path):
-    with Copy(root, tmp_path / "copies") as copy:
+@pytest.fixture(scope="module")
+def kept_root(tmp_path_factory):
+    return make_root(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture(scope="module")
+def copy(kept_root, tmp_path_factory):
+    """A copy for tests that leave it as it was."""
+    with small_copy(kept_root, tmp_path_factory.mktemp("copies")) as copy:
         yield copy
+
+
+def small_copy(root, folder):
+    return Copy(root, folder, preloaded=())
 
 
 def mutant(*tests, name="a-fault", anchor="2 * x", replacement="2 + x * 2", **more):
@@ -76,19 +91,19 @@ def content(folder):
 
 
 def test_a_copy_has_what_tests_need_and_goes_away(root, tmp_path):
-    with Copy(root, tmp_path / "copies") as copy:
+    with small_copy(root, tmp_path / "copies") as copy:
         names = {path.relative_to(copy.path).as_posix() for path in copy.path.rglob("*")}
         assert names == {"package.py", "pyproject.toml", "tests", "tests/test_it.py"}
     assert not any((tmp_path / "copies").iterdir())
 
 
-def test_a_fault_is_caught_and_taken_out_again(root, copy):
-    before, times = content(root), (copy.path / "package.py").stat().st_mtime_ns
+def test_a_fault_is_caught_and_taken_out_again(kept_root, copy):
+    before, times = content(kept_root), (copy.path / "package.py").stat().st_mtime_ns
     for fault in (mutant("test_double"), mutant("test_nothing", "test_double")):
         assert outcome(copy, fault) == ("caught", "tests.test_it::test_double")
         assert (copy.path / "package.py").read_text() == SOURCE
         assert (copy.path / "package.py").stat().st_mtime_ns == times
-    assert content(root) == before
+    assert content(kept_root) == before
     assert copy.run(["tests/test_it.py::test_double"], 60.0).status == 0, "no bytecode is left"
 
 
@@ -134,7 +149,7 @@ def test_other_outcomes(copy, fault, expected, detail):
 
 def test_tests_that_fail_without_a_fault_prove_nothing(root, tmp_path):
     (root / "package.py").write_text(SOURCE.replace("2 * x", "5 * x"))
-    with Copy(root, tmp_path / "copies") as copy:
+    with small_copy(root, tmp_path / "copies") as copy:
         runner.check_unmutated(copy, [mutant("test_nothing"), mutant(equivalent="because")])
         with pytest.raises(runner.UnmutatedError, match="test_double"):
             runner.check_unmutated(copy, [mutant("test_nothing", "test_double")])
@@ -144,7 +159,7 @@ def test_copies_share_the_faults(root, tmp_path):
     faults = [mutant("test_double", name=f"fault-{i}") for i in range(4)]
     faults.append(mutant("test_nothing", name="noticed-by-none"))
     seen = []
-    with Copy(root, tmp_path / "a") as one, Copy(root, tmp_path / "b") as other:
+    with small_copy(root, tmp_path / "a") as one, small_copy(root, tmp_path / "b") as other:
         results = runner.run(faults, one, other, report=seen.append)
     assert [result.mutant for result in results] == faults
     assert [result.outcome for result in results] == ["caught"] * 4 + ["survived"]
@@ -166,9 +181,11 @@ tests = ["tests/test_it.py::{test}"]
 def command(root, monkeypatch, capsys, *arguments, **changes):
     """Exit status and what is printed for one record."""
     values = {"name": "a-fault", "anchor": "2 * x", "test": "test_double"} | changes
-    (root / "area.toml").write_text(RECORD.format(**values))
+    (root / "faults").mkdir(exist_ok=True)
+    (root / "faults" / "area.toml").write_text(RECORD.format(**values))
     monkeypatch.setattr(__main__, "ROOT", root)
-    monkeypatch.setattr(records, "load", lambda: LOAD(root))
+    monkeypatch.setattr(__main__, "Copy", small_copy)
+    monkeypatch.setattr(records, "load", lambda: LOAD(root / "faults"))
     status = __main__.main(list(arguments))
     printed = capsys.readouterr()
     return status, printed.out + printed.err
@@ -178,7 +195,7 @@ LOAD = records.load
 
 
 def test_the_command(root, monkeypatch, capsys):
-    run = lambda *arguments, **changes: command(root, monkeypatch, capsys, *arguments, **changes)  # noqa: E731
+    run = functools.partial(command, root, monkeypatch, capsys)
     assert run("--list") == (0, "area/a-fault: doubles wrongly\n")
     status, printed = run("area", "--workers", "2")
     assert status == 0
@@ -242,7 +259,7 @@ def test_only_what_depends_on_a_fault_is_built_again(tmp_path):
     (root / "csrc/cpu/b/b.cpp").write_text("int b() { return 2; }\n")
     (root / "csrc/bindings/module_cpu.cpp").write_text("")
     fault = Mutant("area", "a", "what", "csrc/cpu/a/a.h", "kA = 1", "kA = 7", rebuild="cpu")
-    with Copy(root, tmp_path / "copies") as copy:
+    with small_copy(root, tmp_path / "copies") as copy:
         copy.prepare("cpu")
         objects = {path.name: path for path in copy.path.glob("build/temp.*/**/*.o")}
         assert objects.keys() == {"a.cpp.o", "b.cpp.o", "module_cpu.cpp.o"}

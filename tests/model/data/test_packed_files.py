@@ -130,6 +130,33 @@ def test_invalid_arrays(packed):
                 PackedDataset(folder, verify=verify)
 
 
+class Touch:
+    """Makes a file where its pickle is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.touch, ()
+
+
+@pytest.mark.parametrize("images", [0, 10])
+def test_a_pickle_in_place_of_an_array_runs_no_code(packed, tmp_path, images):
+    folder, index = packed
+    name, made = index["shards"][0]["codes"]["file"], tmp_path / "made"
+    (folder / name).write_bytes(pickle.dumps(Touch(made)))
+    index["images"] += images - index["shards"][0]["images"]
+    index["shards"][0]["images"] = images
+    index["shards"][0]["codes"]["sha256"] = files.sha256(folder / name)
+    put(folder, index)
+    for verify in (True, False):
+        with pytest.raises(PackedDatasetError, match=name):
+            PackedDataset(folder, verify=verify)
+    assert not made.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert made.exists(), "it would have"
+
+
 def test_a_flipped_bit_raises_no_other_error(packed):
     """Without checksums values may differ, but no other error is raised."""
     folder, _ = packed

@@ -103,6 +103,10 @@ def test_one_variant_of_each_item_is_drawn():
     half = drawn(50, min_crop=0.8, crop_decay=(0, 100))
     assert np.abs(shares(half) - [0.5, 0, 0.25, 0, 0.25, 0]).max() < 0.03
     assert not drawn(100, min_crop=0.8, crop_decay=(0, 100)).any()
+    both = drawn(
+        50, min_crop=0.8, flip=True, crop_decay=(0, 100)
+    )  # crops and flips are independent
+    assert np.abs(shares(both) - [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]).max() < 0.03
 
 
 def test_settings_that_the_codes_cannot_follow_are_refused(tmp_path):

@@ -155,8 +155,7 @@ def test_every_part_of_every_step_has_draws_of_its_own(data, tmp_path, monkeypat
             super().__init__(seed, step, items, device)
 
     monkeypatch.setattr("bitdance.training.trainer.Draws", Noted)
-    run = trainer(autoencoder_config(data, steps=3, accumulate=2, seed=5), tmp_path)
-    run.run()
+    trainer(autoencoder_config(data, accumulate=2, seed=5), tmp_path).run(3)
     assert [draws[:2] for draws in made] == [(5, step) for step in (0, 0, 1, 1, 2, 2)]
     assert len({tuple(items) for *_, items in made}) == 6
 
