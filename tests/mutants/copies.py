@@ -145,7 +145,7 @@ class Copy:
             [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
             cwd=self.path, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if done.returncode or not self._libraries(module):
+        if done.returncode or not any(self.path.glob(f"bitdance_kernels/_{module}.*.so")):
             raise BuildError(f"{done.stdout}{done.stderr}"[-4000:])
 
     def _restore(self, module: str) -> None:
@@ -156,13 +156,16 @@ class Copy:
             _copy(path, self.path / path.relative_to(kept))
 
     def _built(self, module: str, root: Path | None = None) -> list[Path]:
-        """The library of a module, and the folder of its objects."""
+        """The libraries of a module, and the folder of its objects."""
         root = root or self.path
         objects = root.glob(f"build/temp.*/bitdance_kernels._{module}")
         return [*self._libraries(module, root), *objects]
 
     def _libraries(self, module: str, root: Path | None = None) -> list[Path]:
-        return [*(root or self.path).glob(f"bitdance_kernels/_{module}.*.so")]
+        """That of the package, and the one that setuptools copies there, even if it is old."""
+        folders = ("bitdance_kernels", "build/lib.*/bitdance_kernels")
+        found = ((root or self.path).glob(f"{folder}/_{module}.*.so") for folder in folders)
+        return [path for paths in found for path in paths]
 
     def run(self, tests: Sequence[str], limit: float, *, first_failure: bool = True) -> TestRun:
         """Run tests in the copy.
