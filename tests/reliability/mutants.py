@@ -7,9 +7,9 @@ attacking it, planted again. ``python -m tests.mutants`` plants each in a copy o
 builds anew what depends on it, and runs the narrowest tests that are said to notice it. A fault
 that no test can notice stands there with the proof.
 
-All of them are run by ``make mutants``. With every change a tenth of those that need no compiler
-runs, chosen by the text of the files that they change; and all are held against the code: each
-anchor occurs once, and each test exists. What is planted is what somebody has thought of: that all
+All of them are run by ``make mutants``. With every change a tenth of those that take seconds runs,
+chosen by the text of the files that they change; and all are held against the code: each anchor
+occurs once, and each test exists. What is planted is what somebody has thought of: that all
 are noticed says nothing about faults of another kind. CUDA code for a card's host is not mutated,
 and neither is what a card alone can show.
 """

@@ -304,6 +304,14 @@ def test_the_weights_must_lie_in_the_folder(tmp_path):
     assert BitDancePipeline.from_pretrained(tmp_path / "m").config == tiny_config()
 
 
+def test_names_of_another_number_of_classes_are_refused(tmp_path):
+    said = saved(tmp_path)
+    for names in (said["classes"][:4], [*said["classes"], "sixth"]):
+        put(tmp_path, json.dumps(said | {"classes": names}))
+        with pytest.raises(CheckpointError, match=f"must be 5 names, got {len(names)} of them"):
+            BitDancePipeline.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device"])
 def test_weights_that_are_not_a_file_are_refused(tmp_path, kind):
     said = saved(tmp_path)
