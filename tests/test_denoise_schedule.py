@@ -20,7 +20,8 @@ SAMPLED = [
 ]  # fmt: skip
 RECORDED = pytest.mark.parametrize(("path", "label", "settings"), SAMPLED)
 SCHEDULES = pytest.mark.parametrize(
-    ("steps", "time_shift"), [(1, 1.0), (2, 3.0), (10, 0.5), (50, 1.0), (100, 1.0), (100, 1.8)]
+    ("steps", "time_shift"),
+    [(1, 1.0), (2, 3.0), (10, 0.5), (10, 0.1), (50, 1.0), (100, 1.0), (100, 1.8)],
 )
 
 

@@ -127,6 +127,23 @@ def test_rows_beyond_the_length_do_not_leak(dtype, formula, lengths):
         assert bool((clean[b] == 0).all()) == (length == 0)
 
 
+@pytest.mark.parametrize("backend", REGISTRY["block_decode_attention"].backends)
+def test_every_backend_reads_the_filled_rows_alone(backend):
+    """What lies behind them may be anything, and lengths outside of the cache end with it."""
+    if REGISTRY["block_decode_attention"].unavailable(backend):
+        pytest.skip("the backend does not run here")
+    q, k, v = _inputs(4, 2, 70, (4, 2), 16, torch.float32)
+    lengths = torch.tensor([-3, 5, 64, 99], dtype=torch.int32)
+    inside = lengths.clamp(0, 70)
+    clean = block_decode_attention(q, k, v, inside, backend=backend)
+    for b, length in enumerate(inside.tolist()):
+        k[b, length:] = math.nan
+        v[b, length:] = -math.inf
+    assert torch.equal(block_decode_attention(q, k, v, lengths, backend=backend), clean)
+    assert not clean[0].any()
+    assert clean[1:].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [(300,) * 16, (300, 7) * 8])
 def test_fused_kernel_against_the_formula(dtype, lengths):

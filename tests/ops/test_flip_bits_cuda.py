@@ -48,14 +48,16 @@ def test_tails_and_pointers_of_any_alignment(device_code, count, skip):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_signs_take_the_same_flips(device_code, dtype):
-    x = torch.randn(8 * 300, dtype=dtype)
+@pytest.mark.parametrize("count", [300, 2100])
+def test_signs_take_the_same_flips(device_code, dtype, count):
+    """In one round of the blocks, or in three, of which a thread takes two at a time."""
+    x = torch.randn(8 * count, dtype=dtype)
     y = torch.empty_like(x)
     device_code.flip_signs(
         _pointer(x), _pointer(y), ctypes.c_int64(x.numel()), _pointer(KEY), ctypes.c_int64(2**14),
         dtype == torch.float32, ctypes.c_int64(2),
     )  # fmt: skip
-    flips = expected_flips(0, 300, 2**40 + 7, 5, 2**14)
+    flips = expected_flips(0, count, 2**40 + 7, 5, 2**14)
     bits = (flips[:, None] >> torch.arange(8)) & 1
     assert torch.equal(y, torch.where(bits.flatten() == 1, -x, x))
 

@@ -79,6 +79,14 @@ def test_sixteen_bits_in_bounded_memory_and_chunks():
     torch.testing.assert_close(per_sample.detach(), torch.stack(halves).mean())
 
 
+def test_chunks_of_the_reference_change_nothing_but_rounding(monkeypatch):
+    x = torch.randn(10, 16, dtype=torch.float64)
+    whole = reference.run(x, 8, 1.0, 1e-5, True)
+    monkeypatch.setattr(reference, "_CHUNK", 3)
+    for part, expected in zip(reference.run(x, 8, 1.0, 1e-5, True), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+
+
 def test_float32_gradients_are_those_of_float64():
     x = 0.03 * torch.randn(500, 16)
     grads = []

@@ -136,6 +136,7 @@ def test_tokens_need_not_fill_bytes():
     assert tokens.shape == (2, 16, 5)
     assert tokens.abs().eq(1).all()
     assert results[0].packed.shape == (4, 4, 1)
+    assert not any((result.packed >> 5).any() for result in results), "bits behind the last"
     model.train()
     assert model(tokens, LABELS).isfinite()
 

@@ -160,6 +160,18 @@ def test_every_part_of_every_step_has_draws_of_its_own(data, tmp_path, monkeypat
     assert len({tuple(items) for *_, items in made}) == 6
 
 
+def test_vectors_have_no_weight_decay(data, tmp_path):
+    run = trainer(autoencoder_config(data, weight_decay=0.1), tmp_path)
+    decays = {
+        parameter: group["weight_decay"]
+        for group in run._optimizer.param_groups for parameter in group["params"]
+    }  # fmt: skip
+    assert decays.keys() == set(run._parameters.values())
+    for name, parameter in run._parameters.items():
+        kept = parameter.dim() > 1 and not name.startswith(run.task.no_decay)
+        assert decays[parameter] == (0.1 if kept else 0.0), name
+
+
 def test_gradients_are_clipped(data, tmp_path):
     """After one step the first moments are a tenth of the gradients."""
     norms = {}
@@ -391,12 +403,12 @@ def test_learning_rates_and_decays_of_a_schedule():
 
 
 def test_the_average_of_a_run_has_the_decay_of_its_configuration(data, tmp_path):
-    config = autoencoder_config(data, ema_decay=0.5, ema_warmup=False)
+    config = autoencoder_config(data, ema_decay=0.75, ema_warmup=False)
     run = trainer(config, tmp_path)
     before = {name: value.clone() for name, value in run._average.items()}
     run.run(1)
     for name, parameter in run._parameters.items():
-        assert torch.equal(run._average[name], before[name].lerp(parameter.detach(), 0.5))
+        assert torch.equal(run._average[name], before[name].lerp(parameter.detach(), 0.25))
 
 
 def test_configurations_round_trip_through_files(data, tmp_path):
