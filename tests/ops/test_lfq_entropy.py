@@ -9,6 +9,7 @@ from torch.multiprocessing import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bitdance_kernels import lfq_entropy
+from bitdance_kernels.binary.lfq_entropy import reference
 from bitdance_kernels.testing import Call, Invalid, cpu_isa, cpu_isas, cpu_threads
 from tests.cases.lfq_entropy import all_codes
 from tests.forked import READY
