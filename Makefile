@@ -9,12 +9,9 @@ NATIVE = setup.py $(shell find csrc -type f)
 Q = $(if $(filter 1,$(V)),,@)
 PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check -c constraints.txt
 
-
-.PHONY: venv demo test test-without-nvcc test-without-compiler sanitize sanitize-contract \
-	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx coverage nightly check format bench report \
-	docs clean
-	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx mutants check format bench report docs \
-	clean
+.PHONY: venv demo test test-without-nvcc test-without-compiler exhaustive sanitize sanitize-contract \
+	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx tsan coverage nightly mutants check format \
+	bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
