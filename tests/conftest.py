@@ -20,9 +20,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
-from tests import hidden_tools
+from tests import hidden_tools, profiles
 from tests.interpreter import quicken, refuse_negative_coordinates
 
+profiles.register()
 quicken()
 refuse_negative_coordinates()
 

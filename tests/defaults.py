@@ -1,6 +1,9 @@
 """Foreign defaults: a default dtype and device set by other code."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ FOREIGN = pytest.mark.parametrize("kind", KINDS)
 
 
 @contextlib.contextmanager
-def foreign_defaults(kind):
+def foreign_defaults(kind: str) -> Iterator[None]:
     """A context with another default dtype, and a default device or an active ``torch.device``."""
     dtype, _, device = kind.partition(", ")
     before = torch.get_default_dtype()

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from bitdance_kernels import BackendError, explain, use_backend
 from bitdance_kernels._dispatch.backends import BACKENDS
-from bitdance_kernels._dispatch.op import REGISTRY, KernelOp
+from bitdance_kernels._dispatch.op import KernelOp
 from bitdance_kernels.testing import (
     check_backend,
     cpu_isa,
@@ -28,6 +28,7 @@ from bitdance_kernels.testing import (
     poisoned_memory,
     strided,
 )
+from tests.calls import recorded
 from tests.cases import all_cases
 
 CPU = torch.device("cpu")
@@ -130,25 +131,9 @@ def test_calls_like_one_before_give_the_same(case, monkeypatch):
 @EVERY
 def test_opcheck(case):
     """PyTorch's own checks of schema, fake kernel, autograd registration and tracing."""
-    recorded = []
-    call = next(iter(case.samples(CPU)))
-
-    class Record(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "bitdance":
-                recorded.append((func, args))
-            return func(*args, **(kwargs or {}))
-
-    with Record():
-        case.op(*call.args, **call.kwargs)
-    assert recorded
-    for func, args in recorded:
-        args = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), args)
-        op = REGISTRY[func._schema.name.split("::")[1]]
-        if op.differentiable:
-            for i in set(op._tensors) - set(op._constants):
-                if args[i] is not None and args[i].is_floating_point():
-                    args[i].requires_grad_()
+    found = recorded(case, next(iter(case.samples(CPU))), requires_grad=True)
+    assert found
+    for func, args in found:
         torch.library.opcheck(func, args)
 
 

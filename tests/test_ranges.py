@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
@@ -48,7 +48,6 @@ def monotone_ranges(draw, batch=False):
 
 
 @given(monotone_ranges(batch=True))
-@settings(max_examples=200, deadline=None)
 def test_dense_mask_and_seen_keys_against_loops(drawn):
     ranges, keys = drawn
     mask = dense_mask(ranges, keys)
@@ -67,7 +66,6 @@ def _values(tensor):
 @given(
     prefix=st.integers(0, 9), patches=st.integers(0, 5), P=st.integers(1, 7), missing=st.integers(0)
 )
-@settings(max_examples=200, deadline=None)
 def test_block_causal_ranges_against_loops(prefix, patches, P, missing):
     total = prefix + patches * P - (missing % P if patches else 0)
     ranges = block_causal_ranges(prefix, patches, P, tokens=total)
@@ -116,7 +114,6 @@ def _packed(draw):
 
 
 @given(_packed())
-@settings(max_examples=200, deadline=None)
 def test_packed_document_ranges_against_loops(drawn):
     documents, segments, P = drawn
     ranges = packed_document_ranges(documents, segments, patch_tokens=P)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 import bitdance_kernels as bk
 from bitdance_kernels import BackendError, use_backend
 from bitdance_kernels._dispatch.op import REGISTRY
+from tests.calls import dual_level, function_of, like, own, recorded
 from tests.cases import all_cases
 
 CPU = torch.device("cpu")
@@ -32,28 +33,7 @@ def _call(case, dtype=torch.float64):
     """The smallest sample that has elements, in `dtype`."""
     calls = [call for call in case.samples(CPU) if all(t.numel() for t in call.tensors())]
     call = min(calls, key=lambda call: sum(t.numel() for t in call.tensors()))
-    return call.map(lambda t: t.detach().to(dtype).clone() if t.is_floating_point() else t.clone())
-
-
-def _function(case, call, **always):
-    """The op as a function of the floating-point tensors among its arguments, and these."""
-    leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
-    ours = {id(t) for t in case.leaves(call)}
-    at = [i for i, leaf in enumerate(leaves) if id(leaf) in ours]
-
-    def function(*tensors, **options):
-        given = list(leaves)
-        for i, tensor in zip(at, tensors, strict=True):
-            given[i] = tensor
-        args, kwargs = pytree.tree_unflatten(given, spec)
-        out = case.op(*args, **kwargs, **options, **always)
-        return tuple(t for t in pytree.tree_leaves(out) if t.is_floating_point())
-
-    return function, tuple(leaves[i] for i in at)
-
-
-def _like(tensors):
-    return tuple(torch.randn_like(t) for t in tensors)
+    return own(call, dtype)
 
 
 def _pullback(function, primals, cotangents):
@@ -70,23 +50,13 @@ def _close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-4, check_dtype=False)
 
 
-def _dual_level(function, primals, tangents):
-    with fwAD.dual_level():
-        duals = [fwAD.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
-        outs = [fwAD.unpack_dual(out) for out in function(*duals)]
-        return tuple(out.primal.clone() for out in outs), tuple(
-            torch.zeros_like(out.primal) if out.tangent is None else out.tangent.clone()
-            for out in outs
-        )
-
-
-@pytest.mark.parametrize("way", [_dual_level, jvp])
+@pytest.mark.parametrize("way", [dual_level, jvp])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @EVERY_DIFFERENTIABLE
 def test_forward_mode_is_the_transpose_of_the_backward_pass(case, dtype, way):
-    function, primals = _function(case, _call(case, dtype))
-    tangents, expected = _like(primals), function(*primals)
-    cotangents = _like(expected)
+    function, primals = function_of(case, _call(case, dtype))
+    tangents, expected = like(primals), function(*primals)
+    cotangents = like(expected)
     actual, pushed = way(function, primals, tangents)
     _close(actual, expected)
     _close(_dot(pushed, cotangents), _dot(tangents, _pullback(function, primals, cotangents)))
@@ -94,9 +64,9 @@ def test_forward_mode_is_the_transpose_of_the_backward_pass(case, dtype, way):
 
 @EVERY_DIFFERENTIABLE
 def test_torch_func_gives_the_gradients_of_the_backward_pass(case):
-    function, primals = _function(case, _call(case, torch.float32))
+    function, primals = function_of(case, _call(case, torch.float32))
     expected, pull = vjp(function, *primals)
-    cotangents = _like(expected)
+    cotangents = like(expected)
     gradients = _pullback(function, primals, cotangents)
     _close(pull(cotangents), gradients)
     _close(function(*primals), expected)
@@ -112,9 +82,9 @@ def test_torch_func_gives_the_gradients_of_the_backward_pass(case):
 
 @EVERY_DIFFERENTIABLE
 def test_gradients_for_each_sample(case):
-    function, primals = _function(case, _call(case, torch.float32))
+    function, primals = function_of(case, _call(case, torch.float32))
     batches = tuple(torch.stack((p, p.flip(0) * 0.5)) for p in primals)
-    cotangents = _like(function(*primals))
+    cotangents = like(function(*primals))
 
     def loss(*tensors):
         return _dot(function(*tensors), cotangents)
@@ -161,7 +131,7 @@ def test_vmap_is_the_loop_over_its_samples(case):
 @EVERY_DIFFERENTIABLE
 def test_second_derivatives(case):
     """Second derivatives need the reference, requested by name."""
-    function, primals = _function(case, _call(case), backend="reference")
+    function, primals = function_of(case, _call(case), backend="reference")
     if case.name in STRAIGHT_THROUGH:
         leaves = [p.clone().requires_grad_() for p in primals]
         first = torch.autograd.grad(
@@ -186,7 +156,7 @@ def test_second_derivatives(case):
 def test_second_derivatives_are_refused_by_the_kernels(case):
     if case.name in STRAIGHT_THROUGH | {"linear"}:
         return  # its backward pass consists of PyTorch operators
-    function, primals = _function(case, _call(case, torch.float32))
+    function, primals = function_of(case, _call(case, torch.float32))
     leaves = [p.requires_grad_() for p in primals]
     total = sum(t.square().sum() for t in function(*leaves))
     with pytest.raises(RuntimeError, match=rf"{case.name}_backward: .* backend=.reference."):
@@ -196,7 +166,7 @@ def test_second_derivatives_are_refused_by_the_kernels(case):
 @EVERY_DIFFERENTIABLE
 def test_gradients_of_many_cotangents_at_once(case):
     """``is_grads_batched``, for jacobians: vmap over the backward pass."""
-    function, primals = _function(case, _call(case, torch.float32))
+    function, primals = function_of(case, _call(case, torch.float32))
     leaves = [p.clone().requires_grad_() for p in primals]
     outs = function(*leaves)
     cotangents = tuple(torch.randn(3, *out.shape, dtype=out.dtype) for out in outs)
@@ -229,10 +199,10 @@ def test_jacobians_and_hessians():
 def test_what_has_no_derivative_says_so(case):
     """The op is named in the error, however the derivative is requested."""
     call = _call(case, torch.float32)
-    function, primals = _function(case, call)
+    function, primals = function_of(case, call)
     if not primals:
         return  # it has bits only
-    tangents = _like(primals)
+    tangents = like(primals)
     stacked = tuple(torch.stack((p, p)) for p in primals)
     pushes = (tuple(map(torch.ones_like, stacked)),)
 
@@ -244,7 +214,7 @@ def test_what_has_no_derivative_says_so(case):
         lambda: vjp(total, *primals),
         lambda: vmap(grad(total))(*stacked),
         lambda: grad(lambda *b: vmap(total)(*b).sum())(*stacked),
-        lambda: _dual_level(function, primals, tangents),
+        lambda: dual_level(function, primals, tangents),
         lambda: jvp(total, primals, tangents),
         lambda: jvp(lambda *b: vmap(total)(*b), stacked, *pushes),
         lambda: vmap(lambda *p: jvp(total, p, p))(*stacked),
@@ -257,25 +227,10 @@ def test_what_has_no_derivative_says_so(case):
         function(*(fwAD.make_dual(p, t).detach() for p, t in zip(primals, tangents, strict=True)))
 
 
-def _recorded(case, call):
-    """The calls of ``torch.ops.bitdance`` within a call."""
-    recorded = []
-
-    class Record(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "bitdance":
-                recorded.append((func, args))
-            return func(*args, **(kwargs or {}))
-
-    with Record(), torch.no_grad():
-        case.op(*call.args, **call.kwargs)
-    return recorded
-
-
 @EVERY
 def test_tangents_are_not_lost_below_the_public_function(case):
     """``torch.ops.bitdance``, and what a compiled graph calls, have no forward mode and say so."""
-    for func, args in _recorded(case, _call(case, torch.float32)):
+    for func, args in recorded(case, _call(case, torch.float32)):
         at = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
         for i in (i for i in at if args[i].is_floating_point()):
             given = list(args)
@@ -287,7 +242,7 @@ def test_tangents_are_not_lost_below_the_public_function(case):
 
 @EVERY_DIFFERENTIABLE
 def test_torch_ops_are_transformed_like_the_public_function(case):
-    for func, args in _recorded(case, _call(case, torch.float32)):
+    for func, args in recorded(case, _call(case, torch.float32)):
 
         def total(tensor, func=func, args=args):
             outs = func(tensor, *args[1:])
@@ -369,7 +324,7 @@ def test_processes_do_not_sum_what_is_transformed(tmp_path):
         for ask in (
             lambda: jvp(op, (x,), (x,)),
             lambda: grad(lambda t: op(t)[1])(x),
-            lambda: _dual_level(op, (x,), (x,)),
+            lambda: dual_level(op, (x,), (x,)),
         ):
             with pytest.raises(RuntimeError, match="lfq_entropy: process_group must be None in"):
                 ask()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdance_kernels import rope, rope_append
@@ -167,7 +167,6 @@ def _table(rows, D):
     interleaved=st.booleans(),
     norms=st.tuples(st.booleans(), st.booleans()),
 )
-@settings(max_examples=60, deadline=None)
 def test_against_split_norm_rope_and_slices(position, P, heads, interleaved, norms):
     (H, Hkv), D, B = heads, 6, len(position)
     qkv = torch.randn(B, P, (H + 2 * Hkv) * D, dtype=torch.float64)
