@@ -12,6 +12,8 @@ PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check
 .PHONY: venv demo test test-without-nvcc test-without-compiler exhaustive sanitize sanitize-contract \
 	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx tsan coverage nightly mutants check format \
 	bench report docs clean
+.PHONY: venv demo test test-without-nvcc test-without-compiler exhaustive sanitize \
+	sanitize-contract sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx check format bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
@@ -63,6 +65,10 @@ test-without-nvcc test-without-compiler: test-without-%: venv
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m bitdance_kernels
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
 		$(SHARED) -m 'not slow' --without $* tests
+
+# Bit ops on all 2^32 patterns of float32, in about four minutes of one core.
+exhaustive: venv
+	$(BIN)/python -m tests.reliability.exhaustive
 
 # The C++ kernels under AddressSanitizer and UBSan: samples and own tests of every op, scalar, AVX2 and
 # AVX-512, and attention with AMX, without the tests of Triton kernels and of ops that only Triton has.
