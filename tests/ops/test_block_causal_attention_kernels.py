@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdance_kernels import (
@@ -19,6 +19,7 @@ from bitdance_kernels import (
 from bitdance_kernels.attention.block_causal_attention import config
 from bitdance_kernels.testing import Call, check_backend
 from tests.cases import all_cases
+from tests.profiles import share
 
 CASE = all_cases()["block_causal_attention"]
 
@@ -95,7 +96,7 @@ def _small_tiles(queries, keys, *, described=False):
 
 @pytest.mark.parametrize("described", [False, True])
 @given(_any_ranges(), st.sampled_from([(1, 1), (2, 1)]))
-@settings(max_examples=8, deadline=None)
+@share(8)  # the interpreter takes a second for each
 def test_any_ranges(described, drawn, heads):
     """As the plain formulas; and what nobody sees, or sees nothing, can be NaN."""
     ranges, keys = drawn

@@ -12,7 +12,7 @@ from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import Case
 from tests.cases import all_cases
 from tests.reliability import torch_matrix
-from tests.reliability.torch_matrix import CELLS, check, compile_op, some
+from tests.reliability.torch_matrix import CELLS, alike, check, check_compiled, some
 
 CASES = all_cases()
 # One sample in so many; opcheck takes a second of each.
@@ -28,9 +28,12 @@ def test_some_samples(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["pack_signs", "swiglu", "block_causal_attention"])
-def test_compiled_by_inductor(op):
-    assert compile_op(CASES[op]) >= 3
+@pytest.mark.parametrize(
+    ("op", "way"),
+    [("pack_signs", {}), ("swiglu", {"dynamic": True}), ("patch_attention", {"autocast": True})],
+)
+def test_compiled_by_inductor(op, way):
+    assert check_compiled(CASES[op], alike(CASES[op])[:2], **way)
 
 
 def test_turns_take_every_sample():

@@ -29,7 +29,9 @@ from tests.cases import all_cases
 from tests.defaults import foreign_defaults
 from tests.reliability.promise import Promise
 
-__all__ = ["CELLS", "PROMISES", "Sample", "measure", "samples", "some"]
+__all__ = [
+    "CELLS", "PROMISES", "Sample", "alike", "check", "check_compiled", "measure", "samples", "some",
+]  # fmt: skip
 
 CPU = torch.device("cpu")
 Sample = tuple[Case, Call]
@@ -221,7 +223,9 @@ def _check_vmap(case: Case, call: Call) -> None:
             torch.testing.assert_close(mapped[n], expected, equal_nan=True)
 
 
-def check_compiled(case: Case, calls: Sequence[Call], *, dynamic: bool, autocast: bool) -> int:
+def check_compiled(
+    case: Case, calls: Sequence[Call], *, dynamic: bool = False, autocast: bool = False
+) -> int:
     """Calls of one compiled function, each with the bits of eager mode; returns their number.
 
     Operators before and after the op let inductor choose strides and memory around it.
@@ -310,9 +314,9 @@ def compile_op(case: Case) -> int:
     calls = alike(case)
     try:
         return (
-            check_compiled(case, calls[:1], dynamic=False, autocast=False)
-            + check_compiled(case, calls[:3], dynamic=True, autocast=False)
-            + check_compiled(case, calls[:1], dynamic=False, autocast=True)
+            check_compiled(case, calls[:1])
+            + check_compiled(case, calls[:3], dynamic=True)
+            + check_compiled(case, calls[:1], autocast=True)
         )
     except Exception as error:
         raise AssertionError(f"{case.name}: {error}") from error
