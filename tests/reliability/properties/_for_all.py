@@ -52,6 +52,7 @@ class Property:
             max_examples=cases,
             deadline=None,
             database=None,
+            derandomize=False,  # the seed decides
             suppress_health_check=[HealthCheck.too_slow],
         )
         try:
