@@ -95,18 +95,22 @@ def flips_are_those_of_their_place(
 ) -> None:
     """An involution, whatever the shape; a higher rate flips the same bits and more."""
     packed = _bytes(seed, shape)
-    options = {"seed": key[0], "offset": key[1], "backend": place.backend}
     low, high = sorted(rates)
+
+    def flip(bits: torch.Tensor, rate: float) -> torch.Tensor:
+        return flip_bits(bits, rate, seed=key[0], offset=key[1], backend=place.backend)
+
     with place.limit():
-        flipped = flip_bits(packed, high, **options)
-        assert torch.equal(flip_bits(flipped, high, **options), packed)
-        rows = flip_bits(packed.view(-1), high, **options) if packed.numel() else packed
+        flipped = flip(packed, high)
+        assert torch.equal(flip(flipped, high), packed)
+        rows = flip(packed.view(-1), high) if packed.numel() else packed
         assert torch.equal(rows.view(shape), flipped)
-        assert torch.equal(flip_bits(packed[:2], high, **options), flipped[:2])
-        fewer = packed ^ flip_bits(packed, low, **options)
+        assert torch.equal(flip(packed[:2], high), flipped[:2])
+        fewer = packed ^ flip(packed, low)
         assert torch.equal(fewer & (packed ^ flipped), fewer)
-        assert not (packed ^ flip_bits(packed, 0.0, **options)).any()
-        signs = flip_signs(unpack_signs(packed, dtype), high, **options)
+        assert torch.equal(flip(packed, 0.0), packed)
+        x = unpack_signs(packed, dtype)
+        signs = flip_signs(x, high, seed=key[0], offset=key[1], backend=place.backend)
     assert torch.equal(signs, unpack_signs(flipped, dtype))
 
 

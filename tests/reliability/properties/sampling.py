@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 
 import torch
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ def noise_belongs_to_its_sample(
     ar_step: int,
     elements: int,
     fewer: int,
-    order: functools.partial[None],
+    order: random.Random,
     place: Place,
     threads: int,
 ) -> None:
@@ -54,7 +55,7 @@ def noise_belongs_to_its_sample(
     with place.limit():
         together = noise(keys(rows), step, elements, backend=backend)
         mixed = list(range(len(rows)))
-        order.shuffle(mixed)  # type: ignore[attr-defined]
+        order.shuffle(mixed)
         with cpu_threads(threads):
             moved = noise(keys([rows[i] for i in mixed]), step, elements, backend=backend)
         fewer = min(fewer, elements)

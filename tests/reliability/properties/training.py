@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,16 +95,18 @@ def rates_rise_and_fall_and_averages_are_convex(
     end: float,
     decay: float,
     averaged: bool,
-    schedule: str,
+    schedule: Literal["cosine", "constant"],
 ) -> None:
     """The rate rises to its peak and falls to its end; the average's weights sum up to one."""
     warmup = min(warmup, steps - 1)
     start = 0 if start == 0 else min(max(start, warmup), steps - 1)
-    only_cosine = {"lr_end": lr * end, "decay_start": start} if schedule == "cosine" else {}
+    only_cosine: dict[str, Any] = {}
+    if schedule == "cosine":
+        only_cosine = {"lr_end": lr * end, "decay_start": start}
     config = OptimConfig(
         steps=steps, warmup=warmup, lr=lr, ema_decay=decay, ema_warmup=averaged,
         schedule=schedule, **only_cosine,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     rates = [config.learning_rate(step) for step in range(steps)]
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
