@@ -11,7 +11,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-__all__ = ["CASES", "register", "share"]
+__all__ = ["CASES", "cases", "register", "share"]
 
 CASES = {"ci": 60, "nightly": 1500}
 """Cases of a test by profile."""
@@ -19,14 +19,19 @@ CASES = {"ci": 60, "nightly": 1500}
 
 def register() -> None:
     """Register the profiles, and load the one that the environment names."""
-    unhurried = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-    settings.register_profile("ci", max_examples=CASES["ci"], derandomize=True, **unhurried)
-    settings.register_profile(
-        "nightly", max_examples=CASES["nightly"], print_blob=True, **unhurried
-    )
+    unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("ci", unhurried, max_examples=CASES["ci"], derandomize=True)
+    settings.register_profile("nightly", unhurried, max_examples=CASES["nightly"], print_blob=True)
     settings.load_profile(os.environ.get("BITDANCE_HYPOTHESIS_PROFILE", "ci"))
+
+
+def cases() -> int:
+    """Cases of a test by the profile in force."""
+    profile = settings.default
+    assert profile is not None
+    return profile.max_examples
 
 
 def share(part: int) -> settings:
     """Settings with one case of `part` of the profile's, for a test whose cases take seconds."""
-    return settings(max_examples=max(1, settings.default.max_examples // part))
+    return settings(max_examples=max(1, cases() // part))

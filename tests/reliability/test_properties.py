@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from bitdance_kernels.binary._shared import bits as reference_bits
+from tests.profiles import cases
 from tests.reliability.properties import PROMISES, PROPERTIES
 from tests.reliability.properties._for_all import for_all
 from tests.reliability.properties.bits import unpacking_inverts_packing
@@ -13,8 +13,7 @@ from tests.reliability.properties.bits import unpacking_inverts_packing
 
 @pytest.mark.parametrize("each", PROPERTIES, ids=lambda each: each.name.replace(" ", "-"))
 def test_holds(each):
-    cases = settings.default.max_examples
-    assert each.run(cases) == cases
+    assert each.run(cases()) == cases()
 
 
 def test_every_promise_can_be_kept():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def _integers(draw: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randint(-8, 9, shape, generator=draw, dtype=torch.float32, device="cpu")
 
 
-def _step(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, n: torch.Tensor, **o: str) -> Result:
+def _step(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, n: torch.Tensor, **o: Any) -> Result:
     keys = torch.cat([noise_keys(3, [int(i)]) for i in n] or [noise_keys(3, [])])
     return denoise_step(x.float(), a.to(x.dtype), _TABLE, 1, keys=keys, **o)
 
