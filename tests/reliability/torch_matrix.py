@@ -113,7 +113,7 @@ def _deterministic() -> Iterator[None]:
 MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "inference mode": torch.inference_mode,
     "deterministic algorithms": _deterministic,
-    "anomaly detection": torch.autograd.detect_anomaly,
+    "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "default dtype float64": lambda: foreign_defaults("float64"),
     "default dtype bfloat16, default device meta": lambda: foreign_defaults("bfloat16, meta"),
     "default dtype float16, within meta": lambda: foreign_defaults("float16, within meta"),
