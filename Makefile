@@ -12,8 +12,6 @@ PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check
 .PHONY: venv demo test test-without-nvcc test-without-compiler exhaustive sanitize sanitize-contract \
 	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx tsan coverage nightly mutants check format \
 	bench report docs clean
-.PHONY: venv demo test test-without-nvcc test-without-compiler exhaustive sanitize \
-	sanitize-contract sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx check format bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
