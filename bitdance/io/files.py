@@ -1,12 +1,13 @@
 """Files that are written completely or not at all.
 
 They are written in temporary folders, which are locked while their process lives. A folder that is
-not locked was left by a killed process, and the next writer removes it.
+not locked was left by a killed process, and the next process that writes beside it removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -100,12 +101,23 @@ def temporary_file(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path} exists and is not a file")
+    _tidy(path.parent.absolute())
     folder, descriptor = make_locked_folder(path, _SUFFIX)
     try:
         yield folder / path.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         unlock(descriptor)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tidy(folder: Path) -> None:
+    """Remove leftovers, once in a process: a folder may have thousands of files, written in turn.
+
+    Errors are left to the writer, which meets them too.
+    """
+    with contextlib.suppress(OSError):
+        remove_leftovers(folder)
 
 
 def make_locked_folder(path: Path, suffix: str) -> tuple[Path, int | None]:

@@ -56,6 +56,7 @@ _MAX_NAMES = 8  # names listed per kind of problem
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 # Bytes that tensors may have beyond the file, where a view repeats stored values.
 _MAX_EXPANDED = 1 << 33
+_MAX_SUMS = 1 << 24  # bytes of a file of checksums, which may be of many files
 _FLOATS = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
     torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
@@ -239,8 +240,10 @@ def check_checksum(path: Path) -> None:
     sums = _checksums(path)
     if not sums.exists():
         return
+    if (size := require_file(sums).stat().st_size) > _MAX_SUMS:
+        raise CheckpointError(f"{sums} has {size} bytes, too many for a file of checksums")
     try:
-        lines = require_file(sums).read_text(encoding="utf-8").split("\n")
+        lines = sums.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{sums} is not a file of checksums: {one_line(error)}") from error
     matches = [match for match in map(_CHECKSUM.fullmatch, lines) if match]

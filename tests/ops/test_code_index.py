@@ -1,5 +1,7 @@
 """Codes that are kept in the order in which they are searched."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,11 @@ def test_a_damaged_file_is_refused(tmp_path):
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         with pytest.raises(ValueError, match="is damaged: its checksum differs"):
             CodeIndex.load(path)
+    for at in (16, 24, 33):  # numbers that fit as many blocks, and their own checksum
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        for mmap in (False, True):
+            with pytest.raises(ValueError, match="is damaged: its header's checksum differs"):
+                CodeIndex.load(path, mmap=mmap)
     for content in (good[:-1], good + b"0", good[:64]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"must have {len(good)} bytes, got {len(content)}"):
@@ -118,6 +125,28 @@ def test_nothing_else_is_written_over(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         CodeIndex(_codes(3, 4)).save(tmp_path / "new")
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.mkdir()], ids=["pipe", "folder"])
+def test_what_is_no_file_is_not_opened(tmp_path, make):
+    make(tmp_path / "codes.index")
+    with pytest.raises(ValueError, match="path must be a file, got"):
+        CodeIndex.load(tmp_path / "codes.index")
+    with pytest.raises(FileExistsError, match="path must be an index or new, got"):
+        CodeIndex(_codes(3, 4)).save(tmp_path / "codes.index")
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    left, written = ".codes.index.0123456789abcdef", ".codes.index.1123456789abcdef"
+    others = [".codes.index.0123", ".other.index.0123456789abcdef", written]
+    for name in (left, *others):
+        (tmp_path / name).write_bytes(b"BDK")
+    descriptor = os.open(tmp_path / written, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as a process that is writing it
+    CodeIndex(_codes(3, 4)).save(tmp_path / "codes.index")
+    os.close(descriptor)
+    assert {path.name for path in tmp_path.iterdir()} == {"codes.index", *others}
 
 
 A = _codes(3, 4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 import struct
 import zlib
@@ -17,10 +19,16 @@ from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import checks, native
 from bitdance_kernels.binary.hamming_distance import cpu, reference
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["CodeIndex"]
 
 _MAGIC = b"BDKCODES"
-_HEADER = struct.Struct("<8sIIQQ32x")  # magic, version, CRC-32 of the blocks, codes, bytes of each
+# Magic, version, CRC-32 of the blocks, codes, bytes of each; CRC-32 of these.
+_HEADER, _CHECKED = struct.Struct("<8sIIQQI28x"), 32
 _VERSION = 1
 
 
@@ -102,18 +110,24 @@ class CodeIndex:
         if path.exists() and not _is_index(path):
             raise FileExistsError(f"CodeIndex.save: path must be an index or new, got {path}")
         blocks = self._blocks[: -(-self._count // cpu.BLOCK)].contiguous().numpy()
-        header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(blocks.data), self._count, self._width)
-        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        fields = _MAGIC, _VERSION, zlib.crc32(blocks.data), self._count, self._width
+        header = _HEADER.pack(*fields, zlib.crc32(_HEADER.pack(*fields, 0)[:_CHECKED]))
+        _remove_leftovers(path)
+        unfinished, lock = _new_file(path)
         try:
-            with unfinished.open("xb") as file:  # with the permissions of any new file
+            with unfinished.open("wb") as file:
                 file.write(header)
                 file.write(blocks.data)
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
+            _sync_names(path.parent)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> CodeIndex:
@@ -122,23 +136,27 @@ class CodeIndex:
         Args:
             path: the file.
             mmap: map the file into memory instead of reading it: pages are read when they are
-                searched. Its checksum, which needs all of them, is not compared then.
+                searched. The checksum of the codes, which needs all of them, is not compared then.
 
         Returns:
             The index. Adding to a mapped one leaves the file as it is.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no index, its length is wrong, or its checksum differs.
+            ValueError: it is no index, its length is wrong, or a checksum differs.
         """
         path = Path(path)
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"CodeIndex.load: path must be a file, got {path}")
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise ValueError(f"CodeIndex.load: path must be an index, got {path}")
-        _, version, checksum, count, width = _HEADER.unpack(header)
+        _, version, checksum, count, width, of_header = _HEADER.unpack(header)
         if version != _VERSION:
             raise ValueError(f"CodeIndex.load: {path} must be of version {_VERSION}, got {version}")
+        if zlib.crc32(header[:_CHECKED]) != of_header:
+            raise ValueError(f"CodeIndex.load: {path} is damaged: its header's checksum differs")
         shape = (-(-count // cpu.BLOCK), width, cpu.BLOCK)
         expected, found = _HEADER.size + int(np.prod(shape, dtype=object)), path.stat().st_size
         if width == 0 or found != expected:
@@ -212,5 +230,47 @@ def _blocks(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _is_index(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
+
+
+def _new_file(path: Path) -> tuple[Path, int | None]:
+    """A new file beside `path`, locked while its descriptor is open: it is being written."""
+    while True:
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        unfinished.open("xb").close()  # with the permissions of any new file
+        if fcntl is None:
+            return unfinished, None
+        with contextlib.suppress(FileNotFoundError):  # removed before it was locked
+            lock = os.open(unfinished, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if unfinished.exists():
+                return unfinished, lock
+            os.close(lock)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of this file: it is locked by nobody."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
+    for other in path.parent.iterdir() if fcntl is not None else ():
+        if pattern.fullmatch(other.name) and other.is_file() and not other.is_symlink():
+            with contextlib.suppress(OSError):  # it is locked, or gone
+                lock = os.open(other, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    other.unlink()
+                finally:
+                    os.close(lock)
+
+
+def _sync_names(folder: Path) -> None:
+    """Sync the names in a folder to the disk, where the system opens folders."""
+    if fcntl is not None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

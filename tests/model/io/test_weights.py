@@ -215,6 +215,27 @@ def test_writing_replaces_the_file_atomically(tmp_path, state):
     assert path.stat().st_mode & 0o777 == 0o666 & ~files.umask()
 
 
+def test_a_process_removes_once_what_killed_ones_have_left_where_it_writes(tmp_path):
+    left, living = (tmp_path / f".{n}.json.abcd_f01.bitdance.tmp" for n in ("config", "other"))
+    for folder in (left, living):
+        folder.mkdir()
+        (folder / "config.json").write_text("{")
+    (tmp_path / ".notes.tmp").write_text("of somebody else")
+    with files.locked(living):
+        files.write_text(tmp_path / "metrics.json", "{}")
+    assert {p.name for p in tmp_path.iterdir()} == {living.name, ".notes.tmp", "metrics.json"}
+    files.write_text(tmp_path / "metrics.json", "[]")
+    assert living.exists(), "a folder of thousands of files is listed once"
+
+
+def test_a_file_of_checksums_has_a_limit(tmp_path, state):
+    weights.write_tensors(tmp_path / "w.safetensors", state)
+    with (tmp_path / "w.safetensors.sha256").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match="has 1099511627776 bytes, too many for a file of ch"):
+        weights.read_weights(tmp_path / "w.safetensors")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("old")
