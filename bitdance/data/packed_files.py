@@ -14,6 +14,7 @@ import numpy as np
 from bitdance.io import files
 from bitdance.io.files import one_line
 from bitdance.io.json_files import read_json
+from bitdance.io.npz import write_array
 from bitdance.io.settings import Text, parse, settings
 from bitdance.io.validation import brief
 
@@ -118,7 +119,7 @@ def save_array(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
     """
     path = folder / name
     with path.open("wb") as file:
-        np.save(file, array)
+        write_array(file, array)
         file.flush()
         os.fsync(file.fileno())
     return {"file": name, "sha256": files.sha256(path)}

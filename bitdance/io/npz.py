@@ -6,6 +6,7 @@ ADM (Dhariwal and Nichol 2021) takes; ``numpy.load`` reads them too.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from bitdance.io.files import one_line, replace_file, require_file
+from bitdance.io.files import CheckpointError, one_line, replace_file, require_file
 
-__all__ = ["ImageArray", "NpzError", "has_images", "read_arrays", "write_images"]
+__all__ = ["ImageArray", "NpzError", "has_images", "read_arrays", "write_array", "write_images"]
 
 _CHUNK = 1 << 24  # bytes that are skipped at a time in a compressed member
+_MAX_SMALL = 1 << 29  # bytes of an array that is read at once: 8,192 features have as many
 
 
 class NpzError(ValueError):
@@ -75,6 +77,17 @@ def _write_header(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> N
     np.lib.format.write_array_header_1_0(file, header)
 
 
+def write_array(file: IO[bytes], array: np.ndarray) -> None:
+    """Write an array as ``numpy.save`` does, which loses the errors of small arrays' writes.
+
+    Raises:
+        OSError: the disk is full, which may be noticed when `file` is flushed.
+    """
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.data)
+
+
 class ImageArray:
     """The images of an ``.npz`` file, read a part at a time, forwards.
 
@@ -95,8 +108,10 @@ class ImageArray:
         name = _name(self._archive, path)
         try:
             self._file = self._archive.open(name)
-            self.shape, dtype = _read_header(self._file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            self.shape, dtype, fortran = _read_header(self._file)
+            if fortran:
+                raise ValueError("its order is Fortran's")
+        except Exception as error:  # archives and headers can be damaged in many ways
             self._archive.close()
             raise NpzError(f"{path}: {name} is damaged: {one_line(error)}") from error
         if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3:
@@ -104,7 +119,15 @@ class ImageArray:
             raise NpzError(
                 f"{path}: {name} must be uint8 [N, H, W, 3], got {dtype} {list(self.shape)}"
             )
-        self._image_bytes = int(np.prod(self.shape[1:], dtype=np.int64))
+        self._image_bytes = math.prod(self.shape[1:])
+        # The checksum is compared at the end of the member, which must be that of the images.
+        expected = self._file.tell() + self.shape[0] * self._image_bytes
+        size = self._archive.getinfo(name).file_size
+        if size != expected:
+            self._archive.close()
+            raise NpzError(
+                f"{path}: {name} must have {expected} bytes for {list(self.shape)}, got {size}"
+            )
         self._next = 0
 
     def __len__(self) -> int:
@@ -134,7 +157,7 @@ class ImageArray:
             self._skip((start - self._next) * self._image_bytes)
             size = (stop - start) * self._image_bytes
             data = self._file.read(size)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except Exception as error:  # decompression can fail in many ways
             raise NpzError(f"{self._path} is damaged: {one_line(error)}") from error
         if len(data) != size:
             raise NpzError(f"{self._path} ends within image {start + len(data) // max(size, 1)}")
@@ -166,8 +189,10 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray] | None:
     """
     with _open(path) as archive:
         members = {name.removesuffix(".npy") for name in archive.namelist()}
-    if not members.issuperset(names):
-        return None
+        if not members.issuperset(names):
+            return None
+        for name in names:
+            _check_small(archive, f"{name}.npy", path)
     try:
         with np.load(path, allow_pickle=False) as content:
             return [content[name] for name in names]
@@ -175,10 +200,34 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray] | None:
         raise NpzError(f"{path} is damaged: {one_line(error)}") from error
 
 
+def _check_small(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    """Check that an array has the size that its header says, before memory is taken for it.
+
+    Raises:
+        NpzError: it has another, or is too large.
+    """
+    try:
+        info = archive.getinfo(name)
+        with archive.open(info) as file:
+            shape, dtype, _ = _read_header(file)
+            expected = file.tell() + math.prod(shape) * dtype.itemsize
+    except Exception as error:  # archives and headers can be damaged in many ways
+        raise NpzError(f"{path}: {name} is damaged: {one_line(error)}") from error
+    if info.file_size != expected or expected > _MAX_SMALL:
+        raise NpzError(
+            f"{path}: {name} must have {expected} bytes for {list(shape)}, at most {_MAX_SMALL}, "
+            f"got {info.file_size}"
+        )
+
+
 def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(require_file(path))
-    except zipfile.BadZipFile as error:
+    except FileNotFoundError:
+        raise
+    except CheckpointError as error:
+        raise NpzError(str(error)) from None
+    except Exception as error:  # a damaged directory can raise many errors
         raise NpzError(f"{path} is not a complete .npz file: {one_line(error)}") from error
 
 
@@ -192,7 +241,7 @@ def _name(archive: zipfile.ZipFile, path: Path) -> str:
     return names[0]
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
     version = np.lib.format.read_magic(file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
@@ -200,6 +249,4 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     if read is None:
         raise ValueError(f"its format has version {version}")
     shape, fortran, dtype = read(file)
-    if fortran:
-        raise ValueError("its order is Fortran's")
-    return shape, dtype
+    return shape, dtype, fortran

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bitdance.io.files import replace_file
+from bitdance.io.npz import write_array
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -79,7 +80,7 @@ def save_array(array: np.ndarray, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+        write_array(file, array)
 
 
 def output_paths(paths: Sequence[Path], folder: Path, suffix: str) -> dict[Path, Path]:

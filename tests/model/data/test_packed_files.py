@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from bitdance.data import packed_files
 from bitdance.data.packed_dataset import PackedDataset, PackedDatasetError
 from bitdance.data.packed_writer import PackedWriter
-from bitdance.io import files
+from bitdance.io import files, outputs
 from tests.model.data.test_packed_dataset import make
 from tests.model.test_nonsense import NONSENSE
 
@@ -101,6 +102,29 @@ def test_every_key_refuses_every_nonsense_value(packed, place):
     put(folder, changed)
     with pytest.raises(PackedDatasetError):
         PackedDataset(folder)
+
+
+def test_a_disk_that_is_full_within_an_array_is_noticed(tmp_path):
+    """NumPy's own writer leaves a small array to a buffer, whose last write it does not check."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    array = np.arange(100, dtype=np.uint8).reshape(25, 4)
+    for save in (
+        lambda: packed_files.save_array(tmp_path, "codes.npy", array),
+        lambda: outputs.save_array(array, tmp_path / "bits.npy"),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))  # the head has 128 bytes
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        save()
+    for name, values in (("codes.npy", array), ("bits.npy", array[::-1].T)):
+        np.save(tmp_path / "own.npy", np.ascontiguousarray(values))
+        if name == "bits.npy":
+            outputs.save_array(values, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "own.npy").read_bytes()
 
 
 def npy(shape, descr="|u1", body=b""):

@@ -1,5 +1,6 @@
 """The ``.npz`` files of images: NumPy reads them, and they need the memory of one block."""
 
+import os
 import tracemalloc
 import zipfile
 
@@ -91,6 +92,36 @@ def test_damaged_and_other_files_are_named(tmp_path):
             images.read(0, len(images))
     with pytest.raises(FileNotFoundError, match="no such file"):
         ImageArray(tmp_path / "nothing.npz")
+
+
+def test_the_header_must_be_of_the_whole_array(tmp_path):
+    """Otherwise the checksum, which is compared at the end, would never be."""
+    path = tmp_path / "a.npz"
+    write_images(path, [np.zeros((500, 4, 6, 3), np.uint8)], np.zeros(500, np.int64), (4, 6))
+    content = path.read_bytes()
+    for old, new in (("(500, 4", "(400, 4"), (", 6, 3)", ", 2, 3)")):
+        assert content.count(old.encode()) == 1
+        path.write_bytes(content.replace(old.encode(), new.encode()))
+        with pytest.raises(NpzError, match=r"arr_0.npy must have \d+ bytes for \[\d+, 4, \d, 3"):
+            ImageArray(path)
+
+
+def test_small_arrays_must_have_the_size_that_they_claim(tmp_path):
+    """Before memory is taken for it."""
+    path = tmp_path / "a.npz"
+    np.savez(path, mu=np.zeros(50), sigma=np.asfortranarray(np.eye(50)))
+    assert len(read_arrays(path, ("mu", "sigma"))) == 2
+    path.write_bytes(path.read_bytes().replace(b"(50, 50)", b"(90, 90)"))
+    with pytest.raises(NpzError, match=r"sigma.npy must have \d+ bytes for \[90, 90\], at most"):
+        read_arrays(path, ("mu", "sigma"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.mkdir()], ids=["pipe", "folder"])
+def test_what_is_no_file_is_not_opened(tmp_path, make):
+    make(tmp_path / "a.npz")
+    for read in (ImageArray, lambda path: read_arrays(path, ("mu",))):
+        with pytest.raises(NpzError, match="must be a file, got a"):
+            read(tmp_path / "a.npz")
 
 
 def test_small_arrays_by_name(tmp_path):
