@@ -122,6 +122,9 @@ def sample_classes(
         pipeline.progress_bar_config(disable=True),
     ):
         if world.broadcast(samples.result.exists()):
+            with world.together():
+                if world.is_main:
+                    samples.remove_blocks()  # a process may have been killed before it did
             return SampleResult(samples.result, 0)
         mine = samples.missing()[world.rank :: world.size]
         total, hidden = sum(map(len, mine)), not (progress and world.is_main)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bitdance.io.files import sync
 from bitdance.io.staging import StagedFolder
 from bitdance.io.validation import as_list, brief, exact_int, finite_number, is_single, parse_dtype
 from bitdance.io.weights import is_finite
@@ -189,6 +190,8 @@ class BitDanceT2IPipeline(BasePipeline):
         try:
             save_release(self.model, self.sampling, staged.path)
             save_tokenizer(self.tokenizer, staged.path)
+            for path in staged.path.rglob("*"):  # what the tokenizer has written
+                sync(path)
             staged.commit()
         finally:
             staged.discard()

@@ -144,6 +144,15 @@ def test_a_full_disk_ends_the_call_and_loses_nothing(tmp_path, expected):
     assert np.array_equal(_images(tmp_path), expected)
 
 
+def test_blocks_that_a_killed_process_has_left_beside_the_result_are_removed(tmp_path):
+    draw(tiny_pipeline(), LABELS, tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "00000000.safetensors").write_bytes(b"images")
+    assert draw(tiny_pipeline(), LABELS, tmp_path).generated == 0
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
 def test_a_damaged_block_is_made_again(tmp_path, expected, caplog):
     with pytest.raises(_StopError):
         draw(_stop_after(tiny_pipeline(), 4, _raise), LABELS, tmp_path)
@@ -151,7 +160,8 @@ def test_a_damaged_block_is_made_again(tmp_path, expected, caplog):
     content = files[0].read_bytes()
     files[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     files[1].write_bytes(content[: len(content) // 2])
-    files[2].write_bytes(b"")
+    header = b'{"images":{"dtype":"F8_E5M2","shape":[1],"data_offsets":[0,1]}}'
+    files[2].write_bytes(len(header).to_bytes(8, "little") + header + b"0")  # NumPy has no such
     assert draw(tiny_pipeline(), LABELS, tmp_path).generated == 22 - 4
     assert caplog.text.count("is damaged and will be made again") == 3
     assert np.array_equal(_images(tmp_path), expected)
