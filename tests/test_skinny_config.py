@@ -19,7 +19,9 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setattr(skinny_config, "MEASURED", file)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "card")
     skinny_config._measured.cache_clear()
-    yield lambda content: file.write_text(json.dumps(content))
+    yield lambda content: file.write_bytes(
+        content if isinstance(content, bytes) else json.dumps(content).encode()
+    )
     skinny_config._measured.cache_clear()
 
 
@@ -43,7 +45,8 @@ def test_a_block_has_whole_groups_of_tiles(measured):
 @pytest.mark.parametrize(
     "content",
     [{"card": [{**ENTRY, "launch": [4, 2]}]}, {"card": [{**ENTRY, "launch": 4}]}, {"card": [3]},
-     {"card": [{"rows": 8}]}, [ENTRY]],
+     {"card": [{"rows": 8}]}, [ENTRY], b"\xff", b"[" * 100_000, b"{"],
+    ids=range(8),
 )  # fmt: skip
 def test_a_file_that_is_not_as_it_must_be(measured, content):
     measured(content)

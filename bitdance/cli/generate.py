@@ -22,6 +22,7 @@ from bitdance.cli.arguments import (
     positive_int,
 )
 from bitdance.cli.report import Report, add_json_argument
+from bitdance.io.files import require_file
 from bitdance.io.image_files import printable
 from bitdance.io.image_grid import grid, grid_size
 from bitdance.io.outputs import (
@@ -187,7 +188,8 @@ def _read_prompts(path: Path) -> list[str]:
         ValueError: it has none, or is not UTF-8.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = require_file(path).read_text(encoding="utf-8")
+        lines = [line.strip() for line in text.splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {printable(path)} must be UTF-8: {error}") from error
     if not any(lines):

@@ -21,6 +21,7 @@ from bitdance.data.packed_files import (
     map_array,
     read_index,
 )
+from bitdance.io.files import one_line
 from bitdance.io.settings import Count, Integer, ListOrTuple, Text, invalid, settings
 
 __all__ = ["CAPTIONED_FORMAT", "END_DTYPE", "CaptionedDataset"]
@@ -72,7 +73,10 @@ class _Texts:
 
     def text(self, number: int) -> str:
         start = self._ends[number - 1] if number else 0
-        return self._texts[start : self._ends[number]].tobytes().decode("utf-8")
+        try:
+            return self._texts[start : self._ends[number]].tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:  # its checksum was not compared, or is of this text
+            raise PackedDatasetError(f"text {number} is not UTF-8: {one_line(error)}") from error
 
 
 class CaptionedDataset:
@@ -142,6 +146,7 @@ class CaptionedDataset:
 
         Raises:
             IndexError: there is no such image.
+            PackedDatasetError: it is not UTF-8.
         """
         shard, number = self._locate(index)
         texts = self._texts[shard]
@@ -152,6 +157,7 @@ class CaptionedDataset:
 
         Raises:
             IndexError: there is no such image.
+            PackedDatasetError: it is not UTF-8.
         """
         texts, numbers = self._of_captions(index)
         return [texts.text(number) for number in numbers]
@@ -169,6 +175,7 @@ class CaptionedDataset:
 
         Raises:
             IndexError: there is no such image, or caption.
+            PackedDatasetError: it is not UTF-8.
         """
         texts, numbers = self._of_captions(index)
         return texts.text(numbers[number])

@@ -181,9 +181,9 @@ def convert_errors(pa: types.ModuleType, what: str, kind: type[Exception]) -> It
     except OSError as error:
         if error.errno is not None:
             raise OSError(error.errno, f"{what}: {error.strerror or error}") from error
-        raise kind(f"{what}: {error}") from error
+        raise kind(f"{what}: {one_line(error)}") from error
     except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter in a column's name
-        raise kind(f"{what}: {error}") from error
+        raise kind(f"{what}: {one_line(error)}") from error
 
 
 def _check_columns(pa: types.ModuleType, path: Path, schema: Any) -> None:

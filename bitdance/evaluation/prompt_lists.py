@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bitdance.io.files import one_line
+from bitdance.io.files import one_line, require_file
 from bitdance.io.image_files import printable
 from bitdance.io.validation import brief
 
@@ -58,7 +58,7 @@ def read_prompts(path: str | Path, layout: Layout) -> list[Prompt]:
         if path.is_dir():
             found = list(_of_folder(path))
         else:
-            text = path.read_text(encoding="utf-8")
+            text = require_file(path).read_text(encoding="utf-8")  # a pipe would be waited for
             found = list((_of_lines if layout == "geneval" else _of_json)(text))
     except UnicodeDecodeError as error:
         raise ValueError(f"{printable(path)} must be UTF-8: {one_line(error)}") from error
@@ -97,7 +97,7 @@ def _of_lines(text: str) -> Iterable[Prompt]:
 
 def _of_folder(folder: Path) -> Iterable[Prompt]:
     for file in sorted(folder.glob("*.txt")):
-        yield Prompt(file.stem, file.read_text(encoding="utf-8").strip())
+        yield Prompt(file.stem, require_file(file).read_text(encoding="utf-8").strip())
 
 
 def _of_json(text: str) -> Iterable[Prompt]:

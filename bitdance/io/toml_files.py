@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from bitdance.io.files import require_file
 from bitdance.io.validation import brief
 
 if sys.version_info >= (3, 11):
@@ -34,7 +35,7 @@ def read_toml(
         OSError: the file cannot be read.
         ValueError: the file is not TOML, or a change is malformed or made twice.
     """
-    text = path.read_bytes()
+    text = require_file(path).read_bytes()  # a pipe would be waited for
     try:
         content = tomllib.loads(text.decode("utf-8-sig"))
         merged: dict[str, Any] = {}

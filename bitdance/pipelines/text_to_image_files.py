@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,12 @@ def read_sampling(folder: Path) -> SamplingConfig:
 
     Raises:
         CheckpointError: its file is damaged.
+        FileNotFoundError: its file is a broken link.
     """
     path = folder / SAMPLING_FILE
-    return parse_sampling(read_json(path), path) if path.exists() else SamplingConfig()
+    if not os.path.lexists(path):  # a broken link is no missing file
+        return SamplingConfig()
+    return parse_sampling(read_json(path), path)
 
 
 def parse_sampling(content: Any, path: Path) -> SamplingConfig:

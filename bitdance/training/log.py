@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bitdance.io.files import replace_file, write_text
+from bitdance.io.files import replace_file, require_file, write_text
 from bitdance.io.validation import brief
 
 __all__ = ["Log"]
@@ -22,23 +22,35 @@ class Log:
         step: step at which the run starts or resumes.
 
     Raises:
-        ValueError: the file has other columns.
+        ValueError: the file has other columns, or is damaged.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self._path = path
         self._columns = ["step", *columns]
         header = ",".join(self._columns)
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        text = ""
+        if path.exists():
+            text = require_file(path).read_text(encoding="utf-8", errors="replace")
         lines = text.splitlines(keepends=True)
         if lines and lines[0].strip() != header:
             raise ValueError(f"{path} has the columns {brief(lines[0].strip())}, expected {header}")
         complete = [line for line in lines[1:] if line.endswith("\n")]
-        try:
-            kept = [line for line in complete if int(line.split(",")[0]) <= step]
-        except ValueError:
-            raise ValueError(f"{path} is damaged: a line does not begin with a step") from None
+        kept = [line for line in complete if self._step(line) <= step]
         write_text(path, "".join([header + "\n", *kept]))
+
+    def _step(self, line: str) -> int:
+        """The step of a line, whose other values must be numbers: the plot reads them."""
+        step, *values = line.split(",")
+        try:
+            if len([float(value) for value in values]) == len(self._columns) - 1:
+                return int(step)
+        except ValueError:
+            pass
+        raise ValueError(
+            f"{self._path} is damaged: a line must have a step and {len(self._columns) - 1} "
+            f"numbers, got {brief(line.strip())}"
+        )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line and sync it to the disk."""

@@ -108,13 +108,13 @@ def _measured(name: str) -> dict[tuple[int, int, int], Launch]:
     Raises:
         ValueError: the file is not as it must be.
     """
-    table = json.loads(MEASURED.read_text(encoding="utf-8"))
     try:
+        table = json.loads(MEASURED.read_text(encoding="utf-8"))
         return {
             (row["rows"], row["channels"], row["features"]): Launch(*map(int, row["launch"]))
             for row in table.get(name, [])
         }
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{MEASURED.name}: {name} must be a list of objects with rows, channels, features and "
             f"launch [tiles, parts, split], got {type(error).__name__}: {error}"

@@ -211,7 +211,9 @@ def measured(tmp_path, monkeypatch):
     file = tmp_path / "measured.json"
     monkeypatch.setattr(config, "MEASURED", file)
     config.measured.cache_clear()
-    yield lambda content: file.write_text(json.dumps(content))
+    yield lambda content: file.write_bytes(
+        content if isinstance(content, bytes) else json.dumps(content).encode()
+    )
     config.measured.cache_clear()
 
 
@@ -231,7 +233,11 @@ def test_a_measured_tile_is_for_its_card_and_shape(measured):
         assert config.forward(other) == config._forward(other)
 
 
-@pytest.mark.parametrize("content", [{"card": [3]}, {"card": [{"kernel": "forward"}]}, [ENTRY]])
+@pytest.mark.parametrize(
+    "content",
+    [{"card": [3]}, {"card": [{"kernel": "forward"}]}, [ENTRY], b"\xff", b"[" * 100_000, b"{"],
+    ids=range(6),
+)
 def test_a_table_that_is_not_as_it_must_be(measured, content):
     measured(content)
     with pytest.raises(ValueError, match=r"measured.json: card must be a list of objects"):

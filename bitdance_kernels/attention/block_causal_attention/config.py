@@ -179,13 +179,13 @@ def measured(card: str) -> dict[tuple[str, int, int, bool], Tile]:
     Raises:
         ValueError: the file is not as it must be.
     """
-    table = json.loads(MEASURED.read_text(encoding="utf-8"))
     try:
+        table = json.loads(MEASURED.read_text(encoding="utf-8"))
         return {
             (row["kernel"], row["width"], row["size"], row["long"]): Tile(*row["tile"])
             for row in table.get(card, [])
         }
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{MEASURED.name}: {card} must be a list of objects with kernel, width, size, long and "
             f"tile [queries, keys, warps, stages, described, precision], got "

@@ -120,6 +120,17 @@ def test_numbers_that_contradict_each_other(tmp_path, name, values, problem):
         CaptionedDataset(tmp_path / "data", verify=False)
 
 
+def test_texts_that_are_not_utf_8(tmp_path):
+    with CaptionedWriter(tmp_path / "data", channels=8) as writer:
+        writer.write("i", np.zeros((1, 1, 1), np.uint8), ["cap"])
+    np.save(tmp_path / "data" / "texts-00000.npy", np.frombuffer(b"ic\xffp", "u1"))
+    data = CaptionedDataset(tmp_path / "data", verify=False)
+    assert data.id(0) == "i"
+    for read in (lambda: data.captions(0), lambda: data.caption(0, 0)):
+        with pytest.raises(PackedDatasetError, match="text 1 is not UTF-8: "):
+            read()
+
+
 def test_the_other_format_is_named(tmp_path):
     write(tmp_path / "data")
     with pytest.raises(PackedDatasetError, match="format must be 'bitdance-packed-1' or"):

@@ -191,6 +191,14 @@ def test_lists_that_are_refused(tmp_path, name, layout, content, message):
         read_prompts(path, layout)
 
 
+@pytest.mark.parametrize("layout", ["geneval", "dpg"])
+def test_pipes_are_not_opened(tmp_path, layout):
+    os.mkfifo(tmp_path / "a.txt")
+    source = tmp_path / "a.txt" if layout == "geneval" else tmp_path
+    with pytest.raises(ValueError, match=r"a\.txt must be a file, got a pipe"):
+        read_prompts(source, layout)
+
+
 def test_what_is_refused_before_the_work(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         read_prompts(tmp_path / "nothing", "dpg")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from bitdance import BinaryAutoencoder, BitDancePipeline, BitDanceT2IPipeline
 from bitdance.io.files import CheckpointError
 from bitdance.pipelines.release import locate_release, read_release
+from bitdance.pipelines.text_to_image_files import read_sampling
 from tests.model.helpers.hub import Hub
 from tests.model.helpers.releases import qwen_model, write_diffusers, write_flat, write_three_files
 from tests.model.pipelines.test_text_to_image import SIZE, Words
@@ -83,6 +84,12 @@ def test_three_files_are_loaded_with_their_scales(tmp_path, model, bare):
     assert_state(half, {name: tensor.bfloat16() for name, tensor in rounded.items()})
     images = loaded("a", **SIZE, num_inference_steps=1, output_type="latent").images
     assert images.shape == (1, 24, 1)
+
+
+def test_a_broken_link_is_no_missing_file(tmp_path):
+    (tmp_path / "sampling_config.json").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*sampling_config\.json"):
+        read_sampling(tmp_path)
 
 
 @pytest.mark.parametrize("layout", WRITERS)

@@ -386,6 +386,19 @@ def test_the_log_drops_lines_after_the_checkpoint(tmp_path):
         Log(path, ("other",), 20)
 
 
+@pytest.mark.parametrize("line", ["x,0.1", "10", "10,0.1,2", "10,", "10,q", "1.5,0.1", "\x00,1"])
+def test_a_damaged_log_is_refused_before_the_run_begins(tmp_path, line):
+    """Its plot, in the middle of the run, could not be drawn."""
+    path = tmp_path / "log.csv"
+    path.write_text(f"step,loss\n5,0.2\n{line}\n20,0.1\n")
+    with pytest.raises(ValueError, match="is damaged: a line must have a step and 1 numbers, got"):
+        Log(path, ("loss",), 20)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="must be a file, got a pipe"):
+        Log(path, ("loss",), 20)
+
+
 def test_learning_rates_and_decays_of_a_schedule():
     """The authors': constant after the warm-up, a cosine from decay_start, a constant decay."""
     ours = OptimConfig(steps=100, lr=1.0, lr_end=0.1, warmup=10)
