@@ -83,6 +83,9 @@ def iterate_captioned_images(path: str | Path) -> Found:
 
 def _of_lines(path: Path) -> Found:
     folder = path.parent
+    if not path.is_file():  # a pipe would be waited for
+        yield ImageError(f"{printable(path)} cannot be read: it is no regular file")
+        return
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -123,6 +126,9 @@ def _of_bytes(id: str, content: bytes, captions: tuple[str, ...]) -> CaptionedIm
 def _of_parquet(path: Path) -> Found:
     pa, pq = import_pyarrow()
     title = printable(path)
+    if not path.is_file():
+        yield ImageError(f"{title} cannot be read: it is no regular file")
+        return
     try:
         with (
             convert_errors(pa, f"{title} is not a complete Parquet file", ImageError),

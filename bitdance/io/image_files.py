@@ -132,7 +132,9 @@ def refusal(path: str | Path) -> ImageError | None:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a regular file begins like an image format."""
+    """Whether a path is a regular file that begins like an image format."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
     try:
         # Formats without a signature would accept anything.
         formats = [name for name in _formats() if Image.OPEN[name][1] is not None]

@@ -185,10 +185,8 @@ def _load_prompts(folder: Path) -> str:
 
 def _load_lock(folder: Path) -> str:
     """A lock that a killed process has left does not hold, or names a machine elsewhere."""
-    before = (folder / LOCK).read_bytes()
-    lock = FolderLock(folder)
-    lock.release()
-    return digest(before[:0])
+    FolderLock(folder).release()
+    return digest((folder / LOCK).exists())
 
 
 def _make_lock(folder: Path) -> None:

@@ -164,9 +164,8 @@ def _make_run(folder: Path) -> None:
 
 def _load_run(folder: Path) -> str:
     config = read_config(folder / "config.toml")
-    before = (folder / "log.csv").read_bytes()
     Log(folder / "log.csv", ("lr", "loss"), 1 << 30)
-    return digest(config, before)
+    return digest(config, (folder / "log.csv").read_bytes())
 
 
 def _make_tokenizer(folder: Path) -> None:
