@@ -10,8 +10,8 @@ Q = $(if $(filter 1,$(V)),,@)
 PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check -c constraints.txt
 
 .PHONY: venv demo test test-without-nvcc test-without-compiler exhaustive sanitize sanitize-contract \
-	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx tsan coverage nightly mutants check format \
-	bench report docs clean
+	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx sanitize-ragged tsan coverage nightly mutants \
+	check format bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
@@ -69,15 +69,17 @@ exhaustive: venv
 	$(BIN)/python -m tests.reliability.exhaustive
 
 # The C++ kernels under AddressSanitizer and UBSan: samples and own tests of every op, scalar, AVX2 and
-# AVX-512, and attention with AMX, without the tests of Triton kernels and of ops that only Triton has.
+# AVX-512, and attention with AMX, without the tests of Triton kernels and of ops that only Triton has;
+# and calls of ragged shapes in every dtype, in allocations of exact size, with foreign default dtypes.
 # Without leak detection: the kernels allocate nothing, and Python does not free everything. libstdc++
 # is preloaded too, since the sanitizer needs it to throw. Two processes at once, of a thread each where
 # no test asks for more.
 ISA = $(patsubst sanitize-%,%,$@)
 COMPILER = $${CXX:-c++}
 RUNTIME = $$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libstdc++.so)
-SANITIZED = cd build/sanitize && LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
-	TRITON_INTERPRET=0 OMP_NUM_THREADS=1 BITDANCE_KERNELS_CPU_ISA=$(ISA) \
+PRELOADED = cd build/sanitize && LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
+	OMP_NUM_THREADS=1
+SANITIZED = $(PRELOADED) TRITON_INTERPRET=0 BITDANCE_KERNELS_CPU_ISA=$(ISA) \
 	$(abspath $(BIN))/python -m pytest -p no:xdist -p no:cacheprovider -m "not slow"
 WITHOUT = not triton and not packed_linear
 ON_CPU = --ignore-glob='*_kernels.py' --ignore-glob='*_cuda.py'
@@ -87,7 +89,7 @@ sanitize: venv
 	cd build/sanitize && BITDANCE_BUILD_CUDA=0 BITDANCE_BUILD_SANITIZE=1 \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	@$(MAKE) --no-print-directory --output-sync=target -j2 \
-		sanitize-contract sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx
+		sanitize-contract sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx sanitize-ragged
 
 # All instruction sets that there are, one after the other, in each test.
 sanitize-contract: ISA =
@@ -97,6 +99,12 @@ sanitize-scalar sanitize-avx2 sanitize-avx512: sanitize-%:
 	$(SANITIZED) tests/ops tests/test_numpy_front.py tests/test_native.py $(ON_CPU) -k "$(WITHOUT)"
 sanitize-amx:
 	$(SANITIZED) tests/ops $(ON_CPU) -k "attention and $(WITHOUT)"
+sanitize-ragged:
+	$(PRELOADED) $(abspath $(BIN))/python -m tests.reliability.guard_pages 0 700 --heap
+
+# The C++ kernels under ThreadSanitizer, from several threads at a time with 1 to 8 threads of their own.
+tsan: venv
+	$(BIN)/python -m tests.reliability.thread_sanitizer
 
 # The suite once more, with lines counted: of Python by coverage.py, of the C++ kernels by gcov. What
 # no test runs is listed in build/coverage/uncovered.txt.

@@ -4,7 +4,8 @@ Metadata is in pyproject.toml. Environment:
 
 * BITDANCE_BUILD_CUDA: auto (default: when nvcc is found), 0 or 1 (fail without nvcc)
 * BITDANCE_CUDA_ARCHS: compute capabilities, default "80 90 100"; the PTX of the last is kept too
-* BITDANCE_BUILD_SANITIZE: 1: the CPU module with AddressSanitizer and UBSan, see `make sanitize`
+* BITDANCE_BUILD_SANITIZE: 1: the CPU module with AddressSanitizer and UBSan, see `make sanitize`;
+  thread: with ThreadSanitizer and without OpenMP, which it does not know, see `make tsan`
 * BITDANCE_BUILD_COVERAGE: 1: the CPU module counts the lines that run, see `make coverage`
 * BITDANCE_BUILD_STRICT: 1: warnings are errors, and so is a module that fails to build (for
   developers)
@@ -39,8 +40,11 @@ ROOT = Path(__file__).resolve().parent
 REPOSITORY = "https://github.com/bitdance-kernels/bitdance"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
-SANITIZE *= os.environ.get("BITDANCE_BUILD_SANITIZE") == "1"
+SANITIZE = {
+    "1": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"],
+    # -Wno-tsan: fences, which the sanitizer does not see, order nothing that it watches.
+    "thread": "-fsanitize=thread -O1 -fopenmp-simd -Wno-tsan -g".split(),
+}.get(os.environ.get("BITDANCE_BUILD_SANITIZE", ""), [])
 # The counters are atomic, since kernels have threads; -O1 keeps lines apart.
 COVERAGE = ["--coverage", "-fprofile-update=atomic", "-O1"]
 COVERAGE *= os.environ.get("BITDANCE_BUILD_COVERAGE") == "1"
@@ -223,6 +227,8 @@ def readme() -> str:
 
 def openmp_flags(cxx: str) -> list[str]:
     """["-fopenmp"] where the compiler has it; without it the kernels use one thread."""
+    if "-fsanitize=thread" in SANITIZE:
+        return []
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder) / "probe.cpp"
         probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
