@@ -9,7 +9,8 @@ import torch
 
 from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels._shared import native
-from tests.emulated import build_once
+from tests.emulated import build_once, drivers
+from tests.emulated.drivers import int64s
 
 OPS = (
     "adaln_linear", "adaln_linear_swiglu", "denoise_patch", "denoise_step_linear", "linear",
@@ -28,7 +29,7 @@ def build_all(factory):
 
 
 @contextmanager
-def emulated_card(libraries):
+def emulated_card(libraries, first_seed=1):
     """A context in which these ops take CPU tensors to the device code.
 
     Every launch has another order of threads, and the one before it ends as late as it can. The
@@ -36,7 +37,7 @@ def emulated_card(libraries):
     early.
     """
     launches = []
-    seeds = itertools.count(1)
+    seeds = itertools.count(first_seed)
 
     def skinny_product(
         x, moments, weight, float8, bias, norm, scale, shift, norm_weight, norm_bias, eps, epilogue,
@@ -68,12 +69,12 @@ def emulated_card(libraries):
         tensors += [None] * (19 - len(tensors))
         sizes += [0] * (25 - len(sizes))
         norm_dtype = dtype if norm_weight is None else norm_weight.dtype
-        message = libraries["skinny_product"].skinny_product(
-            pointers(tensors),
-            (ctypes.c_int64 * 27)(*sizes, native.DTYPE_CODES[norm_dtype], float8),
-            ctypes.c_float(eps), ctypes.c_int(dtype == torch.float16), late_bytes(tensors, late),
-            ctypes.c_uint32(next(seeds)),
-        )  # fmt: skip
+        with drivers.addresses(tensors) as pointers:
+            message = libraries["skinny_product"].skinny_product(
+                pointers, int64s([*sizes, native.DTYPE_CODES[norm_dtype], float8]),
+                ctypes.c_float(eps), ctypes.c_int(dtype == torch.float16),
+                late_bytes(tensors, late), ctypes.c_uint32(next(seeds)),
+            )  # fmt: skip
         assert message is None, message
 
     def denoise_step_linear(
@@ -83,11 +84,12 @@ def emulated_card(libraries):
         launches.append(("denoise_step_linear", programmatic))
         assert step_bytes == 8
         tensors = [x, x0, table, step, cfg, noise, keys, weight, bias, state, stream, moments]
-        message = libraries["denoise_step_linear"].denoise_step_linear(
-            pointers(tensors), (ctypes.c_int64 * 5)(tokens, patch, bits, features, squash),
-            ctypes.c_int(dtype == native.FLOAT16), late_bytes(tensors, (x, x0)),
-            ctypes.c_uint32(next(seeds)),
-        )  # fmt: skip
+        with drivers.addresses(tensors) as pointers:
+            message = libraries["denoise_step_linear"].denoise_step_linear(
+                pointers, int64s((tokens, patch, bits, features, squash)),
+                ctypes.c_int(dtype == native.FLOAT16), late_bytes(tensors, (x, x0)),
+                ctypes.c_uint32(next(seeds)),
+            )  # fmt: skip
         assert message is None, message
 
     def denoise_patch(*arguments):
@@ -99,11 +101,11 @@ def emulated_card(libraries):
         tensors[-1].zero_()
         sizes = (rows, tensors[0][..., 0].numel(), patch, layers, projections, evaluations,
                  max_polls, squash, dtype == native.FLOAT16, channels)  # fmt: skip
-        message = libraries["denoise_patch"].denoise_patch(
-            pointers([*tensors, words]), (ctypes.c_int64 * 10)(*sizes), ctypes.c_float(eps),
-            ctypes.c_int(hidden // 16), ctypes.c_uint32(next(seeds)), ctypes.c_int(1),
-            ctypes.c_int(1),
-        )  # fmt: skip
+        with drivers.addresses([*tensors, words]) as pointers:
+            message = libraries["denoise_patch"].denoise_patch(
+                pointers, int64s(sizes), ctypes.c_float(eps), ctypes.c_int(hidden // 16),
+                ctypes.c_uint32(next(seeds)), ctypes.c_int(1), ctypes.c_int(1),
+            )  # fmt: skip
         assert message is None, message
 
     own = (skinny_product, rms_norm_qkv, denoise_step_linear, denoise_patch)
@@ -133,11 +135,7 @@ def row_stride(x):
     return rows.stride(0)
 
 
-def pointers(tensors):
-    return (ctypes.c_void_p * len(tensors))(*(0 if t is None else t.data_ptr() for t in tensors))
-
-
 def late_bytes(tensors, late):
     known = {t.data_ptr() for t in late if t is not None}
     given = [t.nbytes if t is not None and t.data_ptr() in known else 0 for t in tensors]
-    return (ctypes.c_int64 * len(tensors))(*given)
+    return int64s(given)

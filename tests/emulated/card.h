@@ -111,14 +111,24 @@ T __shfl_xor_sync(uint32_t, T value, int mask) {
 
 namespace emulated {
 
-// Runs `kernel` on `blocks` blocks of `threads` threads, one block after the other, undisturbed.
-// `backward`: the threads run in descending order, so that another one is the first at every
-// barrier.
+// Seed of the order of blocks and threads in launches without clusters; 0 for the one they name.
+inline uint32_t order_seed = 0;
+
+// Runs `kernel` on `blocks` blocks of `threads` threads, one block after the other, undisturbed
+// but for `order_seed`. `backward`: the threads run in descending order, so that another one is the
+// first at every barrier.
 inline void launch(unsigned int blocks, int threads, bool backward, std::function<void()> kernel) {
   machine.kernel = std::move(kernel);
-  machine.disturbed = false;
+  machine.disturbed = order_seed != 0;
+  machine.random = (order_seed + 1) * 2654435761u;
+  machine.turn = 0;
   gridDim.x = blocks;
-  for (unsigned int b = 0; b < blocks; ++b) run_cluster(b, 1, threads, 0, backward);
+  std::vector<unsigned int> order(blocks);
+  for (unsigned int b = 0; b < blocks; ++b) {
+    order[b] = b;
+    if (machine.disturbed) std::swap(order[b], order[random_below(b + 1)]);
+  }
+  for (unsigned int b : order) run_cluster(static_cast<int>(b), 1, threads, 0, backward);
 }
 
 // Runs `kernel` on `blocks` blocks of `threads` threads with `shared_bytes` of shared memory each,
@@ -141,3 +151,8 @@ inline void launch(unsigned int blocks, int threads, bool backward, std::functio
 }
 
 }  // namespace emulated
+
+// For Python: see order_seed.
+extern "C" __attribute__((used)) inline void set_order(uint32_t seed) {
+  emulated::order_seed = seed;
+}

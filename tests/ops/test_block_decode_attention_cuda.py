@@ -1,6 +1,6 @@
 """The CUDA kernel without a card: its device code as C++, on tests/emulated."""
 
-import ctypes
+import functools
 import math
 
 import pytest
@@ -9,32 +9,15 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.attention.block_decode_attention import reference
 from bitdance_kernels.testing import compare
-from tests.emulated import build, needs_compiler
+from tests.emulated import build, drivers, needs_compiler
 
 pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
 def decode(tmp_path_factory):
-    function = build("block_decode_attention", tmp_path_factory.mktemp("emulated")).decode
-    function.restype = None
-
-    def run(q, k, v, lengths, scale, splits, backward):
-        out = torch.full_like(q, math.nan, memory_format=torch.contiguous_format)
-        sums = torch.full((*q.shape[:3], splits, q.shape[3]), math.nan)
-        top, total = torch.full((2, *q.shape[:3], splits), math.nan)
-        sizes = (*q.shape[:2], q.shape[2], k.shape[2], q.shape[3], k.shape[1], splits)
-        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-        function(
-            *(ctypes.c_void_p(x.data_ptr()) for x in (q, k, v, lengths, out, sums, top, total)),
-            (ctypes.c_int64 * 16)(*sizes, *strides),
-            ctypes.c_float(scale / math.log(2)),
-            ctypes.c_int(q.dtype == torch.bfloat16),
-            ctypes.c_int(backward),
-        )
-        return out
-
-    return run
+    library = build("block_decode_attention", tmp_path_factory.mktemp("emulated"))
+    return functools.partial(drivers.decode, library)
 
 
 CALLS = [

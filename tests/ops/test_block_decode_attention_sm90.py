@@ -11,7 +11,7 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.attention.block_decode_attention import reference
 from bitdance_kernels.testing import compare
 from tests import sass
-from tests.emulated import build, needs_compiler, plant
+from tests.emulated import build, drivers, needs_compiler, plant
 from tests.launches import NVCC, objects, recording
 from tests.offline_sm90 import CODE
 
@@ -34,21 +34,6 @@ def _load(folder, changed=None):
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     return _load(tmp_path_factory.mktemp("emulated"))
-
-
-def _decode(library, q, k, v, lengths, scale, splits, seed):
-    """The result, and a message if a launch did not end. All inputs are late."""
-    out = torch.full_like(q, math.nan, memory_format=torch.contiguous_format)
-    given = (q, k, v, lengths, out)
-    sizes = (*q.shape[:2], q.shape[2], k.shape[2], q.shape[3], k.shape[1], splits)
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    message = library.decode(
-        (ctypes.c_void_p * 5)(*(x.data_ptr() for x in given)),
-        (ctypes.c_int64 * 5)(*(x.nbytes for x in given)),
-        (ctypes.c_int64 * 16)(*sizes, *strides), ctypes.c_float(scale / math.log(2)),
-        ctypes.c_int(q.dtype == torch.bfloat16), ctypes.c_uint32(seed),
-    )  # fmt: skip
-    return out, message
 
 
 def _inputs(P, heads, D, lengths, dtype, Tmax=150):
@@ -79,10 +64,10 @@ def test_against_the_formula(library, P, heads, D, lengths, splits, dtype):
     for b, length in enumerate(lengths):
         k[b, max(length, 0) :] = math.nan
         v[b, max(length, 0) :] = math.inf
-    out, message = _decode(library, q, k, v, n, 0.125, splits, 1)
+    out, message = drivers.decode_sm90(library, q, k, v, n, 0.125, splits, 1)
     assert message is None
     compare("staged", out, plain, truth, f"{splits} splits")
-    assert torch.equal(_decode(library, q, k, v, n, 0.125, splits, 2)[0], out)
+    assert torch.equal(drivers.decode_sm90(library, q, k, v, n, 0.125, splits, 2)[0], out)
 
 
 @needs_compiler
@@ -91,7 +76,7 @@ def test_scores_of_minus_infinity(library):
     q, k, v, n = _inputs(1, (1, 1), 32, (150,), torch.float16)
     q = q.abs() + 0.5
     k[:, :140] = -math.inf
-    out, _ = _decode(library, q, k, v, n, 0.2, 3, 1)
+    out, _ = drivers.decode_sm90(library, q, k, v, n, 0.2, 3, 1)
     k, v, n = k[:, 140:], v[:, 140:], n - 140
     plain = reference.attend(q, k, v, n, 0.2)
     truth = reference.attend(q.double(), k.double(), v.double(), n, 0.2)
@@ -110,8 +95,10 @@ def test_a_planted_fault_is_found(library, tmp_path, fault):
     plant(HEADER, *FAULTS[fault], tmp_path)
     wrong = _load(tmp_path, tmp_path)
     call = (*_inputs(1, (2, 1), 32, (150,), torch.float16), 0.125, 3)
-    right = _decode(library, *call, 0)[0]
-    assert any(not torch.equal(_decode(wrong, *call, seed)[0], right) for seed in range(4))
+    right = drivers.decode_sm90(library, *call, 0)[0]
+    assert any(
+        not torch.equal(drivers.decode_sm90(wrong, *call, seed)[0], right) for seed in range(4)
+    )
 
 
 @needs_module

@@ -1,13 +1,11 @@
 """flip_bits and flip_signs in CUDA C++: device code on the CPU, and the machine code as built."""
 
-import ctypes
-
 import pytest
 import torch
 
 from bitdance_kernels._shared import native
 from tests import instructions, sass
-from tests.emulated import build, needs_compiler
+from tests.emulated import build, drivers, needs_compiler
 from tests.launches import NVCC, objects
 from tests.ops.test_flip_bits import expected_flips
 
@@ -19,18 +17,6 @@ def device_code(tmp_path_factory):
     return build("flip_bits", tmp_path_factory.mktemp("flip_bits"))
 
 
-def _pointer(tensor):
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _flip_bits(library, packed, flipped, threshold, blocks):
-    vector = (packed.data_ptr() | flipped.data_ptr()) % 8 == 0
-    library.flip_bits(
-        _pointer(packed), _pointer(flipped), ctypes.c_int64(packed.numel()), _pointer(KEY),
-        ctypes.c_int64(threshold), vector, ctypes.c_int64(blocks),
-    )  # fmt: skip
-
-
 @needs_compiler
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 2047, 2048, 2049, 4103])
 @pytest.mark.parametrize("skip", [0, 3, 8])
@@ -40,7 +26,7 @@ def test_tails_and_pointers_of_any_alignment(device_code, count, skip):
     memory = torch.full((count + 16,), 77, dtype=torch.uint8)
     flipped = memory[8 : 8 + count]
     for threshold in (0, 2**14, 2**15):
-        _flip_bits(device_code, packed, flipped, threshold, blocks=1)
+        drivers.flip_bits(device_code, packed, KEY, threshold, 1, flipped)
         assert torch.equal(flipped, packed ^ expected_flips(0, count, 2**40 + 7, 5, threshold))
         assert (memory[:8] == 77).all()
         assert (memory[8 + count :] == 77).all()
@@ -52,11 +38,7 @@ def test_tails_and_pointers_of_any_alignment(device_code, count, skip):
 def test_signs_take_the_same_flips(device_code, dtype, count):
     """In one round of the blocks, or in three, of which a thread takes two at a time."""
     x = torch.randn(8 * count, dtype=dtype)
-    y = torch.empty_like(x)
-    device_code.flip_signs(
-        _pointer(x), _pointer(y), ctypes.c_int64(x.numel()), _pointer(KEY), ctypes.c_int64(2**14),
-        dtype == torch.float32, ctypes.c_int64(2),
-    )  # fmt: skip
+    y = drivers.flip_signs(device_code, x, KEY, 2**14, 2)
     flips = expected_flips(0, count, 2**40 + 7, 5, 2**14)
     bits = (flips[:, None] >> torch.arange(8)) & 1
     assert torch.equal(y, torch.where(bits.flatten() == 1, -x, x))

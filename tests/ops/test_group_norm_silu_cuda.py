@@ -1,6 +1,6 @@
 """The CUDA kernels without a card: their device code as C++, on tests/emulated."""
 
-import ctypes
+import functools
 
 import pytest
 import torch
@@ -9,52 +9,17 @@ from bitdance_kernels._shared import native
 from bitdance_kernels.autoencode.group_norm_silu import cuda, reference
 from bitdance_kernels.testing import compare
 from tests.cases.group_norm_silu import CASES, samples
-from tests.emulated import build, needs_compiler
+from tests.emulated import build, drivers, needs_compiler
 
 pytestmark = needs_compiler
 CASE = CASES[0]
 CALLS = [call for call in samples(torch.device("cpu")) if call.args[0].numel() > 0]
-CHUNK = 10  # positions; divides no sample's
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     library = build("group_norm_silu", tmp_path_factory.mktemp("emulated"))
-    library.group_norm_silu.restype = None
-
-    def run(grad, x, num_groups, weight, bias, scale, shift, silu, eps):
-        """Y, or with `grad` the gradients; tensors that are written begin as NaN."""
-        images, channels = x.shape[:2]
-        positions = x.shape[2:].numel()
-        chunks = -(-positions // CHUNK)
-
-        def unwritten(*shape):
-            return torch.full(shape, torch.nan)
-
-        result = torch.full_like(x, torch.nan, memory_format=torch.channels_last)
-        given = (weight, bias, scale, shift)
-        grad_given = [None if t is None else unwritten(images, channels) for t in given]
-        workspaces = [unwritten(images, chunks, channels, 2) for _ in range(2)]
-        workspaces.append(unwritten(images, 5, channels))
-        results = (result, None, None) if grad is None else (None, grad, result)
-        tensors = (x, *results, *given, *grad_given, *workspaces)
-        sizes = [images, channels, positions, num_groups, CHUNK, silu]
-        sizes.append(native.DTYPE_CODES[x.dtype])
-        for t in given:
-            sizes += [0, 0] if t is None else [t.stride(0), native.DTYPE_CODES[t.dtype]]
-        library.group_norm_silu(
-            (ctypes.c_void_p * len(tensors))(
-                *(None if t is None else t.data_ptr() for t in tensors)
-            ),
-            (ctypes.c_int64 * len(sizes))(*sizes),
-            ctypes.c_double(eps),
-        )
-        if grad is None:
-            return result
-        affine = [None if t is None else t.sum(0) for t in grad_given[:2]]
-        return result, *affine, *grad_given[2:]
-
-    return run
+    return functools.partial(drivers.group_norm_silu, library)
 
 
 def _arguments(call):

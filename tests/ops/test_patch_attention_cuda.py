@@ -1,6 +1,6 @@
 """The CUDA kernel without a card: its device code as C++, on tests/emulated."""
 
-import ctypes
+import functools
 import math
 
 import pytest
@@ -9,31 +9,15 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.denoise.patch_attention import reference
 from bitdance_kernels.testing import compare
-from tests.emulated import build, needs_compiler
+from tests.emulated import build, drivers, needs_compiler
 
 pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
 def attend(tmp_path_factory):
-    function = build("patch_attention", tmp_path_factory.mktemp("emulated")).patch_attention
-    function.restype = None
-
-    def run(qkv, heads, *, backward=False):
-        rows, patch, width = qkv.shape
-        head_dim = width // (3 * heads)
-        out = torch.full((rows, patch, width // 3), math.nan)
-        sizes = (qkv.stride(1), rows, patch, heads, head_dim)
-        function(
-            ctypes.c_void_p(qkv.data_ptr()),
-            ctypes.c_void_p(out.data_ptr()),
-            (ctypes.c_int64 * 5)(*sizes),
-            ctypes.c_float(head_dim**-0.5 / math.log(2)),
-            ctypes.c_int(backward),
-        )
-        return out
-
-    return run
+    library = build("patch_attention", tmp_path_factory.mktemp("emulated"))
+    return functools.partial(drivers.patch_attention, library)
 
 
 @pytest.mark.parametrize("patch", [1, 4, 9, 16, 17, 32, 33, 64])

@@ -1,6 +1,6 @@
 """The CUDA kernel without a card: its device code as C++, on tests/emulated."""
 
-import ctypes
+import functools
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from bitdance_kernels._shared import native
 from bitdance_kernels.testing import compare
 from tests.cases.rope_append import CASES, samples
-from tests.emulated import build, needs_compiler
+from tests.emulated import build, drivers, needs_compiler
 
 pytestmark = needs_compiler
 CASE = CASES[0]
@@ -17,28 +17,8 @@ CALLS = [call for call in samples(torch.device("cpu")) if call.args[1].shape[3] 
 
 @pytest.fixture(scope="module")
 def rope_append(tmp_path_factory):
-    function = build("rope_append", tmp_path_factory.mktemp("emulated")).rope_append
-    function.restype = None
-
-    def run(
-        qkv, k, v, position, freqs,
-        *, num_heads, num_kv_heads, interleaved=True, q_norm=None, k_norm=None, eps=1e-6,
-    ):  # fmt: skip
-        q = torch.full((*qkv.shape[:2], num_heads, k.shape[3]), torch.nan, dtype=qkv.dtype)
-        tensors = (qkv, q, k, v, position, freqs, q_norm, k_norm)
-        sizes = [*qkv.shape[:2], num_heads, num_kv_heads, k.shape[3]]
-        sizes += [*qkv.stride()[:2], *k.stride()[:3], *v.stride()[:3]]
-        dtypes = [torch.float32 if x is None else x.dtype for x in (qkv, freqs, q_norm, k_norm)]
-        sizes += [native.DTYPE_CODES[dtype] for dtype in dtypes]
-        function(
-            (ctypes.c_void_p * 8)(*(None if x is None else x.data_ptr() for x in tensors)),
-            (ctypes.c_int64 * len(sizes))(*sizes),
-            ctypes.c_float(eps),
-            ctypes.c_int(interleaved),
-        )
-        return q
-
-    return run
+    library = build("rope_append", tmp_path_factory.mktemp("emulated"))
+    return functools.partial(drivers.rope_append, library)
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
