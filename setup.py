@@ -158,10 +158,8 @@ class BuildNative(build_ext):
         begin = time.monotonic()
         cxx, nvcc = find_compiler(), find_nvcc()
         openmp = openmp_flags(cxx)
-        include = [
-            "-Icsrc",
-            "-Icsrc/include",
-        ]  # as the sources: a copy of a checkout has its objects
+        # Relative, as the sources are: a copy of the checkout can go on with its objects.
+        include = ["-Icsrc", "-Icsrc/include"]
         binding = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
         binding += [f'-DBDK_CUDA_ARCHS="{" ".join(cuda_archs())}"']
         # Not self.build_temp: that of pip is new each time, and nothing would be reused.
