@@ -142,7 +142,7 @@ def _fixed_addresses() -> list[str]:
 def measure(scale: float) -> dict[str, float]:
     """Calls in threads without a race, at least ``2000 * scale``; see ``Measure``."""
     folder = build(ROOT / "build" / "tsan")
-    _, planted = run_calls(folder, 100, planted=True)
+    _, planted = run_calls(folder, 40, planted=True)
     if not planted:
         raise AssertionError("thread_sanitizer: a planted race is not reported")
     calls, found = run_calls(folder, round(PROMISES[0].goal * scale))
