@@ -106,7 +106,6 @@ def data(packages, tmp_path_factory):
     emoji, files = dataset.read_packages(packages)
     out = tmp_path_factory.mktemp("data")
     dataset.write(emoji, files, out)
-    dataset.write_shifted(emoji, out)
     return emoji, out
 
 
@@ -175,46 +174,6 @@ def test_pictures_and_captions_are_written(data):
             assert (pixels[:, :32] == (level, 0, 0)).all()
             assert (pixels[:, 32:] == 255).all()
     assert open_images(out, 64).classes == ("animals-nature", "people-body", "symbols")
-
-
-def test_captions_of_roles_tell_the_gender_apart(data):
-    of = {(one.label, one.style, one.tones): one for one in data[0]}
-    woman = of["woman farmer", "twemoji", ("dark",)]
-    changed = Counter(woman.role_captions()) - Counter(woman.captions())
-    assert changed == {"some woman, dark skin tone, twemoji style": 2}
-    neutral = of["thing 1f482", "noto", ()]
-    changed = Counter(neutral.role_captions()) - Counter(neutral.captions())
-    assert changed == {"some person, noto style": 2, "person thing 1f482, noto style": 4}
-    hand = of["raised hand", "twemoji", ()]
-    assert hand.role_captions() == hand.captions()
-
-
-def test_training_pictures_are_written_again_shifted(data):
-    emoji, out = data
-    found = list(iterate_captioned_images(out / "shifted.jsonl"))
-    trained = [one for one in emoji if not one.held_out]
-    assert len(found) == dataset.COPIES * len(trained)
-    for i, one in enumerate(trained):
-        copies = found[dataset.COPIES * i : dataset.COPIES * (i + 1)]
-        assert all(list(image.captions) == one.role_captions() for image in copies)
-        level = {"noto": 90, "twemoji": 180}[one.style]
-        places = set()
-        for image in copies:
-            red = (np.array(image.read("white")) == (level, 0, 0)).all(-1)  # left half as drawn
-            rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-            assert (np.diff(rows) == 1).all()
-            assert 62 <= len(rows) <= 64
-            places.add((rows[0], rows[-1], columns[0], columns[-1]))
-        assert (0, 63, 0, 31) in places
-        assert len(places) > 3
-
-
-def test_a_shift_moves_pixels_and_adds_white():
-    pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
-    moved = dataset.shifted(pixels, 1, -2)
-    assert (moved[1:, :2] == pixels[:-1, 2:]).all()
-    assert (moved[0] == 255).all()
-    assert (moved[:, 2:] == 255).all()
 
 
 def test_other_packages_are_refused(packages, tmp_path, monkeypatch, capsys):
