@@ -116,6 +116,7 @@ coverage: venv
 SUITES ?=
 nightly: venv
 	$(BIN)/python -m tests.reliability $(SUITES)
+
 # Faults planted one at a time, two side by side: each must fail the tests that are named for it. About
 # an hour; MUTANTS='cpu sampling/*' takes a part.
 MUTANTS ?=
