@@ -49,7 +49,8 @@ def emulated_card(libraries, first_seed=1):
                    y, y_moments]  # fmt: skip
         strides = [row_stride(t) for t in (x, scale, shift, residual, gate)]
         sizes = [rows, channels, features, norm, epilogue, tiles, parts, split, *strides]
-        launch(tensors, sizes, (x, moments, residual), x.dtype, norm_weight, eps, float8)
+        norms = norm_weight, None, None
+        launch(tensors, sizes, (x, moments, residual), x.dtype, norms, eps, float8)
 
     def rms_norm_qkv(
         x, moments, weight, float8, bias, norm_weight, eps, q, k_cache, v_cache, position, freqs,
@@ -63,15 +64,16 @@ def emulated_card(libraries, first_seed=1):
         sizes = [batch * tokens, channels, features, 2, 3, tiles, parts, split, row_stride(x), 0, 0,
                  0, 0, k_batch, k_token, k_head, v_batch, v_token, v_head, tokens, heads, kv_heads,
                  head_dim, interleaved, 1 if q_norm is None else head_dim // 16]  # fmt: skip
-        launch(tensors, sizes, (x, moments), x.dtype, norm_weight, eps, float8)
+        norms = norm_weight, q_norm, k_norm
+        launch(tensors, sizes, (x, moments), x.dtype, norms, eps, float8)
 
-    def launch(tensors, sizes, late, dtype, norm_weight, eps, float8):
+    def launch(tensors, sizes, late, dtype, norms, eps, float8):
         tensors += [None] * (19 - len(tensors))
         sizes += [0] * (25 - len(sizes))
-        norm_dtype = dtype if norm_weight is None else norm_weight.dtype
+        codes = [native.DTYPE_CODES[dtype if norm is None else norm.dtype] for norm in norms]
         with drivers.addresses(tensors) as pointers:
             message = libraries["skinny_product"].skinny_product(
-                pointers, int64s([*sizes, native.DTYPE_CODES[norm_dtype], float8]),
+                pointers, int64s([*sizes, codes[0], float8, *codes[1:]]),
                 ctypes.c_float(eps), ctypes.c_int(dtype == torch.float16),
                 late_bytes(tensors, late), ctypes.c_uint32(next(seeds)),
             )  # fmt: skip

@@ -54,8 +54,9 @@ extern "C" int skinny_shared(int rows, int channels, int tiles, int parts, int s
 // y_moments, and for a rotation q, k_cache, v_cache, position, freqs, q_norm, k_norm.
 // sizes: rows, channels, features, norm, epilogue, tiles, parts, split, strides of x, scale, shift,
 // residual and gate, and for a rotation those of the caches (batch, token, head of each), tokens,
-// heads, kv_heads, head_dim, interleaved, and group; the dtype code of the norms, and whether
-// weight is float8. late: which tensors the kernel before this one writes.
+// heads, kv_heads, head_dim, interleaved, and group; the dtype code of the norms, whether weight is
+// float8, and the dtype codes of q_norm and k_norm. late: which tensors the kernel before this one
+// writes.
 extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes, float eps,
                                       int is_half, const int64_t* late_bytes, uint32_t seed) {
   using namespace bdk;
@@ -109,8 +110,8 @@ extern "C" const char* skinny_product(void* const* tensors, const int64_t* sizes
                    size(23) != 0,
                    tensors[17],
                    tensors[18],
-                   size(25),
-                   size(25)};
+                   size(27),
+                   size(28)};
   }
   for (int i = 0; i < 19; ++i) {
     if (late_bytes[i] > 0) emulated::late_input(tensors[i], static_cast<size_t>(late_bytes[i]));

@@ -116,7 +116,9 @@ def call(library, tensors, sizes, late, dtype, seed, norm_dtype=None):
                                          for t in tensors))  # fmt: skip
     norm_code = native.DTYPE_CODES[norm_dtype or dtype]
     float8 = tensors[2].dtype == torch.uint8
-    sizes = (ctypes.c_int64 * 27)(*sizes, *[0] * (25 - len(sizes)), norm_code, float8)
+    sizes = (ctypes.c_int64 * 29)(
+        *sizes, *[0] * (25 - len(sizes)), norm_code, float8, norm_code, norm_code
+    )  # fmt: skip
     half = ctypes.c_int(dtype == torch.float16)
     message = library.skinny_product(
         pointers, sizes, ctypes.c_float(EPS), half, bytes_late, ctypes.c_uint32(seed)

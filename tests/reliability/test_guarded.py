@@ -1,6 +1,7 @@
 """Guarded memory finds what it is made for."""
 
 import ctypes
+import mmap
 from random import Random
 
 import pytest
@@ -110,23 +111,25 @@ def test_bits_tell_nans_apart():
     assert torch.equal(bits(nan.view(torch.float32)), nan)
 
 
-def _touch(note, seed, distance, write):
-    """Access a byte at a distance from the end of a buffer, or before its begin."""
-    placed = Placed(GuardPages(), [torch.zeros(4096, dtype=torch.uint8)], Random(seed))
+def _touch(note, side, distance, write):
+    """Access a byte of the page beside a buffer that is flush with it."""
+    memory = GuardPages(side, offsets=False)
+    placed = Placed(memory, [torch.zeros(100, dtype=torch.uint8)], Random(0))
     address = placed.tensors[0].data_ptr()
-    at = address + 4096 + distance if distance >= 0 else address + distance
     note(f"byte {distance}")
-    value = ctypes.c_uint8.from_address(at)
+    value = ctypes.c_uint8.from_address(address + distance)
     if write:
         value.value = 0
     return value.value
 
 
-@pytest.mark.parametrize("distance", [4096, -4096 - 63])
+@pytest.mark.parametrize(("side", "distance"), [
+    ("end", 100), ("end", 100 + mmap.PAGESIZE - 1), ("begin", -1), ("begin", -mmap.PAGESIZE),
+])  # fmt: skip
 @pytest.mark.parametrize("write", [True, False], ids=["write", "read"])
-def test_an_access_to_a_page_ends_the_process(distance, write):
+def test_an_access_to_a_page_ends_the_process(side, distance, write):
     with pytest.raises(AssertionError, match=rf"^byte {distance}: SIG(SEGV|BUS)$"):
-        run_isolated(_touch, 0, distance, write)
+        run_isolated(_touch, side, distance, write)
 
 
 def _echo(note, value):

@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_no_files(tmp_path, monkeypatch, broken):
         raise FULL
 
     target, name = {
-        "save": (packed_files.np, "save"),
+        "save": (packed_files, "write_array"),
         "fsync": (packed_files, "os"),
         "index": (packed_files.files, "write_text"),
         "commit": (Path, "replace"),
@@ -260,7 +260,7 @@ def test_a_writer_that_lost_images_stays_broken(tmp_path, monkeypatch):
 
     def lossy():
         with PackedWriter(tmp_path / "codes", tokens=1, channels=8, shard_size=2) as writer:
-            monkeypatch.setattr(packed_files.np, "save", full)
+            monkeypatch.setattr(packed_files, "write_array", full)
             with pytest.raises(OSError, match=r"cannot write .*codes: No space left"):
                 writer.write(np.zeros((5, 1, 1), np.uint8), [0] * 5)
             monkeypatch.undo()
