@@ -36,7 +36,7 @@ def flip_bits(library, packed, key, threshold, blocks, flipped=None):
 
 
 def flip_signs(library, x, key, threshold, blocks):
-    """Values of which some are negated."""
+    """The values, some of them negated."""
     y = torch.full_like(x, math.nan)
     with addresses((x, y, key)) as (source, target, seed):
         library.flip_signs(

@@ -39,8 +39,8 @@ class Mutant:
         anchor: text of the file that occurs once.
         replacement: what stands in its place.
         tests: ids of tests at least one of which must fail; the narrowest that are known.
-        rebuild: native module to build anew, "cpu" or "cuda"; "" for what needs none. Device code
-            that runs emulated needs none either, since its tests compile it.
+        rebuild: native module to build again: "cpu", "cuda", or "" for none. Emulated device code
+            needs none, since its tests compile it.
         slow: whether the tests take more than ten seconds on a quiet core, or a module is rebuilt.
         equivalent: for a change that no test can notice, the proof; it has no tests.
     """

@@ -149,7 +149,7 @@ def _judge(done: TestRun) -> tuple[str, str]:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """One line: how many have which outcome, and the time."""
+    """One line: the number of mutants of each outcome, and the time."""
     counts = Counter(result.outcome for result in results)
     parts = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
     seconds = sum(result.seconds for result in results)

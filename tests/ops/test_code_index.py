@@ -107,7 +107,7 @@ def test_a_damaged_file_is_refused(tmp_path):
         with pytest.raises(ValueError, match="path must be an index, got"):
             CodeIndex.load(path)
     path.write_bytes(good[:8] + np.uint32(9).tobytes() + good[12:])
-    with pytest.raises(ValueError, match="must be of version 1, got 9"):
+    with pytest.raises(ValueError, match="must be of version 2, got 9"):
         CodeIndex.load(path)
 
 

@@ -45,7 +45,7 @@ def test_against_the_reference(rope_append, call):
 
 
 class _LastRows:
-    """Stands for a tensor of which the last rows alone exist.
+    """A tensor that has memory for its last rows only.
 
     Args:
         rows: these rows, [..., T, .., D], each D elements behind the one before.

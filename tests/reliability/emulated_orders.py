@@ -3,8 +3,8 @@
 Calls of ragged shapes, and samples of the ops whose kernels run in clusters, go to the emulated
 device code of ``tests/emulated``: once as they are, then with every tensor of a launch between
 guard pages (at the alignment to 16 bytes that the kernel was promised) while blocks and threads run
-in an order drawn anew; in clusters with late stores, sleeping blocks and late inputs as well. All
-runs give the same bits. Not covered: kernels without an emulation (pack_signs, unpack_signs,
+in a random order; in clusters with late stores, sleeping blocks and late inputs too. All runs give
+the same bits. Not covered: kernels without an emulation (pack_signs, unpack_signs,
 finalize_bits, denoise_step, hamming_distance and the row ops), and shared memory beyond its end.
 """
 

@@ -4,8 +4,8 @@ A test that cannot fail proves nothing. ``tests/mutants`` holds some two hundred
 C++, in CUDA device code that runs emulated, in Triton, references, checks, samplers, caches,
 loading, training, data and serving; among them every fault that was found in the library by
 attacking it, planted again. ``python -m tests.mutants`` plants each in a copy of the checkout,
-builds anew what depends on it, and runs the narrowest tests that are said to notice it. A fault
-that no test can notice stands there with the proof.
+builds what depends on it, and runs the narrowest tests that notice it. A fault that no test can
+notice stands there with the proof.
 
 All of them are run by ``make mutants``. With every change a tenth of those that take seconds runs,
 chosen by the text of the files that they change; and all are held against the code: each anchor

@@ -22,7 +22,7 @@ def filled(text: str, suites: Sequence[runs.Suite], outcomes: dict[str, dict[str
 
     def content(what: str) -> str:
         if what != "reliability":
-            raise ValueError(f"the table of {what!r} is none of promises")
+            raise ValueError(f"the table must be 'reliability', got {what!r}")
         return markdown(suites, outcomes)
 
     if report.BEGIN not in text:

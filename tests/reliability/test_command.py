@@ -139,7 +139,7 @@ def test_every_promise_has_a_row_that_says_what_was_measured() -> None:
 def test_a_page_without_its_place_is_refused() -> None:
     with pytest.raises(ValueError, match="no place"):
         table.filled("text", [], {})
-    with pytest.raises(ValueError, match=r"'cpu\.json' is none of promises"):
+    with pytest.raises(ValueError, match=r"the table must be 'reliability', got 'cpu\.json'"):
         table.filled("<!-- results: cpu.json -->\n<!-- end of results -->", [], {})
 
 

@@ -14,6 +14,7 @@ from benchmarks import cpu
 from benchmarks.gpu import checks
 from benchmarks.gpu.attack.fuzz import outputs
 from benchmarks.gpu.attack.guarded import Fresh, backends_in
+from benchmarks.gpu.attack.ops import backends_of, elements, raw, steps_of
 from benchmarks.gpu.worker import Context, Step
 from bitdance_kernels.testing import Call, Case
 
@@ -22,17 +23,12 @@ _MOST = 100  # allocations of a call: more are a loop
 
 def steps(context: Context) -> list[Step]:
     """A step per op."""
-    mine, processes = context.share
-    return [
-        (f"allocations, {bench.name}", functools.partial(_exhaust, context, bench))
-        for bench in context.benches[mine::processes]
-        if {"triton", "cuda"} & set(bench.kernel_op.backends)
-    ]
+    return steps_of(context, "allocations", _exhaust)
 
 
 def _exhaust(context: Context, case: Case) -> None:
     """A record per backend for cards, with the smallest sample that it takes."""
-    for backend in [b for b in case.kernel_op.backends if b in ("triton", "cuda")]:
+    for backend in backends_of(case):
         call = smallest(case, backend, context.device)
         if call is not None:
             checks.record(context, case, call, backend, "allocations fail", exhaust)
@@ -40,12 +36,8 @@ def _exhaust(context: Context, case: Case) -> None:
 
 def smallest(case: Case, backend: str, device: torch.device) -> Call | None:
     """The smallest sample without empty tensors that a backend takes, made on the CPU."""
-
-    def elements(call: Call) -> int:
-        return sum(t.numel() for t in call.tensors())
-
     samples = case.samples(torch.device("cpu"))  # so that few kernels of PyTorch run
-    full = (call for call in samples if all(t.numel() for t in call.tensors()))
+    full = filter(elements, samples)
     for call in sorted(full, key=elements):
         call = call.map(lambda t: t.to(device))
         if cpu.runnable(case, call, [backend])[backend] is None:
@@ -82,7 +74,7 @@ def exhaust(case: Case, call: Call, backend: str) -> None:
             return
         if not issubclass(error, torch.OutOfMemoryError):
             raise AssertionError(f"allocation {k} fails: {error.__name__}, not OutOfMemoryError")
-        if any(not torch.equal(_raw(a), _raw(b)) for a, b in _unwritten(case, own, call)):
+        if any(not torch.equal(raw(a), raw(b)) for a, b in _unwritten(case, own, call)):
             raise AssertionError(f"allocation {k} fails: an argument has changed")
         gc.collect()
         left, more = sum(r() is not None for r in made), _allocated(call) - before
@@ -110,11 +102,7 @@ def _unwritten(case: Case, a: Call, b: Call) -> list[tuple[Tensor, Tensor]]:
 
 def _bits(case: Case, call: Call, backend: str) -> Sequence[Tensor]:
     own = call.map(lambda t: t.detach().clone())
-    return [_raw(t) for t in outputs(case, own, backend, 0).values()]
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return [raw(t) for t in outputs(case, own, backend, 0).values()]
 
 
 def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

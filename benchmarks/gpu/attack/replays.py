@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from benchmarks import cpu
 from benchmarks.gpu import checks
 from benchmarks.gpu.attack.fuzz import outputs
+from benchmarks.gpu.attack.ops import backends_of, elements, raw, steps_of
 from benchmarks.gpu.worker import Context, Step
 from bitdance_kernels.testing import Call, Case, Outputs, poisoned_memory
 
@@ -23,12 +22,7 @@ _SIDE = 8192  # of the square products of the second stream, over a millisecond 
 
 def steps(context: Context) -> list[Step]:
     """A step per op."""
-    mine, processes = context.share
-    return [
-        (f"replays, {bench.name}", functools.partial(_replay, context, bench))
-        for bench in context.benches[mine::processes]
-        if {"triton", "cuda"} & set(bench.kernel_op.backends)
-    ]
+    return steps_of(context, "replays", _replay)
 
 
 def _replay(context: Context, case: Case) -> None:
@@ -39,9 +33,9 @@ def _replay(context: Context, case: Case) -> None:
         replay(case, call, backend, count)
 
     samples = list(case.samples(context.device))
-    samples = sorted(samples, key=_elements, reverse=not context.dry_run)
-    for backend in [b for b in case.kernel_op.backends if b in ("triton", "cuda")]:
-        full = (call for call in samples if _elements(call))
+    samples = sorted(samples, key=elements, reverse=not context.dry_run)
+    for backend in backends_of(case):
+        full = filter(elements, samples)
         taken = (c for c in full if cpu.runnable(case, c, [backend])[backend] is None)
         for call in itertools.islice(taken, 1 if context.dry_run else _CALLS):
             checks.record(context, case, call, backend, f"{count} replays", check)
@@ -59,7 +53,7 @@ def replay(case: Case, call: Call, backend: str, count: int) -> None:
         with poisoned_memory():
             return outputs(case, own, backend, 0)
 
-    first = {name: _bytes(t).clone() for name, t in run().items()}
+    first = {name: raw(t).clone() for name, t in run().items()}
     others = {
         name: torch.zeros((), dtype=torch.int64, device=t.device) for name, t in first.items()
     }
@@ -67,20 +61,10 @@ def replay(case: Case, call: Call, backend: str, count: int) -> None:
         for _ in range(count):
             feed()
             for name, tensor in run().items():
-                others[name] += (_bytes(tensor) != first[name]).any()
+                others[name] += (raw(tensor) != first[name]).any()
     wrong = [f"{name} in {int(n)}" for name, n in others.items() if int(n)]
     if wrong:
         raise AssertionError(f"of {count} replays differ {', '.join(wrong)}")
-
-
-def _elements(call: Call) -> int:
-    """Elements of all tensors; 0 if one of them is empty."""
-    counts = [t.numel() for t in call.tensors()]
-    return sum(counts) if all(counts) else 0
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 @contextlib.contextmanager

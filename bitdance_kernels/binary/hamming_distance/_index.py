@@ -29,7 +29,7 @@ __all__ = ["CodeIndex"]
 _MAGIC = b"BDKCODES"
 # Magic, version, CRC-32 of the blocks, codes, bytes of each; CRC-32 of these.
 _HEADER, _CHECKED = struct.Struct("<8sIIQQI28x"), 32
-_VERSION = 1
+_VERSION = 2
 
 
 class CodeIndex:

@@ -101,7 +101,7 @@ def _read(each: Format, folder: Path, whole: object) -> str:
 
 
 def attacks(samples: Mapping[str, Path]) -> Iterator[Attack]:
-    """All attacks on formats of which there are samples."""
+    """All attacks on the formats that have a sample."""
     yield from attacks_pickles.pickles()
     yield from attacks_pickles.archives()
     yield from _tensors()

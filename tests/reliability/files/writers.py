@@ -258,7 +258,7 @@ def _read_pictures(folder: Path) -> tuple[int | None, ...]:
 
 
 def _write_samples(folder: Path, number: int) -> None:
-    """As ``bitdance sample`` does, which goes on where a killed one has ended."""
+    """The blocks and the result of ``bitdance sample``, from where a killed process ended."""
     with open_samples(folder / "s") as samples:
         if samples.result.exists():
             samples.remove_blocks()
