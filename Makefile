@@ -10,8 +10,8 @@ Q = $(if $(filter 1,$(V)),,@)
 PIP = $(BIN)/pip install $(if $(filter 1,$(V)),,-qq) --disable-pip-version-check -c constraints.txt
 
 .PHONY: venv demo test test-without-nvcc test-without-compiler exhaustive sanitize sanitize-contract \
-	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx tsan coverage nightly mutants check format \
-	bench report docs clean
+	sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx sanitize-ragged tsan coverage nightly mutants \
+	check format bench report docs clean
 
 # The packages and the native modules side by side: pip leaves a core free most of the time.
 venv:
