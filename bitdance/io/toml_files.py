@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,29 @@ else:
 
 __all__ = ["read_toml"]
 
+_MAX_BYTES = 1 << 18  # a list of class names has some 20 KB
+_MAX_DOTS = 64
+_KEY = re.compile(r"""^[ \t]*\[{0,2}([\w\-"' \t.]*)""", re.MULTILINE)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """The content of TOML text, whose keys are short: the parser takes the square of their length.
+
+    Args:
+        text: with at most 64 dots in a key.
+
+    Raises:
+        RecursionError: arrays or tables are too deep in each other.
+        ValueError: it is not TOML, or a key has more dots.
+    """
+    for key in _KEY.finditer(text):
+        if (dots := key[1].count(".")) > _MAX_DOTS:
+            line = text.count("\n", 0, key.start()) + 1
+            raise ValueError(
+                f"a TOML key must have at most {_MAX_DOTS} dots, got {dots} in line {line}"
+            )
+    return tomllib.loads(text)
+
 
 def read_toml(
     path: Path, changes: Sequence[str] = (), values: Mapping[str, str] | None = None
@@ -33,11 +57,15 @@ def read_toml(
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is not TOML, or a change is malformed or made twice.
+        ValueError: the file has more than 256 KiB, is not TOML, or has a key with more than 64
+            dots; or a change is malformed or made twice.
     """
-    text = require_file(path).read_bytes()  # a pipe would be waited for
+    size = require_file(path).stat().st_size  # a pipe would be waited for
+    if size > _MAX_BYTES:
+        raise ValueError(f"{path}: TOML must have at most {_MAX_BYTES} bytes, got {size}")
+    text = path.read_bytes()
     try:
-        content = tomllib.loads(text.decode("utf-8-sig"))
+        content = _parse(text.decode("utf-8-sig"))
         merged: dict[str, Any] = {}
         for change in changes:
             _merge(merged, _parse_change(change), once=True)
@@ -54,8 +82,8 @@ def _parse_change(change: str) -> dict[str, Any]:
     name, equals, text = change.partition("=")
     for value in (text, tomli_w.dumps({"v": text}).removeprefix("v =")):
         try:
-            parsed = tomllib.loads(f"{name} ={value}") if equals else {}
-        except (tomllib.TOMLDecodeError, RecursionError):
+            parsed = _parse(f"{name} ={value}") if equals else {}
+        except (ValueError, RecursionError):
             continue
         if len(parsed) == 1 and "\n" not in change:
             return parsed

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,16 +17,12 @@ import torch
 
 from bitdance.io.files import CheckpointError, NoModelError, one_line, require_file
 from bitdance.io.json_files import read_json
+from bitdance.io.toml_files import read_toml
 from bitdance.io.validation import brief
 from bitdance.io.weights import split_prefix
 from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, AutoencoderConfig, ModelConfig
 from bitdance.models.loading.meta_device import count
 from bitdance.models.presets import expand_model
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = [
     "Claim",
@@ -168,10 +163,11 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
     """
     if path.suffix == ".toml":
+        require_file(path)
         try:
-            content = tomllib.loads(require_file(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not TOML: {one_line(error)}") from error
+            content = read_toml(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"no usable TOML: {one_line(error)}") from error
     else:
         content = read_json(path)
     fields = content.get(section, content)

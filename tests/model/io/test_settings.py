@@ -22,6 +22,7 @@ from bitdance.models.config import (
     ModelConfig,
     ModelShape,
 )
+from bitdance.models.loading.checkpoint_config import read_claim, read_section
 from bitdance.training.config import (
     AutoencoderRun,
     ClassConditionalRun,
@@ -360,6 +361,32 @@ def test_a_file_that_is_not_a_configuration_gives_one_line(tmp_path, capsys, con
     assert printed.count("\n") == 1
     assert f"{path}: " in printed
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a" + ".a" * 100_000 + " = 1", "at most 64 dots, got 100000 in line 2"),
+        ("[[ " + "'a' . " * 20_000 + "a ]]", "at most 64 dots, got 20000 in line 2"),
+        ("a = '" + "." * 300_000 + "'", "at most 262144 bytes"),
+    ],
+)
+def test_toml_that_takes_long_is_refused_before_it_is_parsed(
+    tmp_path, monkeypatch, content, message
+):
+    path = tmp_path / "config.toml"
+    path.write_text("\n" + content, encoding="utf-8")
+    monkeypatch.delattr("bitdance.io.toml_files.tomllib.loads")
+    with pytest.raises(ValueError, match=message):
+        read_config(path)
+    with pytest.raises(CheckpointError, match=message):
+        read_claim(path)
+
+
+def test_dots_in_strings_and_comments_are_no_keys(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("# " + "." * 100 + "\na = '" + "." * 100 + "'", encoding="utf-8")
+    assert read_section(path, "model") == {"a": "." * 100}
 
 
 def test_duplicate_keys_in_json_are_refused(tmp_path):
