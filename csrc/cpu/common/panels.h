@@ -50,21 +50,25 @@ constexpr int kMaxSums = 12;
 constexpr int kMaxTileRows = kMaxSums / kPanelVectors < 8 ? kMaxSums / kPanelVectors : 8;
 constexpr int kMaxTilePanels = 6;
 
+// Vectors of weights that have registers too.
+constexpr int kFewVectors = kLanes == 16 ? kMaxTilePanels : 2;
+
 // Channels of a sum; sums are added to the result, whose error grows with the length of a sum.
 constexpr int64_t kSumChannels = 64;
 
 // Channels of a block: of a panel they take 16 KiB of the first-level cache.
 constexpr int64_t kBlockChannels = 4 * kSumChannels;
 
-// The same where the rows of x stay in the second-level cache; shorter runs of a panel are read
-// more slowly, and with AVX-512 the results of more panels take room beside them.
-constexpr int64_t kKeptChannels = kLanes == 16 ? 2 * kSumChannels : 4 * kSumChannels;
-
-// Floats of x that stay in the second-level cache: 1 MiB.
-constexpr int64_t kKeptFloats = 1 << 18;
+// The same where results stay in the second-level cache between blocks: with AVX-512 those of more
+// panels take room beside the rows of x, and shorter runs of a panel are read more slowly.
+constexpr int64_t kKeptChannels = kLanes == 16 ? 2 * kSumChannels : kBlockChannels;
 
 // Tiles that share the prefetching of the next block of weights.
 constexpr int64_t kPrefetchingTiles = 8;
+
+// From so many tiles on, the rows of a tile are multiplied by a group of panels before the next
+// rows: they stay in the first-level cache, and the group takes 128 KiB of the second.
+constexpr int64_t kGroupTiles = 16, kGroupPanels = 8;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -95,42 +99,50 @@ struct Spaced {
 template <int kRows, int kPanels>
 using Sums = Vector[kRows][kPanels * kPanelVectors];
 
-// The sums of the products of `count` channels, at least one; x and w then are at the channels
-// after them. `prefetch` is called with the number of each channel.
+// Channels of a turn of the loop below. The threads of a core share the instructions that it can
+// begin in a cycle, so those that do not multiply count.
+constexpr int kTurnChannels = 4;
+
+// The sums of the products of `count` channels; x and w then are at the channels after them.
+// `prefetch` is called with the number of each channel.
 template <int kRows, int kPanels, class T, class Prefetch>
-inline __attribute__((always_inline)) void multiply(Spaced<const float, kRows>& x, int64_t x_stride,
-                                                    Spaced<const T, kPanels>& w,
-                                                    int64_t panel_stride, int64_t count,
-                                                    Sums<kRows, kPanels>& sum,
-                                                    const Prefetch& prefetch) {
+BDK_INLINE inline void multiply(Spaced<const float, kRows>& x, int64_t x_stride,
+                                Spaced<const T, kPanels>& w, int64_t panel_stride, int64_t count,
+                                Sums<kRows, kPanels>& sum, const Prefetch& prefetch) {
   constexpr int kVectors = kPanels * kPanelVectors;
   int64_t x_three = 3 * x_stride, panel_three = 3 * panel_stride;
-// One by one: GCC would set the array in memory, and keep the sums there.
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 24
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = Vector{};
-  }
-  int64_t c = 0;
-  do {
+  const auto multiply_channels = [&](auto channels, int64_t first) BDK_INLINE {
     // Opaque, or the compiler keeps an address for each row, more than there are registers.
     __asm__("" : "+r"(x_stride), "+r"(x_three), "+r"(panel_stride), "+r"(panel_three));
-    Vector weight[kVectors];
-    prefetch(c);
-#pragma GCC unroll 24
-    for (int v = 0; v < kVectors; ++v) {
-      const T* of = w.at(v / kPanelVectors, panel_stride, panel_three);
-      weight[v] = load_vector(of + v % kPanelVectors * kLanes);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const float value = *x.at(r, x_stride, x_three);
-#pragma GCC unroll 24
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * weight[v];
-    }
-    x.advance(1);
-    w.advance(kPanel);
-  } while (++c < count);
+    repeat<channels>([&](auto c) BDK_INLINE {
+      Vector weight[kVectors];
+      prefetch(first + c);
+      repeat<kVectors>([&](auto v) BDK_INLINE {
+        const T* const of = w.at(v / kPanelVectors, panel_stride, panel_three) + c * kPanel;
+        weight[v] = load_vector(of + v % kPanelVectors * kLanes);
+      });
+      repeat<kRows>([&](auto r) BDK_INLINE {
+        const Vector value = broadcast(x.at(r, x_stride, x_three)[c]);
+        repeat<kVectors>([&](auto v) BDK_INLINE {
+          if constexpr (kRows > 1 && kVectors <= kFewVectors) {
+            multiply_add(sum[r][v], value, weight[v]);
+          } else {  // the compiler may read a weight where it is used
+            sum[r][v] += value * weight[v];
+          }
+        });
+      });
+    });
+    x.advance(channels);
+    w.advance(channels * kPanel);
+  };
+  repeat<kRows>([&](auto r) BDK_INLINE {
+    repeat<kVectors>([&](auto v) BDK_INLINE { sum[r][v] = Vector{}; });
+  });
+  int64_t c = 0;
+  for (; c + kTurnChannels <= count; c += kTurnChannels) {
+    multiply_channels(std::integral_constant<int, kTurnChannels>(), c);
+  }
+  for (; c < count; ++c) multiply_channels(std::integral_constant<int, 1>(), c);
 }
 
 // Weights that a tile prefetches: one address a channel, `step` floats apart; 0 for none.
@@ -158,8 +170,9 @@ inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t 
   Spaced<const float, kPanels> w(block(linear, panel, from), panel_stride);
   const int64_t feature = panel * kPanel;
   float* const y = linear.y + row * linear.y_stride + feature;
-  if (from > 0) {  // sums of earlier channels, which may have left the caches
-    for (int r = 0; r < kRows; ++r) __builtin_prefetch(y + r * linear.y_stride, 1);
+  // The results may not be in the caches, or not any more, and stores wait for each other.
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kPanels; ++i) __builtin_prefetch(y + r * linear.y_stride + i * kPanel, 1);
   }
   for (int64_t begin = from; begin < to; begin += kSumChannels) {
     Sums<kRows, kPanels> sum;
@@ -172,11 +185,9 @@ inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t 
     } else {
       multiply<kRows, kPanels>(x, x_stride, w, panel_stride, end - begin, sum, [](int64_t) {});
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+    repeat<kRows>([&](auto r) BDK_INLINE {
       float* const of_row = y + r * linear.y_stride;
-#pragma GCC unroll 24
-      for (int v = 0; v < kVectors; ++v) {
+      repeat<kVectors>([&](auto v) BDK_INLINE {
         Vector total = sum[r][v], other;
         const auto add = [&](const float* from) {
           memcpy(&other, from + v * kLanes, sizeof other);
@@ -192,8 +203,8 @@ inline void tile(const PanelLinear& linear, int64_t row, int64_t panel, int64_t 
           if (linear.addend_or_null != nullptr) add(linear.addend_or_null + (of_row - linear.y));
         }
         memcpy(of_row + v * kLanes, &total, sizeof total);
-      }
-    }
+      });
+    });
   }
 }
 
@@ -217,15 +228,16 @@ inline Tiles tiles_of(int64_t rows, std::integer_sequence<int, kRows...>) {
 
 // Panels [begin, end) of rows [row, row_end), channels [from, to), in tiles of about equal height.
 //
-// A block of one panel is read by all tiles before the next block, which lies elsewhere: the
-// processor does not foresee it, so the first tiles prefetch it, each a part. `next` is the block
-// behind the last one, null where nothing is to be prefetched.
+// Where tiles are few, a block of one panel is read by all before the next block, which lies
+// elsewhere: the processor does not foresee it, so the first tiles prefetch it, each a part. `next`
+// is the block behind the last one, null where nothing is to be prefetched.
 inline void block_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
                          int64_t row_end, int64_t from, int64_t to, const float* next = nullptr) {
   const int64_t rows = row_end - row;
   const int64_t count = (rows + kMaxTileRows - 1) / kMaxTileRows;
   if (count == 0) return;
-  const int64_t group = tile_panels(static_cast<int>((rows + count - 1) / count));
+  int64_t group = tile_panels(static_cast<int>((rows + count - 1) / count));
+  if (group == 1 && count > kGroupTiles) group = kGroupPanels;
   const int64_t prefetching = group == 1 && next != nullptr ? least(count, kPrefetchingTiles) : 0;
   for (int64_t panel = begin; panel < end; panel += group) {
     const int64_t panel_end = least(panel + group, end);
@@ -240,18 +252,13 @@ inline void block_panels(const PanelLinear& linear, int64_t begin, int64_t end, 
   }
 }
 
-// Where there are several blocks of channels and the rows of x stay in the second-level cache, some
-// panels are done with before the next ones, so that their results stay there too between blocks.
+// Some panels are done with before the next ones, so that where there are several blocks of
+// channels their results stay in the second-level cache.
 inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
                           int64_t row_end) {
-  const int64_t rows = row_end - row;
-  int64_t panels = end - begin, channels = kBlockChannels;
-  if (rows <= kMaxTileRows || linear.channels <= kBlockChannels) {
-    channels = linear.channels;
-  } else if (rows * linear.channels <= kKeptFloats) {
-    panels = kMaxTilePanels;
-    channels = kKeptChannels;
-  }
+  const bool whole = row_end - row <= kMaxTileRows || linear.channels <= kBlockChannels;
+  const int64_t panels = whole ? end - begin : kGroupPanels;
+  const int64_t channels = whole ? linear.channels : kKeptChannels;
   for (int64_t panel = begin; panel < end; panel += panels) {
     const int64_t panel_end = least(panel + panels, end);
     for (int64_t from = 0; from < linear.channels; from += channels) {

@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -25,6 +27,34 @@ inline Vector load_vector(const float* from) {
   Vector v;
   memcpy(&v, from, sizeof v);
   return v;
+}
+
+// For functions that have to be inlined before GCC decides which arrays stay in registers.
+#define BDK_INLINE __attribute__((always_inline))
+
+BDK_INLINE inline Vector broadcast(float value) { return value - Vector{}; }
+
+// Adds a * b to a sum, rounding once where the instruction set can. In assembly, since GCC would
+// put some of many results in the registers of their factors, and copy them back.
+BDK_INLINE inline void multiply_add(Vector& sum, Vector a, Vector b) {
+#ifdef __AVX2__
+  Vector result = sum;
+  __asm__("vfmadd231ps %2, %1, %0" : "+v"(result) : "v"(a), "v"(b));
+  sum = result;
+#else
+  sum += a * b;
+#endif
+}
+
+// use(0), ..., use(kCount - 1), each with a constant: arrays that `use` indexes stay in registers
+// if it is BDK_INLINE too, while an array in a loop is in memory when GCC unrolls the loop.
+template <class Use, int... kNumbers>
+BDK_INLINE inline void repeat(const Use& use, std::integer_sequence<int, kNumbers...>) {
+  (use(std::integral_constant<int, kNumbers>()), ...);
+}
+template <int kCount, class Use>
+BDK_INLINE inline void repeat(const Use& use) {
+  repeat(use, std::make_integer_sequence<int, kCount>());
 }
 
 // Half as many values of double.

@@ -55,11 +55,9 @@ inline void int8_tile(const Int8Linear& linear, int64_t row, int64_t panel) {
         __builtin_prefetch(w.at(i, panel_stride, 3 * panel_stride) + kInt8Ahead);
       }
     });
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+    repeat<kRows>([&](auto r) BDK_INLINE {
       float* const of_row = y + r * linear.y_stride;
-#pragma GCC unroll 24
-      for (int v = 0; v < kVectors; ++v) {
+      repeat<kVectors>([&](auto v) BDK_INLINE {
         Vector total = sum[r][v];
         if (begin > 0) total += load_vector(of_row + v * kLanes);
         if (begin + count == channels) {
@@ -73,8 +71,8 @@ inline void int8_tile(const Int8Linear& linear, int64_t row, int64_t panel) {
           }
         }
         memcpy(of_row + v * kLanes, &total, sizeof total);
-      }
-    }
+      });
+    });
   }
 }
 
