@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,8 +82,9 @@ def take_turns(
     """A turn of each way in each round, after a call to load modules and allocate.
 
     The ways take turns, so that a change of the machine's speed meets all of them alike
-    (``torch.utils.benchmark`` and ``timeit`` time one after the other). There are at least so many
-    `rounds`, which take at least `seconds`; a turn repeats its way for `min_seconds`. A way of
+    (``torch.utils.benchmark`` and ``timeit`` time one after the other), in another order in each
+    round, since each finds in the caches what the one before has left there. There are at least so
+    many `rounds`, which take at least `seconds`; a turn repeats its way for `min_seconds`. A way of
     which a round takes more than all `seconds` is left out after ``MIN_ROUNDS`` of them.
     """
     repeats = {}
@@ -91,11 +93,13 @@ def take_turns(
         once = _turn(way, 1).wall if min_seconds else 1.0
         repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
+    order, draws = list(ways), random.Random(0)
     start, done = time.perf_counter(), 0
     while ways and (done < rounds or time.perf_counter() - start < seconds):
-        for name, way in ways.items():
+        draws.shuffle(order)
+        for name in order:
             if done < max(MIN_ROUNDS, rounds) or turns[name][0].wall < seconds:
-                turns[name].append(_turn(way, repeats[name]))
+                turns[name].append(_turn(ways[name], repeats[name]))
         done += 1
     return turns
 

@@ -371,9 +371,11 @@ def test_a_comparison_says_what_failed_and_what_is_lost(capsys):
 def test_ways_take_turns_and_slow_ones_are_left_out():
     calls = []
     ways = {name: functools.partial(calls.append, name) for name in ("a", "b")}
-    turns = timing.take_turns(ways, 3)
-    assert calls == ["a", "b"] * 4  # a first call of each, then three rounds
-    assert [len(t) for t in turns.values()] == [3, 3]
+    turns = timing.take_turns(ways, 8)
+    rounds = [calls[i : i + 2] for i in range(0, 18, 2)]  # a first call of each, then eight rounds
+    assert len(calls) == 18 and all(sorted(turn) == ["a", "b"] for turn in rounds)
+    assert {tuple(turn) for turn in rounds} == {("a", "b"), ("b", "a")}
+    assert [len(t) for t in turns.values()] == [8, 8]
     ticks = iter(range(10**6))
     slow = types.SimpleNamespace(perf_counter=lambda: next(ticks), process_time=lambda: 0.0)
     with mock.patch.object(timing, "time", slow):

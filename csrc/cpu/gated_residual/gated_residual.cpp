@@ -66,6 +66,16 @@ int bdk_gated_residual_cpu(bdk_rows x, bdk_rows h, bdk_rows gate, bdk_rows y, in
     });
     return BDK_OK;
   }
+  if (all_wide(x, h, gate, y)) {
+    parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        forward(in_x.read(r, 0, channels, nullptr), in_h.read(r, 0, channels, nullptr),
+                in_gate.read(r, 0, channels, nullptr), out.place(r, 0, nullptr), channels);
+      }
+      fence();
+    });
+    return BDK_OK;
+  }
   parallel_for(rows, kGrain / (channels + 1) + 1, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float buffers[4][kRowTile];
     for_tiles(begin, end, channels, [&](int64_t r, int64_t c, int64_t count) {
