@@ -373,7 +373,8 @@ def test_ways_take_turns_and_slow_ones_are_left_out():
     ways = {name: functools.partial(calls.append, name) for name in ("a", "b")}
     turns = timing.take_turns(ways, 8)
     rounds = [calls[i : i + 2] for i in range(0, 18, 2)]  # a first call of each, then eight rounds
-    assert len(calls) == 18 and all(sorted(turn) == ["a", "b"] for turn in rounds)
+    assert len(calls) == 18
+    assert all(sorted(turn) == ["a", "b"] for turn in rounds)
     assert {tuple(turn) for turn in rounds} == {("a", "b"), ("b", "a")}
     assert [len(t) for t in turns.values()] == [8, 8]
     ticks = iter(range(10**6))
