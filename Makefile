@@ -53,12 +53,13 @@ test: venv
 
 # On a machine without a tool, a copy of the checkout that is built with the tool hidden, the tests that
 # can end otherwise there (tests/hidden_tools.py). Slow tests are left out, since their results do not
-# depend on it.
+# depend on it. Objects for the CPU are those of the checkout, as sources and files keep their times.
 HIDE_nvcc = NVCC=/hidden/nvcc
 HIDE_compiler = NVCC=/hidden/nvcc CXX=/hidden/c++
 test-without-nvcc test-without-compiler: test-without-%: venv
 	rm -rf build/without-$* && mkdir -p build/without-$*
-	git ls-files -z | xargs -0 cp --parents -t build/without-$*
+	git ls-files -z | xargs -0 cp -p --parents -t build/without-$*
+	cp -a --parents -t build/without-$* build/temp.*/bitdance_kernels._cpu || true
 	cd build/without-$* && $(HIDE_$*) $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m bitdance_kernels
 	cd build/without-$* && $(HIDE_$*) PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
@@ -68,9 +69,10 @@ test-without-nvcc test-without-compiler: test-without-%: venv
 exhaustive: venv
 	$(BIN)/python -m tests.reliability.exhaustive
 
-# The C++ kernels under AddressSanitizer and UBSan: samples and own tests of every op, scalar, AVX2 and
-# AVX-512, and attention with AMX, without the tests of Triton kernels and of ops that only Triton has;
-# and calls of ragged shapes in every dtype, in allocations of exact size, with foreign default dtypes.
+# The C++ kernels under AddressSanitizer and UBSan: samples and own tests of every op, on each instruction
+# set of the machine (attention alone with AMX), without the tests of Triton kernels and of ops that only
+# Triton has; and calls of ragged shapes in every dtype, in allocations of exact size, with foreign
+# default dtypes.
 # Without leak detection: the kernels allocate nothing, and Python does not free everything. libstdc++
 # is preloaded too, since the sanitizer needs it to throw. Two processes at once, of a thread each where
 # no test asks for more.
@@ -88,8 +90,8 @@ sanitize: venv
 	git ls-files -z | xargs -0 cp --parents -t build/sanitize
 	cd build/sanitize && BITDANCE_BUILD_CUDA=0 BITDANCE_BUILD_SANITIZE=1 \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
-	@$(MAKE) --no-print-directory --output-sync=target -j2 \
-		sanitize-contract sanitize-scalar sanitize-avx2 sanitize-avx512 sanitize-amx sanitize-ragged
+	@$(MAKE) --no-print-directory --output-sync=target -j2 sanitize-contract sanitize-ragged \
+		$$($(BIN)/python -c 'from bitdance_kernels.testing import cpu_isas; print(*map("sanitize-{}".format, cpu_isas()))')
 
 # All instruction sets that there are, one after the other, in each test.
 sanitize-contract: ISA =

@@ -47,10 +47,9 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     """Files with slow tests begin, then those with many, so that none is left over at the end."""
     if config.getoption("--without", None):
-        same = [item for item in items if hidden_tools.is_of_triton(item.nodeid)]
-        config.hook.pytest_deselected(items=same)
-        left_out = set(same)
-        items[:] = [item for item in items if item not in left_out]
+        left_out = hidden_tools.left_out([item.nodeid for item in items])
+        config.hook.pytest_deselected(items=[i for i in items if i.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     count = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -47,6 +48,28 @@ def leaves_out(tool: str, path: Path) -> bool:
     if tool == "nvcc":
         return _NAMES_CUDA.search(_text(path)) is None
     return name.startswith(tuple(f"{folder}/" for folder in _WITHOUT_KERNELS))
+
+
+_ALL_CASES = ("tests/test_defaults.py", "tests/test_dispatch.py")
+"""Files whose cases are the ops, each of which has a backend of its own to fall back on."""
+
+
+def left_out(nodeids: Sequence[str]) -> set[str]:
+    """Of tests in their order those that would hold once more what another one holds.
+
+    They are tests of kernels of Triton, and all cases of a test but the first, of those that name
+    no backend that is missing if there are such.
+    """
+    of_others = [nodeid for nodeid in nodeids if not is_of_triton(nodeid)]
+    chosen: dict[str, str] = {}
+    for nodeid in sorted(of_others, key=lambda nodeid: _names_a_backend(nodeid)):
+        every = nodeid.startswith(_ALL_CASES)
+        chosen.setdefault(nodeid if every else nodeid.partition("[")[0], nodeid)
+    return set(nodeids) - set(chosen.values())
+
+
+def _names_a_backend(nodeid: str) -> bool:
+    return re.search("cpu|cuda|triton", nodeid.partition("[")[2]) is not None
 
 
 def is_of_triton(nodeid: str) -> bool:

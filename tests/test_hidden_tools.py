@@ -65,9 +65,27 @@ def test_tests_of_tritons_kernels_are_told_from_others():
     assert not is_of_triton("tests/test_dispatch.py::test_triton_is_named")
 
 
+def test_of_each_test_one_case_is_left_that_can_run():
+    tests = [
+        "tests/ops/test_swiglu.py::test_extremes[triton]",
+        "tests/ops/test_swiglu.py::test_extremes[cpu]",
+        "tests/ops/test_swiglu.py::test_extremes[reference]",
+        "tests/ops/test_swiglu.py::test_extremes[other]",
+        "tests/ops/test_swiglu.py::test_alone",
+        "tests/ops/test_swiglu.py::test_isas[cpu-1]",
+        "tests/ops/test_swiglu.py::test_isas[cpu-2]",
+        "tests/test_dispatch.py::test_ops[swiglu]",
+        "tests/test_dispatch.py::test_ops[rope]",
+    ]
+    left_out = hidden_tools.left_out(tests)
+    assert [test for test in tests if test not in left_out] == [tests[i] for i in (2, 4, 5, 7, 8)]
+
+
 def test_every_rule_is_of_something():
     for name in hidden_tools._SAME:
         assert (HERE / name).exists(), name
+    for name in hidden_tools._ALL_CASES:
+        assert (ROOT / name).exists(), name
     for folder in hidden_tools._WITHOUT_KERNELS:
         assert list((HERE / folder).glob("test_*.py")), folder
 
