@@ -36,6 +36,8 @@ def _seed():
 def pytest_addoption(parser):
     help = "run what can end otherwise where this tool is hidden"
     parser.addoption("--without", choices=hidden_tools.TOOLS, help=help)
+    help = "run tests with the marker nightly too, as those that are named by ::"
+    parser.addoption("--nightly", action="store_true", help=help)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -46,10 +48,18 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(config, items):
     """Files with slow tests begin, then those with many, so that none is left over at the end."""
+    named = any("::" in argument for argument in config.args)
+    if not (named or config.getoption("--nightly", False)):
+        _deselect(config, items, [item for item in items if item.get_closest_marker("nightly")])
     if config.getoption("--without", None):
         left_out = hidden_tools.left_out([item.nodeid for item in items])
-        config.hook.pytest_deselected(items=[i for i in items if i.nodeid in left_out])
-        items[:] = [item for item in items if item.nodeid not in left_out]
+        _deselect(config, items, [item for item in items if item.nodeid in left_out])
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     count = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
+
+
+def _deselect(config, items, some):
+    left_out = set(some)
+    config.hook.pytest_deselected(items=some)
+    items[:] = [item for item in items if item not in left_out]

@@ -70,7 +70,7 @@ def test_train_autoencoder(run):
     assert used >= 12
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_imagenet_dry_run(run, tmp_path):
     """Images, codes, training and samples on two processes, metrics."""
     sizes = ("--images", 130, "--samples", 130, "--steps", 2)

@@ -2,10 +2,11 @@
 
 import ast
 import re
+import types
 
 import pytest
 
-from tests import hidden_tools
+from tests import conftest, hidden_tools
 from tests.hidden_tools import FEW, HERE, TOOLS, is_of_triton, leaves_out
 
 ROOT = HERE.parent
@@ -90,7 +91,38 @@ def test_every_rule_is_of_something():
         assert list((HERE / folder).glob("test_*.py")), folder
 
 
-def test_the_first_suite_leaves_out_nothing():
+@pytest.mark.parametrize(
+    ("arguments", "nightly", "expected"),
+    [
+        (["tests"], False, ["quick"]),
+        (["tests"], True, ["quick", "long"]),
+        (["tests/test_x.py::long"], False, ["quick", "long"]),
+    ],
+)
+def test_long_tests_run_where_they_are_asked_for(arguments, nightly, expected):
+    class Item:
+        path = HERE / "test_x.py"
+
+        def __init__(self, name, *markers):
+            self.name, self.markers = name, markers
+
+        def get_closest_marker(self, marker):
+            return marker if marker in self.markers else None
+
+    left = []
+    options = {"--nightly": nightly}
+    config = types.SimpleNamespace(
+        args=arguments,
+        getoption=lambda name, default=None: options.get(name, default),
+        hook=types.SimpleNamespace(pytest_deselected=lambda items: left.extend(items)),
+    )
+    items = [Item("quick"), Item("long", "nightly")]
+    conftest.pytest_collection_modifyitems(config, items)
+    assert [i.name for i in items] == expected
+    assert len(items) + len(left) == 2
+
+
+def test_the_first_suite_leaves_out_nothing_else():
     makefile = (ROOT / "Makefile").read_text()
     (first,) = re.findall(r"^test: venv\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     assert "--without" not in first
