@@ -119,6 +119,8 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(tmp_path):
     (orphan,) = own(tmp_path / "other")
     folder = tmp_path / "model"
     folder.mkdir()
+    with files.temporary_file(folder / "early"):
+        pass  # this process has looked for leftovers there before
     orphan.rename(folder / orphan.name)  # its configuration was not written any more
     for name, half in (("model", b"half"), ("config.json", b"{")):
         (folder / f".{name}.abcd_f01.bitdance.tmp").mkdir()
