@@ -98,7 +98,14 @@ def test_kernels_of_triton_withstand_a_seed(name):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["denoise_step_linear", "rms_norm_qkv", "linear_gated_residual"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("denoise_step_linear", marks=pytest.mark.nightly),
+        "rms_norm_qkv",
+        "linear_gated_residual",
+    ],
+)
 def test_emulated_kernels_in_cuda_withstand_seeds(name, tmp_path_factory):
     with emulated.emulated_card(emulated.build_all(tmp_path_factory)) as launches:
         for seed in range(2):

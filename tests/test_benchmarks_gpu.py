@@ -38,6 +38,7 @@ def dry_run(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_goes_through_every_part(dry_run):
     assert dry_run["failed"] == {}
     assert dry_run["not run"] == {}
@@ -51,6 +52,7 @@ def test_dry_run_goes_through_every_part(dry_run):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_checks_every_op_on_reference_and_interpreter(dry_run):
     done = {tuple(name.split(", ")) for name in dry_run["passed"]}
     assert dry_run["checks"] == []  # none is wrong
@@ -65,6 +67,7 @@ def test_dry_run_checks_every_op_on_reference_and_interpreter(dry_run):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_times_whole_images(dry_run):
     images = {image["path"]: image for image in dry_run["images"]}
     assert {"fast", "published"} <= images.keys()
@@ -424,6 +427,7 @@ def test_training_is_measured_as_on_a_card(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_trains(dry_run):
     found = {(row["model"], row["way"]): row["loss"] for row in dry_run["training"]}
     ways = {way for _, way in found}

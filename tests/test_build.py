@@ -183,7 +183,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("side", ["cpu", "cuda"])
+@pytest.mark.parametrize("side", ["cpu", pytest.param("cuda", marks=pytest.mark.nightly)])
 def test_a_changed_header_compiles_only_what_includes_it(side, tmp_path):
     if shutil.which(os.environ.get("CXX", "c++")) is None or (side == "cuda" and NVCC is None):
         pytest.skip("needs the compiler")

@@ -271,6 +271,7 @@ def dry_run(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_goes_through_every_step(dry_run):
     result = json.loads((dry_run / "dry-run.json").read_text())
     assert result["failed"] == {}
@@ -289,6 +290,7 @@ def test_dry_run_goes_through_every_step(dry_run):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_report_has_a_table_of_the_figures(dry_run, tmp_path):
     shutil.copy(dry_run / "dry-run.json", tmp_path / "gpu-decide.json")
     page = "<!-- results: ways gpu-decide.json -->\n<!-- end of results -->"
@@ -299,6 +301,7 @@ def test_the_report_has_a_table_of_the_figures(dry_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_writes_tables_to_its_folder_alone(dry_run):
     assert "dry run" in config.tables(dry_run / "tables" / config.FILE.name)
     launches = dry_run / "tables" / skinny_config.MEASURED.name

@@ -84,6 +84,7 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_site_is_complete_and_loads_nothing_from_elsewhere(tmp_path):
     """Strict: a page outside the navigation, a dead link or a name without code is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]

@@ -38,6 +38,7 @@ def _pytest(root, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_layout_contract_and_tables_accept_it(copy):
     """The C++ backend is not built here: it says so and the others are held to the contract."""
     drawing = [sys.executable, "docs/architecture.py"]  # of `make docs`

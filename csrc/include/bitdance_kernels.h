@@ -258,9 +258,9 @@ int bdk_block_causal_attention_cpu(bdk_heads q, bdk_heads k, bdk_heads v, const 
                                    int64_t kv_heads, int64_t head_dim, int64_t keys, float scale,
                                    float* workspace, int64_t workspace_size, int threads);
 
-// grad, dq: as out; dk, dv: as k; workspace: (6 keys + 4 tokens) head_dim + 128 keys floats.
+// grad, dq: as q; dk, dv: as k; workspace: (6 keys + 3 tokens) head_dim + 128 keys floats.
 int bdk_block_causal_attention_backward_cpu(bdk_heads grad, bdk_heads q, bdk_heads k, bdk_heads v,
-                                            bdk_heads out, const float* lse, const int32_t* start,
+                                            const float* lse, const int32_t* start,
                                             const int32_t* end, int64_t range_batch, bdk_heads dq,
                                             bdk_heads dk, bdk_heads dv, int64_t batch,
                                             int64_t tokens, int64_t heads, int64_t kv_heads,

@@ -211,7 +211,9 @@ def test_exported_with_the_reference_it_holds_pytorchs_operators_alone(name):
     _check(program.module()(*_of(others)), make()(*_of(others)))
 
 
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize(
+    "name", [n if n == "head" else pytest.param(n, marks=pytest.mark.nightly) for n in MAIN]
+)
 def test_in_onnx_it_is_equal(name, tmp_path):
     make, arguments = PARTS[name]
     file = tmp_path / "part.onnx"

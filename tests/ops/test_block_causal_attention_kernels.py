@@ -50,7 +50,9 @@ SEQUENCES = {
 }
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize(
+    "name", [*list(SEQUENCES)[:-1], pytest.param("long", marks=pytest.mark.nightly)]
+)
 def test_next_patch_sequences(name):
     """Outputs and all gradients against float64, as close as the plain formulas in float32."""
     prefix, patches, P, missing, heads, D = SEQUENCES[name]
@@ -94,7 +96,7 @@ def _small_tiles(queries, keys, *, described=False):
     )
 
 
-@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize("described", [pytest.param(False, marks=pytest.mark.nightly), True])
 @given(_any_ranges(), st.sampled_from([(1, 1), (2, 1)]))
 @share(8)  # the interpreter takes a second for each
 def test_any_ranges(described, drawn, heads):

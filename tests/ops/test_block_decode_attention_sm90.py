@@ -91,6 +91,7 @@ FAULTS = {
 
 @needs_compiler
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.nightly
 def test_a_planted_fault_is_found(library, tmp_path, fault):
     plant(HEADER, *FAULTS[fault], tmp_path)
     wrong = _load(tmp_path, tmp_path)

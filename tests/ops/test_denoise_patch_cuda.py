@@ -130,6 +130,7 @@ def is_right(kernel, call, expected, seed):
 
 @pytest.mark.parametrize("first", range(0, 40, 20))
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
+@pytest.mark.nightly
 def test_every_order_gives_the_same_bits(emulated, kind, first):
     """Of threads, of stores that others see late, and with blocks that sleep."""
     call = small_call(kind, steps=4 if kind == "mlp" else 2)
@@ -170,6 +171,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.nightly
 def test_a_planted_fault_is_found(emulated, fault, tmp_path):
     kind, *edit = FAULTS[fault]
     plant(*edit, tmp_path)

@@ -6,13 +6,13 @@ from tests.emulated import needs_compiler, plant, races
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 
-KERNELS = (
-    "patch_attention", "block_decode_attention", "group_norm_silu", "skinny_product",
-    "denoise_step_linear",
-)  # fmt: skip
+KERNELS = ("patch_attention", "denoise_step_linear")
+SLOW = ("block_decode_attention", "group_norm_silu", "skinny_product")
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "kernel", [*KERNELS, *(pytest.param(name, marks=pytest.mark.nightly) for name in SLOW)]
+)
 def test_barriers_order_what_threads_share(kernel, tmp_path):
     assert races(kernel, tmp_path) == ""
 
@@ -29,7 +29,9 @@ BARRIERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kernel", BARRIERS)
+@pytest.mark.parametrize(
+    "kernel", ["patch_attention", pytest.param("skinny_product", marks=pytest.mark.nightly)]
+)
 def test_a_missing_barrier_is_found(kernel, tmp_path):
     """Though lanes exchange values there, and no order of theirs gives another result."""
     header, barrier, function = BARRIERS[kernel]

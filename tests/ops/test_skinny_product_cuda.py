@@ -154,7 +154,13 @@ def head_widths(head):
     return widths | {("layer", "plain", C, head.ch_target)}
 
 
-@pytest.mark.parametrize(("norm", "epilogue", "channels", "features"), widths())
+@pytest.mark.parametrize(
+    ("norm", "epilogue", "channels", "features"),
+    [
+        pytest.param(*each, marks=[pytest.mark.nightly] if i % 4 else [])
+        for i, each in enumerate(widths())
+    ],
+)
 def test_products_of_the_presets(library, norm, epilogue, channels, features):
     """By the launches chosen for them; features beyond two clusters are more of the same."""
     turn = widths().index((norm, epilogue, channels, features)) % 2
@@ -297,6 +303,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.nightly
 def test_a_planted_fault_is_found(fault, library, tmp_path):
     """In some order of the threads: a wrong or missing value, or a launch that reports a fault."""
     plant(HEADER, *FAULTS[fault], tmp_path)

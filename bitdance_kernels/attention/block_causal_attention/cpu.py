@@ -90,10 +90,10 @@ def run_backward(
     keys, width = _padded(Tk), _padded(D)
     threads = torch.get_num_threads()
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    size = (6 * keys + 4 * T) * width + 2 * _STRIPS * _STRIP * keys
+    size = (6 * keys + 3 * T) * width + 2 * _STRIPS * _STRIP * keys
     start, end = start.contiguous(), end.contiguous()
     native.cpu.block_causal_attention_backward(
-        *map(unit_channels, (grad, q, k, v, out)),
+        *map(unit_channels, (grad, q, k, v)),
         lse.contiguous(),
         start,
         end,

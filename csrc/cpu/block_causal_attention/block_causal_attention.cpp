@@ -255,18 +255,18 @@ int bdk_block_causal_attention_cpu(bdk_heads q, bdk_heads k, bdk_heads v, const 
 }
 
 int bdk_block_causal_attention_backward_cpu(bdk_heads grad, bdk_heads q, bdk_heads k, bdk_heads v,
-                                            bdk_heads out, const float* lse, const int32_t* start,
+                                            const float* lse, const int32_t* start,
                                             const int32_t* end, int64_t range_batch, bdk_heads dq,
                                             bdk_heads dk, bdk_heads dv, int64_t batch,
                                             int64_t tokens, int64_t heads, int64_t kv_heads,
                                             int64_t head_dim, int64_t keys, float scale,
                                             float* workspace, int64_t workspace_size, int threads) {
   using namespace bdk;
-  if (!are_dtypes(grad, q, k, v, out, dq, dk, dv)) return BDK_BAD_DTYPE;
+  if (!are_dtypes(grad, q, k, v, dq, dk, dv)) return BDK_BAD_DTYPE;
   if (!fit(batch, tokens, heads, kv_heads, head_dim, keys, threads)) return BDK_BAD_SIZE;
   const Sizes sizes = sizes_of(batch, tokens, heads, kv_heads, head_dim, keys);
   constexpr int kRows = kStrips * kStrip;
-  const int64_t used = 6 * sizes.of_keys() + 4 * sizes.of_tokens() + 2 * sizes.of_weights(kRows);
+  const int64_t used = 6 * sizes.of_keys() + 3 * sizes.of_tokens() + 2 * sizes.of_weights(kRows);
   if (workspace_size < used) return BDK_BAD_SIZE;
   const CausalLoops& loops = choose();
   const int width = sizes.width(), group = sizes.group();
@@ -291,7 +291,7 @@ int bdk_block_causal_attention_backward_cpu(bdk_heads grad, bdk_heads q, bdk_hea
     float *of_dk = own.take(sizes.of_keys()), *of_dv = own.take(sizes.of_keys());
     memset(of_dk, 0, sizeof(float) * sizes.of_keys());
     memset(of_dv, 0, sizeof(float) * sizes.of_keys());
-    float* buffers[4];
+    float* buffers[3];
     for (float*& buffer : buffers) buffer = own.take(sizes.of_tokens());
     float* weights = own.take(sizes.of_weights(kRows));
     float* dscores = own.take(sizes.of_weights(kRows));
@@ -306,18 +306,22 @@ int bdk_block_causal_attention_backward_cpu(bdk_heads grad, bdk_heads q, bdk_hea
         return Head(x, b, h, sizes.tokens, sizes, buffers[buffer]);
       };
       Head queries = head_of(q, 0).read(), gradient = head_of(grad, 1).read();
-      const Head output = head_of(out, 2).read(), result = head_of(dq, 3);
+      const Head result = head_of(dq, 2);
       const bool q_finite = are_seeing_finite(queries, buffers[0]);
       const bool grad_finite = are_seeing_finite(gradient, buffers[1]);
       const bool finite = k_finite && v_finite && q_finite && grad_finite;
       const CausalHead head = {
           ranges.start, ranges.end,   queries.at(), queries.stride(), of_k,  of_v,  k_panels,
           v_panels,     sizes.tokens, sizes.keys,   sizes.head_dim,   scale, finite};
-      const CausalGradient wanted = {
-          gradient.at(),     output.at(),     lse + (b * heads + h) * tokens,
-          gradient.stride(), output.stride(), result.at(),
-          result.stride(),   of_dk,           of_dv,
-          weights,           dscores};
+      const CausalGradient wanted = {gradient.at(),
+                                     lse + (b * heads + h) * tokens,
+                                     gradient.stride(),
+                                     result.at(),
+                                     result.stride(),
+                                     of_dk,
+                                     of_dv,
+                                     weights,
+                                     dscores};
       loops.backward(head, wanted);
       result.write();
     }

@@ -28,11 +28,11 @@ struct CausalHead {
   bool finite;  // all values are
 };
 
-// grad, out, dq: [tokens, padded(head_dim)], one every `*_stride`.
+// grad, dq: [tokens, padded(head_dim)], one every `*_stride`.
 struct CausalGradient {
-  const float *grad, *out;
+  const float* grad;
   const float* lse;  // [tokens]
-  int64_t grad_stride, out_stride;
+  int64_t grad_stride;
   float* dq;
   int64_t dq_stride;
   float *dk, *dv;            // [padded(keys), padded(head_dim)], added to
@@ -206,12 +206,12 @@ inline void causal_forward(const CausalHead& head, float* out, int64_t out_strid
 
 // Weights of a query from its scores, and gradients of the scores from those of the weights, which
 // `dp` holds before. The weights are made to sum up to 1, so that the rounding of `lse`, an error
-// that they have in common, does not matter.
-inline void gradient_row(const Strip& strip, Interval keys, float lse, float delta, float* p,
-                         float* dp) {
+// that they have in common, does not matter; and what is subtracted from `dp` is its mean by these
+// weights rather than the product of result and gradient, so that equal terms cancel.
+inline void gradient_row(const Strip& strip, Interval keys, float lse, float* p, float* dp) {
   const int first = strip.first(), end = first + strip.columns();
   const bool blind = keys.begin >= keys.end;
-  Vector sums = {};
+  Vector sums = {}, products = {};
   for (int j = first; j < end; j += kLanes) {
     float* at = p + j;
 #pragma omp simd
@@ -219,25 +219,16 @@ inline void gradient_row(const Strip& strip, Interval keys, float lse, float del
     const Vector v = seen_alone(load_vector(at), j, keys, 0.0f);
     memcpy(at, &v, sizeof v);
     sums += v;
+    products += seen_alone(v * load_vector(dp + j), j, keys, 0.0f);
   }
   const float share = blind ? 0.0f : 1.0f / lanes_sum(sums);
+  const float mean = lanes_sum(products) * share;
   for (int j = first; j < end; j += kLanes) {
     const Vector v = load_vector(p + j) * share;
-    const Vector dv = seen_alone(v * (load_vector(dp + j) - delta), j, keys, 0.0f);
+    const Vector dv = seen_alone(v * (load_vector(dp + j) - mean), j, keys, 0.0f);
     memcpy(p + j, &v, sizeof v);
     memcpy(dp + j, &dv, sizeof dv);
   }
-}
-
-// The sum of a[i] b[i], of `count` values, a multiple of kPad.
-inline float dot(const float* a, const float* b, int count) {
-  Vector sum[kVectors] = {};
-  for (int c = 0; c < count; c += kPad) {
-    for (int i = 0; i < kVectors; ++i)
-      sum[i] += load_vector(a + c + i * kLanes) * load_vector(b + c + i * kLanes);
-  }
-  for (int i = 1; i < kVectors; ++i) sum[0] += sum[i];
-  return lanes_sum(sum[0]);
 }
 
 // Adds the gradients of keys and values that some strips give, from their weights and the gradients
@@ -286,8 +277,7 @@ inline void causal_backward(const CausalHead& head, const CausalGradient& g) {
       strip_scores(strip, g.grad + t * g.grad_stride, g.grad_stride, head.v_panels, head.head_dim,
                    1.0f, dscores, stride);
       for (int r = 0; r < strip.rows; ++r, ++t) {
-        const float delta = dot(g.grad + t * g.grad_stride, g.out + t * g.out_stride, width);
-        gradient_row(strip, interval_of(head, t), g.lse[t], delta, weights + r * stride,
+        gradient_row(strip, interval_of(head, t), g.lse[t], weights + r * stride,
                      dscores + r * stride);
       }
       const int64_t first = strip.seen.begin;

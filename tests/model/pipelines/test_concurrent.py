@@ -50,7 +50,11 @@ def in_threads(function, count=THREADS):
         return list(pool.map(function, range(count)))
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "make",
+    [PIPELINES["classes"], pytest.param(PIPELINES["texts"], marks=pytest.mark.nightly)],
+    ids=PIPELINES,
+)
 def test_calls_in_threads_draw_what_each_draws_alone(make):
     pipeline, start = make(), threading.Barrier(THREADS, timeout=60)
     alone = [draw(pipeline, call) for call in range(12)]

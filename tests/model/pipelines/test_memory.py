@@ -250,7 +250,7 @@ def _measure(kind, answer):
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
-@pytest.mark.parametrize("kind", MEASURED)
+@pytest.mark.parametrize("kind", ["classes", pytest.param("prompts", marks=pytest.mark.nightly)])
 def test_a_process_grows_by_what_is_estimated(kind):
     """Within a tenth, weights, cache, buffers and maps together."""
     answer = READY.Queue()

@@ -16,7 +16,12 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    "name", ["d1_block_causal_rope", "e1_block_parallel_p4", "e3_bitdance_p4_patch"]
+    "name",
+    [
+        "d1_block_causal_rope",
+        "e1_block_parallel_p4",
+        pytest.param("e3_bitdance_p4_patch", marks=pytest.mark.nightly),
+    ],
 )
 def test_golden(name):
     case = Case.load(name)

@@ -188,6 +188,7 @@ def test_a_step_of_a_language_model_is_as_exact_as_by_the_library(float8, librar
 
 @pytest.mark.parametrize("P", [1, 4])
 @torch.no_grad()
+@pytest.mark.nightly
 def test_tokens_are_nearly_those_of_the_library(P, libraries):
     """Roundings differ, so that a prediction near 0 may have the other sign, and all that follows.
 

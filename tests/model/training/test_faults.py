@@ -172,6 +172,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(command, tmp_path
 
 
 @pytest.mark.timeout(120 + 30 * kills.COUNT)
+@pytest.mark.nightly
 def test_killed_at_random_moments(command, tmp_path):
     """Each kill of one process ends the other soon, and changes nothing in the end."""
     settings = ("--set", f"optim.steps={kills.STEPS}", "optim.save_every=2")

@@ -139,6 +139,7 @@ STRATEGIES = {
 }
 
 
+@pytest.mark.nightly
 def test_divided_weights_resume_with_any_strategy_on_any_number_of_processes(
     data, single, tmp_path
 ):

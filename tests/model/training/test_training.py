@@ -205,6 +205,7 @@ def wait_for(path, seconds=120):
 
 @pytest.mark.slow
 @pytest.mark.timeout(120 + 30 * kills.COUNT)
+@pytest.mark.nightly
 def test_killed_at_random_moments(data, tmp_path, monkeypatch):
     """Each kill leaves a valid checkpoint, and changes nothing in the end."""
     monkeypatch.setattr(Log, "plot", lambda *_: None)  # it takes a second
@@ -234,7 +235,10 @@ def test_killed_at_random_moments(data, tmp_path, monkeypatch):
     assert not list(killed.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.nightly)],
+)
 def test_signals_finish_the_step_and_save(data, tmp_path, number, status):
     config = autoencoder_config(data, steps=100_000, save_every=100_000, log_every=1)
     path = write_config(config, tmp_path / "config.toml")
