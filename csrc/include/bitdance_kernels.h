@@ -72,18 +72,18 @@ int bdk_lfq_quantize_commitment_backward_cpu(const float* grad, int64_t grad_str
 
 // x: [tokens, groups, bits], one token every `x_stride`; the log-odds of a bit are scale x. high
 // and low: half codes, 2^(bits / 2) and 2^((bits + 1) / 2), at least 16. sums: [slices, groups or
-// 1, high, low], zeroed, gets the summed probabilities of the codes, one slice a thread; entropy:
-// [slices], the summed entropies.
+// 1, high, low], zeroed, gets the probabilities of the codes summed over each slice of the tokens;
+// entropy: [slices], the summed entropies.
 int bdk_lfq_entropy_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_t groups,
                         int64_t bits, float scale, int per_group, float* sums, double* entropy,
-                        int64_t slices);
+                        int64_t slices, int threads);
 
 // grad_p: [groups or 1, high, low], the gradient of the codes' probabilities, and the same
 // transposed; sample_share: the gradient of the entropy of one bit; grad_x: [tokens, groups, bits].
 int bdk_lfq_entropy_backward_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_t groups,
                                  int64_t bits, float scale, int per_group, const float* grad_p,
                                  const float* grad_p_transposed, float sample_share, float* grad_x,
-                                 int64_t slices);
+                                 int threads);
 
 // packed: [rows, row_bytes]; counts: [8 * row_bytes].
 int bdk_bit_counts_cpu(const uint8_t* packed, int64_t* counts, int64_t rows, int64_t row_bytes,

@@ -13,6 +13,10 @@ from bitdance_kernels.binary.lfq_entropy.reference import codebook_results, odds
 _PAD = 16
 # Products of code probabilities that are worth a thread: about 50 us.
 _GRAIN = 2**20
+# Tokens of a slice, whose probabilities are summed up in float32, and sums of all slices; the sum
+# over slices is in float64. Neither depends on the number of threads.
+_SLICE_TOKENS = 512
+_MAX_SUMS = 2**23
 
 
 def unsupported(x: torch.Tensor, *_: object) -> str | None:
@@ -23,10 +27,12 @@ def run(
     x: torch.Tensor, group_bits: int, temperature: float, eps: float, per_group: bool
 ) -> tuple[torch.Tensor, ...]:
     codes = _Codes(x, group_bits, temperature, per_group)
-    sums = x.new_zeros(codes.slices, codes.tables, codes.high, codes.low, dtype=torch.float32)
-    entropy = x.new_zeros(codes.slices, dtype=torch.float64)
-    native.cpu.lfq_entropy(*codes.arguments, sums, entropy, codes.slices)
-    p = sums.double().sum(0)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
+    table = codes.tables * codes.high * codes.low
+    slices = max(1, min(-(-codes.tokens // _SLICE_TOKENS), _MAX_SUMS // table))
+    sums = x.new_zeros(slices, codes.tables, codes.high, codes.low, dtype=torch.float32)
+    entropy = x.new_zeros(slices, dtype=torch.float64)
+    native.cpu.lfq_entropy(*codes.arguments, sums, entropy, slices, codes.threads)
+    p = sums.sum(0, dtype=torch.float64)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
     parts, total = codes.tokens * codes.groups, entropy.sum()
     if total.isnan():  # the kernel's exponentials drop NaN
         groups = x.reshape(codes.tokens, codes.groups, group_bits).isnan().any(2).any(0)
@@ -69,7 +75,7 @@ def run_backward(
     transposed = grad_p.mT.contiguous()
     share = grad_sample.item() / (codes.tokens * codes.groups)
     native.cpu.lfq_entropy_backward(
-        *codes.arguments, grad_p, transposed, share, grad_x, codes.slices
+        *codes.arguments, grad_p, transposed, share, grad_x, codes.threads
     )
     return grad_x.to(x.dtype)
 
@@ -95,4 +101,4 @@ class _Codes:
             int(per_group),
         )
         work = self.tokens * self.groups * self.low * self.high
-        self.slices = max(1, min(torch.get_num_threads(), work // _GRAIN))
+        self.threads = max(1, min(torch.get_num_threads(), work // _GRAIN))

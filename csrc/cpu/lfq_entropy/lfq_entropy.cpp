@@ -19,14 +19,15 @@ const LfqEntropyLoops& choose() {
   return kScalarLoops;
 }
 
-bool in_range(int64_t tokens, int64_t groups, int64_t bits, int64_t slices) {
-  return tokens >= 0 && groups >= 1 && bits >= 1 && bits <= kEntropyMaxBits && slices >= 1;
+bool in_range(int64_t tokens, int64_t groups, int64_t bits, int64_t slices, int threads) {
+  return tokens >= 0 && groups >= 1 && bits >= 1 && bits <= kEntropyMaxBits && slices >= 1 &&
+         threads >= 1;
 }
 
-// Calls body(slice, first token, end) for every slice, each on a thread of its own.
+// Calls body(slice, first token, end) for every slice.
 template <class Body>
-void for_slices(int64_t tokens, int64_t slices, const Body& body) {
-  parallel_for(slices, 1, 1, static_cast<int>(slices), [&](int64_t first, int64_t last) {
+void for_slices(int64_t tokens, int64_t slices, int threads, const Body& body) {
+  parallel_for(slices, 1, 1, threads, [&](int64_t first, int64_t last) {
     const FlushSubnormals flush;
     for (int64_t slice = first; slice < last; ++slice) {
       body(slice, tokens * slice / slices, tokens * (slice + 1) / slices);
@@ -39,14 +40,14 @@ void for_slices(int64_t tokens, int64_t slices, const Body& body) {
 
 int bdk_lfq_entropy_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_t groups,
                         int64_t bits, float scale, int per_group, float* sums, double* entropy,
-                        int64_t slices) {
+                        int64_t slices, int threads) {
   using namespace bdk;
-  if (!in_range(tokens, groups, bits, slices)) return BDK_BAD_SIZE;
+  if (!in_range(tokens, groups, bits, slices, threads)) return BDK_BAD_SIZE;
   const LfqEntropyLoops& loops = choose();
   const EntropyCodes codes{x, x_stride, groups, static_cast<int>(bits), scale, per_group != 0};
   const EntropyWidths w = entropy_widths(codes.bits);
   const int64_t table = (codes.per_group ? groups : 1) * w.high * w.low;
-  for_slices(tokens, slices, [&](int64_t slice, int64_t begin, int64_t end) {
+  for_slices(tokens, slices, threads, [&](int64_t slice, int64_t begin, int64_t end) {
     entropy[slice] = loops.forward(codes, begin, end, sums + slice * table);
   });
   return BDK_OK;
@@ -55,12 +56,12 @@ int bdk_lfq_entropy_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_
 int bdk_lfq_entropy_backward_cpu(const float* x, int64_t x_stride, int64_t tokens, int64_t groups,
                                  int64_t bits, float scale, int per_group, const float* grad_p,
                                  const float* grad_p_transposed, float sample_share, float* grad_x,
-                                 int64_t slices) {
+                                 int threads) {
   using namespace bdk;
-  if (!in_range(tokens, groups, bits, slices)) return BDK_BAD_SIZE;
+  if (!in_range(tokens, groups, bits, 1, threads)) return BDK_BAD_SIZE;
   const LfqEntropyLoops& loops = choose();
   const EntropyCodes codes{x, x_stride, groups, static_cast<int>(bits), scale, per_group != 0};
-  for_slices(tokens, slices, [&](int64_t, int64_t begin, int64_t end) {
+  for_slices(tokens, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
     loops.backward(codes, begin, end, grad_p, grad_p_transposed, sample_share, grad_x);
   });
   return BDK_OK;

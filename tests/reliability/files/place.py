@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bitdance.io import files
 from tests.reliability.files.box import forked
 from tests.reliability.files.writers import Writer, listing
 
@@ -80,9 +81,17 @@ class Place:
         if again or set(self.writer.read(self.folder)) != {1}:
             status = fork(self.write)
             assert status == 0, f"{self.writer.name}: {what}: the next call ends with {status}"
+        else:  # nobody writes it once more, but others may write beside its files
+            fork(self._write_beside)
         assert set(self.check(what)) == {1}, f"{self.writer.name}: {what}: state 1 is not there"
         left = listing(self.folder) ^ self._names
         assert not left, f"{self.writer.name}: {what}: {sorted(left)} is left, or missing"
+
+    def _write_beside(self) -> None:
+        for folder in {(self.folder / name).parent for name in self.stubs()}:
+            if folder.is_dir():
+                with files.temporary_file(folder / "other"):
+                    pass
 
 
 def is_temporary(name: str) -> bool:
