@@ -32,7 +32,9 @@ def run(
     sums = x.new_zeros(slices, codes.tables, codes.high, codes.low, dtype=torch.float32)
     entropy = x.new_zeros(slices, dtype=torch.float64)
     native.cpu.lfq_entropy(*codes.arguments, sums, entropy, slices, codes.threads)
-    p = sums.sum(0, dtype=torch.float64)[:, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)]
+    p = sums.sum(0, dtype=torch.float64)[
+        :, : 2 ** (group_bits // 2), : 2 ** ((group_bits + 1) // 2)
+    ]
     parts, total = codes.tokens * codes.groups, entropy.sum()
     if total.isnan():  # the kernel's exponentials drop NaN
         groups = x.reshape(codes.tokens, codes.groups, group_bits).isnan().any(2).any(0)
