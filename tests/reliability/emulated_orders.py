@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 
 from bitdance_kernels import BackendError
+from bitdance_kernels._shared import native
 from tests.cases import all_cases
 from tests.emulated import build, drivers
 from tests.emulated.backends import LIBRARIES, OPS, emulated_card
@@ -105,7 +106,7 @@ def _rope_append(library: Library, draw: Draw) -> Run:
     B, P, room, D = draw.size(3), draw.size(5), draw.size(12, 5), 8 * draw.size(8)
     Hkv = draw.size(2)
     H = Hkv * draw.size(3)
-    qkv = draw.normal(B, P, (H + 2 * Hkv) * D).contiguous()
+    qkv = native.aligned_rows(draw.normal(B, P, (H + 2 * Hkv) * D))  # as for the kernel
     k, v = (draw.normal(B, room, Hkv, D + pad)[..., :D] for pad in (8, 16))
     position = draw.integers(0, room - P, B, dtype=torch.int32)
     freqs = draw.normal(room, D // 2, 2, dtype=torch.float32).contiguous()

@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.shapes import all_benches
 from bitdance_kernels import explain
+from bitdance_kernels._dispatch.op import REGISTRY
 from bitdance_kernels.testing import (
     Call,
     Case,
@@ -127,8 +128,12 @@ def _compare_threads(case: Case, call: Call, isa: str, expected: Any) -> int:
     for threads in THREADS:
         with cpu_threads(threads):
             found.append(check_backend(case, call, "cpu", expected=expected))
+    backward = REGISTRY.get(f"{case.kernel_op.name}_backward")
+    differentiates = backward is not None and "cpu" in backward.backends
     for threads, other in zip(THREADS[1:], found[1:], strict=True):
         for name, tensor in other.items():
+            if name.startswith("gradient") and not differentiates:
+                continue  # PyTorch's products, in an order that depends on the threads
             same = torch.equal(_bits(tensor), _bits(found[0][name]))
             assert same, f"{case.name} [{call.name}] {isa}, {threads} threads: {name} differs"
     return len(THREADS) - 1
