@@ -94,7 +94,7 @@ def _lock_by_system(descriptor: int, path: Path) -> bool:
 def _owner(path: Path) -> dict[str, object]:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # removed, or not yet written
+    except (OSError, ValueError, RecursionError):  # removed, not yet written, or of others
         return {}
     return owner if isinstance(owner, dict) else {}
 

@@ -210,7 +210,7 @@ def _verify(path: Path) -> None:
         raise CheckpointError(f"{path} is not complete")
     try:
         sums = dict(json.loads(marker.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{marker} is damaged: {one_line(error)}") from error
     if not {STATE, _METADATA} <= sums.keys():
         raise CheckpointError(f"{marker} is damaged: it does not name all files")

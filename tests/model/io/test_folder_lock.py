@@ -53,9 +53,10 @@ def test_without_locks_of_the_system_a_living_process_counts(tmp_path, monkeypat
     left(tmp_path, pid=pid)
     with pytest.raises(OSError, match="is in use by another run"):
         FolderLock(tmp_path)
-    (tmp_path / LOCK).write_text("")  # its owner is about to write
-    with pytest.raises(OSError, match=r"is in use by another run$"):
-        FolderLock(tmp_path)
+    for written in ("", "[" * 100_000):  # its owner is about to write; or nobody of ours wrote it
+        (tmp_path / LOCK).write_text(written)
+        with pytest.raises(OSError, match=r"is in use by another run$"):
+            FolderLock(tmp_path)
 
 
 def test_the_lock_of_another_machine_counts(tmp_path, system):
