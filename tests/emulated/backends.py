@@ -84,11 +84,10 @@ def emulated_card(libraries, first_seed=1):
         moments, tokens, patch, bits, features, dtype, programmatic, *_,
     ):  # fmt: skip
         launches.append(("denoise_step_linear", programmatic))
-        assert step_bytes == 8
         tensors = [x, x0, table, step, cfg, noise, keys, weight, bias, state, stream, moments]
         with drivers.addresses(tensors) as pointers:
             message = libraries["denoise_step_linear"].denoise_step_linear(
-                pointers, int64s((tokens, patch, bits, features, squash)),
+                pointers, int64s((tokens, patch, bits, features, squash, step_bytes)),
                 ctypes.c_int(dtype == native.FLOAT16), late_bytes(tensors, (x, x0)),
                 ctypes.c_uint32(next(seeds)),
             )  # fmt: skip

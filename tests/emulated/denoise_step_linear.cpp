@@ -3,8 +3,8 @@
 //
 #include "cuda/denoise_step_linear/denoise_step_linear_sm90.cuh"
 
-// tensors: x, x0, table, step (int64), cfg, noise, keys, weight, bias, state, stream, moments.
-// sizes: tokens, patch, bits, features, squash. late: as in skinny_product.cpp.
+// tensors: x, x0, table, step, cfg, noise, keys, weight, bias, state, stream, moments.
+// sizes: tokens, patch, bits, features, squash, bytes of step. late: as in skinny_product.cpp.
 extern "C" const char* denoise_step_linear(void* const* tensors, const int64_t* sizes, int is_half,
                                            const int64_t* late_bytes, uint32_t seed) {
   using namespace bdk;
@@ -14,7 +14,7 @@ extern "C" const char* denoise_step_linear(void* const* tensors, const int64_t* 
                                        tensors[1],
                                        floats(2),
                                        tensors[3],
-                                       true,
+                                       size(5) == 8,
                                        size(4) != 0,
                                        floats(4),
                                        floats(5),

@@ -54,9 +54,9 @@ class Case:
                    pack_weight(self.weight), self.bias, state, stream, moments]  # fmt: skip
         pointers = [0 if t is None else t.data_ptr() for t in tensors]
         late = [t.nbytes if i in (0, 1) else 0 for i, t in enumerate(tensors)]
-        sizes = (rows * patch, patch, bits, features, self.squash)
+        sizes = (rows * patch, patch, bits, features, self.squash, self.step.element_size())
         message = library.denoise_step_linear(
-            (ctypes.c_void_p * 12)(*pointers), (ctypes.c_int64 * 5)(*sizes),
+            (ctypes.c_void_p * 12)(*pointers), (ctypes.c_int64 * 6)(*sizes),
             ctypes.c_int(dtype == torch.float16), (ctypes.c_int64 * 12)(*late),
             ctypes.c_uint32(seed),
         )  # fmt: skip
