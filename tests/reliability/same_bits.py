@@ -53,11 +53,14 @@ PROMISES = (
         800, "calls", "nightly",
     ),
     Promise(
-        "batches", "An image has the bits that it has alone, in any batch, size and order.", 2000,
-        "images", "nightly",
+        "batches",
+        "An image has its pixels within one of 255 of those that it has alone, in any batch, size "
+        "and order.",
+        2000, "images", "nightly",
     ),
     Promise(
-        "processes", "An image has the same bits whatever the number of processes that share them.",
+        "processes",
+        "An image has its pixels within one of 255 whatever number of processes shares them.",
         400, "images", "nightly",
     ),
 )  # fmt: skip
@@ -168,9 +171,14 @@ def _compare_batches(images: int, seed: int) -> int:
             for item, image in zip(batch, found, strict=True):
                 if item not in known:
                     known[item] = draw(*([value] for value in item))[0].clone()
-                assert torch.equal(image, known[item]), f"batch {batch}, seed {seed}: {item}"
+                assert _alike(image, known[item]), f"batch {batch}, seed {seed}: {item}"
             done += len(batch)
     return done
+
+
+def _alike(image: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether 8-bit images differ by what another rounding gives, and not in a token."""
+    return int((image.int() - other.int()).abs().max()) <= 1
 
 
 def _classes() -> Draw:
@@ -215,13 +223,14 @@ def compare_processes(images: int, sizes: Sequence[int]) -> int:
         drawn = tiny_pipeline()(
             labels, seed=3, num_inference_steps=2, batch_size=7, output_type="uint8"
         ).images
-    expected = drawn.permute(0, 2, 3, 1).numpy()
+    expected = drawn.permute(0, 2, 3, 1)
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             path = Path(folder, str(size))
             run_processes(_sample, labels, path, size=size)
             with np.load(path / "samples.npz") as content:
-                assert np.array_equal(content["arr_0"], expected), f"{size} processes"
+                found = torch.from_numpy(content["arr_0"])
+            assert _alike(found, expected), f"{size} processes"
     return images * len(sizes)
 
 

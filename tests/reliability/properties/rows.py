@@ -103,7 +103,7 @@ def rows_of_a_batch_are_the_rows_alone(
 
 
 @for_all(
-    seed=SEEDS, R=st.integers(1, 4), P=st.integers(1, 20), heads=st.integers(1, 3),
+    seed=SEEDS, R=st.integers(32, 64), P=st.integers(1, 20), heads=st.integers(1, 3),
     D=st.sampled_from((4, 8, 20)), dtype=_DTYPE, place=_PLACE,
 )  # fmt: skip
 def tokens_of_a_patch_are_a_set(
