@@ -14,7 +14,7 @@ import numpy as np
 from bitdance.io import files
 from bitdance.io.files import one_line
 from bitdance.io.json_files import read_json
-from bitdance.io.npz import write_array
+from bitdance.io.npz import read_header, write_array
 from bitdance.io.settings import Text, parse, settings
 from bitdance.io.validation import brief
 
@@ -96,8 +96,12 @@ def map_array(
     if verify and files.sha256(path) != entry.sha256:
         raise PackedDatasetError(f"{path} is altered: its checksum differs")
     try:
-        # An empty file cannot be mapped.
-        array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
+        if shape[0] != 0:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:  # it cannot be mapped; and if it is not empty, nothing of its size is asked for
+            with path.open("rb") as file:
+                own, own_dtype, _ = read_header(file)
+            array = np.broadcast_to(np.empty((), own_dtype), own)
     except Exception as error:  # NumPy reads the header as Python, which can fail in many ways
         raise PackedDatasetError(f"{path} is damaged: {one_line(error)}") from error
     fits = len(shape) == array.ndim and all(

@@ -108,7 +108,7 @@ class ImageArray:
         name = _name(self._archive, path)
         try:
             self._file = self._archive.open(name)
-            self.shape, dtype, fortran = _read_header(self._file)
+            self.shape, dtype, fortran = read_header(self._file)
             if fortran:
                 raise ValueError("its order is Fortran's")
         except Exception as error:  # archives and headers can be damaged in many ways
@@ -209,7 +209,7 @@ def _check_small(archive: zipfile.ZipFile, name: str, path: Path) -> None:
     try:
         info = archive.getinfo(name)
         with archive.open(info) as file:
-            shape, dtype, _ = _read_header(file)
+            shape, dtype, _ = read_header(file)
             expected = file.tell() + math.prod(shape) * dtype.itemsize
     except Exception as error:  # archives and headers can be damaged in many ways
         raise NpzError(f"{path}: {name} is damaged: {one_line(error)}") from error
@@ -241,7 +241,12 @@ def _name(archive: zipfile.ZipFile, path: Path) -> str:
     return names[0]
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, dtype and whether the order is that of Fortran, of a ``.npy`` file from its beginning.
+
+    Raises:
+        ValueError: it has no such header.
+    """
     version = np.lib.format.read_magic(file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,

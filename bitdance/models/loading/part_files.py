@@ -86,6 +86,11 @@ def select_part(tensors: weights.Tensors, part: Part, source: str) -> ScaledTens
     return split_scales(own, source)
 
 
+def _is_file_name(name: str) -> bool:
+    """Whether a file can have this name, in the folder where it is named."""
+    return 0 < len(name.encode("utf-8", "surrogatepass")) < 256 and Path(name).name == name
+
+
 def _shards(folder: Path, part: Part) -> list[str]:
     """Names of the files of a part's weights below the folder."""
     if not part.is_sharded:
@@ -93,7 +98,7 @@ def _shards(folder: Path, part: Part) -> list[str]:
     index = folder / part.weights
     names = read_json(index).get("weight_map")
     files = list(names.values()) if isinstance(names, dict) else []
-    if not files or any(not isinstance(n, str) or Path(n).name != n or not n for n in files):
+    if not files or not all(isinstance(name, str) and _is_file_name(name) for name in files):
         raise CheckpointError(f"{index} must map tensors to files beside it")
     beside = PurePosixPath(part.weights).parent
     return [str(beside / name) for name in sorted(set(files))]

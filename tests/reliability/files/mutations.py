@@ -51,7 +51,7 @@ def nonsense(draws: random.Random) -> Any:
         return draws.choice((None, True, False, {}, [], [None], [1, [], {}], {"a": {"b": 1}}))
     if kind == 1:
         deep: Any = []
-        for _ in range(draws.choice((5, 200, 900))):
+        for _ in range(draws.choice((5, 200, 500))):
             deep = [deep] if draws.random() < 0.5 else {"a": deep}
         return deep
     if kind == 2:
