@@ -66,8 +66,12 @@ def _acquire(descriptor: int, path: Path, new: bool) -> bool:
             return False  # the previous owner has removed the file meanwhile
         if new:
             owner = {"host": socket.gethostname(), "pid": os.getpid()}
-            os.write(descriptor, json.dumps(owner).encode())
-            os.fsync(descriptor)
+            try:
+                os.write(descriptor, json.dumps(owner).encode())
+                os.fsync(descriptor)
+            except BaseException:
+                path.unlink()
+                raise
             return True
         owner = _owner(path)
         here = owner.get("host") == socket.gethostname()

@@ -44,13 +44,13 @@ PROMISES = (
     ),
     Promise(
         "instruction sets, exact",
-        "Bits, indices and words are equal on every instruction set of the machine.", 500, "calls",
+        "Bits, indices and words are equal on every instruction set of the machine.", 300, "calls",
         "nightly",
     ),
     Promise(
         "instruction sets, bounded",
         "What rounds stays within the rule of its op on every instruction set of the machine.",
-        800, "calls", "nightly",
+        750, "calls", "nightly",
     ),
     Promise(
         "batches",

@@ -1,5 +1,6 @@
 """The lock of a folder: whose it is, and when what is left of it does not count."""
 
+import errno
 import json
 import os
 import socket
@@ -57,6 +58,16 @@ def test_without_locks_of_the_system_a_living_process_counts(tmp_path, monkeypat
         (tmp_path / LOCK).write_text(written)
         with pytest.raises(OSError, match=r"is in use by another run$"):
             FolderLock(tmp_path)
+
+
+def test_a_lock_that_cannot_be_written_is_not_left(tmp_path, system, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("bitdance.io.folder_lock.os.fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        FolderLock(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_lock_of_another_machine_counts(tmp_path, system):
