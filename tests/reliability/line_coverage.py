@@ -111,7 +111,8 @@ def run_piece(piece: Iterable[str], copy: Path) -> bool:
         **os.environ, "PYTHONPATH": str(copy), "COVERAGE_FILE": str(copy / "data/.coverage"),
     }  # fmt: skip
     (copy / "data").mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "--nightly"]
+    command = [sys.executable, "-m", "coverage", "run", "-m", "pytest"]
+    command += ["--nightly"] * (copy / "tests/conftest.py").exists()  # which has the option
     command += ["-p", "no:cacheprovider", "-o", "timeout=1200", "-o", "addopts=-q", *piece]
     if (os.cpu_count() or 1) > 1:
         command += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
