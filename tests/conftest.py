@@ -48,14 +48,14 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(config, items):
     """Files with slow tests begin, then those with many, so that none is left over at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    count = collections.Counter(item.path for item in items)
     named = any("::" in argument for argument in config.args)
     if not (named or config.getoption("--nightly", False)):
         _deselect(config, items, [item for item in items if item.get_closest_marker("nightly")])
     if config.getoption("--without", None):
         left_out = hidden_tools.left_out([item.nodeid for item in items])
         _deselect(config, items, [item for item in items if item.nodeid in left_out])
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    count = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
 
 
