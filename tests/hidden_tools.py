@@ -62,7 +62,7 @@ def left_out(nodeids: Sequence[str]) -> set[str]:
     """
     of_others = [nodeid for nodeid in nodeids if not is_of_triton(nodeid)]
     chosen: dict[str, str] = {}
-    for nodeid in sorted(of_others, key=lambda nodeid: _names_a_backend(nodeid)):
+    for nodeid in sorted(of_others, key=_names_a_backend):
         every = nodeid.startswith(_ALL_CASES)
         chosen.setdefault(nodeid if every else nodeid.partition("[")[0], nodeid)
     return set(nodeids) - set(chosen.values())

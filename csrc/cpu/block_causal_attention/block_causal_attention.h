@@ -107,12 +107,10 @@ inline Lanes lane_numbers() {
   return numbers;
 }
 
-inline Vector all_lanes(float value) { return value - Vector{}; }
-
 // `v`, of the keys from `key` on, with `otherwise` for those outside of the interval.
 inline Vector seen_alone(Vector v, int key, Interval keys, float otherwise) {
   const Lanes number = lane_numbers() + key;
-  return ((number >= keys.begin) & (number < keys.end)) ? v : all_lanes(otherwise);
+  return ((number >= keys.begin) & (number < keys.end)) ? v : broadcast(otherwise);
 }
 
 inline float lanes_max(Vector v) {
@@ -143,7 +141,7 @@ inline float softmax_row(const Strip& strip, Interval keys, float* p) {
     for (int j = first; j < end; ++j) p[j] = 0.0f;
     return -INFINITY;
   }
-  Vector tops = all_lanes(-INFINITY);
+  Vector tops = broadcast(-INFINITY);
   for (int j = first; j < end; j += kLanes) {
     const Vector v = seen_alone(load_vector(p + j), j, keys, -INFINITY);
     tops = v > tops ? v : tops;
