@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -23,9 +25,9 @@ __all__ = ["MAX_CAPTURED_PIXELS", "ImageDecoder"]
 MAX_CAPTURED_PIXELS = {"cpu": 2**14, "cuda": 2**19}
 """Pixels of a batch up to which decoding is captured as a graph, by the type of device.
 
-On the CPU a graph has a copy of the decoder's weights that is packed for its convolutions. On CUDA
-it keeps the memory of all maps between two calls, about 2 KB a pixel: a gigabyte for eight images
-of 256 x 256. On an H200 one such image takes 4.4 ms as a graph and 24.9 without, eight take 22.8
+On the CPU larger batches are decoded in slices, whose maps stay in the caches. On CUDA a graph
+keeps the memory of all maps between two calls, about 2 KB a pixel: a gigabyte for eight images of
+256 x 256. On an H200 one such image takes 4.4 ms as a graph and 24.9 without, eight take 22.8
 and 32.4; larger batches were not timed (``benchmarks/results/gpu-decide.json``).
 """
 
@@ -34,7 +36,9 @@ class ImageDecoder:
     """Decodes to 8-bit images, without gradients, as the autoencoder's settings say.
 
     These are its ``tiling`` and its ``use_slicing``. Any number of threads may use one object at
-    a time.
+    a time. On the CPU an image has the bits that it has alone, whatever the batch, unless its
+    weights are trained (``requires_grad``), have fewer than 32 bits or run under autocast, or
+    there are no C++ kernels.
 
     Args:
         autoencoder: the autoencoder whose decoder is used.
@@ -43,6 +47,7 @@ class ImageDecoder:
     def __init__(self, autoencoder: BinaryAutoencoder) -> None:
         self.autoencoder = autoencoder
         self._graphs: Pool[LRUCache[_Decoding]] = Pool(partial(LRUCache, graphs.MAX_KINDS))
+        self._packed = _PackedDecoder()
 
     def __call__(
         self,
@@ -78,8 +83,9 @@ class ImageDecoder:
                     latents, noise=noise, generator=generator
                 )
                 levels = self._tiled_levels(latents)
-                if len(latents) and (levels or autoencoder.use_slicing):
-                    pixels, peaks = self._one_by_one(kept, latents, noise, levels)
+                images = self._images_at_once(latents, levels)
+                if len(latents) and (levels or images < len(latents)):
+                    pixels, peaks = self._in_slices(kept, latents, noise, images, levels)
                 else:
                     pixels, peaks = self._decoding(kept, latents)(latents, noise)
             # An ordinary tensor of its own memory. Made before the host waits for the peaks, since
@@ -94,6 +100,7 @@ class ImageDecoder:
     def clear(self) -> None:
         """Drop the graphs that no call uses, and their memory."""
         self._graphs.clear()
+        self._packed.clear()
 
     def _tiled_levels(self, latents: torch.Tensor) -> int:
         """Levels of the decoder that run in tiles; 0 for images that are decoded whole."""
@@ -103,22 +110,36 @@ class ImageDecoder:
         height, width = (side * config.downsampling for side in latents.shape[2:])
         return tiling.levels(height, width, len(config.ch_mult))
 
-    def _one_by_one(
+    def _images_at_once(self, latents: torch.Tensor, levels: int) -> int:
+        if levels or self.autoencoder.use_slicing:
+            return 1
+        if latents.device.type != "cpu":
+            return len(latents)
+        return max(1, MAX_CAPTURED_PIXELS["cpu"] // self._pixels(latents))
+
+    def _pixels(self, latents: torch.Tensor) -> int:
+        """Pixels of an image."""
+        height, width = latents.shape[2:]
+        return height * width * self.autoencoder.config.downsampling**2
+
+    def _in_slices(
         self,
         kept: LRUCache[_Decoding],
         latents: torch.Tensor,
         noise: torch.Tensor | None,
+        images: int,
         levels: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As a ``_Decoding``, in the memory of one image, with so many levels in tiles."""
-        noises = [None] * len(latents) if noise is None else noise.split(1)
+        """As a ``_Decoding``, so many images at a time, with so many levels in tiles."""
+        slices = latents.split(images)
+        noises = [None] * len(slices) if noise is None else noise.split(images)
         pixels, peaks = [], []
-        for one, drawn in zip(latents.split(1), noises, strict=True):
+        for some, drawn in zip(slices, noises, strict=True):
             if levels:
-                image, peak = self._decode_tiles(one, drawn, levels)
+                decoded, peak = self._decode_tiles(some, drawn, levels)
             else:
-                image, peak = self._decoding(kept, one)(one, drawn)
-            pixels.append(image.clone())  # the next call overwrites what a graph has written
+                decoded, peak = self._decoding(kept, some)(some, drawn)
+            pixels.append(decoded.clone())  # the next call overwrites what a graph has written
             peaks.append(peak.clone())
         return torch.cat(pixels), torch.cat(peaks)
 
@@ -137,15 +158,14 @@ class ImageDecoder:
     def _decoding(self, kept: LRUCache[_Decoding], latents: torch.Tensor) -> _Decoding:
         """How to decode such latents: from a graph if maps are small, where the host would lag."""
         decoder, device = self.autoencoder.decoder, latents.device
-        B, _, h, w = latents.shape
-        pixels = B * h * w * self.autoencoder.config.downsampling**2
-        large = pixels > MAX_CAPTURED_PIXELS.get(device.type, 0)
+        large = latents.shape[0] * self._pixels(latents) > MAX_CAPTURED_PIXELS.get(device.type, 0)
         if large or torch.is_autocast_enabled(device.type):
             return _Decoding(decoder, graphs.run_eager)
+        versions = graphs.parameter_versions(decoder)
         return kept.get(
-            (device, *graphs.parameter_versions(decoder)),
+            (device, *versions),
             (default_backend(), latents.shape),
-            lambda: _Decoding(decoder, graphs.make_call_runner(device)),
+            lambda: _Decoding(self._packed.of(decoder, versions), graphs.make_call_runner(device)),
         )
 
 
@@ -153,20 +173,17 @@ class _Decoding:
     """A decoder with 8-bit results, for latents of one shape.
 
     Args:
-        decoder: packed before it is captured, if it can be; for fewer calls that would not pay.
+        decoder: the decoder.
         runner: see ``graphs``.
     """
 
     def __init__(self, decoder: Decoder, runner: graphs.Runner) -> None:
-        self._decoder, self._runner, self._calls = decoder, runner, 0
+        self._decoder, self._runner = decoder, runner
 
     def __call__(
         self, latents: torch.Tensor, noise: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 [B, out_ch, H, W] and ``largest`` [B], both overwritten by the next call."""
-        self._calls += 1
-        if self._calls == graphs.CALLS_BEFORE_CAPTURE and can_pack(self._decoder):
-            self._decoder = packed(self._decoder)
         return self._runner(self._decode, latents, noise)
 
     def _decode(
@@ -174,3 +191,35 @@ class _Decoding:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images = self._decoder(latents, noise)
         return to_uint8(images), largest(images)
+
+
+class _PackedDecoder:
+    """The packed decoder of the latest weights, which all graphs read. Copies of it are empty."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[Hashable, Decoder] | None = None
+
+    def of(self, decoder: Decoder, versions: Sequence[Hashable]) -> Decoder:
+        """`decoder` packed, or itself if it cannot be.
+
+        Args:
+            decoder: the decoder.
+            versions: ``graphs.parameter_versions`` of it.
+        """
+        if not can_pack(decoder):
+            return decoder
+        # Read once and written once: threads that come at the same time may each pack, no more.
+        latest = self._latest
+        if latest is None or latest[0] != versions:
+            self._latest = latest = (versions, packed(decoder))
+        return latest[1]
+
+    def clear(self) -> None:
+        """Drop it."""
+        self._latest = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PackedDecoder:
+        return _PackedDecoder()
+
+    def __reduce__(self) -> tuple[type[_PackedDecoder], tuple[()]]:
+        return _PackedDecoder, ()

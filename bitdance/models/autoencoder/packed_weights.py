@@ -1,8 +1,9 @@
-"""The decoder for many decodes on the CPU: its convolutions read weights packed in panels.
+"""The decoder for small maps on the CPU: its convolutions read weights packed in panels.
 
 PyTorch brings the weights of a convolution into another order in every call. Between the small maps
 of a small decoder this is felt, and so are passes over a map that only add another one, or that
-spread channels over pixels.
+spread channels over pixels. Its sums are also in another order for another size of the batch; those
+of packed convolutions are not, so an image has the bits that it has alone.
 """
 
 from __future__ import annotations
@@ -43,18 +44,27 @@ def packed(decoder: Decoder) -> Decoder:
     Those whose features are no multiple of 16 stay as they are, but for the last one, whose few
     features are filled up. A later change of the weights of the others is not seen.
     """
-    shared = {id(parameter): parameter for parameter in decoder.parameters()}
-    result = copy.deepcopy(decoder, shared)
-    for module in list(result.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and child.out_channels % _PANEL == 0:
-                setattr(module, name, PackedConvolution(child))
-            elif isinstance(child, Upsample) and child.conv1.in_channels % _PANEL == 0:
-                setattr(module, name, PackedConvolution(child.conv1, upscale_factor=2))
-    last: nn.Module = result.conv_out
-    if isinstance(last, nn.Conv2d):
-        result.add_module("conv_out", _FilledConvolution(last))
+    result = _packed(decoder)
+    assert isinstance(result, Decoder)
+    if isinstance(decoder.conv_out, nn.Conv2d) and not _is_wide(decoder.conv_out):
+        result.add_module("conv_out", _FilledConvolution(decoder.conv_out))
     return result
+
+
+def _packed(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Conv2d) and _is_wide(module):
+        return PackedConvolution(module)
+    if isinstance(module, Upsample) and module.conv1.in_channels % _PANEL == 0:
+        return PackedConvolution(module.conv1, upscale_factor=2)
+    result = copy.copy(module)  # with the same parameters
+    result._modules = {}
+    for name, child in module._modules.items():
+        result._modules[name] = None if child is None else _packed(child)
+    return result
+
+
+def _is_wide(convolution: nn.Conv2d) -> bool:
+    return convolution.out_channels % _PANEL == 0
 
 
 class PackedConvolution(nn.Module):

@@ -61,6 +61,8 @@ def run_processes(function, *arguments, **options):
         results = processes.results()
     for result in results:
         assert not isinstance(result, Failure), result.text
+    for rank, process in processes.processes.items():  # a killed one has no result either
+        assert process.exitcode == 0, f"rank {rank} ended with {process.exitcode}"
     return results
 
 

@@ -246,18 +246,31 @@ def test_a_graph_goes_when_the_decoders_weights_change(decoding):
     assert len(decoding.graphs) == 3
 
 
-def test_large_batches_and_autocast_are_not_captured(decoding, monkeypatch):
+def test_large_images_and_autocast_are_not_captured(decoding, monkeypatch):
     model = _autoencoder()
     decode = ImageDecoder(model)
     monkeypatch.setitem(image_decoder.MAX_CAPTURED_PIXELS, "cpu", 2 * 8 * 8)
     for _ in range(3):
-        decode(_codes(batch=3))
+        decode(_codes(size=8))
         with torch.autocast("cpu", torch.bfloat16):
             decode(_codes(batch=1))
     assert decoding.graphs == []
     for _ in range(3):
         decode(_codes(batch=2))
     assert len(decoding.graphs) == 1
+
+
+@torch.no_grad()
+def test_a_large_batch_is_decoded_in_slices_on_the_cpu(decoding, monkeypatch):
+    model = _autoencoder(gan_decoder=True)
+    decode, codes = ImageDecoder(model), _codes(batch=5)
+    noise = torch.randn_like(codes)
+    expected = to_uint8(model.decode(codes, noise=noise))
+    monkeypatch.setitem(image_decoder.MAX_CAPTURED_PIXELS, "cpu", 2 * 8 * 8)
+    for _ in range(3):
+        difference = decode(codes, noise=noise).int() - expected.int()
+        assert difference.abs().max() <= 1, "PyTorch's sums depend on the batch"
+    assert len(decoding.graphs) == 2, "one of two images, one of the last"
 
 
 def test_the_limits_are_those_of_the_device(monkeypatch):

@@ -1,14 +1,20 @@
 """Images of 8 bits in bounded memory: in tiles, and one by one."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
+from bitdance.models.autoencoder.packed_weights import packed
 from bitdance.models.autoencoder.tiling import Tiling
 from bitdance.models.config import AutoencoderConfig
 from bitdance.models.live_memory import LiveMemory
+from bitdance.sampling import graphs, image_decoder
 from bitdance.sampling.finite import NotFiniteError
-from bitdance.sampling.image_decoder import ImageDecoder
+from bitdance.sampling.image_decoder import MAX_CAPTURED_PIXELS, ImageDecoder
+from bitdance_kernels import CpuGraph
 from tests.model.helpers.tiny import tiny_pipeline
 from tests.model.models.test_text_to_image import tiny
 from tests.model.pipelines.test_text_to_image import SIZE, Words
@@ -61,6 +67,46 @@ def test_slices_have_the_bits_of_a_batch():
     assert decode(bits).is_contiguous(memory_format=torch.channels_last)
     decode.autoencoder.disable_slicing()
     assert torch.equal(decode(bits), together)
+
+
+@pytest.mark.skipif(CpuGraph.unavailable() is not None, reason="the C++ module was not built here")
+@pytest.mark.parametrize("gan_decoder", [False, True])
+@torch.no_grad()
+def test_an_image_has_the_bits_that_it_has_alone_from_the_first_call_on(gan_decoder, monkeypatch):
+    made, bits = decoder(gan_decoder=gan_decoder), latents(19, 4, 4)
+    noise = torch.randn_like(bits) if gan_decoder else None
+    made.autoencoder.requires_grad_(False)
+    monkeypatch.setitem(MAX_CAPTURED_PIXELS, "cpu", 7 * 16 * 16)
+    alone = [
+        ImageDecoder(made.autoencoder)(
+            bits[i : i + 1], noise=None if noise is None else noise[i : i + 1]
+        )
+        for i in range(len(bits))
+    ]
+    for batch in (1, 2, 7, 8, 19):
+        decode = ImageDecoder(made.autoencoder)
+        for _ in range(graphs.CALLS_BEFORE_CAPTURE + 2):
+            found = decode(bits[:batch], noise=None if noise is None else noise[:batch])
+            assert torch.equal(found, torch.cat(alone[:batch])), batch
+
+
+@pytest.mark.skipif(CpuGraph.unavailable() is not None, reason="the C++ module was not built here")
+def test_weights_are_packed_once_for_all_shapes_and_threads(monkeypatch):
+    decode, packs = decoder(), []
+    decode.autoencoder.requires_grad_(False)
+    monkeypatch.setattr(image_decoder, "packed", lambda plain: packs.append(plain) or packed(plain))
+    for batch in (1, 2, 1):
+        decode(latents(batch, 4, 4))
+        with decode._graphs.lease():  # held by another thread
+            decode(latents(batch, 4, 4))
+    assert len(packs) == 1
+    assert copy.deepcopy(decode)._packed._latest is None, "copies pack their own weights"
+    assert pickle.loads(pickle.dumps(decode))._packed._latest is None
+    decode.autoencoder.decoder.conv_out.weight.mul_(2)
+    decode(latents(1, 4, 4))
+    assert len(packs) == 2
+    decode.clear()
+    assert decode._packed._latest is None
 
 
 def peak(side, batch=1, **settings):
