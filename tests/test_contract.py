@@ -93,6 +93,34 @@ def _check_strided(case, call, backend, results):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+@EVERY
+def test_gradients_of_a_sum_are_those_of_ones(case):
+    """Of a sum they are one element that is expanded, of results without elements too."""
+    if not case.kernel_op.differentiable:
+        return
+    for call in case.samples(CPU):
+        empty = not all(t.numel() for t in call.tensors())
+        for backend in _runnable(case, call):
+            # PyTorch sums strides in other orders; of the interpreter the empty ones suffice.
+            if backend == "reference" or (backend == "triton" and not empty):
+                continue
+            found = []
+            for total in (torch.sum, _sum_by_ones):
+                copies = call.map(torch.clone)
+                leaves = [leaf.requires_grad_() for leaf in case.leaves(copies)]
+                results = pytree.tree_leaves(
+                    case.op(*copies.args, **copies.kwargs, backend=backend)
+                )
+                totals = [total(t) for t in results if t.requires_grad]
+                found.append(torch.autograd.grad(totals, leaves, allow_unused=True))
+            for expanded, adjacent in zip(*found, strict=True):
+                torch.testing.assert_close(expanded, adjacent, rtol=0, atol=0, equal_nan=True)
+
+
+def _sum_by_ones(x):
+    return (x * torch.ones_like(x)).sum()
+
+
 def _run(case, call, backend="auto"):
     with torch.no_grad(), poisoned_memory():
         result = case.op(*call.args, **call.kwargs, backend=backend)

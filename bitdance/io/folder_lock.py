@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import weakref
 from pathlib import Path
 
@@ -19,6 +20,9 @@ __all__ = ["LOCK", "FolderLock"]
 LOCK = ".lock"
 """Name of the lock file."""
 
+_MAX_BYTES = 4096
+"""Of a lock file that are read; one of this library has fewer."""
+
 
 class FolderLock:
     """Lock of an existing folder until it is released, collected, or the process ends.
@@ -30,7 +34,7 @@ class FolderLock:
         folder: the folder.
 
     Raises:
-        OSError: another run has the lock, or the lock file cannot be written.
+        OSError: another run has the lock, or the lock file cannot be written or is no file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,6 +54,8 @@ def _lock(path: Path) -> int:
                 continue
             new = False
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{path} must be a file; a pipe or a device cannot be a lock")
             if _acquire(descriptor, path, new):
                 return descriptor
         except BaseException:
@@ -73,7 +79,7 @@ def _acquire(descriptor: int, path: Path, new: bool) -> bool:
                 path.unlink()
                 raise
             return True
-        owner = _owner(path)
+        owner = _owner(descriptor)
         here = owner.get("host") == socket.gethostname()
         alive = not by_system and _is_alive(owner.get("pid"))
         if (owner and not here) or alive:
@@ -89,16 +95,17 @@ def _lock_by_system(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OSError(_in_use(path, _owner(path))) from error
+        raise OSError(_in_use(path, _owner(descriptor))) from error
     except OSError:
         return False
     return True
 
 
-def _owner(path: Path) -> dict[str, object]:
+def _owner(descriptor: int) -> dict[str, object]:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # removed, not yet written, or of others
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        owner = json.loads(os.read(descriptor, _MAX_BYTES))
+    except (OSError, ValueError, RecursionError):  # not yet written, or of others
         return {}
     return owner if isinstance(owner, dict) else {}
 

@@ -9,6 +9,7 @@ files (a dict with ``model`` and / or ``ema``, and the training arguments), the 
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 import threading
@@ -236,9 +237,10 @@ def check_checksum(path: Path) -> None:
 
     Raises:
         CheckpointError: the file is altered, or the other one has no checksum of it.
+        FileNotFoundError: the other one is a broken link.
     """
     sums = _checksums(path)
-    if not sums.exists():
+    if not os.path.lexists(sums):
         return
     if (size := require_file(sums).stat().st_size) > _MAX_SUMS:
         raise CheckpointError(f"{sums} has {size} bytes, too many for a file of checksums")

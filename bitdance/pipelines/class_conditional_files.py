@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -148,4 +149,4 @@ def _given(path: Path, config: ModelConfig | str | Path | None) -> Claim | None:
 def _beside(path: Path) -> list[Claim]:
     """What a configuration that was released with a file says."""
     beside = path.with_name(f"{path.stem}_config.json")
-    return [read_claim(beside)] if beside.exists() else []
+    return [read_claim(beside)] if os.path.lexists(beside) else []

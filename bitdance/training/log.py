@@ -23,6 +23,7 @@ class Log:
 
     Raises:
         ValueError: the file has other columns, or is damaged.
+        OSError: it cannot be read or written, or is a broken link.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
@@ -30,7 +31,7 @@ class Log:
         self._columns = ["step", *columns]
         header = ",".join(self._columns)
         text = ""
-        if path.exists():
+        if os.path.lexists(path):  # a broken link is no missing log
             text = require_file(path).read_text(encoding="utf-8", errors="replace")
         lines = text.splitlines(keepends=True)
         if lines and lines[0].strip() != header:

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "bitdance_kernels.h"
@@ -100,17 +101,24 @@ inline int dtype_code(dlpack::DataType dtype) {
   return -1;
 }
 
+// Whether a tensor has no elements. Its strides may be anything then, those of a gradient that was
+// expanded are 0, and it is contiguous all the same.
+inline bool is_empty(const dlpack::Tensor& tensor) {
+  return std::find(tensor.shape, tensor.shape + tensor.dims, 0) != tensor.shape + tensor.dims;
+}
+
 // Stride in elements between the rows of a tensor [..., C]; false if the rows are not evenly spaced
 // or the elements of a row are not adjacent. Dimensions from `dims` to the last are left out.
 inline bool row_stride(const dlpack::Tensor& tensor, int64_t* stride, int dims) {
   const int last = tensor.dims - 1;
-  if (last < 0 || (tensor.strides[last] != 1 && tensor.shape[last] != 1)) return false;
+  if (last < 0) return false;
   *stride = tensor.shape[last];
+  if (is_empty(tensor)) return true;
+  if (tensor.strides[last] != 1 && tensor.shape[last] != 1) return false;
   bool first = true;
   int64_t span = 0;  // stride of the next outer dimension if the rows are evenly spaced
   for (int i = dims - 1; i >= 0; --i) {
     const int64_t size = tensor.shape[i], step = tensor.strides[i];
-    if (size == 0) return true;
     if (size == 1) continue;
     if (first) {
       *stride = step;
@@ -155,7 +163,7 @@ inline bdk_rows rows_of(pybind11::handle object) {
 // A tensor [batch, tokens, heads, channels] with adjacent channels.
 inline bdk_heads heads_of(pybind11::handle object) {
   const dlpack::Tensor tensor = borrow(object);
-  if (tensor.dims != 4 || (tensor.strides[3] != 1 && tensor.shape[3] != 1)) {
+  if (tensor.dims != 4 || (tensor.strides[3] != 1 && tensor.shape[3] != 1 && !is_empty(tensor))) {
     throw pybind11::value_error("a tensor must be [B, T, H, D] with adjacent channels");
   }
   return {tensor.data, tensor.strides[0], tensor.strides[1], tensor.strides[2],

@@ -106,11 +106,11 @@ def kill(writer: Writer, folder: Path, count: int) -> int:
 
 
 def _kill_later(place: Place, seconds: float) -> None:
-    """Kill a process that writes state 1 again and again, where that may be."""
+    """Kill a process that writes state 1, again and again where that may be."""
 
     def work() -> None:
         place.write()
-        while place.writer.replaces:
+        while place.writer.replaces and place.writer.overwrites:
             place.write()
 
     pid = forked(work)

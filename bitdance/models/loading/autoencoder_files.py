@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _read_file(
     tensors = autoencoder_tensors(weights.read_weights(path, prefer=prefer))
     for end in ("_config.json", ".json"):
         settings = path.with_name(f"{path.stem}{end}")
-        if settings.exists():
+        if os.path.lexists(settings):
             return _agreed(_parse(read_json(settings), settings), given, settings), tensors
     return given or infer_autoencoder_config(tensors, path), tensors
 

@@ -70,6 +70,20 @@ def test_a_lock_that_cannot_be_written_is_not_left(tmp_path, system, monkeypatch
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device", "a link to itself", "a folder"])
+def test_what_is_no_file_is_refused_and_not_read(tmp_path, system, kind):
+    path = tmp_path / LOCK
+    {
+        "a pipe": lambda: os.mkfifo(path),
+        "a link to a device": lambda: path.symlink_to("/dev/zero"),
+        "a link to itself": lambda: path.symlink_to(LOCK),
+        "a folder": path.mkdir,
+    }[kind]()
+    with pytest.raises(OSError, match=r"\.lock"):
+        FolderLock(tmp_path)
+    assert os.path.lexists(path)
+
+
 def test_the_lock_of_another_machine_counts(tmp_path, system):
     left(tmp_path, pid=ended(), host="elsewhere")
     before = (tmp_path / LOCK).read_text()

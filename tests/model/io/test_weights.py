@@ -236,6 +236,18 @@ def test_a_file_of_checksums_has_a_limit(tmp_path, state):
         weights.read_weights(tmp_path / "w.safetensors")
 
 
+def test_a_broken_link_to_checksums_is_not_taken_for_none(tmp_path, state):
+    weights.write_tensors(tmp_path / "w.safetensors", state)
+    sums = tmp_path / "w.safetensors.sha256"
+    sums.unlink()
+    assert set(weights.read_weights(tmp_path / "w.safetensors")) == set(state)
+    for target in ("moved.sha256", sums.name):
+        sums.symlink_to(target)
+        with pytest.raises(FileNotFoundError, match=r"no such file: .*\.sha256"):
+            weights.read_weights(tmp_path / "w.safetensors")
+        sums.unlink()
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("old")

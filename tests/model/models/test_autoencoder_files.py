@@ -102,6 +102,11 @@ def test_files_without_an_autoencoder_are_refused(tmp_path, autoencoder):
     (tmp_path / "y_config.json").write_text(json.dumps({**official(AUTOENCODER), "ch_mult": [1]}))
     with pytest.raises(CheckpointError, match=r"y_config\.json is damaged: .*ch_mult"):
         BinaryAutoencoder.from_pretrained(path)
+    (tmp_path / "y_config.json").unlink()
+    (tmp_path / "y_config.json").symlink_to("moved.json")
+    with pytest.raises(FileNotFoundError, match=r"y_config\.json"):
+        BinaryAutoencoder.from_pretrained(path)
+    (tmp_path / "y_config.json").unlink()
     shape = {**AUTOENCODER.to_dict(), "z_channels": 16}
     (tmp_path / "y_config.json").write_text(json.dumps(shape))
     with pytest.raises(CheckpointError, match=r"does not fit BinaryAutoencoder.*of another shape"):

@@ -187,6 +187,10 @@ def test_a_configuration_beside_the_file_is_used(tiny_sizes, tmp_path):
     beside.write_text("[")
     with pytest.raises(CheckpointError, match=r"model_config.json is not JSON"):
         BitDancePipeline.from_pretrained(path)
+    beside.unlink()
+    beside.symlink_to("moved.json")
+    with pytest.raises(FileNotFoundError, match=r"model_config\.json"):
+        BitDancePipeline.from_pretrained(path)
 
 
 def test_the_weights_of_a_saved_folder_have_its_configuration(tmp_path):

@@ -401,6 +401,10 @@ def test_a_damaged_log_is_refused_before_the_run_begins(tmp_path, line):
     os.mkfifo(path)
     with pytest.raises(ValueError, match="must be a file, got a pipe"):
         Log(path, ("loss",), 20)
+    path.unlink()
+    path.symlink_to("moved.csv")
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*log\.csv"):
+        Log(path, ("loss",), 20)
 
 
 def test_learning_rates_and_decays_of_a_schedule():

@@ -56,6 +56,8 @@ class Writer:
             written at once, None for one that is not there. It raises an error for a damaged one.
         replaces: whether state 1 may take the place of state 0.
         resumes: whether it does nothing but tidy where state 1 is there.
+        overwrites: whether state 1 may take the place of itself, by whole parts. A run writes a
+            folder of a step again only if what is there is damaged.
         sites: "module.function" of the library that writes, for the registry's test.
         needs: packages without which it is left out.
     """
@@ -65,6 +67,7 @@ class Writer:
     read: Callable[[Path], tuple[int | None, ...]]
     replaces: bool = True
     resumes: bool = False
+    overwrites: bool = True
     sites: tuple[str, ...] = field(default=())
     needs: tuple[str, ...] = ()
 
@@ -431,6 +434,7 @@ _WRITERS = (
     ),
     Writer(
         "training checkpoint of several processes", _write_sharded, _read_checkpoint,
+        overwrites=False,
         sites=(
             "bitdance.training.sharded_checkpoint.ShardedWriter",
             "bitdance.training.sharded_checkpoint._publish",
