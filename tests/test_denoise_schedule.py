@@ -98,6 +98,11 @@ def test_bad_arguments():
             "denoise_schedule: steps must be at least 1, got 0",
         ),
         (
+            lambda: denoise_schedule(2**64),
+            ValueError,
+            r"denoise_schedule: steps must be less than 2\^31, got 18446744073709551616",
+        ),
+        (
             lambda: denoise_schedule(2.0),
             TypeError,
             "denoise_schedule: steps must be int, got float",

@@ -22,6 +22,7 @@ from bitdance.io.progress import progress_bar
 from bitdance.io.validation import exact_int, finite_number
 from bitdance.models.autoencoder.quantizer import pack_latents, unpack_latents
 from bitdance.models.quantization import quantization_of
+from bitdance.pipelines.arguments import inference_steps
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance_kernels import unpack_signs
 
@@ -101,9 +102,8 @@ def sample_classes(
         images=len(numbers),
         labels=hashlib.sha256(numbers.astype("<i8").data).hexdigest(),
         seed=exact_int(function, "seed", seed, 0, 2**64 - 1),
-        num_inference_steps=exact_int(
-            function, "num_inference_steps",
-            pipeline.num_inference_steps if num_inference_steps is None else num_inference_steps, 1,
+        num_inference_steps=inference_steps(
+            function, num_inference_steps, pipeline.num_inference_steps
         ),
         guidance_scale=finite_number(
             function, "guidance_scale",

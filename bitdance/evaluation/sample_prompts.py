@@ -20,6 +20,7 @@ from bitdance.io.progress import progress_bar
 from bitdance.io.settings import Count, Integer, Number, Text, settings
 from bitdance.io.validation import brief, exact_int, finite_number
 from bitdance.models.quantization import quantization_of
+from bitdance.pipelines.arguments import inference_steps
 from bitdance.pipelines.text_to_image import BitDanceT2IPipeline
 
 __all__ = ["IMAGES", "sample_prompts"]
@@ -101,7 +102,7 @@ def sample_prompts(
         layout=layout,
         prompts=hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest(),
         seed=exact_int(function, "seed", seed, 0, 2**64 - 1),
-        num_inference_steps=exact_int(function, "num_inference_steps", num_inference_steps, 1),
+        num_inference_steps=inference_steps(function, num_inference_steps, 1),
         guidance_scale=finite_number(function, "guidance_scale", guidance_scale),
         height=height, width=width,
     )  # fmt: skip

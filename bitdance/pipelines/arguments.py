@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from bitdance.io.validation import as_list, brief, exact_int, is_single
+from bitdance.models.loading.model_folder import MAX_STEPS
 
 __all__ = [
     "Generators",
@@ -20,6 +21,7 @@ __all__ = [
     "check_output_type",
     "check_packed_latents",
     "image_seeds",
+    "inference_steps",
     "packed_shape",
     "repeated",
     "to_output",
@@ -28,6 +30,9 @@ __all__ = [
 OutputType = Literal["pil", "np", "pt", "uint8", "latent"]
 Generators = torch.Generator | Sequence[torch.Generator]
 Seeds = int | Sequence[int]
+
+_MAX_IMAGES = 2**32
+"""Of a call: as many as there are sample ids."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +158,29 @@ def _next_number(generator: torch.Generator) -> int:
     return high << 32 | low
 
 
+def inference_steps(function: str, given: int | None, default: int) -> int:
+    """`given`, or `default` for None, checked.
+
+    Raises:
+        TypeError, ValueError: it is no integer from 1 to ``MAX_STEPS``.
+    """
+    steps = default if given is None else given
+    return exact_int(function, "num_inference_steps", steps, 1, MAX_STEPS)
+
+
 def repeated(function: str, items: Sequence[Any], num_images_per_prompt: int) -> list[Any]:
     """Every item as often as images of it are asked for, side by side.
 
     Raises:
-        TypeError, ValueError: `num_images_per_prompt` is no integer of at least 1.
+        TypeError, ValueError: `num_images_per_prompt` is no integer of at least 1, or there would
+            be more images than sample ids.
     """
     count = exact_int(function, "num_images_per_prompt", num_images_per_prompt, 1)
+    if count * len(items) > _MAX_IMAGES:
+        raise ValueError(
+            f"{function}: num_images_per_prompt must be at most {_MAX_IMAGES // len(items)} "
+            f"(2^32 images in all), got {count}"
+        )
     return [item for item in items for _ in range(count)]
 
 

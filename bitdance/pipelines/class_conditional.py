@@ -25,6 +25,7 @@ from bitdance.pipelines.arguments import (
     check_output_type,
     check_packed_latents,
     image_seeds,
+    inference_steps,
     repeated,
 )
 from bitdance.pipelines.base import BasePipeline, Callback, ImagePipelineOutput
@@ -279,11 +280,7 @@ class BitDancePipeline(BasePipeline):
             else as_list(function, "class_labels", class_labels)
         )
         labels = repeated(function, [self.label(name) for name in given], num_images_per_prompt)
-        default = self.num_inference_steps
-        steps = exact_int(
-            function, "num_inference_steps",
-            default if num_inference_steps is None else num_inference_steps, 1,
-        )  # fmt: skip
+        steps = inference_steps(function, num_inference_steps, self.num_inference_steps)
         scale = self.config.cfg_scale if guidance_scale is None else guidance_scale
         scale = finite_number(function, "guidance_scale", scale)
         if guidance_schedule not in ("linear", "constant"):

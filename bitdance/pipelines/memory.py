@@ -22,6 +22,7 @@ from bitdance.models.quantization import check_quantization, quantize_blocks
 from bitdance.models.text_to_image import TextToImageModel
 from bitdance.models.text_to_image_config import TextToImageConfig
 from bitdance.models.transformer import Transformer
+from bitdance.pipelines.arguments import inference_steps
 from bitdance.sampling.ar_sampler import ARSampler, StepResult
 from bitdance.sampling.class_conditional import ClassConditionalSampler
 from bitdance.sampling.image_decoder import ImageDecoder
@@ -138,7 +139,7 @@ def estimate_memory(
     """
     function = "estimate_memory"
     images = exact_int(function, "batch_size", batch_size, 1)
-    steps = exact_int(function, "num_inference_steps", num_inference_steps, 1)
+    steps = inference_steps(function, num_inference_steps, 1)
     if quantization is not None:
         check_quantization(function, quantization)
     if isinstance(config, ModelConfig):

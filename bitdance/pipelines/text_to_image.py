@@ -28,6 +28,7 @@ from bitdance.pipelines.arguments import (
     check_output_type,
     check_packed_latents,
     image_seeds,
+    inference_steps,
     repeated,
 )
 from bitdance.pipelines.base import BasePipeline, Callback, ImagePipelineOutput
@@ -311,7 +312,6 @@ class BitDanceT2IPipeline(BasePipeline):
         prompts = _texts("prompt", prompt)
         own = self.sampling
         grid = self._grid_or_default(height, width)
-        steps = own.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
         negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
         if negative_prompt is None or isinstance(negative_prompt, str):
@@ -321,7 +321,7 @@ class BitDanceT2IPipeline(BasePipeline):
                 f"{function}: negative_prompt must be one text, or one per prompt "
                 f"({len(prompts)}), got {len(negatives)}"
             )
-        steps = exact_int(function, "num_inference_steps", steps, 1)
+        steps = inference_steps(function, num_inference_steps, own.num_inference_steps)
         scale = finite_number(function, "guidance_scale", scale)
         prefix, encoded, avoided = self.token_ids(prompts, negatives, grid)
         encoded, avoided = (

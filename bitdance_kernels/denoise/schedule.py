@@ -50,7 +50,7 @@ def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tens
 
     Raises:
         TypeError: `steps` is not an int.
-        ValueError: `steps` is under 1, or `time_shift` is not positive and finite.
+        ValueError: `steps` is not in [1, 2^31), or `time_shift` is not positive and finite.
 
     Numerics:
         `times` has the official bits. The coefficients are computed from them in float64 and
@@ -69,6 +69,8 @@ def denoise_schedule(steps: int, *, time_shift: float = 1.0) -> tuple[torch.Tens
     steps, time_shift = int(steps), arguments.number("denoise_schedule", "time_shift", time_shift)
     if steps < 1:
         raise checks.fail("denoise_schedule", "steps", "at least 1", steps)
+    if steps >= 2**31:
+        raise checks.fail("denoise_schedule", "steps", "less than 2^31", steps)
     if not 0 < time_shift < math.inf:
         raise checks.fail("denoise_schedule", "time_shift", "positive and finite", time_shift)
     # Device and dtype of the official grid, whatever PyTorch's defaults.

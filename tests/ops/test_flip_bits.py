@@ -96,6 +96,17 @@ def test_words_are_the_documented_ones():
         assert flipped[byte].item() == expected
 
 
+@pytest.mark.slow
+def test_a_compiled_program_takes_every_seed():
+    """Its integers have 64 bits with a sign, a seed has none."""
+    x = torch.randn(3, 16)
+    compiled = torch.compile(
+        lambda x, seed: flip_signs(x * 1, 0.5, seed=seed) * 1, fullgraph=True, dynamic=True
+    )
+    for seed in (2**63, 5, 2**64 - 1, 2**63 - 1):
+        assert torch.equal(compiled(x, seed), flip_signs(x, 0.5, seed=seed)), seed
+
+
 def test_seed_may_be_an_int_or_a_tensor():
     packed = torch.randint(256, (5, 8), dtype=torch.uint8)
     for seed in (0, 7, 2**63 + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -137,8 +138,9 @@ def _key(
         value = arguments.integer(op, name, value)
         if not 0 <= value < 2**bits:
             raise checks.fail(op, name, f"in [0, 2^{bits})", value)
-        signed = value - 2**64 if value >= 2**63 else value  # the same 64 bits
-        parts.append(torch.full((), signed, dtype=torch.int64, device=like.device))
+        if value >= 2**63:  # the same 64 bits; a compiled program has it as a constant of its own
+            value = operator.index(value) - 2**64
+        parts.append(torch.full((), value, dtype=torch.int64, device=like.device))
     return torch.stack(parts)
 
 

@@ -21,10 +21,11 @@ def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
 
 
 def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    if len(a) > native.cpu.few_queries(a.shape[1]):  # blocks of codes pay
-        return distances(a, blocks(b), len(b))
+    # First, so that a result for which there is no memory costs no work.
     distance = memory.empty((a.shape[0], b.shape[0]), torch.int32)
-    if distance.numel() > 0:
+    if len(a) > native.cpu.few_queries(a.shape[1]):  # blocks of codes pay
+        _fill(distance, a, blocks(b))
+    elif distance.numel() > 0:
         a, b = a.contiguous(), _adjacent(b)
         native.cpu.hamming_distance_few(
             a, b, b.stride(0), distance, *distance.shape, a.shape[1], torch.get_num_threads()
@@ -35,12 +36,16 @@ def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def distances(a: torch.Tensor, in_blocks: torch.Tensor, count: int) -> torch.Tensor:
     """Distances to the `count` codes of some blocks, int32 [N, count]."""
     distance = memory.empty((a.shape[0], count), torch.int32)
+    _fill(distance, a, in_blocks)
+    return distance
+
+
+def _fill(distance: torch.Tensor, a: torch.Tensor, in_blocks: torch.Tensor) -> None:
     if distance.numel() > 0:
         native.cpu.hamming_distance(
             a.contiguous(), in_blocks, distance, *distance.shape, a.shape[1],
             torch.get_num_threads(),
         )  # fmt: skip
-    return distance
 
 
 def unsupported_nearest(a: torch.Tensor, b: torch.Tensor, k: int) -> str | None:

@@ -109,7 +109,7 @@ def test_imagenet_has_names():
             {"sample_ids": [0, 2**32]},
             r"sample_ids must be an integer from 0 to 2\^32 - 1, got 4294967296",
         ),
-        ({"num_inference_steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"num_inference_steps": 0}, "steps must be an integer from 1 to 1000000, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be finite, got nan"),
         (
@@ -162,6 +162,10 @@ def test_images_of_a_label_stand_side_by_side(pipeline):
     assert torch.equal(several, pipeline([1, 1, 3, 3], **LATENT).images)
     with pytest.raises(ValueError, match="num_images_per_prompt must be an integer of at least 1"):
         _latent(pipeline, num_images_per_prompt=0)
+    with pytest.raises(ValueError, match=r"num_images_per_prompt must be at most \d+ \(2\^32 im"):
+        _latent(pipeline, num_images_per_prompt=2**64)
+    with pytest.raises(ValueError, match="num_inference_steps must be an integer from 1 to"):
+        _latent(pipeline, num_inference_steps=2**64)
 
 
 def test_a_generator_gives_its_next_number_as_the_seed(pipeline):

@@ -273,7 +273,9 @@ def _write_samples(folder: Path, number: int) -> None:
 
 
 def _read_npz(folder: Path) -> tuple[int | None, ...]:
-    path = next(iter(folder.rglob("samples.npz")), None)
+    # Beside them, or in the folder of a run; not in a temporary folder, whose file is not finished.
+    found_files = (path / "samples.npz" for path in (folder, folder / "s"))
+    path = next(filter(Path.exists, found_files), None)
     if path is None:
         return (None,)
     with ImageArray(path) as images:

@@ -21,14 +21,22 @@ from pathlib import Path
 
 from tests.profiles import CASES
 from tests.reliability.promise import Promise
-from tests.reliability.properties import attention, bits, formats, rows, sampling, training
+from tests.reliability.properties import (
+    attention,
+    bits,
+    formats,
+    refusals,
+    rows,
+    sampling,
+    training,
+)
 from tests.reliability.properties._for_all import Property
 
 __all__ = ["PROMISES", "PROPERTIES", "measure"]
 
 PROPERTIES: tuple[Property, ...] = tuple(
     each
-    for module in (bits, attention, rows, sampling, training, formats)
+    for module in (bits, attention, rows, sampling, training, formats, refusals)
     for each in module.PROPERTIES
 )
 
