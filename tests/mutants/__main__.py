@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     every = records.load()
     try:
         chosen = records.select(every, options.names)
+        if options.suites:
+            chosen = records.without_own_tests(chosen)
         if options.quick:
             chosen = [mutant for mutant in chosen if mutant.quick]
         if options.part:
@@ -69,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=1, metavar="N", help="faults at a time (default: 1)"
     )
     parser.add_argument("--quick", action="store_true", help="those that take seconds each")
+    parser.add_argument(
+        "--suites", action="store_true",
+        help="those that were found by attacking the library, without the tests named for them",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print them and run nothing")
     parser.add_argument(
         "--trust", action="store_true", help="do not run the tests without a fault first"

@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ __all__ = ["Mutant", "load", "part_of", "problems", "select"]
 HERE = Path(__file__).parent
 REBUILDS = ("", "cpu", "cuda")
 _REQUIRED = {"name", "what", "file", "anchor", "replacement"}
-_OPTIONAL = {"tests", "rebuild", "slow", "equivalent"}
+_OPTIONAL = {"tests", "suites", "rebuild", "slow", "equivalent"}
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -39,6 +39,8 @@ class Mutant:
         anchor: text of the file that occurs once.
         replacement: what stands in its place.
         tests: ids of tests at least one of which must fail; the narrowest that are known.
+        suites: the same of tests/reliability, which run everything there is of a kind and know
+            nothing of the fault; for faults that were found in the library by attacking it.
         rebuild: native module to build again: "cpu", "cuda", or "" for none. Emulated device code
             needs none, since its tests compile it.
         slow: whether the tests take more than ten seconds on a quiet core, or a module is rebuilt.
@@ -52,6 +54,7 @@ class Mutant:
     anchor: str
     replacement: str
     tests: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()
     rebuild: str = ""
     slow: bool = False
     equivalent: str = ""
@@ -96,7 +99,13 @@ def _parse(path: Path, record: dict[str, Any]) -> Mutant:
             f"{path.name}: {name} must have the keys {sorted(_REQUIRED)}, lacks {sorted(missing)} "
             f"and has the unknown {sorted(unknown)}"
         )
-    return Mutant(area=path.stem, **{**record, "tests": tuple(record.get("tests", ()))})
+    lists = {key: tuple(record.get(key, ())) for key in ("tests", "suites")}
+    return Mutant(area=path.stem, **{**record, **lists})
+
+
+def without_own_tests(mutants: Iterable[Mutant]) -> list[Mutant]:
+    """The faults that suites are known to notice, with these in place of their own tests."""
+    return [replace(m, tests=m.suites, suites=(), slow=True) for m in mutants if m.suites]
 
 
 def select(mutants: Iterable[Mutant], patterns: Sequence[str]) -> list[Mutant]:
@@ -164,7 +173,11 @@ def _problems(mutant: Mutant, root: Path) -> list[str]:
             found.append(f"the anchor occurs {count} times in {mutant.file}")
     if mutant.anchor == mutant.replacement:
         found.append("the replacement is the anchor")
-    return found + [problem for test in mutant.tests for problem in _test_problems(test, root)]
+    for suite in mutant.suites:
+        if not suite.startswith("tests/reliability/"):
+            found.append(f"{suite} is no suite of tests/reliability")
+    named = (*mutant.tests, *mutant.suites)
+    return found + [problem for test in named for problem in _test_problems(test, root)]
 
 
 def _test_problems(test: str, root: Path) -> list[str]:

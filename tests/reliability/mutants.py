@@ -29,6 +29,7 @@ __all__ = ["PARTS", "PROMISES", "measure", "part_of_now", "run_part"]
 
 ROOT = Path(__file__).parent.parent.parent
 PARTS = 10
+_NOTICED = (runner.CAUGHT, runner.HUNG)
 
 PROMISES = (
     Promise(
@@ -45,6 +46,14 @@ PROMISES = (
         unit="faults",
         where="nightly",
         at_most=True,
+    ),
+    Promise(
+        name="attacks found again",
+        text="A fault that an attack on the library had found fails a suite that knows nothing of "
+        "it",
+        goal=15,
+        unit="faults",
+        where="nightly",
     ),
     Promise(
         name="mutants in place",
@@ -68,9 +77,12 @@ def measure(scale: float) -> Mapping[str, float]:
     assert not problems, "\n".join(problems)
     step = max(1, round(1 / scale))
     results = _run(mutants[::step])
-    counts = [result.outcome for result in results]
-    caught = counts.count(runner.CAUGHT) + counts.count(runner.HUNG)
-    figures = {"mutants caught": caught, "mutants survived": 0, "mutants in place": len(mutants)}
+    caught = sum(result.outcome in _NOTICED for result in results)
+    again = _run(records.without_own_tests(mutants)[::step])
+    figures = {
+        "mutants caught": caught, "mutants survived": 0, "mutants in place": len(mutants),
+        "attacks found again": sum(result.outcome in _NOTICED for result in again),
+    }  # fmt: skip
     return {name: float(figure) for name, figure in figures.items()}
 
 

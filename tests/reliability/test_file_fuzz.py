@@ -6,6 +6,9 @@ import pytest
 
 from tests.reliability import file_fuzz
 from tests.reliability.files import mutations, targets
+from tests.reliability.files.attacks import run_all
+from tests.reliability.files.box import staged
+from tests.reliability.files.formats import registry
 from tests.reliability.files.formats_pictures import encoded
 
 
@@ -13,6 +16,13 @@ def test_a_few_inputs_and_attacks() -> None:
     figures = file_fuzz.measure(0.001)
     assert figures["inputs fuzzed"] >= len(targets.targets())
     assert figures["crafted attacks"] >= 60
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("form", [each.name for each in registry()])
+def test_every_attack_on_a_format(form: str) -> None:
+    packaged = form == "tables of kernels"  # which come with the installed package
+    assert staged(run_all, 1, form) >= (not packaged)
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -208,6 +208,7 @@ def test_the_command(root, monkeypatch, capsys):
     status, printed = run("--trust", anchor="7 * x")
     assert status == 1
     assert "anchor lost" in printed
+    assert run("--suites", "--list") == (0, ""), "no suite is known to notice it"
     assert run("--part", "2/2", "--trust") == (0, "0 mutants: none; 0.0 min; 0.0 min in all\n")
     assert run("--part", "3/2")[0] == 2
     status, printed = run("another")
@@ -227,10 +228,25 @@ def test_what_is_wrong_with_records_is_listed(root):
         (mutant("test_double", replacement="2 * x"), "the replacement is the anchor"),
         (mutant("test_of_nothing[a]"), "tests/test_it.py has no test_of_nothing"),
         (mutant(""), "must name a test function"),
+        (
+            mutant("test_double", suites=("tests/reliability/test_it.py::test_a",)),
+            "there is no file",
+        ),
     ):
         (found,) = records.problems([fault], root)
         assert problem in found
     assert records.problems([good, good], root) == ["a-fault is the name of several"]
+
+
+def test_suites_take_the_place_of_own_tests(root):
+    suite = "tests/reliability/test_it.py::test_all"
+    known = mutant("test_double", suites=(suite,))
+    (found,) = records.without_own_tests([known, mutant("test_double", name="another")])
+    assert (found.tests, found.suites, found.name) == ((suite,), (), known.name)
+    assert not found.quick
+    elsewhere = mutant("test_double", suites=("tests/test_it.py::test_double",))
+    (no_suite,) = records.problems([elsewhere], root)
+    assert "is no suite of tests/reliability" in no_suite
 
 
 @pytest.mark.parametrize("change", ["file = 'x'", "unknown = 1"])

@@ -34,16 +34,17 @@ _SURPRISES = (UnicodeError, RecursionError, LookupError, ArithmeticError, Memory
 _MIN_ATTACKS = 60
 
 
-def run_all(share: float = 1) -> int:
+def run_all(share: float = 1, form: str | None = None) -> int:
     """Run every attack; returns how many were refused.
 
     Args:
         share: share of the attacks, evenly chosen; at least 60 run.
+        form: name of the format to attack, by default all.
 
     Raises:
         AssertionError: one was not.
     """
-    formats = {each.name: each for each in registry()}
+    formats = {each.name: each for each in registry() if form in (None, each.name)}
     problems = []
     with scratch() as place:
         samples, whole = {}, {}

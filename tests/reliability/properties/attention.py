@@ -85,7 +85,7 @@ def attention_is_equivariant_and_blind(
     dtype: torch.dtype,
     place: Place,
 ) -> None:
-    """Rows and groups of heads may change places; what no query sees is of no matter."""
+    """Rows and groups of heads may change places; what a query does not see is of no matter."""
     draw = rng(seed)
     H, Hkv = heads
     q = _normals(draw, (B, T, H, D), dtype)
@@ -107,9 +107,16 @@ def attention_is_equivariant_and_blind(
         blind = attend(
             q, k.masked_fill(unseen, float("nan")), v.masked_fill(unseen, float("inf")), ranges
         )
+        k[:, keys // 2], v[:, keys // 2] = float("nan"), float("inf")
+        poisoned = attend(q, k, v, ranges)
     assert torch.equal(moved, out[rows])
     assert torch.equal(regrouped, out[:, :, own])
     assert torch.equal(blind, out)
+    elsewhere = ~dense_mask(ranges, keys)[..., keys // 2]
+    if place.backend == "cpu":
+        assert torch.equal(poisoned[elsewhere], out[elsewhere])
+    else:  # PyTorch sums in another order where something is not finite
+        torch.testing.assert_close(poisoned[elsewhere], out[elsewhere])
     nothing = ~dense_mask(ranges, keys).any(2)
     assert not out[nothing].any()
 
