@@ -42,9 +42,11 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
 SANITIZE = {
     # Unrolled kernels would compile for half an hour with -O3, with checks of what a scope has
-    # left, and with those of pointers that AddressSanitizer makes too.
+    # left, and with those of pointers that AddressSanitizer makes too. Expensive optimizations:
+    # products and sums round once, as sums that must have equal bits ask for.
     "1": (
-        "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g "
+        "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 "
+        "-fexpensive-optimizations -g "
         "-fno-sanitize=null,object-size,pointer-overflow,vptr "
         "-fno-sanitize-address-use-after-scope"
     ).split(),
@@ -52,7 +54,7 @@ SANITIZE = {
     "thread": "-fsanitize=thread -O1 -fopenmp-simd -Wno-tsan -g".split(),
 }.get(os.environ.get("BITDANCE_BUILD_SANITIZE", ""), [])
 # The counters are atomic, since kernels have threads; -O1 keeps lines apart.
-COVERAGE = ["--coverage", "-fprofile-update=atomic", "-O1"]
+COVERAGE = "--coverage -fprofile-update=atomic -O1 -fexpensive-optimizations".split()
 COVERAGE *= os.environ.get("BITDANCE_BUILD_COVERAGE") == "1"
 # GCC vectorizes the loops only with the last three. Nobody reads the floating-point exception flags
 # or errno, but while they count, a loop with a comparison or a square root stays scalar; and the
