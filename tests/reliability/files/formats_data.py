@@ -277,7 +277,7 @@ FORMATS = (
     ),
     Format(
         "lock of a folder", _make_lock, _load_lock, (OSError,), {"*": _TEXT},
-        readers=("bitdance.io.folder_lock._owner", "bitdance.io.folder_lock._lock"),
+        readers=("bitdance.io.folder_lock._lock",),
     ),
 )  # fmt: skip
 """Every format of data."""

@@ -273,10 +273,8 @@ def _write_samples(folder: Path, number: int) -> None:
 
 
 def _read_npz(folder: Path) -> tuple[int | None, ...]:
-    # Beside them, or in the folder of a run; not in a temporary folder, whose file is not finished.
-    found_files = (path / "samples.npz" for path in (folder, folder / "s"))
-    path = next(filter(Path.exists, found_files), None)
-    if path is None:
+    path = folder / "samples.npz"
+    if not path.exists() and not (path := folder / "s" / "samples.npz").exists():
         return (None,)
     with ImageArray(path) as images:
         number = _of_pixels(images.read(0, len(images)), 10)
