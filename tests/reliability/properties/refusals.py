@@ -40,7 +40,7 @@ _PLACE = st.sampled_from(PLACES)
 
 
 _SETTINGS: Mapping[str, Callable[[], Any]] = {
-    "optim": lambda: OptimConfig(steps=500),
+    "optim": lambda: OptimConfig(steps=500, warmup=1),
     "parallel": ParallelConfig,
     "data": lambda: DataConfig(path="data", size=8),
     "loss": LossConfig,
