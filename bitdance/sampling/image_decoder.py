@@ -197,7 +197,7 @@ class _PackedDecoder:
     """The packed decoder of the latest weights, which all graphs read. Copies of it are empty."""
 
     def __init__(self) -> None:
-        self._latest: tuple[Hashable, Decoder] | None = None
+        self._latest: tuple[Sequence[Hashable], Decoder] | None = None
 
     def of(self, decoder: Decoder, versions: Sequence[Hashable]) -> Decoder:
         """`decoder` packed, or itself if it cannot be.
