@@ -102,7 +102,7 @@ def sample_prompts(
         layout=layout,
         prompts=hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest(),
         seed=exact_int(function, "seed", seed, 0, 2**64 - 1),
-        num_inference_steps=inference_steps(function, num_inference_steps, 1),
+        num_inference_steps=inference_steps(function, num_inference_steps),
         guidance_scale=finite_number(function, "guidance_scale", guidance_scale),
         height=height, width=width,
     )  # fmt: skip

@@ -158,11 +158,11 @@ def _next_number(generator: torch.Generator) -> int:
     return high << 32 | low
 
 
-def inference_steps(function: str, given: int | None, default: int) -> int:
-    """`given`, or `default` for None, checked.
+def inference_steps(function: str, given: int | None, default: int | None = None) -> int:
+    """`given`, or for None the `default`, checked.
 
     Raises:
-        TypeError, ValueError: it is no integer from 1 to ``MAX_STEPS``.
+        TypeError, ValueError: it is no integer from 1 to ``MAX_STEPS``; neither is None.
     """
     steps = default if given is None else given
     return exact_int(function, "num_inference_steps", steps, 1, MAX_STEPS)

@@ -139,7 +139,7 @@ def estimate_memory(
     """
     function = "estimate_memory"
     images = exact_int(function, "batch_size", batch_size, 1)
-    steps = inference_steps(function, num_inference_steps, 1)
+    steps = inference_steps(function, num_inference_steps)
     if quantization is not None:
         check_quantization(function, quantization)
     if isinstance(config, ModelConfig):

@@ -19,10 +19,13 @@ def test_a_few_inputs_and_attacks() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("form", [each.name for each in registry()])
+@pytest.mark.parametrize(
+    "form",
+    # Tables of kernels come with the installed package: nobody hands over others.
+    [each.name for each in registry() if each.name != "tables of kernels"],
+)
 def test_every_attack_on_a_format(form: str) -> None:
-    packaged = form == "tables of kernels"  # which come with the installed package
-    assert staged(run_all, 1, form) >= (not packaged)
+    assert staged(run_all, 1, form) > 0
 
 
 @pytest.mark.parametrize("number", range(3))

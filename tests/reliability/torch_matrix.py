@@ -101,8 +101,8 @@ def _equal(actual: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], whe
 def check_registration(case: Case, call: Call) -> None:
     """``opcheck`` of each operator that the call runs.
 
-    It takes NaN for another value than NaN, so an operator that gives it is not compared with its
-    traced form; ``check_compiled`` does.
+    It takes NaN for another value than NaN, so an operator that gives it, such as a mean over no
+    tokens, is not compared with its traced form.
     """
     for func, args in recorded(case, call, requires_grad=True):
         with torch.no_grad():

@@ -32,9 +32,8 @@ from bitdance.models.token_order import generation_order, latents_to_tokens
 
 __all__ = ["BinaryAutoencoder", "to_uint8"]
 
-_MIDDLE = torch.tensor(
-    128.0, dtype=torch.float32, device="cpu"
-)  # a sum that begins with it is one pass
+_MIDDLE = torch.tensor(128.0, dtype=torch.float32, device="cpu")
+"""A sum that begins with it is one pass."""
 
 
 class BinaryAutoencoder(nn.Module):

@@ -216,6 +216,8 @@ def test_what_is_refused_before_the_work(tmp_path):
             sample_prompts(
                 pipeline(), folder=tmp_path / "x", **{"prompts": one, **given, **changes}
             )
+    with pytest.raises(TypeError, match="num_inference_steps must be an integer from 1"):
+        sample_prompts(pipeline(), one, tmp_path, **{**given, "num_inference_steps": None})
     assert not any(tmp_path.iterdir())
     (tmp_path / "mine").touch()
     with pytest.raises(FileExistsError, match="is not empty"):
