@@ -25,6 +25,7 @@ import torch
 
 from bitdance.io.files import (
     CheckpointError,
+    locked,
     one_line,
     publish,
     require_file,
@@ -41,6 +42,7 @@ __all__ = [
     "check_weights",
     "is_finite",
     "load_weights",
+    "publish_tensors",
     "read_checkpoint",
     "read_pickle",
     "read_tensors",
@@ -107,6 +109,16 @@ def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
     """Like ``read_weights``, with the arguments of the training script where the file has them."""
     if prefer not in ("ema", "model"):
         raise ValueError(f"read_weights: prefer must be 'ema' or 'model', got {prefer!r}")
+    try:
+        return _read_checkpoint(path, prefer)
+    except CheckpointError:
+        if not _checksums(path).exists():
+            raise
+    with locked(path.parent):  # a writer may have been between the file and its checksum
+        return _read_checkpoint(path, prefer)
+
+
+def _read_checkpoint(path: Path, prefer: str) -> Checkpoint:
     check_checksum(require_file(path))
     if _is_safetensors(path):
         return Checkpoint(normalize_names(read_tensors(path), prefer, str(path)))
@@ -354,13 +366,24 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    sums = _checksums(path)
     with temporary_file(path) as temporary:
         save_tensors(temporary, tensors)
-        digest = sha256(temporary)
-        # In this order, a process that is killed in between leaves a readable file.
-        sums.unlink(missing_ok=True)
-        publish(temporary, path)
+        with locked(path.parent):
+            publish_tensors(temporary, path)
+
+
+def publish_tensors(temporary: Path, path: Path) -> None:
+    """Rename a finished safetensors file to `path`, and write its checksum.
+
+    The caller holds the lock of the folder, so that no other writer's checksum comes between.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    sums, digest = _checksums(path), sha256(temporary)
+    # In this order, a process that is killed in between leaves a readable file.
+    sums.unlink(missing_ok=True)
+    publish(temporary, path)
     write_text(sums, f"{digest}  {path.name}\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitdance.io import weights
-from bitdance.io.files import CheckpointError, one_line, write_text
+from bitdance.io.files import CheckpointError, one_line, temporary_file, write_text
 from bitdance.io.json_files import read_json
 from bitdance.io.settings import Count, Number, parse, settings
 from bitdance.models.text_to_image import TextToImageModel
@@ -75,7 +75,7 @@ _PARTS = {
 
 
 def save_release(model: TextToImageModel, sampling: SamplingConfig, folder: Path) -> None:
-    """Write a model in the form of a release into a folder that exists.
+    """Write a model in the form of a release into a folder that nobody else writes to.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -91,6 +91,8 @@ def save_release(model: TextToImageModel, sampling: SamplingConfig, folder: Path
     }  # fmt: skip
     state = model.state_dict()
     for prefix, name in _PARTS.items():
-        weights.write_tensors(folder / name, weights.split_prefix(state, prefix)[0])
+        with temporary_file(folder / name) as fresh:
+            weights.save_tensors(fresh, weights.split_prefix(state, prefix)[0])
+            weights.publish_tensors(fresh, folder / name)
     for name, content in configs.items():
         write_text(folder / name, json.dumps(content, indent=1) + "\n")

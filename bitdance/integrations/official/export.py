@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bitdance.io.files import publish, temporary_file, write_text
-from bitdance.io.weights import write_tensors
+from bitdance.io.files import locked, publish, temporary_file
+from bitdance.io.weights import publish_tensors, save_tensors
 from bitdance.models.autoencoder.autoencoder import BinaryAutoencoder
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AutoencoderConfig
@@ -44,29 +45,40 @@ def write_official(
         FileExistsError: one of them exists.
         OSError: the folder cannot be written.
     """
-    names = [*([_MODEL] if model else []), _AUTOENCODER, _WEIGHTS, _CONFIG]
-    for name in names:
-        if (folder / name).exists():
-            raise FileExistsError(f"{folder / name} exists")
+    paths = [folder / name for name in (_MODEL, _AUTOENCODER, _WEIGHTS, _CONFIG)]
+    paths = paths if model else paths[1:]
+    _refuse_existing(paths)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu() for name, tensor in autoencoder.state_dict().items()}
-    if model is not None:
-        own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        arguments = argparse.Namespace(**arguments_of(model.config))
-        _save(folder / _MODEL, {"model": own, "ema": own, "args": arguments})
-    _save(folder / _AUTOENCODER, {"state_dict": state})
-    write_tensors(folder / _WEIGHTS, state)
-    write_text(folder / _CONFIG, json.dumps(_official_config(autoencoder.config), indent=2) + "\n")
-    return [folder / name for name in names]
+    config = json.dumps(_official_config(autoencoder.config), indent=2) + "\n"
+    with contextlib.ExitStack() as stack:
+        fresh = {path.name: stack.enter_context(temporary_file(path)) for path in paths}
+        if model is not None:
+            own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+            arguments = argparse.Namespace(**arguments_of(model.config))
+            _save(fresh[_MODEL], {"model": own, "ema": own, "args": arguments})
+        _save(fresh[_AUTOENCODER], {"state_dict": state})
+        save_tensors(fresh[_WEIGHTS], state)
+        fresh[_CONFIG].write_text(config, encoding="utf-8")
+        with locked(folder):  # one writer at a time
+            _refuse_existing(paths)
+            for path in paths:
+                name = publish_tensors if path.name == _WEIGHTS else publish
+                name(fresh[path.name], path)
+    return paths
+
+
+def _refuse_existing(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists")
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
-    with temporary_file(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # as PyTorch reports a full disk
-            raise OSError(f"cannot write {path}: {error}") from error
-        publish(temporary, path)
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # as PyTorch reports a full disk
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _official_config(config: AutoencoderConfig) -> dict[str, Any]:

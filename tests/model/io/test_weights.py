@@ -236,6 +236,35 @@ def test_a_file_of_checksums_has_a_limit(tmp_path, state):
         weights.read_weights(tmp_path / "w.safetensors")
 
 
+def test_a_file_that_is_replaced_meanwhile_is_read_once_more(tmp_path, state, monkeypatch):
+    """A writer replaces the file between the reader's look at its checksum and at itself."""
+    path = tmp_path / "w.safetensors"
+    weights.write_tensors(path, state)
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    digest, replaced = weights.sha256, []
+
+    def meanwhile(file):
+        if not replaced:
+            replaced.append(file)
+            weights.write_tensors(path, other)
+        return digest(file)
+
+    monkeypatch.setattr(weights, "sha256", meanwhile)
+    read = weights.read_weights(path)
+    assert replaced == [path]
+    assert all(torch.equal(read[name], tensor) for name, tensor in other.items())
+
+
+def test_an_altered_file_is_refused_though_it_is_read_twice(tmp_path, state):
+    path = tmp_path / "w.safetensors"
+    weights.write_tensors(path, state)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="its checksum differs from"):
+        weights.read_weights(path)
+
+
 def test_a_broken_link_to_checksums_is_not_taken_for_none(tmp_path, state):
     weights.write_tensors(tmp_path / "w.safetensors", state)
     sums = tmp_path / "w.safetensors.sha256"
