@@ -22,7 +22,8 @@ from pathlib import Path
 from tests.reliability.files import commands, syscalls
 from tests.reliability.files.box import forked, scratch, staged
 from tests.reliability.files.place import Place
-from tests.reliability.files.writers import Writer, warm, writers
+from tests.reliability.files.writer import Writer
+from tests.reliability.files.writers import warm, writers
 from tests.reliability.promise import Promise
 
 __all__ = ["PROMISES", "kill", "measure"]

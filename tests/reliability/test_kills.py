@@ -13,7 +13,8 @@ from tests.reliability.files.box import scratch, staged
 from tests.reliability.files.place import Place
 from tests.reliability.files.sites import WRITES, sites
 from tests.reliability.files.syscalls import Call
-from tests.reliability.files.writers import Writer, writers
+from tests.reliability.files.writer import Writer
+from tests.reliability.files.writers import writers
 
 ELSEWHERE = {
     "bitdance.cli.bench.draw": "a plot, by replace_file",

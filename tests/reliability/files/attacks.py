@@ -132,7 +132,19 @@ def _tensors() -> Iterator[Attack]:
             if "data_offsets" in entry and entry["dtype"] == "F32":
                 entry["data_offsets"] = first(content)["data_offsets"]
 
+    def twice(data: bytes) -> bytes:
+        """Another tensor for a parameter, by the name that it has in a wrapper."""
+        size = int.from_bytes(data[:8], "little")
+        content, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+        name = next(name for name in content if name != "__metadata__")
+        start, end = content[name]["data_offsets"]
+        offsets = [len(body), len(body) + end - start]
+        content[f"module.{name}"] = {**content[name], "data_offsets": offsets}
+        text = json.dumps(content).encode()
+        return len(text).to_bytes(8, "little") + text + body + bytes(end - start)
+
     builds: Mapping[str, Callable[[bytes], bytes]] = {
+        "two names for one parameter": twice,
         **{
             f"a head of {length} bytes": partial(_with_length, length)
             for length in (0, 1, 10**8 + 1, 2**40, 2**63, 2**64 - 1)
@@ -219,6 +231,9 @@ def _settings() -> Iterator[Attack]:
     values: dict[str, Any] = {
         "steps": float("inf"), "classes": 5, "format": None, "weights": [], "model": [[]] * 9,
     }  # fmt: skip
+    deepest = {"n_layer": 2**12, "diff_layers": 2**12, "diff_adanln_layers": 2**12}
+    yield Attack("as deep as can be", "folder of a model", put("model", **deepest))
+    yield Attack("fewer names than classes", "folder of a model", put("", classes=["a"]))
     for key, odd in values.items():
         yield Attack(f"{key} = {odd}", "folder of a model", put("", **{key: odd}))
     for name, text in {

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,15 @@ def archives() -> Iterator[Attack]:
         with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data/bomb", bytes(1 << 26))
 
+    def endless(path: Path) -> None:
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        # A block that can follow itself.
+        block = deflate.compress(bytes(1 << 26)) + deflate.flush(zlib.Z_FULL_FLUSH)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("archive/data/bomb", block * 512 + deflate.flush())
+            entry = archive.filelist[-1]  # written at the end
+            entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, 512 << 26
+
     def encrypted(path: Path) -> None:
         data = bytearray(path.read_bytes())
         at = data.index(b"PK\1\2")
@@ -201,7 +211,8 @@ def archives() -> Iterator[Attack]:
         path.write_bytes(data[: at + 20] + b"\xfe\xff\xff\xff" * 2 + data[at + 28 :])
 
     changes: Mapping[str, Callable[[Path], object]] = {
-        "an archive that inflates": compressed, "an encrypted archive": encrypted,
+        "an archive that inflates": compressed, "32 GiB in 33 MB": endless,
+        "an encrypted archive": encrypted,
         "65,535 members": many, "two members of one name": twice, "members of 4 GB": claims,
         "an archive in an archive": lambda path: path.write_bytes(
             b"PK\3\4" + path.read_bytes()[:500] + path.read_bytes()

@@ -29,7 +29,7 @@ from tests.model.helpers.tiny_images import CLASSES, write_data_set
 from tests.reliability.files.box import forked, scratch
 from tests.reliability.files.formats import digest
 from tests.reliability.files.formats_models import autoencoder, pipeline
-from tests.reliability.files.writers import listing
+from tests.reliability.files.writer import listing
 
 __all__ = ["stop_all"]
 

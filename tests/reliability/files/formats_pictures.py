@@ -45,6 +45,18 @@ def _load(folder: Path, *, suffix: str) -> str:
     return digest(np.asarray(image))
 
 
+def _make_folder(folder: Path) -> None:
+    for number, suffix in enumerate(("png", "bmp", "jpg", "png")):
+        path = folder / "data" / f"class {number % 2}" / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(suffix))
+
+
+def _load_folder(folder: Path) -> str:
+    images = open_images(folder / "data", 12)
+    return digest(images.take(np.arange(len(images))), images.labels, images.classes)
+
+
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
@@ -112,6 +124,10 @@ FORMATS = (
             ),
         )
         for suffix in SUFFIXES
+    ),
+    Format(
+        "folder of pictures", _make_folder, _load_folder,
+        (ImageError, FileNotFoundError, ValueError), {"*": _PIXELS},
     ),
     Format(
         "archive of pictures", _make_archive, _load_archive,

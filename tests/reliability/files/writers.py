@@ -8,7 +8,6 @@ import importlib.util
 import io
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from bitdance.evaluation.classifier import Classifier, load_classifier
 from bitdance.integrations.official.export import write_official
 from bitdance.io import files
 from bitdance.io.npz import ImageArray, read_arrays, write_images
-from bitdance.io.outputs import save_array, save_image
+from bitdance.io.outputs import check_file, save_array, save_image
 from bitdance.io.weights import read_weights, write_tensors
 from bitdance.training import checkpoint
 from bitdance.training.config import read_config, write_config
@@ -41,35 +40,9 @@ from tests.reliability.files.formats_models import (
     text_pipeline,
     write_sharded,
 )
+from tests.reliability.files.writer import Writer
 
-__all__ = ["Writer", "listing", "warm", "writers"]
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A writer of the library.
-
-    Attributes:
-        name: short and unique.
-        write: writes state 0 or 1 below a folder, as the library does.
-        read: the states that are there, each whole: a number for every file or folder that is
-            written at once, None for one that is not there. It raises an error for a damaged one.
-        replaces: whether state 1 may take the place of state 0.
-        resumes: whether it does nothing but tidy where state 1 is there.
-        overwrites: whether state 1 may take the place of itself, by whole parts. A run writes a
-            folder of a step again only if what is there is damaged.
-        sites: "module.function" of the library that writes, for the registry's test.
-        needs: packages without which it is left out.
-    """
-
-    name: str
-    write: Callable[[Path, int], object]
-    read: Callable[[Path], tuple[int | None, ...]]
-    replaces: bool = True
-    resumes: bool = False
-    overwrites: bool = True
-    sites: tuple[str, ...] = field(default=())
-    needs: tuple[str, ...] = ()
+__all__ = ["warm", "writers"]
 
 
 def warm() -> None:
@@ -86,11 +59,6 @@ def warm() -> None:
 def writers() -> tuple[Writer, ...]:
     """All writers whose packages are installed."""
     return tuple(w for w in _WRITERS if all(importlib.util.find_spec(name) for name in w.needs))
-
-
-def listing(folder: Path) -> frozenset[str]:
-    """Names of everything below a folder."""
-    return frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def _state(*values: tuple[bool, bool]) -> tuple[int, ...]:
@@ -138,7 +106,6 @@ _OFFICIAL = ("model.pt", "autoencoder.pt", "ae.safetensors")
 
 
 def _write_official(folder: Path, number: int) -> None:
-    shutil.rmtree(folder / "m", ignore_errors=True)  # what is there would be refused
     write_official(folder / "m", pipeline(number).model.vae, pipeline(number).model)
 
 
@@ -236,6 +203,7 @@ def _of_pixels(found: np.ndarray, count: int = 1) -> int:
 
 def _write_pictures(folder: Path, number: int) -> None:
     for name in ("a.png", "b.webp", "c.bmp"):
+        check_file(folder / "out" / name)  # as commands do before their work
         image = Image.fromarray(_pixels(number, 1)[0])
         if name == "b.webp":  # with losses it would be neither state
             image = Image.fromarray(np.full((4, 4, 3), 40 + 160 * number, np.uint8))
@@ -416,6 +384,7 @@ _WRITERS = (
     ),
     Writer(
         "official files", _write_official, _read_official, replaces=False,
+        clear=lambda f: shutil.rmtree(f / "m", ignore_errors=True),
         sites=(
             "bitdance.integrations.official.export.write_official",
             "bitdance.integrations.official.export._save",
@@ -425,7 +394,8 @@ _WRITERS = (
         "weights with a sidecar", lambda f, n: write_tensors(f / "w.safetensors", _weights(n)),
         _read_tensors,
         sites=(
-            "bitdance.io.weights.write_tensors", "bitdance.training.autoencoder.AutoencoderTask",
+            "bitdance.io.weights.write_tensors", "bitdance.io.weights.publish_tensors",
+            "bitdance.training.autoencoder.AutoencoderTask",
         ),
     ),
     Writer(
