@@ -39,8 +39,23 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 REPOSITORY = "https://github.com/bitdance-kernels/bitdance"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-STRICT = os.environ.get("BITDANCE_BUILD_STRICT") == "1"
+
+
+def setting(name: str, *values: str) -> str:
+    """One of the values that a variable of the environment may have; the first where it is unset.
+
+    Raises:
+        SystemExit: it has another value.
+    """
+    value = os.environ.get(name) or values[0]
+    if value not in values:
+        raise SystemExit(f"{name} must be {', '.join(values[:-1])} or {values[-1]}, got {value!r}")
+    return value
+
+
+STRICT = setting("BITDANCE_BUILD_STRICT", "0", "1") == "1"
 SANITIZE = {
+    "0": [],
     # Unrolled kernels would compile for half an hour with -O3, with checks of what a scope has
     # left, and with those of pointers that AddressSanitizer makes too. Expensive optimizations:
     # products and sums round once, as sums that must have equal bits ask for.
@@ -52,10 +67,10 @@ SANITIZE = {
     ).split(),
     # -Wno-tsan: fences, which the sanitizer does not see, order nothing that it watches.
     "thread": "-fsanitize=thread -O1 -fopenmp-simd -Wno-tsan -g".split(),
-}.get(os.environ.get("BITDANCE_BUILD_SANITIZE", ""), [])
+}[setting("BITDANCE_BUILD_SANITIZE", "0", "1", "thread")]
 # The counters are atomic, since kernels have threads; -O1 keeps lines apart.
 COVERAGE = "--coverage -fprofile-update=atomic -O1 -fexpensive-optimizations".split()
-COVERAGE *= os.environ.get("BITDANCE_BUILD_COVERAGE") == "1"
+COVERAGE *= setting("BITDANCE_BUILD_COVERAGE", "0", "1") == "1"
 # GCC vectorizes the loops only with the last three. Nobody reads the floating-point exception flags
 # or errno, but while they count, a loop with a comparison or a square root stays scalar; and the
 # branch of a clamped value must not be threaded away, so that both values are computed and blended.
@@ -85,9 +100,7 @@ def find_compiler() -> str | None:
 
 def find_nvcc() -> str | None:
     """The CUDA compiler, unless BITDANCE_BUILD_CUDA=0."""
-    wish = os.environ.get("BITDANCE_BUILD_CUDA", "auto")
-    if wish not in ("auto", "0", "1"):
-        raise SystemExit(f"BITDANCE_BUILD_CUDA must be auto, 0 or 1, got {wish!r}")
+    wish = setting("BITDANCE_BUILD_CUDA", "auto", "0", "1")
     if wish == "0":
         return None
     nvcc = shutil.which(os.environ.get("NVCC", "nvcc"))

@@ -92,6 +92,12 @@ def test_a_failing_compiler_leaves_the_module_out(checkout):
     [
         ({"BITDANCE_BUILD_CUDA": "yes"}, "BITDANCE_BUILD_CUDA must be auto, 0 or 1, got 'yes'"),
         ({"BITDANCE_BUILD_CUDA": "1", "NVCC": "/hidden/nvcc"}, "but nvcc was not found"),
+        ({"BITDANCE_BUILD_STRICT": "yes"}, "BITDANCE_BUILD_STRICT must be 0 or 1, got 'yes'"),
+        (
+            {"BITDANCE_BUILD_SANITIZE": "address"},
+            "BITDANCE_BUILD_SANITIZE must be 0, 1 or thread, got 'address'",
+        ),
+        ({"BITDANCE_BUILD_COVERAGE": "true"}, "BITDANCE_BUILD_COVERAGE must be 0 or 1, got 'true'"),
         ({"BITDANCE_CUDA_ARCHS": "hopper"}, "'hopper' is no compute capability like 80 or 90a"),
     ],
 )

@@ -114,6 +114,14 @@ def test_unknown_option_is_refused():
     assert _run("-m", "bitdance_kernels", "--yaml").returncode == 2
 
 
+def test_a_reader_that_leaves_is_no_error():
+    command = [sys.executable, "-m", "bitdance_kernels"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 141
+
+
 @pytest.mark.parametrize("missing", ["torch", "triton", "numpy"])
 def test_prints_whatever_is_missing(missing, tmp_path):
     """A module that cannot be imported stands in for one that is not installed."""

@@ -71,7 +71,7 @@ class _Content:
     def __post_init__(self) -> None:
         count = self.model.num_classes
         if self.classes and len(self.classes) != count:
-            raise invalid_value("classes", f"{count} names", f"{len(self.classes)} of them")
+            raise invalid_value("classes", f"{count} names", len(self.classes))
 
 
 @dataclass(frozen=True)

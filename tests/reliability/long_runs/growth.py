@@ -50,7 +50,7 @@ on, since the system counts it in pages. Over 500,000 calls it is a hundredth of
 """
 
 
-class _Mallinfo(ctypes.Structure):
+class Mallinfo(ctypes.Structure):
     """``struct mallinfo2`` of glibc."""
 
     _fields_ = [
@@ -72,7 +72,7 @@ def usage() -> Usage:
         gc.collect()
     try:
         libc = ctypes.CDLL(None)
-        libc.mallinfo2.restype = _Mallinfo
+        libc.mallinfo2.restype = Mallinfo
         libc.malloc_trim(0)
         heap = libc.mallinfo2()
     except AttributeError as error:
