@@ -18,6 +18,7 @@ import triton
 import yaml
 
 import bitdance_kernels
+from bitdance_kernels import testing
 
 ROOT = Path(__file__).parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
@@ -151,6 +152,50 @@ def test_no_source_asks_for_a_card_before_blackwell():
 def test_targets_of_a_cuda_source(source, archs, targets, monkeypatch):
     monkeypatch.setenv("BITDANCE_CUDA_ARCHS", archs)
     assert " ".join(map(":".join, SETUP["cuda_targets"](source))) == targets
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or not SETUP["X86"], reason="x86 Linux")
+def test_instruction_sets_of_this_processor_are_known():
+    if not (known := testing.cpu_isas()):
+        pytest.skip("no native module")
+    found = {isa for isa in known if isa == "scalar" or _runs_here(f"_{isa}")}
+    assert found == set(known)
+    assert not SETUP["runs_here"](["-mno-such-set"])
+    if "avx512" not in known:
+        assert not _runs_here("_avx512")
+
+
+def _runs_here(suffix):
+    return SETUP["runs_here"](SETUP["ISA_FLAGS"][suffix])
+
+
+def test_what_runs_here_has_the_checks_of_a_sanitizer(monkeypatch):
+    code = "import runpy; f = runpy.run_path('setup.py'); print(f['flags']('x.cpp'))"
+    code += "; f['flags'].__globals__['runs_here'] = lambda isa: '-mavx512f' not in isa"
+    code += "; print(f['flags']('x_avx2.cpp')); print(f['flags']('x_avx512.cpp'))"
+    monkeypatch.setenv("BITDANCE_BUILD_SANITIZE", "1")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("['-std")]
+    assert ["-fsanitize=address,undefined" in line for line in lines] == [True, True, False]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(
+    "source", [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("csrc/cuda/**/*.cu"))]
+)
+def test_every_capability_compiles_without_warnings(source, tmp_path):
+    environment = {**os.environ, "BITDANCE_BUILD_STRICT": "1"}
+    environment.pop("BITDANCE_CUDA_ARCHS", None)
+    code = f"import runpy; print(*runpy.run_path('setup.py')['flags']({source!r}))"
+    command = [sys.executable, "-c", code]
+    run = {"cwd": ROOT, "env": environment, "text": True, "capture_output": True, "check": False}
+    flags = subprocess.run(command, **run).stdout.splitlines()[-1].split()
+    assert any("sm_100" in flag for flag in flags)
+    includes = ["-Icsrc", "-Icsrc/include"]
+    done = subprocess.run([NVCC, *flags, *includes, "-c", source, "-o", tmp_path / "x.o"], **run)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")

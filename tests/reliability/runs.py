@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,17 @@ TAIL = 30
 
 @dataclass(frozen=True)
 class Suite:
-    """A module with PROMISES and ``measure``."""
+    """A module with PROMISES and ``measure``.
+
+    Attributes:
+        name: name of the module.
+        promises: its PROMISES.
+        environment: its ENVIRONMENT, where it has one: variables that its process begins with.
+    """
 
     name: str
     promises: tuple[Promise, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def find() -> list[Suite]:
@@ -49,7 +57,8 @@ def find() -> list[Suite]:
         content = importlib.import_module(f"tests.reliability.{module.name}")
         if not hasattr(content, "PROMISES") or not hasattr(content, "measure"):
             continue
-        suite = Suite(module.name, tuple(content.PROMISES))
+        environment = getattr(content, "ENVIRONMENT", {})
+        suite = Suite(module.name, tuple(content.PROMISES), environment)
         names = [promise.name for promise in suite.promises]
         if len(set(names)) < len(names):
             raise ValueError(f"{suite.name}: names of promises must differ, got {names}")
@@ -89,7 +98,8 @@ def run(
         with output.open("wb") as stream:
             process = subprocess.Popen(
                 [*command, repr(scale), str(figures)], cwd=ROOT, stdout=stream,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                env={**os.environ, **suite.environment}, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             try:
                 why = _status(process.wait(limit))

@@ -52,6 +52,10 @@ PROMISES = (
     ),
 )  # fmt: skip
 
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+"""Without the memory that malloc keeps for each thread, which fills for thousands of requests and
+counts as given out."""
+
 
 def measure(scale: float) -> Mapping[str, float]:
     """Figures of the promises; `scale` times the goals are run."""
