@@ -227,9 +227,15 @@ def _patch(config: HeadConfig, rows: int) -> Iterator[tuple[str, Any]]:
     )
 
 
+def built() -> tuple[str, ...]:
+    """Those of ARCHS that the CUDA module has machine code for."""
+    found = native.cuda.architectures.split()
+    return tuple(arch for arch in ARCHS if arch.removeprefix("sm_") in found)
+
+
 def record() -> dict[str, Any]:
     """All figures of what is built."""
-    found = {arch: kernels(arch) for arch in ARCHS}
+    found = {arch: kernels(arch) for arch in built()}
     names = {name: sass.short_name(name) for name in found[CODE]}
     sizes = {}
     for label, launched in launches().items():

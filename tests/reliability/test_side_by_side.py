@@ -27,7 +27,7 @@ def test_one_moment_of_each_writer() -> None:
     assert figures == {"moments of two writers": count, "targets of two writers": count}
 
 
-@pytest.mark.parametrize("name", ["weights with a sidecar", "index of codes"])
+@pytest.mark.parametrize("name", ["weights with a sidecar"])
 def test_every_moment(name: str) -> None:
     assert staged(side_by_side.measure_writer, name) > 5
 
