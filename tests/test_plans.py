@@ -9,6 +9,7 @@ from bitdance_kernels import (
     finalize_bits,
     flip_bits,
     flip_signs,
+    gated_residual,
     group_norm_silu,
     hamming_distance,
     nearest_codes,
@@ -92,15 +93,25 @@ def test_a_planned_call_gives_the_bits_of_a_first_one(name, monkeypatch):
     assert [_is_plan(run) for run in REGISTRY[name]._chosen.values()] == [True]
 
 
-def test_arguments_in_the_same_memory_are_not_taken_for_each_other():
-    op = REGISTRY["hamming_distance"]
-    a, b = _codes(5, 3), _codes(5, 3)
-    op._chosen.clear()
-    assert (hamming_distance(a, a).diagonal() == 0).all()
-    assert torch.equal(hamming_distance(a, b), hamming_distance(a, b, backend="reference"))
-    op._chosen.clear()
-    hamming_distance(a, b)
-    assert (hamming_distance(b, b).diagonal() == 0).all()
+OF_TWO = {
+    "hamming_distance": (hamming_distance, lambda: _codes(2, 4)),
+    "gated_residual": (
+        lambda x, h, **options: gated_residual(x, h, torch.ones(8, 16), **options),
+        lambda: torch.randn(8, 16),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_arguments_in_the_same_memory_are_not_taken_for_each_other(name, monkeypatch):
+    function, make = OF_TWO[name]
+    a, b = make(), make()
+    for first, second in (((a, a), (a, b)), ((a, b), (b, b))):
+        monkeypatch.setattr(REGISTRY[name], "_chosen", {})
+        kept = function(*first)
+        assert [_is_plan(run) for run in REGISTRY[name]._chosen.values()] == [first[1] is b]
+        for result, arguments in ((kept, first), (function(*second), second)):
+            torch.testing.assert_close(result, function(*arguments, backend="reference"))
 
 
 def test_large_results_come_from_the_pool():

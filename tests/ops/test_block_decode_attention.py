@@ -111,6 +111,21 @@ def test_equals_block_causal_attention_over_the_filled_rows(lengths, P, heads, w
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_later_keys_with_larger_scores(rows, dtype):
+    """What earlier keys have added is scaled down, many times over."""
+    q, k, v = _inputs(2, rows, 300, (2, 1), 32, torch.float32)
+    q = q.abs()
+    k += torch.linspace(-1, 1, 300, dtype=torch.float32, device="cpu").view(300, 1, 1)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    n = torch.tensor([300, 129], dtype=torch.int32)
+    truth = reference.attend(q.double(), k.double(), v.double(), n, 0.2)
+    plain = reference.attend(q, k, v, n, 0.2)
+    out = block_decode_attention(q, k, v, n, scale=0.2)
+    compare("staged", out, plain, truth, f"{rows} rows of {dtype}")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("formula", [reference.run, reference.attend])
 @pytest.mark.parametrize("lengths", [(3, 3), (0, 5), (0, 0)])

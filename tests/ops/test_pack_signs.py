@@ -72,9 +72,10 @@ def test_every_width_and_strided_rows(isa, dtype, threads):
 
 @pytest.mark.parametrize("isa", cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
-def test_large_inputs(isa, dtype):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_large_inputs(isa, dtype, threads):
     x = _values(2**17 + 3, 8, dtype=dtype)  # four streams and a tail
-    with cpu_isa(isa):
+    with cpu_isa(isa), cpu_threads(threads):
         actual = pack_signs(x, backend="cpu")
         odd_start = pack_signs(x.view(-1)[1:-7], backend="cpu")
     expected = np.packbits(x.float().numpy() > 0, axis=-1, bitorder="little")
