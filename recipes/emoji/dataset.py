@@ -5,8 +5,10 @@
 
 The folder gets ``train`` and ``test`` with pictures of 64 x 64 pixels on white, a sub-folder per
 category, and ``train.jsonl`` and ``test.jsonl`` with captions, as ``bitdance tokenize --captions``
-reads them. The test pictures are combinations that the training pictures lack: a skin tone of a
-person, all of a gender and style of a role, a style of a thing. See NOTICE for the licenses.
+reads them. ``shifted`` and ``shifted.jsonl`` have each training picture six times, five of them
+shifted, for the model of prompts, which otherwise learns codes by heart. The test pictures are
+combinations that the training pictures lack: a skin tone of a person, all of a gender and style of
+a role, a style of a thing. See NOTICE for the licenses.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import re
 import tarfile
 from collections import Counter, defaultdict
@@ -22,8 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from bitdance.io.files import sha256
-from bitdance.io.image_files import decode_image
+from bitdance.io.image_files import decode_image, read_image
 
 PACKAGES = {
     "emoji-datasource-google-16.0.0.tgz":
@@ -39,6 +45,7 @@ TONES = {
     "1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark",
     "1F3FF": "dark",
 }  # fmt: skip
+SHIFT, COPIES = 2, 6  # pixels that copies are shifted by, and copies of a picture
 JOINER, FEMALE, MALE = "200D", "2640", "2642"
 GENDERS = {"1F468": "man", "1F469": "woman", "1F9D1": "person"}
 # Code points behind the first person that make a couple or a family rather than a role.
@@ -112,6 +119,15 @@ class Emoji:
             *[f"{words}{tone}{style}" for words in worded],
             *[f"{self.label}{tone}"] * 2,
         ]
+
+    def role_captions(self) -> list[str]:
+        """The same where two tell the gender of a role alone, and four name the neutral one too."""
+        captions, tone, style = self.captions(), self.tone_text(), f", {self.style} style"
+        if self.gender != "none":
+            captions[:2] = [f"some {self.gender}{tone}{style}"] * 2
+        if self.gender == "person" and "person" not in self.label:
+            captions[2:6] = [f"person {self.label}{tone}{style}"] * 4
+        return captions
 
 
 def number(text: str) -> int:
@@ -243,6 +259,33 @@ def _read(package: Path, pattern: str) -> dict[str, bytes]:
     return found
 
 
+def shifted(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
+    """A picture uint8 [H, W, 3] on white, moved by at most SHIFT pixels."""
+    height, width, _ = pixels.shape
+    padded = np.pad(pixels, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), constant_values=255)
+    top, left = SHIFT - down, SHIFT - right
+    return padded[top : top + height, left : left + width]
+
+
+def write_shifted(emoji: Iterable[Emoji], out: Path) -> None:
+    """Write the training pictures that `write` has written again, as they are and shifted."""
+    draws, lines = random.Random(0), []
+    moves = [(-y, -x) for y in range(-SHIFT, SHIFT + 1) for x in range(-SHIFT, SHIFT + 1)]
+    moves.remove((0, 0))
+    for one in emoji:
+        if one.held_out:
+            continue
+        pixels = np.asarray(read_image(out / one.file))
+        for i, move in enumerate([(0, 0), *draws.sample(moves, COPIES - 1)]):
+            name = Path(one.file.replace("train/", "shifted/"))
+            name = name.with_name(f"{name.stem}-{i}.png")
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(shifted(pixels, *move)).save(out / name)
+            content = {**asdict(one), "image": str(name)}
+            lines.append(json.dumps({"captions": one.role_captions(), **content}))
+    (out / "shifted.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def write(emoji: Iterable[Emoji], files: Mapping[str, bytes], out: Path) -> None:
     """Write pictures and captions."""
     lines: dict[str, list[str]] = {"train": [], "test": []}
@@ -269,6 +312,7 @@ def main() -> None:
             parser.error(f"{options.packages / name} is another file than that of the recipe")
     emoji, files = read_packages(options.packages)
     write(emoji, files, options.out)
+    write_shifted(emoji, options.out)
     counts = Counter(one.held_out for one in emoji)
     held_out = ", ".join(f"{counts[kind]} {kind}" for kind in "ABC")
     print(f"{len(emoji)} pictures, {len(emoji) - counts['']} of them held out ({held_out})")

@@ -63,8 +63,8 @@ def write_official(
         with locked(folder):  # one writer at a time
             _refuse_existing(paths)
             for path in paths:
-                name = publish_tensors if path.name == _WEIGHTS else publish
-                name(fresh[path.name], path)
+                put = publish_tensors if path.name == _WEIGHTS else publish
+                put(fresh[path.name], path)
     return paths
 
 

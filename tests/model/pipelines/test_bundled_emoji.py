@@ -34,7 +34,7 @@ def test_it_is_small_and_complete(pipeline):
 
 
 def test_it_is_what_the_recipe_makes(pipeline):
-    """Weights are the run's, rounded to half precision; its configuration is the recipe's."""
+    """Weights are those of runs, rounded to half precision; its configuration is the recipe's."""
     autoencoder, model = (read_config(RECIPE / f"{name}.toml") for name in ("autoencoder", "model"))
     config = pipeline.model.config
     assert autoencoder.autoencoder == config.autoencoder
@@ -43,9 +43,11 @@ def test_it_is_what_the_recipe_makes(pipeline):
     sampling = pipeline.sampling
     assert sampling.num_inference_steps == model.num_inference_steps
     assert sampling.guidance_scale == model.guidance_scale
-    for name, run in (("autoencoder", autoencoder), ("model", model)):
+    assert " --out $runs/shifted --set optim.steps=3600 " in (RECIPE / "train.sh").read_text()
+    steps = {"autoencoder": autoencoder.optim.steps, "model": model.optim.steps, "shifted": 3600}
+    for name, count in steps.items():
         last = (RECIPE / f"{name}-log.csv").read_text().splitlines()[-1]
-        assert int(last.split(",")[0]) == run.optim.steps
+        assert int(last.split(",")[0]) == count
     assert all(torch.equal(p, p.half().float()) for p in pipeline.model.state_dict().values())
 
 

@@ -7,9 +7,11 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bitdance.data.captioned_images import iterate_captioned_images
@@ -19,6 +21,7 @@ from bitdance.models.text_to_image import TextToImageModel
 from bitdance.pipelines.prompts import NO_PROMPT, PROMPT, load_tokenizer, token_ids
 from bitdance.training.config import read_config
 from bitdance.training.documents import DocumentMaker
+from tests.reliability.files.formats_models import text_pipeline
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "recipes" / "emoji"
@@ -33,7 +36,7 @@ def load(name):
     return module
 
 
-dataset = load("dataset")
+dataset, averages = load("dataset"), load("average")
 
 
 def entry(unified, category, tones=()):
@@ -106,6 +109,7 @@ def data(packages, tmp_path_factory):
     emoji, files = dataset.read_packages(packages)
     out = tmp_path_factory.mktemp("data")
     dataset.write(emoji, files, out)
+    dataset.write_shifted(emoji, out)
     return emoji, out
 
 
@@ -176,6 +180,46 @@ def test_pictures_and_captions_are_written(data):
     assert open_images(out, 64).classes == ("animals-nature", "people-body", "symbols")
 
 
+def test_captions_of_roles_tell_the_gender_apart(data):
+    of = {(one.label, one.style, one.tones): one for one in data[0]}
+    woman = of["woman farmer", "twemoji", ("dark",)]
+    changed = Counter(woman.role_captions()) - Counter(woman.captions())
+    assert changed == {"some woman, dark skin tone, twemoji style": 2}
+    neutral = of["thing 1f482", "noto", ()]
+    changed = Counter(neutral.role_captions()) - Counter(neutral.captions())
+    assert changed == {"some person, noto style": 2, "person thing 1f482, noto style": 4}
+    hand = of["raised hand", "twemoji", ()]
+    assert hand.role_captions() == hand.captions()
+
+
+def test_training_pictures_are_written_again_shifted(data):
+    emoji, out = data
+    found = list(iterate_captioned_images(out / "shifted.jsonl"))
+    trained = [one for one in emoji if not one.held_out]
+    assert len(found) == dataset.COPIES * len(trained)
+    for i, one in enumerate(trained):
+        copies = found[dataset.COPIES * i : dataset.COPIES * (i + 1)]
+        assert all(list(image.captions) == one.role_captions() for image in copies)
+        level = {"noto": 90, "twemoji": 180}[one.style]
+        places = set()
+        for image in copies:
+            red = (np.array(image.read("white")) == (level, 0, 0)).all(-1)  # left half as drawn
+            rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+            assert (np.diff(rows) == 1).all()
+            assert 62 <= len(rows) <= 64
+            places.add((rows[0], rows[-1], columns[0], columns[-1]))
+        assert (0, 63, 0, 31) in places
+        assert len(places) > 3
+
+
+def test_a_shift_moves_pixels_and_adds_white():
+    pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    moved = dataset.shifted(pixels, 1, -2)
+    assert (moved[1:, :2] == pixels[:-1, 2:]).all()
+    assert (moved[0] == 255).all()
+    assert (moved[:, 2:] == 255).all()
+
+
 def test_other_packages_are_refused(packages, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["x", "--packages", str(packages), "--out", str(out)])
@@ -207,6 +251,19 @@ def test_the_text_tokenizer_makes_one_token_of_each_chat_word(data, tmp_path):
         assert token_ids(tokenizer, text)
     documents = DocumentMaker(tokenizer, 4, text_loss=True)
     assert documents.length(documents.caption("woman guard"), (4, 4)) == len(ids) + 6 + 16 + 2
+
+
+def test_an_average_is_of_every_weight():
+    first, second = text_pipeline(0), text_pipeline(1)
+    states = [{k: t.clone() for k, t in p.model.state_dict().items()} for p in (first, second)]
+    averaged = averages.average(first, second, 0.25).model.state_dict()
+    assert averaged.keys() == states[0].keys()
+    for name, tensor in averaged.items():
+        expected = 0.75 * states[0][name].double() + 0.25 * states[1][name].double()
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-7)
+    other = mock.Mock(config=None)
+    with pytest.raises(ValueError, match="both models must have one configuration"):
+        averages.average(first, other, 0.5)
 
 
 def test_tokenizer_and_model_fit_each_other_and_the_size_of_a_package():
