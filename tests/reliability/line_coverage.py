@@ -85,6 +85,8 @@ def prepare(copy: Path) -> None:
             shutil.copy2(ROOT / name, copy / name)
     for module in (ROOT / "bitdance_kernels").glob("_cuda*.so"):
         shutil.copy2(module, copy / "bitdance_kernels")
+    for objects in ROOT.glob("build/temp.*/bitdance_kernels._cuda"):  # whose machine code is read
+        shutil.copytree(objects, copy / objects.relative_to(ROOT))
     environment = {**os.environ, "BITDANCE_BUILD_CUDA": "0", "BITDANCE_BUILD_COVERAGE": "1"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=copy, env=environment, check=False)
