@@ -14,7 +14,7 @@ from tests.reliability.files.place import Place
 from tests.reliability.files.sites import WRITES, sites
 from tests.reliability.files.syscalls import Call
 from tests.reliability.files.writer import Writer
-from tests.reliability.files.writers import writers
+from tests.reliability.files.writers import warm, writers
 
 ELSEWHERE = {
     "bitdance.cli.bench.draw": "a plot, by replace_file",
@@ -46,6 +46,19 @@ def test_a_few_kills() -> None:
     figures = kills.measure(0.003)
     assert figures["kills of each writer"] == 1
     assert figures["writers killed"] == len(writers())
+
+
+def _kill(name: str) -> int:
+    (writer,) = (writer for writer in writers() if writer.name == name)
+    warm()
+    with scratch() as place:
+        return kills.kill(writer, place / "a", 60)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [writer.name for writer in writers()])
+def test_many_kills_of_a_writer(name: str) -> None:
+    assert staged(_kill, name) == 60
 
 
 @pytest.mark.usefixtures("_calls")

@@ -80,6 +80,8 @@ def pickles() -> Iterator[Attack]:
             yield Attack(f"{file} with {name}", many, partial(_put_sharded, file, content))
         objects = npy("|O", (10, 4, 2)) + content
         yield Attack(f"array with {name}", "packed codes", partial(put_array, objects))
+        alone = partial(put_array, content)
+        yield Attack(f"array that is a pickle with {name}", "packed codes", alone)
     odd = {
         "a text of 2^62 bytes": b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b"a.",
         "bytes of 2^31": b"\x80\x04B\xff\xff\xff\x7fabc.",

@@ -31,7 +31,10 @@ def _write(folder: Path, codes: np.ndarray, labels: np.ndarray, channels: int, s
     cuts = [int(end) for end in np.cumsum(parts) if end < len(codes)]
     with PackedWriter(folder, tokens=codes.shape[1], channels=channels, shard_size=shard) as writer:
         for first, end in zip([0, *cuts], [*cuts, len(codes)], strict=True):
-            writer.write(codes[first:end], labels[first:end])
+            given = codes[first:end].copy(), labels[first:end].copy()
+            writer.write(*given)
+            for array in given:  # its caller may use it again
+                array.fill(0)
     return PackedDataset(folder)
 
 

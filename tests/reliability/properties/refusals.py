@@ -244,6 +244,37 @@ def what_is_written_has_memory_of_its_own(
     assert all(map(torch.equal, before, caches.values()))
 
 
+@for_all(
+    seed=SEEDS, rows=st.integers(1, 3), cache=st.integers(3, 9), angles=st.integers(3, 9),
+    first=st.lists(st.integers(-1, 9), min_size=1, max_size=2), place=_PLACE,
+)  # fmt: skip
+def positions_beyond_what_is_there_are_refused(
+    seed: int, rows: int, cache: int, angles: int, first: list[int], place: Place
+) -> None:
+    """Behind the cache, behind the table of angles, or below zero; nothing is written then."""
+    draw = rng(seed)
+
+    def normals(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu")
+
+    B, H, D = len(first), 2, 8
+    k_cache, v_cache = normals(B, cache, H, D), normals(B, cache, H, D)
+    before = k_cache.clone(), v_cache.clone()
+    position = torch.tensor(first, dtype=torch.int32, device="cpu")
+    qkv, freqs = normals(B, rows, 3 * H * D), normals(angles, D // 2, 2)
+    with place.limit():
+        message = _message(
+            lambda: rope_append(
+                qkv, k_cache, v_cache, position, freqs, num_heads=H, backend=place.backend
+            ),
+            IndexError, ValueError, RuntimeError,
+        )  # fmt: skip
+    there = all(one >= 0 and one + rows <= min(cache, angles) for one in first)
+    assert (message is None) == there, f"{first}, {rows} rows, {cache}, {angles}: {message}"
+    if not there:
+        assert all(map(torch.equal, before, (k_cache, v_cache)))
+
+
 _TOO_LARGE: Mapping[str, Callable[[int], object]] = {
     "pack_signs": lambda n: pack_signs(_ones(n, 8)),
     "unpack_signs": lambda n: unpack_signs(_bytes(n)),
@@ -275,5 +306,6 @@ PROPERTIES = (
     numbers_of_a_call_are_not_rounded,
     nan_in_a_weight_is_an_error_or_of_no_matter,
     what_is_written_has_memory_of_its_own,
+    positions_beyond_what_is_there_are_refused,
     memory_that_is_not_there_is_refused_as_in_pytorch,
 )
