@@ -199,8 +199,9 @@ def test_every_capability_compiles_without_warnings(source, tmp_path):
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
-def test_a_source_for_hopper_is_compiled_for_hopper_and_later(tmp_path):
+def test_a_source_for_hopper_is_compiled_for_hopper_and_later(tmp_path, monkeypatch):
     """Clusters and dependent launches do not compile from the PTX of the other sources."""
+    monkeypatch.setenv("BITDANCE_CUDA_ARCHS", "80 90 100")
     text = """__global__ void kernel(unsigned* out) {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(out[threadIdx.x]));

@@ -23,7 +23,9 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def samples(tmp_path_factory):
     """An object with the samples, compiled as a source of that name is."""
     target = tmp_path_factory.mktemp("sass") / "samples.o"
-    flags = runpy.run_path(str(ROOT / "setup.py"))["flags"](SAMPLES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITDANCE_CUDA_ARCHS", " ".join(arch.removeprefix("sm_") for arch in ARCHS))
+        flags = runpy.run_path(str(ROOT / "setup.py"))["flags"](SAMPLES)
     command = [NVCC, *flags, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
     subprocess.run([*command, "-c", SAMPLES, "-o", target], cwd=ROOT, check=True)
     return target
