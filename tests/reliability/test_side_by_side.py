@@ -27,14 +27,15 @@ def test_one_moment_of_each_writer() -> None:
     assert figures == {"moments of two writers": count, "targets of two writers": count}
 
 
-@pytest.mark.parametrize("name", ["weights with a sidecar"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "weights with a sidecar" else pytest.mark.nightly)
+        for name in (writer.name for writer in writers())
+        if name not in side_by_side.OF_A_RUN
+    ],
+)
 def test_every_moment(name: str) -> None:
-    assert staged(side_by_side.measure_writer, name) > 5
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", [w.name for w in writers() if w.name not in side_by_side.OF_A_RUN])
-def test_every_moment_of_a_writer(name: str) -> None:
     assert staged(side_by_side.measure_writer, name) > 5
 
 
