@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bitdance_kernels._shared import native
 from tests.cases import all_cases
-from tests.offline_compile import CANDIDATES, CUOBJDUMP, SHARED, reports
+from tests.offline_compile import CANDIDATES, CUOBJDUMP, reports
 
 ROOT = Path(__file__).parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
@@ -70,7 +71,8 @@ def test_cuda_kernels():
     (module,) = (ROOT / "bitdance_kernels").glob("_cuda*.so")
     command = [CUOBJDUMP, "-res-usage", module]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert {int(n) for n in re.findall(r"arch = sm_(\d+)", printed)} >= set(SHARED)
+    archs = native.cuda.architectures.split()
+    assert set(re.findall(r"arch = sm_(\d+)", printed)) >= {arch.rstrip("af") for arch in archs}
     kernels = re.findall(r"Function (\w+):\n.*STACK:(\d+) .*LOCAL:(\d+)", printed)
     targets = (code for path in CUDA_SOURCES for _, code in SETUP["cuda_targets"](path))
     assert len(kernels) >= sum(code.startswith("sm_") for code in targets)
