@@ -14,8 +14,9 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 try:
     import fcntl
@@ -30,6 +31,7 @@ __all__ = [
     "make_locked_folder",
     "one_line",
     "publish",
+    "read_consistently",
     "remove_leftovers",
     "replace_file",
     "require_file",
@@ -45,6 +47,8 @@ _SUFFIX = ".bitdance.tmp"
 _LEFTOVER = re.compile(rf"\..*\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
 _MAX_LENGTH = 500  # characters of an error message of other libraries
 _UMASK_LOCK = threading.Lock()
+
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -191,6 +195,25 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         unlock(descriptor)
+
+
+def read_consistently(folder: Path, read: Callable[[], T]) -> T:
+    """Call `read`, which reads files of `folder` that other processes may replace meanwhile.
+
+    What fails is read once more while no writer may replace it, so that a reader meets at most one
+    writer, however many there are.
+
+    Raises:
+        CheckpointError, FileNotFoundError: `read` raises them then too.
+        OSError: `folder` cannot be opened.
+    """
+    try:
+        return read()
+    except (CheckpointError, FileNotFoundError):
+        if not folder.is_dir():
+            raise
+    with locked(folder):
+        return read()
 
 
 def unlock(descriptor: int | None) -> None:

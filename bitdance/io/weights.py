@@ -28,6 +28,7 @@ from bitdance.io.files import (
     locked,
     one_line,
     publish,
+    read_consistently,
     require_file,
     sha256,
     temporary_file,
@@ -109,13 +110,8 @@ def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
     """Like ``read_weights``, with the arguments of the training script where the file has them."""
     if prefer not in ("ema", "model"):
         raise ValueError(f"read_weights: prefer must be 'ema' or 'model', got {prefer!r}")
-    try:
-        return _read_checkpoint(path, prefer)
-    except CheckpointError:
-        if not _checksums(path).exists():
-            raise
-    with locked(path.parent):  # a writer may have been between the file and its checksum
-        return _read_checkpoint(path, prefer)
+    # A writer may be between the file and its checksum.
+    return read_consistently(path.parent, lambda: _read_checkpoint(path, prefer))
 
 
 def _read_checkpoint(path: Path, prefer: str) -> Checkpoint:

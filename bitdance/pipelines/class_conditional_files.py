@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bitdance.io import files, weights
-from bitdance.io.files import CheckpointError, NoModelError
+from bitdance.io.files import CheckpointError, NoModelError, read_consistently
 from bitdance.models.class_conditional import BitDanceModel
 from bitdance.models.config import AUTOENCODER_PRESETS, PRESETS, ModelConfig
 from bitdance.models.loading.autoencoder_files import read_autoencoder
@@ -25,7 +25,7 @@ from bitdance.models.loading.meta_device import (
     check_block_counts,
     model_block_counts,
 )
-from bitdance.models.loading.model_folder import is_weights_of, open_folder, read_consistently
+from bitdance.models.loading.model_folder import is_weights_of, open_folder
 from bitdance.models.quantization import check_blocks
 from bitdance.models.streamed_weights import stream_weights
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from bitdance.io import files, weights
-from bitdance.io.files import CheckpointError, one_line
+from bitdance.io.files import CheckpointError, one_line, read_consistently
 from bitdance.io.json_files import read_json
 from bitdance.io.scaled_weights import rescale
 from bitdance.io.validation import brief
 from bitdance.models.config import AUTOENCODER_PRESETS, AutoencoderConfig
 from bitdance.models.loading.checkpoint_config import infer_autoencoder_config, read_section
 from bitdance.models.loading.model_files import Folder
-from bitdance.models.loading.model_folder import open_folder, read_consistently
+from bitdance.models.loading.model_folder import open_folder
 from bitdance.models.loading.part_files import read_part
 from bitdance.models.loading.release_layout import Part, autoencoder_part
 from bitdance.models.presets import expand_autoencoder

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import FailFast, Field
@@ -39,7 +39,6 @@ __all__ = [
     "check_replaceable",
     "is_weights_of",
     "open_folder",
-    "read_consistently",
     "read_content",
     "write_folder",
 ]
@@ -50,8 +49,6 @@ MAX_STEPS = 1_000_000
 
 _CONFIG = "config.json"
 _WEIGHTS_NAME = re.compile(r"model-([0-9a-f]{12})\.safetensors")
-
-T = TypeVar("T")
 
 
 @settings
@@ -138,21 +135,6 @@ def is_weights_of(folder: Path, file: str) -> bool:
         return read_content(folder / _CONFIG).weights.file == file
     except (CheckpointError, FileNotFoundError):
         return False
-
-
-def read_consistently(folder: Path, read: Callable[[], T]) -> T:
-    """Read a folder whose model other processes may replace meanwhile.
-
-    What fails is read once more while no writer may replace it, so that a reader meets at most one
-    writer, however many there are.
-    """
-    try:
-        return read()
-    except (CheckpointError, FileNotFoundError):
-        if not folder.is_dir():
-            raise
-    with locked(folder):
-        return read()
 
 
 def check_replaceable(folder: Path) -> _Content | None:

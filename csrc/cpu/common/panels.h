@@ -70,6 +70,10 @@ constexpr int64_t kPrefetchingTiles = 8;
 // rows: they stay in the first-level cache, and the group takes 128 KiB of the second.
 constexpr int64_t kGroupTiles = 16, kGroupPanels = 8;
 
+// Rows that blocks of channels take turns with. Rows whose distance is a power of two, or nearly,
+// share few sets of the second-level cache, which hold no more of them.
+constexpr int64_t kChunkRows = 256;
+
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 constexpr int tile_panels(int rows) {
@@ -254,19 +258,28 @@ inline void block_panels(const PanelLinear& linear, int64_t begin, int64_t end, 
 
 // Some panels are done with before the next ones, so that where there are several blocks of
 // channels their results stay in the second-level cache.
-inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
-                          int64_t row_end) {
-  const bool whole = row_end - row <= kMaxTileRows || linear.channels <= kBlockChannels;
-  const int64_t panels = whole ? end - begin : kGroupPanels;
-  const int64_t channels = whole ? linear.channels : kKeptChannels;
-  for (int64_t panel = begin; panel < end; panel += panels) {
-    const int64_t panel_end = least(panel + panels, end);
-    for (int64_t from = 0; from < linear.channels; from += channels) {
-      const int64_t to = least(from + channels, linear.channels);
+inline void blocks_of_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
+                             int64_t row_end) {
+  for (int64_t panel = begin; panel < end; panel += kGroupPanels) {
+    const int64_t panel_end = least(panel + kGroupPanels, end);
+    for (int64_t from = 0; from < linear.channels; from += kKeptChannels) {
+      const int64_t to = least(from + kKeptChannels, linear.channels);
       const float* const next =  // no weights behind the last block: prefetching does no harm
           to < linear.channels ? block(linear, panel, to) : block(linear, panel_end, 0);
       block_panels(linear, panel, panel_end, row, row_end, from, to, next);
     }
+  }
+}
+
+inline void linear_panels(const PanelLinear& linear, int64_t begin, int64_t end, int64_t row,
+                          int64_t row_end) {
+  if (row_end - row <= kMaxTileRows || linear.channels <= kBlockChannels) {
+    block_panels(linear, begin, end, row, row_end, 0, linear.channels, block(linear, end, 0));
+    return;
+  }
+  const int64_t rows = row_end - row, chunks = (rows + kChunkRows - 1) / kChunkRows;
+  for (int64_t i = 0; i < chunks; ++i) {
+    blocks_of_panels(linear, begin, end, row + rows * i / chunks, row + rows * (i + 1) / chunks);
   }
 }
 

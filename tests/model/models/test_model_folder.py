@@ -179,7 +179,7 @@ def test_a_reader_whom_a_writer_overtakes_reads_again_without_writers(tmp_path):
         files.unlock(descriptor)
         files.require_file(found.file)
 
-    model_folder.read_consistently(tmp_path, read)
+    files.read_consistently(tmp_path, read)
     assert free == [True, False], "writers can lock the folder; only the second time they wait"
     files.unlock(again := files.lock(tmp_path, wait=False))
     assert again is not None, "they can again"
