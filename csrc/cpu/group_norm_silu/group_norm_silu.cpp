@@ -38,6 +38,11 @@ class Values {
 
   // Values of a span that are taken at a time, of `count`.
   int64_t piece(int64_t count) const { return halves_ && count > kNormSpan ? kNormSpan : count; }
+  // Positions of `channels` values that are taken at a time, of `count`.
+  int64_t positions(int64_t count, int64_t channels) const {
+    const int64_t few = kNormFew / channels > 0 ? kNormFew / channels : 1;
+    return halves_ && count > few ? few : count;
+  }
 
  private:
   WideRows rows_;
@@ -304,11 +309,14 @@ int bdk_group_norm_silu_cpu(const void* x, void* y, int64_t images, int64_t chan
     for_chunks(
         map, threads,
         [&](int64_t image, int64_t, int64_t offset, int64_t some, Values& from, Values& to) {
-          const int64_t count = some * channels;
-          loops.apply_last(from.read(offset, count), some, channels,
-                           coefficients_at(coefficients, image, channels), silu != 0,
-                           to.place(offset));
-          to.put(offset, count);
+          const NormCoefficients k = coefficients_at(coefficients, image, channels);
+          const int64_t piece = from.positions(some, channels);
+          for (int64_t p = 0; p < some; p += piece) {
+            const int64_t few = some - p < piece ? some - p : piece, at = offset + p * channels;
+            loops.apply_last(from.read(at, few * channels), few, channels, k, silu != 0,
+                             to.place(at));
+            to.put(at, few * channels);
+          }
         },
         x_values, y_values);
   } else {

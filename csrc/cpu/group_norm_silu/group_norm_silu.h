@@ -14,6 +14,7 @@ namespace bdk {
 constexpr int64_t kNormMaxChannels = 4096;  // of a channels-last map; their sums are on the stack
 constexpr int64_t kNormSpan = 4096;         // values whose moments are computed at a time
 constexpr int64_t kNormHalves = 8192;       // halves that are widened at a time, at most
+constexpr int64_t kNormFew = 2048;  // the same where they are read once: the first-level cache
 // Of a map whose workspace is on the stack: chunks times groups, and channels, of all images.
 constexpr int64_t kNormSmallSpreads = 512, kNormSmallChannels = 1024;
 
