@@ -314,6 +314,7 @@ def test_names_of_another_number_of_classes_are_refused(tmp_path):
             BitDancePipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.timeout(60)  # whoever opens a pipe waits for ever
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device"])
 def test_weights_that_are_not_a_file_are_refused(tmp_path, kind):
     said = saved(tmp_path)
