@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import os
 
 # Before anything imports Triton: its kernels run in the interpreter, on the CPU.
@@ -31,6 +32,22 @@ refuse_negative_coordinates()
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def every_isa(request):
+    """The C++ kernels use each of the instruction sets of this machine in turn."""
+    from bitdance_kernels.testing import cpu_isa
+
+    with cpu_isa(request.param) if request.param else contextlib.nullcontext():
+        yield
+
+
+def pytest_generate_tests(metafunc):
+    if "every_isa" in metafunc.fixturenames:
+        from bitdance_kernels.testing import cpu_isas  # planted faults come before the library
+
+        metafunc.parametrize("every_isa", cpu_isas() or (None,), indirect=True)
 
 
 def pytest_addoption(parser):

@@ -216,6 +216,7 @@ def test_normals_are_those_of_the_definition(backend, elements):
     assert ((run - truth).abs() / radius).max() < 1e-3
 
 
+@pytest.mark.usefixtures("every_isa")
 @EVERY_BACKEND
 def test_guidance_is_exact_where_the_step_is_the_prediction(backend):
     """(a, b, s) = (0, 1, 0): the bits of u + cfg (c - u), rounded operation by operation."""

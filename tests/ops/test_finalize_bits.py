@@ -40,6 +40,7 @@ def test_both_results_are_the_quantiser_of_the_same_values(dtype):
     assert torch.equal(signs, unpack_signs(packed, dtype))
 
 
+@pytest.mark.usefixtures("every_isa")
 @DTYPES
 def test_guidance_is_rounded_operation_by_operation(dtype):
     """The signs near zero, where another order of the three roundings would change them."""

@@ -33,6 +33,7 @@ def test_equals_numpy():
     assert np.array_equal(pack_signs(x).numpy(), expected)
 
 
+@pytest.mark.usefixtures("every_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_only_positive_values_give_ones(dtype):
     values = specials(dtype)

@@ -16,6 +16,7 @@ and neither is what a card alone can show.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = ["PARTS", "PROMISES", "measure", "part_of_now", "run_part"]
 
 ROOT = Path(__file__).parent.parent.parent
 PARTS = 10
+WORKERS = 2  # faults at a time where the suite runs alone
 _NOTICED = (runner.CAUGHT, runner.HUNG)
 
 PROMISES = (
@@ -76,9 +78,9 @@ def measure(scale: float) -> Mapping[str, float]:
     problems = records.problems(mutants, ROOT)
     assert not problems, "\n".join(problems)
     step = max(1, round(1 / scale))
-    results = _run(mutants[::step])
+    results = _run(mutants[::step], WORKERS)
     caught = sum(result.outcome in _NOTICED for result in results)
-    again = _run(records.without_own_tests(mutants)[::step])
+    again = _run(records.without_own_tests(mutants)[::step], WORKERS)
     figures = {
         "mutants caught": caught, "mutants survived": 0, "mutants in place": len(mutants),
         "attacks found again": sum(result.outcome in _NOTICED for result in again),
@@ -108,9 +110,10 @@ def run_part(part: int) -> list[runner.Result]:
     return _run(records.part_of(quick, part, PARTS))
 
 
-def _run(mutants: Sequence[Mutant]) -> list[runner.Result]:
-    with Copy(ROOT, ROOT / "build") as copy:
-        results = runner.run(mutants, copy, report=print)
+def _run(mutants: Sequence[Mutant], workers: int = 1) -> list[runner.Result]:
+    with contextlib.ExitStack() as stack:
+        copies = [stack.enter_context(Copy(ROOT, ROOT / "build")) for _ in range(workers)]
+        results = runner.run(mutants, *copies, report=print)
     failures = [result for result in results if result.outcome in runner.FAILURES]
     repeat = " ".join(result.mutant.name for result in failures)
     lines = "\n".join(map(str, failures))

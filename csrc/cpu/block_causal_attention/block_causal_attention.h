@@ -92,11 +92,9 @@ inline Strip strip_at(const CausalHead& head, int query) {
 inline void strip_scores(const Strip& strip, const float* rows, int64_t row_stride,
                          const float* panels, int head_dim, float factor, float* scores,
                          int64_t stride) {
-  const int width = padded(head_dim), end = strip.first() + strip.columns();
-  for (int key = strip.first(); key < end; key += kPad) {
-    product(rows, 1, row_stride, {panels + static_cast<int64_t>(key) * width, kPad}, head_dim,
-            strip.rows, kPad, factor, scores + key, stride);
-  }
+  const int64_t width = padded(head_dim), first = strip.first();
+  product(rows, 1, row_stride, {panels + first * width, kPad}, head_dim, strip.rows,
+          strip.columns(), factor, scores + first, stride, width * kPad);
 }
 
 using Lanes = int32_t __attribute__((vector_size(4 * kLanes)));

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "cpu/common/vectors.h"
 
@@ -25,70 +26,75 @@ using Matrix = RowsOf<float>;
 
 namespace {  // the vectors differ between the files that include this
 
+template <int kValue>
+using Number = std::integral_constant<int, kValue>;
+
 constexpr int kVectors = kPad / kLanes;
 constexpr int kMinRows = 8;  // of a, from which transposing b pays
 
 inline int padded(int columns) { return (columns + kPad - 1) / kPad * kPad; }
 
-// kRows rows of c, kAcross vectors of columns; kAdd: adds to c.
-template <int kRows, int kAcross, bool kAdd, class T>
-inline void product_block(const float* a, int64_t a_step, int64_t a_row, RowsOf<T> b, int depth,
-                          float factor, float* c, int64_t c_stride) {
+// kRows rows of c, kPads times kPad columns; kAdd: adds to c. The columns of b from kPad on follow
+// after `pad_step` values.
+template <int kRows, int kPads, bool kAdd, class T>
+inline void product_block(const float* a, int64_t a_step, int64_t a_row, RowsOf<T> b,
+                          int64_t pad_step, int depth, float factor, float* c, int64_t c_stride) {
+  constexpr int kAcross = kPads * kVectors;
   Vector sum[kRows][kAcross] = {};
   for (int k = 0; k < depth; ++k) {
     Vector v[kAcross];
-#pragma GCC unroll 8
-    for (int i = 0; i < kAcross; ++i) {  // one by one: all at once they go through the stack
-      v[i] = load_vector(b.at + k * b.stride + i * kLanes);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kAcross; ++i) sum[r][i] += a[k * a_step + r * a_row] * v[i];
-    }
+    repeat<kAcross>([&](auto i) BDK_INLINE {
+      v[i] = load_vector(b.at + k * b.stride + i / kVectors * pad_step + i % kVectors * kLanes);
+    });
+    repeat<kRows>([&](auto r) BDK_INLINE {
+      const Vector value = broadcast(a[k * a_step + r * a_row]);
+      repeat<kAcross>([&](auto i) BDK_INLINE {
+        if constexpr (kRows > 1 && kAcross > 1) {
+          multiply_add(sum[r][i], value, v[i]);
+        } else {  // the compiler may read a factor where it is used
+          sum[r][i] += value * v[i];
+        }
+      });
+    });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kAcross; ++i) {
+  repeat<kRows>([&](auto r) BDK_INLINE {
+    repeat<kAcross>([&](auto i) BDK_INLINE {
+      float* const to = c + r * c_stride + i * kLanes;
       Vector scaled = factor * sum[r][i];
-      if constexpr (kAdd) {
-        Vector before;
-        memcpy(&before, c + r * c_stride + i * kLanes, sizeof before);
-        scaled += before;
-      }
-      memcpy(c + r * c_stride + i * kLanes, &scaled, sizeof scaled);
-    }
-  }
+      if constexpr (kAdd) scaled += load_vector(to);
+      memcpy(to, &scaled, sizeof scaled);
+    });
+  });
 }
 
 // c [rows, columns] = factor times the sum over k of a(k, row) b[k, column], where a(k, row) is
-// a[k * a_step + row * a_row]; `columns` is a multiple of kPad. kAdd: it is added to c.
+// a[k * a_step + row * a_row]; `columns` is a multiple of kPad, and b has kPad of them side by
+// side every `pad_step` values. kAdd: it is added to c.
 template <bool kAdd = false, class T = float>
 inline void product(const float* a, int64_t a_step, int64_t a_row, RowsOf<T> b, int depth, int rows,
-                    int columns, float factor, float* c, int64_t c_stride) {
-  constexpr int kRows = kLanes == 4 ? 2 : kLanes == 8 ? 4 : 8;
-  constexpr int kWide = kLanes == 4 ? 1 : 4;  // blocks of one row, each of which waits for itself
+                    int columns, float factor, float* c, int64_t c_stride,
+                    int64_t pad_step = kPad) {
+  constexpr int kRows = kLanes == 4 ? 2 : kLanes == 8 ? 6 : 8;
+  constexpr int kPads = kLanes == 16 ? 2 : 1;
+  constexpr int kWide = kLanes == 4 ? 1 : 4;  // for one row, whose sums wait for themselves
   int column = 0;
-  for (; rows == 1 && column + kWide * kPad <= columns; column += kWide * kPad) {
-    product_block<1, kWide * kVectors, kAdd>(a, a_step, a_row, RowsOf<T>{b.at + column, b.stride},
-                                             depth, factor, c + column, c_stride);
-  }
-  for (; column < columns; column += kPad) {
-    const RowsOf<T> from{b.at + column, b.stride};
+  const auto take = [&](auto some, auto pads, int row) {
+    product_block<some, pads, kAdd>(a + row * a_row, a_step, a_row,
+                                    RowsOf<T>{b.at + column / kPad * pad_step, b.stride}, pad_step,
+                                    depth, factor, c + row * c_stride + column, c_stride);
+  };
+  const auto take_rows = [&](auto pads) {
     int row = 0;
-    const auto take = [&](auto some) {
-      constexpr int kSome = decltype(some)::value;
-      for (; row + kSome <= rows; row += kSome) {
-        product_block<kSome, kVectors, kAdd>(a + row * a_row, a_step, a_row, from, depth, factor,
-                                             c + row * c_stride + column, c_stride);
-      }
-    };
-    take(std::integral_constant<int, kRows>());
-    if constexpr (kRows > 4) take(std::integral_constant<int, 4>());
-    if constexpr (kRows > 2) take(std::integral_constant<int, 2>());
-    take(std::integral_constant<int, 1>());
+    for (; row + kRows <= rows; row += kRows) take(Number<kRows>(), pads, row);
+    if (kRows > 4 && row + 4 <= rows) take(Number<4>(), pads, std::exchange(row, row + 4));
+    if (kRows > 2 && row + 2 <= rows) take(Number<2>(), pads, std::exchange(row, row + 2));
+    if (row < rows) take(Number<1>(), pads, row);
+  };
+  for (; rows == 1 && column + kWide * kPad <= columns; column += kWide * kPad) {
+    take(Number<1>(), Number<kWide>(), 0);
   }
+  for (; column + kPads * kPad <= columns; column += kPads * kPad) take_rows(Number<kPads>());
+  for (; column < columns; column += kPad) take_rows(Number<1>());
 }
 
 // Sums of the lanes of eight vectors.
