@@ -54,6 +54,8 @@ extern const CausalLoops kCausalAvx2, kCausalAvx512;
 
 namespace {  // compiled anew for each instruction set
 
+inline int least(int a, int b) { return a < b ? a : b; }
+
 struct Interval {
   int begin, end;
 };
@@ -182,6 +184,14 @@ inline void causal_panels(const float* rows, int keys, int width, float* to) {
   }
 }
 
+// Asks for `count` rows, which may lie far from each other, as the processor does not foresee them.
+template <bool kWrite>
+inline void prefetch_rows(const float* rows, int64_t stride, int count, int width) {
+  for (int r = 0; r < count; ++r) {
+    for (int c = 0; c < width; c += kPad) __builtin_prefetch(rows + r * stride + c, kWrite);
+  }
+}
+
 inline void causal_forward(const CausalHead& head, float* out, int64_t out_stride, float* lse,
                            float* weights) {
   const int width = padded(head.head_dim), stride = padded(head.keys);
@@ -189,6 +199,9 @@ inline void causal_forward(const CausalHead& head, float* out, int64_t out_strid
   for (int t = 0; t < head.tokens; t += strip.rows) {
     strip = strip_at(head, t);
     const Interval seen = strip.seen;
+    const int next = t + strip.rows, following = least(kStrip, head.tokens - next);
+    prefetch_rows<false>(head.q + next * head.q_stride, head.q_stride, following, width);
+    prefetch_rows<true>(out + t * out_stride, out_stride, strip.rows, width);
     strip_scores(strip, head.q + t * head.q_stride, head.q_stride, head.k_panels, head.head_dim,
                  head.scale, weights, stride);
     for (int r = 0; r < strip.rows; ++r) {
