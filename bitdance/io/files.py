@@ -204,13 +204,14 @@ def read_consistently(folder: Path, read: Callable[[], T]) -> T:
     writer, however many there are.
 
     Raises:
-        CheckpointError, FileNotFoundError: `read` raises them then too.
-        OSError: `folder` cannot be opened.
+        CheckpointError, FileNotFoundError: `read` raises them then too, or `folder` cannot be
+            locked.
     """
     try:
         return read()
     except (CheckpointError, FileNotFoundError):
-        if not folder.is_dir():
+        # Without the right to list it a folder cannot be opened, though its files can.
+        if not (folder.is_dir() and os.access(folder, os.R_OK)):
             raise
     with locked(folder):
         return read()

@@ -110,12 +110,8 @@ def read_checkpoint(path: Path, *, prefer: str = "ema") -> Checkpoint:
     """Like ``read_weights``, with the arguments of the training script where the file has them."""
     if prefer not in ("ema", "model"):
         raise ValueError(f"read_weights: prefer must be 'ema' or 'model', got {prefer!r}")
-    # A writer may be between the file and its checksum.
-    return read_consistently(path.parent, lambda: _read_checkpoint(path, prefer))
-
-
-def _read_checkpoint(path: Path, prefer: str) -> Checkpoint:
-    check_checksum(require_file(path))
+    # A writer may be between the file and its checksum; the file by itself is always whole.
+    read_consistently(path.parent, lambda: check_checksum(require_file(path)))
     if _is_safetensors(path):
         return Checkpoint(normalize_names(read_tensors(path), prefer, str(path)))
     content = read_pickle(path)

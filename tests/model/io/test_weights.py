@@ -255,6 +255,27 @@ def test_a_file_that_is_replaced_meanwhile_is_read_once_more(tmp_path, state, mo
     assert all(torch.equal(read[name], tensor) for name, tensor in other.items())
 
 
+def test_a_damaged_file_without_a_checksum_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "w.pt"
+    path.write_bytes(b"nothing of a checkpoint")
+    read, calls = weights.read_pickle, []
+    monkeypatch.setattr(weights, "read_pickle", lambda file: (calls.append(file), read(file))[1])
+    with pytest.raises(CheckpointError):
+        weights.read_weights(path)
+    assert calls == [path]
+
+
+def test_a_folder_that_cannot_be_opened_leaves_the_error_of_its_file(tmp_path, state, monkeypatch):
+    """Its files can be read, by their names, though it cannot be listed or locked."""
+    path = tmp_path / "w.safetensors"
+    weights.write_tensors(path, state)
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    monkeypatch.setattr(files, "locked", lambda folder: pytest.fail("it was locked"))
+    with pytest.raises(CheckpointError, match="its checksum differs from"):
+        weights.read_weights(path)
+
+
 def test_an_altered_file_is_refused_though_it_is_read_twice(tmp_path, state):
     path = tmp_path / "w.safetensors"
     weights.write_tensors(path, state)

@@ -226,7 +226,7 @@ def _copy_plans(folder: Path) -> None:
 
 _READERS_OF_WEIGHTS = (
     "bitdance.io.weights.read_weights",
-    "bitdance.io.weights._read_checkpoint",
+    "bitdance.io.weights.read_checkpoint",
     "bitdance.io.weights.read_pickle",
     "bitdance.io.weights._is_safetensors",
     "bitdance.io.weights._refuse_other_content",
