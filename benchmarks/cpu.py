@@ -21,6 +21,7 @@ import torch
 from benchmarks import limits, machine, products, tables, timing
 from benchmarks.model import Comparison, decode, int8, paths, quantizer, recipes, start, training
 from benchmarks.shapes import Bench, Timing
+from bitdance.cli.heap import keep_freed_memory
 from bitdance.pipelines.class_conditional import BitDancePipeline
 from bitdance.sampling import graphs
 from bitdance_kernels._dispatch.backends import BackendError
@@ -173,7 +174,7 @@ def main(
         threads: decoding and whole images take so many too; all else takes one.
         quick: few rounds.
     """
-    machine.keep_freed_memory()
+    keep_freed_memory()
     result = new_result() | {"failed": {}}
     seconds = 0.0 if quick else 1.5
     steps: dict[str, Callable[[], None]] = {"limits": functools.partial(_limits, result)}

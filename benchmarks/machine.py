@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -72,16 +71,3 @@ def pin(threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[:threads])
-
-
-def keep_freed_memory() -> None:
-    """Let the heap keep what is freed, as glibc does by itself after many calls.
-
-    Else it gives pages back and asks for them again in an order that depends on who ran before, and
-    the turn that gets them pays for all.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    with contextlib.suppress(AttributeError, OSError):  # no glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(trim_threshold, 1 << 30)
-        mallopt(mmap_threshold, 32 << 20)  # the most, which it grows to

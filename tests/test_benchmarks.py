@@ -2,8 +2,6 @@ import dataclasses
 import functools
 import json
 import os
-import subprocess
-import sys
 import types
 from pathlib import Path
 from unittest import mock
@@ -17,7 +15,6 @@ from benchmarks.gpu import parts
 from benchmarks.model import Comparison
 from benchmarks.shapes import Bench, Timing, all_benches
 from bitdance_kernels.testing import Call
-from tests.reliability.long_runs import growth
 
 ROOT = Path(__file__).parent.parent
 
@@ -431,20 +428,3 @@ def test_gradients_are_timed():
     assert calls == ["reference"]
     torch.testing.assert_close(grad_x, 2 * call.args[0])
     torch.testing.assert_close(grad_exp, call.args[0].exp())
-
-
-@pytest.mark.skipif(not growth.is_available(), reason="needs glibc 2.33 on Linux")
-def test_the_heap_keeps_what_is_freed():
-    code = """
-import ctypes
-from benchmarks import machine
-from tests.reliability.long_runs.growth import Mallinfo
-machine.keep_freed_memory()
-libc = ctypes.CDLL(None)
-libc.mallinfo2.restype = Mallinfo
-libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-for size in (1 << 20, 30 << 20):
-    libc.free(libc.malloc(size))
-    assert libc.mallinfo2().arena > size
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -9,11 +9,14 @@ import os
 import signal
 from types import FrameType
 
+from bitdance.cli.heap import keep_freed_memory
+
 __all__ = ["run"]
 
 
 def run() -> int:
-    """Run the command line; returns its exit status."""
+    """Run the command line as this process; returns its exit status."""
+    keep_freed_memory()
     # No traceback for Ctrl-C during the imports or after the command.
     interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interrupts:
