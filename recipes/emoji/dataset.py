@@ -5,10 +5,11 @@
 
 The folder gets ``train`` and ``test`` with pictures of 64 x 64 pixels on white, a sub-folder per
 category, and ``train.jsonl`` and ``test.jsonl`` with captions, as ``bitdance tokenize --captions``
-reads them. ``shifted`` and ``shifted.jsonl`` have each training picture six times, five of them
-shifted, for the model of prompts, which otherwise learns codes by heart. The test pictures are
-combinations that the training pictures lack: a skin tone of a person, all of a gender and style of
-a role, a style of a thing. See NOTICE for the licenses.
+reads them. The model of prompts would learn codes by heart: ``shifted`` has each training picture
+six times, five of them shifted, and ``varied`` fourteen times, in other sizes and places, both with
+captions of their own beside them. The test pictures are combinations that the training pictures
+lack: a skin tone of a person, all of a gender and style of a role, a style of a thing. See NOTICE
+for the licenses.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import random
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from bitdance.io.files import sha256
@@ -45,7 +45,9 @@ TONES = {
     "1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark",
     "1F3FF": "dark",
 }  # fmt: skip
-SHIFT, COPIES = 2, 6  # pixels that copies are shifted by, and copies of a picture
+SIZE, SHIFT = 64, 2  # sides of a picture, and of what copies may lose at an edge
+SIDES = 56, 58, 60, 62, 64, 64, 64  # of copies, equally often
+Place = tuple[int, int, int]  # side of a copy, and the pixels that it is down and right
 JOINER, FEMALE, MALE = "200D", "2640", "2642"
 GENDERS = {"1F468": "man", "1F469": "woman", "1F9D1": "person"}
 # Code points behind the first person that make a couple or a family rather than a role.
@@ -259,31 +261,53 @@ def _read(package: Path, pattern: str) -> dict[str, bytes]:
     return found
 
 
-def shifted(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
-    """A picture uint8 [H, W, 3] on white, moved by at most SHIFT pixels."""
-    height, width, _ = pixels.shape
-    padded = np.pad(pixels, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), constant_values=255)
-    top, left = SHIFT - down, SHIFT - right
-    return padded[top : top + height, left : left + width]
+def placed(picture: Image.Image, side: int, down: int, right: int) -> Image.Image:
+    """A square picture in another size on white, of which what leaves the page is lost."""
+    page = Image.new("RGB", picture.size, "white")
+    if side != picture.width:
+        picture = picture.resize((side, side), Image.Resampling.LANCZOS)
+    page.paste(picture, (right, down))
+    return page
 
 
-def write_shifted(emoji: Iterable[Emoji], out: Path) -> None:
-    """Write the training pictures that `write` has written again, as they are and shifted."""
-    draws, lines = random.Random(0), []
-    moves = [(-y, -x) for y in range(-SHIFT, SHIFT + 1) for x in range(-SHIFT, SHIFT + 1)]
-    moves.remove((0, 0))
-    for one in emoji:
-        if one.held_out:
-            continue
-        pixels = np.asarray(read_image(out / one.file))
-        for i, move in enumerate([(0, 0), *draws.sample(moves, COPIES - 1)]):
-            name = Path(one.file.replace("train/", "shifted/"))
-            name = name.with_name(f"{name.stem}-{i}.png")
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(shifted(pixels, *move)).save(out / name)
-            content = {**asdict(one), "image": str(name)}
+def shifts() -> Iterator[list[Place]]:
+    """For each picture its own place, and others of the same size."""
+    draws, near = random.Random(0), range(-SHIFT, SHIFT + 1)
+    moves = [(SIZE, -down, -right) for down in near for right in near]
+    moves.remove((SIZE, 0, 0))
+    while True:
+        yield [(SIZE, 0, 0), *draws.sample(moves, 5)]
+
+
+def sizes_and_places() -> Iterator[list[Place]]:
+    """For each picture many sizes and places."""
+    draws = random.Random(7)
+
+    def draw() -> Place:
+        side = draws.choice(SIDES)
+        free = SIZE - side + SHIFT
+        return side, draws.randint(-SHIFT, free), draws.randint(-SHIFT, free)
+
+    while True:
+        yield [draw() for _ in range(14)]
+
+
+COPIES = {"shifted": shifts, "varied": sizes_and_places}
+
+
+def write_copies(emoji: Iterable[Emoji], out: Path, name: str) -> None:
+    """Write the training pictures that `write` has written again, in places of ``COPIES[name]``."""
+    lines, trained = [], [one for one in emoji if not one.held_out]
+    for one, places in zip(trained, COPIES[name](), strict=False):
+        picture = read_image(out / one.file)
+        for i, place in enumerate(places):
+            file = Path(one.file.replace("train/", f"{name}/"))
+            file = file.with_name(f"{file.stem}-{i}.png")
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            placed(picture, *place).save(out / file)
+            content = {**asdict(one), "image": str(file)}
             lines.append(json.dumps({"captions": one.role_captions(), **content}))
-    (out / "shifted.jsonl").write_text("\n".join(lines) + "\n")
+    (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def write(emoji: Iterable[Emoji], files: Mapping[str, bytes], out: Path) -> None:
@@ -312,7 +336,8 @@ def main() -> None:
             parser.error(f"{options.packages / name} is another file than that of the recipe")
     emoji, files = read_packages(options.packages)
     write(emoji, files, options.out)
-    write_shifted(emoji, options.out)
+    for name in COPIES:
+        write_copies(emoji, options.out, name)
     counts = Counter(one.held_out for one in emoji)
     held_out = ", ".join(f"{counts[kind]} {kind}" for kind in "ABC")
     print(f"{len(emoji)} pictures, {len(emoji) - counts['']} of them held out ({held_out})")

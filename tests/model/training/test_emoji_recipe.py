@@ -109,7 +109,8 @@ def data(packages, tmp_path_factory):
     emoji, files = dataset.read_packages(packages)
     out = tmp_path_factory.mktemp("data")
     dataset.write(emoji, files, out)
-    dataset.write_shifted(emoji, out)
+    for name in dataset.COPIES:
+        dataset.write_copies(emoji, out, name)
     return emoji, out
 
 
@@ -196,9 +197,9 @@ def test_training_pictures_are_written_again_shifted(data):
     emoji, out = data
     found = list(iterate_captioned_images(out / "shifted.jsonl"))
     trained = [one for one in emoji if not one.held_out]
-    assert len(found) == dataset.COPIES * len(trained)
+    assert len(found) == 6 * len(trained)
     for i, one in enumerate(trained):
-        copies = found[dataset.COPIES * i : dataset.COPIES * (i + 1)]
+        copies = found[6 * i : 6 * (i + 1)]
         assert all(list(image.captions) == one.role_captions() for image in copies)
         level = {"noto": 90, "twemoji": 180}[one.style]
         places = set()
@@ -212,12 +213,38 @@ def test_training_pictures_are_written_again_shifted(data):
         assert len(places) > 3
 
 
-def test_a_shift_moves_pixels_and_adds_white():
-    pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
-    moved = dataset.shifted(pixels, 1, -2)
-    assert (moved[1:, :2] == pixels[:-1, 2:]).all()
+def test_training_pictures_are_written_again_in_other_sizes_and_places(data):
+    emoji, out = data
+    found = list(iterate_captioned_images(out / "varied.jsonl"))
+    trained = [one for one in emoji if not one.held_out]
+    assert len(found) == 14 * len(trained)
+    sides = set()
+    for i, one in enumerate(trained):
+        copies = found[14 * i : 14 * (i + 1)]
+        assert all(list(image.captions) == one.role_captions() for image in copies)
+        corners = set()
+        for image in copies:
+            pixels = np.array(image.read("white"))
+            drawn = pixels[..., 1] < 128  # the left half, red
+            rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+            assert 54 <= len(rows) <= 64
+            assert 26 <= len(columns) <= 32
+            sides.add(len(rows))
+            corners.add((len(rows), rows[0], columns[0]))
+        assert len(corners) > 7
+    assert sides > {56, 64}
+
+
+def test_a_copy_is_in_its_place_on_white():
+    pixels = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
+    moved = np.array(dataset.placed(Image.fromarray(pixels), 5, 1, -2))
+    assert (moved[1:, :3] == pixels[:-1, 2:]).all()
     assert (moved[0] == 255).all()
-    assert (moved[:, 2:] == 255).all()
+    assert (moved[:, 3:] == 255).all()
+    black = Image.new("RGB", (8, 8))
+    small = np.array(dataset.placed(black, 6, 1, 2))
+    assert (small[1:7, 2:] == 0).all()
+    assert small.sum() == 255 * 3 * (64 - 36)
 
 
 def test_other_packages_are_refused(packages, tmp_path, monkeypatch, capsys):
