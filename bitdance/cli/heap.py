@@ -25,4 +25,6 @@ def keep_freed_memory() -> None:
     with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_TRIM_THRESHOLD, _KEPT)
-        any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST)
+        for size in _LARGEST:
+            if mallopt(_MMAP_THRESHOLD, size):
+                break
