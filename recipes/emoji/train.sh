@@ -49,3 +49,17 @@ $bitdance train text-to-image recipes/emoji/model.toml --init $runs/shifted-firs
 if [ ! -e $runs/mean ]; then
     $python recipes/emoji/average.py $runs/model/model $runs/shifted/model --out $runs/mean
 fi
+# The mean goes on with copies in other sizes and places, and comes back to the others.
+if [ ! -e $runs/codes-varied ]; then
+    $bitdance tokenize $runs/data/varied.jsonl --captions --autoencoder $runs/autoencoder --size 64 \
+        --parallel-num 4 --out $runs/codes-varied
+fi
+train_on() {  # NAME INIT CODES SETTINGS
+    $bitdance train text-to-image recipes/emoji/model.toml --init $runs/$2 --data $runs/$3 \
+        --out $runs/$1 --set optim.autocast=bfloat16 text_to_image.perturb_rate=0.2 "${@:4}"
+}
+train_on varied mean codes-varied optim.steps=6000 optim.lr=1e-3 optim.warmup=200 \
+    optim.ema_decay=0.998 optim.seed=11 "$@"
+short=(optim.lr=4e-4 optim.warmup=30 optim.ema_decay=0.99)
+train_on plain varied codes optim.steps=500 "${short[@]}" optim.seed=12 "$@"
+train_on final plain codes-shifted optim.steps=600 "${short[@]}" optim.seed=13 "$@"

@@ -40,11 +40,12 @@ def test_it_is_what_the_recipe_makes(pipeline):
     assert autoencoder.autoencoder == config.autoencoder
     assert model.model_config(config.llm, config.autoencoder) == config
     assert model.llm == config.llm
-    sampling = pipeline.sampling
+    sampling, script = pipeline.sampling, (RECIPE / "train.sh").read_text()
     assert sampling.num_inference_steps == model.num_inference_steps
     assert sampling.guidance_scale == model.guidance_scale
-    assert " --out $runs/shifted --set optim.steps=3600 " in (RECIPE / "train.sh").read_text()
-    steps = {"autoencoder": autoencoder.optim.steps, "model": model.optim.steps, "shifted": 3600}
+    steps = {"autoencoder": autoencoder.optim.steps, "model": model.optim.steps}
+    steps |= {"shifted": 3600, "varied": 6000, "final": 600}
+    assert all(f"optim.steps={count} " in script for count in list(steps.values())[2:])
     for name, count in steps.items():
         last = (RECIPE / f"{name}-log.csv").read_text().splitlines()[-1]
         assert int(last.split(",")[0]) == count
