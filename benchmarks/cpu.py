@@ -174,7 +174,7 @@ def main(
         threads: decoding and whole images take so many too; all else takes one.
         quick: few rounds.
     """
-    keep_freed_memory()
+    keep_freed_memory()  # else the turn that asks the system for pages pays for all
     result = new_result() | {"failed": {}}
     seconds = 0.0 if quick else 1.5
     steps: dict[str, Callable[[], None]] = {"limits": functools.partial(_limits, result)}

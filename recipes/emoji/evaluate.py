@@ -1,7 +1,7 @@
 """How well the emoji model draws what it has not seen, and how well its autoencoder can.
 
     python recipes/emoji/evaluate.py --data runs/emoji/data --autoencoder runs/emoji/autoencoder
-    python recipes/emoji/evaluate.py --data runs/emoji/data --model runs/emoji/final
+    python recipes/emoji/evaluate.py --data runs/emoji/data --model runs/emoji/final/model
 
 The first measures the autoencoder alone. Writes ``evaluation.json``, ``.md`` and ``.png``.
 """

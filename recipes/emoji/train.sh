@@ -49,7 +49,8 @@ $bitdance train text-to-image recipes/emoji/model.toml --init $runs/shifted-firs
 if [ ! -e $runs/mean ]; then
     $python recipes/emoji/average.py $runs/model/model $runs/shifted/model --out $runs/mean
 fi
-# The mean goes on with copies in other sizes and places, and comes back to the others.
+# The mean goes on with copies in other sizes and places, and comes back to the others. The model is in
+# $runs/final/model.
 if [ ! -e $runs/codes-varied ]; then
     $bitdance tokenize $runs/data/varied.jsonl --captions --autoencoder $runs/autoencoder --size 64 \
         --parallel-num 4 --out $runs/codes-varied

@@ -43,10 +43,10 @@ def test_it_is_what_the_recipe_makes(pipeline):
     sampling, script = pipeline.sampling, (RECIPE / "train.sh").read_text()
     assert sampling.num_inference_steps == model.num_inference_steps
     assert sampling.guidance_scale == model.guidance_scale
+    further = {"shifted": 3600, "varied": 6000, "final": 600}
+    assert all(f"optim.steps={count} " in script for count in further.values())
     steps = {"autoencoder": autoencoder.optim.steps, "model": model.optim.steps}
-    steps |= {"shifted": 3600, "varied": 6000, "final": 600}
-    assert all(f"optim.steps={count} " in script for count in list(steps.values())[2:])
-    for name, count in steps.items():
+    for name, count in (steps | further).items():
         last = (RECIPE / f"{name}-log.csv").read_text().splitlines()[-1]
         assert int(last.split(",")[0]) == count
     assert all(torch.equal(p, p.half().float()) for p in pipeline.model.state_dict().values())
